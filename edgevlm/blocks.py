@@ -1,0 +1,106 @@
+"""Cut stages into blocks, and build the module of each block.
+
+A stage is a list of pieces; a block is a contiguous run of them whose weights fit the block size
+(a single piece may exceed it). The head is cut by rows of the vocabulary. Modules only group the
+pieces: no weight is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from edgevlm.plan import Block
+
+
+def cut(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
+    """Split pieces of `sizes` bytes into the fewest runs of at most `limit` bytes: [(start, stop)].
+
+    Runs are filled from the front, so that most have the same shape and share a trace.
+    """
+    runs: list[tuple[int, int]] = []
+    start = total = 0
+    for index, size in enumerate(sizes):
+        if index > start and total + size > limit:
+            runs.append((start, index))
+            start, total = index, 0
+        total += size
+    return [*runs, (start, len(sizes))] if sizes else runs
+
+
+def cut_rows(rows: int, row_bytes: int, limit: int) -> list[tuple[int, int]]:
+    """Split a matrix of `rows` into the fewest runs of nearly equal height: [(start, stop)]."""
+    count = -(-rows * row_bytes // limit)
+    height = -(-rows // count)
+    return [(start, min(start + height, rows)) for start in range(0, rows, height)]
+
+
+class VisionBlock(nn.Module):
+    """`encode`: pixel_values or hidden -> hidden or features, through the block's pieces."""
+
+    def __init__(self, pieces: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.pieces = nn.ModuleList(pieces)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for piece in self.pieces:
+            x = piece(x)
+        return x
+
+
+class ReduceBlock(nn.Module):
+    """`reduce`: features of all views [1, P*N, C] -> visual_tokens [1, K, C], kept_positions [1, K]."""
+
+    def __init__(self, pack: nn.Module, method: object, shape: object) -> None:
+        super().__init__()
+        self.pack, self.method, self.shape = pack, method, shape
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.method(self.pack(features), shape=self.shape)  # type: ignore[operator,no-any-return]
+
+
+class DecoderBlock(nn.Module):
+    """`prefill` and `decode`: the block's layers, each with its own past; then the norm, if last."""
+
+    def __init__(self, layers: Sequence[nn.Module], norm: nn.Module | None) -> None:
+        super().__init__()
+        self.layers, self.norm = nn.ModuleList(layers), norm
+
+    def forward(
+        self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, position: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
+        present: list[Tensor] = []
+        for index, layer in enumerate(self.layers):
+            key, value = past[2 * index : 2 * index + 2]
+            hidden, key, value = layer(hidden, cos, sin, mask, position, key, value)
+            present += [key, value]
+        return (hidden if self.norm is None else self.norm(hidden), *present)
+
+
+class HeadBlock(nn.Module):
+    """`logits`: hidden [1, 1, C] -> logits [1, rows] of this block's rows of the vocabulary."""
+
+    def __init__(self, matrix: Tensor, rows: tuple[int, int]) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(matrix.detach()[rows[0] : rows[1]], requires_grad=False)  # a view
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.nn.functional.linear(hidden[:, 0], self.rows)
+
+
+def build(block: Block, pieces: object, method: object, shape: object) -> nn.Module:
+    """The module of `block` over the model's pieces (`models._family.Pieces`)."""
+    start, stop = block.pieces
+    if block.stage == "vision":
+        module: nn.Module = VisionBlock(pieces.vision[start:stop])  # type: ignore[attr-defined]
+    elif block.stage == "reduce":
+        module = ReduceBlock(pieces.pack, method, shape)  # type: ignore[attr-defined]
+    elif block.stage == "decoder":
+        layers = pieces.decoder  # type: ignore[attr-defined]
+        norm = pieces.norm if stop == len(layers) else None  # type: ignore[attr-defined]
+        module = DecoderBlock(layers[start:stop], norm)
+    else:
+        module = HeadBlock(pieces.head, block.pieces)  # type: ignore[attr-defined]
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,106 @@
+"""Frozen dataclasses to JSON and back, strictly: what a file says must fit the type exactly.
+
+`read` refuses an unknown key (with the nearest known one), a missing key and a value of the wrong
+type, and names the place: `plan.blocks[3].stage`. Floats in a file may be written as integers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from functools import cache
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class DocumentError(ValueError):
+    """A document that does not fit its type; the message names the field."""
+
+
+def to_document(value: Any) -> Any:
+    """`value` (a dataclass, tuple, str, number, bool or None) as plain JSON types."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_document(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [to_document(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): to_document(item) for key, item in value.items()}
+    return value
+
+
+def dumps(value: Any) -> str:
+    """Canonical JSON text: sorted keys, two spaces, a final newline; the same bytes every time."""
+    text = json.dumps(to_document(value), indent=2, sort_keys=True, ensure_ascii=False)
+    return text + "\n"
+
+
+def read(kind: type[T], document: Any, where: str = "document") -> T:
+    """Build the dataclass `kind` from parsed JSON.
+
+    Raises:
+        DocumentError: If the document does not fit; one line that names the field.
+    """
+    return typing.cast(T, _read(kind, document, where))
+
+
+def _read(kind: Any, document: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(typing.cast(type, kind), document, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if document is None and type(None) in arguments:
+            return None
+        (inner,) = (a for a in arguments if a is not type(None))
+        return _read(inner, document, where)
+    if origin is tuple:
+        if not isinstance(document, list):
+            raise _wrong(where, "a list", document)
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_read(arguments[0], d, f"{where}[{i}]") for i, d in enumerate(document))
+        if len(document) != len(arguments):
+            raise _wrong(where, f"a list of {len(arguments)}", document)
+        pairs = zip(arguments, document, strict=True)
+        return tuple(_read(a, d, f"{where}[{i}]") for i, (a, d) in enumerate(pairs))
+    if origin is dict:
+        if not isinstance(document, dict):
+            raise _wrong(where, "an object", document)
+        return {key: _read(arguments[1], d, f"{where}.{key}") for key, d in document.items()}
+    if kind is float and isinstance(document, int) and not isinstance(document, bool):
+        return float(document)
+    if not isinstance(document, kind) or (isinstance(document, bool) and kind is not bool):
+        raise _wrong(where, {str: "text", int: "an integer"}.get(kind, kind.__name__), document)
+    return document
+
+
+def _read_dataclass(kind: type, document: Any, where: str) -> Any:
+    if not isinstance(document, dict):
+        raise _wrong(where, "an object", document)
+    hints = _hints(kind)
+    for key in document:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise DocumentError(f"{where} has an unknown key '{key}'{hint}")
+    for key in hints:
+        if key not in document:
+            raise DocumentError(f"{where} lacks the key '{key}'")
+    values = {key: _read(hint, document[key], f"{where}.{key}") for key, hint in hints.items()}
+    try:
+        return kind(**values)
+    except ValueError as cause:
+        raise DocumentError(f"{where}: {cause}") from cause
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _wrong(where: str, expected: str, got: Any) -> DocumentError:
+    text = repr(got)
+    return DocumentError(f"{where} must be {expected}, got {text if len(text) < 60 else text[:57] + '...'}")

@@ -1,0 +1,54 @@
+"""The errors a user can meet, each printed by the command line as one line.
+
+A message says what was got, what was expected, where, and what to do. Anything that is not an
+`EdgeVLMError` is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EdgeVLMError(Exception):
+    """A mistake or a limit that the user can act on."""
+
+
+class RecipeError(EdgeVLMError):
+    """The request itself is wrong: an unknown name, a value out of range, an impossible pair."""
+
+
+class PlanError(EdgeVLMError):
+    """The recipe is well formed but cannot work for this model (budget, context, grid)."""
+
+
+class ModelError(EdgeVLMError):
+    """The checkpoint cannot be read: missing, unsafe, unsupported or damaged."""
+
+
+class TraceError(EdgeVLMError):
+    """A traced graph breaks the rules: a symbolic dimension or an operator that breaks a target."""
+
+
+class ExportError(EdgeVLMError):
+    """A target could not be written, or its artifact differs from PyTorch."""
+
+
+class BundleError(EdgeVLMError):
+    """A bundle is damaged, hostile, of another version, or in the way."""
+
+
+class InputError(EdgeVLMError):
+    """An image, video or prompt that cannot be used."""
+
+
+class RuntimeLoadError(EdgeVLMError):
+    """An engine is missing or cannot load an artifact."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """One line that names an unknown `kind`, the nearest known name and all the known ones."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else ";"
+    return f"unknown {kind} '{name}'{hint} known: {', '.join(names) or 'none'}"

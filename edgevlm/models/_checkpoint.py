@@ -1,0 +1,193 @@
+"""Find a checkpoint and read it: safetensors and JSON only, no pickle, no code from the checkpoint.
+
+The weights are read once, tensor by tensor, into the model that transformers builds without memory
+(meta device); nothing holds a second copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from edgevlm.errors import ModelError, unknown_name
+from edgevlm.models._family import Pieces
+from edgevlm.registry import FAMILIES
+
+EMBEDDED = "embedded"
+WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder that was found to be readable; no weight is loaded yet."""
+
+    model: str
+    revision: str | None
+    folder: Path
+    config: Any
+    family: ModuleType
+
+    @property
+    def config_hash(self) -> str:
+        """sha256 of config.json."""
+        return hashlib.sha256((self.folder / "config.json").read_bytes()).hexdigest()
+
+    def document(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder, or an empty one."""
+        path = self.folder / name
+        return _read_json(path) if path.is_file() else {}
+
+    def processor(self) -> dict[str, Any]:
+        """The image processor's numbers, wherever this checkpoint's version keeps them."""
+        nested = self.document("processor_config.json").get("image_processor")
+        return nested or self.document("preprocessor_config.json")
+
+    def chat_template(self) -> str | None:
+        """The chat template, from any of the three places where checkpoints keep it."""
+        path = self.folder / "chat_template.jinja"
+        if path.is_file():
+            return path.read_text()
+        for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+            template = self.document(name).get("chat_template")
+            if isinstance(template, str):
+                return template
+        return None
+
+    def empty_model(self) -> Any:
+        """The model without memory for weights, for counting."""
+        with _quiet(), torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(self.config, dtype=torch.float32).eval()
+
+    def load_model(self) -> Any:
+        """The model with float32 weights.
+
+        Raises:
+            ModelError: If a weight file is damaged, or weights are missing.
+        """
+        with _quiet():
+            try:
+                model, report = AutoModelForImageTextToText.from_pretrained(
+                    self.folder, config=self.config, dtype=torch.float32, use_safetensors=True,
+                    local_files_only=True, trust_remote_code=False, output_loading_info=True,
+                )
+            except Exception as cause:
+                raise ModelError(f"'{self.model}' cannot be loaded: {_first_line(cause)}") from cause
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ModelError(
+                f"'{self.model}' lacks {len(missing)} weights, the first is '{missing[0]}'"
+            )
+        return model.eval().requires_grad_(False)
+
+
+def find(model: str, revision: str | None = None) -> Checkpoint:
+    """Resolve `embedded`, a folder or a hub id to a checkpoint folder and check it.
+
+    Raises:
+        ModelError: If it is not there, not readable, unsafe or of an unknown family.
+    """
+    folder = _folder(model, revision)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"'{model}' has no config.json; expected a Hugging Face checkpoint folder")
+    document = _read_json(folder / "config.json")
+    name = str(document.get("model_type"))
+    if name not in FAMILIES.names():
+        raise ModelError(f"'{model}': {unknown_name('model family', name, FAMILIES.names())}")
+    if "auto_map" in document:
+        raise ModelError(f"'{model}' wants to run its own code (auto_map); only plain checkpoints do")
+    if not list(folder.glob("*.safetensors")):
+        other = sorted(p.name for p in folder.glob("*.bin")) + sorted(
+            p.name for p in folder.glob("*.pt*")
+        )
+        found = f", only {other[0]}" if other else ""
+        raise ModelError(
+            f"'{model}' has no *.safetensors file{found}; convert it with"
+            " transformers' save_pretrained (pickles are not read)"
+        )
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"'{model}' has no tokenizer.json; save a fast tokenizer into the folder")
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as cause:
+        raise ModelError(f"'{model}': config.json is not valid: {_first_line(cause)}") from cause
+    return Checkpoint(model, revision, folder, config, FAMILIES.load(name))
+
+
+def pieces(checkpoint: Checkpoint, model: Any, description: Any) -> Pieces:
+    """The family's pieces over `model`."""
+    result: Pieces = checkpoint.family.pieces(model, description)
+    return result
+
+
+def _folder(model: str, revision: str | None) -> Path:
+    if model == EMBEDDED:
+        return Path(__file__).resolve().parent.parent / "embedded"
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith("/"):
+        raise ModelError(
+            f"no model '{model}': expected a folder, a hub id like OWNER/NAME, or '{EMBEDDED}'"
+        )
+    # Imported here: a local folder needs no network code.
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=WANTED))
+    except Exception as cause:
+        raise ModelError(
+            f"'{model}' is no folder and cannot be downloaded: {_first_line(cause)}"
+        ) from cause
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except (ValueError, OSError) as cause:
+        raise ModelError(f"{path.name} of the checkpoint is not valid JSON: {cause}") from cause
+    if not isinstance(document, dict):
+        raise ModelError(f"{path.name} of the checkpoint must be a JSON object")
+    return document
+
+
+def _first_line(cause: BaseException) -> str:
+    lines = str(cause).strip().splitlines()
+    return lines[0] if lines else type(cause).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' progress bars and advice would mix with ours."""
+    logger = logging.getLogger("transformers")
+    level, bars = logger.level, os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
+    # Imported here because it configures logging at import.
+    from transformers.utils import logging as hf_logging
+
+    active = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        if active:
+            hf_logging.enable_progress_bar()
+        if bars is not None:
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = bars

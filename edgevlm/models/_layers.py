@@ -1,0 +1,86 @@
+"""Static forms of the layers that families share, over the checkpoint's own modules.
+
+The modules hold the weights; the forward here is written for tracing: fixed shapes, layout
+[1, S, H*D] around attention, the cache as plain inputs and outputs, no masks made inside, rotary by
+tables that the host computes. tests/models compares each family with transformers' own forward.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgevlm.ops import attention, attention_kv, rotary
+
+
+class PatchEmbedding(nn.Module):
+    """Patches of one view to tokens: pixel_values f32 [1, 3, h_px, w_px] -> [1, N, C].
+
+    A full square view uses each position embedding once in raster order, so the position lookup of
+    the original (fractions and buckets for padded views) folds to adding the whole table.
+    """
+
+    def __init__(self, patch: nn.Conv2d, position: nn.Embedding) -> None:
+        super().__init__()
+        self.patch, self.position = patch, position
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        tokens = self.patch(pixel_values).flatten(2).transpose(1, 2)
+        return tokens + self.position.weight.unsqueeze(0)
+
+
+class EncoderLayer(nn.Module):
+    """A SigLIP encoder layer (arXiv 2303.15343): pre-norm attention and MLP, [1, N, C] -> same."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        attn = self.layer.self_attn
+        h = self.layer.layer_norm1(x)
+        mixed = attention(attn.q_proj(h), attn.k_proj(h), attn.v_proj(h), attn.num_heads)
+        x = x + attn.out_proj(mixed)
+        return x + self.layer.mlp(self.layer.layer_norm2(x))
+
+
+class DecoderLayer(nn.Module):
+    """A Llama or Qwen2 decoder layer with its cache outside.
+
+    hidden [1, S, C], past_key and past_value [1, G, T, D] -> hidden and the two with S new rows.
+    """
+
+    def __init__(self, layer: nn.Module, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.layer, self.heads, self.kv_heads = layer, heads, kv_heads
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, position: Tensor,
+        past_key: Tensor, past_value: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        attn = self.layer.self_attn
+        h = rms_norm(self.layer.input_layernorm, x)
+        query = rotary(attn.q_proj(h), cos, sin, self.heads)
+        key = rotary(attn.k_proj(h), cos, sin, self.kv_heads)
+        mixed, key, value = attention_kv(
+            query, key, attn.v_proj(h), past_key, past_value, mask, position, self.heads
+        )
+        x = x + attn.o_proj(mixed)
+        x = x + self.layer.mlp(rms_norm(self.layer.post_attention_layernorm, x))
+        return x, key, value
+
+
+class FinalNorm(nn.Module):
+    """The norm after the last decoder layer, [1, S, C] -> same."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(self.norm, x)
+
+
+def rms_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """RMSNorm (arXiv 1910.07467) as one operator, with the module's weight and epsilon."""
+    return torch.nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)

@@ -1,0 +1,126 @@
+"""SmolVLM (arXiv 2504.05299) and Idefics3 (arXiv 2408.12637): SigLIP encoder, pixel shuffle, Llama.
+
+One image is one view, or R x C tiles followed by the global view, with the markers of the model's
+own processor between them. Frames of a clip are views with their times in front. Differences from
+the processor: the grid is fixed by the recipe instead of following the picture's shape, and the
+picture is resized once instead of twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgevlm.compress._primitives import VisualShape
+from edgevlm.errors import PlanError
+from edgevlm.models._family import RESAMPLE, Description, Pieces, three
+from edgevlm.models._layers import DecoderLayer, EncoderLayer, FinalNorm, PatchEmbedding
+from edgevlm.plan import ImageSpec, Part
+from edgevlm.recipe import Recipe
+
+FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
+
+# The processor replaces the checkpoint's template by this format when a clip is asked about.
+VIDEO_TEMPLATE = (
+    "<|im_start|>{% for m in messages %}{{ m.role | capitalize }}: {% for part in m.content %}"
+    "{{ part.text if part.type == 'text' else '<image>' }}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Description:
+    """Numbers of a SmolVLM or Idefics3 checkpoint; see `Description`.
+
+    Raises:
+        PlanError: If the vision grid does not divide by the pixel shuffle.
+    """
+    vision, scale = config.vision_config, config.scale_factor
+    patches = vision.image_size // vision.patch_size
+    if patches % scale:
+        raise PlanError(f"{patches} patches a side do not divide by the scale factor {scale}")
+    side = patches // scale
+    rows, columns = recipe.tiles
+    image = ImageSpec(
+        height=vision.image_size, width=vision.image_size, rows=rows, columns=columns,
+        global_view="last", frames=recipe.frames, resample=RESAMPLE[processor.get("resample", 1)],
+        mean=three(processor.get("image_mean", 0.5)), std=three(processor.get("image_std", 0.5)),
+    )
+    n = side * side
+    views = [Part("visual", start=i * n, stop=(i + 1) * n) for i in range(image.views)]
+    items = tuple(_clip(views) if recipe.frames > 1 else _image(views, rows, columns))
+    return Description(
+        image=image, view_tokens=n,
+        shape=VisualShape(grids=((side, side),) * image.views, channels=config.text_config.hidden_size),
+        full_image=items, reduced_image=items, placeholder=IMAGE,
+        chat_template=VIDEO_TEMPLATE if recipe.frames > 1 else None,
+    )
+
+
+def pieces(model: Any, description: Description) -> Pieces:
+    """Static pieces over the weights of `model`; see `Pieces`."""
+    core, text = model.model, model.config.text_config
+    encoder = core.vision_model
+    first = PatchEmbedding(
+        encoder.embeddings.patch_embedding, encoder.embeddings.position_embedding
+    )
+    layers = [EncoderLayer(layer) for layer in encoder.encoder.layers]
+    decoder = core.text_model
+    return Pieces(
+        vision=(first, *layers, Connector(encoder.post_layernorm, core.connector)),
+        pack=nn.Identity(),
+        decoder=tuple(
+            DecoderLayer(layer, text.num_attention_heads, text.num_key_value_heads)
+            for layer in decoder.layers
+        ),
+        norm=FinalNorm(decoder.norm),
+        table=(decoder.embed_tokens.weight,),
+        head=model.lm_head.weight,
+        language_model=decoder,
+    )
+
+
+def reference_features(model: Any, pixel_values: Tensor, description: Description) -> Tensor:
+    """The model's own encoder: f32 [P, 3, h_px, w_px] -> [1, P*N, C]."""
+    features = model.model.get_image_features(pixel_values[None], return_dict=True).pooler_output
+    return features[0].reshape(1, -1, features[0].shape[-1])
+
+
+class Connector(nn.Module):
+    """Norm, pixel shuffle and projection: [1, patches, D] -> [1, N, C]."""
+
+    def __init__(self, norm: nn.Module, connector: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.connector = norm, connector
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.connector(self.norm(x))
+
+
+def _image(views: list[Part], rows: int, columns: int) -> list[str | Part]:
+    if len(views) == 1:
+        return [FAKE + GLOBAL, views[0], FAKE]
+    items: list[str | Part] = []
+    for row in range(rows):
+        for column in range(columns):
+            items += [f"{FAKE}<row_{row + 1}_col_{column + 1}>", views[row * columns + column]]
+        items.append("\n")
+    return [*items, f"\n{FAKE}{GLOBAL}", views[-1], FAKE]
+
+
+def _clip(views: list[Part]) -> list[str | Part]:
+    # Imported here: the word for a number is needed for clips alone.
+    from num2words import num2words
+
+    count = num2words(len(views))
+    items: list[str | Part] = [
+        Part(
+            "duration",
+            prefix=f"You are provided the following series of {count} frames from a ",
+            suffix=" [H:MM:SS] video.\n",
+        )
+    ]
+    for index, view in enumerate(views):
+        time = Part("timestamp", start=index, prefix="\nFrame from ", suffix=":")
+        items += [time, FAKE + GLOBAL, view, FAKE]
+    return [*items, "\n\n"]

@@ -1,0 +1,113 @@
+"""Three operators that stay one node in every trace, because targets want them differently.
+
+    attention      all tokens see all tokens (vision encoders)
+    attention_kv   new tokens see the cache, grouped-query (language decoders)
+    rotary         rotary position embedding, half-rotation form (RoFormer, arXiv 2104.09864)
+
+Each is defined here by its eager PyTorch form, which is the meaning of the node; an exporter lowers
+it to what its target runs best. Layout [1, S, H*D] throughout: that is what the projections give and
+take, so no transpose stands in the graph. Shapes: S new tokens, T cache rows, H query heads, G key
+and value heads (H is a multiple of G), D head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+
+@torch.library.custom_op("edgevlm::attention", mutates_args=())
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """softmax(Q K^T / sqrt(D)) V over all tokens; every tensor [1, S, H*D]."""
+    q, k, v = (_split(x, heads) for x in (query, key, value))
+    return _join(torch.nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+@attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    return torch.empty_like(query)
+
+
+@torch.library.custom_op("edgevlm::attention_kv", mutates_args=())
+def attention_kv(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    mask: Tensor,
+    position: Tensor,
+    heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write S new rows into the cache at `position`, then attend to it.
+
+    Args:
+        query: f32 [1, S, H*D], rotated.
+        key: f32 [1, S, G*D], rotated.
+        value: f32 [1, S, G*D].
+        past_key: f32 [1, G, T, D].
+        past_value: f32 [1, G, T, D].
+        mask: f32 [1, 1, S, T], added to the scores; finite (-1e4 hides a row). It hides at least
+            the rows after a token's own, so a target may use its causal kernel instead.
+        position: i32 [1], the cache row of the first new token.
+        heads: H.
+
+    Returns:
+        Attention output [1, S, H*D], and the cache with the new rows.
+    """
+    groups, rows = past_key.shape[1], key.shape[1]
+    index = position.long() + torch.arange(rows)
+    present_key = past_key.index_copy(2, index, _split(key, groups))
+    present_value = past_value.index_copy(2, index, _split(value, groups))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        _split(query, heads), present_key, present_value, attn_mask=mask, enable_gqa=True
+    )
+    return _join(out), present_key, present_value
+
+
+@attention_kv.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    mask: Tensor,
+    position: Tensor,
+    heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(past_key), torch.empty_like(past_value)
+
+
+@torch.library.custom_op("edgevlm::rotary", mutates_args=())
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """Rotate x [1, S, H*D] by cos, sin [1, S, D] whose two halves are equal."""
+    x = x.view(1, x.shape[1], heads, -1)
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return (x * cos.unsqueeze(2) + turned * sin.unsqueeze(2)).flatten(2)
+
+
+@rotary.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return x.view(1, x.shape[1], heads, -1).transpose(1, 2)  # [1, heads, S, D]
+
+
+def _join(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)  # [1, S, heads*D]
+
+
+@register_flop_formula(torch.ops.edgevlm.attention)
+def _attention_flops(query: tuple[int, ...], key: tuple[int, ...], *_: object, **__: object) -> int:
+    return 4 * query[1] * key[1] * query[2]
+
+
+@register_flop_formula(torch.ops.edgevlm.attention_kv)
+def _attention_kv_flops(query: tuple[int, ...], *rest: tuple[int, ...], **__: object) -> int:
+    # Worst case: every new token sees the full cache.
+    return 4 * query[1] * rest[2][2] * query[2]

@@ -1,0 +1,117 @@
+"""The flow, top to bottom: a recipe becomes a verified bundle."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from edgevlm.blocks import build
+from edgevlm.bundle import Bundle, BundleWriter, check_free, writing
+from edgevlm.documents import dumps
+from edgevlm.errors import ExportError
+from edgevlm.models._checkpoint import find
+from edgevlm.models._family import Pieces
+from edgevlm.plan import Block, Function, Plan
+from edgevlm.planning import Planned, make_plan
+from edgevlm.recipe import Recipe
+from edgevlm.registry import TARGETS
+from edgevlm.runtimes.text import peak_rss_bytes
+from edgevlm.trace import signature, trace, weights
+from edgevlm.verify import Verification, verify_model
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` made, with what it cost."""
+
+    bundle: Bundle
+    verification: Verification
+    seconds: float
+    peak_rss_bytes: int
+
+
+def export(
+    recipe: Recipe, out: str | Path, force: bool = False, progress: Progress = lambda _: None
+) -> Exported:
+    """Load, plan, cut, trace, export, verify, and put the bundle in place.
+
+    Args:
+        recipe: What is asked for.
+        out: Folder to write; by custom its name ends in `.edgevlm`.
+        force: Replace a bundle that is there.
+        progress: Called with one line per step.
+
+    Raises:
+        EdgeVLMError: One line that says what cannot work, or which block differs from PyTorch.
+    """
+    started, out = time.perf_counter(), Path(out)
+    check_free(out, force)
+    checkpoint = find(recipe.model, recipe.revision)
+    progress("plan")
+    planned = make_plan(recipe, checkpoint)
+    with writing(out, planned.plan, force) as writer:
+        progress("load the model")
+        model = checkpoint.load_model()
+        pieces: Pieces = checkpoint.family.pieces(model, planned.description)
+        plan = _write(planned, pieces, writer, progress)
+        bundle = Bundle(writer.folder, writer.close(plan))
+        verification = verify_model(bundle, planned, model, pieces, progress)
+        if not verification.ok:
+            raise ExportError(verification.first_failure())
+        writer.put("measured/parity.json", dumps(verification))
+    seconds = time.perf_counter() - started
+    return Exported(Bundle.open(out), verification, seconds, peak_rss_bytes())
+
+
+def _write(planned: Planned, pieces: Pieces, writer: BundleWriter, progress: Progress) -> Plan:
+    """All files of the bundle but the manifest; the plan with their names."""
+    plan, target = planned.plan, TARGETS.load(planned.plan.recipe.target)
+    table = _write_table(plan, pieces.table, writer)
+    lowered: dict[Hashable, Any] = {}
+    blocks = []
+    for index, block in enumerate(plan.blocks):
+        functions = writer.finished(block)
+        if functions is None:
+            progress(f"export {block.name} ({index + 1} of {len(plan.blocks)})")
+            functions = _export_block(block, planned, pieces, target, lowered, writer)
+            writer.finish(block, functions)
+        blocks.append(replace(block, functions=functions))
+    shutil.copyfile(
+        planned.checkpoint.folder / "tokenizer.json", writer.folder / "tokenizer.json"
+    )
+    host = replace(plan.host, embedding=replace(plan.host.embedding, file=table))
+    return replace(plan, blocks=tuple(blocks), host=host)
+
+
+def _export_block(
+    block: Block, planned: Planned, pieces: Pieces, target: Any,
+    lowered: dict[Hashable, Any], writer: BundleWriter,
+) -> tuple[Function, ...]:
+    module = build(block, pieces, planned.method, planned.description.shape)
+    key = signature(module, block)
+    if key not in lowered:
+        programs = {f.name: trace(module, f, block) for f in block.functions}
+        lowered[key] = target.lower(programs, block)
+    embedding = planned.plan.host.embedding
+    tied = block.stage == "head" and embedding.tied
+    offset = block.pieces[0] * embedding.columns * 4 if tied else None
+    folder = writer.stage_folder(block.stage)
+    functions = target.write(lowered[key], block, weights(module), folder, offset)
+    return tuple(replace(f, file=f"blocks/{block.stage}/{f.file}") for f in functions)
+
+
+def _write_table(plan: Plan, matrices: tuple[Tensor, ...], writer: BundleWriter) -> str:
+    """The embedding table, row by row; in the head's folder where the head shares it."""
+    stage = "head" if plan.host.embedding.tied else "embed"
+    with (writer.stage_folder(stage) / "table.bin").open("wb") as out:
+        for matrix in matrices:
+            out.write(matrix.detach().float().contiguous().numpy().data)
+    return f"blocks/{stage}/table.bin"

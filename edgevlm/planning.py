@@ -1,0 +1,276 @@
+"""Make a plan: recipe and checkpoint in, all the numbers out, before any graph exists.
+
+The model is built without memory (meta device), so bytes are exact; FLOPs are counted by running
+each function on tensors without data (torch's FlopCounterMode: 2 per multiply-add).
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgevlm.blocks import build, cut, cut_rows
+from edgevlm.compress._primitives import VisualShape
+from edgevlm.errors import ModelError, PlanError, RecipeError
+from edgevlm.layout import make_layout
+from edgevlm.models._checkpoint import Checkpoint
+from edgevlm.models._family import Description, Pieces
+from edgevlm.plan import (
+    FORMAT_VERSION,
+    Block,
+    Embedding,
+    Function,
+    Host,
+    KVCache,
+    Plan,
+    Requires,
+    Rope,
+    SiteTokens,
+    Source,
+)
+from edgevlm.recipe import Recipe, parse_method
+from edgevlm.registry import METHODS, TARGETS
+from edgevlm.trace import DTYPES, tensor
+
+# Room for a question and an answer beside the image when the recipe names no context.
+ROOM_TOKENS = 512
+# A question of this length is planned for when the chunk is chosen.
+QUESTION_TOKENS = 32
+# Above this a longer call is no faster on a CPU; below, matrices are too flat.
+CHUNK_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with what it was made from, for the steps that follow it."""
+
+    plan: Plan
+    checkpoint: Checkpoint
+    description: Description
+    method: Any
+
+
+def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
+    """Work out every number of a bundle.
+
+    Raises:
+        RecipeError: For an unknown target, method or scheme, or wrong method options.
+        PlanError: For a budget, context or grid that cannot work.
+    """
+    target = TARGETS.load(recipe.target)
+    if recipe.quantize not in target.SCHEMES:
+        known = ", ".join(target.SCHEMES)
+        raise RecipeError(
+            f"scheme '{recipe.quantize}' is not offered by target '{recipe.target}'; it has: {known}"
+        )
+    config = checkpoint.config
+    description = checkpoint.family.describe(config, checkpoint.processor(), recipe)
+    method, site, positions = choose_method(recipe, description.shape)
+    model = checkpoint.empty_model()
+    pieces: Pieces = checkpoint.family.pieces(model, description)
+    text = config.text_config
+    vocabulary = pieces.table[0].shape[0]
+    layout = make_layout(
+        description, checkpoint.chat_template(), _tokenizer(checkpoint), vocabulary,
+        reduced=site.tokens_out < site.tokens_in,
+    )
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    draft = Plan(
+        format_version=FORMAT_VERSION, kind="vlm",
+        source=Source(
+            recipe.model, recipe.revision, checkpoint.config.model_type, checkpoint.config_hash
+        ),
+        recipe=recipe, sites=(site,), layout=layout,
+        host=Host(
+            image=description.image,
+            embedding=Embedding(
+                rows=sum(t.shape[0] for t in pieces.table), columns=text.hidden_size, dtype="f32",
+                tied=pieces.head is pieces.table[0],
+            ),
+            rope=_rope(text, pieces),
+            kv=KVCache(target.KV_FORM, len(pieces.decoder), text.num_key_value_heads, head_size, 0),
+            chunk=0, positions=positions, vocabulary=vocabulary,
+            stop_ids=_stop_ids(checkpoint),
+        ),
+        blocks=(), requires=Requires(target.REQUIRES.versions),
+    )
+    chunk = recipe.chunk or _chunk(draft.prompt_tokens + QUESTION_TOKENS)
+    context = _context(recipe, draft, chunk, text.max_position_embeddings)
+    kv = replace(draft.host.kv, tokens=context)
+    draft = replace(draft, host=replace(draft.host, chunk=chunk, kv=kv))
+    blocks = _blocks(draft, recipe, pieces, description)
+    blocks = tuple(_count(block, pieces, method, description.shape) for block in blocks)
+    return Planned(replace(draft, blocks=blocks), checkpoint, description, method)
+
+
+def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[Any, SiteTokens, str]:
+    """The method of site `tokens` with its counts, and the position policy.
+
+    Without `--method`, `--tokens K` means `divprune`; without either, `identity`.
+    """
+    if len(recipe.methods) > 1:
+        raise RecipeError(f"one method is supported, got {len(recipe.methods)}: {recipe.methods}")
+    default = "identity" if recipe.tokens is None else "divprune"
+    choice = parse_method(recipe.methods[0] if recipe.methods else default)
+    module = METHODS.load(choice.name)
+    if choice.site not in (None, module.SITE):
+        raise RecipeError(f"method '{choice.name}' works at site '{module.SITE}', not '{choice.site}'")
+    options = dict(choice.options)
+    positions = str(options.pop("positions", "contiguous"))
+    if positions not in ("contiguous", "original"):
+        raise RecipeError(f"positions must be 'contiguous' or 'original', got '{positions}'")
+    known = [p for p in inspect.signature(module.Method).parameters if p != "tokens"]
+    for name in options:
+        if name not in known:
+            raise RecipeError(
+                f"method '{choice.name}' has no option '{name}'; it has: "
+                + ", ".join([*known, "positions"])
+            )
+    try:
+        method = module.Method(tokens=recipe.tokens, **options)
+    except (TypeError, ValueError) as cause:
+        raise RecipeError(f"method '{choice.name}': {cause}") from cause
+    kept = method.plan(shape)
+    return method, SiteTokens(module.SITE, choice.name, shape.tokens, kept), positions
+
+
+def _context(recipe: Recipe, draft: Plan, chunk: int, most: int) -> int:
+    needed = draft.prompt_tokens + 1
+    wanted = recipe.context or min(draft.prompt_tokens + ROOM_TOKENS, most)
+    if wanted > most:
+        raise PlanError(f"context {wanted} is more than the model's {most} positions")
+    if wanted <= needed:
+        raise PlanError(
+            f"context {wanted} is too short: one image and the chat format take"
+            f" {draft.prompt_tokens} tokens; give more --context or fewer --tokens"
+        )
+    return -(-wanted // chunk) * chunk
+
+
+def _chunk(prompt: int) -> int:
+    calls = -(-prompt // CHUNK_TOKENS)
+    return -(-prompt // (calls * 8)) * 8
+
+
+def _blocks(
+    draft: Plan, recipe: Recipe, pieces: Pieces, description: Description
+) -> tuple[Block, ...]:
+    limit, host = recipe.block_size_bytes, draft.host
+    channels, image = host.embedding.columns, host.image
+    blocks: list[Block] = []
+    sizes = [_bytes(piece) for piece in pieces.vision]
+    width = pieces.vision[0].position.weight.shape  # [patches, D] between vision blocks
+    for index, (start, stop) in enumerate(cut(sizes, limit)):
+        first, last = start == 0, stop == len(sizes)
+        inputs = tensor("pixel_values", "f32", 1, 3, image.height, image.width) if first else (
+            tensor("hidden", "f32", 1, *width)
+        )
+        outputs = tensor("features", "f32", 1, description.view_tokens, channels) if last else (
+            tensor("hidden_out", "f32", 1, *width)
+        )
+        blocks.append(_block("vision", index, (start, stop), sizes, [("encode", [inputs], [outputs])]))
+    tokens = draft.visual_tokens
+    total = image.views * description.view_tokens
+    reduce = (
+        "reduce", [tensor("features", "f32", 1, total, channels)],
+        [tensor("visual_tokens", "f32", 1, tokens, channels),
+         tensor("kept_positions", "i32", 1, tokens)],
+    )
+    blocks.append(_block("reduce", 0, (0, 1), [0], [reduce]))
+    sizes = [_bytes(piece) for piece in pieces.decoder]
+    sizes[-1] += _bytes(pieces.norm)
+    for index, (start, stop) in enumerate(cut(sizes, limit)):
+        functions = [_decoder(n, s, stop - start, host) for n, s in (("prefill", host.chunk), ("decode", 1))]
+        blocks.append(_block("decoder", index, (start, stop), sizes, functions))
+    row_bytes = 4 * channels
+    for index, rows in enumerate(cut_rows(pieces.head.shape[0], row_bytes, limit)):
+        function = (
+            "logits", [tensor("hidden", "f32", 1, 1, channels)],
+            [tensor("logits", "f32", 1, rows[1] - rows[0])],
+        )
+        blocks.append(
+            replace(
+                _block("head", index, (0, 0), [], [function]), pieces=rows,
+                weights_bytes=(rows[1] - rows[0]) * row_bytes,
+            )
+        )
+    return tuple(blocks)
+
+
+def _block(stage: str, index: int, pieces: tuple[int, int], sizes: list[int], functions: Any) -> Block:
+    made = tuple(Function(name, tuple(i), tuple(o), 0) for name, i, o in functions)
+    return Block(f"{stage}-{index}", stage, pieces, sum(sizes[pieces[0] : pieces[1]]), made)
+
+
+def _decoder(name: str, rows: int, layers: int, host: Host) -> tuple[str, list[Any], list[Any]]:
+    channels, kv = host.embedding.columns, host.kv
+    inputs = [
+        tensor("hidden", "f32", 1, rows, channels),
+        tensor("cos", "f32", 1, rows, kv.head_size),
+        tensor("sin", "f32", 1, rows, kv.head_size),
+        tensor("mask", "f32", 1, 1, rows, kv.tokens),
+        tensor("position", "i32", 1),
+    ]
+    outputs = [tensor("hidden_out", "f32", 1, rows, channels)]
+    for layer in range(layers):
+        for part in ("key", "value"):
+            cache = (1, kv.heads, kv.tokens, kv.head_size)
+            inputs.append(tensor(f"past_{part}_{layer}", "f32", *cache))
+            outputs.append(tensor(f"present_{part}_{layer}", "f32", *cache))
+    return name, inputs, outputs
+
+
+def _count(block: Block, pieces: Pieces, method: Any, shape: VisualShape) -> Block:
+    """Fill in the FLOPs of each function by running it without data."""
+    module = build(block, pieces, method, shape)
+    functions = []
+    for function in block.functions:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            if block.stage == "reduce":  # its constants are real, so its inputs must be fake
+                with FakeTensorMode(allow_non_fake_inputs=True):
+                    module(*(torch.empty(t.shape, dtype=DTYPES[t.dtype]) for t in function.inputs))
+            else:
+                module.to("meta")(
+                    *(torch.empty(t.shape, dtype=DTYPES[t.dtype], device="meta") for t in function.inputs)
+                )
+        functions.append(replace(function, flops=int(counter.get_total_flops())))
+    return replace(block, functions=tuple(functions))
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in {*module.parameters(), *module.buffers()}) * 4
+
+
+def _rope(text: Any, pieces: Pieces) -> Rope:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    kind = text.rope_parameters["rope_type"]
+    if kind not in ("default", "linear", "llama3", "yarn"):
+        raise PlanError(f"rotary scaling '{kind}' changes with the length; it cannot be static")
+    module: Any = pieces.language_model.rotary_emb
+    make = module.compute_default_rope_parameters if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
+    frequencies, scaling = make(text, device=torch.device("cpu"))
+    return Rope(tuple(float(f) for f in frequencies), float(scaling))
+
+
+def _stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
+    for value in (
+        checkpoint.document("generation_config.json").get("eos_token_id"),
+        getattr(checkpoint.config.text_config, "eos_token_id", None),
+    ):
+        if value is not None:
+            return tuple(sorted({int(v) for v in (value if isinstance(value, list) else [value])}))
+    return ()
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    except Exception as cause:
+        raise ModelError(f"'{checkpoint.model}': tokenizer.json is not valid: {cause}") from cause

@@ -1,0 +1,53 @@
+"""The folder is the registry: a plug-in is a file, found by its name and imported when asked for.
+
+    family   edgevlm/models/<name>.py         method   edgevlm/compress/<name>.py
+    target   exporters/to_<name>.py           engine   runtimes/on_<name>.py
+
+Files that begin with `_` are shared code of their folder, not plug-ins. A name on the command line
+may use `-` where the file has `_`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from types import ModuleType
+
+from edgevlm.errors import RecipeError, unknown_name
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The plug-ins of one kind: modules of `package` whose names begin with `prefix`."""
+
+    kind: str
+    package: str
+    prefix: str = ""
+
+    def names(self) -> list[str]:
+        """Names of all plug-ins, sorted, without importing any."""
+        path = importlib.import_module(self.package).__path__
+        found = (module.name for module in pkgutil.iter_modules(path) if not module.ispkg)
+        return sorted(
+            name.removeprefix(self.prefix).replace("_", "-") if self.kind == "engine"
+            else name.removeprefix(self.prefix)
+            for name in found
+            if name.startswith(self.prefix) and not name.startswith("_")
+        )
+
+    def load(self, name: str) -> ModuleType:
+        """Import the plug-in `name`.
+
+        Raises:
+            RecipeError: If there is no such plug-in; the message has the nearest name.
+        """
+        if name not in self.names():
+            raise RecipeError(unknown_name(self.kind, name, self.names()))
+        return importlib.import_module(f"{self.package}.{self.prefix}{name.replace('-', '_')}")
+
+
+FAMILIES = Registry("model family", "edgevlm.models")
+METHODS = Registry("method", "edgevlm.compress")
+TARGETS = Registry("target", "edgevlm.exporters", "to_")
+ENGINES = Registry("engine", "edgevlm.runtimes", "on_")

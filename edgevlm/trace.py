@@ -1,0 +1,84 @@
+"""One `torch.export` per function, and the check that every target relies on.
+
+Functions of one shape are traced once: `signature` says which, and the weights of another block of
+the same signature go into the same graph by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from edgevlm.errors import TraceError
+from edgevlm.plan import Block, Function, Tensor
+
+# Operators that break at least one target, or give it a shape that depends on data.
+BANNED = (
+    "sort", "argsort", "nonzero", "masked_select", "scatter_reduce", "unique", "isin", "cdist",
+    "while_loop", "index_put", "bucketize", "item", "_local_scalar_dense",
+)
+DTYPES = {"f32": torch.float32, "i32": torch.int32}
+
+
+def trace(module: nn.Module, function: Function, block: Block) -> ExportedProgram:
+    """Export `module` for the shapes of `function`, and check the graph.
+
+    Raises:
+        TraceError: If the module cannot be exported or its graph breaks a rule.
+    """
+    where = f"{block.name}.{function.name}"
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module, example(function), strict=False)
+    except Exception as cause:  # torch.export raises many types; the first line says what happened
+        line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        raise TraceError(f"{where} cannot be traced: {line}") from cause
+    check(program, where)
+    return program
+
+
+def example(function: Function) -> tuple[torch.Tensor, ...]:
+    """Zeros of the function's input shapes."""
+    return tuple(torch.zeros(t.shape, dtype=DTYPES[t.dtype]) for t in function.inputs)
+
+
+def check(program: ExportedProgram, where: str) -> None:
+    """Refuse symbolic dimensions and banned operators.
+
+    Raises:
+        TraceError: Naming the function and the operator or value.
+    """
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        for tensor in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(tensor, torch.Tensor):
+                if not all(type(size) is int for size in tensor.shape):
+                    raise TraceError(f"{where}: '{node.name}' has a symbolic shape {tensor.shape}")
+                if tensor.dim() > 6:
+                    raise TraceError(f"{where}: '{node.name}' has {tensor.dim()} dimensions, not 6")
+            elif isinstance(tensor, torch.SymInt | torch.SymFloat | torch.SymBool):
+                raise TraceError(f"{where}: '{node.name}' is a symbolic number")
+        if node.op == "call_function":
+            name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+            if name.rstrip("_") in BANNED:
+                raise TraceError(f"{where}: operator '{name}' breaks a target; write it without")
+
+
+def signature(module: nn.Module, block: Block) -> Hashable:
+    """Equal for blocks whose graphs are equal but for the values of their weights."""
+    tensors = [(name, tuple(t.shape), t.dtype) for name, t in weights(module).items()]
+    shapes = [(f.name, f.inputs, f.outputs) for f in block.functions]
+    return block.stage, repr(module), tuple(tensors), tuple(shapes)
+
+
+def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by the names that the trace uses."""
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def tensor(name: str, dtype: str, *shape: int) -> Tensor:
+    """Shorthand for a `plan.Tensor`."""
+    return Tensor(name, dtype, tuple(shape))

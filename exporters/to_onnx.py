@@ -1,0 +1,320 @@
+"""ONNX for ONNX Runtime: one `.onnx` file per function, one weight file per block.
+
+    traced function -> our three operators become ONNX Runtime's -> torch.onnx -> weights taken out
+
+The graph of a function is converted once per signature; the blocks that share it differ in their
+weight file alone. A linear layer's matrix is stored [in, out], as MatMul reads it; the head's rows
+stay [rows, in] and are read by Gemm, so that a tied head is a range of the embedding table and
+stands on disk once. Attention with cache is GroupQueryAttention whose past and present are one
+buffer (KV form `shared_buffer`); its causal rule replaces the mask, which is therefore no input.
+
+Sources: onnxruntime docs/ContribOperators.md (GroupQueryAttention, MultiHeadAttention,
+RotaryEmbedding, QuickGelu); ONNX operator specification, opset below.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.onnx.ops import symbolic, symbolic_multi_out
+
+from edgevlm.errors import ExportError
+from edgevlm.plan import Block, Function, Requires
+from edgevlm.plan import Tensor as Spec
+
+OPSET = 20
+KV_FORM = "shared_buffer"
+SCHEMES = ("none",)
+SUMMARY = f"ONNX opset {OPSET} for ONNX Runtime 1.20 and newer, float32"
+REQUIRES = Requires((("ai.onnx", str(OPSET)), ("com.microsoft", "1"), ("onnxruntime", "1.20")))
+ALIGN_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight outside the graph: the traced tensor it is, transposed or not."""
+
+    name: str
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The graphs of one signature, and for each function the weights that it reads by name."""
+
+    graphs: Mapping[str, ir.Model]
+    weights: Mapping[str, Mapping[str, Weight]]
+
+
+def lower(programs: Mapping[str, ExportedProgram], block: Block) -> Lowered:
+    """Convert the traced functions of one signature to ONNX graphs without weights.
+
+    Raises:
+        ExportError: If torch.onnx cannot convert a graph.
+    """
+    graphs: dict[str, ir.Model] = {}
+    weights: dict[str, Mapping[str, Weight]] = {}
+    for name, program in programs.items():
+        function = block.function(name)
+        try:
+            graphs[name], weights[name] = _convert(program, function)
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError) as cause:
+            line = str(cause).strip().splitlines()[0]
+            raise ExportError(f"{block.name}.{name} does not convert to ONNX: {line}") from cause
+    return Lowered(graphs, weights)
+
+
+def write(
+    lowered: Lowered, block: Block, tensors: Mapping[str, Tensor], folder: Path, table: int | None
+) -> tuple[Function, ...]:
+    """Write the block's graphs and weights into `folder`; return its functions with their files.
+
+    Args:
+        lowered: Graphs of the block's signature.
+        block: The block.
+        tensors: Its weights by traced name.
+        folder: An existing folder; file names inside it are relative.
+        table: None, or the byte at which the block's only matrix lies in `table.bin` of the same
+            folder (a tied head), which is then not written again.
+    """
+    data = folder / (f"{block.name}.weights" if table is None else "table.bin")
+    if table is None:
+        places = _write_weights(lowered, tensors, data)
+    else:
+        (weight,) = {w for used in lowered.weights.values() for w in used.values()}
+        places = {weight: (table, tensors[weight.name].nbytes)}
+    done = []
+    for function in block.functions:
+        model = lowered.graphs[function.name]  # only places and names change from block to block
+        for value_name, weight in lowered.weights[function.name].items():
+            value = model.graph.initializers[value_name]
+            offset, size = places[weight]
+            value.const_value = ir.ExternalTensor(
+                data.name, offset, size, ir.DataType.FLOAT,
+                shape=value.shape, name=value_name, base_dir=folder,  # type: ignore[arg-type]
+            )
+        model.metadata_props["edgevlm.block"] = block.name
+        model.metadata_props["edgevlm.function"] = function.name
+        model.metadata_props["edgevlm.stage"] = block.stage
+        file = folder / f"{block.name}.{function.name}.onnx"
+        proto = ir.to_proto(model)
+        file.write_bytes(proto.SerializeToString(deterministic=True))
+        done.append(replace(function, file=file.name, inputs=_taken(model, function)))
+    return tuple(done)
+
+
+def _convert(program: ExportedProgram, function: Function) -> tuple[ir.Model, dict[str, Weight]]:
+    with _quiet():
+        program = program.run_decompositions(_LOWERINGS)
+        converted = torch.onnx.export(
+            program, dynamo=True, opset_version=OPSET, optimize=True, verbose=False,
+            input_names=[t.name for t in function.inputs],
+            output_names=[t.name for t in function.outputs],
+        )
+    assert converted is not None
+    model = converted.model
+    graph = model.graph
+    _name_constant_outputs(graph)
+    signature = program.graph_signature
+    known = {*signature.inputs_to_parameters.values(), *signature.inputs_to_buffers.values()}
+    weights = _take_out_weights(graph, known)
+    for value in list(graph.inputs):
+        if not value.uses():
+            graph.inputs.remove(value)
+    _forget_the_build(model)
+    return model, weights
+
+
+def _name_constant_outputs(graph: ir.Graph) -> None:
+    """An output that is an input or a constant (a method that keeps fixed tokens) needs a node."""
+    for index, value in enumerate(graph.outputs):
+        if value.is_initializer() or value.is_graph_input():
+            node = ir.node("Identity", [value])
+            graph.append(node)
+            name, out = value.name, node.outputs[0]
+            graph.outputs[index] = out
+            out.shape, out.type = value.shape, value.type
+            if value.is_initializer():
+                del graph.initializers[name]  # type: ignore[arg-type]
+                value.name = f"{name}.constant"
+                graph.register_initializer(value)
+                out.name = name
+
+
+def _take_out_weights(graph: ir.Graph, known: set[str]) -> dict[str, Weight]:
+    """Write out our Linear as MatMul and Add; list the weights that the graph reads.
+
+    All weights leave the graph, small ones too: blocks of one signature share it. Constants that
+    torch.onnx made stay inside.
+    """
+    weights: dict[str, Weight] = {}
+    for node in list(graph):
+        if node.op_type == "Linear" and node.domain == "edgevlm":
+            _write_out_linear(graph, node, weights)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses():
+            del graph.initializers[name]
+        elif name in known:
+            weights[name] = Weight(name, transposed=False)
+    graph.sort()
+    return weights
+
+
+def _write_out_linear(graph: ir.Graph, node: ir.Node, weights: dict[str, Weight]) -> None:
+    x, matrix, *bias = (value for value in node.inputs if value is not None)
+    out = node.outputs[0]
+    assert matrix.name is not None and matrix.const_value is not None
+    if len(x.shape or ()) == 2:  # the head: rows of the table as they stand
+        inputs = [x, matrix, *bias]
+        last = ir.node("Gemm", inputs, {"transB": 1})
+        nodes = [last]
+    else:
+        name = f"{matrix.name}.T"
+        if name not in graph.initializers:
+            rows, columns = matrix.const_value.shape.numpy()
+            turned = ir.Value(name=name, shape=ir.Shape((columns, rows)), type=matrix.type)
+            turned.const_value = matrix.const_value  # a stand-in until `write` knows the place
+            graph.initializers[name] = turned
+            weights[name] = Weight(matrix.name, transposed=True)
+        last = ir.node("MatMul", [x, graph.initializers[name]])
+        nodes = [last]
+        if bias:
+            last = ir.node("Add", [last.outputs[0], bias[0]])
+            nodes.append(last)
+    graph.insert_before(node, nodes)
+    new = last.outputs[0]
+    new.shape, new.type, name_out = out.shape, out.type, out.name
+    out.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    new.name = name_out
+
+
+def _write_weights(
+    lowered: Lowered, tensors: Mapping[str, Tensor], file: Path
+) -> dict[Weight, tuple[int, int]]:
+    """Append each weight once, in order of first use; returns its (offset, size) in bytes."""
+    places: dict[Weight, tuple[int, int]] = {}
+    wanted = [weight for used in lowered.weights.values() for weight in used.values()]
+    if not wanted:
+        return places
+    with file.open("wb") as out:
+        for weight in dict.fromkeys(wanted):
+            tensor = tensors[weight.name].detach()
+            out.write(b"\0" * (-out.tell() % ALIGN_BYTES))
+            places[weight] = (out.tell(), tensor.nbytes)
+            data = tensor.T if weight.transposed else tensor
+            out.write(data.contiguous().numpy().data)
+    return places
+
+
+def _taken(model: ir.Model, function: Function) -> tuple[Spec, ...]:
+    names = {value.name for value in model.graph.inputs}
+    return tuple(spec for spec in function.inputs if spec.name in names)
+
+
+def _forget_the_build(model: ir.Model) -> None:
+    """Drop stack traces, paths and version notes, so that the same recipe gives the same bytes."""
+    model.producer_name, model.producer_version, model.doc_string = "edgevlm", "", None
+    model.metadata_props.clear()
+    for graph in model.graphs():
+        graph.metadata_props.clear()
+        graph.doc_string = None
+        for node in graph:
+            node.metadata_props.clear()
+            node.doc_string = None
+            for value in node.outputs:
+                value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+@contextmanager
+def _quiet():  # type: ignore[no-untyped-def]
+    """torch.onnx and onnxscript talk about their own passes; a user cannot act on it."""
+    names = ("torch.onnx", "onnxscript", "onnx_ir")
+    levels = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    return symbolic(
+        "com.microsoft::MultiHeadAttention", (query, key, value), {"num_heads": heads},
+        dtype=query.dtype, shape=query.shape, version=1,
+    )
+
+
+def _attention_kv(
+    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor,
+    mask: Tensor, position: Tensor, heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # seqlens_k is the index of the last valid row; the total is the buffer, whose rows all exist.
+    last = position + (query.shape[1] - 1)
+    total = torch.full((), past_key.shape[2], dtype=torch.int32)
+    out, present_key, present_value = symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        (query, key, value, past_key, past_value, last, total),
+        {"num_heads": heads, "kv_num_heads": past_key.shape[1]},
+        dtypes=(query.dtype, past_key.dtype, past_value.dtype),
+        shapes=(query.shape, past_key.shape, past_value.shape), version=1,
+    )
+    return out, present_key, present_value
+
+
+def _rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    half = cos.shape[-1] // 2
+    # The tables are this call's rows, so the positions within them start at 0.
+    start = torch.zeros((1,), dtype=torch.int64)
+    return symbolic(
+        "com.microsoft::RotaryEmbedding", (x, start, cos[0, :, :half], sin[0, :, :half]),
+        {"num_heads": heads, "rotary_embedding_dim": cos.shape[-1]},
+        dtype=x.dtype, shape=x.shape, version=1,
+    )
+
+
+def _rms_norm(x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None) -> Tensor:
+    assert weight is not None
+    # The operator that ONNX Runtime registers in the default domain, and fuses with the residual.
+    return symbolic(
+        "SimplifiedLayerNormalization", (x, weight), {"axis": -1, "epsilon": eps, "stash_type": 1},
+        dtype=x.dtype, shape=x.shape, version=1,
+    )
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    # Opaque to torch.onnx's optimizer, which would otherwise store a second, transposed weight.
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    shape = (*x.shape[:-1], weight.shape[0])
+    return symbolic("edgevlm::Linear", inputs, dtype=x.dtype, shape=shape, version=1)
+
+
+def _silu(x: Tensor) -> Tensor:
+    return symbolic(
+        "com.microsoft::QuickGelu", (x,), {"alpha": 1.0}, dtype=x.dtype, shape=x.shape, version=1
+    )
+
+
+_LOWERINGS: dict[object, Callable[..., object]] = {
+    torch.ops.edgevlm.attention.default: _attention,
+    torch.ops.edgevlm.attention_kv.default: _attention_kv,
+    torch.ops.edgevlm.rotary.default: _rotary,
+    torch.ops.aten.rms_norm.default: _rms_norm,
+    torch.ops.aten.linear.default: _linear,
+    torch.ops.aten.silu.default: _silu,
+}

@@ -1,0 +1,120 @@
+"""Pictures to the encoder's input, from the manifest's numbers alone (Pillow and numpy).
+
+A file is hostile until it is decoded: its size is bounded before any pixel is read, and every
+failure of the decoder is one line.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from edgevlm.errors import InputError
+from edgevlm.plan import ImageSpec
+
+# 50 million pixels are 150 MB of RGB: more than any phone camera gives, less than a bomb needs.
+PIXEL_LIMIT = 50_000_000
+
+Array = NDArray[np.float32]
+
+
+def load(path: str | Path) -> Image.Image:
+    """Decode a picture: RGB, upright (EXIF orientation applied), transparency over black.
+
+    Raises:
+        InputError: If it is missing, no picture, damaged or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as picture:
+                pixels = picture.width * picture.height
+                if pixels > PIXEL_LIMIT:
+                    raise InputError(
+                        f"'{path}' has {picture.width}x{picture.height} pixels, at most"
+                        f" {PIXEL_LIMIT // 10**6} million are read; make it smaller"
+                    )
+                return ImageOps.exif_transpose(picture).convert("RGB")
+    except InputError:
+        raise
+    except FileNotFoundError as cause:
+        raise InputError(f"no image at '{path}'") from cause
+    except Exception as cause:  # decoders raise anything from OSError to struct.error
+        raise InputError(f"'{path}' cannot be read as an image: {cause}") from cause
+
+
+def views(pictures: Sequence[Image.Image], spec: ImageSpec) -> Array:
+    """One image, or the frames of one clip, as the views that `encode` takes.
+
+    Args:
+        pictures: One RGB picture, or `spec.frames` of them.
+        spec: The manifest's numbers.
+
+    Returns:
+        f32 [P, 3, h_px, w_px]: frames; or the only view; or tiles in raster order with the global
+        view first or last.
+    """
+    size = (spec.width, spec.height)
+    if spec.views == len(pictures):
+        tiles = [_resized(p, size, spec) for p in pictures]
+    else:
+        (picture,) = pictures
+        whole = _resized(picture, (size[0] * spec.columns, size[1] * spec.rows), spec)
+        tiles = [
+            whole.crop((x, y, x + size[0], y + size[1]))
+            for y in range(0, whole.height, size[1])
+            for x in range(0, whole.width, size[0])
+        ]
+        overview = _resized(picture, size, spec)
+        tiles = [overview, *tiles] if spec.global_view == "first" else [*tiles, overview]
+    pixels = np.stack([np.asarray(tile, np.float32) for tile in tiles])
+    scale = np.asarray(spec.std, np.float32) * np.float32(255)
+    shift = np.asarray(spec.mean, np.float32) * np.float32(255)
+    return np.ascontiguousarray(((pixels - shift) / scale).transpose(0, 3, 1, 2))
+
+
+def load_clip(path: str | Path, frames: int) -> tuple[list[Image.Image], list[float], float]:
+    """Decode `frames` pictures spread evenly over a video, first and last included.
+
+    Returns:
+        The RGB pictures, their times in seconds, and the clip's duration in seconds.
+
+    Raises:
+        InputError: If PyAV is missing, or the file is no video or has too few frames.
+    """
+    try:
+        import av
+    except ImportError as cause:
+        raise InputError("reading a video needs PyAV; pip install 'edgevlm[video]'") from cause
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            if stream.width * stream.height > PIXEL_LIMIT:
+                raise InputError(f"'{path}' has frames of more than {PIXEL_LIMIT} pixels")
+            times = [float(f.time or 0.0) for f in container.decode(stream)]
+        picked = np.linspace(0, len(times) - 1, frames).round().astype(int)
+        wanted, pictures = set(picked.tolist()), {}
+        with av.open(str(path)) as container:
+            for index, frame in enumerate(container.decode(video=0)):
+                if index in wanted:
+                    pictures[index] = frame.to_image().convert("RGB")
+    except InputError:
+        raise
+    except FileNotFoundError as cause:
+        raise InputError(f"no video at '{path}'") from cause
+    except Exception as cause:
+        raise InputError(f"'{path}' cannot be read as a video: {cause}") from cause
+    if len(times) < frames:
+        raise InputError(f"'{path}' has {len(times)} frames, the bundle needs {frames}")
+    chosen = [int(i) for i in picked]
+    return [pictures[i] for i in chosen], [times[i] - times[0] for i in chosen], times[-1] - times[0]
+
+
+def _resized(picture: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.Image:
+    filters = {f.name.lower(): f for f in Image.Resampling}
+    return picture if picture.size == size else picture.resize(size, filters[spec.resample])

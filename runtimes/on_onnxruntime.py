@@ -1,0 +1,117 @@
+"""ONNX Runtime on the CPU.
+
+Every shape is static, so each function is bound once to the host's arrays and a call allocates
+nothing: the cache's past and present are one array, written in place. Weight files are mapped by
+ONNX Runtime; each session of a block packs its own copy of the matrices for speed, so `prefill` and
+`decode` of a block hold two in memory (one on disk).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.bundle import Bundle
+from edgevlm.errors import RuntimeLoadError
+
+try:
+    import onnxruntime as ort
+except ImportError as cause:
+    raise RuntimeLoadError(
+        "engine 'onnxruntime' is not installed; pip install 'edgevlm[onnxruntime]'"
+    ) from cause
+
+NAME = "onnxruntime"
+SUMMARY = f"ONNX Runtime {ort.__version__}, CPU"
+TARGETS = ("onnx",)
+# Ours are checked by the manifest; a session says only what is fatal.
+_LOG_FATAL = 4
+
+
+class Engine:
+    """Loads blocks of one bundle, and runs their functions over arrays that the host owns."""
+
+    name = NAME
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.threads = threads or _cores()
+        self._sessions: dict[tuple[str, str], Any] = {}
+        self._arrays: dict[tuple[str, str], Mapping[str, NDArray[Any]]] = {}
+        self._bound: dict[tuple[str, str], Any] = {}
+
+    def bind(self, block: str, function: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Fix the arrays of a function's inputs and outputs, by name; they must stay alive.
+
+        Raises:
+            RuntimeLoadError: If an array is missing or has another shape or dtype.
+        """
+        made = self.bundle.plan.block(block).function(function)
+        dtypes = {"f32": np.float32, "i32": np.int32}
+        for spec in (*made.inputs, *made.outputs):
+            array = arrays.get(spec.name)
+            if (
+                array is None or array.shape != spec.shape
+                or array.dtype != dtypes[spec.dtype] or not array.flags.c_contiguous
+            ):
+                got = "none" if array is None else f"{array.dtype} {list(array.shape)}"
+                raise RuntimeLoadError(
+                    f"{block}.{function}: '{spec.name}' must be {spec.dtype} {list(spec.shape)}"
+                    f" in one piece, got {got}"
+                )
+        self._arrays[block, function] = arrays
+        self._bound.pop((block, function), None)
+
+    def load(self, block: str) -> None:
+        """Open the sessions of a block; nothing happens if they are open.
+
+        Raises:
+            BundleError: If a file was changed.
+            RuntimeLoadError: If ONNX Runtime refuses an artifact.
+        """
+        if any(name == block for name, _ in self._sessions):
+            return
+        for function, path in self.bundle.files_of(self.bundle.plan.block(block)).items():
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = self.threads
+            options.inter_op_num_threads = 1
+            options.log_severity_level = _LOG_FATAL
+            try:
+                session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            except Exception as cause:
+                line = str(cause).strip().splitlines()[0]
+                raise RuntimeLoadError(f"{block}.{function} does not load: {line}") from cause
+            self._sessions[block, function] = session
+
+    def run(self, block: str, function: str) -> None:
+        """Run a loaded function over its bound arrays."""
+        key = (block, function)
+        if key not in self._bound:
+            self._bound[key] = self._bind(key)
+        self._sessions[key].run_with_iobinding(self._bound[key])
+
+    def unload(self, block: str) -> None:
+        """Give the block's memory back."""
+        for key in [key for key in self._sessions if key[0] == block]:
+            self._bound.pop(key, None)
+            del self._sessions[key]
+
+    def _bind(self, key: tuple[str, str]) -> Any:
+        made = self.bundle.plan.block(key[0]).function(key[1])
+        arrays, binding = self._arrays[key], self._sessions[key].io_binding()
+        for specs, bind in ((made.inputs, binding.bind_input), (made.outputs, binding.bind_output)):
+            for spec in specs:
+                array = arrays[spec.name]
+                bind(spec.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        return binding
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1

@@ -1,0 +1,114 @@
+"""From the layout's parts to rows of the embedding table and their positions.
+
+Visual tokens go where their kept position says: a method may choose freely across tiles, and each
+token still stands between the markers of its own tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from edgevlm.plan import Part, Plan
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Visual:
+    """What `reduce` gave for one image or clip, and the times of its frames in seconds."""
+
+    tokens: Floats  # [K, C]
+    positions: Integers  # [K]
+    times: tuple[float, ...] = ()
+    duration: float = 0.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of the sequence: rows [n, C] and their rotary positions [n]."""
+
+    rows: Floats
+    positions: Integers
+
+
+def assemble(
+    plan: Plan, parts: Sequence[Part], table: Floats, tokenizer: Tokenizer, question: str,
+    visuals: Sequence[Visual], first_position: int,
+) -> Piece:
+    """Rows and rotary positions of a turn.
+
+    Args:
+        plan: The manifest.
+        parts: `layout.prompt` or `layout.turn`.
+        table: The embedding table [rows, C].
+        tokenizer: The bundle's tokenizer.
+        question: The user's text.
+        visuals: One for each image or clip of this turn.
+        first_position: Rotary position of the first row.
+    """
+    rows: list[Floats] = []
+    positions: list[Integers] = []
+    original = plan.host.positions == "original"
+    at = first_position
+
+    def put(new: Floats, offsets: Integers | None = None, span: int | None = None) -> None:
+        nonlocal at
+        steps = np.arange(len(new), dtype=np.int32) if offsets is None else offsets
+        rows.append(new)
+        positions.append(at + steps)
+        at += len(new) if span is None else span
+
+    def put_text(text: str) -> None:
+        put(table[tokenizer.encode(text, add_special_tokens=False).ids])
+
+    def walk(parts: Sequence[Part], visual: Visual | None) -> None:
+        for part in parts:
+            if part.kind == "ids":
+                put(table[list(part.ids)])
+            elif part.kind == "image":
+                for picture in visuals:
+                    walk(plan.layout.image, picture)
+            elif part.kind == "visual" and visual is not None:
+                here = (visual.positions >= part.start) & (visual.positions < part.stop)
+                offsets = visual.positions[here] - part.start if original else None
+                put(visual.tokens[here], offsets, part.stop - part.start if original else None)
+            else:
+                put_text(part.prefix + _text(part, question, visual) + part.suffix)
+
+    walk(parts, None)
+    width = table.shape[1]
+    return Piece(
+        np.concatenate([np.zeros((0, width), np.float32), *rows]),
+        np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32),
+    )
+
+
+def _text(part: Part, question: str, visual: Visual | None) -> str:
+    if part.kind == "user_text" or visual is None:
+        return question
+    if part.kind == "timestamp":
+        seconds = int(visual.times[part.start])
+        return f"{seconds // 60:02d}:{seconds % 60:02d}"
+    seconds = int(visual.duration)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def rotary_tables(plan: Plan, positions: Integers) -> tuple[Floats, Floats]:
+    """cos and sin [n, D] of rotary positions, both halves equal, in float32 as the model does."""
+    frequencies = np.asarray(plan.host.rope.inverse_frequencies, np.float32)
+    angles = positions.astype(np.float32)[:, None] * frequencies[None]
+    angles = np.concatenate((angles, angles), axis=1)
+    scaling = np.float32(plan.host.rope.scaling)
+    return np.cos(angles) * scaling, np.sin(angles) * scaling
+
+
+def causal_mask(first: int, rows: int, length: int) -> Floats:
+    """Additive mask [1, 1, rows, length]: 0 where a row may look, -1e4 elsewhere."""
+    columns, lines = np.arange(length)[None], np.arange(first, first + rows)[:, None]
+    return np.where(columns <= lines, 0.0, -1e4).astype(np.float32)[None, None]

@@ -1,0 +1,314 @@
+"""The text loop: pictures -> views -> encode -> reduce -> prefill in chunks -> decode.
+
+The host owns every array, the cache among them, and binds them to the engine once; a token then
+costs one row of the embedding table, one run per block, and no allocation of weights or cache.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer
+
+from edgevlm.bundle import Bundle
+from edgevlm.errors import InputError
+from edgevlm.plan import Block, Function
+from edgevlm.runtimes import images
+from edgevlm.runtimes.sequence import Piece, Visual, assemble, causal_mask, rotary_tables
+
+Array = NDArray[Any]
+
+
+class Engine(Protocol):
+    """What the loop asks of an engine; `on_onnxruntime.Engine` documents each call."""
+
+    name: str
+
+    def bind(self, block: str, function: str, arrays: dict[str, Array]) -> None: ...
+    def load(self, block: str) -> None: ...
+    def run(self, block: str, function: str) -> None: ...
+    def unload(self, block: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen: temperature 0 is greedy; top_p keeps the smallest set of that mass."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer with its measurements; times in ms, `ttft_ms` from the decoded image on."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    stopped: str
+    visual_tokens: int
+    prompt_tokens: int
+    load_ms: float
+    vision_ms: float
+    reduce_ms: float
+    prefill_ms: float
+    ttft_ms: float
+    decode_tokens_per_s: float | None
+    peak_rss_bytes: int
+    engine: str
+
+
+class TextLoop:
+    """A conversation over one bundle. Not safe for two threads."""
+
+    def __init__(self, bundle: Bundle, engine: Engine) -> None:
+        self.bundle, self.engine, self.plan = bundle, engine, bundle.plan
+        host = self.plan.host
+        self.tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
+        table = bundle.file(host.embedding.file)
+        shape = (host.embedding.rows, host.embedding.columns)
+        self.table: Array = np.memmap(table, np.float32, "r", shape=shape)
+        self.load_ms = _timed(self._bind_and_load)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.length, self.position = 0, 0
+        self._pending: int | None = None
+
+    def see(self, pictures: Sequence[Image.Image], times: Sequence[float] = (), duration: float = 0.0) -> Visual:
+        """Encode and reduce one image, or the frames of one clip."""
+        image = self.plan.host.image
+        if len(pictures) != image.frames:
+            raise InputError(f"the bundle takes {image.frames} frames per clip, got {len(pictures)}")
+        pixels = images.views(pictures, image)
+        count = self._features.shape[1] // image.views
+        started = time.perf_counter()
+        for index, view in enumerate(pixels):
+            self._pixels[0] = view
+            for block in self.plan.stage("vision"):
+                self.engine.run(block.name, "encode")
+            self._features[0, index * count : (index + 1) * count] = self._view[0]
+        self.vision_ms += (time.perf_counter() - started) * 1e3
+        self.reduce_ms += _timed(lambda: self.engine.run("reduce-0", "reduce"))
+        if not times:
+            times = [float(i) for i in range(len(pictures))]
+            duration = float(len(pictures))
+        return Visual(self._tokens[0].copy(), self._kept[0].copy(), tuple(times), duration)
+
+    def ask(
+        self, question: str, visuals: Callable[[], Sequence[Visual]] = tuple,
+        max_new_tokens: int = 64, sampling: Sampling = Sampling(),
+        on_text: Callable[[str], None] = lambda _: None,
+    ) -> Answer:
+        """Answer one turn.
+
+        Args:
+            question: The user's text.
+            visuals: Gives the images or clips of this turn; called inside the measured time.
+            max_new_tokens: Most tokens to generate.
+            sampling: How tokens are chosen.
+            on_text: Called with each new piece of text.
+
+        Raises:
+            InputError: If the turn does not fit the context.
+        """
+        started = time.perf_counter()
+        self.vision_ms = self.reduce_ms = 0.0
+        seen = visuals()
+        parts = self.plan.layout.turn if self.length else self.plan.layout.prompt
+        if self.length and seen:
+            raise InputError("pictures belong to the first turn; start a new conversation")
+        piece = assemble(
+            self.plan, parts, self.table, self.tokenizer, question, seen, self.position
+        )
+        room = self.plan.host.kv.tokens - self.length - len(piece.rows)
+        if room < 1:
+            raise InputError(
+                f"the turn has {len(piece.rows)} tokens and {self.length} are in the context of"
+                f" {self.plan.host.kv.tokens}; export with a larger --context"
+            )
+        self.prefill_ms = _timed(lambda: self.prefill(piece))
+        choose = _chooser(sampling)
+        ids = [choose(self.logits())]
+        first = time.perf_counter()
+        shown = _Stream(self.tokenizer, on_text)
+        stopped = self._generate(ids, min(max_new_tokens, room), choose, shown)
+        seconds = time.perf_counter() - first
+        return Answer(
+            text=shown.finish(), token_ids=tuple(ids), stopped=stopped,
+            visual_tokens=sum(len(v.tokens) for v in seen), prompt_tokens=len(piece.rows),
+            load_ms=self.load_ms, vision_ms=self.vision_ms, reduce_ms=self.reduce_ms,
+            prefill_ms=self.prefill_ms, ttft_ms=(first - started) * 1e3,
+            decode_tokens_per_s=(len(ids) - 1) / seconds if len(ids) > 1 else None,
+            peak_rss_bytes=peak_rss_bytes(), engine=self.engine.name,
+        )
+
+    def prefill(self, piece: Piece) -> None:
+        """Write rows into the cache: in chunks, and one by one where that is less work."""
+        chunk, done, count = self.plan.host.chunk, 0, len(piece.rows)
+        while done < count:
+            rows = min(chunk, count - done)
+            fits = self.length + chunk <= self.plan.host.kv.tokens
+            # A padded chunk costs about as much as chunk / 16 single tokens.
+            name = "prefill" if fits and rows > chunk // 16 else "decode"
+            rows = rows if name == "prefill" else 1
+            self._step(name, piece.rows[done : done + rows], piece.positions[done : done + rows])
+            done += rows
+
+    def logits(self) -> Array:
+        """Scores of the next token, f32 [V]."""
+        for block in self.plan.stage("head"):
+            self.engine.run(block.name, "logits")
+        return self._logits
+
+    def _generate(
+        self, ids: list[int], most: int, choose: Callable[[Array], int], shown: _Stream
+    ) -> str:
+        stops = set(self.plan.host.stop_ids)
+        while ids[-1] not in stops:
+            shown.add(ids[-1])
+            if len(ids) == most:
+                # The next turn's parts begin after the reply, so its last token is still owed.
+                self._step_token(ids[-1])
+                return "length"
+            self._step_token(ids[-1])
+            ids.append(choose(self.logits()))
+        return "stop"
+
+    def _step_token(self, token: int) -> None:
+        if self.length < self.plan.host.kv.tokens:
+            self._step("decode", self.table[token][None], np.asarray([self.position], np.int32))
+
+    def _step(self, name: str, rows: Array, positions: Array) -> None:
+        arrays = self._steps[name]
+        count = len(rows)
+        arrays["hidden"][0, :count] = rows
+        cos, sin = rotary_tables(self.plan, positions)
+        arrays["cos"][0, :count], arrays["sin"][0, :count] = cos, sin
+        arrays["position"][0] = self.length
+        if "mask" in arrays:
+            size = arrays["mask"].shape
+            arrays["mask"][:] = causal_mask(self.length, size[2], size[3])
+        for block in self.plan.stage("decoder"):
+            self.engine.run(block.name, name)
+        self._last[0, 0] = arrays["result"][0, count - 1]
+        self.length += count
+        self.position = int(positions[-1]) + 1
+
+    def _bind_and_load(self) -> None:
+        host, plan = self.plan.host, self.plan
+        channels = host.embedding.columns
+        vision = plan.stage("vision")
+        self._pixels = _empty(vision[0].functions[0], "pixel_values")
+        self._view = _empty(vision[-1].functions[0], "features")
+        between = self._pixels
+        for block in vision:
+            function = block.functions[0]
+            out = self._view if block is vision[-1] else _empty(function, "hidden_out")
+            given, made = function.inputs[0].name, function.outputs[0].name
+            self.engine.bind(block.name, "encode", {given: between, made: out})
+            between = out
+        reduce = plan.stage("reduce")[0].functions[0]
+        self._features = _empty(reduce, "features")
+        self._tokens, self._kept = _empty(reduce, "visual_tokens"), _empty(reduce, "kept_positions")
+        self.engine.bind("reduce-0", "reduce", {
+            "features": self._features, "visual_tokens": self._tokens, "kept_positions": self._kept,
+        })
+        self._bind_decoder(plan.stage("decoder"))
+        self._last = np.zeros((1, 1, channels), np.float32)
+        self._logits = np.zeros(host.vocabulary, np.float32)
+        for block in plan.stage("head"):
+            rows = self._logits[block.pieces[0] : block.pieces[1]][None]
+            self.engine.bind(block.name, "logits", {"hidden": self._last, "logits": rows})
+        for block in plan.blocks:
+            self.engine.load(block.name)
+
+    def _bind_decoder(self, blocks: Sequence[Block]) -> None:
+        kv = self.plan.host.kv
+        shape = (1, kv.heads, kv.tokens, kv.head_size)
+        self.cache = [np.zeros(shape, np.float32) for _ in range(2 * kv.layers)]
+        self._steps: dict[str, dict[str, Array]] = {}
+        for name in ("prefill", "decode"):
+            function = blocks[0].function(name)
+            shared = {t.name: _empty(function, t.name) for t in function.inputs
+                      if not t.name.startswith("past_")}
+            pair = [shared["hidden"], np.zeros_like(shared["hidden"])]
+            for index, block in enumerate(blocks):
+                arrays = {**shared, "hidden": pair[index % 2], "hidden_out": pair[(index + 1) % 2]}
+                for layer in range(*block.pieces):
+                    for offset, part in enumerate(("key", "value")):
+                        one = self.cache[2 * layer + offset]
+                        local = layer - block.pieces[0]
+                        arrays[f"past_{part}_{local}"] = arrays[f"present_{part}_{local}"] = one
+                self.engine.bind(block.name, name, arrays)
+            self._steps[name] = {**shared, "result": pair[len(blocks) % 2]}
+
+
+class _Stream:
+    """Text of the ids so far; holds back what a following token may still change."""
+
+    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None]) -> None:
+        self.tokenizer, self.on_text = tokenizer, on_text
+        self.ids: list[int] = []
+        self.shown = ""
+
+    def add(self, token: int) -> None:
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if not text.endswith("\ufffd") and len(text) > len(self.shown):
+            self.on_text(text[len(self.shown) :])
+            self.shown = text
+
+    def finish(self) -> str:
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if len(text) > len(self.shown):
+            self.on_text(text[len(self.shown) :])
+        return text
+
+
+def _chooser(sampling: Sampling) -> Callable[[Array], int]:
+    if sampling.temperature <= 0:
+        return lambda logits: int(logits.argmax())
+    random = np.random.default_rng(sampling.seed)
+
+    def choose(logits: Array) -> int:
+        scores = np.asarray(logits, np.float64) / sampling.temperature
+        odds = np.exp(scores - scores.max())
+        odds /= odds.sum()
+        if sampling.top_p < 1:
+            order = np.argsort(-odds, kind="stable")
+            mass = np.cumsum(odds[order])
+            cutoff = int(np.searchsorted(mass, sampling.top_p)) + 1
+            keep = np.zeros_like(odds)
+            keep[order[:cutoff]] = odds[order[:cutoff]]
+            odds = keep / keep.sum()
+        return int(random.choice(len(odds), p=odds))
+
+    return choose
+
+
+def peak_rss_bytes() -> int:
+    """High-water mark of this process's resident memory."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _empty(function: Function, name: str) -> Array:
+    spec = next(t for t in (*function.inputs, *function.outputs) if t.name == name)
+    return np.zeros(spec.shape, np.int32 if spec.dtype == "i32" else np.float32)
+
+
+def _timed(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return (time.perf_counter() - started) * 1e3
