@@ -111,3 +111,9 @@ def _attention_flops(query: tuple[int, ...], key: tuple[int, ...], *_: object, *
 def _attention_kv_flops(query: tuple[int, ...], *rest: tuple[int, ...], **__: object) -> int:
     # Worst case: every new token sees the full cache.
     return 4 * query[1] * rest[2][2] * query[2]
+
+
+# The nodes as they stand in a trace; an exporter lowers each.
+ATTENTION = torch.ops.edgevlm.attention.default
+ATTENTION_KV = torch.ops.edgevlm.attention_kv.default
+ROTARY = torch.ops.edgevlm.rotary.default

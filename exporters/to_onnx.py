@@ -28,6 +28,7 @@ from torch.export import ExportedProgram
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from edgevlm.errors import ExportError
+from edgevlm.ops import ATTENTION, ATTENTION_KV, ROTARY
 from edgevlm.plan import Block, Function, Requires
 from edgevlm.plan import Tensor as Spec
 
@@ -311,9 +312,9 @@ def _silu(x: Tensor) -> Tensor:
 
 
 _LOWERINGS: dict[object, Callable[..., object]] = {
-    torch.ops.edgevlm.attention.default: _attention,
-    torch.ops.edgevlm.attention_kv.default: _attention_kv,
-    torch.ops.edgevlm.rotary.default: _rotary,
+    ATTENTION: _attention,
+    ATTENTION_KV: _attention_kv,
+    ROTARY: _rotary,
     torch.ops.aten.rms_norm.default: _rms_norm,
     torch.ops.aten.linear.default: _linear,
     torch.ops.aten.silu.default: _silu,

@@ -1,0 +1,164 @@
+"""The Python API: four functions and the loaded model. Heavy libraries are imported when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from edgevlm.bundle import Bundle
+from edgevlm.errors import InputError, RuntimeLoadError
+from edgevlm.plan import Plan
+from edgevlm.recipe import Recipe
+from edgevlm.registry import ENGINES
+from edgevlm.runtimes import images
+from edgevlm.runtimes.sequence import Visual
+from edgevlm.runtimes.text import Answer, Sampling, TextLoop
+
+if TYPE_CHECKING:
+    from edgevlm.verify import Verification
+
+Picture = str | Path | Image.Image
+
+
+def export(recipe: Recipe, out: str | Path, force: bool = False) -> Bundle:
+    """Make a verified bundle; see `edgevlm.pipeline.export`."""
+    require_torch()
+    from edgevlm import pipeline
+
+    return pipeline.export(recipe, out, force).bundle
+
+
+def plan(recipe: Recipe) -> Plan:
+    """The recipe in numbers, before any graph exists; see `edgevlm.planning.make_plan`."""
+    require_torch()
+    from edgevlm.models._checkpoint import find
+    from edgevlm.planning import make_plan
+
+    return make_plan(recipe, find(recipe.model, recipe.revision)).plan
+
+
+def verify(path: str | Path, model: str | None = None) -> Verification:
+    """Parity of a bundle with PyTorch; see `edgevlm.verify.verify`."""
+    require_torch()
+    from edgevlm.verify import verify as check
+
+    return check(path, model)
+
+
+def load(path: str | Path, engine: str | None = None, threads: int | None = None) -> Model:
+    """Open a bundle and load its blocks. Needs no torch.
+
+    Args:
+        path: The bundle.
+        engine: Name of an engine; None takes the first that runs the bundle's target.
+        threads: Threads of the engine; None takes all cores.
+
+    Raises:
+        BundleError: If the bundle is damaged.
+        RuntimeLoadError: If no engine can run it.
+    """
+    bundle = Bundle.open(path)
+    target = bundle.plan.recipe.target
+    module = ENGINES.load(engine or engine_for(target))
+    if target not in module.TARGETS:
+        raise RuntimeLoadError(
+            f"engine '{module.NAME}' does not run target '{target}'; it runs: "
+            + ", ".join(module.TARGETS)
+        )
+    return Model(TextLoop(bundle, module.Engine(bundle, threads)))
+
+
+def engine_for(target: str) -> str:
+    """Name of the first engine that is installed and runs `target`.
+
+    Raises:
+        RuntimeLoadError: If there is none; the message has each engine's own reason.
+    """
+    reasons = []
+    for name in ENGINES.names():
+        try:
+            if target in ENGINES.load(name).TARGETS:
+                return name
+        except RuntimeLoadError as cause:
+            reasons.append(str(cause))
+    raise RuntimeLoadError(
+        f"no engine here runs target '{target}'" + "".join(f"; {reason}" for reason in reasons)
+    )
+
+
+def require_torch() -> None:
+    """Say which extra is missing before a step that needs PyTorch.
+
+    Raises:
+        RuntimeLoadError: If torch or transformers is not installed.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as cause:
+        raise RuntimeLoadError(
+            f"this step needs PyTorch and transformers ({cause}); pip install 'edgevlm[onnx]'"
+        ) from cause
+    del torch, transformers
+
+
+class Model:
+    """A bundle in memory. One conversation at a time; not safe for two threads."""
+
+    def __init__(self, loop: TextLoop) -> None:
+        self._loop = loop
+
+    @property
+    def plan(self) -> Plan:
+        """The bundle's manifest."""
+        return self._loop.plan
+
+    def generate(
+        self, image: Picture | Sequence[Picture] | None, prompt: str, *,
+        video: str | Path | None = None, max_new_tokens: int = 64,
+        sampling: Sampling = Sampling(), on_text: Callable[[str], None] = lambda _: None,
+    ) -> Answer:
+        """Answer one question about one or several pictures, or a clip, in a new conversation.
+
+        Args:
+            image: A picture, several, or None; for a bundle with frames, the frames of one clip.
+            prompt: The question.
+            video: A video file instead of pictures.
+            max_new_tokens: Most tokens to generate.
+            sampling: Greedy by default.
+            on_text: Called with each new piece of text.
+
+        Raises:
+            InputError: If a picture cannot be read or the prompt does not fit the context.
+        """
+        self._loop.reset()
+        seen = self._visuals(image, video)
+        return self._loop.ask(prompt, seen, max_new_tokens, sampling, on_text)
+
+    def chat(
+        self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = Sampling(),
+        on_text: Callable[[str], None] = lambda _: None,
+    ) -> Answer:
+        """A further turn of the conversation that `generate` began."""
+        return self._loop.ask(prompt, tuple, max_new_tokens, sampling, on_text)
+
+    def _visuals(
+        self, image: Picture | Sequence[Picture] | None, video: str | Path | None
+    ) -> Callable[[], Sequence[Visual]]:
+        """Decode now, encode inside the measured time."""
+        frames, see = self.plan.host.image.frames, self._loop.see
+        if video is not None:
+            if frames == 1:
+                raise InputError("the bundle takes still images; export it with --frames for video")
+            clip, times, duration = images.load_clip(video, frames)
+            return lambda: [see(clip, times, duration)]
+        if image is None:
+            return tuple
+        given = [image] if isinstance(image, str | Path | Image.Image) else list(image)
+        pictures = [p if isinstance(p, Image.Image) else images.load(p) for p in given]
+        if frames > 1:
+            return lambda: [see(pictures)]
+        return lambda: [see([picture]) for picture in pictures]

@@ -1,0 +1,59 @@
+"""`edgevlm export`: a checkpoint becomes a verified bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgevlm.api import plan as make_plan
+from edgevlm.api import require_torch
+from edgevlm.bundle import check_free
+from edgevlm.cli import _options as o
+from edgevlm.cli.plan import show
+
+
+def main(
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder to write.")],
+    model: o.ModelArgument = o.Defaults.model,
+    target: o.Target = o.Defaults.target,
+    tokens: o.Tokens = None,
+    method: o.Methods = None,
+    quantize: o.Quantize = o.Defaults.quantize,
+    context: o.Context = None,
+    frames: o.Frames = o.Defaults.frames,
+    tiles: o.Tiles = o.Defaults.tiles,
+    block_size: o.BlockSize = o.Defaults.block_size,
+    chunk: o.Chunk = None,
+    revision: o.Revision = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and write nothing.")] = False,
+    force: o.Force = False,
+    json: o.Json = False,
+) -> None:
+    """Export MODEL to a bundle: fixed token budget, static graphs, checked against PyTorch."""
+    recipe = o.recipe(
+        model, revision, target, tokens, method, quantize, context, frames, tiles, block_size, chunk
+    )
+    check_free(Path(output), force)
+    if dry_run:
+        show(make_plan(recipe), json)
+        return
+    require_torch()
+    from edgevlm.pipeline import export
+
+    with o.progress() as step:
+        done = export(recipe, output, force, step)
+    made, parity = done.bundle.plan, done.verification
+    document = {
+        "bundle": str(done.bundle.path), "target": recipe.target, "blocks": len(made.blocks),
+        "weights_bytes": made.weights_bytes, "visual_tokens": made.visual_tokens,
+        "seconds": round(done.seconds, 3), "peak_rss_bytes": done.peak_rss_bytes,
+    }
+    text = (
+        f"{done.bundle.path}: {len(made.blocks)} blocks, {o.megabytes(made.weights_bytes)},"
+        f" {made.sites[-1].tokens_in} -> {made.visual_tokens} visual tokens;"
+        f" equal to PyTorch (logits {parity.logits_rel_error:.0e}, tokens"
+        f" {parity.tokens_equal:.0%}); {done.seconds:.0f} s, peak {o.megabytes(done.peak_rss_bytes)}"
+    )
+    o.answer(document, text, json)

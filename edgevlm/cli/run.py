@@ -1,0 +1,72 @@
+"""`edgevlm run`: ask a bundle about a picture or a clip."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgevlm import api
+from edgevlm.cli import _options as o
+from edgevlm.cli._default import default_bundle
+from edgevlm.errors import InputError
+from edgevlm.runtimes.text import Answer, Sampling
+
+
+def main(
+    bundle: Annotated[
+        str | None, typer.Argument(help="A bundle; without one, the embedded default.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="The question.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
+    video: Annotated[Path | None, typer.Option(help="A video, for bundles with frames.")] = None,
+    chat: Annotated[bool, typer.Option(help="Go on with questions read from stdin.")] = False,
+    engine: Annotated[str | None, typer.Option(help="Engine, see `edgevlm engines`.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads; all cores if not given.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Mass that sampling keeps.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    json: o.Json = False,
+) -> None:
+    """Answer a question about pictures, streaming the text."""
+    if prompt is None and not chat:
+        raise InputError("nothing is asked; give --prompt TEXT, or --chat to read questions")
+    model = api.load(bundle or default_bundle(), engine, threads)
+    sampling = Sampling(temperature, top_p, seed)
+
+    def stream(text: str) -> None:
+        if not json:
+            print(text, end="", flush=True)
+
+    def finish(answer: Answer) -> None:
+        o.answer(answer, "", json)
+        o.say(_summary(answer))
+
+    pictures = list(image or ()) or None
+    options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "on_text": stream}
+    question = prompt if prompt is not None else _read("> ")
+    if question is None:
+        return
+    finish(model.generate(pictures, question, video=video, **options))  # type: ignore[arg-type]
+    while chat and (question := _read("> ")):
+        finish(model.chat(question, **options))  # type: ignore[arg-type]
+
+
+def _read(mark: str) -> str | None:
+    """A line from stdin; None at the end or when it is empty."""
+    print(mark, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip() or None
+
+
+def _summary(answer: Answer) -> str:
+    speed = answer.decode_tokens_per_s
+    return (
+        f"{answer.visual_tokens} visual + {answer.prompt_tokens - answer.visual_tokens} other tokens;"
+        f" first token {answer.ttft_ms:.0f} ms (vision {answer.vision_ms:.0f}, reduce"
+        f" {answer.reduce_ms:.1f}, prefill {answer.prefill_ms:.0f});"
+        + (f" {speed:.1f} tokens/s;" if speed else "")
+        + f" peak {o.megabytes(answer.peak_rss_bytes)}; {answer.engine}"
+    )

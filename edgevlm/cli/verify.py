@@ -1,0 +1,39 @@
+"""`edgevlm verify`: a bundle against PyTorch, block by block and end to end."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgevlm.api import require_torch
+from edgevlm.cli import _options as o
+
+
+def main(
+    bundle: o.BundleArgument,
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint; the manifest's source if not given.")
+    ] = None,
+    json: o.Json = False,
+) -> None:
+    """Compare every function of BUNDLE with PyTorch; exit 1 if one differs."""
+    require_torch()
+    from edgevlm.verify import verify
+
+    with o.progress() as step:
+        result = verify(bundle, model, progress=step)
+    rows = [
+        [b.name, b.function, f"{b.rel_error:.1e}",
+         "exact" if b.psnr_db is None else f"{b.psnr_db:.0f}", "ok" if b.ok else "DIFFERS"]
+        for b in result.blocks
+    ]
+    summary = (
+        f"logits_rel_error {result.logits_rel_error:.1e}, tokens_equal {result.tokens_equal:.2f},"
+        f" image_sensitivity {result.image_sensitivity:.2f}, {result.engine}"
+    )
+    text = o.table(["block", "function", "rel_error", "psnr_db", ""], rows) + "\n" + summary
+    o.answer(result, text, json)
+    if not result.ok:
+        o.say(f"edgevlm: {result.first_failure()}")
+        raise typer.Exit(1)

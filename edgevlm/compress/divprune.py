@@ -1,0 +1,103 @@
+"""DivPrune: keep the K tokens that are furthest from each other.
+
+    d[i, j] = 1 - cos(i, j)
+    first   = the token whose nearest other token is furthest away
+    then    = K - 1 times the token whose nearest selected token is furthest away
+
+The loop is unrolled. It carries the distance of each token to its nearest selected token, so a step
+looks at one row of d: argmax, gather, minimum. The diagonal of d is -1; the minimum therefore marks
+a selected token by itself and no mask is carried. Of equals the lowest index is taken: argmax of
+PyTorch and of ONNX both promise the first one. All of it is float32; float16 resolves 1 - cos too
+badly near 0 and picks flip.
+
+Source: DivPrune (arXiv 2503.02175), vbdi/divprune. Limits: N^2 floats for d, K steps one after the
+other.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgevlm.compress._primitives import (
+    ROUNDING,
+    VisualShape,
+    ascending,
+    gather_rows,
+    keep_all,
+    kept_tokens,
+    unit_rows,
+)
+
+SITE = "tokens"
+SOURCE = (
+    "DivPrune (arXiv 2503.02175), max-min diversity problem, vbdi/divprune@799e2d9"
+    " LLaVA/llava/model/llava_arch.py: DivPrune, pairwise_cosine_similarity"
+)
+SUMMARY = "keeps the K tokens that are furthest from each other (max-min cosine distance)"
+DIFFERS = (
+    "same tokens as the original, but for three cases that it leaves to chance: distances below"
+    " 4e-6 are zero, a token is never kept twice, a token of zeros has distance 1 to all others"
+)
+
+
+class Method:
+    """Keeps K tokens by greedy max-min diversity.
+
+    Args:
+        tokens: K, number of tokens kept; None keeps all.
+    """
+
+    signals: tuple[str, ...] = ()
+
+    def __init__(self, tokens: int | None = None) -> None:
+        self.tokens = tokens
+
+    def plan(self, shape: VisualShape) -> int:
+        """Tokens kept: K.
+
+        Raises:
+            PlanError: If K is not between 1 and N.
+        """
+        return kept_tokens("divprune", self.tokens, shape.tokens)
+
+    def __call__(
+        self, features: Tensor, *, shape: VisualShape | None = None, **signals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Select, then gather in raster order.
+
+        Args:
+            features: f32 [1, N, C].
+            shape: Not needed.
+            **signals: Not needed.
+
+        Returns:
+            Tokens f32 [1, K, C], and their positions i32 [1, K], ascending.
+        """
+        kept = kept_tokens("divprune", self.tokens, features.shape[1])
+        if kept == features.shape[1]:
+            return keep_all(features)
+        positions = ascending(select(features, kept))
+        return gather_rows(features, positions), positions.to(torch.int32).unsqueeze(0)
+
+
+def select(features: Tensor, kept: int) -> Tensor:
+    """Indices i64 [K] of `kept` tokens of features [N, C] or [1, N, C], in selection order.
+
+    O(N^2 C) for the distances and O(N K) for the loop.
+    """
+    rows = unit_rows(features.reshape(features.shape[-2:]))
+    cosine = torch.matmul(rows, rows.transpose(0, 1))  # [N, N]
+    # The constant shifts all distances alike, so their order stays.
+    distance = ((1.0 - ROUNDING) - cosine).clamp(min=0.0)
+    number = torch.arange(rows.shape[0])
+    own = number == number.unsqueeze(1)
+    # Cosine distance is 2 at most, so 4 is never the nearest.
+    nearest = torch.where(own, 4.0, distance).amin(1).unsqueeze(0)  # [1, N]
+    distance = torch.where(own, -1.0, distance)
+    picks = [nearest.argmax(1)]
+    for _ in range(kept - 1):
+        row = distance.index_select(0, picks[-1])
+        nearest = row if len(picks) == 1 else torch.minimum(nearest, row)
+        picks.append(nearest.argmax(1))
+    return torch.cat(picks)

@@ -1,0 +1,49 @@
+"""Keep all tokens: the row of a table that says what reduction costs and what it saves."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from edgevlm.compress._primitives import VisualShape, keep_all
+from edgevlm.errors import PlanError
+
+SITE = "tokens"
+SOURCE = ""
+SUMMARY = "keeps all visual tokens"
+DIFFERS = "equals the original"
+
+
+class Method:
+    """Keeps all N tokens.
+
+    Args:
+        tokens: None, or N itself.
+    """
+
+    signals: tuple[str, ...] = ()
+
+    def __init__(self, tokens: int | None = None) -> None:
+        self.tokens = tokens
+
+    def plan(self, shape: VisualShape) -> int:
+        """Tokens kept: N.
+
+        Raises:
+            PlanError: If another number was asked for.
+        """
+        return self._kept(shape.tokens)
+
+    def __call__(
+        self, features: Tensor, *, shape: VisualShape | None = None, **signals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the features f32 [1, N, C] as they are, and positions i32 [1, N]."""
+        self._kept(features.shape[1])
+        return keep_all(features)
+
+    def _kept(self, total: int) -> int:
+        if self.tokens not in (None, total):
+            raise PlanError(
+                f"identity: got tokens={self.tokens}, expected {total}: identity keeps all of them;"
+                " choose another method to keep fewer"
+            )
+        return total

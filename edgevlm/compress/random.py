@@ -1,0 +1,78 @@
+"""Keep K tokens drawn by chance: the baseline that each method must beat.
+
+The draw needs no features. It is made with the seed before the graph exists, so the graph holds K
+constant indices and one gather. All inputs of one exported model keep the same positions.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgevlm.compress._primitives import VisualShape, gather_rows, keep_all, kept_tokens
+
+SITE = "tokens"
+SOURCE = "baseline: uniform draw without replacement, numpy.random.default_rng(seed)"
+SUMMARY = "keeps K tokens drawn by chance, the same ones for every image"
+DIFFERS = (
+    "papers draw anew for every image; here the draw is a constant of the graph, which changes the"
+    " spread of a result over images, not its mean over seeds"
+)
+
+
+class Method:
+    """Keeps K tokens drawn uniformly without replacement.
+
+    Args:
+        tokens: K, number of tokens kept; None keeps all.
+        seed: Seed of the draw, 0 or more.
+
+    Raises:
+        ValueError: If the seed is negative.
+        TypeError: If the seed is no integer.
+    """
+
+    signals: tuple[str, ...] = ()
+
+    def __init__(self, tokens: int | None = None, *, seed: int = 0) -> None:
+        np.random.default_rng(seed)  # refuses a wrong seed now, not at the first image
+        self.tokens = tokens
+        self.seed = seed
+
+    def plan(self, shape: VisualShape) -> int:
+        """Tokens kept: K.
+
+        Raises:
+            PlanError: If K is not between 1 and N.
+        """
+        return kept_tokens("random", self.tokens, shape.tokens)
+
+    def __call__(
+        self, features: Tensor, *, shape: VisualShape | None = None, **signals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gather the drawn rows.
+
+        Args:
+            features: f32 [1, N, C].
+            shape: Not needed.
+            **signals: Not needed.
+
+        Returns:
+            Tokens f32 [1, K, C], and their positions i32 [1, K], ascending.
+        """
+        total = features.shape[1]
+        kept = kept_tokens("random", self.tokens, total)
+        if kept == total:
+            return keep_all(features)
+        drawn = draw(total, kept, self.seed)
+        return gather_rows(features, torch.tensor(drawn)), torch.tensor([drawn], dtype=torch.int32)
+
+
+@cache
+def draw(total: int, kept: int, seed: int) -> tuple[int, ...]:
+    """`kept` distinct numbers below `total`, ascending."""
+    drawn = np.random.default_rng(seed).choice(total, kept, replace=False)
+    return tuple(sorted(drawn.tolist()))
