@@ -1,0 +1,131 @@
+"""What each method of site `tokens` promises, taken from the registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from edgevlm.compress._primitives import VisualShape
+from edgevlm.errors import PlanError
+from edgevlm.registry import METHODS
+
+SHAPE = VisualShape(((8, 8),), 16)
+TILES = VisualShape(((4, 8), (4, 4), (2, 8)), 16)
+methods = pytest.mark.parametrize("name", METHODS.names())
+
+
+def make(name: str, tokens: int | None, shape: VisualShape = SHAPE) -> Any:
+    """The method, or a skip with its own reason if it cannot keep `tokens`."""
+    module = METHODS.load(name)
+    if module.SITE != "tokens":
+        pytest.skip(f"{name} works at site '{module.SITE}'")
+    method = module.Method(tokens=tokens)
+    if method.signals:
+        pytest.skip(f"{name} needs signals: {', '.join(method.signals)}")
+    try:
+        method.plan(shape)
+    except PlanError as reason:
+        pytest.skip(str(reason))
+    return method
+
+
+def check_positions(positions: Tensor, kept: int, total: int) -> None:
+    """Positions are i32 [1, K], in range, distinct and ascending."""
+    assert positions.dtype == torch.int32
+    assert positions.shape == (1, kept)
+    assert 0 <= int(positions.min()) <= int(positions.max()) < total
+    assert bool((positions.diff() > 0).all())
+
+
+@methods
+def test_module_says_what_it_is(name: str) -> None:
+    """`edgevlm methods` prints these lines."""
+    module = METHODS.load(name)
+    assert module.SITE in ("input", "vision", "tokens", "decoder", "denoiser")
+    for text in (module.SOURCE, module.SUMMARY, module.DIFFERS):
+        assert isinstance(text, str)
+        assert "\n" not in text
+    assert module.SUMMARY
+    assert module.DIFFERS
+
+
+@methods
+@pytest.mark.parametrize("tokens", [None, 64])
+def test_zero_compression_is_identity(name: str, tokens: int | None, features: Tensor) -> None:
+    """The same tensor comes back, not a copy."""
+    method = make(name, tokens)
+    assert method.plan(SHAPE) == 64
+    kept, positions = method(features, shape=SHAPE)
+    assert kept is features
+    assert positions.tolist() == [list(range(64))]
+
+
+@methods
+@pytest.mark.parametrize("tokens", [1, 2, 16, 31, 63])
+def test_shape_law(name: str, tokens: int, features: Tensor) -> None:
+    """What `plan` says is what comes out."""
+    method = make(name, tokens)
+    assert method.plan(SHAPE) == tokens
+    kept, positions = method(features)
+    assert kept.shape == (1, tokens, 16)
+    assert kept.dtype == torch.float32
+    assert bool(torch.isfinite(kept).all())
+    check_positions(positions, tokens, 64)
+
+
+@methods
+@pytest.mark.parametrize("tokens", [3, 20, 50])
+def test_shape_law_with_tiles(name: str, tokens: int, features: Tensor) -> None:
+    """Grids of different sizes."""
+    method = make(name, tokens, TILES)
+    assert method.plan(TILES) == tokens
+    kept, positions = method(features, shape=TILES)
+    assert kept.shape == (1, tokens, 16)
+    check_positions(positions, tokens, 64)
+
+
+@methods
+def test_equal_tokens_are_no_trouble(name: str) -> None:
+    """A blank page: all tokens are zero. Nothing is NaN and positions still differ."""
+    kept, positions = make(name, 16)(torch.zeros(1, 64, 16))
+    assert kept.tolist() == torch.zeros(1, 16, 16).tolist()
+    check_positions(positions, 16, 64)
+
+
+@methods
+@pytest.mark.parametrize("tokens", [0, -1, 65])
+def test_impossible_budget(name: str, tokens: int) -> None:
+    """One line: the method, what was got, what was expected, what to do."""
+    module = METHODS.load(name)
+    if module.SITE != "tokens":
+        pytest.skip(f"{name} works at site '{module.SITE}'")
+    with pytest.raises(PlanError, match=rf"^{name}: got tokens={tokens}, expected .*64.*; choose "):
+        module.Method(tokens=tokens).plan(SHAPE)
+
+
+@methods
+def test_unknown_option(name: str) -> None:
+    """Options are keywords, and a wrong one is Python's own error."""
+    with pytest.raises(TypeError, match="nonsense"):
+        METHODS.load(name).Method(tokens=16, nonsense=1)
+    with pytest.raises(TypeError):
+        METHODS.load(name).Method(16, 1)
+
+
+@methods
+@pytest.mark.parametrize("tokens", [16, None])
+def test_exports_and_onnx_agrees(
+    name: str, tokens: int | None, features: Tensor, trace: Any, engine: Any
+) -> None:
+    """The graph is static, and ONNX Runtime gives the same tokens at the same positions."""
+    method = make(name, tokens)
+    program = trace(method, torch.zeros_like(features))
+    expected, positions = method(features)
+    kept, kept_positions = engine(program)(features)
+    assert kept_positions.dtype == np.int32
+    np.testing.assert_array_equal(kept_positions, positions.numpy())
+    np.testing.assert_allclose(kept, expected.numpy(), rtol=0, atol=1e-5)
