@@ -12,7 +12,7 @@ from edgevlm.bundle import Bundle
 from edgevlm.errors import InputError, RuntimeLoadError
 from edgevlm.plan import Plan
 from edgevlm.recipe import Recipe
-from edgevlm.registry import ENGINES
+from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes import images
 from edgevlm.runtimes.sequence import Visual
 from edgevlm.runtimes.text import Answer, Sampling, TextLoop
@@ -69,24 +69,6 @@ def load(path: str | Path, engine: str | None = None, threads: int | None = None
             + ", ".join(module.TARGETS)
         )
     return Model(TextLoop(bundle, module.Engine(bundle, threads)))
-
-
-def engine_for(target: str) -> str:
-    """Name of the first engine that is installed and runs `target`.
-
-    Raises:
-        RuntimeLoadError: If there is none; the message has each engine's own reason.
-    """
-    reasons = []
-    for name in ENGINES.names():
-        try:
-            if target in ENGINES.load(name).TARGETS:
-                return name
-        except RuntimeLoadError as cause:
-            reasons.append(str(cause))
-    raise RuntimeLoadError(
-        f"no engine here runs target '{target}'" + "".join(f"; {reason}" for reason in reasons)
-    )
 
 
 def require_torch() -> None:

@@ -132,11 +132,12 @@ class BundleWriter:
 
 
 @contextmanager
-def writing(out: Path, plan: Plan, force: bool) -> Iterator[BundleWriter]:
+def writing(out: Path, plan: Plan, weights: str, force: bool) -> Iterator[BundleWriter]:
     """A writer whose folder becomes `out` if the body ends well.
 
-    An export that was stopped is continued when its plan is the same, else begun anew. If the body
-    fails before a block is finished, nothing stays behind.
+    An export that was stopped is continued when its plan and `weights` (a text that names the
+    checkpoint's contents) are the same, else begun anew. If the body fails, nothing stays behind;
+    if it is stopped from outside, finished blocks do.
 
     Raises:
         BundleError: If `out` exists and `force` is not given, is no bundle, or another export
@@ -145,7 +146,7 @@ def writing(out: Path, plan: Plan, force: bool) -> Iterator[BundleWriter]:
     check_free(out, force)
     partial = out.parent / f".{out.name}.partial"
     with _locked(partial, out):
-        text = dumps(plan)
+        text = f"{weights}\n{dumps(plan)}"
         mark = partial / "plan.json"
         if not mark.is_file() or mark.read_text() != text:
             _empty(partial)

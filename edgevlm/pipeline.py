@@ -57,7 +57,7 @@ def export(
     checkpoint = find(recipe.model, recipe.revision)
     progress("plan")
     planned = make_plan(recipe, checkpoint)
-    with writing(out, planned.plan, force) as writer:
+    with writing(out, planned.plan, checkpoint.contents, force) as writer:
         progress("load the model")
         model = checkpoint.load_model()
         pieces: Pieces = checkpoint.family.pieces(model, planned.description)

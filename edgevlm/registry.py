@@ -14,7 +14,7 @@ import pkgutil
 from dataclasses import dataclass
 from types import ModuleType
 
-from edgevlm.errors import RecipeError, unknown_name
+from edgevlm.errors import RecipeError, RuntimeLoadError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -51,3 +51,19 @@ FAMILIES = Registry("model family", "edgevlm.models")
 METHODS = Registry("method", "edgevlm.compress")
 TARGETS = Registry("target", "edgevlm.exporters", "to_")
 ENGINES = Registry("engine", "edgevlm.runtimes", "on_")
+
+
+def engine_for(target: str) -> str:
+    """Name of the first engine that is installed and runs `target`.
+
+    Raises:
+        RuntimeLoadError: If there is none; the message has each engine's own reason.
+    """
+    reasons = []
+    for name in ENGINES.names():
+        try:
+            if target in ENGINES.load(name).TARGETS:
+                return name
+        except RuntimeLoadError as cause:
+            reasons.append(f"; {cause}")
+    raise RuntimeLoadError(f"no engine here runs target '{target}'" + "".join(reasons))

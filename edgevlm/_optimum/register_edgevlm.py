@@ -17,7 +17,7 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
 
-class EdgeVLMExportCommand(BaseOptimumCLICommand):
+class EdgeVLMExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # optimum has no types
     """Write a bundle for phones and laptops from a vision-language checkpoint."""
 
     COMMAND = CommandInfo(
@@ -60,12 +60,12 @@ class EdgeVLMExportCommand(BaseOptimumCLICommand):
             recipe = Recipe(**{name: v for name, v in given.items() if v is not None})
             done = export(
                 recipe, args.output, force=args.force,
-                progress=lambda line: print(line, file=sys.stderr),
+                progress=lambda step: print(step, file=sys.stderr, flush=True),
             )
         except EdgeVLMError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print("edgevlm:", " ".join(str(error).split()), file=sys.stderr)
             sys.exit(1)
-        print(done.bundle.folder)
+        print(done.bundle.path)
 
 
 REGISTER_COMMANDS = [(EdgeVLMExportCommand, ExportCommand)]

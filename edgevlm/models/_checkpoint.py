@@ -44,6 +44,13 @@ class Checkpoint:
         """sha256 of config.json."""
         return hashlib.sha256((self.folder / "config.json").read_bytes()).hexdigest()
 
+    @property
+    def contents(self) -> str:
+        """A line that changes when a weight file does: names, sizes and times."""
+        files = sorted(self.folder.glob("*.safetensors"))
+        states = [(path, path.stat()) for path in files]
+        return " ".join(f"{p.name}:{s.st_size}:{s.st_mtime_ns}" for p, s in states)
+
     def document(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder, or an empty one."""
         path = self.folder / name

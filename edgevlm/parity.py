@@ -1,0 +1,243 @@
+"""The engine's side of `verify`: each block opened once, each call compared with PyTorch.
+
+The chain of hidden states is the engine's own; every call of a block is repeated by the same block
+in PyTorch on the same inputs, with a cache of its own. A block is loaded, runs all prefill chunks
+and decode steps, and is unloaded, so memory stays at one block whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import nn
+
+from edgevlm.blocks import build
+from edgevlm.bundle import Bundle
+from edgevlm.models._family import Pieces
+from edgevlm.plan import Block, Function
+from edgevlm.planning import Planned
+from edgevlm.registry import ENGINES, engine_for
+from edgevlm.runtimes.sequence import Piece, Visual, assemble, causal_mask, rotary_tables
+
+QUESTION = "What is in this picture?"
+# Views whose encoder calls are compared with PyTorch; all views go through the engine.
+COMPARED_VIEWS = 2
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class BlockParity:
+    """The worst call of one function."""
+
+    name: str
+    function: str
+    rel_error: float
+    psnr_db: float | None
+    ok: bool
+
+
+def difference(a: Array, b: Array) -> tuple[float, float | None]:
+    """rel_error and psnr_db of `a` against the reference `b`."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    top = float(np.abs(b).max()) or 1.0
+    rmse = float(np.sqrt(np.mean((a - b) ** 2)))
+    if not np.isfinite(a).all():
+        return float(np.finfo(np.float32).max), 0.0
+    return float(np.abs(a - b).max()) / top, 20 * float(np.log10(top / rmse)) if rmse else None
+
+
+@dataclass
+class Runner:
+    """The engine's side: each block opened once, each call compared with PyTorch."""
+
+    bundle: Bundle
+    planned: Planned
+    pieces: Pieces
+    limit: float
+    progress: Callable[[str], None]
+    worst: dict[tuple[str, str], tuple[float, float | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        plan = self.bundle.plan
+        self.engine = ENGINES.load(engine_for(plan.recipe.target)).Engine(self.bundle)
+        self.tokenizer = Tokenizer.from_file(str(self.bundle.file("tokenizer.json")))
+        embedding = plan.host.embedding
+        shape = (embedding.rows, embedding.columns)
+        self.table = np.memmap(self.bundle.file(embedding.file), np.float32, "r", shape=shape)
+
+    def sequence(self, tokens: Array, kept: Array) -> Piece:
+        """The prompt's rows for one image or clip."""
+        plan = self.bundle.plan
+        times = tuple(float(i) for i in range(plan.host.image.frames))
+        visual = Visual(tokens, kept, times, float(len(times)))
+        return assemble(
+            plan, plan.layout.prompt, self.table, self.tokenizer, QUESTION, [visual], 0
+        )
+
+    def run(self, pixels: Array, tokens: tuple[int, ...]) -> Array:
+        """Logits [steps, V] of the engine, fed with the reference's tokens."""
+        features = self._vision(pixels)
+        reduced = self._reduce(features)
+        piece = self.sequence(reduced["visual_tokens"][0], reduced["kept_positions"][0])
+        rows = [np.array(self.table[t]) for t in tokens[:-1]]
+        positions = piece.positions[-1] + 1 + np.arange(len(rows), dtype=np.int32)
+        calls = [*self._chunks(piece), *(
+            _Call("decode", len(piece.rows) + i, 1, row[None], positions[i : i + 1])
+            for i, row in enumerate(rows)
+        )]
+        for block in self.bundle.plan.stage("decoder"):
+            calls = self._decoder(block, calls)
+        last = [call for call in calls if call.first + call.count >= len(piece.rows)]
+        return self._head(np.stack([call.rows[call.count - 1] for call in last]))
+
+    def parity(self) -> Iterator[BlockParity]:
+        """The worst call of every function, in the plan's order."""
+        for block in self.bundle.plan.blocks:
+            for function in block.functions:
+                rel_error, psnr = self.worst[block.name, function.name]
+                yield BlockParity(
+                    block.name, function.name, rel_error, psnr, rel_error <= self.limit
+                )
+
+    def _vision(self, pixels: Array) -> Array:
+        hidden = [view[None] for view in pixels]
+        for block in self.bundle.plan.stage("vision"):
+            function = block.functions[0]
+            names = function.inputs[0].name, function.outputs[0].name
+            with self._open(block) as module:
+                for index, view in enumerate(hidden):
+                    out = self._call(block, function, {names[0]: view})[names[1]]
+                    if index < COMPARED_VIEWS:
+                        self._compare(block, function, [out], [module(torch.from_numpy(view))])
+                    hidden[index] = out
+        return np.concatenate(hidden, axis=1)
+
+    def _reduce(self, features: Array) -> dict[str, Array]:
+        (block,) = self.bundle.plan.stage("reduce")
+        function = block.functions[0]
+        with self._open(block) as module:
+            out = self._call(block, function, {"features": features})
+            tokens, kept = module(torch.from_numpy(features))
+        self._compare(
+            block, function, [out["visual_tokens"], out["kept_positions"]], [tokens, kept]
+        )
+        return out
+
+    def _chunks(self, piece: Piece) -> list[_Call]:
+        chunk, count = self.bundle.plan.host.chunk, len(piece.rows)
+        calls = []
+        for first in range(0, count, chunk):
+            n = min(chunk, count - first)
+            rows = np.zeros((chunk, piece.rows.shape[1]), np.float32)
+            positions = np.zeros(chunk, np.int32)
+            rows[:n] = piece.rows[first : first + n]
+            positions[:n] = piece.positions[first : first + n]
+            calls.append(_Call("prefill", first, n, rows, positions))
+        return calls
+
+    def _decoder(self, block: Block, calls: list[_Call]) -> list[_Call]:
+        plan = self.bundle.plan
+        kv = plan.host.kv
+        layers = block.pieces[1] - block.pieces[0]
+        shape = (1, kv.heads, kv.tokens, kv.head_size)
+        cache = {
+            f"{part}_{layer}": np.zeros(shape, np.float32)
+            for layer in range(layers) for part in ("key", "value")
+        }
+        past = [torch.zeros(shape) for _ in cache]
+        done = []
+        with self._open(block) as module:
+            for call in calls:
+                cos, sin = rotary_tables(plan, call.positions)
+                given = {
+                    "hidden": call.rows[None], "cos": cos[None], "sin": sin[None],
+                    "mask": causal_mask(call.first, len(call.rows), kv.tokens),
+                    "position": np.asarray([call.first], np.int32),
+                }
+                function = block.function(call.function)
+                shared = {f"past_{k}": v for k, v in cache.items()}
+                shared |= {f"present_{k}": v for k, v in cache.items()}
+                out = self._call(block, function, given, shared)["hidden_out"]
+                expected, *past = module(*map(torch.from_numpy, given.values()), *past)
+                end = call.first + call.count
+                mine = [out[:, : call.count], *(v[:, :, :end] for v in cache.values())]
+                theirs = [expected[:, : call.count], *(p[:, :, :end] for p in past)]
+                self._compare(block, function, mine, theirs)
+                done.append(_Call(call.function, call.first, call.count, out[0], call.positions))
+        return done
+
+    def _head(self, hidden: Array) -> Array:
+        logits = []
+        for block in self.bundle.plan.stage("head"):
+            function = block.functions[0]
+            part = []
+            with self._open(block) as module:
+                for row in hidden:
+                    given = {"hidden": row[None, None]}
+                    out = self._call(block, function, given)["logits"]
+                    self._compare(block, function, [out], [module(torch.from_numpy(given["hidden"]))])
+                    part.append(out[0])
+            logits.append(np.stack(part))
+        return np.concatenate(logits, axis=1)
+
+    def _open(self, block: Block) -> _Opened:
+        self.progress(f"verify {block.name}")
+        shape = self.planned.description.shape
+        return _Opened(self.engine, block, build(block, self.pieces, self.planned.method, shape))
+
+    def _call(
+        self, block: Block, function: Function, given: Mapping[str, Array],
+        shared: Mapping[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        arrays = {name: np.ascontiguousarray(value) for name, value in given.items()}
+        arrays |= shared or {}
+        for spec in function.outputs:
+            dtype = np.int32 if spec.dtype == "i32" else np.float32
+            arrays.setdefault(spec.name, np.zeros(spec.shape, dtype))
+        self.engine.bind(block.name, function.name, arrays)
+        self.engine.run(block.name, function.name)
+        return arrays
+
+    def _compare(
+        self, block: Block, function: Function, mine: list[Array], theirs: list[torch.Tensor]
+    ) -> None:
+        key = block.name, function.name
+        for a, b in zip(mine, theirs, strict=True):
+            rel_error, psnr = difference(a, b.numpy())
+            worst = self.worst.get(key)
+            if worst is None or rel_error > worst[0]:
+                self.worst[key] = (rel_error, psnr)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a decoder block: `count` of `rows` are real, the first at cache row `first`."""
+
+    function: str
+    first: int
+    count: int
+    rows: Array
+    positions: Array
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A block in memory for the length of a `with`; gives the same block in PyTorch."""
+
+    engine: Any
+    block: Block
+    module: nn.Module
+
+    def __enter__(self) -> nn.Module:
+        self.engine.load(self.block.name)
+        return self.module
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.unload(self.block.name)

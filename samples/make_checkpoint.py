@@ -1,0 +1,324 @@
+"""Write a Hugging Face checkpoint folder with seeded random weights, to try every command offline.
+
+    python samples/make_checkpoint.py --like smolvlm-256m OUT [--seed 0] [--force]
+
+The folder has the published architecture at its true size (or a tiny one of the same family), a
+byte-level BPE tokenizer trained on the spot on the text of Python's standard library, and the
+family's image processor and chat template. It answers nonsense, at the speed of the real one.
+
+Weights. A tensor is drawn from normal(0, std) by a generator seeded with `seed` and its name, so
+neither the order nor the number of tensors matters. `std` is gain / sqrt(fan_in), gains in `GAINS`:
+
+- query and key 1.4: attention scores spread over about 2, so attention picks some tokens and
+  averages few; with uniform attention an image of 1,088 tokens would average to nothing.
+- value and output 1.5: what attention brings outweighs what the last token already holds.
+- patch 3, position table 0.5: neighbouring patches differ by content first, then by place.
+- the text embedding has std 1, the connector's output too: visual tokens are as loud as words.
+- norms are 1, but the last norm of the text model is -1: a head tied to the embedding then pushes
+  down the token just read, which it would repeat for ever otherwise. Biases have std 0.1.
+- rows of special tokens are 1/4 as long and rows past the tokenizer 0: greedy text has words, and
+  almost never ends by itself.
+
+Limits: same bytes for the same seed, Python (its texts train the tokenizer) and numpy generator.
+"""
+
+# ruff: noqa: C408 -- presets read better as dict(name=value)
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import shutil
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+GAINS = {"q_proj": 1.4, "k_proj": 1.4, "v_proj": 1.5, "o_proj": 1.5, "out_proj": 1.5,
+         "gate_proj": 1.5, "up_proj": 1.0, "down_proj": 1.0, "fc1": 1.5, "fc2": 1.0,
+         "patch_embedding": 3.0, "modality_projection": 1.0,
+         "linear_1": 1.5, "linear_2": 1.0}  # fmt: skip
+ABSOLUTE_STD = {"embed_tokens": 1.0, "position_embedding": 0.5, "image_newline": 1.0, "bias": 0.1}
+CHUNK = 1 << 22  # numbers drawn at a time: 16 MB, whatever the size of the tensor
+
+SMOLVLM_TEXT = dict(model_type="llama", vocab_size=49280, head_dim=64, hidden_act="silu",
+    max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=100000.0, tie_word_embeddings=True,
+    bos_token_id=1, eos_token_id=2, pad_token_id=2)  # fmt: skip
+SMOLVLM_VISION = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+    num_attention_heads=12, image_size=512, patch_size=16,
+    hidden_act="gelu_pytorch_tanh")  # fmt: skip
+TINY_VISION = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+    num_attention_heads=4, hidden_act="gelu_pytorch_tanh")  # fmt: skip
+TINY_TEXT = dict(hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, vocab_size=1024)  # fmt: skip
+QWEN2_TEXT = dict(model_type="qwen2", vocab_size=152000, hidden_act="silu", rms_norm_eps=1e-6,
+    max_position_embeddings=32768, rope_theta=1000000.0, tie_word_embeddings=True,
+    bos_token_id=151643, eos_token_id=151645)  # fmt: skip
+
+PRESETS = {
+    "smolvlm-256m": dict(family="smolvlm", dtype="bfloat16", scale_factor=4, vision=SMOLVLM_VISION,
+        text=SMOLVLM_TEXT | dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+            num_attention_heads=9, num_key_value_heads=3)),
+    "smolvlm-500m": dict(family="smolvlm", dtype="bfloat16", scale_factor=4, vision=SMOLVLM_VISION,
+        text=SMOLVLM_TEXT | dict(hidden_size=960, intermediate_size=2560, num_hidden_layers=32,
+            num_attention_heads=15, num_key_value_heads=5)),
+    "llava-onevision-0.5b": dict(family="llava_onevision", dtype="bfloat16",
+        vision=dict(hidden_size=1152, intermediate_size=4304, num_hidden_layers=26,
+            num_attention_heads=16, image_size=384, patch_size=14,
+            hidden_act="gelu_pytorch_tanh"),
+        text=QWEN2_TEXT | dict(hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+            num_attention_heads=14, num_key_value_heads=2)),
+    "tiny-smolvlm": dict(family="smolvlm", dtype="float32", scale_factor=2,
+        vision=TINY_VISION | dict(image_size=128, patch_size=8), text=SMOLVLM_TEXT | TINY_TEXT),
+    "tiny-llava-onevision": dict(family="llava_onevision", dtype="float32",
+        vision=TINY_VISION | dict(image_size=56, patch_size=4), text=QWEN2_TEXT | TINY_TEXT),
+    "tiny-idefics3": dict(family="idefics3", dtype="float32", scale_factor=2,
+        vision=TINY_VISION | dict(image_size=128, patch_size=8), text=SMOLVLM_TEXT | TINY_TEXT),
+}  # fmt: skip
+
+SMOLVLM_SPECIAL = ["<global-img>",
+    *(f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)),
+    "<fake_token_around_image>", "<image>"]  # fmt: skip
+QWEN2_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
+
+SMOLVLM_CHAT = """\
+<|im_start|>
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- set parts = [{'type': 'text', 'text': content}] if content is string else content %}
+    {{- message.role | capitalize + (':' if parts[0].type == 'image' else ': ') }}
+    {%- for part in parts %}
+        {{- part.text if part.type == 'text' else '<' + part.type + '>' }}
+    {%- endfor %}
+    {{- '<end_of_utterance>\\n' }}
+{%- endfor %}
+{{- 'Assistant:' if add_generation_prompt else '' }}"""
+LLAVA_ONEVISION_CHAT = """\
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- set parts = [{'type': 'text', 'text': content}] if content is string else content %}
+    {{- '<|im_start|>' + message.role + ' ' }}
+    {%- for kind in ['image', 'video'] %}
+        {%- for part in parts if part.type == kind %}{{- '<' + kind + '>' }}{%- endfor %}
+    {%- endfor %}
+    {%- for part in parts if part.type == 'text' %}{{- '\\n' + part.text }}{%- endfor %}
+    {{- '<|im_end|>' }}
+{%- endfor %}
+{{- '<|im_start|>assistant\\n' if add_generation_prompt else '' }}"""
+
+# GPT-2's way to cut words, as Qwen2 has it: digits one by one, at most one mark before a word.
+QWEN2_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
+               r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")  # fmt: skip
+
+
+def make_checkpoint(like: str, out: Path, seed: int = 0, force: bool = False) -> Path:
+    """Write the checkpoint folder `out` of the preset `like`, complete or not at all.
+
+    Raises:
+        FileExistsError: `out` exists and `force` is not set.
+    """
+    if out.exists() and not force:
+        raise FileExistsError(f"'{out}' exists: choose another folder, or add --force")
+    preset = PRESETS[like]
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tokenizer = train_tokenizer(preset)
+    config = model_config(preset, tokenizer)
+    tokenizer.save(str(partial / "tokenizer.json"))
+    for name, content in {"config.json": config, **small_files(preset, config)}.items():
+        write_json(partial / name, content)
+    smolvlm = preset["family"] != "llava_onevision"
+    (partial / "chat_template.jinja").write_text(SMOLVLM_CHAT if smolvlm else LLAVA_ONEVISION_CHAT)
+    write_weights(partial / "model.safetensors", config, tokenizer, seed)
+    if out.exists():
+        shutil.rmtree(out)
+    return partial.rename(out)
+
+
+def train_tokenizer(preset: dict) -> Tokenizer:
+    """Train byte-level BPE, with the family's special tokens at the ids of the published ones.
+
+    SmolVLM has three special tokens first, the others after the words; Qwen2 has all after. Where
+    the texts at hand yield too few words, numbers fill the vocabulary: never encoded, decodable.
+    """
+    vocab_size, tiny = preset["text"]["vocab_size"], preset["dtype"] == "float32"
+    if preset["family"] == "llava_onevision":
+        first, last = [], QWEN2_SPECIAL
+        cut = pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated")
+        words = vocab_size - len(last) if tiny else 151643
+    else:
+        reserved = [] if tiny else [f"<|reserved_special_token_{i}|>" for i in range(88)]
+        first = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+        last = [*SMOLVLM_SPECIAL, *reserved, "<end_of_utterance>"]
+        cut = pre_tokenizers.Digits(individual_digits=True)
+        words = vocab_size - len(last)
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    patterns = ["pydoc_data/*.py"] if tiny else ["*.py", "[a-z]*/*.py"]
+    files = [file for pattern in patterns for file in sorted(stdlib.glob(pattern))]
+    files = [file for file in files if file.parent.name != "site-packages"]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=bool(first))
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        (file.read_text(encoding="utf-8", errors="ignore") for file in files),
+        trainers.BpeTrainer(vocab_size=words, special_tokens=first, min_frequency=1,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
+    )  # fmt: skip
+    content = json.loads(tokenizer.to_str())
+    vocab = content["model"]["vocab"]
+    vocab |= {f"Ġ{1000 + i}": i for i in range(len(vocab), words)}
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.add_special_tokens(last)
+    return tokenizer
+
+
+def model_config(preset: dict, tokenizer: Tokenizer) -> dict:
+    """config.json: the preset, its token ids and the family's constants."""
+    family, dtype, text = preset["family"], preset["dtype"], dict(preset["text"])
+    config = {"model_type": family, "dtype": dtype, "tie_word_embeddings": True}
+    vision = {"model_type": f"{family}_vision", **preset["vision"]}
+    if family == "llava_onevision":
+        ids = [tokenizer.token_to_id(token) for token in QWEN2_SPECIAL]
+        text |= {"bos_token_id": ids[0], "eos_token_id": ids[2], "pad_token_id": ids[0]}
+        vision |= {"model_type": "siglip_vision_model", "vision_use_head": False}
+        config |= {"architectures": ["LlavaOnevisionForConditionalGeneration"]}
+        config |= {"image_token_index": ids[3], "video_token_index": ids[4]}
+        config |= {"image_grid_pinpoints": pinpoints(vision["image_size"])}
+        config |= {"projector_hidden_act": "gelu", "vision_aspect_ratio": "anyres_max_9"}
+        config |= {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    else:
+        name = {"smolvlm": "SmolVLM", "idefics3": "Idefics3"}[family]
+        config |= {"architectures": [f"{name}ForConditionalGeneration"]}
+        config |= {"image_token_id": tokenizer.token_to_id("<image>")}
+        config |= {"scale_factor": preset["scale_factor"], "pad_token_id": 2}
+    return config | {"text_config": text, "vision_config": vision}
+
+
+def small_files(preset: dict, config: dict) -> dict[str, dict]:
+    """The other JSON files of the folder: processors, tokenizer and generation, as published."""
+    text, image_size = config["text_config"], preset["vision"]["image_size"]
+    image = {"do_convert_rgb": True, "do_resize": True, "do_rescale": True, "do_normalize": True}
+    image |= {"rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    special = {"bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>"}
+    if preset["family"] == "llava_onevision":
+        image |= {"image_processor_type": "LlavaOnevisionImageProcessor", "do_pad": True}
+        image |= {"resample": 3, "size": {"height": image_size, "width": image_size}}  # BICUBIC
+        image |= {"image_grid_pinpoints": config["image_grid_pinpoints"]}
+        tokens_per_tile = (image_size // preset["vision"]["patch_size"]) ** 2
+        processor = {"processor_class": "LlavaOnevisionProcessor", "image_token": "<image>"}
+        processor |= {"num_image_tokens": tokens_per_tile, "video_token": "<video>"}
+        processor |= {"vision_feature_select_strategy": "full"}
+        processor |= {"vision_aspect_ratio": "anyres_max_9"}
+        special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+        generation = {f"{k}_token_id": text[f"{k}_token_id"] for k in ("bos", "eos", "pad")}
+        extra = QWEN2_SPECIAL[1:]
+    else:
+        name = config["architectures"][0].removesuffix("ForConditionalGeneration")
+        image |= {"image_processor_type": f"{name}ImageProcessor", "do_pad": True}
+        image |= {"resample": 1, "do_image_splitting": True}  # LANCZOS
+        image |= {"size": {"longest_edge": 4 * image_size}}
+        image |= {"max_image_size": {"longest_edge": image_size}}
+        patches = image_size // preset["vision"]["patch_size"]
+        processor = {"processor_class": f"{name}Processor"}
+        processor |= {"image_seq_len": (patches // preset["scale_factor"]) ** 2}
+        special |= {"pad_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
+        generation = {"bos_token_id": 0, "eos_token_id": text["vocab_size"] - 1, "pad_token_id": 2}
+        extra = ["<fake_token_around_image>", "<image>", "<end_of_utterance>"]
+    return {
+        "preprocessor_config.json": image | {"processor_class": processor["processor_class"]},
+        "processor_config.json": processor,
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "processor_class": processor["processor_class"],
+            "model_max_length": text["max_position_embeddings"],
+            "clean_up_tokenization_spaces": False,
+            "additional_special_tokens": extra,
+            **special,
+        },
+        "special_tokens_map.json": {"additional_special_tokens": extra, **special},
+        "generation_config.json": generation,
+    }
+
+
+def write_weights(path: Path, config: dict, tokenizer: Tokenizer, seed: int) -> None:
+    """Write model.safetensors tensor by tensor; holds no more than `CHUNK` numbers at a time."""
+    parts = {name: dict(config[name]) for name in ("text_config", "vision_config")}
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**config | parts))
+    shapes = {published_name(name, config): tuple(p.shape) for name, p in model.named_parameters()}
+    short, item = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}[config["dtype"]]
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name in sorted(shapes):
+        begin, end = end, end + math.prod(shapes[name]) * item
+        header[name] = {"dtype": short, "shape": shapes[name], "data_offsets": [begin, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in sorted(shapes):
+            for numbers in draw(name, shapes[name], seed, tokenizer):
+                tensor = torch.from_numpy(numbers).to(getattr(torch, config["dtype"]))
+                file.write(tensor.view(torch.uint8).numpy().data)
+
+
+def draw(name: str, shape: tuple, seed: int, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Yield the float32 numbers of one tensor, flat, in whole rows, by the rules above."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+    layer, kind = name.split(".")[-2:] if "." in name else (name, name)
+    row = math.prod(shape[1:])
+    if "norm" in layer and kind == "weight":
+        yield np.full(shape, -1.0 if layer == "norm" else 1.0, np.float32)
+        return
+    std = next((s for key, s in ABSOLUTE_STD.items() if key in (layer, kind)), None)
+    if std is None:
+        std = next(g for key, g in GAINS.items() if key in name.split(".")) / math.sqrt(row)
+    rows_per_chunk = max(1, CHUNK // row)
+    for start in range(0, shape[0], rows_per_chunk):
+        rows = min(rows_per_chunk, shape[0] - start)
+        numbers = generator.standard_normal((rows, row), dtype=np.float32) * np.float32(std)
+        if layer == "embed_tokens":
+            quiet = [i - start for i in tokenizer.get_added_tokens_decoder()]
+            numbers[[i for i in quiet if 0 <= i < rows]] *= 0.25
+            numbers[max(0, tokenizer.get_vocab_size() - start) :] = 0
+        yield numbers.reshape(-1)
+
+
+def published_name(name: str, config: dict) -> str:
+    """The published tensor name: LLaVA-OneVision's files keep an older layout of its modules."""
+    if config["model_type"] != "llava_onevision":
+        return name
+    name = name.removeprefix("model.").replace("vision_tower.", "vision_tower.vision_model.")
+    return name.replace("language_model.", "language_model.model.")
+
+
+def pinpoints(image_size: int) -> list[list[int]]:
+    """Every grid of 1..6 x 1..6 tiles, [height, width] in pixels."""
+    return [[r * image_size, c * image_size] for r in range(1, 7) for c in range(1, 7)]
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write indented JSON with sorted keys."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--like", required=True, choices=PRESETS, help="which model to imitate")
+    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="other seed, other weights (default 0)")
+    parser.add_argument("--force", action="store_true", help="replace the folder if it exists")
+    arguments = parser.parse_args()
+    try:
+        print(make_checkpoint(**vars(arguments)))
+    except FileExistsError as error:
+        sys.exit(str(error))

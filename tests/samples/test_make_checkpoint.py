@@ -1,0 +1,133 @@
+"""The sample checkpoints load in transformers, are reproducible, and look at their image."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+ROOT = Path(__file__).parents[2]
+TINY = ["tiny-smolvlm", "tiny-llava-onevision", "tiny-idefics3"]
+
+
+def make(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the sample as a user does."""
+    command = [sys.executable, str(ROOT / "samples" / "make_checkpoint.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def made(name: str, out: Path, *more: str) -> Path:
+    """The folder of the preset `name`, just written."""
+    done = make("--like", name, out, *more)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module", params=TINY)
+def checkpoint(request, tmp_path_factory) -> Path:
+    """Each tiny checkpoint, written once."""
+    return made(request.param, tmp_path_factory.mktemp("checkpoint") / request.param)
+
+
+def load(folder: Path):
+    """The model in float32; every weight must have been in the file, and no other."""
+    model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    return model.eval()
+
+
+def photo(name: str):
+    """A photograph of the package."""
+    image = pytest.importorskip("PIL.Image")
+    return image.open(ROOT / "edgevlm" / "photos" / f"{name}.jpg").convert("RGB")
+
+
+def last_logits(model, folder: Path, name: str) -> torch.Tensor:
+    """Logits [V] after a question about the photograph `name`, with one tile."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    size, config = model.config.vision_config.image_size, model.config
+    pixels = np.asarray(photo(name).resize((size, size)), np.float32) / 127.5 - 1
+    pixels = torch.from_numpy(pixels.transpose(2, 0, 1)[None])  # [1, 3, h_px, w_px]
+    llava = config.model_type == "llava_onevision"
+    vision = model.model.vision_tower if llava else model.model.vision_model
+    project = model.model.multi_modal_projector if llava else model.model.connector
+    text = model.model.language_model if llava else model.model.text_model
+    question = torch.tensor([tokenizer("What is this? Answer:").input_ids])
+    with torch.no_grad():
+        visual = project(vision(pixels).last_hidden_state)  # [1, N, C]
+        hidden = torch.cat([visual, model.get_input_embeddings()(question)], dim=1)
+        return model.lm_head(text(inputs_embeds=hidden).last_hidden_state[0, -1])
+
+
+def test_tiny_checkpoint_loads_in_transformers(checkpoint):
+    model = load(checkpoint)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    assert len(tokenizer) == model.config.text_config.vocab_size
+    text = "What is 42? naïve\n\ttab"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer.convert_tokens_to_ids("<image>") == model.config.image_token_id
+    eos = model.generation_config.eos_token_id
+    assert tokenizer.convert_tokens_to_ids(tokenizer.eos_token) == eos
+    processor = transformers.AutoImageProcessor.from_pretrained(checkpoint)
+    assert processor(photo("flower"), return_tensors="pt").pixel_values.shape[-3] == 3
+    assert sum(file.stat().st_size for file in checkpoint.iterdir()) <= 2e6
+
+
+def test_chat_template_is_the_familys(checkpoint):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    message = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    chat = [{"role": "user", "content": message}]
+    chat += [{"role": "assistant", "content": [{"type": "text", "text": "A pot."}]}]
+    text = tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
+    both = tokenizer.apply_chat_template(chat, tokenize=False)
+    if "llava" in checkpoint.name:
+        assert text == "<|im_start|>user <image>\nWhat is this?<|im_end|><|im_start|>assistant\n"
+        assert both == text[:-1] + " \nA pot.<|im_end|>"
+    else:
+        assert text == "<|im_start|>User:<image>What is this?<end_of_utterance>\nAssistant:"
+        assert both == text + " A pot.<end_of_utterance>\n"
+
+
+def test_the_image_changes_the_logits(checkpoint):
+    model = load(checkpoint)
+    a, b = (last_logits(model, checkpoint, name) for name in ("flower", "stream"))
+    assert (a - b).abs().max() / b.abs().max() >= 0.05
+    assert a.abs().max() < 1e3
+
+
+def test_same_seed_same_bytes_other_seed_other_weights(tmp_path):
+    one, two = (made("tiny-smolvlm", tmp_path / name) for name in ("one", "two"))
+    for file in sorted(one.iterdir()):
+        assert file.read_bytes() == (two / file.name).read_bytes(), file.name
+    weights = (one / "model.safetensors").read_bytes()
+    made("tiny-smolvlm", two, "--seed", "1", "--force")
+    assert weights != (two / "model.safetensors").read_bytes()
+
+
+def test_refuses_an_existing_folder(tmp_path):
+    done = make("--like", "tiny-smolvlm", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("exists: choose another folder, or add --force")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_smolvlm_256m_has_its_true_size(tmp_path):
+    folder = made("smolvlm-256m", tmp_path / "smolvlm-256m")
+    model = load(folder)
+    assert sum(p.numel() for p in model.parameters()) == 228_099_648
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["image_token_id"], config["text_config"]["vocab_size"]) == (49190, 49280)
+    a, b = (last_logits(model, folder, name) for name in ("flower", "stream"))
+    assert (a - b).abs().max() / b.abs().max() >= 0.05
