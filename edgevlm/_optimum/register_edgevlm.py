@@ -11,10 +11,14 @@ Limits: the command has the options of a recipe; to run, profile or inspect a bu
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
+
+if TYPE_CHECKING:
+    from edgevlm.recipe import Recipe
 
 
 class EdgeVLMExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # optimum has no types
@@ -46,26 +50,31 @@ class EdgeVLMExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # opti
     def run(self) -> None:
         """Export; a mistake of the user is one line on stderr and exit status 1."""
         from edgevlm.errors import EdgeVLMError
-        from edgevlm.pipeline import export
-        from edgevlm.recipe import Recipe, parse_bytes, parse_tiles
 
-        args = self.args
-        same = ("model", "revision", "target", "tokens", "quantize", "context", "frames", "chunk")
-        given = {name: getattr(args, name) for name in same}
         try:
-            given["methods"] = None if args.method is None else tuple(args.method)
-            given["tiles"] = None if args.tiles is None else parse_tiles(args.tiles)
-            size = args.block_size
-            given["block_size_bytes"] = None if size is None else parse_bytes(size)
-            recipe = Recipe(**{name: v for name, v in given.items() if v is not None})
-            done = export(
-                recipe, args.output, force=args.force,
-                progress=lambda step: print(step, file=sys.stderr, flush=True),
-            )
+            recipe = _recipe(self.args)
+            from edgevlm.pipeline import export  # after the recipe: a typing mistake needs no torch
+
+            done = export(recipe, self.args.output, self.args.force, _say)
         except EdgeVLMError as error:
-            print("edgevlm:", " ".join(str(error).split()), file=sys.stderr)
+            _say("edgevlm: " + " ".join(str(error).split()))
             sys.exit(1)
         print(done.bundle.path)
+
+
+def _recipe(args: Namespace) -> Recipe:
+    from edgevlm.recipe import Recipe, parse_bytes, parse_tiles
+
+    same = ("model", "revision", "target", "tokens", "quantize", "context", "frames", "chunk")
+    given = {name: getattr(args, name) for name in same}
+    given["methods"] = args.method and tuple(args.method)
+    given["tiles"] = args.tiles and parse_tiles(args.tiles)
+    given["block_size_bytes"] = args.block_size and parse_bytes(args.block_size)
+    return Recipe(**{name: value for name, value in given.items() if value is not None})
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 REGISTER_COMMANDS = [(EdgeVLMExportCommand, ExportCommand)]
