@@ -1,7 +1,6 @@
 """Make a plan: recipe and checkpoint in, all the numbers out, before any graph exists.
 
-The model is built without memory (meta device), so bytes are exact; FLOPs are counted by running
-each function on tensors without data (torch's FlopCounterMode: 2 per multiply-add).
+The model is built without memory (meta device): its shapes are the checkpoint's own.
 """
 
 from __future__ import annotations
@@ -12,10 +11,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from edgevlm.blocks import build, cut, cut_rows
 from edgevlm.compress._primitives import VisualShape
 from edgevlm.errors import ModelError, PlanError, RecipeError
 from edgevlm.layout import make_layout
@@ -23,9 +19,7 @@ from edgevlm.models._checkpoint import Checkpoint
 from edgevlm.models._family import Description, Pieces
 from edgevlm.plan import (
     FORMAT_VERSION,
-    Block,
     Embedding,
-    Function,
     Host,
     KVCache,
     Plan,
@@ -36,7 +30,7 @@ from edgevlm.plan import (
 )
 from edgevlm.recipe import Recipe, parse_method
 from edgevlm.registry import METHODS, TARGETS
-from edgevlm.trace import DTYPES, tensor
+from edgevlm.shapes import make_blocks
 
 # Room for a question and an answer beside the image when the recipe names no context.
 ROOM_TOKENS = 512
@@ -104,8 +98,9 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     context = _context(recipe, draft, chunk, text.max_position_embeddings)
     kv = replace(draft.host.kv, tokens=context)
     draft = replace(draft, host=replace(draft.host, chunk=chunk, kv=kv))
-    blocks = _blocks(draft, recipe, pieces, description)
-    blocks = tuple(_count(block, pieces, method, description.shape) for block in blocks)
+    blocks = make_blocks(
+        draft.host, recipe.block_size_bytes, site.tokens_out, pieces, description, method
+    )
     return Planned(replace(draft, blocks=blocks), checkpoint, description, method)
 
 
@@ -156,95 +151,6 @@ def _context(recipe: Recipe, draft: Plan, chunk: int, most: int) -> int:
 def _chunk(prompt: int) -> int:
     calls = -(-prompt // CHUNK_TOKENS)
     return -(-prompt // (calls * 8)) * 8
-
-
-def _blocks(
-    draft: Plan, recipe: Recipe, pieces: Pieces, description: Description
-) -> tuple[Block, ...]:
-    limit, host = recipe.block_size_bytes, draft.host
-    channels, image = host.embedding.columns, host.image
-    blocks: list[Block] = []
-    sizes = [_bytes(piece) for piece in pieces.vision]
-    width = pieces.vision[0].position.weight.shape  # [patches, D] between vision blocks
-    for index, (start, stop) in enumerate(cut(sizes, limit)):
-        first, last = start == 0, stop == len(sizes)
-        inputs = tensor("pixel_values", "f32", 1, 3, image.height, image.width) if first else (
-            tensor("hidden", "f32", 1, *width)
-        )
-        outputs = tensor("features", "f32", 1, description.view_tokens, channels) if last else (
-            tensor("hidden_out", "f32", 1, *width)
-        )
-        blocks.append(_block("vision", index, (start, stop), sizes, [("encode", [inputs], [outputs])]))
-    tokens = draft.visual_tokens
-    total = image.views * description.view_tokens
-    reduce = (
-        "reduce", [tensor("features", "f32", 1, total, channels)],
-        [tensor("visual_tokens", "f32", 1, tokens, channels),
-         tensor("kept_positions", "i32", 1, tokens)],
-    )
-    blocks.append(_block("reduce", 0, (0, 1), [0], [reduce]))
-    sizes = [_bytes(piece) for piece in pieces.decoder]
-    sizes[-1] += _bytes(pieces.norm)
-    for index, (start, stop) in enumerate(cut(sizes, limit)):
-        functions = [_decoder(n, s, stop - start, host) for n, s in (("prefill", host.chunk), ("decode", 1))]
-        blocks.append(_block("decoder", index, (start, stop), sizes, functions))
-    row_bytes = 4 * channels
-    for index, rows in enumerate(cut_rows(pieces.head.shape[0], row_bytes, limit)):
-        function = (
-            "logits", [tensor("hidden", "f32", 1, 1, channels)],
-            [tensor("logits", "f32", 1, rows[1] - rows[0])],
-        )
-        blocks.append(
-            replace(
-                _block("head", index, (0, 0), [], [function]), pieces=rows,
-                weights_bytes=(rows[1] - rows[0]) * row_bytes,
-            )
-        )
-    return tuple(blocks)
-
-
-def _block(stage: str, index: int, pieces: tuple[int, int], sizes: list[int], functions: Any) -> Block:
-    made = tuple(Function(name, tuple(i), tuple(o), 0) for name, i, o in functions)
-    return Block(f"{stage}-{index}", stage, pieces, sum(sizes[pieces[0] : pieces[1]]), made)
-
-
-def _decoder(name: str, rows: int, layers: int, host: Host) -> tuple[str, list[Any], list[Any]]:
-    channels, kv = host.embedding.columns, host.kv
-    inputs = [
-        tensor("hidden", "f32", 1, rows, channels),
-        tensor("cos", "f32", 1, rows, kv.head_size),
-        tensor("sin", "f32", 1, rows, kv.head_size),
-        tensor("mask", "f32", 1, 1, rows, kv.tokens),
-        tensor("position", "i32", 1),
-    ]
-    outputs = [tensor("hidden_out", "f32", 1, rows, channels)]
-    for layer in range(layers):
-        for part in ("key", "value"):
-            cache = (1, kv.heads, kv.tokens, kv.head_size)
-            inputs.append(tensor(f"past_{part}_{layer}", "f32", *cache))
-            outputs.append(tensor(f"present_{part}_{layer}", "f32", *cache))
-    return name, inputs, outputs
-
-
-def _count(block: Block, pieces: Pieces, method: Any, shape: VisualShape) -> Block:
-    """Fill in the FLOPs of each function by running it without data."""
-    module = build(block, pieces, method, shape)
-    functions = []
-    for function in block.functions:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            if block.stage == "reduce":  # its constants are real, so its inputs must be fake
-                with FakeTensorMode(allow_non_fake_inputs=True):
-                    module(*(torch.empty(t.shape, dtype=DTYPES[t.dtype]) for t in function.inputs))
-            else:
-                module.to("meta")(
-                    *(torch.empty(t.shape, dtype=DTYPES[t.dtype], device="meta") for t in function.inputs)
-                )
-        functions.append(replace(function, flops=int(counter.get_total_flops())))
-    return replace(block, functions=tuple(functions))
-
-
-def _bytes(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in {*module.parameters(), *module.buffers()}) * 4
 
 
 def _rope(text: Any, pieces: Pieces) -> Rope:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from edgevlm.errors import TraceError
-from edgevlm.plan import Block, Function, Tensor
+from edgevlm.plan import Block, Function
 
 # Operators that break at least one target, or give it a shape that depends on data.
 BANNED = (
@@ -77,8 +77,3 @@ def signature(module: nn.Module, block: Block) -> Hashable:
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by the names that the trace uses."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
-
-
-def tensor(name: str, dtype: str, *shape: int) -> Tensor:
-    """Shorthand for a `plan.Tensor`."""
-    return Tensor(name, dtype, tuple(shape))

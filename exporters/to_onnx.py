@@ -290,7 +290,7 @@ def _rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
 
 
 def _rms_norm(x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None) -> Tensor:
-    assert weight is not None
+    assert weight is not None and eps is not None
     # The operator that ONNX Runtime registers in the default domain, and fuses with the residual.
     return symbolic(
         "SimplifiedLayerNormalization", (x, weight), {"axis": -1, "epsilon": eps, "stash_type": 1},

@@ -7,6 +7,8 @@ tables that the host computes. tests/models compares each family with transforme
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +34,8 @@ class PatchEmbedding(nn.Module):
 class EncoderLayer(nn.Module):
     """A SigLIP encoder layer (arXiv 2303.15343): pre-norm attention and MLP, [1, N, C] -> same."""
 
+    layer: Any  # transformers' module; its attributes have no types
+
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
@@ -49,6 +53,8 @@ class DecoderLayer(nn.Module):
 
     hidden [1, S, C], past_key and past_value [1, G, T, D] -> hidden and the two with S new rows.
     """
+
+    layer: Any
 
     def __init__(self, layer: nn.Module, heads: int, kv_heads: int) -> None:
         super().__init__()
@@ -81,6 +87,6 @@ class FinalNorm(nn.Module):
         return rms_norm(self.norm, x)
 
 
-def rms_norm(norm: nn.Module, x: Tensor) -> Tensor:
+def rms_norm(norm: Any, x: Tensor) -> Tensor:
     """RMSNorm (arXiv 1910.07467) as one operator, with the module's weight and epsilon."""
     return torch.nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)

@@ -1,0 +1,153 @@
+"""The blocks of a plan: which pieces each holds, the shapes of its functions, bytes and FLOPs.
+
+Bytes are those of the pieces' tensors, which need no memory for that; FLOPs are counted by running
+each function on tensors without data (torch's FlopCounterMode: 2 per multiply-add).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgevlm.blocks import build, cut, cut_rows
+from edgevlm.compress._primitives import VisualShape
+from edgevlm.models._family import Description, Pieces
+from edgevlm.plan import Block, Function, Host, Tensor
+from edgevlm.trace import DTYPES
+
+Call = tuple[str, list[Tensor], list[Tensor]]  # name, inputs, outputs
+
+
+def make_blocks(
+    host: Host,
+    limit: int,
+    kept: int,
+    pieces: Pieces,
+    description: Description,
+    method: Any,
+) -> tuple[Block, ...]:
+    """All blocks in the order in which a prompt runs them.
+
+    Args:
+        host: Image, embedding, cache and chunk of the plan.
+        limit: Block size in bytes.
+        kept: K.
+        pieces: The model, with or without memory for its weights.
+        description: The family's numbers.
+        method: The method of site `tokens`.
+    """
+    blocks = [
+        *_vision(host, limit, pieces, description),
+        _reduce(host, kept, description),
+        *_decoder(host, limit, pieces),
+        *_head(host, limit, pieces),
+    ]
+    return tuple(_count(block, pieces, method, description.shape) for block in blocks)
+
+
+def _vision(
+    host: Host, limit: int, pieces: Pieces, description: Description
+) -> list[Block]:
+    image, sizes = host.image, [_bytes(piece) for piece in pieces.vision]
+    first: Any = pieces.vision[0]
+    between = (1, *first.position.weight.shape)  # [1, patches, D]
+    features = (1, description.view_tokens, host.embedding.columns)
+    blocks = []
+    for index, (start, stop) in enumerate(cut(sizes, limit)):
+        given = Tensor("hidden", "f32", between)
+        if start == 0:
+            given = Tensor("pixel_values", "f32", (1, 3, image.height, image.width))
+        made = Tensor("hidden_out", "f32", between)
+        if stop == len(sizes):
+            made = Tensor("features", "f32", features)
+        calls: list[Call] = [("encode", [given], [made])]
+        blocks.append(_block("vision", index, (start, stop), sum(sizes[start:stop]), calls))
+    return blocks
+
+
+def _reduce(host: Host, kept: int, description: Description) -> Block:
+    channels = host.embedding.columns
+    total = host.image.views * description.view_tokens
+    given = [Tensor("features", "f32", (1, total, channels))]
+    made = [
+        Tensor("visual_tokens", "f32", (1, kept, channels)),
+        Tensor("kept_positions", "i32", (1, kept)),
+    ]
+    return _block("reduce", 0, (0, 1), 0, [("reduce", given, made)])
+
+
+def _decoder(host: Host, limit: int, pieces: Pieces) -> list[Block]:
+    sizes = [_bytes(piece) for piece in pieces.decoder]
+    sizes[-1] += _bytes(pieces.norm)
+    blocks = []
+    for index, (start, stop) in enumerate(cut(sizes, limit)):
+        rows = {"prefill": host.chunk, "decode": 1}
+        calls = [_step(host, name, count, stop - start) for name, count in rows.items()]
+        blocks.append(_block("decoder", index, (start, stop), sum(sizes[start:stop]), calls))
+    return blocks
+
+
+def _step(host: Host, name: str, rows: int, layers: int) -> Call:
+    """A decoder function over `rows` new tokens and the caches of `layers` layers."""
+    kv, hidden = host.kv, (1, rows, host.embedding.columns)
+    given = [
+        Tensor("hidden", "f32", hidden),
+        Tensor("cos", "f32", (1, rows, kv.head_size)),
+        Tensor("sin", "f32", (1, rows, kv.head_size)),
+        Tensor("mask", "f32", (1, 1, rows, kv.tokens)),
+        Tensor("position", "i32", (1,)),
+    ]
+    made = [Tensor("hidden_out", "f32", hidden)]
+    cache = (1, kv.heads, kv.tokens, kv.head_size)
+    for layer in range(layers):
+        for part in ("key", "value"):
+            given.append(Tensor(f"past_{part}_{layer}", "f32", cache))
+            made.append(Tensor(f"present_{part}_{layer}", "f32", cache))
+    return name, given, made
+
+
+def _head(host: Host, limit: int, pieces: Pieces) -> list[Block]:
+    channels = host.embedding.columns
+    blocks = []
+    for index, (start, stop) in enumerate(cut_rows(pieces.head.shape[0], 4 * channels, limit)):
+        given = [Tensor("hidden", "f32", (1, 1, channels))]
+        made = [Tensor("logits", "f32", (1, stop - start))]
+        size = (stop - start) * channels * 4
+        blocks.append(_block("head", index, (start, stop), size, [("logits", given, made)]))
+    return blocks
+
+
+def _block(
+    stage: str, index: int, pieces: tuple[int, int], size: int, calls: list[Call]
+) -> Block:
+    functions = tuple(Function(name, tuple(given), tuple(made), 0) for name, given, made in calls)
+    return Block(f"{stage}-{index}", stage, pieces, size, functions)
+
+
+def _count(block: Block, pieces: Pieces, method: Any, shape: VisualShape) -> Block:
+    """Fill in the FLOPs of each function."""
+    module = build(block, pieces, method, shape)
+    # The constants of `reduce` are real, so its inputs must be fake; all else has no data at all.
+    real = block.stage == "reduce"
+    functions = []
+    for function in block.functions:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            if real:
+                with FakeTensorMode(allow_non_fake_inputs=True):
+                    module(*_inputs(function, "cpu"))
+            else:
+                module.to("meta")(*_inputs(function, "meta"))
+        functions.append(replace(function, flops=int(counter.get_total_flops())))
+    return replace(block, functions=tuple(functions))
+
+
+def _inputs(function: Function, device: str) -> list[torch.Tensor]:
+    return [torch.empty(t.shape, dtype=DTYPES[t.dtype], device=device) for t in function.inputs]
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in {*module.parameters(), *module.buffers()}) * 4
