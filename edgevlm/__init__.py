@@ -10,6 +10,8 @@ Exporting needs torch (`edgevlm[onnx]`); loading and running a bundle does not.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +24,20 @@ __version__ = "0.1.0"
 __all__ = ["Bundle", "EdgeVLMError", "Model", "Recipe", "export", "load", "plan", "verify"]
 
 _HOMES = {"Bundle": "bundle", "EdgeVLMError": "errors", "Recipe": "recipe"}
+
+
+class _Package(ModuleType):
+    """Keeps `edgevlm.plan` and `edgevlm.verify` functions.
+
+    They are modules too, and Python would put a module in the function's place when it is imported.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -14,8 +14,9 @@ from edgevlm.plan import Plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes import images
+from edgevlm.runtimes.sampling import Sampling
 from edgevlm.runtimes.sequence import Visual
-from edgevlm.runtimes.text import Answer, Sampling, TextLoop
+from edgevlm.runtimes.text import Answer, TextLoop
 
 if TYPE_CHECKING:
     from edgevlm.verify import Verification
@@ -99,9 +100,14 @@ class Model:
         return self._loop.plan
 
     def generate(
-        self, image: Picture | Sequence[Picture] | None, prompt: str, *,
-        video: str | Path | None = None, max_new_tokens: int = 64,
-        sampling: Sampling = Sampling(), on_text: Callable[[str], None] = lambda _: None,
+        self,
+        image: Picture | Sequence[Picture] | None,
+        prompt: str,
+        *,
+        video: str | Path | None = None,
+        max_new_tokens: int = 64,
+        sampling: Sampling = Sampling(),
+        on_text: Callable[[str], None] = lambda _: None,
     ) -> Answer:
         """Answer one question about one or several pictures, or a clip, in a new conversation.
 
@@ -121,7 +127,11 @@ class Model:
         return self._loop.ask(prompt, seen, max_new_tokens, sampling, on_text)
 
     def chat(
-        self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = Sampling(),
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 64,
+        sampling: Sampling = Sampling(),
         on_text: Callable[[str], None] = lambda _: None,
     ) -> Answer:
         """A further turn of the conversation that `generate` began."""

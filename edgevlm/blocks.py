@@ -32,7 +32,7 @@ def cut(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
 
 def cut_rows(rows: int, row_bytes: int, limit: int) -> list[tuple[int, int]]:
     """Split a matrix of `rows` into the fewest runs of nearly equal height: [(start, stop)]."""
-    count = -(-rows * row_bytes // limit)
+    count = -(-rows // max(1, limit // row_bytes))
     height = -(-rows // count)
     return [(start, min(start + height, rows)) for start in range(0, rows, height)]
 
@@ -51,25 +51,33 @@ class VisionBlock(nn.Module):
 
 
 class ReduceBlock(nn.Module):
-    """`reduce`: features of all views [1, P*N, C] -> visual_tokens [1, K, C], kept_positions [1, K]."""
+    """`reduce`: features of all views [1, P*N, C] -> visual_tokens [1, K, C], kept [1, K]."""
 
     def __init__(self, pack: nn.Module, method: object, shape: object) -> None:
         super().__init__()
         self.pack, self.method, self.shape = pack, method, shape
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.method(self.pack(features), shape=self.shape)  # type: ignore[operator,no-any-return]
+        tokens, kept = self.method(self.pack(features), shape=self.shape)  # type: ignore[operator]
+        # Where all are kept the output would be the input itself, and could not have its own name.
+        return tokens.clone(), kept
 
 
 class DecoderBlock(nn.Module):
-    """`prefill` and `decode`: the block's layers, each with its own past; then the norm, if last."""
+    """`prefill`, `decode`: the block's layers, each with its own past; then the norm, if last."""
 
     def __init__(self, layers: Sequence[nn.Module], norm: nn.Module | None) -> None:
         super().__init__()
         self.layers, self.norm = nn.ModuleList(layers), norm
 
     def forward(
-        self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, position: Tensor, *past: Tensor
+        self,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        position: Tensor,
+        *past: Tensor,
     ) -> tuple[Tensor, ...]:
         present: list[Tensor] = []
         for index, layer in enumerate(self.layers):

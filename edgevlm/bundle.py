@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,17 +18,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from edgevlm.documents import DocumentError, dumps, read, to_document
+from edgevlm import __version__
+from edgevlm.documents import dumps, read, to_document
 from edgevlm.errors import BundleError, EdgeVLMError
-from edgevlm.plan import FORMAT_VERSION, Block, FileEntry, Function, Plan
+from edgevlm.manifest import MANIFEST, read_manifest
+from edgevlm.plan import Block, FileEntry, Function, Plan
 
-MANIFEST = "manifest.json"
 MEASURED = "measured"
 # What an unfinished export needs to go on; none of it is part of a bundle.
 STATE = ("done", "plan.json", "lock")
-MANIFEST_LIMIT_BYTES = 32 * 10**6
-# No tensor of a function is larger: 2^31 elements are 8 GB of float32.
-TENSOR_LIMIT = 2**31
 
 
 @dataclass(frozen=True)
@@ -49,10 +46,7 @@ class Bundle:
         folder = Path(path)
         if not folder.is_dir():
             raise BundleError(f"no bundle at '{path}': expected a folder that `export` wrote")
-        plan = _read_manifest(folder)
-        _check_files(folder, plan)
-        _check_functions(plan)
-        return cls(folder, plan)
+        return cls(folder, read_manifest(folder))
 
     def file(self, name: str) -> Path:
         """Path of a file of the bundle, its sha256 checked the first time.
@@ -64,13 +58,17 @@ class Bundle:
         if entry is None:
             raise BundleError(f"{MANIFEST}: no file '{name}' is listed")
         path = self.path / entry.path
-        state = path.stat()
-        known = _remembered()
-        key, mark = str(path.resolve()), [state.st_size, state.st_mtime_ns, entry.sha256]
-        if known.get(key) != mark:
-            if sha256(path) != entry.sha256:
-                raise BundleError(f"'{name}' was changed: its sha256 is not the manifest's")
-            _remember(known | {key: mark})
+        try:
+            state, known = path.stat(), _remembered()
+            # A change that sets the modification time back still moves the inode's own time.
+            mark = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, entry.sha256]
+            key = str(path.resolve())
+            if known.get(key) != mark:
+                if sha256(path) != entry.sha256:
+                    raise BundleError(f"'{name}' was changed: its sha256 is not the manifest's")
+                _remember(known | {key: mark})
+        except OSError as cause:
+            raise BundleError(f"'{name}' cannot be read: {cause.strerror}") from cause
         return path
 
     def files_of(self, block: Block) -> dict[str, Path]:
@@ -97,14 +95,18 @@ class BundleWriter:
         record = self._done / f"{block.name}.json"
         if not record.is_file():
             return None
-        functions = json.loads(record.read_text())
-        return tuple(read(Function, f, str(record)) for f in functions)
+        try:
+            functions = json.loads(record.read_text("utf-8"))
+            made = tuple(read(Function, f, record.name) for f in functions)
+        except (ValueError, TypeError):  # cut off by a power failure: do the block again
+            return None
+        return made if len(made) == len(block.functions) else None
 
     def finish(self, block: Block, functions: tuple[Function, ...]) -> None:
         """Record a block as complete; its files are on disk."""
         self._done.mkdir(exist_ok=True)
         temporary = self._done / f"{block.name}.tmp"
-        temporary.write_text(json.dumps(to_document(functions)))
+        temporary.write_text(json.dumps(to_document(functions)), "utf-8")
         temporary.rename(self._done / f"{block.name}.json")
 
     def stage_folder(self, stage: str) -> Path:
@@ -120,24 +122,28 @@ class BundleWriter:
         path.write_text(text, "utf-8")
 
     def close(self, plan: Plan) -> Plan:
-        """Hash every file and write the manifest; returns the manifest."""
+        """Hash every file, write the manifest, and read it back; returns the manifest.
+
+        Raises:
+            BundleError: If the bundle would be refused by those who open it.
+        """
         files = []
         for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
             name = path.relative_to(self.folder).as_posix()
             if name.split("/")[0] not in (MANIFEST, MEASURED, *STATE):
                 files.append(FileEntry(name, path.stat().st_size, sha256(path)))
         manifest = replace(plan, files=tuple(files))
-        (self.folder / MANIFEST).write_text(dumps(manifest))
-        return manifest
+        self.put(MANIFEST, dumps(manifest))
+        return read_manifest(self.folder)
 
 
 @contextmanager
 def writing(out: Path, plan: Plan, weights: str, force: bool) -> Iterator[BundleWriter]:
     """A writer whose folder becomes `out` if the body ends well.
 
-    An export that was stopped is continued when its plan and `weights` (a text that names the
-    checkpoint's contents) are the same, else begun anew. If the body fails, nothing stays behind;
-    if it is stopped from outside, finished blocks do.
+    An export that was stopped is continued when the version, its plan and `weights` (a text that
+    names the checkpoint's contents) are the same, else begun anew. An error leaves nothing behind;
+    if it is stopped from outside, finished blocks stay.
 
     Raises:
         BundleError: If `out` exists and `force` is not given, is no bundle, or another export
@@ -146,25 +152,29 @@ def writing(out: Path, plan: Plan, weights: str, force: bool) -> Iterator[Bundle
     check_free(out, force)
     partial = out.parent / f".{out.name}.partial"
     with _locked(partial, out):
-        text = f"{weights}\n{dumps(plan)}"
-        mark = partial / "plan.json"
-        if not mark.is_file() or mark.read_text() != text:
-            _empty(partial)
-            mark.write_text(text)
-        writer = BundleWriter(partial, plan)
         try:
-            yield writer
-        except EdgeVLMError:
-            shutil.rmtree(partial)
-            raise
+            check_free(out, force)  # again: another export may have ended in between
+            _begin(partial, f"edgevlm {__version__}\n{weights}\n{dumps(plan)}")
+            yield BundleWriter(partial, plan)
+            for name in ("done", "plan.json"):
+                path = partial / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            check_free(out, force)
+            _replace(partial, out)
+        except (EdgeVLMError, OSError) as cause:
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(cause, EdgeVLMError):
+                raise
+            place = f": '{cause.filename}'" if cause.filename else ""
+            raise BundleError(
+                f"'{out}' was not written: {cause.strerror or cause}{place}"
+            ) from cause
         except BaseException:
             if not (partial / "done").exists():
-                shutil.rmtree(partial)
+                shutil.rmtree(partial, ignore_errors=True)
             raise
-        for name in STATE:
-            path = partial / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        _replace(partial, out)
+        # Last, so that no other export can take the folder before it has its name.
+        (out / "lock").unlink(missing_ok=True)
 
 
 def check_free(out: Path, force: bool) -> None:
@@ -194,120 +204,51 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgevlm"
 
 
-def _read_manifest(folder: Path) -> Plan:
-    path = folder / MANIFEST
-    if path.is_symlink() or not path.is_file():
-        raise BundleError(f"'{folder}' has no {MANIFEST}: it is not a bundle")
-    if path.stat().st_size > MANIFEST_LIMIT_BYTES:
-        raise BundleError(f"{MANIFEST} is larger than {MANIFEST_LIMIT_BYTES} bytes")
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError, OSError) as cause:
-        raise BundleError(f"{MANIFEST} is not valid JSON: {cause}") from cause
-    version = document.get("format_version") if isinstance(document, dict) else None
-    if version != FORMAT_VERSION:
-        raise BundleError(
-            f"{MANIFEST}: format_version is {version!r}, this edgevlm reads {FORMAT_VERSION};"
-            " export the model again"
-        )
-    try:
-        return read(Plan, document, MANIFEST)
-    except (DocumentError, RecursionError) as cause:
-        raise BundleError(str(cause)) from cause
-
-
-def _check_files(folder: Path, plan: Plan) -> None:
-    listed: set[str] = set()
-    for index, entry in enumerate(plan.files):
-        field = f"{MANIFEST}: files[{index}].path"
-        parts = PurePosixPath(entry.path).parts
-        odd = entry.path.startswith("/") or "\\" in entry.path or ":" in entry.path
-        if odd or not parts or ".." in parts or entry.path != "/".join(parts):
-            raise BundleError(f"{field} '{entry.path}' leaves the bundle")
-        if entry.path in listed:
-            raise BundleError(f"{field} '{entry.path}' is listed twice")
-        listed.add(entry.path)
-        path = folder
-        for part in parts:
-            path = path / part
-            if path.is_symlink():
-                raise BundleError(f"{field} '{entry.path}' is behind a symbolic link")
-        if not path.is_file():
-            raise BundleError(f"'{entry.path}' is missing from the bundle")
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise BundleError(f"'{entry.path}' has {size} bytes, the manifest says {entry.bytes}")
-    for file in (*(f.file for b in plan.blocks for f in b.functions), plan.host.embedding.file):
-        if file not in listed:
-            raise BundleError(f"{MANIFEST}: '{file}' is used but not listed in files")
-
-
-def _check_functions(plan: Plan) -> None:
-    names = [block.name for block in plan.blocks]
-    if len(set(names)) != len(names):
-        raise BundleError(f"{MANIFEST}: two blocks have one name")
-    for block in plan.blocks:
-        for function in block.functions:
-            for tensor in (*function.inputs, *function.outputs):
-                size = math.prod(tensor.shape)
-                where = f"{MANIFEST}: {block.name}.{function.name}.{tensor.name}"
-                if any(dim < 1 for dim in tensor.shape) or size > TENSOR_LIMIT:
-                    raise BundleError(f"{where} has the shape {list(tensor.shape)}")
-                if tensor.dtype not in ("f32", "i32"):
-                    raise BundleError(f"{where} has the dtype '{tensor.dtype}'")
-    _check_host(plan)
-
-
-def _check_host(plan: Plan) -> None:
-    host = plan.host
-    numbers = {
-        "image.height": host.image.height, "image.width": host.image.width,
-        "image.views": host.image.views, "embedding.rows": host.embedding.rows,
-        "embedding.columns": host.embedding.columns, "kv.layers": host.kv.layers,
-        "kv.heads": host.kv.heads, "kv.head_size": host.kv.head_size, "kv.tokens": host.kv.tokens,
-        "chunk": host.chunk, "vocabulary": host.vocabulary,
-    }
-    for name, value in numbers.items():
-        if not 1 <= value <= TENSOR_LIMIT:
-            raise BundleError(f"{MANIFEST}: host.{name} is {value}")
-    entry = next(f for f in plan.files if f.path == host.embedding.file)
-    if entry.bytes != host.embedding.bytes:
-        raise BundleError(
-            f"{MANIFEST}: host.embedding needs {host.embedding.bytes} bytes,"
-            f" '{entry.path}' has {entry.bytes}"
-        )
-    for part in (*plan.layout.prompt, *plan.layout.image, *plan.layout.turn):
-        if any(not 0 <= i < host.embedding.rows for i in part.ids):
-            raise BundleError(f"{MANIFEST}: layout has an id outside the embedding table")
+def _begin(partial: Path, text: str) -> None:
+    """Keep the finished blocks of an export with the same `text`, or empty the folder."""
+    mark = partial / "plan.json"
+    if mark.is_file() and mark.read_bytes() == text.encode():
+        return
+    for path in partial.iterdir():
+        if path.name != "lock":
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    mark.write_bytes(text.encode())
 
 
 @contextmanager
 def _locked(partial: Path, out: Path) -> Iterator[None]:
+    if partial.is_symlink():
+        raise BundleError(f"'{partial}' is a symbolic link; remove it")
     partial.mkdir(exist_ok=True)
-    with (partial / "lock").open("w") as lock:
+    try:
+        import fcntl
+    except ImportError:  # on Windows two exports to one place are not told apart
+        yield
+        return
+    path = partial / "lock"
+    with path.open("w") as lock:
         try:
-            import fcntl  # not on Windows, where two exports to one place are not told apart
-
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
+            # The other export may have ended, and renamed the folder, since the file was opened.
+            mine = os.path.samestat(os.fstat(lock.fileno()), path.stat())
         except OSError as cause:
             raise BundleError(f"another export is writing '{out}'") from cause
+        if not mine:
+            raise BundleError(f"another export is writing '{out}'")
         yield
-
-
-def _empty(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name == "lock":
-            continue
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _replace(partial: Path, out: Path) -> None:
     old = out.parent / f".{out.name}.old"
     if out.exists():
+        shutil.rmtree(old, ignore_errors=True)  # of a run that was killed right here
         out.rename(old)
-    partial.rename(out)
+    try:
+        partial.rename(out)
+    except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import sys
 import types
 import typing
 from functools import cache
 from typing import Any, TypeVar
 
+from edgevlm.errors import EdgeVLMError
+
 T = TypeVar("T")
+# Characters of a wrong value that an error shows: the line stays one line.
+LONGEST = 60
 
 
 class DocumentError(ValueError):
@@ -47,6 +52,14 @@ def read(kind: type[T], document: Any, where: str = "document") -> T:
     return typing.cast(T, _read(kind, document, where))
 
 
+def shown(value: Any) -> str:
+    """A parsed value for an error line: short, control characters written out."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = repr(value if not isinstance(value, str) else value[:LONGEST])
+    return text if len(text) < LONGEST else text[: LONGEST - 3] + "..."
+
+
 def _read(kind: Any, document: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(typing.cast(type, kind), document, where)
@@ -69,7 +82,9 @@ def _read(kind: Any, document: Any, where: str) -> Any:
         if not isinstance(document, dict):
             raise _wrong(where, "an object", document)
         return {key: _read(arguments[1], d, f"{where}.{key}") for key, d in document.items()}
-    if kind is float and isinstance(document, int) and not isinstance(document, bool):
+    if kind is float and isinstance(document, int | float) and not isinstance(document, bool):
+        if not abs(document) <= sys.float_info.max:  # also NaN, and integers without a float
+            raise _wrong(where, "a finite number", document)
         return float(document)
     if not isinstance(document, kind) or (isinstance(document, bool) and kind is not bool):
         raise _wrong(where, {str: "text", int: "an integer"}.get(kind, kind.__name__), document)
@@ -82,16 +97,16 @@ def _read_dataclass(kind: type, document: Any, where: str) -> Any:
     hints = _hints(kind)
     for key in document:
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
+            near = difflib.get_close_matches(key[:LONGEST], hints, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise DocumentError(f"{where} has an unknown key '{key}'{hint}")
+            raise DocumentError(f"{where} has an unknown key {shown(key)}{hint}")
     for key in hints:
         if key not in document:
             raise DocumentError(f"{where} lacks the key '{key}'")
     values = {key: _read(hint, document[key], f"{where}.{key}") for key, hint in hints.items()}
     try:
         return kind(**values)
-    except ValueError as cause:
+    except (ValueError, EdgeVLMError) as cause:
         raise DocumentError(f"{where}: {cause}") from cause
 
 
@@ -102,5 +117,4 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _wrong(where: str, expected: str, got: Any) -> DocumentError:
-    text = repr(got)
-    return DocumentError(f"{where} must be {expected}, got {text if len(text) < 60 else text[:57] + '...'}")
+    return DocumentError(f"{where} must be {expected}, got {shown(got)}")

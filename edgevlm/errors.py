@@ -49,6 +49,7 @@ class RuntimeLoadError(EdgeVLMError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """One line that names an unknown `kind`, the nearest known name and all the known ones."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:60], names, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ";"
-    return f"unknown {kind} '{name}'{hint} known: {', '.join(names) or 'none'}"
+    shown = name if len(name) <= 60 else name[:57] + "..."
+    return f"unknown {kind} '{shown}'{hint} known: {', '.join(names) or 'none'}"

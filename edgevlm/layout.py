@@ -22,10 +22,13 @@ _QUESTION, _REPLY = "\ue000", "\ue001"
 
 
 def make_layout(
-    description: Description, template: str | None, tokenizer: Tokenizer, vocabulary: int,
+    description: Description,
+    template: str | None,
+    tokenizer: Tokenizer,
+    vocabulary: int,
     reduced: bool,
 ) -> Layout:
-    """Parts of a first turn, of one image, and of a further turn.
+    """Parts of a first turn with and without an image, of one image, and of a further turn.
 
     Args:
         description: The family's numbers.
@@ -38,19 +41,33 @@ def make_layout(
         ModelError: If the template does not render, or loses the question or the image.
     """
     template = description.chat_template or template
-    first, further = _render(description, template)
+    first, plain, further = _render(description, template)
     before, _, after = first.partition(description.placeholder)
     image = description.reduced_image if reduced else description.full_image
+    special = _special(tokenizer)
+    # Text of the prompt that meets text of the image (a clip begins with its duration).
+    starts = _is_text(image[0], special, at_end=False)
+    ends = _is_text(image[-1], special, at_end=True)
+    before_parts = _parts([before], tokenizer, vocabulary, open_end=starts)
+    after_parts = _parts([after], tokenizer, vocabulary, open_start=ends)
     return Layout(
-        prompt=_parts([before, Part("image"), after], tokenizer, vocabulary),
-        image=_parts(image, tokenizer, vocabulary),
+        prompt=(*before_parts, Part("image"), *after_parts),
+        image=_parts(
+            image,
+            tokenizer,
+            vocabulary,
+            open_start=_is_text(before, special, at_end=True),
+            open_end=_is_text(after, special, at_end=False),
+        ),
+        text=_parts([plain], tokenizer, vocabulary),
         turn=_parts([further], tokenizer, vocabulary),
     )
 
 
-def _render(description: Description, template: str | None) -> tuple[str, str]:
+def _render(description: Description, template: str | None) -> tuple[str, str, str]:
+    """Text of a first turn with an image, without one, and of a further turn."""
     if template is None:
-        return f"{description.placeholder}{_QUESTION}", f"\n{_QUESTION}"
+        return f"{description.placeholder}{_QUESTION}", _QUESTION, f"\n{_QUESTION}"
     # Imported here: transformers is heavy and only plans need it.
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -61,9 +78,12 @@ def _render(description: Description, template: str | None) -> tuple[str, str]:
         {"role": "user", "content": [{"type": "text", "text": _QUESTION}]},
     ]
     try:
-        (first, both), _ = render_jinja_template(
-            [chat, chat + more], chat_template=template, add_generation_prompt=True,
-            bos_token="", eos_token="",
+        (first, plain, both), _ = render_jinja_template(
+            [chat, more[1:], chat + more],
+            chat_template=template,
+            add_generation_prompt=True,
+            bos_token="",
+            eos_token="",
         )
     except Exception as cause:
         raise ModelError(f"the chat template does not render: {cause}") from cause
@@ -73,16 +93,27 @@ def _render(description: Description, template: str | None) -> tuple[str, str]:
             f"the chat template must write '{description.placeholder}' once and the question;"
             f" it wrote {first!r}"
         )
-    return first, further
+    return first, plain, further
 
 
 def _parts(
-    items: Sequence[str | Part], tokenizer: Tokenizer, vocabulary: int
+    items: Sequence[str | Part],
+    tokenizer: Tokenizer,
+    vocabulary: int,
+    open_start: bool = False,
+    open_end: bool = False,
 ) -> tuple[Part, ...]:
+    """Parts of text and of what stands between; an open end will meet text of another layout."""
     parts: list[Part] = []
-    for item in _joined(items):
+    joined = _joined(items)
+    for index, item in enumerate(joined):
         if isinstance(item, str):
-            parts += _text_parts(item, tokenizer)
+            parts += _text_parts(
+                item,
+                tokenizer,
+                open_start=_text_part(joined[index - 1]) if index else open_start,
+                open_end=(_text_part(joined[index + 1]) if index + 1 < len(joined) else open_end),
+            )
         elif item.kind == TABLE_ROW:
             parts.append(Part("ids", ids=(vocabulary + item.start,)))
         else:
@@ -107,21 +138,42 @@ def _joined(items: Sequence[str | Part]) -> list[str | Part]:
     return joined
 
 
-def _text_parts(text: str, tokenizer: Tokenizer) -> list[Part]:
-    """Ids of the fixed text; the run between special tokens that holds the question stays text."""
-    special = [t.content for t in tokenizer.get_added_tokens_decoder().values()]
-    pattern = "|".join(re.escape(s) for s in sorted(special, key=len, reverse=True))
-    pieces = re.split(f"({pattern})", text) if special else [text]
+def _text_parts(text: str, tokenizer: Tokenizer, open_start: bool, open_end: bool) -> list[Part]:
+    """Ids of the fixed text; a run between special tokens that meets run-time text stays text."""
+    pieces = re.split(f"({_special(tokenizer)})", text)
     parts: list[Part] = []
     fixed = ""
-    for piece in pieces:
+    for index, piece in enumerate(pieces):
+        meets = (open_start and index == 0) or (open_end and index == len(pieces) - 1)
         if _QUESTION in piece:
             prefix, _, suffix = piece.partition(_QUESTION)
             parts += [_ids(fixed, tokenizer), Part("user_text", prefix=prefix, suffix=suffix)]
             fixed = ""
+        elif meets and piece:
+            parts += [_ids(fixed, tokenizer), Part("text", prefix=piece)]
+            fixed = ""
         else:
             fixed += piece
     return [*parts, _ids(fixed, tokenizer)]
+
+
+def _special(tokenizer: Tokenizer) -> str:
+    """Pattern of the tokens at which a tokenizer cuts text before anything else."""
+    special = [t.content for t in tokenizer.get_added_tokens_decoder().values()]
+    # Without any, a pattern that never matches.
+    return "|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) or "(?!)"
+
+
+def _is_text(item: str | Part, special: str, at_end: bool) -> bool:
+    """Whether an item is text, not a special token or a row, at its start or end."""
+    if isinstance(item, Part):
+        return _text_part(item)
+    pieces = re.split(f"({special})", item)
+    return bool(pieces[-1 if at_end else 0])
+
+
+def _text_part(item: str | Part) -> bool:
+    return isinstance(item, Part) and item.kind in ("timestamp", "duration")
 
 
 def _ids(text: str, tokenizer: Tokenizer) -> Part:

@@ -5,7 +5,7 @@
     rotary         rotary position embedding, half-rotation form (RoFormer, arXiv 2104.09864)
 
 Each is defined here by its eager PyTorch form, which is the meaning of the node; an exporter lowers
-it to what its target runs best. Layout [1, S, H*D] throughout: that is what the projections give and
+it to what its target runs best. Layout [1, S, H*D] throughout, as the projections give and
 take, so no transpose stands in the graph. Shapes: S new tokens, T cache rows, H query heads, G key
 and value heads (H is a multiple of G), D head size.
 """

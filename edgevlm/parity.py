@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import nn
 
 from edgevlm.blocks import build
@@ -23,7 +22,14 @@ from edgevlm.models._family import Pieces
 from edgevlm.plan import Block, Function
 from edgevlm.planning import Planned
 from edgevlm.registry import ENGINES, engine_for
-from edgevlm.runtimes.sequence import Piece, Visual, assemble, causal_mask, rotary_tables
+from edgevlm.runtimes.sequence import (
+    Piece,
+    Visual,
+    assemble,
+    causal_mask,
+    load_tokenizer,
+    rotary_tables,
+)
 
 QUESTION = "What is in this picture?"
 # Views whose encoder calls are compared with PyTorch; all views go through the engine.
@@ -67,7 +73,7 @@ class Runner:
     def __post_init__(self) -> None:
         plan = self.bundle.plan
         self.engine = ENGINES.load(engine_for(plan.recipe.target)).Engine(self.bundle)
-        self.tokenizer = Tokenizer.from_file(str(self.bundle.file("tokenizer.json")))
+        self.tokenizer = load_tokenizer(self.bundle)
         embedding = plan.host.embedding
         shape = (embedding.rows, embedding.columns)
         self.table = np.memmap(self.bundle.file(embedding.file), np.float32, "r", shape=shape)
@@ -77,9 +83,7 @@ class Runner:
         plan = self.bundle.plan
         times = tuple(float(i) for i in range(plan.host.image.frames))
         visual = Visual(tokens, kept, times, float(len(times)))
-        return assemble(
-            plan, plan.layout.prompt, self.table, self.tokenizer, QUESTION, [visual], 0
-        )
+        return assemble(plan, plan.layout.prompt, self.table, self.tokenizer, QUESTION, [visual], 0)
 
     def run(self, pixels: Array, tokens: tuple[int, ...]) -> Array:
         """Logits [steps, V] of the engine, fed with the reference's tokens."""
@@ -88,10 +92,13 @@ class Runner:
         piece = self.sequence(reduced["visual_tokens"][0], reduced["kept_positions"][0])
         rows = [np.array(self.table[t]) for t in tokens[:-1]]
         positions = piece.positions[-1] + 1 + np.arange(len(rows), dtype=np.int32)
-        calls = [*self._chunks(piece), *(
-            _Call("decode", len(piece.rows) + i, 1, row[None], positions[i : i + 1])
-            for i, row in enumerate(rows)
-        )]
+        calls = [
+            *self._chunks(piece),
+            *(
+                _Call("decode", len(piece.rows) + i, 1, row[None], positions[i : i + 1])
+                for i, row in enumerate(rows)
+            ),
+        ]
         for block in self.bundle.plan.stage("decoder"):
             calls = self._decoder(block, calls)
         last = [call for call in calls if call.first + call.count >= len(piece.rows)]
@@ -149,7 +156,8 @@ class Runner:
         shape = (1, kv.heads, kv.tokens, kv.head_size)
         cache = {
             f"{part}_{layer}": np.zeros(shape, np.float32)
-            for layer in range(layers) for part in ("key", "value")
+            for layer in range(layers)
+            for part in ("key", "value")
         }
         past = [torch.zeros(shape) for _ in cache]
         done = []
@@ -157,7 +165,9 @@ class Runner:
             for call in calls:
                 cos, sin = rotary_tables(plan, call.positions)
                 given = {
-                    "hidden": call.rows[None], "cos": cos[None], "sin": sin[None],
+                    "hidden": call.rows[None],
+                    "cos": cos[None],
+                    "sin": sin[None],
                     "mask": causal_mask(call.first, len(call.rows), kv.tokens),
                     "position": np.asarray([call.first], np.int32),
                 }
@@ -182,7 +192,9 @@ class Runner:
                 for row in hidden:
                     given = {"hidden": row[None, None]}
                     out = self._call(block, function, given)["logits"]
-                    self._compare(block, function, [out], [module(torch.from_numpy(given["hidden"]))])
+                    self._compare(
+                        block, function, [out], [module(torch.from_numpy(given["hidden"]))]
+                    )
                     part.append(out[0])
             logits.append(np.stack(part))
         return np.concatenate(logits, axis=1)
@@ -193,7 +205,10 @@ class Runner:
         return _Opened(self.engine, block, build(block, self.pieces, self.planned.method, shape))
 
     def _call(
-        self, block: Block, function: Function, given: Mapping[str, Array],
+        self,
+        block: Block,
+        function: Function,
+        given: Mapping[str, Array],
         shared: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         arrays = {name: np.ascontiguousarray(value) for name, value in given.items()}

@@ -20,7 +20,7 @@ from edgevlm.models._family import Pieces
 from edgevlm.plan import Block, Function, Plan
 from edgevlm.planning import Planned, make_plan
 from edgevlm.recipe import Recipe
-from edgevlm.registry import TARGETS
+from edgevlm.registry import TARGETS, engine_for
 from edgevlm.runtimes.text import peak_rss_bytes
 from edgevlm.trace import signature, trace, weights
 from edgevlm.verify import Verification, verify_model
@@ -54,6 +54,8 @@ def export(
     """
     started, out = time.perf_counter(), Path(out)
     check_free(out, force)
+    TARGETS.load(recipe.target)
+    engine_for(recipe.target)  # verification needs it; better said now than after the export
     checkpoint = find(recipe.model, recipe.revision)
     progress("plan")
     planned = make_plan(recipe, checkpoint)
@@ -84,16 +86,18 @@ def _write(planned: Planned, pieces: Pieces, writer: BundleWriter, progress: Pro
             functions = _export_block(block, planned, pieces, target, lowered, writer)
             writer.finish(block, functions)
         blocks.append(replace(block, functions=functions))
-    shutil.copyfile(
-        planned.checkpoint.folder / "tokenizer.json", writer.folder / "tokenizer.json"
-    )
+    shutil.copyfile(planned.checkpoint.folder / "tokenizer.json", writer.folder / "tokenizer.json")
     host = replace(plan.host, embedding=replace(plan.host.embedding, file=table))
     return replace(plan, blocks=tuple(blocks), host=host)
 
 
 def _export_block(
-    block: Block, planned: Planned, pieces: Pieces, target: Any,
-    lowered: dict[Hashable, Any], writer: BundleWriter,
+    block: Block,
+    planned: Planned,
+    pieces: Pieces,
+    target: Any,
+    lowered: dict[Hashable, Any],
+    writer: BundleWriter,
 ) -> tuple[Function, ...]:
     module = build(block, pieces, planned.method, planned.description.shape)
     key = signature(module, block)

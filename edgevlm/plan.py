@@ -1,4 +1,4 @@
-"""The plan: a recipe in numbers, before any graph exists; with files filled in, a bundle's manifest.
+"""The plan: a recipe in numbers, before any graph exists; with files, a bundle's manifest.
 
 Importing this module needs neither torch nor transformers: a phone-side or numpy-only reader of a
 bundle uses the same types. `edgevlm.planning` makes a plan from a recipe and a checkpoint.
@@ -72,7 +72,8 @@ class Part:
     kind `ids`: fixed rows of the embedding table. `image`: the parts of `Layout.image`, once per
     image or clip. `visual`: the visual tokens whose kept position lies in [start, stop), in the
     order of `reduce`. `user_text`, `timestamp` (of frame `start`, as MM:SS), `duration` (H:MM:SS):
-    text known at run time, tokenized together with `prefix` and `suffix`.
+    text known at run time, tokenized together with `prefix` and `suffix`. `text`: fixed text.
+    Neighbouring parts of text are tokenized as one.
     """
 
     kind: str
@@ -85,10 +86,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """The sequence of a prompt: `prompt` for the first turn, `turn` for each further one."""
+    """The sequence of a turn: the first with pictures, the first without, each further one.
+
+    `image` is what stands for one picture or clip in `prompt`.
+    """
 
     prompt: tuple[Part, ...]
     image: tuple[Part, ...]
+    text: tuple[Part, ...]
     turn: tuple[Part, ...]
 
 

@@ -61,7 +61,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     if recipe.quantize not in target.SCHEMES:
         known = ", ".join(target.SCHEMES)
         raise RecipeError(
-            f"scheme '{recipe.quantize}' is not offered by target '{recipe.target}'; it has: {known}"
+            f"scheme '{recipe.quantize}' is not one of target '{recipe.target}'; it has: {known}"
         )
     config = checkpoint.config
     description = checkpoint.family.describe(config, checkpoint.processor(), recipe)
@@ -71,28 +71,39 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     text = config.text_config
     vocabulary = pieces.table[0].shape[0]
     layout = make_layout(
-        description, checkpoint.chat_template(), _tokenizer(checkpoint), vocabulary,
+        description,
+        checkpoint.chat_template(),
+        _tokenizer(checkpoint),
+        vocabulary,
         reduced=site.tokens_out < site.tokens_in,
     )
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     draft = Plan(
-        format_version=FORMAT_VERSION, kind="vlm",
+        format_version=FORMAT_VERSION,
+        kind="vlm",
         source=Source(
             recipe.model, recipe.revision, checkpoint.config.model_type, checkpoint.config_hash
         ),
-        recipe=recipe, sites=(site,), layout=layout,
+        recipe=recipe,
+        sites=(site,),
+        layout=layout,
         host=Host(
             image=description.image,
             embedding=Embedding(
-                rows=sum(t.shape[0] for t in pieces.table), columns=text.hidden_size, dtype="f32",
+                rows=sum(t.shape[0] for t in pieces.table),
+                columns=text.hidden_size,
+                dtype="f32",
                 tied=pieces.head is pieces.table[0],
             ),
             rope=_rope(text, pieces),
             kv=KVCache(target.KV_FORM, len(pieces.decoder), text.num_key_value_heads, head_size, 0),
-            chunk=0, positions=positions, vocabulary=vocabulary,
+            chunk=0,
+            positions=positions,
+            vocabulary=vocabulary,
             stop_ids=_stop_ids(checkpoint),
         ),
-        blocks=(), requires=Requires(target.REQUIRES.versions),
+        blocks=(),
+        requires=Requires(target.REQUIRES.versions),
     )
     chunk = recipe.chunk or _chunk(draft.prompt_tokens + QUESTION_TOKENS)
     context = _context(recipe, draft, chunk, text.max_position_embeddings)
@@ -115,7 +126,9 @@ def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[Any, SiteTokens, 
     choice = parse_method(recipe.methods[0] if recipe.methods else default)
     module = METHODS.load(choice.name)
     if choice.site not in (None, module.SITE):
-        raise RecipeError(f"method '{choice.name}' works at site '{module.SITE}', not '{choice.site}'")
+        raise RecipeError(
+            f"method '{choice.name}' works at site '{module.SITE}', not '{choice.site}'"
+        )
     options = dict(choice.options)
     positions = str(options.pop("positions", "contiguous"))
     if positions not in ("contiguous", "original"):
@@ -145,7 +158,14 @@ def _context(recipe: Recipe, draft: Plan, chunk: int, most: int) -> int:
             f"context {wanted} is too short: one image and the chat format take"
             f" {draft.prompt_tokens} tokens; give more --context or fewer --tokens"
         )
-    return -(-wanted // chunk) * chunk
+    rounded = -(-wanted // chunk) * chunk
+    if rounded > most:
+        rounded -= chunk
+    if rounded <= needed:
+        raise PlanError(
+            f"chunk {chunk} does not fit the model's {most} positions; give a smaller one"
+        )
+    return rounded
 
 
 def _chunk(prompt: int) -> int:
@@ -160,7 +180,9 @@ def _rope(text: Any, pieces: Pieces) -> Rope:
     if kind not in ("default", "linear", "llama3", "yarn"):
         raise PlanError(f"rotary scaling '{kind}' changes with the length; it cannot be static")
     module: Any = pieces.language_model.rotary_emb
-    make = module.compute_default_rope_parameters if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
+    make = (
+        module.compute_default_rope_parameters if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
+    )
     frequencies, scaling = make(text, device=torch.device("cpu"))
     return Rope(tuple(float(f) for f in frequencies), float(scaling))
 
@@ -171,7 +193,12 @@ def _stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
         getattr(checkpoint.config.text_config, "eos_token_id", None),
     ):
         if value is not None:
-            return tuple(sorted({int(v) for v in (value if isinstance(value, list) else [value])}))
+            ids = value if isinstance(value, list) else [value]
+            if not all(isinstance(i, int) for i in ids):
+                raise ModelError(
+                    f"'{checkpoint.model}': eos_token_id must be a number, got {value!r}"
+                )
+            return tuple(sorted(set(ids)))
     return ()
 
 

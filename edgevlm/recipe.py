@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from edgevlm.errors import RecipeError
 
 MB = 10**6
+MOST_FRAMES = 1024
+# No model has more positions; a cache of more would be sized before anything else is looked at.
+MOST_TOKENS = 2**24
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,14 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RecipeError(f"{name} must be at least 1, got {value}")
+        limits = {"frames": MOST_FRAMES, "context": MOST_TOKENS, "chunk": MOST_TOKENS}
+        for name, most in limits.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise RecipeError(f"{name} must be at most {most}, got {value}")
+        texts = (self.model, self.revision or "", self.target, self.quantize, *self.methods)
+        if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+            raise RecipeError("a name in the recipe is not valid UTF-8")
         if min(self.tiles) < 1:
             raise RecipeError(f"tiles must be at least 1x1, got {self.tiles[0]}x{self.tiles[1]}")
         if self.frames > 1 and self.tiles != (1, 1):
@@ -67,9 +78,9 @@ def parse_bytes(text: str) -> int:
     """`64MB` -> 64_000_000; units kB, MB, GB are powers of ten, KiB, MiB, GiB of two."""
     units = {"": 1, "b": 1, "kb": 10**3, "mb": MB, "gb": 10**9}
     units |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([a-zA-Z]*)", text.strip())
     if not match or match[2].lower() not in units:
-        raise RecipeError(f"a size looks like 64MB or 1.5GB, got '{text}'")
+        raise RecipeError(f"a size looks like 64MB or 1.5GB, got '{text[:60]}'")
     return int(float(match[1]) * units[match[2].lower()])
 
 

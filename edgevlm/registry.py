@@ -30,7 +30,8 @@ class Registry:
         path = importlib.import_module(self.package).__path__
         found = (module.name for module in pkgutil.iter_modules(path) if not module.ispkg)
         return sorted(
-            name.removeprefix(self.prefix).replace("_", "-") if self.kind == "engine"
+            name.removeprefix(self.prefix).replace("_", "-")
+            if self.kind == "engine"
             else name.removeprefix(self.prefix)
             for name in found
             if name.startswith(self.prefix) and not name.startswith("_")
@@ -41,10 +42,21 @@ class Registry:
 
         Raises:
             RecipeError: If there is no such plug-in; the message has the nearest name.
+            RuntimeLoadError: If a library that it needs is missing; the message has the extra.
         """
-        if name not in self.names():
+        file = name.replace("-", "_")
+        if file not in (known.replace("-", "_") for known in self.names()):
             raise RecipeError(unknown_name(self.kind, name, self.names()))
-        return importlib.import_module(f"{self.package}.{self.prefix}{name.replace('-', '_')}")
+        try:
+            return importlib.import_module(f"{self.package}.{self.prefix}{file}")
+        except ModuleNotFoundError as cause:
+            library = str(cause.name).partition(".")[0]
+            if library == "edgevlm":
+                raise
+            extra = file if self.prefix else "onnx"  # families and methods serve exports
+            raise RuntimeLoadError(
+                f"{self.kind} '{name}' needs '{library}'; pip install 'edgevlm[{extra}]'"
+            ) from cause
 
 
 FAMILIES = Registry("model family", "edgevlm.models")

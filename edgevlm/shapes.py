@@ -49,9 +49,7 @@ def make_blocks(
     return tuple(_count(block, pieces, method, description.shape) for block in blocks)
 
 
-def _vision(
-    host: Host, limit: int, pieces: Pieces, description: Description
-) -> list[Block]:
+def _vision(host: Host, limit: int, pieces: Pieces, description: Description) -> list[Block]:
     image, sizes = host.image, [_bytes(piece) for piece in pieces.vision]
     first: Any = pieces.vision[0]
     between = (1, *first.position.weight.shape)  # [1, patches, D]
@@ -121,9 +119,7 @@ def _head(host: Host, limit: int, pieces: Pieces) -> list[Block]:
     return blocks
 
 
-def _block(
-    stage: str, index: int, pieces: tuple[int, int], size: int, calls: list[Call]
-) -> Block:
+def _block(stage: str, index: int, pieces: tuple[int, int], size: int, calls: list[Call]) -> Block:
     functions = tuple(Function(name, tuple(given), tuple(made), 0) for name, given, made in calls)
     return Block(f"{stage}-{index}", stage, pieces, size, functions)
 

@@ -17,8 +17,19 @@ from edgevlm.plan import Block, Function
 
 # Operators that break at least one target, or give it a shape that depends on data.
 BANNED = (
-    "sort", "argsort", "nonzero", "masked_select", "scatter_reduce", "unique", "isin", "cdist",
-    "while_loop", "index_put", "bucketize", "item", "_local_scalar_dense",
+    "sort",
+    "argsort",
+    "nonzero",
+    "masked_select",
+    "scatter_reduce",
+    "unique",
+    "isin",
+    "cdist",
+    "while_loop",
+    "index_put",
+    "bucketize",
+    "item",
+    "_local_scalar_dense",
 )
 DTYPES = {"f32": torch.float32, "i32": torch.int32}
 

@@ -10,6 +10,7 @@
 rel_error = max|a - b| / max|b|, psnr_db = 20 log10(max|b| / rmse), b from PyTorch; psnr_db is null
 where the two are equal. image_sensitivity is the relative change of the first logits with another
 picture: a check of the check, for a model that ignores the picture would pass anything.
+preprocessing_error is that of `edgevlm.preprocess_check`, null where it cannot be measured.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ import numpy as np
 import torch
 
 from edgevlm.bundle import Bundle
-from edgevlm.errors import RecipeError
+from edgevlm.errors import BundleError, RecipeError
 from edgevlm.models._checkpoint import find
 from edgevlm.models._family import Pieces
 from edgevlm.parity import QUESTION, Array, BlockParity, Runner, difference
+from edgevlm.plan import Plan
 from edgevlm.planning import Planned, make_plan
+from edgevlm.preprocess_check import LIMIT as PREPROCESSING_LIMIT
+from edgevlm.preprocess_check import preprocessing_error
 from edgevlm.runtimes import images
 
 STEPS = 32
@@ -72,6 +76,11 @@ class Verification:
                 f"the logits change by {self.image_sensitivity:.3f} with another picture, at least"
                 f" {IMAGE_SENSITIVITY} is expected: nothing can be verified on this checkpoint"
             )
+        if (self.preprocessing_error or 0.0) > PREPROCESSING_LIMIT:
+            return (
+                "pictures are prepared otherwise than by the checkpoint's processor: mean error"
+                f" {self.preprocessing_error:.4f}, at most {PREPROCESSING_LIMIT} is accepted"
+            )
         return (
             f"every block agrees with PyTorch but the whole does not: logits_rel_error"
             f" {self.logits_rel_error:.2e} (at most {limit:.0e}),"
@@ -80,7 +89,9 @@ class Verification:
 
 
 def verify(
-    path: str | Path, model: str | None = None, photos: tuple[Path, ...] = PHOTOS,
+    path: str | Path,
+    model: str | None = None,
+    photos: tuple[Path, ...] = PHOTOS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Verification:
     """Check a bundle on disk against its checkpoint.
@@ -105,6 +116,10 @@ def verify(
             " name the right one with --model"
         )
     planned = make_plan(bundle.plan.recipe, checkpoint)
+    if _outline(planned.plan) != _outline(bundle.plan):
+        raise BundleError(
+            f"'{path}' was not made from its recipe: another plan comes out; export it again"
+        )
     progress("load the model")
     loaded = checkpoint.load_model()
     pieces = checkpoint.family.pieces(loaded, planned.description)
@@ -112,8 +127,12 @@ def verify(
 
 
 def verify_model(
-    bundle: Bundle, planned: Planned, model: Any, pieces: Pieces,
-    progress: Callable[[str], None], photos: tuple[Path, ...] = PHOTOS,
+    bundle: Bundle,
+    planned: Planned,
+    model: Any,
+    pieces: Pieces,
+    progress: Callable[[str], None],
+    photos: tuple[Path, ...] = PHOTOS,
 ) -> Verification:
     """`verify` for a bundle and a model that are already open."""
     plan = bundle.plan
@@ -129,13 +148,26 @@ def verify_model(
     rel_error, _ = difference(logits, reference.logits)
     equal = float((logits.argmax(1) == reference.logits.argmax(1)).mean())
     sensitivity, _ = difference(other.logits[0], reference.logits[0])
+    pixels = preprocessing_error(planned.checkpoint, plan.host.image, images.load(photos[0]))
     blocks = tuple(runner.parity())
     passed = rel_error <= threshold.rel_error and equal == 1.0 and sensitivity >= IMAGE_SENSITIVITY
+    passed = passed and (pixels is None or pixels <= PREPROCESSING_LIMIT)
     return Verification(
-        ok=passed and all(b.ok for b in blocks), logits_rel_error=rel_error, tokens_equal=equal,
-        image_sensitivity=sensitivity, preprocessing_error=None,
-        threshold_rel_error=threshold.rel_error, engine=runner.engine.name, blocks=blocks,
+        ok=passed and all(b.ok for b in blocks),
+        logits_rel_error=rel_error,
+        tokens_equal=equal,
+        image_sensitivity=sensitivity,
+        preprocessing_error=pixels,
+        threshold_rel_error=threshold.rel_error,
+        engine=runner.engine.name,
+        blocks=blocks,
     )
+
+
+def _outline(plan: Plan) -> list[object]:
+    """What parity relies on: which piece is in which block, and the tensors that leave it."""
+    blocks = [(b.name, b.pieces, [(f.name, f.outputs) for f in b.functions]) for b in plan.blocks]
+    return [plan.layout, plan.host.chunk, plan.host.kv, *blocks]
 
 
 @dataclass(frozen=True)

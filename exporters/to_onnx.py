@@ -8,27 +8,26 @@ stay [rows, in] and are read by Gemm, so that a tied head is a range of the embe
 stands on disk once. Attention with cache is GroupQueryAttention whose past and present are one
 buffer (KV form `shared_buffer`); its causal rule replaces the mask, which is therefore no input.
 
-Sources: onnxruntime docs/ContribOperators.md (GroupQueryAttention, MultiHeadAttention,
-RotaryEmbedding, QuickGelu); ONNX operator specification, opset below.
+Source: ONNX operator specification, opset below; `_onnx_operators` for ONNX Runtime's own.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
+from onnxscript.optimizer import optimize_ir
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from edgevlm.errors import ExportError
-from edgevlm.ops import ATTENTION, ATTENTION_KV, ROTARY
+from edgevlm.exporters._onnx_operators import LOWERINGS
 from edgevlm.plan import Block, Function, Requires
 from edgevlm.plan import Tensor as Spec
 
@@ -99,9 +98,15 @@ def write(
         for value_name, weight in lowered.weights[function.name].items():
             value = model.graph.initializers[value_name]
             offset, size = places[weight]
+            assert value.shape is not None
             value.const_value = ir.ExternalTensor(
-                data.name, offset, size, ir.DataType.FLOAT,
-                shape=value.shape, name=value_name, base_dir=folder,  # type: ignore[arg-type]
+                data.name,
+                offset,
+                size,
+                ir.DataType.FLOAT,
+                shape=value.shape,
+                name=value_name,
+                base_dir=folder,
             )
         model.metadata_props["edgevlm.block"] = block.name
         model.metadata_props["edgevlm.function"] = function.name
@@ -115,24 +120,49 @@ def write(
 
 def _convert(program: ExportedProgram, function: Function) -> tuple[ir.Model, dict[str, Weight]]:
     with _quiet():
-        program = program.run_decompositions(_LOWERINGS)
+        program = program.run_decompositions(LOWERINGS)
         converted = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, optimize=True, verbose=False,
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
             input_names=[t.name for t in function.inputs],
             output_names=[t.name for t in function.outputs],
         )
-    assert converted is not None
-    model = converted.model
+        assert converted is not None
+        model = converted.model
+        signature = program.graph_signature
+        names = {*signature.inputs_to_parameters.values(), *signature.inputs_to_buffers.values()}
+        with _hidden_values(model.graph, names):
+            optimize_ir(model)
     graph = model.graph
     _name_constant_outputs(graph)
-    signature = program.graph_signature
-    known = {*signature.inputs_to_parameters.values(), *signature.inputs_to_buffers.values()}
-    weights = _take_out_weights(graph, known)
+    weights = _take_out_weights(graph, names)
     for value in list(graph.inputs):
         if not value.uses():
             graph.inputs.remove(value)
     _forget_the_build(model)
     return model, weights
+
+
+@contextmanager
+def _hidden_values(graph: ir.Graph, names: set[str]) -> Iterator[None]:
+    """Make weights inputs for as long as the optimizer looks at the graph.
+
+    It would merge weights that happen to be equal and fold small ones, and the graph would be right
+    for this block alone.
+    """
+    hidden = {name: graph.initializers.pop(name) for name in sorted(names & {*graph.initializers})}
+    tensors = {name: value.const_value for name, value in hidden.items()}
+    for value in hidden.values():
+        value.const_value = None
+        graph.inputs.append(value)
+    yield
+    for name, value in hidden.items():
+        graph.inputs.remove(value)
+        value.const_value = tensors[name]
+        graph.initializers[name] = value
 
 
 def _name_constant_outputs(graph: ir.Graph) -> None:
@@ -239,7 +269,7 @@ def _forget_the_build(model: ir.Model) -> None:
 
 
 @contextmanager
-def _quiet():  # type: ignore[no-untyped-def]
+def _quiet() -> Iterator[None]:
     """torch.onnx and onnxscript talk about their own passes; a user cannot act on it."""
     names = ("torch.onnx", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}
@@ -252,70 +282,3 @@ def _quiet():  # type: ignore[no-untyped-def]
         finally:
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    return symbolic(
-        "com.microsoft::MultiHeadAttention", (query, key, value), {"num_heads": heads},
-        dtype=query.dtype, shape=query.shape, version=1,
-    )
-
-
-def _attention_kv(
-    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor,
-    mask: Tensor, position: Tensor, heads: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    # seqlens_k is the index of the last valid row; the total is the buffer, whose rows all exist.
-    last = position + (query.shape[1] - 1)
-    total = torch.full((), past_key.shape[2], dtype=torch.int32)
-    out, present_key, present_value = symbolic_multi_out(
-        "com.microsoft::GroupQueryAttention",
-        (query, key, value, past_key, past_value, last, total),
-        {"num_heads": heads, "kv_num_heads": past_key.shape[1]},
-        dtypes=(query.dtype, past_key.dtype, past_value.dtype),
-        shapes=(query.shape, past_key.shape, past_value.shape), version=1,
-    )
-    return out, present_key, present_value
-
-
-def _rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    half = cos.shape[-1] // 2
-    # The tables are this call's rows, so the positions within them start at 0.
-    start = torch.zeros((1,), dtype=torch.int64)
-    return symbolic(
-        "com.microsoft::RotaryEmbedding", (x, start, cos[0, :, :half], sin[0, :, :half]),
-        {"num_heads": heads, "rotary_embedding_dim": cos.shape[-1]},
-        dtype=x.dtype, shape=x.shape, version=1,
-    )
-
-
-def _rms_norm(x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None) -> Tensor:
-    assert weight is not None and eps is not None
-    # The operator that ONNX Runtime registers in the default domain, and fuses with the residual.
-    return symbolic(
-        "SimplifiedLayerNormalization", (x, weight), {"axis": -1, "epsilon": eps, "stash_type": 1},
-        dtype=x.dtype, shape=x.shape, version=1,
-    )
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    # Opaque to torch.onnx's optimizer, which would otherwise store a second, transposed weight.
-    inputs = (x, weight) if bias is None else (x, weight, bias)
-    shape = (*x.shape[:-1], weight.shape[0])
-    return symbolic("edgevlm::Linear", inputs, dtype=x.dtype, shape=shape, version=1)
-
-
-def _silu(x: Tensor) -> Tensor:
-    return symbolic(
-        "com.microsoft::QuickGelu", (x,), {"alpha": 1.0}, dtype=x.dtype, shape=x.shape, version=1
-    )
-
-
-_LOWERINGS: dict[object, Callable[..., object]] = {
-    ATTENTION: _attention,
-    ATTENTION_KV: _attention_kv,
-    ROTARY: _rotary,
-    torch.ops.aten.rms_norm.default: _rms_norm,
-    torch.ops.aten.linear.default: _linear,
-    torch.ops.aten.silu.default: _silu,
-}

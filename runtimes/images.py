@@ -12,47 +12,91 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgevlm.errors import InputError
 from edgevlm.plan import ImageSpec
 
 # 50 million pixels are 150 MB of RGB: more than any phone camera gives, less than a bomb needs.
 PIXEL_LIMIT = 50_000_000
+# The longest side of a JPEG. A resize keeps coefficients by source pixel, so that a line of
+# 50 million pixels would cost gigabytes.
+SIDE_LIMIT = 65_535
+# Pillow's other formats run programs (EPS) or are no pictures that people take. TGA has no mark at
+# its beginning, so it is tried last.
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "JPEG2000",
+    "AVIF",
+    "PPM",
+    "ICO",
+    "TGA",
+)
+
+_TOO_LARGE = (
+    f"at most {PIXEL_LIMIT // 10**6} million are read, {SIDE_LIMIT} a side; make it smaller"
+)
 
 Array = NDArray[np.float32]
 
 
 def load(path: str | Path) -> Image.Image:
-    """Decode a picture: RGB, upright (EXIF orientation applied), transparency over black.
+    """Decode a picture: RGB, upright (EXIF orientation applied), transparency over white.
 
     Raises:
         InputError: If it is missing, no picture, damaged or too large.
     """
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF only from Pillow 11.3
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as picture:
-                pixels = picture.width * picture.height
-                if pixels > PIXEL_LIMIT:
-                    raise InputError(
-                        f"'{path}' has {picture.width}x{picture.height} pixels, at most"
-                        f" {PIXEL_LIMIT // 10**6} million are read; make it smaller"
-                    )
-                return ImageOps.exif_transpose(picture).convert("RGB")
+            with Image.open(path, formats=formats) as picture:
+                width, height = picture.size
+                if width * height > PIXEL_LIMIT or max(width, height) > SIDE_LIMIT:
+                    raise InputError(f"'{path}' has {width}x{height} pixels; {_TOO_LARGE}")
+                return rgb(ImageOps.exif_transpose(picture))
     except InputError:
         raise
     except FileNotFoundError as cause:
         raise InputError(f"no image at '{path}'") from cause
+    except IsADirectoryError as cause:
+        raise InputError(f"'{path}' is a folder, expected an image") from cause
+    except UnidentifiedImageError as cause:
+        raise InputError(f"'{path}' is not an image that can be read") from cause
+    except Image.DecompressionBombError as cause:
+        raise InputError(f"'{path}' has too many pixels; {_TOO_LARGE}") from cause
     except Exception as cause:  # decoders raise anything from OSError to struct.error
         raise InputError(f"'{path}' cannot be read as an image: {cause}") from cause
+
+
+def rgb(picture: Image.Image) -> Image.Image:
+    """8-bit RGB as the models' own processors make it: transparency over white.
+
+    16-bit grey keeps its upper eight bits, where Pillow would cut values off at 255.
+    """
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture)
+        wide = picture.mode != "I" or values.max(initial=0) > 255
+        grey = (values // 256 if wide else values).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
 
 
 def views(pictures: Sequence[Image.Image], spec: ImageSpec) -> Array:
     """One image, or the frames of one clip, as the views that `encode` takes.
 
     Args:
-        pictures: One RGB picture, or `spec.frames` of them.
+        pictures: One picture, or `spec.frames` of them; what is not RGB is made so.
         spec: The manifest's numbers.
 
     Returns:
@@ -60,6 +104,7 @@ def views(pictures: Sequence[Image.Image], spec: ImageSpec) -> Array:
         view first or last.
     """
     size = (spec.width, spec.height)
+    pictures = [p if p.mode == "RGB" else rgb(p) for p in pictures]
     if spec.views == len(pictures):
         tiles = [_resized(p, size, spec) for p in pictures]
     else:
@@ -111,8 +156,8 @@ def load_clip(path: str | Path, frames: int) -> tuple[list[Image.Image], list[fl
         raise InputError(f"'{path}' cannot be read as a video: {cause}") from cause
     if len(times) < frames:
         raise InputError(f"'{path}' has {len(times)} frames, the bundle needs {frames}")
-    chosen = [int(i) for i in picked]
-    return [pictures[i] for i in chosen], [times[i] - times[0] for i in chosen], times[-1] - times[0]
+    chosen, start = [int(i) for i in picked], times[0]
+    return [pictures[i] for i in chosen], [times[i] - start for i in chosen], times[-1] - start
 
 
 def _resized(picture: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.Image:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgevlm.bundle import Bundle
 from edgevlm.errors import RuntimeLoadError
+from edgevlm.plan import Function
 
 try:
     import onnxruntime as ort
@@ -55,8 +56,10 @@ class Engine:
         for spec in (*made.inputs, *made.outputs):
             array = arrays.get(spec.name)
             if (
-                array is None or array.shape != spec.shape
-                or array.dtype != dtypes[spec.dtype] or not array.flags.c_contiguous
+                array is None
+                or array.shape != spec.shape
+                or array.dtype != dtypes[spec.dtype]
+                or not array.flags.c_contiguous
             ):
                 got = "none" if array is None else f"{array.dtype} {list(array.shape)}"
                 raise RuntimeLoadError(
@@ -85,6 +88,7 @@ class Engine:
             except Exception as cause:
                 line = str(cause).strip().splitlines()[0]
                 raise RuntimeLoadError(f"{block}.{function} does not load: {line}") from cause
+            _check_signature(session, self.bundle.plan.block(block).function(function), block)
             self._sessions[block, function] = session
 
     def run(self, block: str, function: str) -> None:
@@ -108,6 +112,23 @@ class Engine:
                 array = arrays[spec.name]
                 bind(spec.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         return binding
+
+
+def _check_signature(session: Any, function: Function, block: str) -> None:
+    """Refuse an artifact whose inputs and outputs are not the manifest's: binding trusts them."""
+    types = {"f32": "tensor(float)", "i32": "tensor(int32)"}
+    for nodes, specs in (
+        (session.get_inputs(), function.inputs),
+        (session.get_outputs(), function.outputs),
+    ):
+        got = {node.name: (node.type, *node.shape) for node in nodes}
+        wanted = {spec.name: (types[spec.dtype], *spec.shape) for spec in specs}
+        for name in sorted(got.keys() | wanted.keys()):
+            if got.get(name) != wanted.get(name):
+                raise RuntimeLoadError(
+                    f"{block}.{function.name}: '{name}' is {got.get(name)} in the artifact,"
+                    f" {wanted.get(name)} in the manifest"
+                )
 
 
 def _cores() -> int:

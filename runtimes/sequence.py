@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from edgevlm.bundle import Bundle
+from edgevlm.errors import BundleError
 from edgevlm.plan import Part, Plan
 
 Floats = NDArray[np.float32]
@@ -37,9 +39,34 @@ class Piece:
     positions: Integers
 
 
+def load_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The bundle's tokenizer; words like `<image>` in a question stay words.
+
+    Raises:
+        BundleError: If the file is not one, or knows more tokens than the table has rows.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
+    except BundleError:
+        raise
+    except Exception as cause:  # the library raises bare Exception
+        raise BundleError(f"'tokenizer.json' is not valid: {cause}") from cause
+    rows = bundle.plan.host.embedding.rows
+    most = max(tokenizer.get_vocab().values(), default=0)
+    if most >= rows:
+        raise BundleError(f"'tokenizer.json' has the id {most}, the embedding table {rows} rows")
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
 def assemble(
-    plan: Plan, parts: Sequence[Part], table: Floats, tokenizer: Tokenizer, question: str,
-    visuals: Sequence[Visual], first_position: int,
+    plan: Plan,
+    parts: Sequence[Part],
+    table: Floats,
+    tokenizer: Tokenizer,
+    question: str,
+    visuals: Sequence[Visual],
+    first_position: int,
 ) -> Piece:
     """Rows and rotary positions of a turn.
 
@@ -55,7 +82,7 @@ def assemble(
     rows: list[Floats] = []
     positions: list[Integers] = []
     original = plan.host.positions == "original"
-    at = first_position
+    at, text = first_position, ""
 
     def put(new: Floats, offsets: Integers | None = None, span: int | None = None) -> None:
         nonlocal at
@@ -64,11 +91,18 @@ def assemble(
         positions.append(at + steps)
         at += len(new) if span is None else span
 
-    def put_text(text: str) -> None:
-        put(table[tokenizer.encode(text, add_special_tokens=False).ids])
+    def put_text() -> None:
+        """Neighbouring texts are one to a tokenizer: a word may begin in one, end in the next."""
+        nonlocal text
+        if text:
+            put(table[tokenizer.encode(text, add_special_tokens=False).ids])
+        text = ""
 
     def walk(parts: Sequence[Part], visual: Visual | None) -> None:
+        nonlocal text
         for part in parts:
+            if part.kind in ("ids", "visual"):
+                put_text()
             if part.kind == "ids":
                 put(table[list(part.ids)])
             elif part.kind == "image":
@@ -79,9 +113,10 @@ def assemble(
                 offsets = visual.positions[here] - part.start if original else None
                 put(visual.tokens[here], offsets, part.stop - part.start if original else None)
             else:
-                put_text(part.prefix + _text(part, question, visual) + part.suffix)
+                text += part.prefix + _text(part, question, visual) + part.suffix
 
     walk(parts, None)
+    put_text()
     width = table.shape[1]
     return Piece(
         np.concatenate([np.zeros((0, width), np.float32), *rows]),
@@ -90,6 +125,8 @@ def assemble(
 
 
 def _text(part: Part, question: str, visual: Visual | None) -> str:
+    if part.kind == "text":
+        return ""
     if part.kind == "user_text" or visual is None:
         return question
     if part.kind == "timestamp":

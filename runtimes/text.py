@@ -6,9 +6,11 @@ costs one row of the embedding table, one run per block, and no allocation of we
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +22,15 @@ from edgevlm.bundle import Bundle
 from edgevlm.errors import InputError
 from edgevlm.plan import Block, Function
 from edgevlm.runtimes import images
-from edgevlm.runtimes.sequence import Piece, Visual, assemble, causal_mask, rotary_tables
+from edgevlm.runtimes.sampling import Sampling, chooser
+from edgevlm.runtimes.sequence import (
+    Piece,
+    Visual,
+    assemble,
+    causal_mask,
+    load_tokenizer,
+    rotary_tables,
+)
 
 Array = NDArray[Any]
 
@@ -30,19 +40,17 @@ class Engine(Protocol):
 
     name: str
 
-    def bind(self, block: str, function: str, arrays: dict[str, Array]) -> None: ...
-    def load(self, block: str) -> None: ...
-    def run(self, block: str, function: str) -> None: ...
-    def unload(self, block: str) -> None: ...
+    def bind(self, block: str, function: str, arrays: dict[str, Array]) -> None:
+        """Fix the arrays of a function."""
 
+    def load(self, block: str) -> None:
+        """Open a block."""
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen: temperature 0 is greedy; top_p keeps the smallest set of that mass."""
+    def run(self, block: str, function: str) -> None:
+        """Run a function over its arrays."""
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+    def unload(self, block: str) -> None:
+        """Close a block."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class TextLoop:
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         self.bundle, self.engine, self.plan = bundle, engine, bundle.plan
         host = self.plan.host
-        self.tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
+        self.tokenizer = load_tokenizer(bundle)
         table = bundle.file(host.embedding.file)
         shape = (host.embedding.rows, host.embedding.columns)
         self.table: Array = np.memmap(table, np.float32, "r", shape=shape)
@@ -80,13 +88,17 @@ class TextLoop:
     def reset(self) -> None:
         """Forget the conversation."""
         self.length, self.position = 0, 0
-        self._pending: int | None = None
+        self.vision_ms = self.reduce_ms = 0.0
 
-    def see(self, pictures: Sequence[Image.Image], times: Sequence[float] = (), duration: float = 0.0) -> Visual:
+    def see(
+        self, pictures: Sequence[Image.Image], times: Sequence[float] = (), duration: float = 0.0
+    ) -> Visual:
         """Encode and reduce one image, or the frames of one clip."""
         image = self.plan.host.image
         if len(pictures) != image.frames:
-            raise InputError(f"the bundle takes {image.frames} frames per clip, got {len(pictures)}")
+            raise InputError(
+                f"the bundle takes {image.frames} frames per clip, got {len(pictures)}"
+            )
         pixels = images.views(pictures, image)
         count = self._features.shape[1] // image.views
         started = time.perf_counter()
@@ -103,8 +115,11 @@ class TextLoop:
         return Visual(self._tokens[0].copy(), self._kept[0].copy(), tuple(times), duration)
 
     def ask(
-        self, question: str, visuals: Callable[[], Sequence[Visual]] = tuple,
-        max_new_tokens: int = 64, sampling: Sampling = Sampling(),
+        self,
+        question: str,
+        visuals: Callable[[], Sequence[Visual]] = tuple,
+        max_new_tokens: int = 64,
+        sampling: Sampling = Sampling(),
         on_text: Callable[[str], None] = lambda _: None,
     ) -> Answer:
         """Answer one turn.
@@ -117,12 +132,15 @@ class TextLoop:
             on_text: Called with each new piece of text.
 
         Raises:
-            InputError: If the turn does not fit the context.
+            InputError: If the turn does not fit the context, or no token may be generated.
         """
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         started = time.perf_counter()
         self.vision_ms = self.reduce_ms = 0.0
         seen = visuals()
-        parts = self.plan.layout.turn if self.length else self.plan.layout.prompt
+        layout = self.plan.layout
+        parts = layout.turn if self.length else layout.prompt if seen else layout.text
         if self.length and seen:
             raise InputError("pictures belong to the first turn; start a new conversation")
         piece = assemble(
@@ -135,19 +153,26 @@ class TextLoop:
                 f" {self.plan.host.kv.tokens}; export with a larger --context"
             )
         self.prefill_ms = _timed(lambda: self.prefill(piece))
-        choose = _chooser(sampling)
+        choose = chooser(sampling)
         ids = [choose(self.logits())]
         first = time.perf_counter()
         shown = _Stream(self.tokenizer, on_text)
         stopped = self._generate(ids, min(max_new_tokens, room), choose, shown)
         seconds = time.perf_counter() - first
         return Answer(
-            text=shown.finish(), token_ids=tuple(ids), stopped=stopped,
-            visual_tokens=sum(len(v.tokens) for v in seen), prompt_tokens=len(piece.rows),
-            load_ms=self.load_ms, vision_ms=self.vision_ms, reduce_ms=self.reduce_ms,
-            prefill_ms=self.prefill_ms, ttft_ms=(first - started) * 1e3,
+            text=shown.finish(),
+            token_ids=tuple(ids),
+            stopped=stopped,
+            visual_tokens=sum(len(v.tokens) for v in seen),
+            prompt_tokens=len(piece.rows),
+            load_ms=self.load_ms,
+            vision_ms=self.vision_ms,
+            reduce_ms=self.reduce_ms,
+            prefill_ms=self.prefill_ms,
+            ttft_ms=(first - started) * 1e3,
             decode_tokens_per_s=(len(ids) - 1) / seconds if len(ids) > 1 else None,
-            peak_rss_bytes=peak_rss_bytes(), engine=self.engine.name,
+            peak_rss_bytes=peak_rss_bytes(),
+            engine=self.engine.name,
         )
 
     def prefill(self, piece: Piece) -> None:
@@ -218,9 +243,15 @@ class TextLoop:
         reduce = plan.stage("reduce")[0].functions[0]
         self._features = _empty(reduce, "features")
         self._tokens, self._kept = _empty(reduce, "visual_tokens"), _empty(reduce, "kept_positions")
-        self.engine.bind("reduce-0", "reduce", {
-            "features": self._features, "visual_tokens": self._tokens, "kept_positions": self._kept,
-        })
+        self.engine.bind(
+            "reduce-0",
+            "reduce",
+            {
+                "features": self._features,
+                "visual_tokens": self._tokens,
+                "kept_positions": self._kept,
+            },
+        )
         self._bind_decoder(plan.stage("decoder"))
         self._last = np.zeros((1, 1, channels), np.float32)
         self._logits = np.zeros(host.vocabulary, np.float32)
@@ -237,8 +268,11 @@ class TextLoop:
         self._steps: dict[str, dict[str, Array]] = {}
         for name in ("prefill", "decode"):
             function = blocks[0].function(name)
-            shared = {t.name: _empty(function, t.name) for t in function.inputs
-                      if not t.name.startswith("past_")}
+            shared = {
+                t.name: _empty(function, t.name)
+                for t in function.inputs
+                if not t.name.startswith("past_")
+            }
             pair = [shared["hidden"], np.zeros_like(shared["hidden"])]
             for index, block in enumerate(blocks):
                 arrays = {**shared, "hidden": pair[index % 2], "hidden_out": pair[(index + 1) % 2]}
@@ -273,31 +307,16 @@ class _Stream:
         return text
 
 
-def _chooser(sampling: Sampling) -> Callable[[Array], int]:
-    if sampling.temperature <= 0:
-        return lambda logits: int(logits.argmax())
-    random = np.random.default_rng(sampling.seed)
-
-    def choose(logits: Array) -> int:
-        scores = np.asarray(logits, np.float64) / sampling.temperature
-        odds = np.exp(scores - scores.max())
-        odds /= odds.sum()
-        if sampling.top_p < 1:
-            order = np.argsort(-odds, kind="stable")
-            mass = np.cumsum(odds[order])
-            cutoff = int(np.searchsorted(mass, sampling.top_p)) + 1
-            keep = np.zeros_like(odds)
-            keep[order[:cutoff]] = odds[order[:cutoff]]
-            odds = keep / keep.sum()
-        return int(random.choice(len(odds), p=odds))
-
-    return choose
-
-
 def peak_rss_bytes() -> int:
-    """High-water mark of this process's resident memory."""
-    import resource
-    import sys
+    """High-water mark of this process's resident memory.
+
+    On Linux from the kernel's VmHWM: ru_maxrss also counts the program that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

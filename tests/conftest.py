@@ -1,8 +1,19 @@
-"""Shared by all tests: caches in a temporary folder, so that no test reads or fills the user's."""
+"""Shared by all tests: caches in a temporary folder, one small bundle, the command as a process."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -10,3 +21,81 @@ def _own_caches(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """The embedded model at 16 tokens, exported once per session; nobody writes into it.
+
+    Blocks are small, so that every stage but `reduce` has several.
+    """
+    for module in ("torch", "transformers", "onnx_ir", "onnxscript", "onnxruntime"):
+        pytest.importorskip(module)
+    from edgevlm.pipeline import export
+    from edgevlm.recipe import Recipe
+
+    folder = tmp_path_factory.mktemp("exported")
+    return export(Recipe(tokens=16, block_size_bytes=100_000), folder / "tiny.edgevlm")
+
+
+@pytest.fixture
+def bundle_copy(exported, tmp_path):
+    """A copy of the session's bundle, to be damaged."""
+    return Path(shutil.copytree(exported.bundle.path, tmp_path / "copy.edgevlm"))
+
+
+@pytest.fixture
+def edited(bundle_copy):
+    """A function that changes the manifest of a copy of the bundle, and gives the copy's path."""
+
+    def change(edit):
+        path = bundle_copy / "manifest.json"
+        document = json.loads(path.read_text("utf-8"))
+        edit(document)
+        path.write_text(json.dumps(document), "utf-8")
+        return bundle_copy
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def tree():
+    """All files of a folder: name -> contents."""
+
+    def read(folder):
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def start():
+    """Start the `edgevlm` command as a process of its own; `before` is Python that runs first."""
+
+    def process(*arguments, before=""):
+        code = f"import sys\n{before}\nfrom edgevlm.cli import main\nmain()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+            # A test run in the background ignores Ctrl-C, and its children would too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    return process
+
+
+@pytest.fixture(scope="session")
+def command(start):
+    """Run the `edgevlm` command as a process of its own to its end: exit code, stdout, stderr."""
+
+    def run(*arguments, before=""):
+        process = start(*arguments, before=before)
+        out, err = process.communicate(timeout=180)
+        return SimpleNamespace(code=process.returncode, out=out, err=err)
+
+    return run

@@ -29,8 +29,23 @@ def optimum_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_exports_a_bundle(tmp_path):
     out = tmp_path / "tiny.edgevlm"
     done = optimum_cli(
-        "--model", "embedded", "--target", "onnx", "--tokens", 16, "--method", "divprune",
-        "--context", 128, "--tiles", "1x1", "--block-size", "64MB", "--chunk", 32, out,
+        "--model",
+        "embedded",
+        "--target",
+        "onnx",
+        "--tokens",
+        16,
+        "--method",
+        "divprune",
+        "--context",
+        128,
+        "--tiles",
+        "1x1",
+        "--block-size",
+        "64MB",
+        "--chunk",
+        32,
+        out,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{out}\n"

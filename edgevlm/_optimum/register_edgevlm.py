@@ -36,8 +36,12 @@ class EdgeVLMExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # opti
         add("--revision", help="Commit or tag of a hub id.")
         add("--target", help="What to export to, such as `onnx` (default).")
         add("--tokens", type=int, help="Visual tokens kept per image or clip.")
-        add("--method", action="append", metavar="NAME[@SITE][:key=value,…]",
-            help="Token reduction; repeat it to chain.")
+        add(
+            "--method",
+            action="append",
+            metavar="NAME[@SITE][:key=value,…]",
+            help="Token reduction; repeat it to chain.",
+        )
         add("--quantize", metavar="SCHEME", help="Quantization of the weights.")
         add("--context", type=int, help="Cache length in tokens.")
         add("--frames", type=int, help="Frames of a clip.")

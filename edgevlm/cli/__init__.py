@@ -1,4 +1,4 @@
-"""The command line: one file a command, found here by name; human text to stderr, results to stdout.
+"""The command line: one file a command, human text to stderr, results to stdout.
 
 Exit codes: 0 done, 1 an error in one line, 2 wrong usage.
 """
@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an error in one line, 2 wrong usage.
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from typing import Any
 
@@ -15,7 +16,15 @@ from typer.core import TyperGroup
 from edgevlm.errors import EdgeVLMError
 
 COMMANDS = (
-    "export", "plan", "run", "verify", "inspect", "models", "methods", "targets", "engines",
+    "export",
+    "plan",
+    "run",
+    "verify",
+    "inspect",
+    "models",
+    "methods",
+    "targets",
+    "engines",
 )
 
 
@@ -25,18 +34,33 @@ class _OneLineErrors(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # the reader of our output has gone: Click ends without a word
+            raise
         except EdgeVLMError as error:
             message = str(error)
+        except MemoryError:
+            message = "there is not enough memory for this"
+        except ModuleNotFoundError as error:
+            library = str(error.name).partition(".")[0]
+            if library == "edgevlm":
+                raise
+            message = f"this needs '{library}', which is not installed; pip install 'edgevlm[all]'"
         except KeyboardInterrupt:
             message = "stopped; nothing is half-written, the same command goes on where it can"
         except OSError as error:
-            message = f"{error.strerror or error}: '{error.filename}'" if error.filename else str(error)
-        print("edgevlm:", " ".join(message.split()), file=sys.stderr)
+            file = f": '{error.filename}'" if error.filename else ""
+            message = f"{error.strerror or error}{file}"
+        # One line, and no character that would steer a terminal: a name may come from a file.
+        line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
+        print("edgevlm:", line, file=sys.stderr)
         raise typer.Exit(1)
 
 
 app = typer.Typer(
-    cls=_OneLineErrors, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    cls=_OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Vision-language models on phones, Jetsons and laptops, with a fixed token budget.",
 )
 for _name in COMMANDS:
@@ -46,4 +70,6 @@ for _name in COMMANDS:
 
 def main() -> None:
     """Entry point of the `edgevlm` command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an answer may have letters that it cannot show
     app()

@@ -39,14 +39,31 @@ Force = Annotated[bool, typer.Option(help="Replace a bundle that is there.")]
 
 
 def recipe(
-    model: str, revision: str | None, target: str, tokens: int | None, method: list[str] | None,
-    quantize: str, context: int | None, frames: int, tiles: str, block_size: str, chunk: int | None,
+    model: str,
+    revision: str | None,
+    target: str,
+    tokens: int | None,
+    method: list[str] | None,
+    quantize: str,
+    context: int | None,
+    frames: int,
+    tiles: str,
+    block_size: str,
+    chunk: int | None,
 ) -> Recipe:
     """The recipe that the options spell."""
     return Recipe(
-        model=model, revision=revision, target=target, tokens=tokens, methods=tuple(method or ()),
-        quantize=quantize, context=context, frames=frames, tiles=parse_tiles(tiles),
-        block_size_bytes=parse_bytes(block_size), chunk=chunk,
+        model=model,
+        revision=revision,
+        target=target,
+        tokens=tokens,
+        methods=tuple(method or ()),
+        quantize=quantize,
+        context=context,
+        frames=frames,
+        tiles=parse_tiles(tiles),
+        block_size_bytes=parse_bytes(block_size),
+        chunk=chunk,
     )
 
 
@@ -54,7 +71,10 @@ class Defaults:
     """Defaults of the recipe in the form that options take."""
 
     model, target, quantize, frames = (
-        _DEFAULT.model, _DEFAULT.target, _DEFAULT.quantize, _DEFAULT.frames,
+        _DEFAULT.model,
+        _DEFAULT.target,
+        _DEFAULT.quantize,
+        _DEFAULT.frames,
     )
     tiles = f"{_DEFAULT.tiles[0]}x{_DEFAULT.tiles[1]}"
     block_size = f"{_DEFAULT.block_size_bytes // 10**6}MB"
@@ -90,9 +110,13 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
     """Plain columns, numbers to the right."""
     cells = [head, *([str(c) for c in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    right = [all(not isinstance(row[i], str) for row in rows) and bool(rows) for i in range(len(head))]
+    right = [
+        all(not isinstance(row[i], str) for row in rows) and bool(rows) for i in range(len(head))
+    ]
     lines = [
-        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        "  ".join(
+            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)
+        )
         for row in cells
     ]
     return "\n".join(line.rstrip() for line in lines)

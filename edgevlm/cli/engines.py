@@ -13,15 +13,25 @@ def main(json: o.Json = False) -> None:
     for name in ENGINES.names():
         try:
             module = ENGINES.load(name)
-            rows.append({
-                "name": name, "available": True, "summary": module.SUMMARY,
-                "targets": list(module.TARGETS), "reason": None,
-            })
+            rows.append(
+                {
+                    "name": name,
+                    "available": True,
+                    "summary": module.SUMMARY,
+                    "targets": list(module.TARGETS),
+                    "reason": None,
+                }
+            )
         except RuntimeLoadError as cause:
-            rows.append({
-                "name": name, "available": False, "summary": None, "targets": [],
-                "reason": str(cause),
-            })
+            rows.append(
+                {
+                    "name": name,
+                    "available": False,
+                    "summary": None,
+                    "targets": [],
+                    "reason": str(cause),
+                }
+            )
     text = o.table(
         ["engine", "runs", ""],
         [[r["name"], ", ".join(r["targets"]) or "-", r["summary"] or r["reason"]] for r in rows],

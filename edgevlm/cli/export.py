@@ -46,14 +46,19 @@ def main(
         done = export(recipe, output, force, step)
     made, parity = done.bundle.plan, done.verification
     document = {
-        "bundle": str(done.bundle.path), "target": recipe.target, "blocks": len(made.blocks),
-        "weights_bytes": made.weights_bytes, "visual_tokens": made.visual_tokens,
-        "seconds": round(done.seconds, 3), "peak_rss_bytes": done.peak_rss_bytes,
+        "bundle": str(done.bundle.path),
+        "target": recipe.target,
+        "blocks": len(made.blocks),
+        "weights_bytes": made.weights_bytes,
+        "visual_tokens": made.visual_tokens,
+        "seconds": round(done.seconds, 3),
+        "peak_rss_bytes": done.peak_rss_bytes,
     }
     text = (
         f"{done.bundle.path}: {len(made.blocks)} blocks, {o.megabytes(made.weights_bytes)},"
         f" {made.sites[-1].tokens_in} -> {made.visual_tokens} visual tokens;"
         f" equal to PyTorch (logits {parity.logits_rel_error:.0e}, tokens"
-        f" {parity.tokens_equal:.0%}); {done.seconds:.0f} s, peak {o.megabytes(done.peak_rss_bytes)}"
+        f" {parity.tokens_equal:.0%}); {done.seconds:.0f} s,"
+        f" peak {o.megabytes(done.peak_rss_bytes)}"
     )
     o.answer(document, text, json)

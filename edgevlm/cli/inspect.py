@@ -13,10 +13,16 @@ def main(bundle: o.BundleArgument, json: o.Json = False) -> None:
         opened.file(entry.path)
     plan = opened.plan
     document = {
-        "format_version": plan.format_version, "kind": plan.kind, "target": plan.recipe.target,
-        "source": plan.source, "files": plan.files, "blocks": plan.blocks,
-        "visual_tokens": plan.visual_tokens, "kv_bytes": plan.host.kv.bytes,
-        "requires": dict(plan.requires.versions), "placement": None,
+        "format_version": plan.format_version,
+        "kind": plan.kind,
+        "target": plan.recipe.target,
+        "source": plan.source,
+        "files": plan.files,
+        "blocks": plan.blocks,
+        "visual_tokens": plan.visual_tokens,
+        "kv_bytes": plan.host.kv.bytes,
+        "requires": dict(plan.requires.versions),
+        "placement": None,
         "not_measured": {"placement": "known only when a device has run the bundle"},
     }
     rows = [[f.path, f"{f.bytes:,}", f.sha256[:12]] for f in plan.files]

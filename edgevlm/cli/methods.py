@@ -13,10 +13,16 @@ def main(json: o.Json = False) -> None:
     rows = []
     for name in METHODS.names():
         module = METHODS.load(name)
-        rows.append({
-            "name": name, "site": module.SITE, "summary": module.SUMMARY, "source": module.SOURCE,
-            "differs": module.DIFFERS, "signals": list(module.Method.signals),
-        })
+        rows.append(
+            {
+                "name": name,
+                "site": module.SITE,
+                "summary": module.SUMMARY,
+                "source": module.SOURCE,
+                "differs": module.DIFFERS,
+                "signals": list(module.Method.signals),
+            }
+        )
     text = o.table(
         ["method", "site", "what it does", "source"],
         [[r["name"], r["site"], r["summary"], r["source"]] for r in rows],

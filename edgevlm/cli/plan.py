@@ -39,15 +39,25 @@ def _document(plan: Plan) -> dict[str, object]:
         "stages": stages,
         "blocks": [
             {
-                "name": b.name, "stage": b.stage, "weights_bytes": b.weights_bytes,
-                "functions": b.functions, "flops": sum(f.flops for f in b.functions),
+                "name": b.name,
+                "stage": b.stage,
+                "weights_bytes": b.weights_bytes,
+                "functions": b.functions,
+                "flops": sum(f.flops for f in b.functions),
             }
             for b in plan.blocks
         ],
-        "sites": plan.sites, "visual_tokens": plan.visual_tokens, "image_tokens": plan.image_tokens,
-        "prompt_tokens": plan.prompt_tokens, "context": plan.host.kv.tokens,
-        "chunk": plan.host.chunk, "layout": plan.layout, "weights_bytes": plan.weights_bytes,
-        "kv_bytes": plan.host.kv.bytes, "minimum_budget_bytes": None, "predicted": None,
+        "sites": plan.sites,
+        "visual_tokens": plan.visual_tokens,
+        "image_tokens": plan.image_tokens,
+        "prompt_tokens": plan.prompt_tokens,
+        "context": plan.host.kv.tokens,
+        "chunk": plan.host.chunk,
+        "layout": plan.layout,
+        "weights_bytes": plan.weights_bytes,
+        "kv_bytes": plan.host.kv.bytes,
+        "minimum_budget_bytes": None,
+        "predicted": None,
         "not_measured": {
             "minimum_budget_bytes": "this version keeps all blocks in memory",
             "predicted": "no machine has been measured",
@@ -59,32 +69,41 @@ def _text(plan: Plan) -> str:
     kv, site = plan.host.kv, plan.sites[-1]
     rows = [
         [
-            b.name, f.name, o.megabytes(b.weights_bytes), f"{f.flops / 1e9:.2f}",
+            b.name,
+            f.name,
+            o.megabytes(b.weights_bytes),
+            f"{f.flops / 1e9:.2f}",
             ", ".join(_shape(t.name, t.shape) for t in f.inputs if not t.name.startswith("past_")),
         ]
-        for b in plan.blocks for f in b.functions
+        for b in plan.blocks
+        for f in b.functions
     ]
     views = plan.host.image.views
-    return "\n".join([
-        f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target},"
-        f" weights {o.megabytes(plan.weights_bytes)}",
-        f"visual tokens: {views} view{'s' * (views > 1)}, {site.tokens_in} -> {site.tokens_out}"
-        f" by {site.method} at site {site.site}",
-        f"sequence: {_parts(plan.layout.prompt)}",
-        f"an image: {_parts(plan.layout.image)} = {plan.image_tokens} tokens",
-        f"prompt {plan.prompt_tokens} tokens and the question; context {kv.tokens};"
-        f" prefill in chunks of {plan.host.chunk}",
-        f"KV cache: {kv.layers} layers x 2 x {[1, kv.heads, kv.tokens, kv.head_size]},"
-        f" {o.megabytes(kv.bytes)}, {kv.form}",
-        "",
-        o.table(["block", "function", "weights", "GFLOP", "inputs"], rows),
-    ])
+    return "\n".join(
+        [
+            f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target},"
+            f" weights {o.megabytes(plan.weights_bytes)}",
+            f"visual tokens: {views} view{'s' * (views > 1)}, {site.tokens_in} -> {site.tokens_out}"
+            f" by {site.method} at site {site.site}",
+            f"sequence: {_parts(plan.layout.prompt)}",
+            f"an image: {_parts(plan.layout.image)} = {plan.image_tokens} tokens",
+            f"prompt {plan.prompt_tokens} tokens and the question; context {kv.tokens};"
+            f" prefill in chunks of {plan.host.chunk}",
+            f"KV cache: {kv.layers} layers x 2 x {[1, kv.heads, kv.tokens, kv.head_size]},"
+            f" {o.megabytes(kv.bytes)}, {kv.form}",
+            "",
+            o.table(["block", "function", "weights", "GFLOP", "inputs"], rows),
+        ]
+    )
 
 
 def _parts(parts: tuple[Part, ...]) -> str:
     shown = [
-        f"{len(p.ids)} ids" if p.kind == "ids"
-        else f"visual {p.start}:{p.stop}" if p.kind == "visual" else p.kind
+        f"{len(p.ids)} ids"
+        if p.kind == "ids"
+        else f"visual {p.start}:{p.stop}"
+        if p.kind == "visual"
+        else p.kind
         for p in parts
     ]
     return " + ".join(shown if len(shown) <= 9 else [*shown[:4], "…", *shown[-4:]])

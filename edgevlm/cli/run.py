@@ -12,7 +12,8 @@ from edgevlm import api
 from edgevlm.cli import _options as o
 from edgevlm.cli._default import default_bundle
 from edgevlm.errors import InputError
-from edgevlm.runtimes.text import Answer, Sampling
+from edgevlm.runtimes.sampling import Sampling
+from edgevlm.runtimes.text import Answer
 
 
 def main(
@@ -24,16 +25,20 @@ def main(
     video: Annotated[Path | None, typer.Option(help="A video, for bundles with frames.")] = None,
     chat: Annotated[bool, typer.Option(help="Go on with questions read from stdin.")] = False,
     engine: Annotated[str | None, typer.Option(help="Engine, see `edgevlm engines`.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads; all cores if not given.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads; all cores if not given.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Mass that sampling keeps.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     json: o.Json = False,
 ) -> None:
     """Answer a question about pictures, streaming the text."""
     if prompt is None and not chat:
-        raise InputError("nothing is asked; give --prompt TEXT, or --chat to read questions")
+        raise typer.BadParameter("nothing is asked; give --prompt TEXT, or --chat for questions")
+    if image and video:
+        raise typer.BadParameter("give --image or --video, not both")
     model = api.load(bundle or default_bundle(), engine, threads)
     sampling = Sampling(temperature, top_p, seed)
 
@@ -47,7 +52,7 @@ def main(
 
     pictures = list(image or ()) or None
     options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "on_text": stream}
-    question = prompt if prompt is not None else _read("> ")
+    question = _text(prompt) if prompt is not None else _read("> ")
     if question is None:
         return
     finish(model.generate(pictures, question, video=video, **options))  # type: ignore[arg-type]
@@ -58,13 +63,22 @@ def main(
 def _read(mark: str) -> str | None:
     """A line from stdin; None at the end or when it is empty."""
     print(mark, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip() or None
+    try:
+        return _text(sys.stdin.readline().strip()) or None
+    except UnicodeDecodeError as cause:
+        raise InputError("the question is not valid UTF-8") from cause
+
+
+def _text(question: str) -> str:
+    if any("\ud800" <= letter <= "\udfff" for letter in question):  # bytes that are no UTF-8
+        raise InputError("the question is not valid UTF-8")
+    return question
 
 
 def _summary(answer: Answer) -> str:
-    speed = answer.decode_tokens_per_s
+    speed, other = answer.decode_tokens_per_s, answer.prompt_tokens - answer.visual_tokens
     return (
-        f"{answer.visual_tokens} visual + {answer.prompt_tokens - answer.visual_tokens} other tokens;"
+        f"{answer.visual_tokens} visual + {other} other tokens;"
         f" first token {answer.ttft_ms:.0f} ms (vision {answer.vision_ms:.0f}, reduce"
         f" {answer.reduce_ms:.1f}, prefill {answer.prefill_ms:.0f});"
         + (f" {speed:.1f} tokens/s;" if speed else "")

@@ -24,8 +24,13 @@ def main(
     with o.progress() as step:
         result = verify(bundle, model, progress=step)
     rows = [
-        [b.name, b.function, f"{b.rel_error:.1e}",
-         "exact" if b.psnr_db is None else f"{b.psnr_db:.0f}", "ok" if b.ok else "DIFFERS"]
+        [
+            b.name,
+            b.function,
+            f"{b.rel_error:.1e}",
+            "exact" if b.psnr_db is None else f"{b.psnr_db:.0f}",
+            "ok" if b.ok else "DIFFERS",
+        ]
         for b in result.blocks
     ]
     summary = (

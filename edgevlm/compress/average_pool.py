@@ -111,9 +111,7 @@ def cells(
 
 def band_count(h: int, w: int, kept: int) -> int:
     """Bands of rows that `kept` cells of a grid [h, w] are laid in."""
-    whole = [
-        a for a in range(1, h + 1) if h % a == 0 and kept % a == 0 and w % (kept // a) == 0
-    ]
+    whole = [a for a in range(1, h + 1) if h % a == 0 and kept % a == 0 and w % (kept // a) == 0]
 
     def stretch(a: int) -> Fraction:
         ratio = Fraction(a * a * w, kept * h)  # width w * a / kept by height h / a

@@ -149,9 +149,7 @@ def bipartite_soft_matching(metric: Tensor, r: int, *, class_token: bool = False
     if class_token:
         unmerged = ascending(unmerged)
     raster = [i // 2 if i % 2 == 0 else even.shape[0] + i // 2 for i in range(total)]
-    return Matching(
-        target.index_select(1, torch.tensor(raster)), torch.cat([unmerged, odd], 1)
-    )
+    return Matching(target.index_select(1, torch.tensor(raster)), torch.cat([unmerged, odd], 1))
 
 
 def weighted_mean(members: Tensor, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,12 @@ from edgevlm.models._family import Pieces
 from edgevlm.registry import FAMILIES
 
 EMBEDDED = "embedded"
+# The most that a config may say.
+SIZES = {
+    "head_dim": 2**16, "hidden_size": 2**20, "image_size": 2**16, "intermediate_size": 2**20,
+    "max_position_embeddings": 2**24, "num_attention_heads": 2**12, "num_hidden_layers": 2**10,
+    "num_key_value_heads": 2**12, "patch_size": 2**16, "scale_factor": 2**10, "vocab_size": 2**24,
+}  # fmt: skip
 WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
@@ -57,15 +63,25 @@ class Checkpoint:
         return _read_json(path) if path.is_file() else {}
 
     def processor(self) -> dict[str, Any]:
-        """The image processor's numbers, wherever this checkpoint's version keeps them."""
+        """The image processor's numbers, wherever this checkpoint's version keeps them.
+
+        Raises:
+            ModelError: If one of them has no meaning.
+        """
         nested = self.document("processor_config.json").get("image_processor")
-        return nested or self.document("preprocessor_config.json")
+        found = (
+            nested
+            if nested and isinstance(nested, dict)
+            else (self.document("preprocessor_config.json"))
+        )
+        _check_processor(found, f"'{self.model}': the image processor's")
+        return found
 
     def chat_template(self) -> str | None:
         """The chat template, from any of the three places where checkpoints keep it."""
         path = self.folder / "chat_template.jinja"
         if path.is_file():
-            return path.read_text()
+            return path.read_text("utf-8")
         for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
             template = self.document(name).get("chat_template")
             if isinstance(template, str):
@@ -73,9 +89,18 @@ class Checkpoint:
         return None
 
     def empty_model(self) -> Any:
-        """The model without memory for weights, for counting."""
-        with _quiet(), torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(self.config, dtype=torch.float32).eval()
+        """The model without memory for weights, for counting.
+
+        Raises:
+            ModelError: If the config describes no model.
+        """
+        try:
+            with _quiet(), torch.device("meta"):
+                model = AutoModelForImageTextToText.from_config(self.config, dtype=torch.float32)
+        except Exception as cause:  # sizes that do not go together raise anything
+            line = _first_line(cause)
+            raise ModelError(f"'{self.model}': config.json makes no model: {line}") from cause
+        return model.eval()
 
     def load_model(self) -> Any:
         """The model with float32 weights.
@@ -86,11 +111,17 @@ class Checkpoint:
         with _quiet():
             try:
                 model, report = AutoModelForImageTextToText.from_pretrained(
-                    self.folder, config=self.config, dtype=torch.float32, use_safetensors=True,
-                    local_files_only=True, trust_remote_code=False, output_loading_info=True,
+                    self.folder,
+                    config=self.config,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    output_loading_info=True,
                 )
             except Exception as cause:
-                raise ModelError(f"'{self.model}' cannot be loaded: {_first_line(cause)}") from cause
+                line = _first_line(cause)
+                raise ModelError(f"'{self.model}' cannot be loaded: {line}") from cause
         missing = sorted(report["missing_keys"])
         if missing:
             raise ModelError(
@@ -113,7 +144,10 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
     if name not in FAMILIES.names():
         raise ModelError(f"'{model}': {unknown_name('model family', name, FAMILIES.names())}")
     if "auto_map" in document:
-        raise ModelError(f"'{model}' wants to run its own code (auto_map); only plain checkpoints do")
+        raise ModelError(
+            f"'{model}' wants to run its own code (auto_map); only plain checkpoints are read"
+        )
+    _check_sizes(document, f"'{model}': config.json")
     if not list(folder.glob("*.safetensors")):
         other = sorted(p.name for p in folder.glob("*.bin")) + sorted(
             p.name for p in folder.glob("*.pt*")
@@ -144,7 +178,7 @@ def pieces(checkpoint: Checkpoint, model: Any, description: Any) -> Pieces:
 def _folder(model: str, revision: str | None) -> Path:
     if model == EMBEDDED:
         return Path(__file__).resolve().parent.parent / "embedded"
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))  # an unknown ~user stays as it is
     if path.is_dir():
         return path
     if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith("/"):
@@ -162,10 +196,32 @@ def _folder(model: str, revision: str | None) -> Path:
         ) from cause
 
 
+def _check_sizes(document: dict[str, Any], where: str) -> None:
+    """Refuse sizes that no model has, before anything is built from them."""
+    for key, value in document.items():
+        if isinstance(value, dict):
+            _check_sizes(value, f"{where}: {key}")
+        elif key in SIZES and isinstance(value, int) and not 1 <= value <= SIZES[key]:
+            raise ModelError(f"{where}: {key} is {value}, expected 1 to {SIZES[key]}")
+
+
+def _check_processor(document: dict[str, Any], where: str) -> None:
+    """Refuse a mean, deviation or filter that pixels cannot be normalized with."""
+    for key in ("image_mean", "image_std"):
+        value = document.get(key, 0.5)
+        values = value if isinstance(value, list) else [value] * 3
+        good = len(values) == 3 and all(type(v) in (int, float) for v in values)
+        if not good or (key == "image_std" and min(values) <= 0):
+            raise ModelError(f"{where} {key} is {value!r}, expected a number or three")
+    value = document.get("resample", 1)
+    if type(value) is not int or not 0 <= value <= 5:
+        raise ModelError(f"{where} resample is {value!r}, expected 0 to 5")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text())
-    except (ValueError, OSError) as cause:
+        document = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError, OSError) as cause:
         raise ModelError(f"{path.name} of the checkpoint is not valid JSON: {cause}") from cause
     if not isinstance(document, dict):
         raise ModelError(f"{path.name} of the checkpoint must be a JSON object")

@@ -1,10 +1,11 @@
 """What a family file gives to the generic code: numbers before weights, then pieces with weights.
 
-A family file is named by transformers' `model_type` and has three functions:
+A family file is named by transformers' `model_type` and has four functions:
 
     describe(config, processor, recipe) -> Description      no weights, no graph
     pieces(model, description) -> Pieces                     the model as a list of static pieces
     reference_features(model, pixel_values, description)     the model's own forward, for `verify`
+    processor_views(processor, picture, image)               its own preprocessing, for `verify`
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Description:
         image: Preprocessing.
         view_tokens: Tokens that `encode` gives for one view: N.
         shape: Token grids in the order in which a method sees them (after `Pieces.pack`).
-        full_image: Sequence of one image or clip when all tokens are kept, text and parts; a part of
-            kind `table_row` stands for one of the extra rows of the embedding table.
+        full_image: Sequence of one image or clip when all tokens are kept, text and parts; a part
+            of kind `table_row` stands for one of the extra rows of the embedding table.
         reduced_image: The same when tokens are removed.
         placeholder: Text that the chat template writes for an image or clip.
         content_type: `image` or `video`, as the chat template calls it.

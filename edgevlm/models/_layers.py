@@ -61,8 +61,14 @@ class DecoderLayer(nn.Module):
         self.layer, self.heads, self.kv_heads = layer, heads, kv_heads
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, position: Tensor,
-        past_key: Tensor, past_value: Tensor,
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        position: Tensor,
+        past_key: Tensor,
+        past_value: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         attn = self.layer.self_attn
         h = rms_norm(self.layer.input_layernorm, x)

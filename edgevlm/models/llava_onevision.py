@@ -14,6 +14,7 @@ from math import ceil, sqrt
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from edgevlm.compress._primitives import VisualShape
@@ -36,10 +37,15 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     _check(config, rows, columns)
     side = vision.image_size // vision.patch_size
     image = ImageSpec(
-        height=vision.image_size, width=vision.image_size, rows=rows, columns=columns,
-        global_view="first", frames=recipe.frames,
+        height=vision.image_size,
+        width=vision.image_size,
+        rows=rows,
+        columns=columns,
+        global_view="first",
+        frames=recipe.frames,
         resample=RESAMPLE[processor.get("resample", 3)],
-        mean=three(processor.get("image_mean", 0.5)), std=three(processor.get("image_std", 0.5)),
+        mean=three(processor.get("image_mean", 0.5)),
+        std=three(processor.get("image_std", 0.5)),
     )
     clip = recipe.frames > 1
     if clip:
@@ -50,9 +56,12 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     shape = VisualShape(grids=grids, channels=config.text_config.hidden_size)
     flat: tuple[str | Part, ...] = (Part("visual", start=0, stop=shape.tokens), NEWLINE)
     return Description(
-        image=image, view_tokens=side * side, shape=shape,
+        image=image,
+        view_tokens=side * side,
+        shape=shape,
         full_image=flat if clip or image.views == 1 else _rows(side, rows, columns),
-        reduced_image=flat, placeholder="<video>" if clip else "<image>",
+        reduced_image=flat,
+        placeholder="<video>" if clip else "<image>",
         content_type="video" if clip else "image",
     )
 
@@ -94,10 +103,16 @@ def reference_features(model: Any, pixel_values: Tensor, description: Descriptio
         return clip[:, :-1]
     count = torch.tensor([1 if image.views > 1 else 2])  # several images: no AnyRes tiles
     size = torch.tensor([[image.rows * image.height, image.columns * image.width]])
-    packed = core.get_image_features(
-        pixel_values if image.views == 1 else pixel_values[None], size,
-        batch_num_images=count, return_dict=True,
-    ) if image.views > 1 else None
+    packed = (
+        core.get_image_features(
+            pixel_values if image.views == 1 else pixel_values[None],
+            size,
+            batch_num_images=count,
+            return_dict=True,
+        )
+        if image.views > 1
+        else None
+    )
     if packed is None:
         layer = model.config.vision_feature_layer
         states = core.vision_tower(pixel_values, output_hidden_states=True).hidden_states
@@ -107,6 +122,13 @@ def reference_features(model: Any, pixel_values: Tensor, description: Descriptio
     base, grid = tokens[: side * side], tokens[side * side :]
     grid = grid.reshape(image.rows * side, -1, tokens.shape[-1])[:, :-1]
     return torch.cat((base, grid.flatten(0, 1)))[None]
+
+
+def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:
+    """The views f32 [P, 3, h_px, w_px] of the model's own processor, offered this grid alone."""
+    grid = [image.rows * image.height, image.columns * image.width]
+    made = processor([picture], image_grid_pinpoints=[grid], return_tensors="np")
+    return made["pixel_values"][0][: image.views]  # one view: the base image
 
 
 class Pack(nn.Module):
@@ -124,7 +146,9 @@ class Pack(nn.Module):
 
 
 class Pool(nn.Module):
-    """Bilinear halving of a token grid as one constant matrix: [1, h*w, C] -> [1, ceil(h/2)^2, C]."""
+    """Bilinear halving of a token grid as one matrix: [1, h*w, C] -> [1, ceil(h/2)^2, C]."""
+
+    matrix: Tensor
 
     def __init__(self, side: int) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from PIL import Image
 from torch import Tensor, nn
 
 from edgevlm.compress._primitives import VisualShape
@@ -20,6 +21,8 @@ from edgevlm.plan import ImageSpec, Part
 from edgevlm.recipe import Recipe
 
 FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
+# The tokenizers have <row_1_col_1> to <row_6_col_6>.
+MARKERS = 6
 
 # The processor replaces the checkpoint's template by this format when a clip is asked about.
 VIDEO_TEMPLATE = (
@@ -33,7 +36,8 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     """Numbers of a SmolVLM or Idefics3 checkpoint; see `Description`.
 
     Raises:
-        PlanError: If the vision grid does not divide by the pixel shuffle.
+        PlanError: If the vision grid does not divide by the pixel shuffle, or the tile grid has
+            more rows or columns than there are markers.
     """
     vision, scale = config.vision_config, config.scale_factor
     patches = vision.image_size // vision.patch_size
@@ -41,18 +45,31 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         raise PlanError(f"{patches} patches a side do not divide by the scale factor {scale}")
     side = patches // scale
     rows, columns = recipe.tiles
+    if max(rows, columns) > MARKERS:
+        most = f"{MARKERS}x{MARKERS}"
+        raise PlanError(f"tiles {rows}x{columns} is more than this model's {most} markers")
     image = ImageSpec(
-        height=vision.image_size, width=vision.image_size, rows=rows, columns=columns,
-        global_view="last", frames=recipe.frames, resample=RESAMPLE[processor.get("resample", 1)],
-        mean=three(processor.get("image_mean", 0.5)), std=three(processor.get("image_std", 0.5)),
+        height=vision.image_size,
+        width=vision.image_size,
+        rows=rows,
+        columns=columns,
+        global_view="last",
+        frames=recipe.frames,
+        resample=RESAMPLE[processor.get("resample", 1)],
+        mean=three(processor.get("image_mean", 0.5)),
+        std=three(processor.get("image_std", 0.5)),
     )
     n = side * side
     views = [Part("visual", start=i * n, stop=(i + 1) * n) for i in range(image.views)]
     items = tuple(_clip(views) if recipe.frames > 1 else _image(views, rows, columns))
+    channels = config.text_config.hidden_size
     return Description(
-        image=image, view_tokens=n,
-        shape=VisualShape(grids=((side, side),) * image.views, channels=config.text_config.hidden_size),
-        full_image=items, reduced_image=items, placeholder=IMAGE,
+        image=image,
+        view_tokens=n,
+        shape=VisualShape(grids=((side, side),) * image.views, channels=channels),
+        full_image=items,
+        reduced_image=items,
+        placeholder=IMAGE,
         chat_template=VIDEO_TEMPLATE if recipe.frames > 1 else None,
     )
 
@@ -84,6 +101,25 @@ def reference_features(model: Any, pixel_values: Tensor, description: Descriptio
     """The model's own encoder: f32 [P, 3, h_px, w_px] -> [1, P*N, C]."""
     features = model.model.get_image_features(pixel_values[None], return_dict=True).pooler_output
     return features[0].reshape(1, -1, features[0].shape[-1])
+
+
+def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:
+    """The views f32 [P, 3, h_px, w_px] of the model's own processor, or None for another grid."""
+    tiles = image.rows * image.columns
+    options: dict[str, Any] = {}
+    if tiles > 1:  # by the longest edge; the shape of the picture does the rest
+        edge = max(image.rows * image.height, image.columns * image.width)
+        options = {"size": {"longest_edge": edge}}
+    made = processor(
+        picture,
+        do_image_splitting=tiles > 1,
+        return_row_col_info=True,
+        return_tensors="np",
+        **options,
+    )
+    grid = (made["rows"][0][0], made["cols"][0][0])
+    wanted = (image.rows, image.columns) if tiles > 1 else (0, 0)
+    return made["pixel_values"][0] if grid == wanted else None
 
 
 class Connector(nn.Module):

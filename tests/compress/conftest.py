@@ -13,8 +13,20 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 BANNED = (
-    "sort", "argsort", "nonzero", "masked_select", "scatter", "unique", "isin", "cdist",
-    "while_loop", "index_put", "bucketize", "randperm", "item", "_local_scalar_dense",
+    "sort",
+    "argsort",
+    "nonzero",
+    "masked_select",
+    "scatter",
+    "unique",
+    "isin",
+    "cdist",
+    "while_loop",
+    "index_put",
+    "bucketize",
+    "randperm",
+    "item",
+    "_local_scalar_dense",
 )
 VECTORS = Path(__file__).resolve().parents[2].parent / "shared" / "vectors"
 

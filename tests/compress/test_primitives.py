@@ -87,5 +87,6 @@ def test_places() -> None:
 def test_unit_rows() -> None:
     """Length 1; zeros stay zeros."""
     assert unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist() == [
-        pytest.approx([0.6, 0.8]), [0.0, 0.0]
+        pytest.approx([0.6, 0.8]),
+        [0.0, 0.0],
     ]

@@ -1,0 +1,102 @@
+"""Operators of the trace that become one operator of ONNX Runtime each.
+
+The tensors here are symbols: each function puts one node into the graph and says its shape.
+
+Source: onnxruntime docs/ContribOperators.md (GroupQueryAttention, MultiHeadAttention,
+RotaryEmbedding, QuickGelu).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.onnx.ops import symbolic, symbolic_multi_out
+
+from edgevlm.ops import ATTENTION, ATTENTION_KV, ROTARY
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    return symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (query, key, value),
+        {"num_heads": heads},
+        dtype=query.dtype,
+        shape=query.shape,
+        version=1,
+    )
+
+
+def _attention_kv(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    mask: Tensor,
+    position: Tensor,
+    heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # seqlens_k is the index of the last valid row; the total is the buffer, whose rows all exist.
+    last = position + (query.shape[1] - 1)
+    total = torch.full((), past_key.shape[2], dtype=torch.int32)
+    out, present_key, present_value = symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        (query, key, value, past_key, past_value, last, total),
+        {"num_heads": heads, "kv_num_heads": past_key.shape[1]},
+        dtypes=(query.dtype, past_key.dtype, past_value.dtype),
+        shapes=(query.shape, past_key.shape, past_value.shape),
+        version=1,
+    )
+    return out, present_key, present_value
+
+
+def _rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    half = cos.shape[-1] // 2
+    # The tables are this call's rows, so the positions within them start at 0.
+    start = torch.zeros((1,), dtype=torch.int64)
+    return symbolic(
+        "com.microsoft::RotaryEmbedding",
+        (x, start, cos[0, :, :half], sin[0, :, :half]),
+        {"num_heads": heads, "rotary_embedding_dim": cos.shape[-1]},
+        dtype=x.dtype,
+        shape=x.shape,
+        version=1,
+    )
+
+
+def _rms_norm(x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None) -> Tensor:
+    assert weight is not None and eps is not None
+    # The operator that ONNX Runtime registers in the default domain, and fuses with the residual.
+    return symbolic(
+        "SimplifiedLayerNormalization",
+        (x, weight),
+        {"axis": -1, "epsilon": eps, "stash_type": 1},
+        dtype=x.dtype,
+        shape=x.shape,
+        version=1,
+    )
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    # Opaque to torch.onnx's optimizer, which would otherwise store a second, transposed weight.
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    shape = (*x.shape[:-1], weight.shape[0])
+    return symbolic("edgevlm::Linear", inputs, dtype=x.dtype, shape=shape, version=1)
+
+
+def _silu(x: Tensor) -> Tensor:
+    return symbolic(
+        "com.microsoft::QuickGelu", (x,), {"alpha": 1.0}, dtype=x.dtype, shape=x.shape, version=1
+    )
+
+
+LOWERINGS: dict[object, Callable[..., object]] = {
+    ATTENTION: _attention,
+    ATTENTION_KV: _attention_kv,
+    ROTARY: _rotary,
+    torch.ops.aten.rms_norm.default: _rms_norm,
+    torch.ops.aten.linear.default: _linear,
+    torch.ops.aten.silu.default: _silu,
+}

@@ -1,0 +1,46 @@
+"""How the next token is chosen from its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen: temperature 0 is greedy; top_p keeps the smallest set of that mass."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def chooser(sampling: Sampling) -> Callable[[Array], int]:
+    """A function from scores f32 [V] to a token id; the draws of one chooser follow its seed.
+
+    Source of top_p: nucleus sampling (arXiv 1904.09751), section 3.1.
+    """
+    if sampling.temperature <= 0:
+        return lambda logits: int(logits.argmax())
+    random = np.random.default_rng(sampling.seed)
+
+    def choose(logits: Array) -> int:
+        scores = np.asarray(logits, np.float64)
+        odds = np.exp((scores - scores.max()) / sampling.temperature)
+        odds /= odds.sum()
+        if sampling.top_p < 1:
+            order = np.argsort(-odds, kind="stable")
+            mass = np.cumsum(odds[order])
+            cutoff = int(np.searchsorted(mass, sampling.top_p)) + 1
+            keep = np.zeros_like(odds)
+            keep[order[:cutoff]] = odds[order[:cutoff]]
+            odds = keep / keep.sum()
+        return int(random.choice(len(odds), p=odds))
+
+    return choose

@@ -1,0 +1,195 @@
+"""What all commands share: help, exit codes, one-line errors, what goes to stdout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgevlm.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(run, name):
+    done = run(name, "--help")
+    assert done.exit_code == 0
+    assert f" {name} [OPTIONS]" in done.stdout
+    assert "--json" in done.stdout
+    assert done.stderr == ""
+
+
+def test_help_lists_every_command(run):
+    text = run("--help").stdout
+    assert all(f" {name} " in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["exprot"], "No such command 'exprot'"),
+        (["export"], "Missing option '--output'"),
+        (["inspect"], "Missing argument"),
+        (["verify"], "Missing argument"),
+        (["plan", "--tokens", "many"], "Invalid value for '--tokens'"),
+        (["plan", "--colour"], "No such option: --colour"),
+        (["run", "x"], "nothing is asked; give --prompt TEXT, or --chat for questions"),
+        (["run", "x", "--prompt", "?", "--image", "a", "--video", "b"], "not both"),
+        (["run", "x", "--prompt", "?", "--max-new-tokens", "0"], "Invalid value for"),
+        (["run", "x", "--prompt", "?", "--threads", "-1"], "Invalid value for '--threads'"),
+        (["run", "x", "--prompt", "?", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["run", "x", "--prompt", "?", "--temperature", "nan"], "Invalid value for"),
+        (["run", "x", "--prompt", "?", "--top-p", "2"], "Invalid value for '--top-p'"),
+    ],
+)
+def test_wrong_usage_exits_with_2(run, arguments, message):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.split())
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["inspect", "run", "verify"])
+def test_a_bundle_that_is_not_there(run, tmp_path, name):
+    if name == "verify":
+        pytest.importorskip("torch")
+    done = run(name, tmp_path / "no.edgevlm", *(["--prompt", "?"] if name == "run" else []))
+    assert done.exit_code == 1
+    expected = f"no bundle at '{tmp_path / 'no.edgevlm'}': expected a folder that `export` wrote"
+    assert done.stderr == f"edgevlm: {expected}\n"
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["inspect", "run", "verify"])
+def test_a_damaged_bundle_is_one_line(run, edited, name):
+    path = edited(lambda document: document["host"].update({"chnk\x1b[2J": 1}))
+    done = run(name, path, *(["--prompt", "?"] if name == "run" else []))
+    assert done.exit_code == 1
+    expected = r"manifest.json.host has an unknown key 'chnk\x1b[2J'; did you mean 'chunk'?"
+    assert done.stderr == f"edgevlm: {expected}\n"
+
+
+def test_an_error_steers_no_terminal_and_is_one_line(run, tmp_path):
+    done = run("inspect", tmp_path / "a\nb\x1b[31mc")
+    assert done.stderr == (
+        f"edgevlm: no bundle at '{tmp_path}/a b?[31mc': expected a folder that `export` wrote\n"
+    )
+
+
+def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):
+    from typer.testing import CliRunner
+
+    from edgevlm.cli import app, inspect
+
+    def broken(path):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(inspect.Bundle, "open", broken)
+    result = CliRunner().invoke(app, ["inspect", "x"])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "there is not enough memory for this"),
+        (PermissionError(13, "Permission denied", "/x"), "Permission denied: '/x'"),
+        (OSError("odd"), "odd"),
+        (KeyboardInterrupt(), "stopped; nothing is half-written, the same command goes on"),
+        (ModuleNotFoundError("no", name="num2words.lang"), "this needs 'num2words', which is not "
+         "installed; pip install 'edgevlm[all]'"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)  # fmt: skip
+def test_limits_of_the_machine_are_one_line(run, monkeypatch, error, message):
+    from edgevlm.cli import inspect
+
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(inspect.Bundle, "open", fail)
+    done = run("inspect", "x")
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"edgevlm: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+BLOCKED = "sys.modules.update(dict.fromkeys({!r}))"
+ONNX = "; pip install 'edgevlm[onnx]'"
+TORCH = f"; None in sys.modules){ONNX}"
+ENGINE = "engine 'onnxruntime' is not installed; pip install 'edgevlm[onnxruntime]'"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing", "message"),
+    [
+        (["plan"], ["torch"], "needs PyTorch and transformers (import of torch halted" + TORCH),
+        (["export", "-o", "OUT"], ["transformers"], "(import of transformers halted" + TORCH),
+        (["methods"], ["torch"], TORCH),
+        (["plan"], ["onnx_ir"], "target 'onnx' needs 'onnx_ir'" + ONNX),
+        (["run", "BUNDLE", "--prompt", "?"], ["onnxruntime", "torch"],
+         "no engine here runs target 'onnx'; " + ENGINE),
+        (["run", "BUNDLE", "--prompt", "?", "--engine", "onnxruntime"], ["onnxruntime"], ENGINE),
+        (["run", "--prompt", "?"], ["torch"], TORCH),
+    ],
+    ids=["plan", "export", "methods", "target", "engine", "named engine", "default bundle"],
+)  # fmt: skip
+def test_a_missing_extra_is_named(
+    request, command, tmp_path, monkeypatch, arguments, missing, message
+):
+    if "BUNDLE" in arguments:
+        path = request.getfixturevalue("exported").bundle.path
+        arguments = [str(path) if a == "BUNDLE" else a for a in arguments]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = [str(tmp_path / "out") if a == "OUT" else a for a in arguments]
+    done = command(*arguments, before=BLOCKED.format(missing))
+    assert done.code == 1
+    assert done.out == ""
+    (line,) = done.err.splitlines()
+    assert line.startswith("edgevlm: ")
+    assert line.endswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_engines_says_what_is_missing(command):
+    done = command("engines", "--json", before=BLOCKED.format(["onnxruntime", "torch"]))
+    assert done.code == 0
+    (engine,) = [e for e in json.loads(done.out) if e["name"] == "onnxruntime"]
+    assert not engine["available"]
+    expected = "engine 'onnxruntime' is not installed; pip install 'edgevlm[onnxruntime]'"
+    assert engine["reason"] == expected
+
+
+def test_nothing_heavy_is_imported_at_start(command):
+    after = (
+        "import atexit\n"
+        "heavy = ('torch', 'transformers', 'onnx', 'onnxruntime')\n"
+        "atexit.register(lambda: print([m for m in heavy if m in sys.modules], file=sys.stderr))"
+    )
+    assert command("--help", before=after).err == "[]\n"
+
+
+def test_a_reader_that_goes_away_is_no_error(exported):
+    # As in `edgevlm inspect B | true`.
+    done = subprocess.run(
+        f"'{sys.executable}' -c 'from edgevlm.cli import main; main()' inspect"
+        f" '{exported.bundle.path}' --json | true",
+        shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert "Broken pipe" not in done.stderr
+
+
+def test_output_that_the_terminal_cannot_show(exported):
+    pytest.importorskip("torch")
+    code = "from edgevlm.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plan", "--tiles", "2x2"], cwd=ROOT, capture_output=True,
+        env={"PYTHONIOENCODING": "ascii", "PATH": ""}, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"visual tokens: 5 views" in done.stdout

@@ -1,0 +1,215 @@
+"""Each command's result: text for a person, one JSON document with agreed keys for a machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import pytest
+
+from edgevlm.registry import ENGINES, FAMILIES, METHODS, TARGETS
+
+PLAN = {
+    "stages", "blocks", "visual_tokens", "kv_bytes", "minimum_budget_bytes", "predicted",
+    "not_measured",
+}  # fmt: skip
+RUN = {
+    "text", "token_ids", "visual_tokens", "prompt_tokens", "load_ms", "vision_ms", "reduce_ms",
+    "prefill_ms", "ttft_ms", "decode_tokens_per_s", "peak_rss_bytes", "engine",
+}  # fmt: skip
+VERIFY = {"ok", "logits_rel_error", "tokens_equal", "image_sensitivity", "blocks"}
+INSPECT = {"format_version", "kind", "target", "files", "blocks", "placement"}
+
+
+def document(done):
+    """The JSON document on the last line of stdout."""
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_plan(run):
+    pytest.importorskip("torch")
+    done = run("plan", "--tokens", "16", "--json")
+    plan = document(done)
+    assert set(plan) >= PLAN
+    assert plan["stages"] == ["vision", "reduce", "decoder", "head"]
+    for block in plan["blocks"]:
+        assert set(block) == {"name", "stage", "functions", "weights_bytes", "flops"}
+    assert plan["visual_tokens"] == 16
+    assert set(plan["not_measured"]) == {k for k in PLAN if k in plan and plan[k] is None}
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
+def test_plan_as_text(run):
+    pytest.importorskip("torch")
+    done = run("plan", "--tokens", "16")
+    assert "visual tokens: 1 view, 64 -> 16 by divprune at site tokens" in done.stdout
+    assert done.stderr == ""
+
+
+def test_inspect(run, exported):
+    done = run("inspect", exported.bundle.path, "--json")
+    found = document(done)
+    assert set(found) >= INSPECT
+    assert (found["format_version"], found["kind"], found["target"]) == (1, "vlm", "onnx")
+    assert {"path", "bytes", "sha256"} == set(found["files"][0])
+    assert found["placement"] is None
+    assert "placement" in found["not_measured"]
+    assert done.stderr == ""
+    assert "16 visual tokens" in run("inspect", exported.bundle.path).stdout
+
+
+def test_inspect_finds_one_changed_byte(run, bundle_copy):
+    path = bundle_copy / "tokenizer.json"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    done = run("inspect", bundle_copy)
+    assert done.exit_code == 1
+    expected = "edgevlm: 'tokenizer.json' was changed: its sha256 is not the manifest's\n"
+    assert done.stderr == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "plug_ins", "keys"),
+    [("models", FAMILIES, {"name", "summary"}), ("methods", METHODS, {"name", "site", "source"}),
+     ("targets", TARGETS, {"name", "schemes"}), ("engines", ENGINES, {"name", "available"})],
+)  # fmt: skip
+def test_lists(run, name, plug_ins, keys):
+    if name != "engines":
+        pytest.importorskip("torch")
+    rows = document(run(name, "--json"))
+    assert [row["name"] for row in rows] == plug_ins.names()
+    assert all(keys <= set(row) for row in rows)
+    text = run(name).stdout
+    assert all(row["name"] in text for row in rows)
+
+
+@pytest.fixture
+def photo():
+    from pathlib import Path
+
+    return Path(__file__).resolve().parents[2] / "edgevlm" / "photos" / "flower.jpg"
+
+
+def test_run(run, exported, photo):
+    asked = ("run", exported.bundle.path, "--image", photo, "--prompt", "What is this?")
+    done = run(*asked, "--max-new-tokens", "4", "--json")
+    answer = document(done)
+    assert set(answer) >= RUN
+    assert len(answer["token_ids"]) <= 4
+    assert answer["visual_tokens"] == 16
+    assert answer["engine"] == "onnxruntime"
+    assert done.stdout.count("\n") == 1
+    plain = run(*asked, "--max-new-tokens", "4")
+    assert plain.stdout == answer["text"] + "\n"
+    assert plain.stderr.startswith("16 visual + ")
+
+
+def test_run_without_a_picture(run, exported):
+    answer = document(run("run", exported.bundle.path, "--prompt", "Hello", "--json"))
+    assert answer["visual_tokens"] == 0
+
+
+def test_a_chat_reads_questions_from_stdin(run, exported, photo):
+    done = run(
+        "run", exported.bundle.path, "--image", photo, "--chat", "--json", "--max-new-tokens", "3",
+        stdin="What is this?\nAnd this?\n",
+    )  # fmt: skip
+    first, second = [json.loads(line) for line in done.stdout.splitlines()]
+    assert first["visual_tokens"] == 16
+    assert second["visual_tokens"] == 0
+    assert run("run", exported.bundle.path, "--chat", stdin="").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--image", "no.jpg"), "no image at 'no.jpg'"),
+        (("--image", "."), "'.' is a folder, expected an image"),
+        (("--image", __file__), "is not an image that can be read"),
+        (("--video", "clip.mp4"), "the bundle takes still images; export it with --frames"),
+        (("--engine", "onnxruntim"), "unknown engine 'onnxruntim'; did you mean 'onnxruntime'?"),
+        (("--prompt", "word " * 2000), "are in the context of"),
+        (("--prompt", "\udcff"), "the question is not valid UTF-8"),
+    ],
+)
+def test_a_wrong_input_is_one_line(run, exported, options, message):
+    done = run("run", exported.bundle.path, "--prompt", "?", *options)
+    assert done.exit_code == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("edgevlm: ")
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_question_that_is_no_text(exported, command):
+    # Bytes of stdin that are no UTF-8.
+    done = command(
+        "run", exported.bundle.path, "--chat",
+        before="import io\nsys.stdin = io.TextIOWrapper(io.BytesIO(b'\\xff\\n'), 'utf-8')",
+    )  # fmt: skip
+    assert done.code == 1
+    assert done.err == "> edgevlm: the question is not valid UTF-8\n"
+
+
+def test_the_default_bundle_is_exported_once_into_the_cache(run, exported, tmp_path, monkeypatch):
+    from edgevlm.cli import _default
+
+    made = []
+
+    def export(recipe, path, progress):
+        made.append(path)
+        shutil.copytree(exported.bundle.path, path)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("edgevlm.pipeline.export", export)
+    for _ in range(2):
+        done = run("run", "--prompt", "Hello", "--max-new-tokens", "2", "--json")
+        assert document(done)["engine"] == "onnxruntime"
+    assert made == [_default.default_bundle()]
+    assert made[0].parent == tmp_path / "edgevlm"
+
+
+def test_verify(run, exported):
+    done = run("verify", exported.bundle.path, "--json")
+    result = document(done)
+    assert set(result) >= VERIFY
+    assert result["ok"]
+    assert result["tokens_equal"] == 1.0
+    functions = [(b["name"], b["function"]) for b in result["blocks"]]
+    expected = [(b.name, f.name) for b in exported.bundle.plan.blocks for f in b.functions]
+    assert functions == expected
+    assert all(set(b) >= {"rel_error", "psnr_db", "ok"} for b in result["blocks"])
+    assert done.stdout.count("\n") == 1
+
+
+def test_verify_names_the_block_that_differs(run, bundle_copy):
+    name = "blocks/decoder/decoder-1.weights"
+    path = bundle_copy / name
+    data = bytearray(path.read_bytes())
+    data[1003] ^= 0x40  # the exponent of one number
+    path.write_bytes(data)
+    manifest = bundle_copy / "manifest.json"
+    text = manifest.read_text("utf-8")
+    entry = next(f for f in json.loads(text)["files"] if f["path"] == name)
+    forged = text.replace(entry["sha256"], hashlib.sha256(data).hexdigest())
+    manifest.write_text(forged, "utf-8")
+    done = run("verify", bundle_copy)
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith("edgevlm: decoder-1.")
+    assert "differs from PyTorch: rel_error" in done.stderr.splitlines()[-1]
+    assert "DIFFERS" in done.stdout
+
+
+def test_verify_against_another_checkpoint(run, exported, tmp_path):
+    import edgevlm
+
+    source = shutil.copytree(f"{edgevlm.__path__[0]}/embedded", tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"note": 1}))
+    done = run("verify", exported.bundle.path, "--model", source)
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith(f"edgevlm: '{source}' is not the checkpoint of")

@@ -1,0 +1,250 @@
+"""Tiny checkpoints, and a prompt made twice: by transformers' processor and by our layout."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model for one recipe: the plan, transformers' model and our pieces over it."""
+
+    planned: Any
+    model: Any
+    pieces: Any
+
+    @property
+    def plan(self) -> Any:
+        return self.planned.plan
+
+    def features(self, pixels: np.ndarray) -> torch.Tensor:
+        """Our encoder: views [P, 3, h_px, w_px] through the pieces, packed: [1, P*N, C]."""
+        views = []
+        for view in torch.from_numpy(pixels):
+            x = view[None]
+            for piece in self.pieces.vision:
+                x = piece(x)
+            views.append(x)
+        return self.pieces.pack(torch.cat(views, dim=1))
+
+    def reference_features(self, pixels: np.ndarray) -> torch.Tensor:
+        """The model's own encoder on the same views."""
+        family, description = self.planned.checkpoint.family, self.planned.description
+        return family.reference_features(self.model, torch.from_numpy(pixels), description)
+
+    def views(self, picture: Image.Image) -> np.ndarray:
+        """Our preprocessing of one picture."""
+        from edgevlm.runtimes import images
+
+        return images.views([picture], self.plan.host.image)
+
+
+class Prompt:
+    """Our side of a conversation: ids or rows of each turn, from the plan's layout."""
+
+    def __init__(self, tiny: Tiny) -> None:
+        from tokenizers import Tokenizer
+
+        self.tiny, self.plan = tiny, tiny.plan
+        folder = tiny.planned.checkpoint.folder
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.position = 0
+
+    def ids(
+        self,
+        question: str,
+        images: int,
+        token: int,
+        times: Sequence[float] = (),
+        duration: float = 0.0,
+        turn: bool = False,
+    ) -> list[int]:
+        """Token ids, with `token` in each visual slot: a table whose row i holds the number i."""
+        table = np.arange(self.plan.host.embedding.rows, dtype=np.float32)[:, None]
+        table[self.plan.host.vocabulary :] = token
+        visual = np.full((self.plan.visual_tokens, 1), token, np.float32)
+        rows = self._assemble(table, question, [visual] * images, times, duration, turn).rows
+        return rows[:, 0].astype(int).tolist()
+
+    def rows(
+        self,
+        question: str,
+        features: Sequence[torch.Tensor],
+        times: Sequence[float] = (),
+        duration: float = 0.0,
+    ) -> torch.Tensor:
+        """Rows [1, S, C] that the decoder reads."""
+        table = torch.cat(self.tiny.pieces.table).numpy()
+        visuals = [one[0].numpy() for one in features]
+        piece = self._assemble(table, question, visuals, times, duration, False)
+        assert piece.positions.tolist() == list(range(len(piece.rows)))
+        return torch.from_numpy(piece.rows)[None]
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """Scores [1, S, V] of rows, by the model's language model."""
+        hidden = self.tiny.pieces.language_model(inputs_embeds=rows).last_hidden_state
+        return torch.nn.functional.linear(hidden, self.tiny.pieces.head)
+
+    @staticmethod
+    def chat(question: str, images: int = 0, videos: int = 0) -> list[dict[str, Any]]:
+        """One user message as transformers' templates take it."""
+        content = [{"type": "image"}] * images + [{"type": "video"}] * videos
+        return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+    def _assemble(self, table, question, visuals, times, duration, turn) -> Any:
+        from edgevlm.runtimes.sequence import Visual, assemble
+
+        layout = self.plan.layout
+        seen = [
+            Visual(v, np.arange(len(v), dtype=np.int32), tuple(times), duration) for v in visuals
+        ]
+        parts = layout.turn if turn else layout.prompt if visuals else layout.text
+        return assemble(self.plan, parts, table, self.tokenizer, question, seen, 0)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Callable[[str], Path]:
+    """Folder of a preset of samples/make_checkpoint.py, written once."""
+    spec = importlib.util.spec_from_file_location(
+        "make_checkpoint", ROOT / "samples" / "make_checkpoint.py"
+    )
+    sample = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sample)
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def make(name: str) -> Path:
+        path = root / name
+        return path if path.exists() else sample.make_checkpoint(name, path)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(folder) -> Callable[..., Tiny]:
+    """`tiny("tiny-smolvlm", tiles=(2, 2))`: a recipe's plan with the model; weights load once."""
+    from edgevlm.models._checkpoint import find
+    from edgevlm.planning import make_plan
+    from edgevlm.recipe import Recipe
+
+    models: dict[str, Any] = {}
+
+    @cache
+    def make(name: str, **options: Any) -> Tiny:
+        path = str(folder(name))
+        checkpoint = find(path)
+        planned = make_plan(Recipe(model=path, **options), checkpoint)
+        if name not in models:
+            models[name] = checkpoint.load_model()
+        pieces = checkpoint.family.pieces(models[name], planned.description)
+        return Tiny(planned, models[name], pieces)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def processor() -> Callable[[Path], Any]:
+    """The checkpoint's own processor; its video processor, which needs torchvision, is ours.
+
+    The stand-in takes the pixels and times of a clip as they are, so that the rest of the class
+    writes its own text around them.
+    """
+    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    @cache
+    def read(path: Path) -> dict[str, Any]:
+        document = json.loads((path / "processor_config.json").read_text())
+        del document["processor_class"]
+        return document | {
+            "image_processor": AutoImageProcessor.from_pretrained(path),
+            "tokenizer": AutoTokenizer.from_pretrained(path),
+            "chat_template": (path / "chat_template.jinja").read_text(),
+        }
+
+    def make(path: Path, clip: np.ndarray | None = None, metadata: Any = None) -> Any:
+        config = transformers.AutoConfig.from_pretrained(path)
+        original = getattr(transformers, PROCESSOR_MAPPING_NAMES[config.model_type])
+
+        class Processor(original):
+            def check_argument_for_proper_class(self, argument_name, argument):
+                return type(argument)
+
+            def _process_videos(self, videos, **kwargs):
+                key = "pixel_values" if config.model_type == "smolvlm" else "pixel_values_videos"
+                data = {key: torch.from_numpy(clip)[None], "video_metadata": [metadata]}
+                return data, [self.replace_video_token(data, 0)]
+
+        Processor.__name__ = original.__name__
+        parts = dict(read(path))
+        if config.model_type != "idefics3":
+            parts["video_processor"] = SimpleNamespace(num_frames=None, fps=None)
+        return Processor(**parts)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prompt() -> type[Prompt]:
+    return Prompt
+
+
+@pytest.fixture(scope="session")
+def photo() -> Callable[..., Image.Image]:
+    """A photograph of the package, resized; `turn` makes another one of it."""
+
+    def load(width: int, height: int, name: str = "flower") -> Image.Image:
+        path = ROOT / "edgevlm" / "photos" / f"{name}.jpg"
+        return Image.open(path).convert("RGB").resize((width, height))
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def decoder_difference() -> Callable[[Tiny], float]:
+    """Worst rel_error of the last hidden state: chunks and single tokens against one full call."""
+    from edgevlm.parity import difference
+    from edgevlm.runtimes.sequence import causal_mask, rotary_tables
+
+    def measure(made: Tiny) -> float:
+        kv, length = made.plan.host.kv, 24
+        calls = [(0, 8), (8, 8), (16, 5), (21, 1), (22, 1), (23, 1)]
+        hidden = torch.randn(1, length, made.plan.host.embedding.columns)
+        cache = [
+            [torch.zeros(1, kv.heads, length, kv.head_size) for _ in range(2)]
+            for _ in made.pieces.decoder
+        ]
+        outputs = []
+        for first, count in calls:
+            positions = np.arange(first, first + count, dtype=np.int32)
+            cos, sin = (torch.from_numpy(x)[None] for x in rotary_tables(made.plan, positions))
+            mask = torch.from_numpy(causal_mask(first, count, length))
+            x, at = hidden[:, first : first + count], torch.tensor([first], dtype=torch.int32)
+            for layer, past in zip(made.pieces.decoder, cache, strict=True):
+                x, past[0], past[1] = layer(x, cos, sin, mask, at, *past)
+            outputs.append(made.pieces.norm(x))
+        whole = made.pieces.language_model(inputs_embeds=hidden).last_hidden_state
+        return difference(torch.cat(outputs, 1), whole)[0]
+
+    return measure
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield

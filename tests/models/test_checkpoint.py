@@ -1,0 +1,199 @@
+"""What is found in a checkpoint folder is read with suspicion; each refusal is one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import edgevlm
+from edgevlm.errors import ModelError
+
+pytest.importorskip("torch")
+checkpoint = pytest.importorskip("edgevlm.models._checkpoint")
+EMBEDDED = Path(edgevlm.__path__[0]) / "embedded"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the embedded checkpoint, to be damaged."""
+    return Path(shutil.copytree(EMBEDDED, tmp_path / "model"))
+
+
+def refused(action, *arguments) -> str:
+    """The one line with which a checkpoint is refused."""
+    with pytest.raises(ModelError) as error:
+        action(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def config(folder, change=(), **values):
+    """Write values into config.json."""
+    path = folder / "config.json"
+    document = json.loads(path.read_text())
+    for part, key, value in change:
+        document[part][key] = value
+    path.write_text(json.dumps(document | values))
+
+
+def test_the_embedded_checkpoint_and_a_copy_of_it_are_found(folder):
+    found = [checkpoint.find("embedded"), checkpoint.find(str(folder))]
+    assert found[0].config_hash == found[1].config_hash
+    assert {f.family.__name__ for f in found} == {"edgevlm.models.smolvlm"}
+    assert found[1].chat_template()
+    assert found[1].processor()["resample"] == 1
+
+
+@pytest.mark.parametrize("name", ["", "~no-such-user/x", "/no/such/folder", "a/b/c", "./x", "a/"])
+def test_a_model_that_is_nowhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = refused(checkpoint.find, name)
+    if name:
+        expected = "expected a folder, a hub id like OWNER/NAME, or 'embedded'"
+        assert text == f"no model '{name}': {expected}"
+    else:
+        assert text == "'' has no config.json; expected a Hugging Face checkpoint folder"
+
+
+def test_a_hub_id_that_cannot_be_downloaded(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def download(*_, **__):
+        raise OSError("no network\nsecond line")
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    expected = "'owner/name' is no folder and cannot be downloaded: no network"
+    assert refused(checkpoint.find, "owner/name") == expected
+
+
+def test_an_unknown_family_comes_with_the_nearest(folder):
+    config(folder, model_type="smolvln")
+    text = refused(checkpoint.find, str(folder))
+    assert "unknown model family 'smolvln'; did you mean 'smolvlm'? known: idefics3," in text
+
+
+@pytest.mark.parametrize("value", [None, 3, ["smolvlm"], {"a": 1}, "_family", "x" * 10**5])
+def test_a_family_that_is_no_name(folder, value):
+    config(folder, model_type=value)
+    assert "unknown model family '" in refused(checkpoint.find, str(folder))
+
+
+@pytest.mark.parametrize("other", ["pytorch_model.bin", "model.pt", "model.pth"])
+def test_a_checkpoint_without_safetensors(folder, other):
+    (folder / "model.safetensors").unlink()
+    expected = "convert it with transformers' save_pretrained (pickles are not read)"
+    text = refused(checkpoint.find, str(folder))
+    assert text == f"'{folder}' has no *.safetensors file; {expected}"
+    (folder / other).write_bytes(b"\x80\x04.")
+    text = refused(checkpoint.find, str(folder))
+    assert text == f"'{folder}' has no *.safetensors file, only {other}; {expected}"
+
+
+def test_code_of_the_checkpoint_is_not_run(folder):
+    config(folder, auto_map={"AutoConfig": "code.Config"})
+    (folder / "code.py").write_text("raise SystemExit('it ran')")
+    assert "wants to run its own code (auto_map)" in refused(checkpoint.find, str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_missing_file(folder, name):
+    (folder / name).unlink()
+    assert f"'{folder}' has no {name}" in refused(checkpoint.find, str(folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "config.json of the checkpoint is not valid JSON: Expecting value"),
+        (b"{", "config.json of the checkpoint is not valid JSON"),
+        (b"[" * 10**6, "config.json of the checkpoint is not valid JSON: maximum recursion"),
+        (b"\xff\xfe", "config.json of the checkpoint is not valid JSON: 'utf-8' codec"),
+        (b"[1]", "config.json of the checkpoint must be a JSON object"),
+    ],
+    ids=["empty", "cut", "deep", "no text", "list"],
+)
+def test_a_config_that_is_no_object(folder, text, message):
+    (folder / "config.json").write_bytes(text)
+    assert message in refused(checkpoint.find, str(folder))
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "message"),
+    [
+        ("text_config", "num_hidden_layers", 10**9, "text_config: num_hidden_layers is 1000000000"),
+        ("text_config", "vocab_size", -1, "vocab_size is -1, expected 1 to 16777216"),
+        ("vision_config", "patch_size", 0, "vision_config: patch_size is 0, expected 1 to 65536"),
+        ("vision_config", "image_size", 10**12, "image_size is 1000000000000"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_a_model_is_built(folder, part, key, value, message):
+    config(folder, [(part, key, value)])
+    assert message in refused(checkpoint.find, str(folder))
+
+
+def test_a_config_of_the_wrong_type(folder):
+    config(folder, [("text_config", "hidden_size", "many")])
+    text = refused(checkpoint.find, str(folder))
+    assert f"'{folder}': config.json is not valid: " in text
+
+
+def test_sizes_that_do_not_go_together(folder):
+    config(folder, [("vision_config", "num_attention_heads", 7)])
+    found = checkpoint.find(str(folder))
+    assert f"'{folder}': config.json makes no model: " in refused(found.empty_model)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("image_mean", [0.5, 0.5], "image_mean is [0.5, 0.5], expected a number or three"),
+        ("image_mean", None, "image_mean is None, expected a number or three"),
+        ("image_std", 0, "image_std is 0, expected a number or three"),
+        ("image_std", ["a", 1, 1], "image_std is ['a', 1, 1], expected a number or three"),
+        ("resample", 9, "resample is 9, expected 0 to 5"),
+        ("resample", [], "resample is [], expected 0 to 5"),
+    ],
+)
+def test_a_processor_that_cannot_work(folder, key, value, message):
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    text = refused(checkpoint.find(str(folder)).processor)
+    assert text == f"'{folder}': the image processor's {message}"
+
+
+def damaged(folder, data):
+    """How loading fails when the weight file has these bytes."""
+    (folder / "model.safetensors").write_bytes(data)
+    return refused(checkpoint.find(str(folder)).load_model)
+
+
+def test_a_damaged_weight_file(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    for bad in (b"", data[:100], data[:-8], b"\xff" * 64, b"\x80\x04." * 99):
+        assert f"'{folder}' cannot be loaded: " in damaged(folder, bad)
+
+
+def test_missing_weights_are_named(folder):
+    safetensors = pytest.importorskip("safetensors.torch")
+    weights = safetensors.load_file(folder / "model.safetensors")
+    lost = next(name for name in weights if "layers.1.mlp.down_proj" in name)
+    del weights[lost]
+    safetensors.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    text = refused(checkpoint.find(str(folder)).load_model)
+    assert f"'{folder}' lacks 1 weights, the first is '" in text
+    assert "layers.1.mlp.down_proj" in text
+
+
+def test_weights_of_another_shape(folder):
+    config(folder, [("text_config", "intermediate_size", 100)])
+    assert f"'{folder}' cannot be loaded: " in refused(checkpoint.find(str(folder)).load_model)
+
+
+def test_loading_is_quiet_and_exact(folder, capfd):
+    model = checkpoint.find(str(folder)).load_model()
+    assert all(p.dtype.is_floating_point and p.dtype.itemsize == 4 for p in model.parameters())
+    assert not any(p.requires_grad for p in model.parameters())
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgevlm import documents
+from edgevlm.documents import DocumentError, dumps, read, shown
+from edgevlm.plan import (
+    Block,
+    Embedding,
+    FileEntry,
+    Function,
+    Host,
+    ImageSpec,
+    KVCache,
+    Layout,
+    Part,
+    Plan,
+    Requires,
+    Rope,
+    SiteTokens,
+    Source,
+    Tensor,
+)
+from edgevlm.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Inner:
+    name: str
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Outer:
+    flag: bool
+    ratio: float
+    inner: tuple[Inner, ...]
+    pair: tuple[int, str]
+    maybe: int | None = None
+    table: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+GOOD = {
+    "flag": True, "ratio": 1, "inner": [{"name": "a", "sizes": [1, 2]}], "pair": [3, "x"],
+    "maybe": None, "table": {"k": 1},
+}  # fmt: skip
+
+
+def test_reads_nested_types():
+    value = read(Outer, GOOD)
+    assert value == Outer(True, 1.0, (Inner("a", (1, 2)),), (3, "x"), None, {"k": 1})
+    assert isinstance(value.ratio, float)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flg": True}, "document has an unknown key 'flg'; did you mean 'flag'?"),
+        ({"flag": 1}, "document.flag must be bool, got 1"),
+        ({"ratio": "1"}, "document.ratio must be float, got '1'"),
+        ({"ratio": True}, "document.ratio must be float, got True"),
+        ({"ratio": float("nan")}, "document.ratio must be a finite number, got nan"),
+        ({"ratio": float("inf")}, "document.ratio must be a finite number, got inf"),
+        ({"ratio": 10**400}, "document.ratio must be a finite number, got 1000"),
+        ({"inner": {}}, "document.inner must be a list, got an object"),
+        ({"inner": [{"name": "a"}]}, "document.inner[0] lacks the key 'sizes'"),
+        ({"inner": [{"name": 1, "sizes": []}]}, "document.inner[0].name must be text, got 1"),
+        ({"inner": [{"name": "", "sizes": [True]}]}, "sizes[0] must be an integer, got True"),
+        ({"inner": [[]]}, "document.inner[0] must be an object, got a list"),
+        ({"pair": [1]}, "document.pair must be a list of 2, got a list"),
+        ({"maybe": 1.5}, "document.maybe must be an integer, got 1.5"),
+        ({"table": []}, "document.table must be an object, got a list"),
+        ({"table": {"k": "v"}}, "document.table.k must be an integer, got 'v'"),
+    ],
+)  # fmt: skip
+def test_names_the_field_that_does_not_fit(change, message):
+    with pytest.raises(DocumentError) as error:
+        read(Outer, GOOD | change)
+    assert message in str(error.value)
+
+
+def test_an_error_line_stays_short_and_shows_control_characters():
+    for value in ("x" * 10**6, [1] * 10**6, 10**4000, {"k" * 10**6: 1}, "\x1b[31m\n" * 50):
+        assert len(shown(value)) <= documents.LONGEST
+        assert shown(value).isprintable()
+    with pytest.raises(DocumentError) as error:
+        read(Inner, {"k" * 10**6: 1})
+    assert len(str(error.value)) < 200
+
+
+def test_the_types_own_rules_name_the_field():
+    document = documents.to_document(Recipe()) | {"tokens": 0}
+    with pytest.raises(DocumentError, match="recipe: tokens must be at least 1, got 0"):
+        read(Recipe, document, "recipe")
+
+
+def test_text_is_canonical():
+    text = dumps({"b": 1, "a": ("é", None)})
+    assert text == '{\n  "a": [\n    "é",\n    null\n  ],\n  "b": 1\n}\n'
+
+
+names = st.text(max_size=8)
+integers = st.integers(-(2**40), 2**40)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+tensors = st.builds(
+    Tensor, names, st.sampled_from(["f32", "i32"]), st.lists(integers, max_size=4).map(tuple)
+)
+functions = st.builds(
+    Function, names, st.lists(tensors, max_size=2).map(tuple),
+    st.lists(tensors, max_size=2).map(tuple), integers, names,
+)  # fmt: skip
+blocks = st.builds(
+    Block, names, names, st.tuples(integers, integers), integers,
+    st.lists(functions, max_size=2).map(tuple),
+)  # fmt: skip
+parts = st.lists(
+    st.builds(Part, names, st.lists(integers, max_size=3).map(tuple), integers, integers, names),
+    max_size=3,
+).map(tuple)
+threes = st.tuples(floats, floats, floats)
+hosts = st.builds(
+    Host,
+    st.builds(
+        ImageSpec,
+        *(integers, integers, integers, integers, names, integers, names, threes, threes),
+    ),
+    st.builds(Embedding, integers, integers, names, st.booleans(), names),
+    st.builds(Rope, st.lists(floats, max_size=4).map(tuple), floats),
+    st.builds(KVCache, names, integers, integers, integers, integers, names),
+    integers, names, integers, st.lists(integers, max_size=3).map(tuple),
+)  # fmt: skip
+recipes = st.builds(
+    Recipe, model=names, tokens=st.none() | st.integers(1, 999),
+    methods=st.lists(names, max_size=2).map(tuple), context=st.none() | st.integers(1, 9999),
+)  # fmt: skip
+plans = st.builds(
+    Plan, st.just(1), names,
+    st.builds(Source, names, st.none() | names, names, names), recipes,
+    st.lists(st.builds(SiteTokens, names, names, integers, integers), max_size=2).map(tuple),
+    st.builds(Layout, parts, parts, parts), hosts, st.lists(blocks, max_size=2).map(tuple),
+    st.builds(Requires, st.lists(st.tuples(names, names), max_size=2).map(tuple)),
+    st.lists(st.builds(FileEntry, names, integers, names), max_size=2).map(tuple),
+)  # fmt: skip
+
+
+@given(plans)
+def test_a_plan_survives_json(made):
+    text = dumps(made)
+    again = read(Plan, json.loads(text))
+    assert again == made
+    assert dumps(again) == text

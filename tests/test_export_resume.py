@@ -1,0 +1,242 @@
+"""Exports that fail, are killed, stopped or repeated: what stands on disk afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+
+import pytest
+from typer.testing import CliRunner
+
+from edgevlm.bundle import Bundle, writing
+from edgevlm.cli import app
+from edgevlm.errors import ExportError
+
+# The recipe of the session's bundle, see conftest.py.
+OPTIONS = ("--tokens", "16", "--block-size", "100kB")
+
+
+def names(folder):
+    """Everything in a folder, hidden files too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def cut(start, out, step, number):
+    """Start an export, send it the signal `number` when it begins `step`; exit code and stderr."""
+    process = start("export", *OPTIONS, "-o", out)
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if step in line:
+            process.send_signal(number)
+            break
+    rest = process.communicate(timeout=60)[1]
+    return process.returncode, seen + rest
+
+
+def steps(stderr):
+    """Blocks that an export says it exports."""
+    return [line.split()[4] for line in stderr.splitlines() if "] export " in line]
+
+
+def test_an_export_goes_on_after_kill_9_and_gives_the_same_bytes(
+    exported, start, command, tmp_path, tree
+):
+    out = tmp_path / "b.edgevlm"
+    code, stderr = cut(start, out, "export decoder-1", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert "Traceback" not in stderr
+    assert names(tmp_path) == [".b.edgevlm.partial"]
+    # decoder-1 is now traced by itself; in one run it shares the graph of decoder-0.
+    done = command("export", *OPTIONS, "-o", out, "--json")
+    assert done.code == 0, done.err
+    assert steps(done.err) == ["decoder-1", "head-0", "head-1", "head-2"]
+    document = json.loads(done.out.splitlines()[-1])
+    assert set(document) == {
+        "bundle", "target", "blocks", "weights_bytes", "visual_tokens", "seconds", "peak_rss_bytes"
+    }  # fmt: skip
+    assert document["bundle"] == str(out)
+    assert document["blocks"] == 10
+    assert names(tmp_path) == ["b.edgevlm"]
+    assert tree(out) == tree(exported.bundle.path)
+
+
+def test_ctrl_c_is_one_line_and_the_next_run_completes(exported, start, tmp_path, tree):
+    out = tmp_path / "b.edgevlm"
+    code, stderr = cut(start, out, "export vision-1", signal.SIGINT)
+    assert code == 1, stderr
+    expected = "edgevlm: stopped; nothing is half-written, the same command goes on where it can"
+    assert stderr.splitlines()[-1] == expected
+    assert "Traceback" not in stderr
+    assert not out.exists()
+    lines = []
+    from edgevlm.pipeline import export
+
+    done = export(exported.bundle.plan.recipe, out, progress=lines.append)
+    assert lines[:2] == ["plan", "load the model"]
+    assert lines[2].startswith("export vision-1 ")
+    assert names(tmp_path) == ["b.edgevlm"]
+    assert tree(out) == tree(exported.bundle.path)
+    assert done.bundle == Bundle(out, exported.bundle.plan)
+
+
+def test_ctrl_c_before_the_first_block_leaves_nothing(exported, start, tmp_path):
+    code, stderr = cut(start, tmp_path / "b.edgevlm", "load the model", signal.SIGINT)
+    assert code == 1, stderr
+    assert "Traceback" not in stderr
+    assert stderr.splitlines()[-1].startswith("edgevlm: stopped; nothing is half-written")
+    assert names(tmp_path) == []
+
+
+def test_no_build_path_in_any_file(exported, tree):
+    marks = (b"/work", b"site-packages", b".py", b"/tmp", str(exported.bundle.path.parent).encode())
+    for name, data in tree(exported.bundle.path).items():
+        if name.endswith((".onnx", "manifest.json")):
+            for mark in marks:
+                assert mark not in data, (name, mark)
+
+
+@pytest.fixture
+def run():
+    """Run a command in this process: exit code, stdout, stderr; a traceback fails the test."""
+
+    def call(*arguments):
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result
+
+    return call
+
+
+@pytest.fixture
+def fails_after_a_block(monkeypatch):
+    """An export whose second block cannot be exported."""
+    pipeline = pytest.importorskip("edgevlm.pipeline")
+    real = pipeline._export_block
+
+    def export_block(block, *arguments):
+        if block.name == "vision-1":
+            raise ExportError("vision-1.encode differs from PyTorch: rel_error 2.00e-01")
+        return real(block, *arguments)
+
+    monkeypatch.setattr(pipeline, "_export_block", export_block)
+
+
+def test_a_failed_export_leaves_nothing_behind(run, fails_after_a_block, tmp_path):
+    done = run("export", *OPTIONS, "-o", tmp_path / "b.edgevlm")
+    assert done.exit_code == 1
+    expected = "edgevlm: vision-1.encode differs from PyTorch: rel_error 2.00e-01"
+    assert done.stderr.splitlines()[-1] == expected
+    assert done.stdout == ""
+    assert names(tmp_path) == []
+
+
+def test_a_failed_export_with_force_keeps_the_old_bundle(
+    run, fails_after_a_block, exported, bundle_copy, tree
+):
+    done = run("export", *OPTIONS, "-o", bundle_copy, "--force")
+    assert done.exit_code == 1
+    assert names(bundle_copy.parent) == [bundle_copy.name]
+    assert tree(bundle_copy) == tree(exported.bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--context", "9"), "context 9 is too short: one image and the chat format take"),
+        (("--context", "100000"), "context 100000 is more than the model's 8192 positions"),
+        (("--tokens", "65"), "divprune: got tokens=65, expected 1 to 64"),
+        (("--tokens", "0"), "tokens must be at least 1, got 0"),
+        (("--target", "onx"), "unknown target 'onx'; did you mean 'onnx'? known: onnx"),
+        (("--method", "divprun"), "unknown method 'divprun'; did you mean 'divprune'?"),
+        (("--method", "tome@decoder"), "method 'tome' works at site 'tokens', not 'decoder'"),
+        (("--method", "tome:rr=1"), "method 'tome' has no option 'rr'; it has:"),
+        (("--quantize", "w3"), "scheme 'w3' is not one of target 'onnx'; it has: none"),
+        (("--tiles", "2"), "tiles must look like ROWSxCOLUMNS, for example 2x2, got '2'"),
+        (("--block-size", "big"), "a size looks like 64MB or 1.5GB, got 'big'"),
+        (("no/such/model",), "no model 'no/such/model': expected a folder, a hub id like"),
+    ],
+)
+def test_a_wrong_request_is_one_line(run, tmp_path, options, message):
+    pytest.importorskip("torch")
+    done = run("export", *options, "-o", tmp_path / "b.edgevlm")
+    assert done.exit_code == 1
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("[")]
+    assert line.startswith("edgevlm: ")
+    assert message in line
+    assert done.stdout == ""
+    assert names(tmp_path) == []
+
+
+def test_the_place_of_the_output(run, bundle_copy, tmp_path):
+    before = names(tmp_path)
+    for place, options, message in (
+        (bundle_copy, (), "exists; choose another --output or give --force to replace it"),
+        (tmp_path, ("--force",), "is not a bundle; --force replaces only bundles"),
+        (tmp_path / "no" / "b", (), "cannot be written: there is no folder"),
+        (tmp_path / ("x" * 300), (), "File name too long"),
+    ):
+        done = run("export", *OPTIONS, "-o", place, *options)
+        assert done.exit_code == 1
+        assert message in done.stderr.splitlines()[-1]
+        assert names(tmp_path) == before
+
+
+def test_two_exports_to_one_place(run, exported, tmp_path):
+    out = tmp_path / "b.edgevlm"
+    with contextlib.suppress(KeyboardInterrupt), writing(out, exported.bundle.plan, "", False):
+        done = run("export", *OPTIONS, "-o", out)
+        raise KeyboardInterrupt
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1] == f"edgevlm: another export is writing '{out}'"
+
+
+def test_a_folder_that_cannot_be_written(run, tmp_path):
+    pytest.importorskip("torch")
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o555)
+    try:
+        (folder / "probe").touch()
+    except OSError:
+        pass
+    else:
+        pytest.skip("this user writes into read-only folders")
+    done = run("export", *OPTIONS, "-o", folder / "b.edgevlm")
+    assert done.exit_code == 1
+    assert "Permission denied" in done.stderr.splitlines()[-1]
+
+
+def test_a_full_disk_is_one_line(exported, command, tmp_path):
+    # A limit on the size of a file stands for the full disk; the embedding table has 262 kB.
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))"
+    done = command("export", *OPTIONS, "-o", tmp_path / "b.edgevlm", before=limit)
+    assert done.code == 1
+    expected = f"edgevlm: '{tmp_path / 'b.edgevlm'}' was not written: File too large"
+    assert done.err.splitlines()[-1] == expected
+    assert "Traceback" not in done.err
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_in_the_middle_keeps_the_old_bundle(exported, command, bundle_copy, tree):
+    shutil.rmtree(bundle_copy / "measured")
+    before = tree(bundle_copy)
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (270_000, 270_000))"
+    done = command(
+        "export", "--tokens", "16", "-o", bundle_copy, "--force", before=limit
+    )  # one block of the vision encoder has more than the limit
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith("edgevlm: ")
+    assert "File too large" in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
+    assert names(bundle_copy.parent) == [bundle_copy.name]
+    assert tree(bundle_copy) == before
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(run, tmp_path):
+    pytest.importorskip("torch")
+    done = run("export", *OPTIONS, "-o", tmp_path / "b.edgevlm", "--dry-run", "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["visual_tokens"] == 16
+    assert names(tmp_path) == []

@@ -1,0 +1,318 @@
+"""A manifest is hostile until it is read: each refusal is one line with file and field."""
+
+# ruff: noqa: E501 -- an edit and its message stand in one line of the table
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgevlm import manifest
+from edgevlm.bundle import Bundle
+from edgevlm.errors import BundleError
+
+
+def refused(path) -> str:
+    """The one line with which the bundle at `path` is refused."""
+    with pytest.raises(BundleError) as error:
+        Bundle.open(path)
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 400
+    return text
+
+
+def put(keys, value):
+    """An edit that sets the value at `keys`, such as `host.kv.layers` or `files.0.path`."""
+
+    def edit(document):
+        *outer, last = [int(k) if k.isdigit() else k for k in keys.split(".")]
+        for key in outer:
+            document = document[key]
+        document[last] = value
+
+    return edit
+
+
+def at(document, block, function="prefill"):
+    """The function of a block in a manifest."""
+    made = next(b for b in document["blocks"] if b["name"] == block)
+    return next(f for f in made["functions"] if f["name"] == function)
+
+
+def without(document, stage):
+    document["blocks"] = [b for b in document["blocks"] if b["stage"] != stage]
+
+
+def rename(document, block, side, old, new):
+    tensor = next(t for t in at(document, block)[side] if t["name"] == old)
+    tensor["name"] = new
+
+
+def reshape(document, block, name, shape):
+    for function in ("prefill", "decode"):
+        for tensor in at(document, block, function)["inputs"]:
+            if tensor["name"] == name:
+                tensor["shape"] = shape
+
+
+HUGE = 10**30
+EDITS = {
+    # The document itself.
+    "unknown key": (put("host.kv.layer", 2), "manifest.json.host.kv has an unknown key 'layer'; did you mean 'layers'?"),
+    "lacks a key": (lambda d: d["host"].pop("rope"), "manifest.json.host lacks the key 'rope'"),
+    "wrong type": (put("host.chunk", "64"), "manifest.json.host.chunk must be an integer, got '64'"),
+    "newer version": (put("format_version", 2), "format_version is 2, this edgevlm reads 1; export the model again"),
+    "version of another type": (put("format_version", True), "format_version is True"),
+    "recipe's own rule": (put("recipe.tokens", 0), "manifest.json.recipe: tokens must be at least 1, got 0"),
+    "kind": (put("kind", "video-diffusion"), "kind is 'video-diffusion', known: vlm"),
+    # Files.
+    "absolute path": (put("files.0.path", "/etc/passwd"), "files[0].path '/etc/passwd' leaves the bundle"),
+    "parent": (put("files.0.path", "../../etc/passwd"), "files[0].path '../../etc/passwd' leaves the bundle"),
+    "parent inside": (put("files.0.path", "blocks/../../x"), "'blocks/../../x' leaves the bundle"),
+    "dot": (put("files.0.path", "./tokenizer.json"), "'./tokenizer.json' leaves the bundle"),
+    "empty path": (put("files.0.path", ""), "files[0].path '' leaves the bundle"),
+    "backslash": (put("files.0.path", "..\\secret"), "leaves the bundle"),
+    "drive letter": (put("files.0.path", "C:/secret"), "'C:/secret' leaves the bundle"),
+    "zero byte": (put("files.0.path", "a\0b"), "leaves the bundle"),
+    "escape sequence": (put("files.0.path", "\x1b[31m"), "'\\x1b[31m' is missing from the bundle"),
+    "long name": (put("files.0.path", "x" * 5000), "cannot be read: File name too long"),
+    "listed twice": (lambda d: d["files"].append(d["files"][0]), "is listed twice"),
+    "missing file": (put("files.0.path", "blocks/no.onnx"), "'blocks/no.onnx' is missing from the bundle"),
+    "a folder": (put("files.0.path", "blocks"), "'blocks' is missing from the bundle"),
+    "wrong size": (put("files.0.bytes", 5), "bytes, the manifest says 5"),
+    "unlisted file": (lambda d: d["files"].clear(), "is used but not listed in files"),
+    # Numbers of the host.
+    "no layers": (put("host.kv.layers", 0), "host.kv.layers is 0"),
+    "negative": (put("host.kv.heads", -2), "host.kv.heads is -2"),
+    "huge cache": (put("host.kv.tokens", HUGE), "host.kv.tokens is 1000"),
+    "large cache": (put("host.kv.tokens", 2**31), "host.kv needs"),
+    "huge table": (put("host.embedding.rows", HUGE), "host.embedding.rows is 1000"),
+    "other table": (put("host.embedding.rows", 1025), "host.embedding needs 262400 bytes"),
+    "no pixels": (put("host.image.height", 0), "host.image.height is 0"),
+    "many views": (put("host.image.rows", 2**20), "reduce-0.reduce.features must be f32 [1, 67108928, 64]"),
+    "zero std": (put("host.image.std", [0.5, 0, 0.5]), "host.image.std is [0.5, 0.0, 0.5], it must be above 0"),
+    "resample": (put("host.image.resample", "magic"), "host.image.resample is 'magic', known: nearest"),
+    "positions": (put("host.positions", "random"), "host.positions is 'random', known: contiguous"),
+    "KV form": (put("host.kv.form", "states"), "host.kv.form is 'states', known: shared_buffer"),
+    "table dtype": (put("host.embedding.dtype", "f16"), "host.embedding.dtype is 'f16', known: f32"),
+    "chunk": (put("host.chunk", 10**6), "host.chunk 1000000 is more than kv.tokens"),
+    "vocabulary": (put("host.vocabulary", 5000), "host.vocabulary is more than embedding.rows"),
+    "frequencies": (put("host.rope.inverse_frequencies", [1.0]), "host.rope has 1 frequencies"),
+    "large float": (put("host.rope.scaling", 10**400), "host.rope.scaling must be a finite number"),
+    # The sequence.
+    "no site": (put("sites", []), "sites is empty"),
+    "no tokens": (put("sites.0.tokens_out", 0), "sites has 0 tokens_out"),
+    "id outside": (put("layout.prompt.0.ids", [1024]), "layout.prompt[0] has an id outside the embedding table"),
+    "negative id": (put("layout.image.0.ids", [-1]), "layout.image[0] has an id outside the embedding table"),
+    "image in image": (put("layout.image.0.kind", "image"), "layout.image[0].kind is 'image', known here: ids, visual"),
+    "unknown part": (put("layout.turn.0.kind", "audio"), "layout.turn[0].kind is 'audio'"),
+    "negative range": (put("layout.image.1.start", -1), "layout.image[1] has the range -1:64"),
+    "late frame": (put("layout.image.0", {"kind": "timestamp", "ids": [], "start": 3, "stop": 0, "prefix": "", "suffix": ""}), "layout.image[0].start is 3 of 1 frames"),
+    # Shapes.
+    "negative shape": (lambda d: reshape(d, "decoder-0", "hidden", [1, -1, 64]), "decoder-0.prefill.hidden has the shape '[1, -1, 64]'"),
+    "huge shape": (lambda d: reshape(d, "decoder-0", "hidden", [HUGE]), "decoder-0.prefill.hidden has the shape"),
+    "large shape": (lambda d: reshape(d, "decoder-0", "hidden", [2**16, 2**16]), "decoder-0.prefill.hidden has the shape"),
+    "many dimensions": (lambda d: reshape(d, "decoder-0", "hidden", [1] * 10**5), "decoder-0.prefill.hidden has the shape"),
+    "dtype": (lambda d: at(d, "decoder-0")["inputs"][0].update(dtype="f64"), "has the dtype 'f64'"),
+    "weights": (put("blocks.0.weights_bytes", -1), "vision-0.weights_bytes is -1"),
+    "work": (put("blocks.0.functions.0.flops", -1), "vision-0.encode.flops is below 0"),
+    # How stages, blocks and functions fit.
+    "no reduce": (lambda d: without(d, "reduce"), "the stage 'reduce' has no block"),
+    "no decoder": (lambda d: without(d, "decoder"), "the stage 'decoder' has no block"),
+    "unknown stage": (put("blocks.0.stage", "audio"), "block 'vision-0'.stage is 'audio', known: vision"),
+    "one name twice": (put("blocks.1.name", "vision-0"), "block 'vision-0' must be named 'vision-1'"),
+    "order": (lambda d: d["blocks"].reverse(), "must be named"),
+    "layers": (put("host.kv.layers", 3), "decoder-1.pieces ends at 2, expected 3"),
+    "overlap": (lambda d: d["blocks"][6].update(pieces=[0, 1]), "decoder-1.pieces is '[0, 1]', it must begin at 1"),
+    "empty block": (lambda d: d["blocks"][6].update(pieces=[1, 1]), "decoder-1.pieces is '[1, 1]'"),
+    "many layers": (lambda d: d["blocks"][6].update(pieces=[1, 2**31]), "decoder-1.pieces ends at 2147483648"),
+    "head rows": (put("blocks.9.pieces", [683, 1000]), "head-2.pieces"),
+    "no decode": (lambda d: d["blocks"][5]["functions"].pop(), "decoder-0 must have the functions ('prefill', 'decode')"),
+    "another function": (put("blocks.4.functions.0.name", "select"), "reduce-0 must have the functions ('reduce',)"),
+    "unknown input": (lambda d: rename(d, "decoder-0", "inputs", "cos", "angle"), "decoder-0.prefill has an unknown input 'angle'"),
+    "unknown output": (lambda d: rename(d, "decoder-1", "outputs", "hidden_out", "out"), "decoder-1.prefill has an unknown output 'out'"),
+    "missing input": (lambda d: at(d, "decoder-0")["inputs"].pop(1), "decoder-0.prefill lacks the input 'cos'"),
+    "input twice": (lambda d: at(d, "decoder-0")["inputs"].append(at(d, "decoder-0")["inputs"][0]), "decoder-0.prefill has two inputs of one name"),
+    "output missing": (lambda d: at(d, "decoder-0")["outputs"].pop(), "decoder-0.prefill has 2 outputs for 1 layers"),
+    "other rows": (lambda d: reshape(d, "decoder-0", "hidden", [1, 3, 64]), "decoder-0.prefill.hidden must be f32"),
+    "other cache": (lambda d: reshape(d, "decoder-0", "past_key_0", [1, 2, 8, 16]), "decoder-0.prefill.past_key_0 must be f32 [1, 2, "),
+    "kept tokens": (put("sites.0.tokens_out", 17), "reduce-0.reduce.visual_tokens must be f32 [1, 17, 64], got f32 [1, 16, 64]"),
+    "views": (put("host.image.columns", 2), "reduce-0.reduce.features must be f32 [1, 192, 64], got f32 [1, 64, 64]"),
+    "pixels": (put("host.image.width", 64), "vision-0.encode.pixel_values must be f32 [1, 3, 128, 64]"),
+    "vision chain": (put("blocks.1.functions.0.inputs.0.shape", [1, 255, 64]), "vision-1.encode.hidden must be f32 [1, 256, 64]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_manifest_is_refused_with_its_field(edited, name):
+    edit, message = EDITS[name]
+    text = refused(edited(edit))
+    assert message in text
+    assert text.isprintable()
+
+
+def test_the_session_bundle_has_the_blocks_that_the_edits_count_on(exported):
+    names = [block.name for block in exported.bundle.plan.blocks]
+    assert names == [
+        "vision-0", "vision-1", "vision-2", "vision-3", "reduce-0", "decoder-0", "decoder-1",
+        "head-0", "head-1", "head-2",
+    ]  # fmt: skip
+
+
+def replaced(bundle_copy, old, new):
+    """The copy with one piece of its manifest's text replaced."""
+    path = bundle_copy / "manifest.json"
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), "utf-8")
+    return bundle_copy
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_does_not_have(bundle_copy, number):
+    path = replaced(bundle_copy, '"scaling": 1.0', f'"scaling": {number}')
+    assert refused(path) == f"manifest.json is not valid JSON: {number} is no number in JSON"
+
+
+def test_a_float_beyond_floats(bundle_copy):
+    path = replaced(bundle_copy, '"scaling": 1.0', '"scaling": 1e999')
+    assert refused(path) == "manifest.json.host.rope.scaling must be a finite number, got inf"
+
+
+def test_an_integer_of_many_digits(bundle_copy):
+    path = replaced(bundle_copy, '"chunk": ', '"chunk": ' + "9" * 5000)
+    assert "manifest.json is not valid JSON: Exceeds the limit" in refused(path)
+
+
+def test_a_repeated_key(bundle_copy):
+    path = replaced(bundle_copy, '"kind": "vlm"', '"kind": "vlm", "kind": "vlm"')
+    expected = "manifest.json is not valid JSON: the key 'kind' stands twice in one object"
+    assert refused(path) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "manifest.json is not valid JSON: Expecting value"),
+        ("[]", "format_version is None, this edgevlm reads 1"),
+        ("{}", "format_version is None, this edgevlm reads 1"),
+        ('{"format_version": 1}', "manifest.json lacks the key 'kind'"),
+        ("[" * 10**6, "manifest.json is not valid JSON: maximum recursion depth"),
+        ('{"a":' * 10**5, "manifest.json is not valid JSON: maximum recursion depth"),
+        ('{"format_version": ' + "[" * 900 + "]" * 900 + "}", "format_version is a list"),
+        ('{"\\ud800": 1}', "format_version is None"),
+    ],
+    ids=["empty", "list", "object", "one key", "deep", "deep objects", "nested", "surrogate"],
+)
+def test_other_documents(bundle_copy, text, message):
+    (bundle_copy / "manifest.json").write_text(text)
+    assert message in refused(bundle_copy)
+
+
+def test_a_manifest_that_is_no_text(bundle_copy):
+    (bundle_copy / "manifest.json").write_bytes(b"\xff\xfe{}")
+    assert "manifest.json is not valid JSON: 'utf-8' codec can't decode" in refused(bundle_copy)
+
+
+def test_a_large_manifest_is_not_read(bundle_copy):
+    with (bundle_copy / "manifest.json").open("r+b") as file:
+        file.truncate(40_000_000)
+    limit = manifest.MANIFEST_LIMIT_BYTES
+    assert refused(bundle_copy) == f"manifest.json is larger than {limit} bytes"
+
+
+def test_links_are_refused(bundle_copy, tmp_path):
+    weights = bundle_copy / "blocks" / "vision" / "vision-0.weights"
+    outside = weights.rename(tmp_path / "outside.weights")
+    weights.symlink_to(outside)
+    assert "'blocks/vision/vision-0.weights' is behind a symbolic link" in refused(bundle_copy)
+
+    weights.unlink()
+    outside.rename(weights)
+    Bundle.open(bundle_copy)
+    folder = weights.parent.rename(tmp_path / "outside")
+    weights.parent.symlink_to(folder, target_is_directory=True)
+    text = refused(bundle_copy)
+    assert "files[" in text
+    assert "is behind a symbolic link" in text
+
+
+def test_a_linked_manifest_is_refused(bundle_copy, tmp_path):
+    path = bundle_copy / "manifest.json"
+    path.rename(tmp_path / "manifest.json")
+    path.symlink_to(tmp_path / "manifest.json")
+    assert refused(bundle_copy) == "manifest.json is a symbolic link; a bundle has none"
+
+
+def test_a_pipe_is_no_file(bundle_copy):
+    path = bundle_copy / "tokenizer.json"
+    path.unlink()
+    os.mkfifo(path)
+    assert refused(bundle_copy) == "'tokenizer.json' is missing from the bundle"
+
+
+def places(document, path=()):
+    """Paths of all values in a document."""
+    items = enumerate(document) if isinstance(document, list) else document.items()
+    for key, value in items:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*path, key))
+
+
+JUNK = [
+    None, True, -1, 0, 1, 2, 3, 7, 64, 2**31, 10**30, 1.5, -0.0, "", "x", "../x", "image", "f32",
+    "reduce", [], [0], [[]], {}, {"name": 1},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def document(exported):
+    return json.loads((exported.bundle.path / "manifest.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def scratch(exported, tmp_path_factory):
+    """Another folder with the bundle's files, whose manifest a test overwrites."""
+    folder = tmp_path_factory.mktemp("scratch")
+    os.symlink(exported.bundle.path, folder / "whole")
+    for path in exported.bundle.path.rglob("*"):
+        target = folder / "b" / path.relative_to(exported.bundle.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and path.name != "manifest.json":
+            os.link(path, target)
+    return folder / "b"
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_random_changes_give_a_bundle_error_or_nothing(document, scratch, data):
+    changed = copy.deepcopy(document)
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(sorted(places(changed), key=str)))
+        holder = changed
+        for key in path[:-1]:
+            holder = holder[key]
+        action = data.draw(st.sampled_from(["set", "remove", "repeat", "rename"]))
+        if action == "remove":
+            del holder[path[-1]]
+        elif action == "repeat" and isinstance(holder, list):
+            holder.insert(path[-1], copy.deepcopy(holder[path[-1]]))
+        elif action == "rename" and isinstance(holder, dict):
+            holder[f"{path[-1]}_"] = holder.pop(path[-1])
+        else:
+            holder[path[-1]] = data.draw(st.sampled_from(JUNK))
+    (scratch / "manifest.json").write_text(json.dumps(changed), "utf-8")
+    try:
+        plan = Bundle.open(scratch).plan
+    except BundleError as error:
+        assert len(str(error)) < 400  # noqa: PT017 -- both ends are right
+    else:
+        assert plan.weights_bytes is not None
+        assert plan.prompt_tokens > 0

@@ -1,0 +1,96 @@
+"""Every family with every method: export, and the thresholds of parity with PyTorch.
+
+By default each pair runs once with one view, and each grid and clip at least once with a method
+that the table below picks in turn; the full cross stands behind the marker `slow`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from edgevlm.pipeline import export
+from edgevlm.recipe import Recipe
+from edgevlm.registry import METHODS, TARGETS
+
+ROOT = Path(__file__).resolve().parents[1]
+FAMILIES = {"smolvlm": "tiny-smolvlm", "llava_onevision": "tiny-llava-onevision"}
+SHAPES = {"1x1": {}, "2x2": {"tiles": (2, 2)}, "4 frames": {"frames": 4}}
+REL_ERROR, IMAGE_SENSITIVITY = 1e-3, 0.05
+
+CASES = list(product(TARGETS.names(), FAMILIES, METHODS.names(), SHAPES))
+# Two more for each family, with methods that differ from one family and shape to the next.
+MORE = [
+    (family, METHODS.names()[(2 * i + j) % len(METHODS.names())], shape)
+    for i, family in enumerate(FAMILIES)
+    for j, shape in enumerate(list(SHAPES)[1:])
+]
+
+
+def quick(family, method, shape):
+    return shape == "1x1" or (family, method, shape) in MORE
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A folder for each family."""
+    spec = importlib.util.spec_from_file_location(
+        "make_checkpoint", ROOT / "samples" / "make_checkpoint.py"
+    )
+    sample = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sample)
+    root, made = tmp_path_factory.mktemp("checkpoints"), {}
+
+    def make(family):
+        if family not in made:
+            preset = FAMILIES[family]
+            made[family] = str(sample.make_checkpoint(preset, root / preset))
+        return made[family]
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:record_property")  # the numbers go into the JUnit report
+@pytest.mark.parametrize(
+    ("target", "family", "method", "shape"),
+    [
+        pytest.param(*case, marks=() if quick(*case[1:]) else pytest.mark.slow, id="-".join(case))
+        for case in CASES
+    ],
+)
+def test_a_bundle_agrees_with_pytorch(
+    checkpoints, tmp_path, record_property, target, family, method, shape
+):
+    # A third of the smallest number of visual tokens of a shape, 64; identity keeps all.
+    tokens = None if method == "identity" else 24
+    recipe = Recipe(
+        model=checkpoints(family), target=target, tokens=tokens, methods=(method,), **SHAPES[shape]
+    )
+    done = export(recipe, tmp_path / "tiny.edgevlm")
+    parity, plan = done.verification, done.bundle.plan
+    worst = max(parity.blocks, key=lambda block: block.rel_error)
+    for name in ("logits_rel_error", "tokens_equal", "image_sensitivity"):
+        record_property(name, getattr(parity, name))
+    record_property("worst_block", f"{worst.name}.{worst.function} {worst.rel_error:.1e}")
+    assert parity.ok
+    assert worst.rel_error <= REL_ERROR, worst
+    assert parity.logits_rel_error <= REL_ERROR
+    assert parity.tokens_equal == 1.0
+    assert parity.image_sensitivity >= IMAGE_SENSITIVITY
+    checked = {(block.name, block.function) for block in parity.blocks}
+    assert checked == {(b.name, f.name) for b in plan.blocks for f in b.functions}
+    assert plan.source.family == family
+    assert plan.visual_tokens == (plan.sites[0].tokens_in if tokens is None else tokens)
+
+
+def test_the_default_run_has_each_pair_and_each_shape():
+    chosen = [case for case in CASES if quick(*case[1:])]
+    assert {case[:3] for case in chosen} == {case[:3] for case in CASES}
+    assert {(case[1], case[3]) for case in chosen} == {(case[1], case[3]) for case in CASES}

@@ -1,0 +1,263 @@
+"""The plan's numbers are the model's, and what cannot work is refused in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from edgevlm.blocks import build  # noqa: E402
+from edgevlm.errors import PlanError, RecipeError  # noqa: E402
+from edgevlm.models._checkpoint import find  # noqa: E402
+from edgevlm.planning import make_plan  # noqa: E402
+from edgevlm.recipe import Recipe  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    """Folder of a tiny LLaVA-OneVision."""
+    spec = importlib.util.spec_from_file_location(
+        "make_checkpoint", ROOT / "samples" / "make_checkpoint.py"
+    )
+    sample = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sample)
+    folder = tmp_path_factory.mktemp("checkpoints") / "llava"
+    return str(sample.make_checkpoint("tiny-llava-onevision", folder))
+
+
+def planned(model="embedded", **options):
+    return make_plan(Recipe(model=model, **options), find(model))
+
+
+def bytes_of(tensors):
+    """Each tensor once, however often it is named."""
+    return 4 * sum({id(t): t.numel() for t in tensors}.values())
+
+
+def test_bytes_are_the_models_with_a_tied_table_once():
+    made = planned()
+    model = made.checkpoint.load_model()
+    assert model.lm_head.weight is model.model.text_model.embed_tokens.weight
+    assert made.plan.host.embedding.tied
+    assert made.plan.weights_bytes == bytes_of(model.parameters())
+
+
+def test_bytes_of_each_block_are_those_of_its_module():
+    made = planned(block_size_bytes=200_000)
+    model = made.checkpoint.load_model()
+    pieces = made.checkpoint.family.pieces(model, made.description)
+    for block in made.plan.blocks:
+        module = build(block, pieces, made.method, made.description.shape)
+        tensors = [*module.parameters(), *module.buffers()]
+        assert block.weights_bytes == bytes_of(tensors), block.name
+
+
+def test_bytes_of_a_family_that_leaves_weights_unused(llava):
+    made = planned(llava, frames=2)
+    model = made.checkpoint.load_model()
+    unused = bytes_of(model.model.vision_tower.post_layernorm.parameters())
+    side = 56 // 4
+    pool = 4 * side**2 * (side // 2) ** 2
+    assert made.plan.weights_bytes == bytes_of(model.parameters()) - unused + pool
+
+
+def test_blocks_cover_every_piece_within_the_block_size():
+    limit = 200_000
+    made = planned(block_size_bytes=limit)
+    for stage, pieces in {"vision": 4, "decoder": 2, "head": 1024}.items():
+        blocks = made.plan.stage(stage)
+        ranges = [b.pieces for b in blocks]
+        assert ranges[0][0] == 0
+        assert ranges[-1][1] == pieces
+        assert [r[1] for r in ranges[:-1]] == [r[0] for r in ranges[1:]]
+        for block in blocks:
+            assert block.weights_bytes <= limit or block.pieces[1] - block.pieces[0] == 1
+    assert len(made.plan.stage("head")) == 2
+
+
+def test_flops_are_two_per_multiply_add():
+    made = planned(chunk=16)
+    text, host = made.checkpoint.config.text_config, made.plan.host
+    channels, size, heads, groups = text.hidden_size, 16, 4, 2
+    linear = channels * (heads + 2 * groups) * size + heads * size * channels
+    linear += 3 * channels * text.intermediate_size
+    layers = text.num_hidden_layers
+    (decoder,) = made.plan.stage("decoder")
+    for name, rows in (("prefill", 16), ("decode", 1)):
+        attention = 2 * rows * host.kv.tokens * heads * size
+        assert decoder.function(name).flops == layers * 2 * (rows * linear + attention)
+    (head,) = made.plan.stage("head")
+    assert head.function("logits").flops == 2 * channels * text.vocab_size
+    (reduce,) = made.plan.stage("reduce")
+    assert reduce.function("reduce").flops == 0
+
+
+def test_flops_of_the_encoder():
+    made = planned()
+    vision = made.checkpoint.config.vision_config
+    patches, width = (vision.image_size // vision.patch_size) ** 2, vision.hidden_size
+    embed = patches * width * 3 * vision.patch_size**2
+    layer = patches * (4 * width**2 + 2 * width * vision.intermediate_size)
+    layer += 2 * patches**2 * width
+    project = (patches // 4) * (4 * width) * made.plan.host.embedding.columns
+    (block,) = made.plan.stage("vision")
+    expected = 2 * (embed + vision.num_hidden_layers * layer + project)
+    assert block.function("encode").flops == expected
+
+
+def test_flops_do_not_depend_on_how_blocks_are_cut():
+    def total(made):
+        return sum(f.flops for b in made.plan.blocks for f in b.functions)
+
+    assert total(planned(chunk=16)) == total(planned(chunk=16, block_size_bytes=100_000))
+
+
+def test_kv_bytes_are_those_of_the_caches_inputs():
+    made = planned(context=300)
+    kv = made.plan.host.kv
+    assert kv.bytes == 2 * kv.layers * kv.heads * kv.tokens * kv.head_size * 4
+    cache = [
+        4 * torch.Size(t.shape).numel()
+        for b in made.plan.stage("decoder")
+        for t in b.function("decode").inputs
+        if t.name.startswith("past_")
+    ]
+    assert sum(cache) == kv.bytes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tokens": 16},
+        {"chunk": 7, "context": 200},
+        {"tiles": (2, 2)},
+        {"context": 201},
+    ],
+)
+def test_the_chunk_divides_the_context_and_the_prompt_fits(options):
+    made = planned(**options)
+    host = made.plan.host
+    assert host.kv.tokens % host.chunk == 0
+    assert host.kv.tokens > made.plan.prompt_tokens
+    assert host.kv.tokens >= options.get("context", 0)
+    if "chunk" in options:
+        assert host.chunk == options["chunk"]
+
+
+def test_the_context_stays_within_the_models_positions():
+    made = planned(context=8190, chunk=100)
+    most = made.checkpoint.config.text_config.max_position_embeddings
+    assert made.plan.host.kv.tokens <= most
+
+
+def test_visual_tokens_and_sequence_follow_the_budget():
+    whole, half = planned(), planned(tokens=32)
+    assert (whole.plan.visual_tokens, half.plan.visual_tokens) == (64, 32)
+    assert whole.plan.prompt_tokens - half.plan.prompt_tokens == 32
+    assert whole.plan.sites[0].method == "identity"
+    assert half.plan.sites[0].method == "divprune"
+    assert half.plan.stage("reduce")[0].function("reduce").outputs[0].shape == (1, 32, 64)
+
+
+def test_newline_rows_follow_the_vocabulary(llava):
+    made = planned(llava, tiles=(2, 2))
+    host = made.plan.host
+    assert host.embedding.rows == host.vocabulary + 1
+    rows = [i for p in made.plan.layout.image if p.kind == "ids" for i in p.ids]
+    assert rows == [host.vocabulary] * 28
+    reduced = planned(llava, tiles=(2, 2), tokens=100)
+    rows = [i for p in reduced.plan.layout.image if p.kind == "ids" for i in p.ids]
+    assert rows == [host.vocabulary]
+
+
+def test_the_same_recipe_gives_the_same_plan():
+    assert planned(tokens=16).plan == planned(tokens=16).plan
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"context": 50},
+            PlanError,
+            r"^context 50 is too short: one image and the chat format take \d+ tokens; give more"
+            r" --context or fewer --tokens$",
+        ),
+        ({"context": 9000}, PlanError, "^context 9000 is more than the model's 8192 positions$"),
+        ({"tokens": 65}, PlanError, r"divprune: .*65.*64"),
+        ({"tokens": 65, "methods": ("tome",)}, PlanError, r"tome: .*65.*64"),
+        ({"tokens": 8, "methods": ("identity",)}, PlanError, "identity keeps all of them"),
+        (
+            {"methods": ("tome:q=2",)},
+            RecipeError,
+            "^method 'tome' has no option 'q'; it has: r, positions$",
+        ),
+        (
+            {"methods": ("divprune:r=2",)},
+            RecipeError,
+            "^method 'divprune' has no option 'r'; it has: positions$",
+        ),
+        ({"methods": ("tome:r=0",)}, RecipeError, "^method 'tome': r is the most tokens merged"),
+        ({"methods": ("tome:r=x",)}, RecipeError, "^method 'tome': "),
+        ({"methods": ("random:seed=1.5",)}, RecipeError, "^method 'random': "),
+        ({"methods": ("tome", "random")}, RecipeError, "^one method is supported, got 2: "),
+        (
+            {"methods": ("tome@vision",)},
+            RecipeError,
+            "^method 'tome' works at site 'tokens', not 'vision'$",
+        ),
+        ({"methods": ("tme",)}, RecipeError, "^unknown method 'tme'; did you mean 'tome'[?] known"),
+        (
+            {"methods": ("tome:positions=none",)},
+            RecipeError,
+            "^positions must be 'contiguous' or 'original', got 'none'$",
+        ),
+        ({"target": "onx"}, RecipeError, "^unknown target 'onx'; did you mean 'onnx'[?]"),
+        (
+            {"quantize": "w8a8"},
+            RecipeError,
+            "^scheme 'w8a8' is not one of target 'onnx'; it has: none$",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(options, error, message):
+    with pytest.raises(error, match=message) as caught:
+        planned(**options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "message"),
+    [
+        ((7, 1), r"^tiles 7x1 is none of the model's grids \[\(1, 1\), "),
+        ((4, 4), "^tiles 4x4 is more than this model's 9 tiles$"),
+    ],
+)
+def test_a_grid_that_the_model_has_not_is_refused(llava, tiles, message):
+    with pytest.raises(PlanError, match=message):
+        planned(llava, tiles=tiles)
+
+
+def test_a_grid_whose_markers_are_no_tokens_is_refused():
+    with pytest.raises(PlanError, match=r"^tiles 7x1 is more than this model's 6x6 markers$"):
+        planned(tiles=(7, 1))
+
+
+def test_a_rotary_scaling_that_follows_the_length_is_refused():
+    checkpoint = find("embedded")
+    config = checkpoint.config
+    config.text_config.rope_parameters = {
+        "rope_type": "dynamic",
+        "factor": 2.0,
+        "rope_theta": 1e5,
+    }
+    with pytest.raises(PlanError, match=r"^rotary scaling 'dynamic' changes with the length"):
+        make_plan(Recipe(), replace(checkpoint, config=config))
