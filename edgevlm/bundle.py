@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -270,6 +270,3 @@ def _remember(known: dict[str, list[object]]) -> None:
         temporary.replace(path)
     except OSError:
         return  # a cache that cannot be written costs time, nothing else
-
-
-Progress = Callable[[str], None]

@@ -83,6 +83,9 @@ class Engine:
             options.intra_op_num_threads = self.threads
             options.inter_op_num_threads = 1
             options.log_severity_level = _LOG_FATAL
+            # Each session has its own threads. Left spinning after a run, they hold the cores that
+            # the next block needs: prefill took 2.9 times as long (docs/benchmarks.md).
+            options.add_session_config_entry("session.force_spinning_stop", "1")
             try:
                 session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             except Exception as cause:

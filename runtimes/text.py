@@ -181,8 +181,8 @@ class TextLoop:
         while done < count:
             rows = min(chunk, count - done)
             fits = self.length + chunk <= self.plan.host.kv.tokens
-            # A padded chunk costs about as much as chunk / 16 single tokens.
-            name = "prefill" if fits and rows > chunk // 16 else "decode"
+            # A chunk costs about as much as chunk / 10 single tokens (docs/benchmarks.md).
+            name = "prefill" if fits and rows > chunk // 10 else "decode"
             rows = rows if name == "prefill" else 1
             self._step(name, piece.rows[done : done + rows], piece.positions[done : done + rows])
             done += rows
