@@ -188,7 +188,7 @@ def check_free(out: Path, force: bool) -> None:
     if not os.path.lexists(out):
         return
     if not force:
-        raise BundleError(f"'{out}' exists; choose another --output or give --force to replace it")
+        raise BundleError(f"'{out}' exists; choose another output or give --force to replace it")
     if out.is_symlink() or not (out / MANIFEST).is_file():
         raise BundleError(f"'{out}' is not a bundle; --force replaces only bundles")
 

@@ -64,7 +64,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
             f"scheme '{recipe.quantize}' is not one of target '{recipe.target}'; it has: {known}"
         )
     config = checkpoint.config
-    description = checkpoint.family.describe(config, checkpoint.processor(), recipe)
+    description = _describe(checkpoint, recipe)
     method, site, positions = choose_method(recipe, description.shape)
     model = checkpoint.empty_model()
     pieces: Pieces = checkpoint.family.pieces(model, description)
@@ -113,6 +113,17 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
         draft.host, recipe.block_size_bytes, site.tokens_out, pieces, description, method
     )
     return Planned(replace(draft, blocks=blocks), checkpoint, description, method)
+
+
+def _describe(checkpoint: Checkpoint, recipe: Recipe) -> Description:
+    try:
+        made: Description = checkpoint.family.describe(
+            checkpoint.config, checkpoint.processor(), recipe
+        )
+    except (AttributeError, TypeError, KeyError, ZeroDivisionError) as cause:
+        name = checkpoint.model
+        raise ModelError(f"'{name}': config.json is not that of the family: {cause}") from cause
+    return made
 
 
 def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[Any, SiteTokens, str]:

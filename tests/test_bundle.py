@@ -301,7 +301,7 @@ def test_a_linked_work_folder_is_refused(plan, tmp_path):
 def test_an_existing_folder_is_not_replaced(tmp_path, bundle_copy):
     with pytest.raises(BundleError) as error:
         check_free(bundle_copy, force=False)
-    expected = f"'{bundle_copy}' exists; choose another --output or give --force to replace it"
+    expected = f"'{bundle_copy}' exists; choose another output or give --force to replace it"
     assert str(error.value) == expected
     check_free(bundle_copy, force=True)
     (tmp_path / "file").touch()

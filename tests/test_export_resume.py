@@ -173,7 +173,7 @@ def test_a_wrong_request_is_one_line(run, tmp_path, options, message):
 def test_the_place_of_the_output(run, bundle_copy, tmp_path):
     before = names(tmp_path)
     for place, options, message in (
-        (bundle_copy, (), "exists; choose another --output or give --force to replace it"),
+        (bundle_copy, (), "exists; choose another output or give --force to replace it"),
         (tmp_path, ("--force",), "is not a bundle; --force replaces only bundles"),
         (tmp_path / "no" / "b", (), "cannot be written: there is no folder"),
         (tmp_path / ("x" * 300), (), "File name too long"),

@@ -1,8 +1,16 @@
 """Static forms of the layers that families share, over the checkpoint's own modules.
 
-The modules hold the weights; the forward here is written for tracing: fixed shapes, layout
-[1, S, H*D] around attention, the cache as plain inputs and outputs, no masks made inside, rotary by
-tables that the host computes. tests/models compares each family with transformers' own forward.
+The modules hold the weights; the forward here is written for tracing. This is the one place where
+a model is made canonical, and these are the rewrites, each exact and each compared with
+transformers' own forward in tests/models:
+
+    position lookup of a view (fractions, buckets)  -> the whole table added      PatchEmbedding
+    attention by module setting                     -> one operator, [1, S, H*D]  edgevlm.ops
+    cache objects, masks made inside                -> plain inputs and outputs   DecoderLayer
+    rotary tables made inside, from positions       -> inputs that the host makes DecoderLayer
+    RMSNorm in five operators                       -> one                        rms_norm
+    2x2 pooling by interpolation (LLaVA clips)      -> a constant matrix          llava_onevision
+    AnyRes packing by the picture's shape           -> a fixed permutation        llava_onevision
 """
 
 from __future__ import annotations
