@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,25 +140,37 @@ def load_clip(path: str | Path, frames: int) -> tuple[list[Image.Image], list[fl
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            if stream.width * stream.height > PIXEL_LIMIT:
-                raise InputError(f"'{path}' has frames of more than {PIXEL_LIMIT} pixels")
-            times = [float(f.time or 0.0) for f in container.decode(stream)]
-        picked = np.linspace(0, len(times) - 1, frames).round().astype(int)
-        wanted, pictures = set(picked.tolist()), {}
-        with av.open(str(path)) as container:
-            for index, frame in enumerate(container.decode(video=0)):
-                if index in wanted:
-                    pictures[index] = frame.to_image().convert("RGB")
+            stamps = sorted(p.pts for p in container.demux(stream) if p.pts is not None)
+            unit = float(stream.time_base or 0)
+        if len(stamps) < frames:
+            raise InputError(f"'{path}' has {len(stamps)} frames, the bundle needs {frames}")
+        chosen = [stamps[i] for i in np.linspace(0, len(stamps) - 1, frames).round().astype(int)]
+        pictures = _pictures(av, path, set(chosen))
     except InputError:
         raise
     except FileNotFoundError as cause:
         raise InputError(f"no video at '{path}'") from cause
-    except Exception as cause:
+    except Exception as cause:  # decoders raise many types; a file without video an IndexError
         raise InputError(f"'{path}' cannot be read as a video: {cause}") from cause
-    if len(times) < frames:
-        raise InputError(f"'{path}' has {len(times)} frames, the bundle needs {frames}")
-    chosen, start = [int(i) for i in picked], times[0]
-    return [pictures[i] for i in chosen], [times[i] - start for i in chosen], times[-1] - start
+    if len(pictures) < len(set(chosen)):
+        raise InputError(f"'{path}' is damaged: some of its frames cannot be decoded")
+    times = [(stamp - stamps[0]) * unit for stamp in chosen]
+    return [pictures[stamp] for stamp in chosen], times, (stamps[-1] - stamps[0]) * unit
+
+
+def _pictures(av: Any, path: str | Path, wanted: set[int]) -> dict[int, Image.Image]:
+    """The frames with these time stamps; decoding ends with the last of them."""
+    pictures: dict[int, Image.Image] = {}
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            if frame.width * frame.height > PIXEL_LIMIT:
+                size = f"{frame.width}x{frame.height}"
+                raise InputError(f"'{path}' has frames of {size} pixels; {_TOO_LARGE}")
+            if frame.pts in wanted:
+                pictures[frame.pts] = frame.to_image().convert("RGB")
+            if len(pictures) == len(wanted):
+                break
+    return pictures
 
 
 def _resized(picture: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.Image:
