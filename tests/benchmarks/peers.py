@@ -33,6 +33,7 @@ from _measure import PAUSE_S, Row, bundle, finish, machine, open_loop, parser, r
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgevlm.models._checkpoint import find
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes import images
 from edgevlm.runtimes.sequence import Piece
@@ -59,7 +60,8 @@ def main() -> None:
     folder = options.work / "transformers-exporters"
     if not (folder / "text" / "export.json").exists():
         _export_peer(options.model, folder)
-    peer = Peer(folder, options.threads)
+    patch = find(options.model).config.vision_config.patch_size
+    peer = Peer(folder, options.threads, patch)
     picture = images.load(PHOTOS[0])
     rows: list[Row] = []
     errors: dict[str, float] = {}
@@ -196,7 +198,8 @@ class _Tokens:
 class Peer:
     """The exporter's graphs, driven as its own runner drives them: everything bound, no copies."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, patch: int) -> None:
+        self.patch = patch
         settings = ort.SessionOptions()
         settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -219,7 +222,7 @@ class Peer:
         parts = []
         for first in range(0, len(pixels), batch):
             views = np.ascontiguousarray(pixels[first : first + batch])
-            side = views.shape[2] // 16
+            side = views.shape[2] // self.patch
             given = {
                 "pixel_values": views,
                 "patch_attention_mask": np.ones((len(views), side, side), bool),
