@@ -79,20 +79,26 @@ class Engine:
         if any(name == block for name, _ in self._sessions):
             return
         for function, path in self.bundle.files_of(self.bundle.plan.block(block)).items():
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = self.threads
-            options.inter_op_num_threads = 1
-            options.log_severity_level = _LOG_FATAL
-            # Each session has its own threads. Left spinning after a run, they hold the cores that
-            # the next block needs: prefill took 2.9 times as long (docs/benchmarks.md).
-            options.add_session_config_entry("session.force_spinning_stop", "1")
             try:
-                session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+                session = ort.InferenceSession(
+                    path, self.options(), providers=["CPUExecutionProvider"]
+                )
             except Exception as cause:
                 line = str(cause).strip().splitlines()[0]
                 raise RuntimeLoadError(f"{block}.{function} does not load: {line}") from cause
             _check_signature(session, self.bundle.plan.block(block).function(function), block)
             self._sessions[block, function] = session
+
+    def options(self) -> Any:
+        """Settings of every session."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _LOG_FATAL
+        # Each session has its own threads. Left spinning after a run, they hold the cores that the
+        # next block needs (docs/benchmarks.md has what that costs).
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return options
 
     def run(self, block: str, function: str) -> None:
         """Run a loaded function over its bound arrays."""

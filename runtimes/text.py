@@ -159,7 +159,9 @@ class TextLoop:
         shown = _Stream(self.tokenizer, on_text)
         stopped = self._generate(ids, min(max_new_tokens, room), choose, shown)
         seconds = time.perf_counter() - first
-        steps = len(ids) - (stopped == "stop")  # a stop token is not fed
+        if stopped == "length":
+            # The next turn's parts begin after the reply, so its last token goes in too.
+            self._step_token(ids[-1])
         return Answer(
             text=shown.finish(),
             token_ids=tuple(ids),
@@ -171,7 +173,7 @@ class TextLoop:
             reduce_ms=self.reduce_ms,
             prefill_ms=self.prefill_ms,
             ttft_ms=(first - started) * 1e3,
-            decode_tokens_per_s=steps / seconds if steps else None,
+            decode_tokens_per_s=(len(ids) - 1) / seconds if len(ids) > 1 else None,
             peak_rss_bytes=peak_rss_bytes(),
             engine=self.engine.name,
         )
@@ -201,8 +203,6 @@ class TextLoop:
         while ids[-1] not in stops:
             shown.add(ids[-1])
             if len(ids) == most:
-                # The next turn's parts begin after the reply, so its last token goes in too.
-                self._step_token(ids[-1])
                 return "length"
             self._step_token(ids[-1])
             ids.append(choose(self.logits()))

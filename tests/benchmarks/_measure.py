@@ -56,7 +56,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def bundle(recipe: Recipe, work: Path) -> Bundle:
     """The bundle of `recipe` in `work`, exported and verified if it is not there yet."""
     rows, columns = recipe.tiles
-    path = work / f"{rows}x{columns}-{recipe.tokens or 'all'}.edgevlm"
+    chunk = f"-chunk-{recipe.chunk}" if recipe.chunk else ""
+    path = work / f"{rows}x{columns}-{recipe.tokens or 'all'}{chunk}.edgevlm"
     if not path.exists():
         work.mkdir(parents=True, exist_ok=True)
         say(f"export {path.name}")
