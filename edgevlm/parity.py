@@ -27,6 +27,7 @@ from edgevlm.runtimes.sequence import (
     Visual,
     assemble,
     causal_mask,
+    load_table,
     load_tokenizer,
     rotary_tables,
 )
@@ -73,10 +74,7 @@ class Runner:
     def __post_init__(self) -> None:
         plan = self.bundle.plan
         self.engine = ENGINES.load(engine_for(plan.recipe.target)).Engine(self.bundle)
-        self.tokenizer = load_tokenizer(self.bundle)
-        embedding = plan.host.embedding
-        shape = (embedding.rows, embedding.columns)
-        self.table = np.memmap(self.bundle.file(embedding.file), np.float32, "r", shape=shape)
+        self.tokenizer, self.table = load_tokenizer(self.bundle), load_table(self.bundle)
 
     def sequence(self, tokens: Array, kept: Array) -> Piece:
         """The prompt's rows for one image or clip."""

@@ -59,6 +59,13 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     return tokenizer
 
 
+def load_table(bundle: Bundle) -> Floats:
+    """The bundle's embedding table [rows, C], mapped: a row is read when it is used."""
+    embedding = bundle.plan.host.embedding
+    shape = (embedding.rows, embedding.columns)
+    return np.memmap(bundle.file(embedding.file), np.float32, "r", shape=shape)
+
+
 def assemble(
     plan: Plan,
     parts: Sequence[Part],

@@ -28,6 +28,7 @@ from edgevlm.runtimes.sequence import (
     Visual,
     assemble,
     causal_mask,
+    load_table,
     load_tokenizer,
     rotary_tables,
 )
@@ -77,11 +78,7 @@ class TextLoop:
 
     def __init__(self, bundle: Bundle, engine: Engine) -> None:
         self.bundle, self.engine, self.plan = bundle, engine, bundle.plan
-        host = self.plan.host
-        self.tokenizer = load_tokenizer(bundle)
-        table = bundle.file(host.embedding.file)
-        shape = (host.embedding.rows, host.embedding.columns)
-        self.table: Array = np.memmap(table, np.float32, "r", shape=shape)
+        self.tokenizer, self.table = load_tokenizer(bundle), load_table(bundle)
         self.load_ms = _timed(self._bind_and_load)
         self.reset()
 

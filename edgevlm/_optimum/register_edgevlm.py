@@ -40,7 +40,7 @@ class EdgeVLMExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # opti
             "--method",
             action="append",
             metavar="NAME[@SITE][:key=value,…]",
-            help="Token reduction; repeat it to chain.",
+            help="Token reduction.",
         )
         add("--quantize", metavar="SCHEME", help="Quantization of the weights.")
         add("--context", type=int, help="Cache length in tokens.")

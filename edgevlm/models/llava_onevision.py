@@ -101,22 +101,14 @@ def reference_features(model: Any, pixel_values: Tensor, description: Descriptio
     if image.frames > 1:
         clip = core.get_video_features(pixel_values[None], return_dict=True).pooler_output
         return clip[:, :-1]
-    count = torch.tensor([1 if image.views > 1 else 2])  # several images: no AnyRes tiles
-    size = torch.tensor([[image.rows * image.height, image.columns * image.width]])
-    packed = (
-        core.get_image_features(
-            pixel_values if image.views == 1 else pixel_values[None],
-            size,
-            batch_num_images=count,
-            return_dict=True,
-        )
-        if image.views > 1
-        else None
-    )
-    if packed is None:
-        layer = model.config.vision_feature_layer
+    if image.views == 1:  # as with several images: no AnyRes tiles
         states = core.vision_tower(pixel_values, output_hidden_states=True).hidden_states
-        return core.multi_modal_projector(states[layer])
+        return core.multi_modal_projector(states[model.config.vision_feature_layer])
+    size = torch.tensor([[image.rows * image.height, image.columns * image.width]])
+    one = torch.tensor([1])
+    packed = core.get_image_features(
+        pixel_values[None], size, batch_num_images=one, return_dict=True
+    )
     tokens = packed.pooler_output[0]
     side = image.height // model.config.vision_config.patch_size
     base, grid = tokens[: side * side], tokens[side * side :]
