@@ -2,6 +2,7 @@
 
     family   edgevlm/models/<name>.py         method   edgevlm/compress/<name>.py
     target   exporters/to_<name>.py           engine   runtimes/on_<name>.py
+    dataset  edgevlm/datasets/<name>.py
 
 Files that begin with `_` are shared code of their folder, not plug-ins. A name on the command line
 may use `-` where the file has `_`.
@@ -61,6 +62,7 @@ class Registry:
 
 FAMILIES = Registry("model family", "edgevlm.models")
 METHODS = Registry("method", "edgevlm.compress")
+DATASETS = Registry("dataset", "edgevlm.datasets")
 TARGETS = Registry("target", "edgevlm.exporters", "to_")
 ENGINES = Registry("engine", "edgevlm.runtimes", "on_")
 

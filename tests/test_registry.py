@@ -8,7 +8,7 @@ import pytest
 import edgevlm
 from edgevlm import registry
 from edgevlm.errors import RecipeError, RuntimeLoadError, unknown_name
-from edgevlm.registry import ENGINES, FAMILIES, METHODS, TARGETS, Registry
+from edgevlm.registry import DATASETS, ENGINES, FAMILIES, METHODS, TARGETS, Registry
 
 
 def test_public_names_are_few_and_there():
@@ -26,8 +26,8 @@ def test_public_names_are_few_and_there():
 @pytest.mark.parametrize(
     ("plug_ins", "wrong", "near"),
     [(METHODS, "divprun", "divprune"), (TARGETS, "onx", "onnx"), (FAMILIES, "smolvln", "smolvlm"),
-     (ENGINES, "onnx-runtime", "onnxruntime")],
-    ids=["method", "target", "family", "engine"],
+     (ENGINES, "onnx-runtime", "onnxruntime"), (DATASETS, "nlvx", "nlvr")],
+    ids=["method", "target", "family", "engine", "dataset"],
 )  # fmt: skip
 def test_an_unknown_name_comes_with_the_nearest(plug_ins, wrong, near):
     with pytest.raises(RecipeError) as error:
