@@ -61,6 +61,11 @@ def load(path: str | Path, engine: str | None = None, threads: int | None = None
         BundleError: If the bundle is damaged.
         RuntimeLoadError: If no engine can run it.
     """
+    return Model(load_loop(path, engine, threads))
+
+
+def load_loop(path: str | Path, engine: str | None = None, threads: int | None = None) -> TextLoop:
+    """The text loop of `load`, for who shows pictures and asks about them in separate steps."""
     bundle = Bundle.open(path)
     target = bundle.plan.recipe.target
     module = ENGINES.load(engine or engine_for(target))
@@ -69,7 +74,7 @@ def load(path: str | Path, engine: str | None = None, threads: int | None = None
             f"engine '{module.NAME}' does not run target '{target}'; it runs: "
             + ", ".join(module.TARGETS)
         )
-    return Model(TextLoop(bundle, module.Engine(bundle, threads)))
+    return TextLoop(bundle, module.Engine(bundle, threads))
 
 
 def require_torch() -> None:

@@ -20,6 +20,7 @@ COMMANDS = (
     "plan",
     "run",
     "verify",
+    "evaluate",
     "inspect",
     "models",
     "methods",
