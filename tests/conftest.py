@@ -1,7 +1,8 @@
-"""Shared by all tests: caches in a temporary folder, one small bundle, the command as a process."""
+"""Shared by all tests: own caches, tiny models, one small bundle, the command as a process."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -24,18 +25,47 @@ def _own_caches(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory):
-    """The embedded model at 16 tokens, exported once per session; nobody writes into it.
+def preset(tmp_path_factory):
+    """`preset("tiny-smolvlm")`: the folder of a preset of samples/make_checkpoint.py, written once.
+
+    Nobody writes into it.
+    """
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    spec = importlib.util.spec_from_file_location(
+        "make_checkpoint", ROOT / "samples" / "make_checkpoint.py"
+    )
+    sample = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sample)
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def make(name):
+        path = root / name
+        return path if path.exists() else sample.make_checkpoint(name, path)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(preset):
+    """What `--model` takes where any model will do: 64 visual tokens, two layers."""
+    return str(preset("tiny-smolvlm"))
+
+
+@pytest.fixture(scope="session")
+def exported(tiny_model, tmp_path_factory):
+    """A tiny model at 16 tokens, exported once per session; nobody writes into it.
 
     Blocks are small, so that every stage but `reduce` has several.
     """
-    for module in ("torch", "transformers", "onnx_ir", "onnxscript", "onnxruntime"):
+    for module in ("onnx_ir", "onnxscript", "onnxruntime"):
         pytest.importorskip(module)
     from edgevlm.pipeline import export
     from edgevlm.recipe import Recipe
 
     folder = tmp_path_factory.mktemp("exported")
-    return export(Recipe(tokens=16, block_size_bytes=100_000), folder / "tiny.edgevlm")
+    recipe = Recipe(model=tiny_model, tokens=16, block_size_bytes=100_000)
+    return export(recipe, folder / "tiny.edgevlm")
 
 
 @pytest.fixture

@@ -6,9 +6,7 @@ that the table below picks in turn; the full cross stands behind the marker `slo
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import product
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +18,6 @@ from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS, TARGETS
 
-ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = {"smolvlm": "tiny-smolvlm", "llava_onevision": "tiny-llava-onevision"}
 SHAPES = {"1x1": {}, "2x2": {"tiles": (2, 2)}, "4 frames": {"frames": 4}}
 REL_ERROR, IMAGE_SENSITIVITY = 1e-3, 0.05
@@ -38,25 +35,6 @@ def quick(family, method, shape):
     return shape == "1x1" or (family, method, shape) in MORE
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """A folder for each family."""
-    spec = importlib.util.spec_from_file_location(
-        "make_checkpoint", ROOT / "samples" / "make_checkpoint.py"
-    )
-    sample = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sample)
-    root, made = tmp_path_factory.mktemp("checkpoints"), {}
-
-    def make(family):
-        if family not in made:
-            preset = FAMILIES[family]
-            made[family] = str(sample.make_checkpoint(preset, root / preset))
-        return made[family]
-
-    return make
-
-
 @pytest.mark.filterwarnings("ignore:record_property")  # the numbers go into the JUnit report
 @pytest.mark.parametrize(
     ("target", "family", "method", "shape"),
@@ -66,13 +44,12 @@ def checkpoints(tmp_path_factory):
     ],
 )
 def test_a_bundle_agrees_with_pytorch(
-    checkpoints, tmp_path, record_property, target, family, method, shape
+    preset, tmp_path, record_property, target, family, method, shape
 ):
     # A third of the smallest number of visual tokens of a shape, 64; identity keeps all.
     tokens = None if method == "identity" else 24
-    recipe = Recipe(
-        model=checkpoints(family), target=target, tokens=tokens, methods=(method,), **SHAPES[shape]
-    )
+    model = str(preset(FAMILIES[family]))
+    recipe = Recipe(model=model, target=target, tokens=tokens, methods=(method,), **SHAPES[shape])
     done = export(recipe, tmp_path / "tiny.edgevlm")
     parity, plan = done.verification, done.bundle.plan
     worst = max(parity.blocks, key=lambda block: block.rel_error)

@@ -26,11 +26,11 @@ def optimum_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_exports_a_bundle(tmp_path):
+def test_exports_a_bundle(tiny_model, tmp_path):
     out = tmp_path / "tiny.edgevlm"
     done = optimum_cli(
         "--model",
-        "embedded",
+        tiny_model,
         "--target",
         "onnx",
         "--tokens",

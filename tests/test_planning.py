@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -17,23 +15,21 @@ from edgevlm.models._checkpoint import find  # noqa: E402
 from edgevlm.planning import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
+
+@pytest.fixture
+def planned(tiny_model):
+    """A recipe with its plan; the model is the tiny SmolVLM, if no other is named."""
+
+    def make(model=tiny_model, **options):
+        return make_plan(Recipe(model=model, **options), find(model))
+
+    return make
 
 
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory):
+@pytest.fixture
+def llava(preset):
     """Folder of a tiny LLaVA-OneVision."""
-    spec = importlib.util.spec_from_file_location(
-        "make_checkpoint", ROOT / "samples" / "make_checkpoint.py"
-    )
-    sample = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sample)
-    folder = tmp_path_factory.mktemp("checkpoints") / "llava"
-    return str(sample.make_checkpoint("tiny-llava-onevision", folder))
-
-
-def planned(model="embedded", **options):
-    return make_plan(Recipe(model=model, **options), find(model))
+    return str(preset("tiny-llava-onevision"))
 
 
 def bytes_of(tensors):
@@ -41,7 +37,7 @@ def bytes_of(tensors):
     return 4 * sum({id(t): t.numel() for t in tensors}.values())
 
 
-def test_bytes_are_the_models_with_a_tied_table_once():
+def test_bytes_are_the_models_with_a_tied_table_once(planned):
     made = planned()
     model = made.checkpoint.load_model()
     assert model.lm_head.weight is model.model.text_model.embed_tokens.weight
@@ -49,7 +45,7 @@ def test_bytes_are_the_models_with_a_tied_table_once():
     assert made.plan.weights_bytes == bytes_of(model.parameters())
 
 
-def test_bytes_of_each_block_are_those_of_its_module():
+def test_bytes_of_each_block_are_those_of_its_module(planned):
     made = planned(block_size_bytes=200_000)
     model = made.checkpoint.load_model()
     pieces = made.checkpoint.family.pieces(model, made.description)
@@ -59,7 +55,7 @@ def test_bytes_of_each_block_are_those_of_its_module():
         assert block.weights_bytes == bytes_of(tensors), block.name
 
 
-def test_bytes_of_a_family_that_leaves_weights_unused(llava):
+def test_bytes_of_a_family_that_leaves_weights_unused(planned, llava):
     made = planned(llava, frames=2)
     model = made.checkpoint.load_model()
     unused = bytes_of(model.model.vision_tower.post_layernorm.parameters())
@@ -68,7 +64,7 @@ def test_bytes_of_a_family_that_leaves_weights_unused(llava):
     assert made.plan.weights_bytes == bytes_of(model.parameters()) - unused + pool
 
 
-def test_blocks_cover_every_piece_within_the_block_size():
+def test_blocks_cover_every_piece_within_the_block_size(planned):
     limit = 200_000
     made = planned(block_size_bytes=limit)
     for stage, pieces in {"vision": 4, "decoder": 2, "head": 1024}.items():
@@ -82,7 +78,7 @@ def test_blocks_cover_every_piece_within_the_block_size():
     assert len(made.plan.stage("head")) == 2
 
 
-def test_flops_are_two_per_multiply_add():
+def test_flops_are_two_per_multiply_add(planned):
     made = planned(chunk=16)
     text, host = made.checkpoint.config.text_config, made.plan.host
     channels, size, heads, groups = text.hidden_size, 16, 4, 2
@@ -99,7 +95,7 @@ def test_flops_are_two_per_multiply_add():
     assert reduce.function("reduce").flops == 0
 
 
-def test_flops_of_the_encoder():
+def test_flops_of_the_encoder(planned):
     made = planned()
     vision = made.checkpoint.config.vision_config
     patches, width = (vision.image_size // vision.patch_size) ** 2, vision.hidden_size
@@ -112,14 +108,14 @@ def test_flops_of_the_encoder():
     assert block.function("encode").flops == expected
 
 
-def test_flops_do_not_depend_on_how_blocks_are_cut():
+def test_flops_do_not_depend_on_how_blocks_are_cut(planned):
     def total(made):
         return sum(f.flops for b in made.plan.blocks for f in b.functions)
 
     assert total(planned(chunk=16)) == total(planned(chunk=16, block_size_bytes=100_000))
 
 
-def test_kv_bytes_are_those_of_the_caches_inputs():
+def test_kv_bytes_are_those_of_the_caches_inputs(planned):
     made = planned(context=300)
     kv = made.plan.host.kv
     assert kv.bytes == 2 * kv.layers * kv.heads * kv.tokens * kv.head_size * 4
@@ -142,7 +138,7 @@ def test_kv_bytes_are_those_of_the_caches_inputs():
         {"context": 201},
     ],
 )
-def test_the_chunk_divides_the_context_and_the_prompt_fits(options):
+def test_the_chunk_divides_the_context_and_the_prompt_fits(planned, options):
     made = planned(**options)
     host = made.plan.host
     assert host.kv.tokens % host.chunk == 0
@@ -152,13 +148,13 @@ def test_the_chunk_divides_the_context_and_the_prompt_fits(options):
         assert host.chunk == options["chunk"]
 
 
-def test_the_context_stays_within_the_models_positions():
+def test_the_context_stays_within_the_models_positions(planned):
     made = planned(context=8190, chunk=100)
     most = made.checkpoint.config.text_config.max_position_embeddings
     assert made.plan.host.kv.tokens <= most
 
 
-def test_visual_tokens_and_sequence_follow_the_budget():
+def test_visual_tokens_and_sequence_follow_the_budget(planned):
     whole, half = planned(), planned(tokens=32)
     assert (whole.plan.visual_tokens, half.plan.visual_tokens) == (64, 32)
     assert whole.plan.prompt_tokens - half.plan.prompt_tokens == 32
@@ -167,7 +163,7 @@ def test_visual_tokens_and_sequence_follow_the_budget():
     assert half.plan.stage("reduce")[0].function("reduce").outputs[0].shape == (1, 32, 64)
 
 
-def test_newline_rows_follow_the_vocabulary(llava):
+def test_newline_rows_follow_the_vocabulary(planned, llava):
     made = planned(llava, tiles=(2, 2))
     host = made.plan.host
     assert host.embedding.rows == host.vocabulary + 1
@@ -178,7 +174,7 @@ def test_newline_rows_follow_the_vocabulary(llava):
     assert rows == [host.vocabulary]
 
 
-def test_the_same_recipe_gives_the_same_plan():
+def test_the_same_recipe_gives_the_same_plan(planned):
     assert planned(tokens=16).plan == planned(tokens=16).plan
 
 
@@ -228,7 +224,7 @@ def test_the_same_recipe_gives_the_same_plan():
         ),
     ],
 )
-def test_what_cannot_work_is_refused(options, error, message):
+def test_what_cannot_work_is_refused(planned, options, error, message):
     with pytest.raises(error, match=message) as caught:
         planned(**options)
     assert "\n" not in str(caught.value)
@@ -241,18 +237,18 @@ def test_what_cannot_work_is_refused(options, error, message):
         ((4, 4), "^tiles 4x4 is more than this model's 9 tiles$"),
     ],
 )
-def test_a_grid_that_the_model_has_not_is_refused(llava, tiles, message):
+def test_a_grid_that_the_model_has_not_is_refused(planned, llava, tiles, message):
     with pytest.raises(PlanError, match=message):
         planned(llava, tiles=tiles)
 
 
-def test_a_grid_whose_markers_are_no_tokens_is_refused():
+def test_a_grid_whose_markers_are_no_tokens_is_refused(planned):
     with pytest.raises(PlanError, match=r"^tiles 7x1 is more than this model's 6x6 markers$"):
         planned(tiles=(7, 1))
 
 
-def test_a_rotary_scaling_that_follows_the_length_is_refused():
-    checkpoint = find("embedded")
+def test_a_rotary_scaling_that_follows_the_length_is_refused(tiny_model):
+    checkpoint = find(tiny_model)
     config = checkpoint.config
     config.text_config.rope_parameters = {
         "rope_type": "dynamic",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -24,18 +23,9 @@ PHOTOS = [images.load(ROOT / "edgevlm" / "photos" / f"{n}.jpg") for n in ("flowe
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """Folders with what a processor reads; no weights."""
-    spec = importlib.util.spec_from_file_location(
-        "make_checkpoint", ROOT / "samples" / "make_checkpoint.py"
-    )
-    sample = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sample)
-    made = {}
-    for name in ("tiny-smolvlm", "tiny-llava-onevision"):
-        folder = tmp_path_factory.mktemp("checkpoints") / name
-        made[name] = find(str(sample.make_checkpoint(name, folder)))
-    return made
+def checkpoints(preset):
+    """A tiny checkpoint of each family."""
+    return {name: find(str(preset(name))) for name in ("tiny-smolvlm", "tiny-llava-onevision")}
 
 
 def spec_of(checkpoint, **options):

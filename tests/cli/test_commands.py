@@ -42,9 +42,8 @@ def test_plan(run):
     assert done.stderr == ""
 
 
-def test_plan_as_text(run):
-    pytest.importorskip("torch")
-    done = run("plan", "--tokens", "16")
+def test_plan_as_text(run, tiny_model):
+    done = run("plan", tiny_model, "--tokens", "16")
     assert "visual tokens: 1 view, 64 -> 16 by divprune at site tokens" in done.stdout
     assert done.stderr == ""
 
@@ -155,22 +154,22 @@ def test_a_question_that_is_no_text(exported, command):
     assert done.err == "> edgevlm: the question is not valid UTF-8\n"
 
 
-def test_the_default_bundle_is_exported_once_into_the_cache(run, exported, tmp_path, monkeypatch):
+def test_the_embedded_model_is_exported_once_into_the_cache(run, photo, tmp_path, monkeypatch):
+    for module in ("torch", "transformers", "onnx_ir", "onnxscript", "onnxruntime"):
+        pytest.importorskip(module)
     from edgevlm.cli import _default
 
-    made = []
-
-    def export(recipe, path, progress):
-        made.append(path)
-        shutil.copytree(exported.bundle.path, path)
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("edgevlm.pipeline.export", export)
-    for _ in range(2):
-        done = run("run", "--prompt", "Hello", "--max-new-tokens", "2", "--json")
-        assert document(done)["engine"] == "onnxruntime"
-    assert made == [_default.default_bundle()]
-    assert made[0].parent == tmp_path / "edgevlm"
+    asked = ("run", "--image", photo, "--prompt", "What is this?", "--max-new-tokens", "4")
+    first, again = (run(*asked, "--json") for _ in range(2))
+    answer = document(first)
+    assert answer["visual_tokens"] == _default.RECIPE.tokens
+    assert answer["token_ids"]
+    assert document(again)["token_ids"] == answer["token_ids"]
+    path = _default.default_bundle()
+    assert path.parent == tmp_path / "edgevlm"
+    assert f"exporting the embedded model, once, to {path}" in first.stderr
+    assert "export" not in again.stderr
 
 
 def test_verify(run, exported):
@@ -204,12 +203,10 @@ def test_verify_names_the_block_that_differs(run, bundle_copy):
     assert "DIFFERS" in done.stdout
 
 
-def test_verify_against_another_checkpoint(run, exported, tmp_path):
-    import edgevlm
-
-    source = shutil.copytree(f"{edgevlm.__path__[0]}/embedded", tmp_path / "other")
-    config = json.loads((tmp_path / "other" / "config.json").read_text())
-    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"note": 1}))
+def test_verify_against_another_checkpoint(run, tiny_model, exported, tmp_path):
+    source = shutil.copytree(tiny_model, tmp_path / "other")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"note": 1}))
     done = run("verify", exported.bundle.path, "--model", source)
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith(f"edgevlm: '{source}' is not the checkpoint of")

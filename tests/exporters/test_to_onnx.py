@@ -30,16 +30,16 @@ BLOCK = 140_000
 
 
 @pytest.fixture(scope="module")
-def tied(tmp_path_factory):
-    """The embedded model in small blocks; its reduction is one constant matrix."""
-    recipe = Recipe(tokens=16, methods=("average_pool",), block_size_bytes=BLOCK)
+def tied(tiny_model, tmp_path_factory):
+    """The tiny model in small blocks; its reduction is one constant matrix."""
+    recipe = Recipe(model=tiny_model, tokens=16, methods=("average_pool",), block_size_bytes=BLOCK)
     return export(recipe, tmp_path_factory.mktemp("onnx") / "tied.edgevlm").bundle
 
 
 @pytest.fixture(scope="module")
-def untied_checkpoint(tmp_path_factory):
-    """The embedded model with an output matrix of its own."""
-    folder = shutil.copytree(find("embedded").folder, tmp_path_factory.mktemp("models") / "untied")
+def untied_checkpoint(tiny_model, tmp_path_factory):
+    """The tiny model with an output matrix of its own."""
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("models") / "untied")
     tensors = load_file(folder / "model.safetensors")
     name = next(n for n in tensors if n.endswith("embed_tokens.weight"))
     generator = torch.Generator().manual_seed(0)
@@ -150,7 +150,7 @@ def test_operators_of_an_encoder_layer(bundle):
 
 def test_graphs_read_every_weight_whatever_its_values(bundle):
     # The graph is shared by blocks whose weights may be equal in one and differ in the next: the
-    # embedded model's norms are all ones, and must stay apart.
+    # tiny model's norms are all ones, and must stay apart.
     for block in bundle.plan.blocks:
         names = [
             {t.name for t in model.graph.initializer if outside(t)}
@@ -166,10 +166,10 @@ def test_graphs_read_every_weight_whatever_its_values(bundle):
             assert norms <= found
 
 
-def test_equal_weights_of_one_block_do_not_bind_the_next(tmp_path):
+def test_equal_weights_of_one_block_do_not_bind_the_next(tiny_model, tmp_path):
     import onnxruntime
 
-    planned = make_plan(Recipe(block_size_bytes=BLOCK), find("embedded"))
+    planned = make_plan(Recipe(model=tiny_model, block_size_bytes=BLOCK), find(tiny_model))
     model = planned.checkpoint.load_model()
     pieces = planned.checkpoint.family.pieces(model, planned.description)
     pieces.vision[2].layer.layer_norm2.weight.mul_(1.5)
@@ -264,9 +264,8 @@ def test_blocks_that_share_a_graph_differ_in_weights(bundle):
         assert not np.array_equal(read(bundle, first[0], a), read(bundle, second[0], b))
 
 
-def test_weights_in_the_files_are_the_models(tied):
-    checkpoint = find("embedded")
-    model = checkpoint.load_model()
+def test_weights_in_the_files_are_the_models(tied, tiny_model):
+    model = find(tiny_model).load_model()
     attn = model.model.text_model.layers[1].self_attn
     ((function, graph),) = [
         (f, m.graph)

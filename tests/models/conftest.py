@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -119,24 +118,7 @@ class Prompt:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Callable[[str], Path]:
-    """Folder of a preset of samples/make_checkpoint.py, written once."""
-    spec = importlib.util.spec_from_file_location(
-        "make_checkpoint", ROOT / "samples" / "make_checkpoint.py"
-    )
-    sample = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sample)
-    root = tmp_path_factory.mktemp("checkpoints")
-
-    def make(name: str) -> Path:
-        path = root / name
-        return path if path.exists() else sample.make_checkpoint(name, path)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def tiny(folder) -> Callable[..., Tiny]:
+def tiny(preset) -> Callable[..., Tiny]:
     """`tiny("tiny-smolvlm", tiles=(2, 2))`: a recipe's plan with the model; weights load once."""
     from edgevlm.models._checkpoint import find
     from edgevlm.planning import make_plan
@@ -146,7 +128,7 @@ def tiny(folder) -> Callable[..., Tiny]:
 
     @cache
     def make(name: str, **options: Any) -> Tiny:
-        path = str(folder(name))
+        path = str(preset(name))
         checkpoint = find(path)
         planned = make_plan(Recipe(model=path, **options), checkpoint)
         if name not in models:

@@ -17,9 +17,9 @@ EMBEDDED = Path(edgevlm.__path__[0]) / "embedded"
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A copy of the embedded checkpoint, to be damaged."""
-    return Path(shutil.copytree(EMBEDDED, tmp_path / "model"))
+def folder(tiny_model, tmp_path):
+    """A copy of a tiny checkpoint, to be damaged."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
 
 
 def refused(action, *arguments) -> str:
@@ -39,12 +39,21 @@ def config(folder, change=(), **values):
     path.write_text(json.dumps(document | values))
 
 
-def test_the_embedded_checkpoint_and_a_copy_of_it_are_found(folder):
-    found = [checkpoint.find("embedded"), checkpoint.find(str(folder))]
+def test_the_embedded_checkpoint_and_a_copy_of_it_are_found(tmp_path):
+    copy = shutil.copytree(EMBEDDED, tmp_path / "copy")
+    found = [checkpoint.find("embedded"), checkpoint.find(str(copy))]
+    assert [f.folder for f in found] == [EMBEDDED, copy]
     assert found[0].config_hash == found[1].config_hash
-    assert {f.family.__name__ for f in found} == {"edgevlm.models.smolvlm"}
+    assert found[0].family is found[1].family
     assert found[1].chat_template()
-    assert found[1].processor()["resample"] == 1
+    assert found[1].processor() == found[0].processor()
+
+
+def test_a_checkpoint_is_read_by_its_family(folder):
+    found = checkpoint.find(str(folder))
+    assert found.family.__name__ == "edgevlm.models.smolvlm"
+    assert found.chat_template()
+    assert found.processor()["resample"] == 1
 
 
 @pytest.mark.parametrize("name", ["", "~no-such-user/x", "/no/such/folder", "a/b/c", "./x", "a/"])

@@ -40,7 +40,7 @@ def test_a_prompt_without_image_gives_the_ids_of_the_template(tiny, processor, p
     assert ours.ids(QUESTION, 0, 0) == own.tokenizer(text).input_ids
 
 
-def test_pooling_of_an_odd_grid_equals_the_models(tiny, folder):
+def test_pooling_of_an_odd_grid_equals_the_models(tiny):
     made = tiny(NAME, frames=2)
     pool = made.planned.checkpoint.family.Pool(7)
     features = torch.randn(2, 49, 8)

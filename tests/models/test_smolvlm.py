@@ -83,9 +83,9 @@ def test_whole_model_equals_transformers_on_its_own_inputs(
 
 
 @pytest.fixture
-def joining(folder, tmp_path):
+def joining(preset, tmp_path):
     """A checkpoint whose tokenizer joins " You" and two line ends, as the published one does."""
-    path = shutil.copytree(folder("tiny-smolvlm"), tmp_path / "joining")
+    path = shutil.copytree(preset("tiny-smolvlm"), tmp_path / "joining")
     content = json.loads((path / "tokenizer.json").read_text())
     merges, vocab = content["model"]["merges"], content["model"]["vocab"]
     wanted = [["Ġ", "Y"], ["ĠY", "ou"], ["Ċ", "Ċ"]]

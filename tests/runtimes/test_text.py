@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 
 from edgevlm.bundle import Bundle
 from edgevlm.errors import InputError
-from edgevlm.models._checkpoint import find
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes import images
@@ -41,14 +40,15 @@ QUESTION = "What is in this picture?"
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory):
-    """The embedded model exported with some options, each combination once."""
+def bundles(tiny_model, tmp_path_factory):
+    """The tiny model exported with some options, each combination once."""
     root, made = tmp_path_factory.mktemp("bundles"), {}
 
     def make(**options) -> Bundle:
         key = json.dumps(options)
         if key not in made:
-            made[key] = export(Recipe(**options), root / f"{len(made)}.edgevlm").bundle
+            recipe = Recipe(model=tiny_model, **options)
+            made[key] = export(recipe, root / f"{len(made)}.edgevlm").bundle
         return made[key]
 
     return make
@@ -424,8 +424,8 @@ print(answer.token_ids, sorted(heavy & set(sys.modules)))
     assert done.stdout.strip() == f"{expected.token_ids} []"
 
 
-def test_the_tokenizer_is_the_checkpoints(loop):
+def test_the_tokenizer_is_the_checkpoints(loop, tiny_model):
     assert (
         loop.bundle.file("tokenizer.json").read_bytes()
-        == (find("embedded").folder / "tokenizer.json").read_bytes()
+        == Path(tiny_model, "tokenizer.json").read_bytes()
     )

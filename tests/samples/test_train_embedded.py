@@ -1,0 +1,142 @@
+"""The training script: same seed same weights, goes on where it stopped, writes a checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from edgevlm.datasets import _material  # noqa: E402
+from edgevlm.datasets._drawing import Item  # noqa: E402
+from edgevlm.examples import Question  # noqa: E402
+
+SCRIPT = Path(__file__).parents[2] / "samples" / "train_embedded.py"
+QUICK = ("--batch", "2", "--dense-steps", "1", "--every", "2", "--check", "2", "--workers", "0")
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("train_embedded", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_embedded"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The archives in small: pictures of the package in the folders of the originals."""
+    folder, material = tmp_path_factory.mktemp("data"), _material.packaged_material()
+    for digit in range(10):
+        (folder / "sign_digits" / str(digit)).mkdir(parents=True)
+        for number in range(35):
+            path = folder / "sign_digits" / str(digit) / f"{number:03d}.JPG"
+            material.photos[digit * 20 + number % 20].save(path)
+    (folder / "emoji_noto" / "png72").mkdir(parents=True)
+    for number, emoji in enumerate(material.emoji):
+        emoji.save(folder / "emoji_noto" / "png72" / f"emoji_{number}.png")
+    pictures = folder / "nlvr" / "train" / "images" / "1"
+    pictures.mkdir(parents=True)
+    lines = []
+    for number in range(1, 31):
+        Image.new("RGB", (400, 100), (8 * number, 9, 9)).save(pictures / f"{number}.png")
+        said = {"sentence": "There is a box.", "label": "true", "identifier": f"{number}-0"}
+        lines.append(json.dumps(said | {"directory": "1", "images": [f"{number}.png"]}))
+    (folder / "nlvr" / "train" / "train1000.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def train(run, data, *more):
+    command = [sys.executable, str(SCRIPT), str(run), "--data", str(data), *QUICK, *more]
+    here = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=here)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def weights(run):
+    return torch.load(run / "state.pt", weights_only=True)["trainee"]
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(data, tmp_path):
+    train(tmp_path / "whole", data, "--steps", "4", "--out", str(tmp_path / "checkpoint"))
+    train(tmp_path / "parts", data, "--steps", "4", "--hours", "0")  # one step, then it stops
+    first = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
+    assert first["step"] == 1
+    train(tmp_path / "parts", data, "--steps", "4")
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+    rows = list(csv.DictReader((tmp_path / "whole" / "log.csv").open()))
+    assert [int(row["step"]) for row in rows] == [2, 4]
+    assert all(0 <= float(row["all"]) <= 1 for row in rows)
+    assert Image.open(tmp_path / "whole" / "curves.png").width > 500
+
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoint", dtype="float32")
+    name = "model.vision_tower.encoder.layers.0.mlp.fc1.weight"
+    trained = whole[f"model.{name}"]
+    assert torch.allclose(model.state_dict()[name], trained, atol=1e-3)  # kept in float16
+    assert 3e6 < sum(p.numel() for p in model.parameters()) < 12e6
+    assert (tmp_path / "checkpoint" / "model.safetensors").stat().st_size <= 24e6
+
+
+def test_a_question_sees_the_picture_and_itself_and_a_chat_what_was_said(script):
+    groups = torch.tensor([[0, 0, 1, 1, -1], [0, 0, 1, 1, -1]])
+    batch = {"groups": groups, "chat": torch.tensor([False, True])}
+    batch["positions"] = torch.tensor([[0, 1, 0, 1, 0], [0, 1, 2, 3, 0]])
+    mask, positions = script.attention(batch, before=3)
+    seen = mask[:, 0] == 0
+    assert seen[:, :, :3].tril().sum() == 2 * (1 + 2 + 6 * 3)  # the picture, causally, by all
+    assert seen[0, 5].tolist() == [True] * 3 + [False, False, True, False, False]
+    assert seen[1, 5].tolist() == [True] * 6 + [False] * 2
+    assert positions[0].tolist() == [0, 1, 2, 3, 4, 3, 4, 3]
+
+
+def test_labels_are_what_comes_next_and_only_of_answers(script, data):
+    tokenizer = script.train_tokenizer(_material.training_material(data, "train"))
+    batches = script.Batches(tokenizer, None, 0, 2)
+    asked = [Question("read", "Read the text.", "A7"), Question("size", "How big?", "small")]
+    for chat in (False, True):
+        ids, labels, places, groups = batches.text(script.Sample([], [], list(asked), chat))
+        answer = [i for i in range(len(ids)) if labels[i] != script.IGNORE]
+        said = tokenizer.decode([labels[i] for i in answer], skip_special_tokens=False)
+        assert said.replace(" ", "") == f"A7{script.END}small{script.END}"
+        assert all(ids[i + 1] == labels[i] for i in answer)
+        assert places[groups.index(1)] == (groups.index(1) if chat else 0)
+
+
+def test_dense_labels_name_what_is_under_a_token(script):
+    items = (Item("text", "AB", "red", "", 84, 84, 48, 24),)
+    labels = script.dense(items, ())
+    names = [script.WHAT[w] for w in labels[6, :, 0]]
+    assert names[5:9] == ["A", "A", "B", "B"]
+    assert (labels[:, :, 0] > 0).sum() == 8
+
+
+def test_rounds_of_questions_have_each_task(script):
+    asked = [Question("place", str(n), "left") for n in range(30)]
+    asked += [Question("count", "how many", "3"), Question("size", "how big", "small")]
+    first = [q.task for q in script.balanced(asked, Random(0))]
+    assert set(first[:3]) == {"place", "count", "size"}
+    assert len(first) == 20
+
+
+def test_the_rate_rises_stays_and_falls(script):
+    rates = [script.rate_at(step, 1000, 100, 0.2) for step in (0, 99, 500, 800, 900, 999)]
+    assert np.allclose(rates, [0.01, 1, 1, 1, 0.5, 0.005])
