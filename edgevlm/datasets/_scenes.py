@@ -95,6 +95,20 @@ def crowd(rng: Random, emoji: int) -> Scene:
     return Scene("crowd", tuple(items))
 
 
+def hands(rng: Random, photos: int, count: int) -> Scene:
+    """One hand, or four in a square, for training."""
+    if count == 1:
+        return hand(rng, rng.randrange(photos))
+    side, quarter = SIZE / 2 - 2, SIZE / 4
+    centres = [(x, y) for x in (quarter, 3 * quarter) for y in (quarter, 3 * quarter)]
+    chosen = rng.sample(range(photos), 4)
+    items = [
+        Item("photo", str(photo), "", "", x, y, side, side)
+        for photo, (x, y) in zip(chosen, centres, strict=True)
+    ]
+    return Scene("hands", tuple(items))
+
+
 def hand(rng: Random, photo: int) -> Scene:
     """A photograph that fills most of the picture."""
     side = rng.uniform(0.8, 1.0) * SIZE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,21 +21,26 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgevlm.datasets import _material  # noqa: E402
-from edgevlm.datasets._drawing import Item  # noqa: E402
+from edgevlm.datasets._drawing import Item, text_size  # noqa: E402
 from edgevlm.examples import Question  # noqa: E402
 
-SCRIPT = Path(__file__).parents[2] / "samples" / "train_embedded.py"
+SCRIPT = Path(__file__).parents[2] / "samples" / "train_embedded"
 QUICK = ("--batch", "2", "--dense-steps", "1", "--every", "2", "--check", "2", "--workers", "0")
 
 
 @pytest.fixture(scope="module")
 def script():
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("train_embedded", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_embedded"] = module
-    spec.loader.exec_module(module)
-    return module
+    """All names of the script's three files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT))
+        for file in ("model", "batches"):
+            patch.setitem(sys.modules, file, importlib.import_module(file))
+        main = importlib.util.spec_from_file_location("train_embedded", SCRIPT / "__main__.py")
+        module = importlib.util.module_from_spec(main)
+        main.loader.exec_module(module)
+        yield SimpleNamespace(
+            **(vars(sys.modules["model"]) | vars(sys.modules["batches"]) | vars(module))
+        )
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +129,13 @@ def test_labels_are_what_comes_next_and_only_of_answers(script, data):
 
 
 def test_dense_labels_name_what_is_under_a_token(script):
-    items = (Item("text", "AB", "red", "", 84, 84, 48, 24),)
+    width, height = text_size("LW", 3, 60)  # a font whose letters are equally wide
+    items = (Item("text", "LW", "red", "", 84, 84, width, height, font=3, points=60),)
     labels = script.dense(items, ())
-    names = [script.WHAT[w] for w in labels[6, :, 0]]
-    assert names[5:9] == ["A", "A", "B", "B"]
-    assert (labels[:, :, 0] > 0).sum() == 8
+    names = [script.WHAT[w] for w in labels[7, :, 0]]
+    found = [name for name in names if name]
+    assert found == ["L"] * (len(found) // 2) + ["W"] * (len(found) // 2)
+    assert {script.COLOUR[c] for c in labels[7, :, 1]} == {"", "red"}
 
 
 def test_rounds_of_questions_have_each_task(script):

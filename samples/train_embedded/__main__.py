@@ -1,0 +1,264 @@
+"""Train the embedded model: a small LLaVA-OneVision that answers questions about drawn scenes.
+
+    python samples/train_embedded RUN --data DATA [--steps 12000] [--hours 2] [--out FOLDER]
+
+RUN is a folder that keeps everything of one training: the tokenizer, state.pt every few minutes
+(the same command goes on from it), log.csv and curves.png. DATA holds the real material, unpacked:
+`nlvr/`, `sign_digits/` and `emoji_noto/`. `--out` writes the checkpoint that transformers loads.
+
+1. Batches are drawn, not stored: batch number s of seed n is always the same, on any machine and
+   with any number of workers. A batch has still pictures, or clips of one length.
+2. For the first `--dense-steps` pictures are crowded with items, and the only loss is that of one
+   linear layer that names the item, colour and size under each visual token ("dense"): the encoder
+   learns to see before there is anything to say. That layer is thrown away in the end.
+3. Then every picture comes with up to a dozen questions in one sequence. They share the visual
+   tokens; a mask keeps each question from seeing the others and its positions begin where the
+   visual tokens end, so that the model sees what it will see when asked once. One picture in five
+   is a chat instead: its questions are turns that see those before.
+   The loss is cross-entropy of the answers, and still the dense one.
+4. One batch in seven has fewer visual tokens: a random part of them, or the means of a coarser
+   grid, the plainest ways to remove tokens and to merge them. Otherwise the length of a sequence
+   alone would confuse the model, and accuracy against tokens would show that.
+5. Muon (arXiv 2502.16982) for matrices of the blocks, AdamW for the rest; the rate rises, stays
+   and falls linearly to zero over the last `--decay` of the steps. bfloat16 products, float32
+   weights.
+
+Validation is exact match: an answer counts if every token of it is the likeliest one given those
+before, which is what greedy decoding gives. The same seed gives the same weights on one machine
+with the same number of threads, if it is not stopped; state.pt has all that is needed to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from batches import IGNORE, Batches
+from model import COLOUR, SIZES, USER, WHAT, Trainee, build, prepare, write_checkpoint
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from edgevlm.datasets import _clips, _scenes
+from edgevlm.datasets._material import training_material
+
+SCORES = ("all", *_scenes.IMAGE_TASKS, *_clips.CLIP_TASKS, "describe", "nlvr")
+COLUMNS = ("step", "seconds", "pictures", "rate", "answer_loss", "dense_loss", *SCORES)
+SAVE_SECONDS = 240
+
+
+def losses(trainee: Trainee, batch: dict[str, Tensor], dense_only: bool) -> tuple[Tensor, ...]:
+    """Loss of the answers, loss of the dense labels, right answers [B, T] (True where no label)."""
+    named, logits = trainee(batch, dense_only)
+    target, start, dense_loss = batch["dense"].flatten(0, 1).flatten(1, 2), 0, 0.0
+    for part, size in enumerate((len(WHAT), len(COLOUR), len(SIZES))):
+        scores = named[..., start : start + size].float().flatten(0, 1)
+        wanted = target[..., part].flatten()
+        # Most tokens see nothing: they count as much as the others together.
+        weight = torch.ones(size, device=scores.device)
+        weight[0] = 0.25
+        dense_loss = dense_loss + functional.cross_entropy(
+            scores, wanted, weight, ignore_index=IGNORE
+        )
+        start += size
+    if logits is None:
+        return torch.zeros((), device=named.device), dense_loss, torch.ones(())
+    logits = logits.float()
+    loss = functional.cross_entropy(
+        logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE
+    )
+    right = (logits.argmax(-1) == batch["labels"]) | (batch["labels"] == IGNORE)
+    return loss, dense_loss, right
+
+
+def optimizers(trainee: Trainee, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for everything else."""
+    inside = [p for n, p in trainee.named_parameters() if p.ndim == 2 and ".layers." in n]
+    chosen = {id(p) for p in inside}
+    others = [p for p in trainee.parameters() if id(p) not in chosen and p.requires_grad]
+    return [
+        torch.optim.Muon(inside, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True),
+    ]
+
+
+def rate_at(step: int, steps: int, warmup: int, decay: float) -> float:
+    """Share of the full rate at a step: up, flat, down to zero."""
+    down = max(1.0, steps * decay)
+    return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / down))
+
+
+def to_device(batch: dict, device: str, user: int) -> dict:
+    """The batch's tensors on a device, with the id of the user marker."""
+    moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return moved | {"user": user}
+
+
+@torch.no_grad()
+def validate(trainee: Trainee, batches: list[dict], autocast: torch.autocast) -> dict[str, float]:
+    """Exact match per task over fixed batches; `all` is the mean over questions."""
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for batch in batches:
+        with autocast:
+            right = losses(trainee, batch, False)[2]
+        for row, tasks in enumerate(batch["tasks"]):
+            for number, task in enumerate(tasks):
+                hits[task].append(bool(right[row][batch["groups"][row] == number].all()))
+    found = {task: float(np.mean(of)) for task, of in sorted(hits.items())}
+    return {"all": float(np.mean([h for of in hits.values() for h in of])), **found}
+
+
+def main() -> None:
+    """Train, or go on."""
+    arguments = options()
+    run: Path = arguments.run
+    run.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(arguments.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    autocast = torch.autocast(device, torch.bfloat16)
+    material = training_material(arguments.data, "train")
+    tokenizer = prepare(run, material)
+    trainee = Trainee(build(run, arguments.start)).to(device)
+    optimisers = optimizers(trainee, arguments.rate)
+    at = load(run, trainee, optimisers, device)
+    user = tokenizer.token_to_id(USER)
+    size, dense_steps = arguments.batch, arguments.dense_steps
+    data = Batches(tokenizer, material, arguments.seed, size, dense_steps=dense_steps)
+    check = Batches(
+        tokenizer, training_material(arguments.data, "validation"), 0, size, "validation"
+    )
+    held = [to_device(check[i], device, user) for i in range(arguments.check)]
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        sampler=range(at["step"], arguments.steps),
+        num_workers=arguments.workers,
+        prefetch_factor=4 if arguments.workers else None,
+    )
+    last = last_saved = time.perf_counter()
+    stop = last + arguments.hours * 3600
+    seen: list[Tensor] = []
+    for batch in loader:
+        share = rate_at(at["step"], arguments.steps, 150, arguments.decay)
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+            group["lr"] = arguments.rate * share
+        dense_only = at["step"] < dense_steps
+        with autocast:
+            found = losses(trainee, to_device(batch, device, user), dense_only)
+        (found[0] + arguments.dense_weight * found[1]).backward()
+        nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        seen.append(torch.stack(found[:2]).detach().float().cpu())
+        now = time.perf_counter()
+        at["step"] += 1
+        at["pictures"] += len(batch["pixels"])
+        at["seconds"], last = at["seconds"] + now - last, now
+        done = at["step"] == arguments.steps or now > stop
+        if at["step"] % arguments.every == 0 or done:
+            answer, dense = torch.stack(seen).mean(0).tolist()
+            numbers = {**at, "rate": share, "answer_loss": answer, "dense_loss": dense}
+            log(run / "log.csv", numbers, {} if dense_only else validate(trainee, held, autocast))
+            seen, last = [], time.perf_counter()
+        if now - last_saved > SAVE_SECONDS or done:
+            last_saved = now
+            save(run, trainee, optimisers, at)
+            draw_curves(run)
+        if done:
+            break
+    if arguments.out:
+        write_checkpoint(run, trainee, arguments.out)
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--start", type=Path, help="checkpoint to begin with instead of noise")
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--hours", type=float, default=1e6, help="stop, to go on another time")
+    parser.add_argument("--batch", type=int, default=16, help="pictures of a batch")
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--decay", type=float, default=0.25, help="share of the steps")
+    parser.add_argument("--dense-steps", type=int, default=1000)
+    parser.add_argument("--dense-weight", type=float, default=0.5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=250, help="steps between validations")
+    parser.add_argument("--check", type=int, default=24, help="batches of a validation")
+    parser.add_argument("--workers", type=int, default=1)
+    return parser.parse_args()
+
+
+def load(run: Path, trainee: Trainee, optimisers: list, device: str) -> dict[str, float]:
+    """Take up the state of a run; where it is: steps, seconds and pictures."""
+    state = run / "state.pt"
+    if not state.is_file():
+        return {"step": 0, "seconds": 0.0, "pictures": 0}
+    kept = torch.load(state, map_location=device, weights_only=True)
+    trainee.load_state_dict(kept["trainee"])
+    for optimiser, content in zip(optimisers, kept["optimisers"], strict=True):
+        optimiser.load_state_dict(content)
+    return {name: kept[name] for name in ("step", "seconds", "pictures")}
+
+
+def save(run: Path, trainee: Trainee, optimisers: list, at: dict[str, float]) -> None:
+    """Keep the state, complete or not at all."""
+    content = {"trainee": trainee.state_dict(), "optimisers": [o.state_dict() for o in optimisers]}
+    torch.save(content | at, run / "state.new")
+    (run / "state.new").replace(run / "state.pt")
+
+
+def log(path: Path, numbers: dict[str, float], scores: dict[str, float]) -> None:
+    """A row of log.csv, and a line on the screen."""
+    row = {name: round(value, 4) for name, value in (numbers | scores).items()}
+    new = not path.is_file()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+    print(" ".join(f"{k} {v}" for k, v in row.items()), flush=True)
+
+
+def draw_curves(run: Path) -> None:
+    """curves.png: losses and accuracies of log.csv against pictures seen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    path = run / "log.csv"
+    if not path.is_file():
+        return
+    rows = list(csv.DictReader(path.open()))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5))
+
+    def line(axes, name: str, **style) -> None:
+        points = [(int(row["pictures"]), float(row[name])) for row in rows if row[name]]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, **style)
+
+    for name in ("answer_loss", "dense_loss"):
+        line(left, name)
+    line(right, "all", color="black", linewidth=2.5)
+    for index, name in enumerate(SCORES[1:]):
+        line(right, name, color=f"C{index % 10}", linestyle="-" if index < 10 else "--")
+    left.set(xlabel="pictures and clips seen", ylabel="loss", yscale="log")
+    right.set(xlabel="pictures and clips seen", ylabel="exact match, validation", ylim=(0, 1))
+    left.legend()
+    right.legend(ncols=3, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(run / "curves.png", dpi=110)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
