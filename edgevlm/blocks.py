@@ -8,10 +8,12 @@ pieces: no weight is copied.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgevlm.models._signals import pack
 from edgevlm.plan import Block
 
 
@@ -38,27 +40,39 @@ def cut_rows(rows: int, row_bytes: int, limit: int) -> list[tuple[int, int]]:
 
 
 class VisionBlock(nn.Module):
-    """`encode`: pixel_values or hidden -> hidden or features, through the block's pieces."""
+    """`encode`: pixel_values or hidden -> hidden or features, through the block's pieces.
+
+    Signals of observed layers follow as further outputs.
+    """
 
     def __init__(self, pieces: Sequence[nn.Module]) -> None:
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        signals: list[Tensor] = []
         for piece in self.pieces:
-            x = piece(x)
-        return x
+            made = piece(x)
+            x, *more = made if isinstance(made, tuple) else (made,)
+            signals += more
+        return (x, *signals) if signals else x
 
 
 class ReduceBlock(nn.Module):
-    """`reduce`: features of all views [1, P*N, C] -> visual_tokens [1, K, C], kept [1, K]."""
+    """`reduce`: features of all views [1, P*N, C] -> visual_tokens [1, K, C], kept [1, K].
+
+    Signals of all views, [1, P*N] or [1, P*N, E], are further inputs in the method's order.
+    """
 
     def __init__(self, pack: nn.Module, method: object, shape: object) -> None:
         super().__init__()
-        self.pack, self.method, self.shape = pack, method, shape
+        self.pack, self.shape = pack, shape
+        self.method: Any = method
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        tokens, kept = self.method(self.pack(features), shape=self.shape)  # type: ignore[operator]
+    def forward(self, features: Tensor, *signals: Tensor) -> tuple[Tensor, Tensor]:
+        named = zip(self.method.signals, signals, strict=True)
+        packed = {name: pack(self.pack, signal) for name, signal in named}
+        tokens, kept = self.method(self.pack(features), shape=self.shape, **packed)
         # Where all are kept the output would be the input itself, and could not have its own name.
         return tokens.clone(), kept
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from edgevlm.documents import DocumentError, read, shown
 from edgevlm.errors import BundleError
-from edgevlm.plan import FORMAT_VERSION, Block, Function, Part, Plan, Tensor
+from edgevlm.plan import FORMAT_VERSION, SIGNALS, Block, Function, Part, Plan, Tensor
 
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT_BYTES = 32 * 10**6
@@ -264,25 +264,42 @@ def _check_vision_and_reduce(plan: Plan) -> None:
     image, channels = plan.host.image, plan.host.embedding.columns
     vision = plan.stage("vision")
     shape: tuple[int, ...] = (1, 3, image.height, image.width)
+    signals: list[Tensor] = []
     for block in vision:
         function = block.functions[0]
         given = "pixel_values" if block is vision[0] else "hidden"
         made = "features" if block is vision[-1] else "hidden_out"
         out = next((t.shape for t in function.outputs if t.name == made), ())
-        _check_signature(block, function, [Tensor(given, "f32", shape)], [Tensor(made, "f32", out)])
+        extra = [t for t in function.outputs if t.name in SIGNALS]
+        signals += extra
+        outputs = [Tensor(made, "f32", out), *extra]
+        _check_signature(block, function, [Tensor(given, "f32", shape)], outputs)
+        first = function.outputs[0].name
+        _expect(first == made, f"{block.name}.encode must give '{made}' first, got {shown(first)}")
         shape = out
     _expect(len(shape) == 3 and shape[2] == channels, f"{vision[-1].name} gives {list(shape)}")
     (reduce,) = plan.stage("reduce")
-    kept = plan.visual_tokens
+    kept, views = plan.visual_tokens, image.views
+    names = [signal.name for signal in signals]
+    _expect(len(set(names)) == len(names), "two vision blocks give a signal of one name")
+    joined = [_of_all_views(signal, shape[1], views) for signal in signals]
     _check_signature(
         reduce,
         reduce.functions[0],
-        [Tensor("features", "f32", (1, image.views * shape[1], channels))],
+        [Tensor("features", "f32", (1, views * shape[1], channels)), *joined],
         [
             Tensor("visual_tokens", "f32", (1, kept, channels)),
             Tensor("kept_positions", "i32", (1, kept)),
         ],
     )
+
+
+def _of_all_views(signal: Tensor, tokens: int, views: int) -> Tensor:
+    """What `reduce` takes of a signal [1, N] or [1, N, E] of one view."""
+    shape = signal.shape
+    good = len(shape) in (2, 3) and shape[:2] == (1, tokens) and signal.dtype == "f32"
+    _expect(good, f"the signal '{signal.name}' is {signal.dtype} {list(shape)}")
+    return Tensor(signal.name, "f32", (1, views * tokens, *shape[2:]))
 
 
 def _check_decoder(plan: Plan, block: Block, function: Function, rows: int) -> None:

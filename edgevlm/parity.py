@@ -85,8 +85,7 @@ class Runner:
 
     def run(self, pixels: Array, tokens: tuple[int, ...]) -> Array:
         """Logits [steps, V] of the engine, fed with the reference's tokens."""
-        features = self._vision(pixels)
-        reduced = self._reduce(features)
+        reduced = self._reduce(self._vision(pixels))
         piece = self.sequence(reduced["visual_tokens"][0], reduced["kept_positions"][0])
         rows = [np.array(self.table[t]) for t in tokens[:-1]]
         positions = piece.positions[-1] + 1 + np.arange(len(rows), dtype=np.int32)
@@ -111,25 +110,32 @@ class Runner:
                     block.name, function.name, rel_error, psnr, rel_error <= self.limit
                 )
 
-    def _vision(self, pixels: Array) -> Array:
-        hidden = [view[None] for view in pixels]
+    def _vision(self, pixels: Array) -> dict[str, Array]:
+        """Features and signals of all views, by name."""
+        hidden, found = [view[None] for view in pixels], dict[str, list[Array]]()
         for block in self.bundle.plan.stage("vision"):
             function = block.functions[0]
-            names = function.inputs[0].name, function.outputs[0].name
+            given, made = function.inputs[0].name, [t.name for t in function.outputs]
             with self._open(block) as module:
                 for index, view in enumerate(hidden):
-                    out = self._call(block, function, {names[0]: view})[names[1]]
+                    out = self._call(block, function, {given: view})
+                    mine = [out[name] for name in made]
                     if index < COMPARED_VIEWS:
-                        self._compare(block, function, [out], [module(torch.from_numpy(view))])
-                    hidden[index] = out
-        return np.concatenate(hidden, axis=1)
+                        theirs = module(torch.from_numpy(view))
+                        theirs = list(theirs) if isinstance(theirs, tuple) else [theirs]
+                        self._compare(block, function, mine, theirs)
+                    hidden[index] = mine[0]
+                    for name, signal in zip(made[1:], mine[1:], strict=True):
+                        found.setdefault(name, []).append(signal)
+        return {k: np.concatenate(v, axis=1) for k, v in (found | {"features": hidden}).items()}
 
-    def _reduce(self, features: Array) -> dict[str, Array]:
+    def _reduce(self, found: dict[str, Array]) -> dict[str, Array]:
         (block,) = self.bundle.plan.stage("reduce")
         function = block.functions[0]
+        given = {tensor.name: found[tensor.name] for tensor in function.inputs}
         with self._open(block) as module:
-            out = self._call(block, function, {"features": features})
-            tokens, kept = module(torch.from_numpy(features))
+            out = self._call(block, function, given)
+            tokens, kept = module(*map(torch.from_numpy, given.values()))
         self._compare(
             block, function, [out["visual_tokens"], out["kept_positions"]], [tokens, kept]
         )

@@ -62,7 +62,7 @@ def export(
     with writing(out, planned.plan, checkpoint.contents, force) as writer:
         progress("load the model")
         model = checkpoint.load_model()
-        pieces: Pieces = checkpoint.family.pieces(model, planned.description)
+        pieces = planned.pieces(model)
         plan = _write(planned, pieces, writer, progress)
         bundle = Bundle(writer.folder, writer.close(plan))
         verification = verify_model(bundle, planned, model, pieces, progress)

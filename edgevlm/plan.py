@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from edgevlm.recipe import Recipe
 
 FORMAT_VERSION = 1
+# What `encode` may give beside features, for methods; edgevlm/models/_signals.py defines each.
+SIGNALS = (
+    "cls_attention", "early_cls_attention", "flat_cls_attention", "keys", "flat_keys",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

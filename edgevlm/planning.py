@@ -17,6 +17,7 @@ from edgevlm.errors import ModelError, PlanError, RecipeError
 from edgevlm.layout import make_layout
 from edgevlm.models._checkpoint import Checkpoint
 from edgevlm.models._family import Description, Pieces
+from edgevlm.models._signals import observe
 from edgevlm.plan import (
     FORMAT_VERSION,
     Embedding,
@@ -49,6 +50,11 @@ class Planned:
     description: Description
     method: Any
 
+    def pieces(self, model: Any) -> Pieces:
+        """The model as static pieces that give what the method asks of the encoder."""
+        found: Pieces = self.checkpoint.family.pieces(model, self.description)
+        return observe(found, self.method.signals)
+
 
 def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     """Work out every number of a bundle.
@@ -67,7 +73,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     description = _describe(checkpoint, recipe)
     method, site, positions = choose_method(recipe, description.shape)
     model = checkpoint.empty_model()
-    pieces: Pieces = checkpoint.family.pieces(model, description)
+    pieces = observe(checkpoint.family.pieces(model, description), method.signals)
     text = config.text_config
     vocabulary = pieces.table[0].shape[0]
     layout = make_layout(

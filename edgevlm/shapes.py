@@ -6,6 +6,7 @@ each function on tensors without data (torch's FlopCounterMode: 2 per multiply-a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgevlm.blocks import build, cut, cut_rows
 from edgevlm.compress._primitives import VisualShape
 from edgevlm.models._family import Description, Pieces
+from edgevlm.models._signals import Observed, signal_shape
 from edgevlm.plan import Block, Function, Host, Tensor
 from edgevlm.trace import DTYPES
 
@@ -42,7 +44,7 @@ def make_blocks(
     """
     blocks = [
         *_vision(host, limit, pieces, description),
-        _reduce(host, kept, description),
+        _reduce(host, kept, pieces, description, method.signals),
         *_decoder(host, limit, pieces),
         *_head(host, limit, pieces),
     ]
@@ -62,20 +64,28 @@ def _vision(host: Host, limit: int, pieces: Pieces, description: Description) ->
         made = Tensor("hidden_out", "f32", between)
         if stop == len(sizes):
             made = Tensor("features", "f32", features)
-        calls: list[Call] = [("encode", [given], [made])]
+        observed = [p for p in pieces.vision[start:stop] if isinstance(p, Observed)]
+        extra = _signals([n for p in observed for n in p.names], description.view_tokens, pieces)
+        calls: list[Call] = [("encode", [given], [made, *extra])]
         blocks.append(_block("vision", index, (start, stop), sum(sizes[start:stop]), calls))
     return blocks
 
 
-def _reduce(host: Host, kept: int, description: Description) -> Block:
+def _reduce(
+    host: Host, kept: int, pieces: Pieces, description: Description, signals: Sequence[str]
+) -> Block:
     channels = host.embedding.columns
     total = host.image.views * description.view_tokens
-    given = [Tensor("features", "f32", (1, total, channels))]
+    given = [Tensor("features", "f32", (1, total, channels)), *_signals(signals, total, pieces)]
     made = [
         Tensor("visual_tokens", "f32", (1, kept, channels)),
         Tensor("kept_positions", "i32", (1, kept)),
     ]
     return _block("reduce", 0, (0, 1), 0, [("reduce", given, made)])
+
+
+def _signals(names: Sequence[str], tokens: int, pieces: Pieces) -> list[Tensor]:
+    return [Tensor(name, "f32", signal_shape(pieces, name, tokens)) for name in names]
 
 
 def _decoder(host: Host, limit: int, pieces: Pieces) -> list[Block]:

@@ -27,6 +27,7 @@ from edgevlm.bundle import Bundle
 from edgevlm.errors import BundleError, RecipeError
 from edgevlm.models._checkpoint import find
 from edgevlm.models._family import Pieces
+from edgevlm.models._signals import method_signals
 from edgevlm.parity import QUESTION, Array, BlockParity, Runner, difference
 from edgevlm.plan import Plan
 from edgevlm.planning import Planned, make_plan
@@ -122,7 +123,7 @@ def verify(
         )
     progress("load the model")
     loaded = checkpoint.load_model()
-    pieces = checkpoint.family.pieces(loaded, planned.description)
+    pieces = planned.pieces(loaded)
     return verify_model(bundle, planned, loaded, pieces, progress, photos)
 
 
@@ -192,10 +193,10 @@ def _reference(
     model: Any, pieces: Pieces, planned: Planned, runner: Runner, pixels: Array, steps: int
 ) -> _Reference:
     """Greedy tokens and their logits from transformers' own forward."""
-    features = planned.checkpoint.family.reference_features(
-        model, torch.from_numpy(pixels), planned.description
-    )
-    tokens, kept = planned.method(features, shape=planned.description.shape)
+    views = torch.from_numpy(pixels)
+    features = planned.checkpoint.family.reference_features(model, views, planned.description)
+    signals = method_signals(pieces, planned.method.signals, views)
+    tokens, kept = planned.method(features, shape=planned.description.shape, **signals)
     piece = runner.sequence(tokens[0].numpy(), kept[0].numpy())
     rows, position = torch.from_numpy(piece.rows)[None], torch.from_numpy(piece.positions)[None]
     past, ids, scores = None, [], []

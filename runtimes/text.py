@@ -97,13 +97,14 @@ class TextLoop:
                 f"the bundle takes {image.frames} frames per clip, got {len(pictures)}"
             )
         pixels = images.views(pictures, image)
-        count = self._features.shape[1] // image.views
+        count = self._seen["features"].shape[1] // image.views
         started = time.perf_counter()
         for index, view in enumerate(pixels):
             self._pixels[0] = view
             for block in self.plan.stage("vision"):
                 self.engine.run(block.name, "encode")
-            self._features[0, index * count : (index + 1) * count] = self._view[0]
+            for name, whole in self._seen.items():
+                whole[:, index * count : (index + 1) * count] = self._view[name]
         self.vision_ms += (time.perf_counter() - started) * 1e3
         self.reduce_ms += _timed(lambda: self.engine.run("reduce-0", "reduce"))
         if not times:
@@ -229,27 +230,19 @@ class TextLoop:
         host, plan = self.plan.host, self.plan
         channels = host.embedding.columns
         vision = plan.stage("vision")
-        self._pixels = _empty(vision[0].functions[0], "pixel_values")
-        self._view = _empty(vision[-1].functions[0], "features")
-        between = self._pixels
+        self._pixels = between = _empty(vision[0].functions[0], "pixel_values")
+        self._view: dict[str, Array] = {}  # features and signals of one view
         for block in vision:
             function = block.functions[0]
-            out = self._view if block is vision[-1] else _empty(function, "hidden_out")
-            given, made = function.inputs[0].name, function.outputs[0].name
-            self.engine.bind(block.name, "encode", {given: between, made: out})
-            between = out
+            made = {tensor.name: _empty(function, tensor.name) for tensor in function.outputs}
+            self.engine.bind(block.name, "encode", {function.inputs[0].name: between, **made})
+            between = made[function.outputs[0].name]
+            self._view |= made
         reduce = plan.stage("reduce")[0].functions[0]
-        self._features = _empty(reduce, "features")
+        self._seen = {tensor.name: _empty(reduce, tensor.name) for tensor in reduce.inputs}
         self._tokens, self._kept = _empty(reduce, "visual_tokens"), _empty(reduce, "kept_positions")
-        self.engine.bind(
-            "reduce-0",
-            "reduce",
-            {
-                "features": self._features,
-                "visual_tokens": self._tokens,
-                "kept_positions": self._kept,
-            },
-        )
+        chosen = {"visual_tokens": self._tokens, "kept_positions": self._kept}
+        self.engine.bind("reduce-0", "reduce", self._seen | chosen)
         self._bind_decoder(plan.stage("decoder"))
         self._last = np.zeros((1, 1, channels), np.float32)
         self._logits = np.zeros(host.vocabulary, np.float32)

@@ -10,7 +10,7 @@ A family file is named by transformers' `model_type` and has four functions:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ class Pieces:
         table: Matrices whose rows make the embedding table, in order.
         head: Output matrix [V, C]; the same tensor as `table[0]` where the two are tied.
         language_model: The model's own text decoder, for `verify`.
+        class_token: The encoder's first token stands for the whole view (CLIP).
+        fold: Values of patches [1, patches, E] -> of tokens [1, N, E], as the connector folds them.
     """
 
     vision: tuple[nn.Module, ...]
@@ -68,6 +70,8 @@ class Pieces:
     table: tuple[Tensor, ...]
     head: Tensor
     language_model: nn.Module
+    class_token: bool = False
+    fold: nn.Module = field(default_factory=nn.Identity)
 
 
 def three(values: Any) -> tuple[float, float, float]:

@@ -10,7 +10,8 @@ transformers' own forward in tests/models:
     rotary tables made inside, from positions       -> inputs that the host makes DecoderLayer
     RMSNorm in five operators                       -> one                        rms_norm
     2x2 pooling by interpolation (LLaVA clips)      -> a constant matrix          llava_onevision
-    AnyRes packing by the picture's shape           -> a fixed permutation        llava_onevision
+    AnyRes packing by the picture's shape           -> a fixed permutation        llava_onevision,
+                                                                                  llava_next
 """
 
 from __future__ import annotations
@@ -39,25 +40,54 @@ class PatchEmbedding(nn.Module):
         return tokens + self.position.weight.unsqueeze(0)
 
 
+class ClassPatchEmbedding(nn.Module):
+    """CLIP's tokens of one view (arXiv 2103.00020), the class token first, after CLIP's first norm.
+
+    pixel_values f32 [1, 3, h_px, w_px] -> [1, 1 + N, C].
+    """
+
+    def __init__(self, embeddings: Any, norm: nn.Module) -> None:
+        super().__init__()
+        self.patch, self.token = embeddings.patch_embedding, embeddings.class_embedding
+        self.position, self.norm = embeddings.position_embedding, norm
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        patches = self.patch(pixel_values).flatten(2).transpose(1, 2)
+        tokens = torch.cat((self.token[None, None], patches), dim=1)
+        return self.norm(tokens + self.position.weight.unsqueeze(0))
+
+
 class EncoderLayer(nn.Module):
-    """A SigLIP encoder layer (arXiv 2303.15343): pre-norm attention and MLP, [1, N, C] -> same."""
+    """A SigLIP or CLIP encoder layer: pre-norm attention and MLP, [1, N, C] -> same.
+
+    Sources: arXiv 2303.15343, arXiv 2103.00020.
+    """
 
     layer: Any  # transformers' module; its attributes have no types
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
+        attn: Any = layer.self_attn
+        self.heads, self.head_size = attn.num_heads, attn.head_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        attn = self.layer.self_attn
-        h = self.layer.layer_norm1(x)
-        mixed = attention(attn.q_proj(h), attn.k_proj(h), attn.v_proj(h), attn.num_heads)
-        x = x + attn.out_proj(mixed)
+        return self.finish(x, *self.project(x))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [1, N, H*D]."""
+        attn, h = self.layer.self_attn, self.layer.layer_norm1(x)
+        return attn.q_proj(h), attn.k_proj(h), attn.v_proj(h)
+
+    def finish(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The layer's output [1, N, C], from its input and what `project` gave."""
+        mixed = attention(query, key, value, self.heads)
+        x = x + self.layer.self_attn.out_proj(mixed)
         return x + self.layer.mlp(self.layer.layer_norm2(x))
 
 
 class DecoderLayer(nn.Module):
-    """A Llama or Qwen2 decoder layer with its cache outside.
+    """A Llama, Mistral or Qwen2 decoder layer with its cache outside.
 
     hidden [1, S, C], past_key and past_value [1, G, T, D] -> hidden and the two with S new rows.
     """

@@ -59,7 +59,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         image=image,
         view_tokens=side * side,
         shape=shape,
-        full_image=flat if clip or image.views == 1 else _rows(side, rows, columns),
+        full_image=flat if clip or image.views == 1 else newline_rows(side, rows, columns),
         reduced_image=flat,
         placeholder="<video>" if clip else "<image>",
         content_type="video" if clip else "image",
@@ -92,6 +92,7 @@ def pieces(model: Any, description: Description) -> Pieces:
         table=(core.language_model.embed_tokens.weight, core.image_newline[None]),
         head=model.lm_head.weight,
         language_model=core.language_model,
+        fold=pool,
     )
 
 
@@ -123,6 +124,16 @@ def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> A
     return made["pixel_values"][0][: image.views]  # one view: the base image
 
 
+def newline_rows(side: int, rows: int, columns: int) -> tuple[str | Part, ...]:
+    """The sequence of a packed image: base image, then each row of the grid with a newline."""
+    base, width = side * side, columns * side
+    items: list[str | Part] = [Part("visual", start=0, stop=base)]
+    for row in range(rows * side):
+        start = base + row * width
+        items += [Part("visual", start=start, stop=start + width), NEWLINE]
+    return tuple(items)
+
+
 class Pack(nn.Module):
     """Tiles to one raster grid: [1, (1 + R*C)*h*w, C], base image first -> [1, same, C]."""
 
@@ -152,15 +163,6 @@ class Pool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.matrix @ x
-
-
-def _rows(side: int, rows: int, columns: int) -> tuple[str | Part, ...]:
-    base, width = side * side, columns * side
-    items: list[str | Part] = [Part("visual", start=0, stop=base)]
-    for row in range(rows * side):
-        start = base + row * width
-        items += [Part("visual", start=start, stop=start + width), NEWLINE]
-    return tuple(items)
 
 
 def _check(config: Any, rows: int, columns: int) -> None:

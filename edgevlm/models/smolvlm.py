@@ -8,6 +8,7 @@ picture is resized once instead of twice.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from PIL import Image
@@ -94,6 +95,7 @@ def pieces(model: Any, description: Description) -> Pieces:
         table=(decoder.embed_tokens.weight,),
         head=model.lm_head.weight,
         language_model=decoder,
+        fold=Fold(model.config.scale_factor),
     )
 
 
@@ -131,6 +133,22 @@ class Connector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.connector(self.norm(x))
+
+
+class Fold(nn.Module):
+    """Values of patches to values of tokens, as the pixel shuffle groups them: their mean.
+
+    [1, patches, E] -> [1, patches / scale^2, E].
+    """
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = math.isqrt(x.shape[1])
+        n = side // self.scale
+        return x.reshape(1, n, self.scale, n, self.scale, -1).mean((2, 4)).reshape(1, n * n, -1)
 
 
 def _image(views: list[Part], rows: int, columns: int) -> list[str | Part]:

@@ -24,13 +24,32 @@ def make(name: str, tokens: int | None, shape: VisualShape = SHAPE) -> Any:
     if module.SITE != "tokens":
         pytest.skip(f"{name} works at site '{module.SITE}'")
     method = module.Method(tokens=tokens)
-    if method.signals:
-        pytest.skip(f"{name} needs signals: {', '.join(method.signals)}")
     try:
         method.plan(shape)
     except PlanError as reason:
         pytest.skip(str(reason))
     return method
+
+
+def signals(method: Any, zero: bool = False) -> list[Tensor]:
+    """What the method asks of the encoder, for 64 tokens: attention adds up to one."""
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for name in method.signals:
+        shape = (1, 64, 8) if name in ("keys", "flat_keys") else (1, 64)
+        drawn = torch.randn(shape, generator=generator)
+        found.append(
+            torch.zeros(shape) if zero else drawn if len(shape) == 3 else drawn.softmax(-1)
+        )
+    return found
+
+
+def call(
+    method: Any, features: Tensor, shape: VisualShape | None = None, zero: bool = False
+) -> Any:
+    """The method with the signals that it asks for."""
+    named = dict(zip(method.signals, signals(method, zero), strict=True))
+    return method(features, shape=shape, **named)
 
 
 def check_positions(positions: Tensor, kept: int, total: int) -> None:
@@ -59,7 +78,7 @@ def test_zero_compression_is_identity(name: str, tokens: int | None, features: T
     """The same tensor comes back, not a copy."""
     method = make(name, tokens)
     assert method.plan(SHAPE) == 64
-    kept, positions = method(features, shape=SHAPE)
+    kept, positions = call(method, features, SHAPE)
     assert kept is features
     assert positions.tolist() == [list(range(64))]
 
@@ -70,7 +89,7 @@ def test_shape_law(name: str, tokens: int, features: Tensor) -> None:
     """What `plan` says is what comes out."""
     method = make(name, tokens)
     assert method.plan(SHAPE) == tokens
-    kept, positions = method(features)
+    kept, positions = call(method, features)
     assert kept.shape == (1, tokens, 16)
     assert kept.dtype == torch.float32
     assert bool(torch.isfinite(kept).all())
@@ -83,7 +102,7 @@ def test_shape_law_with_tiles(name: str, tokens: int, features: Tensor) -> None:
     """Grids of different sizes."""
     method = make(name, tokens, TILES)
     assert method.plan(TILES) == tokens
-    kept, positions = method(features, shape=TILES)
+    kept, positions = call(method, features, TILES)
     assert kept.shape == (1, tokens, 16)
     check_positions(positions, tokens, 64)
 
@@ -91,7 +110,7 @@ def test_shape_law_with_tiles(name: str, tokens: int, features: Tensor) -> None:
 @methods
 def test_equal_tokens_are_no_trouble(name: str) -> None:
     """A blank page: all tokens are zero. Nothing is NaN and positions still differ."""
-    kept, positions = make(name, 16)(torch.zeros(1, 64, 16))
+    kept, positions = call(make(name, 16), torch.zeros(1, 64, 16), zero=True)
     assert kept.tolist() == torch.zeros(1, 16, 16).tolist()
     check_positions(positions, 16, 64)
 
@@ -123,9 +142,14 @@ def test_exports_and_onnx_agrees(
 ) -> None:
     """The graph is static, and ONNX Runtime gives the same tokens at the same positions."""
     method = make(name, tokens)
-    program = trace(method, torch.zeros_like(features))
-    expected, positions = method(features)
-    kept, kept_positions = engine(program)(features)
+    given = signals(method)
+
+    def named(features: Tensor, *given: Tensor) -> Any:
+        return method(features, **dict(zip(method.signals, given, strict=True)))
+
+    program = trace(named, torch.zeros_like(features), *map(torch.zeros_like, given))
+    expected, positions = named(features, *given)
+    kept, kept_positions = engine(program)(features, *given)
     assert kept_positions.dtype == np.int32
     np.testing.assert_array_equal(kept_positions, positions.numpy())
     np.testing.assert_allclose(kept, expected.numpy(), rtol=0, atol=1e-5)
