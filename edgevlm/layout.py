@@ -48,7 +48,8 @@ def make_layout(
     # Text of the prompt that meets text of the image (a clip begins with its duration).
     starts = _is_text(image[0], special, at_end=False)
     ends = _is_text(image[-1], special, at_end=True)
-    before_parts = _parts([before], tokenizer, vocabulary, open_end=starts)
+    start = _start(first, tokenizer)
+    before_parts = _parts([start, before], tokenizer, vocabulary, open_end=starts)
     after_parts = _parts([after], tokenizer, vocabulary, open_start=ends)
     return Layout(
         prompt=(*before_parts, Part("image"), *after_parts),
@@ -59,7 +60,7 @@ def make_layout(
             open_start=_is_text(before, special, at_end=True),
             open_end=_is_text(after, special, at_end=False),
         ),
-        text=_parts([plain], tokenizer, vocabulary),
+        text=_parts([start, plain], tokenizer, vocabulary),
         turn=_parts([further], tokenizer, vocabulary),
     )
 
@@ -94,6 +95,14 @@ def _render(description: Description, template: str | None) -> tuple[str, str, s
             f" it wrote {first!r}"
         )
     return first, plain, further
+
+
+def _start(text: str, tokenizer: Tokenizer) -> Part:
+    """Ids that the tokenizer puts in front of a first turn (Llama's `<s>`), unless it has them."""
+    encoded = tokenizer.encode("a")
+    count = [*encoded.special_tokens_mask, 0].index(0)
+    written = count > 0 and text.startswith(encoded.tokens[0])
+    return Part("ids", ids=() if written else tuple(encoded.ids[:count]))
 
 
 def _parts(

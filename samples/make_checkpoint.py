@@ -20,6 +20,7 @@ neither the order nor the number of tensors matters. `std` is gain / sqrt(fan_in
   almost never ends by itself.
 
 Limits: same bytes for the same seed, Python (its texts train the tokenizer) and numpy generator.
+One file, a little long, so that it runs wherever it is copied to.
 """
 
 # ruff: noqa: C408 -- presets read better as dict(name=value)
@@ -38,15 +39,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 GAINS = {"q_proj": 1.4, "k_proj": 1.4, "v_proj": 1.5, "o_proj": 1.5, "out_proj": 1.5,
          "gate_proj": 1.5, "up_proj": 1.0, "down_proj": 1.0, "fc1": 1.5, "fc2": 1.0,
          "patch_embedding": 3.0, "modality_projection": 1.0,
          "linear_1": 1.5, "linear_2": 1.0}  # fmt: skip
-ABSOLUTE_STD = {"embed_tokens": 1.0, "position_embedding": 0.5, "image_newline": 1.0, "bias": 0.1}
+ABSOLUTE_STD = {"embed_tokens": 1.0, "lm_head": 1.0, "position_embedding": 0.5,
+                "class_embedding": 0.5, "image_newline": 1.0, "bias": 0.1}  # fmt: skip
 CHUNK = 1 << 22  # numbers drawn at a time: 16 MB, whatever the size of the tensor
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 SMOLVLM_TEXT = dict(model_type="llama", vocab_size=49280, head_dim=64, hidden_act="silu",
     max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=100000.0, tie_word_embeddings=True,
@@ -56,11 +59,13 @@ SMOLVLM_VISION = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers
     hidden_act="gelu_pytorch_tanh")  # fmt: skip
 TINY_VISION = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2,
     num_attention_heads=4, hidden_act="gelu_pytorch_tanh")  # fmt: skip
+TINY_CLIP = dict(num_hidden_layers=3, image_size=56, patch_size=4, hidden_act="quick_gelu")
 TINY_TEXT = dict(hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, head_dim=16, vocab_size=1024)  # fmt: skip
 QWEN2_TEXT = dict(model_type="qwen2", vocab_size=152000, hidden_act="silu", rms_norm_eps=1e-6,
     max_position_embeddings=32768, rope_theta=1000000.0, tie_word_embeddings=True,
     bos_token_id=151643, eos_token_id=151645)  # fmt: skip
+LLAMA_TEXT = SMOLVLM_TEXT | dict(max_position_embeddings=4096, tie_word_embeddings=False)
 
 PRESETS = {
     "smolvlm-256m": dict(family="smolvlm", dtype="bfloat16", scale_factor=4, vision=SMOLVLM_VISION,
@@ -79,31 +84,34 @@ PRESETS = {
         vision=TINY_VISION | dict(image_size=128, patch_size=8), text=SMOLVLM_TEXT | TINY_TEXT),
     "tiny-llava-onevision": dict(family="llava_onevision", dtype="float32",
         vision=TINY_VISION | dict(image_size=56, patch_size=4), text=QWEN2_TEXT | TINY_TEXT),
+    "tiny-llava-next": dict(family="llava_next", dtype="float32",
+        vision=TINY_VISION | TINY_CLIP, text=LLAMA_TEXT | TINY_TEXT),
     "tiny-idefics3": dict(family="idefics3", dtype="float32", scale_factor=2,
         vision=TINY_VISION | dict(image_size=128, patch_size=8), text=SMOLVLM_TEXT | TINY_TEXT),
 }  # fmt: skip
+CLASSES = {"smolvlm": "SmolVLM", "idefics3": "Idefics3",
+           "llava_onevision": "LlavaOnevision", "llava_next": "LlavaNext"}  # fmt: skip
 
 SMOLVLM_SPECIAL = ["<global-img>",
     *(f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)),
     "<fake_token_around_image>", "<image>"]  # fmt: skip
+LLAMA_SPECIAL = ["<unk>", "<s>", "</s>", "<image>", "<pad>"]
 QWEN2_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
 
-SMOLVLM_CHAT = """\
-<|im_start|>
+MESSAGES = """\
 {%- for message in messages %}
     {%- set content = message.content %}
     {%- set parts = [{'type': 'text', 'text': content}] if content is string else content %}
+"""
+SMOLVLM_CHAT = "<|im_start|>\n" + MESSAGES + """\
     {{- message.role | capitalize + (':' if parts[0].type == 'image' else ': ') }}
     {%- for part in parts %}
         {{- part.text if part.type == 'text' else '<' + part.type + '>' }}
     {%- endfor %}
     {{- '<end_of_utterance>\\n' }}
 {%- endfor %}
-{{- 'Assistant:' if add_generation_prompt else '' }}"""
-LLAVA_ONEVISION_CHAT = """\
-{%- for message in messages %}
-    {%- set content = message.content %}
-    {%- set parts = [{'type': 'text', 'text': content}] if content is string else content %}
+{{- 'Assistant:' if add_generation_prompt else '' }}"""  # fmt: skip
+LLAVA_ONEVISION_CHAT = MESSAGES + """\
     {{- '<|im_start|>' + message.role + ' ' }}
     {%- for kind in ['image', 'video'] %}
         {%- for part in parts if part.type == kind %}{{- '<' + kind + '>' }}{%- endfor %}
@@ -111,7 +119,15 @@ LLAVA_ONEVISION_CHAT = """\
     {%- for part in parts if part.type == 'text' %}{{- '\\n' + part.text }}{%- endfor %}
     {{- '<|im_end|>' }}
 {%- endfor %}
-{{- '<|im_start|>assistant\\n' if add_generation_prompt else '' }}"""
+{{- '<|im_start|>assistant\\n' if add_generation_prompt else '' }}"""  # fmt: skip
+LLAVA_NEXT_CHAT = MESSAGES + """\
+    {{- message.role | upper + ': ' }}
+    {%- for part in parts %}
+        {{- '<image>\\n' if part.type == 'image' else part.text + ' ' }}
+    {%- endfor %}
+{%- endfor %}
+{{- 'ASSISTANT:' if add_generation_prompt else '' }}"""  # fmt: skip
+CHATS = {"llava_onevision": LLAVA_ONEVISION_CHAT, "llava_next": LLAVA_NEXT_CHAT}
 
 # GPT-2's way to cut words, as Qwen2 has it: digits one by one, at most one mark before a word.
 QWEN2_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
@@ -135,8 +151,7 @@ def make_checkpoint(like: str, out: Path, seed: int = 0, force: bool = False) ->
     tokenizer.save(str(partial / "tokenizer.json"))
     for name, content in {"config.json": config, **small_files(preset, config)}.items():
         write_json(partial / name, content)
-    smolvlm = preset["family"] != "llava_onevision"
-    (partial / "chat_template.jinja").write_text(SMOLVLM_CHAT if smolvlm else LLAVA_ONEVISION_CHAT)
+    (partial / "chat_template.jinja").write_text(CHATS.get(preset["family"], SMOLVLM_CHAT))
     write_weights(partial / "model.safetensors", config, tokenizer, seed)
     if out.exists():
         shutil.rmtree(out)
@@ -146,20 +161,22 @@ def make_checkpoint(like: str, out: Path, seed: int = 0, force: bool = False) ->
 def train_tokenizer(preset: dict) -> Tokenizer:
     """Train byte-level BPE, with the family's special tokens at the ids of the published ones.
 
-    SmolVLM has three special tokens first, the others after the words; Qwen2 has all after. Where
-    the texts at hand yield too few words, numbers fill the vocabulary: never encoded, decodable.
+    SmolVLM and Llama have three special tokens first, the others after the words; Qwen2 has all
+    after. Llama puts <s> in front of a text. Where the texts at hand yield too few words, numbers
+    fill the vocabulary: never encoded, decodable.
     """
     vocab_size, tiny = preset["text"]["vocab_size"], preset["dtype"] == "float32"
+    cut = pre_tokenizers.Digits(individual_digits=True)
     if preset["family"] == "llava_onevision":
         first, last = [], QWEN2_SPECIAL
         cut = pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated")
-        words = vocab_size - len(last) if tiny else 151643
+    elif preset["family"] == "llava_next":
+        first, last = LLAMA_SPECIAL[:3], LLAMA_SPECIAL[3:]
     else:
         reserved = [] if tiny else [f"<|reserved_special_token_{i}|>" for i in range(88)]
         first = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
         last = [*SMOLVLM_SPECIAL, *reserved, "<end_of_utterance>"]
-        cut = pre_tokenizers.Digits(individual_digits=True)
-        words = vocab_size - len(last)
+    words = vocab_size - len(last) if tiny or first else 151643
     stdlib = Path(sysconfig.get_path("stdlib"))
     patterns = ["pydoc_data/*.py"] if tiny else ["*.py", "[a-z]*/*.py"]
     files = [file for pattern in patterns for file in sorted(stdlib.glob(pattern))]
@@ -178,58 +195,71 @@ def train_tokenizer(preset: dict) -> Tokenizer:
     vocab |= {f"Ġ{1000 + i}": i for i in range(len(vocab), words)}
     tokenizer = Tokenizer.from_str(json.dumps(content))
     tokenizer.add_special_tokens(last)
+    if "<s>" in first:
+        start = [("<s>", first.index("<s>"))]
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=start)
     return tokenizer
 
 
 def model_config(preset: dict, tokenizer: Tokenizer) -> dict:
     """config.json: the preset, its token ids and the family's constants."""
     family, dtype, text = preset["family"], preset["dtype"], dict(preset["text"])
-    config = {"model_type": family, "dtype": dtype, "tie_word_embeddings": True}
+    config = {"model_type": family, "dtype": dtype}
+    config |= {"architectures": [f"{CLASSES[family]}ForConditionalGeneration"]}
+    config |= {"tie_word_embeddings": text["tie_word_embeddings"]}
     vision = {"model_type": f"{family}_vision", **preset["vision"]}
     if family == "llava_onevision":
         ids = [tokenizer.token_to_id(token) for token in QWEN2_SPECIAL]
         text |= {"bos_token_id": ids[0], "eos_token_id": ids[2], "pad_token_id": ids[0]}
         vision |= {"model_type": "siglip_vision_model", "vision_use_head": False}
-        config |= {"architectures": ["LlavaOnevisionForConditionalGeneration"]}
-        config |= {"image_token_index": ids[3], "video_token_index": ids[4]}
-        config |= {"image_grid_pinpoints": pinpoints(vision["image_size"])}
-        config |= {"projector_hidden_act": "gelu", "vision_aspect_ratio": "anyres_max_9"}
+        config |= {"video_token_index": ids[4], "vision_aspect_ratio": "anyres_max_9"}
         config |= {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    elif family == "llava_next":
+        vision |= {"model_type": "clip_vision_model"}
+        config |= {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
     else:
-        name = {"smolvlm": "SmolVLM", "idefics3": "Idefics3"}[family]
-        config |= {"architectures": [f"{name}ForConditionalGeneration"]}
         config |= {"image_token_id": tokenizer.token_to_id("<image>")}
         config |= {"scale_factor": preset["scale_factor"], "pad_token_id": 2}
+    if family.startswith("llava"):
+        config |= {"image_grid_pinpoints": pinpoints(family, vision["image_size"])}
+        config |= {"image_token_index": tokenizer.token_to_id("<image>")}
+        config |= {"projector_hidden_act": "gelu"}
     return config | {"text_config": text, "vision_config": vision}
 
 
 def small_files(preset: dict, config: dict) -> dict[str, dict]:
     """The other JSON files of the folder: processors, tokenizer and generation, as published."""
-    text, image_size = config["text_config"], preset["vision"]["image_size"]
+    text, family = config["text_config"], preset["family"]
+    name, image_size = CLASSES[family], preset["vision"]["image_size"]
+    patches = image_size // preset["vision"]["patch_size"]
     image = {"do_convert_rgb": True, "do_resize": True, "do_rescale": True, "do_normalize": True}
     image |= {"rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    special = {"bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>"}
-    if preset["family"] == "llava_onevision":
-        image |= {"image_processor_type": "LlavaOnevisionImageProcessor", "do_pad": True}
-        image |= {"resample": 3, "size": {"height": image_size, "width": image_size}}  # BICUBIC
-        image |= {"image_grid_pinpoints": config["image_grid_pinpoints"]}
-        tokens_per_tile = (image_size // preset["vision"]["patch_size"]) ** 2
-        processor = {"processor_class": "LlavaOnevisionProcessor", "image_token": "<image>"}
-        processor |= {"num_image_tokens": tokens_per_tile, "video_token": "<video>"}
-        processor |= {"vision_feature_select_strategy": "full"}
+    image |= {"image_processor_type": f"{name}ImageProcessor", "do_pad": True}
+    processor = {"processor_class": f"{name}Processor"}
+    if family.startswith("llava"):
+        image |= {"resample": 3, "image_grid_pinpoints": config["image_grid_pinpoints"]}  # BICUBIC
+        strategy = config["vision_feature_select_strategy"]
+        processor |= {"image_token": "<image>", "vision_feature_select_strategy": strategy}
+        generation = {f"{k}_token_id": text[f"{k}_token_id"] for k in ("bos", "eos", "pad")}
+    if family == "llava_onevision":
+        image |= {"size": {"height": image_size, "width": image_size}}
+        processor |= {"num_image_tokens": patches**2, "video_token": "<video>"}
         processor |= {"vision_aspect_ratio": "anyres_max_9"}
         special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-        generation = {f"{k}_token_id": text[f"{k}_token_id"] for k in ("bos", "eos", "pad")}
         extra = QWEN2_SPECIAL[1:]
+    elif family == "llava_next":
+        image |= {"size": {"shortest_edge": image_size}, "image_mean": CLIP_MEAN}
+        image |= {"crop_size": {"height": image_size, "width": image_size}, "image_std": CLIP_STD}
+        processor |= {"patch_size": image_size // patches, "num_additional_image_tokens": 1}
+        special = {"bos_token": "<s>", "eos_token": "</s>"}
+        special |= {"pad_token": "<pad>", "unk_token": "<unk>"}
+        extra = LLAMA_SPECIAL[3:]
     else:
-        name = config["architectures"][0].removesuffix("ForConditionalGeneration")
-        image |= {"image_processor_type": f"{name}ImageProcessor", "do_pad": True}
         image |= {"resample": 1, "do_image_splitting": True}  # LANCZOS
         image |= {"size": {"longest_edge": 4 * image_size}}
         image |= {"max_image_size": {"longest_edge": image_size}}
-        patches = image_size // preset["vision"]["patch_size"]
-        processor = {"processor_class": f"{name}Processor"}
         processor |= {"image_seq_len": (patches // preset["scale_factor"]) ** 2}
+        special = {"bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>"}
         special |= {"pad_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
         generation = {"bos_token_id": 0, "eos_token_id": text["vocab_size"] - 1, "pad_token_id": 2}
         extra = ["<fake_token_around_image>", "<image>", "<end_of_utterance>"]
@@ -286,7 +316,7 @@ def draw(name: str, shape: tuple, seed: int, tokenizer: Tokenizer) -> Iterator[n
     for start in range(0, shape[0], rows_per_chunk):
         rows = min(rows_per_chunk, shape[0] - start)
         numbers = generator.standard_normal((rows, row), dtype=np.float32) * np.float32(std)
-        if layer == "embed_tokens":
+        if layer in ("embed_tokens", "lm_head"):
             quiet = [i - start for i in tokenizer.get_added_tokens_decoder()]
             numbers[[i for i in quiet if 0 <= i < rows]] *= 0.25
             numbers[max(0, tokenizer.get_vocab_size() - start) :] = 0
@@ -294,16 +324,20 @@ def draw(name: str, shape: tuple, seed: int, tokenizer: Tokenizer) -> Iterator[n
 
 
 def published_name(name: str, config: dict) -> str:
-    """The published tensor name: LLaVA-OneVision's files keep an older layout of its modules."""
-    if config["model_type"] != "llava_onevision":
+    """The published tensor name: the files of both LLaVAs keep an older layout of their modules."""
+    if not config["model_type"].startswith("llava"):
         return name
+    if name.startswith("lm_head"):
+        return f"language_model.{name}"
     name = name.removeprefix("model.").replace("vision_tower.", "vision_tower.vision_model.")
     return name.replace("language_model.", "language_model.model.")
 
 
-def pinpoints(image_size: int) -> list[list[int]]:
-    """Every grid of 1..6 x 1..6 tiles, [height, width] in pixels."""
-    return [[r * image_size, c * image_size] for r in range(1, 7) for c in range(1, 7)]
+def pinpoints(family: str, image_size: int) -> list[list[int]]:
+    """The published grids of tiles, [height, width] in pixels: OneVision has all of 1..6 x 1..6."""
+    every = [(r, c) for r in range(1, 7) for c in range(1, 7)]
+    grids = every if family == "llava_onevision" else [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
+    return [[r * image_size, c * image_size] for r, c in grids]
 
 
 def write_json(path: Path, content: dict) -> None:

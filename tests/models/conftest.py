@@ -174,7 +174,7 @@ def processor() -> Callable[[Path], Any]:
 
         Processor.__name__ = original.__name__
         parts = dict(read(path))
-        if config.model_type != "idefics3":
+        if config.model_type not in ("idefics3", "llava_next"):  # these have no clips
             parts["video_processor"] = SimpleNamespace(num_frames=None, fps=None)
         return Processor(**parts)
 

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 ROOT = Path(__file__).parents[2]
-TINY = ["tiny-smolvlm", "tiny-llava-onevision", "tiny-idefics3"]
+TINY = ["tiny-smolvlm", "tiny-llava-onevision", "tiny-llava-next", "tiny-idefics3"]
 
 
 def make(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -58,7 +58,7 @@ def last_logits(model, folder: Path, name: str) -> torch.Tensor:
     size, config = model.config.vision_config.image_size, model.config
     pixels = np.asarray(photo(name).resize((size, size)), np.float32) / 127.5 - 1
     pixels = torch.from_numpy(pixels.transpose(2, 0, 1)[None])  # [1, 3, h_px, w_px]
-    llava = config.model_type == "llava_onevision"
+    llava = config.model_type.startswith("llava")
     vision = model.model.vision_tower if llava else model.model.vision_model
     project = model.model.multi_modal_projector if llava else model.model.connector
     text = model.model.language_model if llava else model.model.text_model
@@ -74,7 +74,7 @@ def test_tiny_checkpoint_loads_in_transformers(checkpoint):
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     assert len(tokenizer) == model.config.text_config.vocab_size
     text = "What is 42? naïve\n\ttab"
-    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
     assert tokenizer.convert_tokens_to_ids("<image>") == model.config.image_token_id
     eos = model.generation_config.eos_token_id
     assert tokenizer.convert_tokens_to_ids(tokenizer.eos_token) == eos
@@ -90,12 +90,29 @@ def test_chat_template_is_the_familys(checkpoint):
     chat += [{"role": "assistant", "content": [{"type": "text", "text": "A pot."}]}]
     text = tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
     both = tokenizer.apply_chat_template(chat, tokenize=False)
-    if "llava" in checkpoint.name:
+    if checkpoint.name == "tiny-llava-next":
+        assert text == "USER: <image>\nWhat is this? ASSISTANT:"
+        assert both == text + " A pot. "
+    elif "llava" in checkpoint.name:
         assert text == "<|im_start|>user <image>\nWhat is this?<|im_end|><|im_start|>assistant\n"
         assert both == text[:-1] + " \nA pot.<|im_end|>"
     else:
         assert text == "<|im_start|>User:<image>What is this?<end_of_utterance>\nAssistant:"
         assert both == text + " A pot.<end_of_utterance>\n"
+
+
+def test_the_processor_of_llava_next_and_its_model_agree(tmp_path):
+    folder = made("tiny-llava-next", tmp_path / "tiny-llava-next")
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    assert type(processor).__name__ == "LlavaNextProcessor"
+    message = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    chat = [{"role": "user", "content": message}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    inputs = processor(text=text, images=[photo("flower")], return_tensors="pt")
+    assert inputs.input_ids[0, 0] == processor.tokenizer.bos_token_id
+    with torch.no_grad():  # as many placeholders as features, or it raises
+        logits = load(folder)(**inputs).logits
+    assert logits.shape[1] == inputs.input_ids.shape[1]
 
 
 def test_the_image_changes_the_logits(checkpoint):
