@@ -122,6 +122,12 @@ class ImageSpec:
     std: tuple[float, float, float]
 
     @property
+    def tiling(self) -> tuple[tuple[int, int], str]:
+        """Grid of tiles, and where the whole picture is beside them: `first`, `last` or nowhere."""
+        tiled = self.rows * self.columns > 1
+        return (self.rows, self.columns), self.global_view if tiled else ""
+
+    @property
     def views(self) -> int:
         """Calls of `encode` per image or clip: P."""
         tiles = self.rows * self.columns

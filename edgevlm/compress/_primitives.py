@@ -1,7 +1,8 @@
 """What the methods share: the shape they plan with, budgets, and selection without sort.
 
-Each function is made of operators that every target has: top-k, gather, compare, matmul. Shapes are
-constants. `sort`, `scatter` and boolean indexing are missing or wrong on at least one target.
+Each function is made of operators that every target has: top-k, gather, compare, running sum,
+matmul. Shapes are constants. `sort`, `scatter` and boolean indexing are missing or wrong on at
+least one target.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ class VisualShape:
     Attributes:
         grids: Token grid (h, w) of each tile, frame or packed image, in order.
         channels: C.
+        tiles: Rows and columns of tiles that the image was cut into; (1, 1) if it was not.
+        global_view: `first` or `last` if one of the grids is the whole picture beside its tiles.
     """
 
     grids: tuple[tuple[int, int], ...]
     channels: int
+    tiles: tuple[int, int] = (1, 1)
+    global_view: str = ""
 
     @property
     def tokens(self) -> int:
@@ -142,3 +147,31 @@ def places(scores: Tensor) -> Tensor:
 def unit_rows(features: Tensor) -> Tensor:
     """Rows f32 [..., N, C] divided by their length."""
     return features / features.square().sum(-1, keepdim=True).sqrt().clamp(min=SMALLEST_NORM)
+
+
+def marked(indices: Tensor, total: int) -> Tensor:
+    """Which of `total` tokens are among indices [K]: bool [N]. O(N K) compares."""
+    return (torch.arange(total).unsqueeze(1) == indices).sum(1) > 0
+
+
+def marked_indices(mask: Tensor, count: int) -> Tensor:
+    """Indices i64 [count] of a mask bool [N] that marks `count` tokens, ascending."""
+    total = mask.shape[0]
+    # An unmarked token gets an index past the end.
+    return torch.where(mask, torch.arange(total), total).topk(count, largest=False).values
+
+
+def descending(scores: Tensor) -> Tensor:
+    """Indices i64 [N] of scores [N], the largest first; equal scores keep their order."""
+    return places(scores).topk(scores.shape[0], largest=False).indices
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Mark the `count` largest of each row of scores [..., N]: bool; of equals the first.
+
+    Unlike top-k the choice among equals is the same in each engine. O(N) beside the top-k.
+    """
+    least = scores.topk(count, dim=-1).values[..., -1:]
+    above, equal = scores > least, scores == least
+    free = count - above.sum(-1, keepdim=True)
+    return above | (equal & (equal.to(torch.int64).cumsum(-1) <= free))

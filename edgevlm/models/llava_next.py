@@ -66,7 +66,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     grids: tuple[tuple[int, int], ...] = (((1, 1),) if whole else ()) + ((side, side),)
     if image.views > 1:
         grids += ((rows * side, columns * side),)
-    shape = VisualShape(grids=grids, channels=config.text_config.hidden_size)
+    shape = VisualShape(grids, config.text_config.hidden_size, *image.tiling)
     flat: tuple[str | Part, ...] = (Part("visual", start=0, stop=shape.tokens), NEWLINE)
     return Description(
         image=image,

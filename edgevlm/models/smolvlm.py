@@ -67,7 +67,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     return Description(
         image=image,
         view_tokens=n,
-        shape=VisualShape(grids=((side, side),) * image.views, channels=channels),
+        shape=VisualShape(((side, side),) * image.views, channels, *image.tiling),
         full_image=items,
         reduced_image=items,
         placeholder=IMAGE,

@@ -15,6 +15,7 @@ from edgevlm.registry import METHODS
 
 SHAPE = VisualShape(((8, 8),), 16)
 TILES = VisualShape(((4, 8), (4, 4), (2, 8)), 16)
+TILED = VisualShape(((4, 4),) * 4, 16, (1, 3), "first")  # a thumbnail and three tiles
 methods = pytest.mark.parametrize("name", METHODS.names())
 
 
@@ -105,6 +106,25 @@ def test_shape_law_with_tiles(name: str, tokens: int, features: Tensor) -> None:
     kept, positions = call(method, features, TILES)
     assert kept.shape == (1, tokens, 16)
     check_positions(positions, tokens, 64)
+
+
+@methods
+@pytest.mark.parametrize("tokens", [4, 33])
+def test_a_tiled_picture_in_onnx(
+    name: str, tokens: int, features: Tensor, trace: Any, engine: Any
+) -> None:
+    """A thumbnail and its tiles: as many as planned, and the same in ONNX Runtime."""
+    method = make(name, tokens, TILED)
+    given = signals(method)
+
+    def named(features: Tensor, *given: Tensor) -> Any:
+        return method(features, shape=TILED, **dict(zip(method.signals, given, strict=True)))
+
+    expected, positions = named(features, *given)
+    check_positions(positions, tokens, 64)
+    kept, kept_positions = engine(trace(named, features, *given))(features, *given)
+    np.testing.assert_array_equal(kept_positions, positions.numpy())
+    np.testing.assert_allclose(kept, expected.numpy(), rtol=0, atol=1e-5)
 
 
 @methods

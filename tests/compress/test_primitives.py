@@ -9,7 +9,11 @@ from edgevlm.compress._primitives import (
     VisualShape,
     ascending,
     check_shape,
+    descending,
     grid_budgets,
+    largest,
+    marked,
+    marked_indices,
     places,
     square_shape,
     unit_rows,
@@ -90,3 +94,25 @@ def test_unit_rows() -> None:
         pytest.approx([0.6, 0.8]),
         [0.0, 0.0],
     ]
+
+
+def test_marked() -> None:
+    """A mask and back, in ascending order."""
+    mask = marked(torch.tensor([4, 0, 2]), 6)
+    assert mask.tolist() == [True, False, True, False, True, False]
+    assert marked_indices(mask, 3).tolist() == [0, 2, 4]
+    assert marked_indices(~mask, 3).tolist() == [1, 3, 5]
+
+
+def test_descending() -> None:
+    """Largest first; equal scores keep their order."""
+    assert descending(torch.tensor([0.5, 2.0, 0.5, 3.0])).tolist() == [3, 1, 0, 2]
+
+
+def test_largest() -> None:
+    """Exactly `count` of each row, the first of equals."""
+    scores = torch.tensor([[1.0, 3.0, 1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    assert largest(scores, 3).int().tolist() == [[1, 1, 0, 1, 0], [1, 1, 1, 0, 0]]
+    scores = torch.randint(5, (20, 30), generator=torch.Generator().manual_seed(0)).float()
+    for count in (1, 7, 30):
+        assert torch.equal(largest(scores, count), places(scores) < count)

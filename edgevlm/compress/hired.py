@@ -1,0 +1,101 @@
+"""HiRED: share the budget among tiles by what the attention to the whole picture says.
+
+    thumbnail  min(alpha K, its tokens), the largest late attention
+    tile i     the rest of K in proportion to how many of the thumbnail's (1 - alpha) N tokens with
+               the largest early attention lie in the part of the picture that tile i shows
+    in a tile  the tokens with the largest late attention
+
+Early is the first layer of the encoder, where attention still follows the picture's content by
+place; late is the layer that gives the features.
+
+Source: HiRED (arXiv 2408.10945), hasanar1f/HiRED. Limits: pictures with tiles; O(N^2) compares.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgevlm.compress._primitives import VisualShape, gather_rows, keep_all, kept_tokens
+from edgevlm.compress._tiles import keep_best, regions, share, thumbnail, tile_of
+
+SITE = "tokens"
+SOURCE = (
+    "HiRED (arXiv 2408.10945), hasanar1f/HiRED@502d6dd transformers/.../llava_next/"
+    "modeling_llava_next.py: HiRED_token_selection, HiRED_sub_img_budgets"
+)
+SUMMARY = "shares the budget among tiles by the whole picture's early attention, keeps the attended"
+DIFFERS = (
+    "exactly K tokens: the original rounds all shares down; a tile's region is its block of the"
+    " thumbnail: the original takes runs of raster rows, which is the option regions=runs"
+)
+
+
+class Method:
+    """Keeps K tokens, shared among the thumbnail and the tiles.
+
+    Args:
+        tokens: K, number of tokens kept; None keeps all.
+        alpha: The thumbnail's share of K.
+        regions: `blocks`, or `runs` as the original's code has it.
+    """
+
+    signals: tuple[str, ...] = ("cls_attention", "early_cls_attention")
+
+    def __init__(
+        self, tokens: int | None = None, *, alpha: float = 0.5, regions: str = "blocks"
+    ) -> None:
+        if not 0 < float(alpha) < 1:
+            raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
+        if regions not in ("blocks", "runs"):
+            raise ValueError(f"regions must be 'blocks' or 'runs', got '{regions}'")
+        self.tokens, self.alpha, self.regions = tokens, float(alpha), regions
+
+    def plan(self, shape: VisualShape) -> int:
+        """Tokens kept: K.
+
+        Raises:
+            PlanError: If K is not between 1 and N, or the picture has no tiles.
+        """
+        kept = kept_tokens("hired", self.tokens, shape.tokens)
+        if kept < shape.tokens:
+            thumbnail("hired", shape)
+        return kept
+
+    def __call__(
+        self,
+        features: Tensor,
+        *,
+        cls_attention: Tensor,
+        early_cls_attention: Tensor,
+        shape: VisualShape | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Share, select, then gather in order.
+
+        Args:
+            features: f32 [1, N, C].
+            cls_attention: f32 [1, N], late attention.
+            early_cls_attention: f32 [1, N]; that of the thumbnail is used.
+            shape: Grids and tiles of the features.
+
+        Returns:
+            Tokens f32 [1, K, C], and their positions i32 [1, K], ascending.
+        """
+        kept = kept_tokens("hired", self.tokens, features.shape[1])
+        if kept == features.shape[1]:
+            return keep_all(features)
+        shape = shape or VisualShape(((1, features.shape[1]),), features.shape[2])
+        start, grid = thumbnail("hired", shape)
+        own, count = grid[0] * grid[1], shape.tiles[0] * shape.tiles[1]
+        ours = min(int(kept * self.alpha), own)
+        place = torch.arange(own) * count // own
+        if self.regions == "blocks":
+            place = regions(grid, shape.tiles)
+        top = early_cls_attention[0, start : start + own].topk(int(own * (1 - self.alpha))).indices
+        votes = place.index_select(0, top).unsqueeze(1) == torch.arange(count)  # [top, P]
+        tiles = share(votes.to(torch.float32).sum(0), kept - ours)
+        budgets = torch.cat((tiles, torch.tensor([ours])))  # the thumbnail's is the last
+        groups = tile_of(shape)
+        groups = torch.where(groups < 0, count, groups)
+        positions = keep_best(cls_attention[0], groups, budgets, kept)
+        return gather_rows(features, positions), positions.to(torch.int32).unsqueeze(0)

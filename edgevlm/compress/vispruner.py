@@ -1,0 +1,152 @@
+"""VisPruner: half of the tokens by attention, half by what is left without its duplicates.
+
+For each grid (tile, frame) with its share k of K:
+
+ 1. Important tokens: the k * ratio that the class token attends to most.
+ 2. The rest, by descending attention, loses at most r tokens in a round until k in all are left: a
+    token at an even place is compared with all at odd places, and those with the largest cosines
+    go. Survivors at even places, by descending cosine, and then the odd ones are the next list.
+
+Rounds are unrolled, (n - k) / r of them: 64 for 576 tokens to 64. Places in order count compares
+(`descending`), so that copies of a token do not make engines differ.
+
+Source: VisPruner (arXiv 2412.01818, second version on), Theia-4869/VisPruner. Limits: the order of
+a list decides who is compared in all later rounds, so a rounding error can grow to another set of
+tokens. A round is 21 nodes of the graph; many tiles or a small r have over a hundred rounds.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgevlm.compress._primitives import (
+    ROUNDING,
+    VisualShape,
+    ascending,
+    check_shape,
+    descending,
+    gather_rows,
+    grid_budgets,
+    keep_all,
+    kept_tokens,
+    square_shape,
+    unit_rows,
+)
+
+SITE = "tokens"
+SOURCE = (
+    "VisPruner (arXiv 2412.01818), section 3, Theia-4869/VisPruner@aefa01a"
+    " llava/model/llava_arch.py: encode_images"
+)
+SUMMARY = "keeps tokens that the class token attends to, and of the rest those without duplicates"
+DIFFERS = (
+    "same tokens as the original from the same features, but it compares those before the projector"
+    " and here they are those after it; a list of odd length, where the original stops with an"
+    " error, has one even place more; copies of a token tie and the first is removed first; a tower"
+    " without a class token is scored by the attention that each token receives, and a packed grid"
+    " of several tiles shares one budget"
+)
+
+
+class Method:
+    """Keeps K tokens by attention and by removal of duplicates.
+
+    Args:
+        tokens: K, number of tokens kept; None keeps all.
+        important_ratio: Share of K that is kept by attention, 0 to 1, rounded down in each grid.
+        r: Most tokens removed in one round.
+
+    Raises:
+        ValueError: If the share is not between 0 and 1, or r is below 1.
+    """
+
+    signals: tuple[str, ...] = ("cls_attention",)
+
+    def __init__(
+        self, tokens: int | None = None, *, important_ratio: float = 0.5, r: int = 8
+    ) -> None:
+        if not 0 <= important_ratio <= 1:
+            raise ValueError(
+                f"important_ratio is a share of the kept tokens, 0 to 1, got {important_ratio}"
+            )
+        if r < 1:
+            raise ValueError(f"r is the most tokens removed in one round, at least 1, got {r}")
+        self.tokens = tokens
+        self.important_ratio = important_ratio
+        self.r = r
+
+    def plan(self, shape: VisualShape) -> int:
+        """Tokens kept: K.
+
+        Raises:
+            PlanError: If K is not between the number of grids and N.
+        """
+        kept = kept_tokens("vispruner", self.tokens, shape.tokens)
+        grid_budgets("vispruner", shape, kept)
+        return kept
+
+    def __call__(
+        self, features: Tensor, *, cls_attention: Tensor, shape: VisualShape | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Select in each grid, then gather in raster order.
+
+        Args:
+            features: f32 [1, N, C].
+            cls_attention: f32 [1, N], attention of the class token to each token.
+            shape: The grids; None is one square grid.
+
+        Returns:
+            Tokens f32 [1, K, C], and their positions i32 [1, K], ascending.
+        """
+        kept = kept_tokens("vispruner", self.tokens, features.shape[1])
+        if kept == features.shape[1]:
+            return keep_all(features)
+        shape = shape or square_shape("vispruner", features)
+        check_shape("vispruner", features, shape)
+        chosen, start = [], 0
+        budgets = grid_budgets("vispruner", shape, kept)
+        for (height, width), budget in zip(shape.grids, budgets, strict=True):
+            end = start + height * width
+            important, diverse = select(
+                features[0, start:end],
+                cls_attention[0, start:end],
+                budget,
+                int(budget * self.important_ratio),
+                self.r,
+            )
+            chosen.append(ascending(torch.cat([important, diverse])) + start)
+            start = end
+        positions = torch.cat(chosen)
+        return gather_rows(features, positions), positions.to(torch.int32).unsqueeze(0)
+
+
+def select(
+    features: Tensor, attention: Tensor, kept: int, important: int, r: int
+) -> tuple[Tensor, Tensor]:
+    """Select in one grid.
+
+    Args:
+        features: f32 [n, C].
+        attention: f32 [n].
+        kept: Tokens kept, k.
+        important: How many of them by attention.
+        r: Most tokens removed in one round.
+
+    Returns:
+        Indices i64 [important] by descending attention, and i64 [k - important] in the order that
+        the last round leaves.
+    """
+    order = descending(attention)
+    first, rest = order[:important], order[important:]
+    diverse = kept - important
+    if diverse == 0:
+        return first, rest[:0]
+    rows = unit_rows(features)
+    cosine = (rows @ rows.transpose(0, 1)).clamp(max=1.0 - ROUNDING)  # [n, n]
+    while rest.shape[0] > diverse:
+        even, odd = rest[::2], rest[1::2]
+        alike = cosine.index_select(0, even).index_select(1, odd).amax(1)
+        removed = min(r, rest.shape[0] - diverse, even.shape[0])
+        rest = torch.cat([even.index_select(0, descending(alike)[removed:]), odd])
+    return first, rest
