@@ -12,7 +12,7 @@ from edgevlm.cli import _options as o
 from edgevlm.documents import dumps
 from edgevlm.recipe import Recipe
 
-RECIPE = Recipe(tokens=16)
+RECIPE = Recipe(tokens=98)
 
 
 def default_bundle() -> Path:

@@ -8,17 +8,19 @@ RUN is a folder that keeps everything of one training: the tokenizer, state.pt e
 
 1. Batches are drawn, not stored: batch number s of seed n is always the same, on any machine and
    with any number of workers. A batch has still pictures, or clips of one length.
-2. For the first `--dense-steps` pictures are crowded with items, and the only loss is that of one
-   linear layer that names the item, colour and size under each visual token ("dense"): the encoder
-   learns to see before there is anything to say. That layer is thrown away in the end.
-3. Then every picture comes with up to a dozen questions in one sequence. They share the visual
-   tokens; a mask keeps each question from seeing the others and its positions begin where the
-   visual tokens end, so that the model sees what it will see when asked once. One picture in five
-   is a chat instead: its questions are turns that see those before.
-   The loss is cross-entropy of the answers, and still the dense one.
-4. One batch in seven has fewer visual tokens: a random part of them, or the means of a coarser
-   grid, the plainest ways to remove tokens and to merge them. Otherwise the length of a sequence
-   alone would confuse the model, and accuracy against tokens would show that.
+2. In the first part (`--dense-steps`) pictures are crowded with items, and the only loss is that of
+   one linear layer that names the item, colour and size under each visual token ("dense"): the
+   encoder learns to see before there is anything to say. That layer is thrown away in the end.
+3. In the second part (`--focus-steps`) the encoder rests. Every picture comes with up to twenty
+   questions in one sequence. They share the visual tokens; a mask keeps each question from seeing
+   the others and its positions begin where the visual tokens end, so that the model sees what it
+   will see when asked once. One picture in five is a chat instead: its questions are turns that
+   see those before. Most tokens that see nothing are left out, so that there is less to search.
+   A second loss wants each visual token to be like the words that name what it sees.
+4. In the third part all is trained, the encoder slowly, on all visual tokens; one batch in seven
+   has a random part of them, or the means of a coarser grid, the plainest ways to remove tokens
+   and to merge them. Otherwise the length of a sequence alone would confuse the model, and
+   accuracy against tokens would show that.
 5. Muon (arXiv 2502.16982) for matrices of the blocks, AdamW for the rest; the rate rises, stays
    and falls linearly to zero over the last `--decay` of the steps. bfloat16 products, float32
    weights.
@@ -39,7 +41,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from batches import IGNORE, Batches
-from model import COLOUR, SIZES, USER, WHAT, Trainee, build, prepare, write_checkpoint
+from model import COLOUR, SIZES, USER, WHAT, Trainee, build, prepare, word_targets, write_checkpoint
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -48,42 +50,55 @@ from edgevlm.datasets import _clips, _scenes
 from edgevlm.datasets._material import training_material
 
 SCORES = ("all", *_scenes.IMAGE_TASKS, *_clips.CLIP_TASKS, "describe", "nlvr")
-COLUMNS = ("step", "seconds", "pictures", "rate", "answer_loss", "dense_loss", *SCORES)
+LOSSES = ("answer_loss", "dense_loss", "word_loss")
+COLUMNS = ("step", "seconds", "pictures", "rate", *LOSSES, *SCORES)
 SAVE_SECONDS = 240
+ENCODER_RATE = 0.2  # of the rate, in the third part
 
 
-def losses(trainee: Trainee, batch: dict[str, Tensor], dense_only: bool) -> tuple[Tensor, ...]:
-    """Loss of the answers, loss of the dense labels, right answers [B, T] (True where no label)."""
-    named, logits = trainee(batch, dense_only)
-    target, start, dense_loss = batch["dense"].flatten(0, 1).flatten(1, 2), 0, 0.0
+def losses(trainee: Trainee, batch: dict, dense_only: bool) -> tuple[Tensor, ...]:
+    """Loss of the answers, dense loss, loss of the words; right answers [B, T].
+
+    Where there is no label the answer counts as right.
+    """
+    named, logits, words = trainee(batch, dense_only)
+    assert named is not None
+    target, start = batch["dense"].flatten(0, 1).flatten(1, 2), 0  # [B*F, tokens, 3]
+    dense_loss = torch.zeros((), device=named.device)
     for part, size in enumerate((len(WHAT), len(COLOUR), len(SIZES))):
         scores = named[..., start : start + size].float().flatten(0, 1)
-        wanted = target[..., part].flatten()
         # Most tokens see nothing: they count as much as the others together.
         weight = torch.ones(size, device=scores.device)
         weight[0] = 0.25
+        wanted = target[..., part].flatten()
         dense_loss = dense_loss + functional.cross_entropy(
             scores, wanted, weight, ignore_index=IGNORE
         )
         start += size
-    if logits is None:
-        return torch.zeros((), device=named.device), dense_loss, torch.ones(())
-    logits = logits.float()
-    loss = functional.cross_entropy(
-        logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE
-    )
-    right = (logits.argmax(-1) == batch["labels"]) | (batch["labels"] == IGNORE)
-    return loss, dense_loss, right
+    if logits is None or words is None:
+        zero = torch.zeros((), device=named.device)
+        return zero, dense_loss, zero, zero
+    seen = target[..., 0] > 0
+    likely = words[seen].float().log_softmax(-1)
+    rows = sum(table[target[..., part][seen]] for part, table in enumerate(batch["words"]))
+    word_loss = -(rows * likely).sum(-1).mean() / 3
+    logits, labels = logits.float(), batch["labels"]
+    loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+    right = (logits.argmax(-1) == labels) | (labels == IGNORE)
+    return loss, dense_loss, word_loss, right
 
 
 def optimizers(trainee: Trainee, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for everything else."""
-    inside = [p for n, p in trainee.named_parameters() if p.ndim == 2 and ".layers." in n]
-    chosen = {id(p) for p in inside}
-    others = [p for p in trainee.parameters() if id(p) not in chosen and p.requires_grad]
+    """Muon for the matrices of the blocks, AdamW for everything else; the encoder in its group."""
+    matrices: tuple[list, list] = ([], [])
+    others: tuple[list, list] = ([], [])
+    for name, parameter in trainee.named_parameters():
+        inside = parameter.ndim == 2 and ".layers." in name
+        (matrices if inside else others)["vision_tower" in name].append(parameter)
+    groups = [[{"params": p, "encoder": e} for e, p in enumerate(x)] for x in (matrices, others)]
     return [
-        torch.optim.Muon(inside, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True),
+        torch.optim.Muon(groups[0], lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups[1], lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True),
     ]
 
 
@@ -93,10 +108,10 @@ def rate_at(step: int, steps: int, warmup: int, decay: float) -> float:
     return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / down))
 
 
-def to_device(batch: dict, device: str, user: int) -> dict:
-    """The batch's tensors on a device, with the id of the user marker."""
+def to_device(batch: dict, device: str, fixed: dict) -> dict:
+    """The batch's tensors on a device, with what is the same for all batches."""
     moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-    return moved | {"user": user}
+    return moved | fixed
 
 
 @torch.no_grad()
@@ -105,7 +120,7 @@ def validate(trainee: Trainee, batches: list[dict], autocast: torch.autocast) ->
     hits: dict[str, list[bool]] = defaultdict(list)
     for batch in batches:
         with autocast:
-            right = losses(trainee, batch, False)[2]
+            right = losses(trainee, batch, False)[3]
         for row, tasks in enumerate(batch["tasks"]):
             for number, task in enumerate(tasks):
                 hits[task].append(bool(right[row][batch["groups"][row] == number].all()))
@@ -126,13 +141,16 @@ def main() -> None:
     trainee = Trainee(build(run, arguments.start)).to(device)
     optimisers = optimizers(trainee, arguments.rate)
     at = load(run, trainee, optimisers, device)
-    user = tokenizer.token_to_id(USER)
+    words = tuple(table.to(device) for table in word_targets(tokenizer))
+    fixed = {"user": tokenizer.token_to_id(USER), "words": words}
     size, dense_steps = arguments.batch, arguments.dense_steps
-    data = Batches(tokenizer, material, arguments.seed, size, dense_steps=dense_steps)
+    data = Batches(
+        tokenizer, material, arguments.seed, size, "train", dense_steps, arguments.focus_steps
+    )
     check = Batches(
         tokenizer, training_material(arguments.data, "validation"), 0, size, "validation"
     )
-    held = [to_device(check[i], device, user) for i in range(arguments.check)]
+    held = [to_device(check[i], device, fixed) for i in range(arguments.check)]
     loader = DataLoader(
         data,
         batch_size=None,
@@ -145,25 +163,28 @@ def main() -> None:
     seen: list[Tensor] = []
     for batch in loader:
         share = rate_at(at["step"], arguments.steps, 150, arguments.decay)
-        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
-            group["lr"] = arguments.rate * share
         dense_only = at["step"] < dense_steps
+        frozen = dense_steps <= at["step"] < dense_steps + arguments.focus_steps
+        trainee.model.model.vision_tower.requires_grad_(not frozen)
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+            slow = group["encoder"] and not dense_only
+            group["lr"] = arguments.rate * share * (ENCODER_RATE if slow else 1)
         with autocast:
-            found = losses(trainee, to_device(batch, device, user), dense_only)
-        (found[0] + arguments.dense_weight * found[1]).backward()
+            found = losses(trainee, to_device(batch, device, fixed), dense_only)
+        (found[0] + arguments.dense_weight * (found[1] + found[2])).backward()
         nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
-        seen.append(torch.stack(found[:2]).detach().float().cpu())
+        seen.append(torch.stack(found[:3]).detach().float().cpu())
         now = time.perf_counter()
         at["step"] += 1
         at["pictures"] += len(batch["pixels"])
         at["seconds"], last = at["seconds"] + now - last, now
         done = at["step"] == arguments.steps or now > stop
         if at["step"] % arguments.every == 0 or done:
-            answer, dense = torch.stack(seen).mean(0).tolist()
-            numbers = {**at, "rate": share, "answer_loss": answer, "dense_loss": dense}
+            mean = torch.stack(seen).mean(0).tolist()
+            numbers = {**at, "rate": share, **dict(zip(LOSSES, mean, strict=True))}
             log(run / "log.csv", numbers, {} if dense_only else validate(trainee, held, autocast))
             seen, last = [], time.perf_counter()
         if now - last_saved > SAVE_SECONDS or done:
@@ -189,6 +210,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--decay", type=float, default=0.25, help="share of the steps")
     parser.add_argument("--dense-steps", type=int, default=1000)
+    parser.add_argument("--focus-steps", type=int, default=3000)
     parser.add_argument("--dense-weight", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=250, help="steps between validations")
@@ -246,7 +268,7 @@ def draw_curves(run: Path) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), label=name, **style)
 
-    for name in ("answer_loss", "dense_loss"):
+    for name in LOSSES:
         line(left, name)
     line(right, "all", color="black", linewidth=2.5)
     for index, name in enumerate(SCORES[1:]):

@@ -23,7 +23,8 @@ from edgevlm.examples import Question
 STILL = {"objects": 0.42, "odd": 0.13, "text": 0.27, "sign": 0.12, "nlvr": 0.06}
 CLIP_SHARE, FEWER_SHARE = 0.3, 0.14  # of the batches
 HANDS_SHARE = 0.25  # of the crowded pictures
-TEXT_TOKENS = 144  # most text of a sequence
+FOCUS_SHARE, FOCUS_TOKENS = 0.8, (56, 112)  # of the batches of the second part; tokens kept
+TEXT_TOKENS = 208  # most text of a sequence
 IGNORE = -100  # no label
 
 
@@ -41,10 +42,11 @@ class Batches(Dataset):
     """Batch number `step` of a seed; the validation batches are those of another name."""
 
     def __init__(self, tokenizer: Tokenizer, material: Material, seed: int, size: int,
-                 split: str = "train", dense_steps: int = 0) -> None:  # fmt: skip
+                 split: str = "train", dense_steps: int = 0,
+                 focus_steps: int = 0) -> None:  # fmt: skip
         self.tokenizer, self.material, self.split = tokenizer, material, split
         self.name, self.size = f"edgevlm {split} {seed}", size
-        self.dense_steps = dense_steps
+        self.dense_steps, self.focus_steps = dense_steps, dense_steps + focus_steps
         self.ids = {name: tokenizer.token_to_id(name) for name in SPECIAL}
 
     def __len__(self) -> int:
@@ -60,7 +62,9 @@ class Batches(Dataset):
         else:
             samples = [self.still(rng) for _ in range(self.size)]
         batch = self.tensors(samples)
-        if self.split == "train" and rng.random() < FEWER_SHARE:
+        if step < self.focus_steps and rng.random() < FOCUS_SHARE:
+            batch["kept"] = focus(batch["dense"][..., 0], rng)
+        elif self.split == "train" and rng.random() < FEWER_SHARE:
             clip = batch["pixels"].shape[1] > 1
             if clip or rng.random() < 0.5:
                 tokens = SIDE * SIDE if not clip else (SIDE // 2) ** 2 * batch["pixels"].shape[1]
@@ -181,6 +185,22 @@ class Batches(Dataset):
             places += range(start, start + len(prompt) + len(answer))
             groups += [number] * (len(prompt) + len(answer))
         return ids, labels, places, groups
+
+
+def focus(what: Tensor, rng: Random) -> Tensor:
+    """The tokens that see an item, and some that do not: i64 [B, K], ascending.
+
+    Args:
+        what: Item under each patch, i64 [B, F, rows, columns]; 0 is nothing.
+        rng: Chooses K and what is left out.
+    """
+    there = what != 0
+    if there.shape[1] > 1:  # a token of a clip is the mean of 2 x 2 patches
+        there = there.unflatten(3, (-1, 2)).any(4).unflatten(2, (-1, 2)).any(3)
+    there = there.flatten(1)
+    kept = round(rng.uniform(*FOCUS_TOKENS) * there.shape[1] / (SIDE * SIDE))
+    noise = torch.rand(there.shape, generator=torch.Generator().manual_seed(rng.getrandbits(32)))
+    return (there + noise).topk(kept).indices.sort().values
 
 
 def balanced(asked: list[Question], rng: Random) -> list[Question]:

@@ -47,7 +47,7 @@ def config(vocabulary: int, pad: int, end: int, image: int, video: int) -> dict:
         "hidden_act": "gelu_pytorch_tanh", "vision_use_head": False}  # fmt: skip
     text = {"model_type": "qwen2", "vocab_size": vocabulary, "hidden_size": 192,
         "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6,
-        "num_key_value_heads": 2, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e4,
+        "num_key_value_heads": 2, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e6,
         "max_position_embeddings": 4096, "tie_word_embeddings": True, "bos_token_id": pad,
         "eos_token_id": end, "pad_token_id": pad}  # fmt: skip
     grids = [[r * SIZE, c * SIZE] for r in range(1, 4) for c in range(1, 4)]
@@ -105,14 +105,22 @@ class Trainee(nn.Module):
         tower = self.model.model.vision_tower
         return tower(pixel_values=x, output_hidden_states=True).hidden_states[-1]
 
-    def forward(self, batch: dict[str, Tensor], dense_only: bool) -> tuple[Tensor, Tensor | None]:
-        """Dense logits [B*F, tokens, classes] and text logits [B, T, V], or None."""
+    def words(self, visual: Tensor) -> Tensor:
+        """Logits of the words that each visual token is like, before the language model."""
+        size = visual.float().square().mean(-1, keepdim=True).add(1e-6).rsqrt()
+        return self.model.lm_head(visual * size)
+
+    def forward(self, batch: dict[str, Tensor], dense_only: bool) -> tuple[Tensor | None, ...]:
+        """Logits: dense [B*F, tokens, classes], of text [B, T, V], of visual tokens as words.
+
+        The last two are None in the first part.
+        """
         features = self.see(batch["pixels"])
         named = self.dense(features)
         if dense_only:
-            return named, None
+            return named, None, None
         core = self.model.model
-        visual = core.multi_modal_projector(features)
+        projected = visual = core.multi_modal_projector(features)
         count, frames = batch["pixels"].shape[:2]
         if frames > 1:
             visual = core.apply_pooling(visual)
@@ -128,7 +136,25 @@ class Trainee(nn.Module):
             inputs_embeds=rows, attention_mask=mask.to(rows.dtype), position_ids=positions,
             use_cache=False,
         ).last_hidden_state[:, before:]  # fmt: skip
-        return named, self.model.lm_head(hidden)
+        return named, self.model.lm_head(hidden), self.words(projected)
+
+
+def word_targets(tokenizer: Tokenizer) -> tuple[Tensor, ...]:
+    """For each class of item, colour and size the words that name it: f32 [classes, V] each.
+
+    A word counts with and without the space before it; a row adds up to one, or is zero.
+    """
+    made = []
+    for names in (WHAT, COLOUR, SIZES):
+        rows = torch.zeros(len(names), tokenizer.get_vocab_size())
+        for row, name in zip(rows, names, strict=True):
+            for text in {name.removeprefix("sign "), " " + name.removeprefix("sign ")}:
+                ids = tokenizer.encode(text).ids
+                if name and len(ids) == 1:
+                    row[ids[0]] = 1
+            row /= row.sum().clamp(min=1)
+        made.append(rows)
+    return tuple(made)
 
 
 def fewer(visual: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -186,9 +212,17 @@ def build(run: Path, start: Path | None) -> nn.Module:
                 nn.init.normal_(parameter, 0, 0.3)
             elif "embed_tokens" in name:
                 nn.init.normal_(parameter, 0, 0.05)
+        # Equal query and key: at the start a token looks at those like it. In the encoder these are
+        # its neighbours, in the language model the visual tokens that stand for the same word.
         for layer in model.model.vision_tower.encoder.layers:
-            # Equal query and key: at the start a token looks at those like it, its neighbours.
             layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
+        for layer in model.model.language_model.layers:
+            attn, groups = layer.self_attn, layer.self_attn.num_key_value_groups
+            key = attn.k_proj.weight.unflatten(0, (-1, attn.head_dim))
+            attn.q_proj.weight.mul_(0.5)
+            attn.q_proj.weight.add_(key.repeat_interleave(groups, 0).flatten(0, 1))
+            nn.init.zeros_(attn.q_proj.bias)
+            nn.init.zeros_(attn.k_proj.bias)
     return model
 
 
