@@ -10,6 +10,7 @@ the end remains.
 
 from __future__ import annotations
 
+import copy
 from math import ceil, sqrt
 from typing import Any
 
@@ -92,7 +93,8 @@ def pieces(model: Any, description: Description) -> Pieces:
         table=(core.language_model.embed_tokens.weight, core.image_newline[None]),
         head=model.lm_head.weight,
         language_model=core.language_model,
-        fold=pool,
+        # A copy: a buffer that two pieces share has one name only, and a trace may take the other.
+        fold=copy.deepcopy(pool),
     )
 
 
