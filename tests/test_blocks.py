@@ -92,6 +92,8 @@ def test_decoder_block_gives_each_layer_its_own_cache_and_norms_at_the_end():
 
 def test_reduce_block_packs_then_reduces():
     class Method:
+        signals = ()
+
         def __call__(self, features, *, shape):
             return features[:, :shape], torch.arange(shape, dtype=torch.int32)[None]
 
