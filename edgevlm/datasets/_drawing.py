@@ -84,10 +84,6 @@ class Item:
         """The same item elsewhere."""
         return replace(self, x=x, y=y)
 
-    def covers(self, x: float, y: float) -> bool:
-        """Whether a point lies in the item's box."""
-        return abs(x - self.x) <= self.width / 2 and abs(y - self.y) <= self.height / 2
-
     def near(self, other: Item, gap: float) -> bool:
         """Whether two boxes are closer than `gap` pixels."""
         across = abs(self.x - other.x) - (self.width + other.width) / 2
@@ -161,14 +157,12 @@ def text_size(text: str, font: int, points: int) -> tuple[float, float]:
     return (right - left) / SCALE, (bottom - top) / SCALE
 
 
-def letter_at(item: Item, x: float) -> str:
-    """The letter of a text at `x` pixels from the left of the picture."""
+def letters(item: Item) -> list[tuple[str, float, float]]:
+    """The letters of a text, each with its left and right end in pixels."""
     font = _font(item.font, item.points * SCALE)
     start = item.x - item.width / 2
-    for count in range(1, len(item.name)):
-        if x - start < font.getlength(item.name[:count]) / SCALE:
-            return item.name[count - 1]
-    return item.name[-1]
+    ends = [start + font.getlength(item.name[:n]) / SCALE for n in range(len(item.name) + 1)]
+    return list(zip(item.name, ends, ends[1:], strict=False))
 
 
 def cells(items: Sequence[Item]) -> NDArray[np.int32]:
@@ -185,7 +179,8 @@ def cells(items: Sequence[Item]) -> NDArray[np.int32]:
 
 def _muted(rng: Random) -> tuple[int, int, int]:
     grey = rng.randint(150, 250)
-    return tuple(min(255, max(0, grey + rng.randint(-14, 14))) for _ in range(3))  # type: ignore[return-value]
+    red, green, blue = (min(255, max(0, grey + rng.randint(-14, 14))) for _ in range(3))
+    return red, green, blue
 
 
 def _paste(canvas: Image.Image, item: Item, picture: Image.Image) -> None:

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-from edgevlm.datasets import _clips, _scenes
+from edgevlm.datasets import _clips, _questions, _scenes
 from edgevlm.datasets._drawing import background, draw
 from edgevlm.datasets._material import COLUMNS, Material, packaged_material
 from edgevlm.examples import Example, Question
@@ -58,13 +58,13 @@ def _still(kind: str, index: int, material: Material) -> Example:
     chat = index % CHAT == CHAT - 1
     scene = _scenes.draw_scene(rng, "test", kind, emoji=len(material.emoji))
     picture = draw(background(rng), scene.items, material.emoji)
-    asked = one_of_each_task(_scenes.questions(scene, rng))
+    asked = one_of_each_task(_questions.questions(scene, rng))
     return Example(f"{kind} {index}", (picture,), tuple(asked), chat and len(asked) > 1)
 
 
 def _hand(index: int, material: Material) -> Example:
     rng = Random(f"edgevlm hand {index}")
-    asked = _scenes.questions(_scenes.hand(rng, index), rng, material.digits)
+    asked = _questions.questions(_scenes.hand(rng, index), rng, material.digits)
     return Example(f"hand {index}", (material.photos[index],), tuple(asked))
 
 

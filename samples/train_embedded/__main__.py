@@ -9,8 +9,9 @@ RUN is a folder that keeps everything of one training: the tokenizer, state.pt e
 1. Batches are drawn, not stored: batch number s of seed n is always the same, on any machine and
    with any number of workers. A batch has still pictures, or clips of one length.
 2. In the first part (`--dense-steps`) pictures are crowded with items, and the only loss is that of
-   one linear layer that names the item, colour and size under each visual token ("dense"): the
-   encoder learns to see before there is anything to say. That layer is thrown away in the end.
+   one linear layer that names the item, colour and size under each visual token, where the
+   middle of the item is, and the number of a letter in its text ("dense"): the encoder learns to
+   see before there is anything to say. That layer is thrown away in the end.
 3. In the second part (`--focus-steps`) the encoder rests. Every picture comes with up to twenty
    questions in one sequence. They share the visual tokens; a mask keeps each question from seeing
    the others and its positions begin where the visual tokens end, so that the model sees what it
@@ -22,7 +23,8 @@ RUN is a folder that keeps everything of one training: the tokenizer, state.pt e
    and to merge them. Otherwise the length of a sequence alone would confuse the model, and
    accuracy against tokens would show that.
 5. Muon (arXiv 2502.16982) for matrices of the blocks, AdamW for the rest; the rate rises, stays
-   and falls linearly to zero over the last `--decay` of the steps. bfloat16 products, float32
+   and falls linearly to zero over the last `--decay` of the steps, once for the first part and
+   once for the others. bfloat16 products, float32
    weights.
 
 Validation is exact match: an answer counts if every token of it is the likeliest one given those
@@ -41,15 +43,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from batches import IGNORE, Batches
-from model import COLOUR, SIZES, USER, WHAT, Trainee, build, prepare, word_targets, write_checkpoint
+from model import SEEN, USER, Trainee, build, prepare, word_targets, write_checkpoint
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from edgevlm.datasets import _clips, _scenes
+from edgevlm.datasets import _clips, _questions
 from edgevlm.datasets._material import training_material
 
-SCORES = ("all", *_scenes.IMAGE_TASKS, *_clips.CLIP_TASKS, "describe", "nlvr")
+SCORES = ("all", *_questions.IMAGE_TASKS, *_clips.CLIP_TASKS, "describe", "nlvr")
 LOSSES = ("answer_loss", "dense_loss", "word_loss")
 COLUMNS = ("step", "seconds", "pictures", "rate", *LOSSES, *SCORES)
 SAVE_SECONDS = 240
@@ -63,17 +65,16 @@ def losses(trainee: Trainee, batch: dict, dense_only: bool) -> tuple[Tensor, ...
     """
     named, logits, words = trainee(batch, dense_only)
     assert named is not None
-    target, start = batch["dense"].flatten(0, 1).flatten(1, 2), 0  # [B*F, tokens, 3]
+    target, start = batch["dense"].flatten(0, 1).flatten(1, 2), 0  # [B*F, tokens, SEEN]
     dense_loss = torch.zeros((), device=named.device)
-    for part, size in enumerate((len(WHAT), len(COLOUR), len(SIZES))):
+    for part, size in enumerate(SEEN):
         scores = named[..., start : start + size].float().flatten(0, 1)
         # Most tokens see nothing: they count as much as the others together.
         weight = torch.ones(size, device=scores.device)
         weight[0] = 0.25
         wanted = target[..., part].flatten()
-        dense_loss = dense_loss + functional.cross_entropy(
-            scores, wanted, weight, ignore_index=IGNORE
-        )
+        found = functional.cross_entropy(scores, wanted, weight, ignore_index=IGNORE)
+        dense_loss = dense_loss + (found if part < 3 else found / 2)
         start += size
     if logits is None or words is None:
         zero = torch.zeros((), device=named.device)
@@ -103,7 +104,7 @@ def optimizers(trainee: Trainee, rate: float) -> list[torch.optim.Optimizer]:
 
 
 def rate_at(step: int, steps: int, warmup: int, decay: float) -> float:
-    """Share of the full rate at a step: up, flat, down to zero."""
+    """Share of the full rate at a step of a part: up, flat, down to zero."""
     down = max(1.0, steps * decay)
     return min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / down))
 
@@ -162,8 +163,9 @@ def main() -> None:
     stop = last + arguments.hours * 3600
     seen: list[Tensor] = []
     for batch in loader:
-        share = rate_at(at["step"], arguments.steps, 150, arguments.decay)
         dense_only = at["step"] < dense_steps
+        before, end = (0, dense_steps) if dense_only else (dense_steps, arguments.steps)
+        share = rate_at(at["step"] - before, end - before, 150, arguments.decay)
         frozen = dense_steps <= at["step"] < dense_steps + arguments.focus_steps
         trainee.model.model.vision_tower.requires_grad_(not frozen)
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):

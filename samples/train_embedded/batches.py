@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from model import ASSISTANT, COLOUR, END, PAD, SIDE, SIZES, SPECIAL, USER, WHAT
+from model import ASSISTANT, COLOUR, END, PAD, SEEN, SIDE, SIZES, SPECIAL, USER, WHAT
 from PIL import Image, ImageEnhance
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from edgevlm.datasets import _clips, _scenes
-from edgevlm.datasets._drawing import CELL, SIZE, Item, background, cells, draw, letter_at
+from edgevlm.datasets import _clips, _questions, _scenes
+from edgevlm.datasets._drawing import CELL, SIZE, Item, background, cells, draw, letters
 from edgevlm.datasets._material import Material
 from edgevlm.examples import Question
 
-STILL = {"objects": 0.42, "odd": 0.13, "text": 0.27, "sign": 0.12, "nlvr": 0.06}
+STILL = {"objects": 0.46, "odd": 0.14, "text": 0.27, "sign": 0.08, "nlvr": 0.05}
 CLIP_SHARE, FEWER_SHARE = 0.3, 0.14  # of the batches
+CLIP_FRAMES = 4, 1.5  # frames of a batch of clips for each of its pictures, in parts 2 and 3
 HANDS_SHARE = 0.25  # of the crowded pictures
 FOCUS_SHARE, FOCUS_TOKENS = 0.8, (56, 112)  # of the batches of the second part; tokens kept
 TEXT_TOKENS = 208  # most text of a sequence
@@ -33,7 +34,7 @@ class Sample:
     """One picture or clip before it is a tensor."""
 
     frames: list[Image.Image]
-    dense: list[np.ndarray]  # i64 [rows, columns, 3] per frame
+    dense: list[np.ndarray]  # i64 [rows, columns, SEEN] per frame
     questions: list[Question]
     chat: bool
 
@@ -58,12 +59,13 @@ class Batches(Dataset):
             return self.tensors([self.crowd(rng) for _ in range(2 * self.size)])
         if rng.random() < CLIP_SHARE:
             frames = rng.randint(4, 8)
-            samples = [self.clip(rng, frames) for _ in range(max(1, self.size * 3 // 2 // frames))]
+            most = CLIP_FRAMES[step >= self.focus_steps] * self.size
+            samples = [self.clip(rng, frames) for _ in range(max(1, int(most / frames)))]
         else:
             samples = [self.still(rng) for _ in range(self.size)]
         batch = self.tensors(samples)
         if step < self.focus_steps and rng.random() < FOCUS_SHARE:
-            batch["kept"] = focus(batch["dense"][..., 0], rng)
+            batch["kept"], batch["of"] = focus(batch["dense"][..., 0], rng)
         elif self.split == "train" and rng.random() < FEWER_SHARE:
             clip = batch["pixels"].shape[1] > 1
             if clip or rng.random() < 0.5:
@@ -95,9 +97,9 @@ class Batches(Dataset):
             return self.sentence(rng)
         m = self.material
         scene = _scenes.draw_scene(rng, self.split, kind, len(m.photos), len(m.emoji))
-        asked = _scenes.questions(scene, rng, m.digits)
+        asked = _questions.questions(scene, rng, m.digits)
         if rng.random() < 0.5:
-            asked += _scenes.description(scene, rng)
+            asked += _questions.description(scene, rng)
         if kind == "sign":
             number = int(scene.items[0].name)
             photo = m.photos[number]
@@ -116,7 +118,7 @@ class Batches(Dataset):
         picture = Image.open(rng.choice(chosen.pictures)).convert("RGB")
         picture = picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         asked = [Question("nlvr", chosen.prompt, chosen.answer)]
-        return Sample([picture], [np.full((SIDE, SIDE, 3), IGNORE)], asked, False)
+        return Sample([picture], [np.full((SIDE, SIDE, len(SEEN)), IGNORE)], asked, False)
 
     def clip(self, rng: Random, frames: int) -> Sample:
         """A clip, or at times a still picture that is shown as one."""
@@ -125,7 +127,7 @@ class Batches(Dataset):
             kind = rng.choice(("objects", "odd", "text"))
             scene = _scenes.draw_scene(rng, self.split, kind, 0, len(m.emoji))
             picture = draw(background(rng), scene.items, m.emoji)
-            asked = balanced(_scenes.questions(scene, rng), rng)
+            asked = balanced(_questions.questions(scene, rng), rng)
             return Sample([picture] * frames, [dense(scene.items, ())] * frames, asked, False)
         clip = _clips.draw_clip(rng, self.split, rng.choice(_clips.KINDS), frames, len(m.emoji))
         ground = background(rng)
@@ -187,8 +189,8 @@ class Batches(Dataset):
         return ids, labels, places, groups
 
 
-def focus(what: Tensor, rng: Random) -> Tensor:
-    """The tokens that see an item, and some that do not: i64 [B, K], ascending.
+def focus(what: Tensor, rng: Random) -> tuple[Tensor, int]:
+    """The tokens that see an item, and some that do not: i64 [B, K], ascending; of how many.
 
     Args:
         what: Item under each patch, i64 [B, F, rows, columns]; 0 is nothing.
@@ -198,9 +200,10 @@ def focus(what: Tensor, rng: Random) -> Tensor:
     if there.shape[1] > 1:  # a token of a clip is the mean of 2 x 2 patches
         there = there.unflatten(3, (-1, 2)).any(4).unflatten(2, (-1, 2)).any(3)
     there = there.flatten(1)
-    kept = round(rng.uniform(*FOCUS_TOKENS) * there.shape[1] / (SIDE * SIDE))
+    count = there.shape[1]
+    kept = round(rng.uniform(*FOCUS_TOKENS) * count / (SIDE * SIDE))
     noise = torch.rand(there.shape, generator=torch.Generator().manual_seed(rng.getrandbits(32)))
-    return (there + noise).topk(kept).indices.sort().values
+    return (there + noise).topk(kept).indices.sort().values, count
 
 
 def balanced(asked: list[Question], rng: Random) -> list[Question]:
@@ -213,18 +216,25 @@ def balanced(asked: list[Question], rng: Random) -> list[Question]:
 
 
 def dense(items: tuple[Item, ...], digits: tuple[str, ...] | list[str]) -> np.ndarray:
-    """Item, colour and size under each visual token, i64 [rows, columns, 3]."""
-    found = np.zeros((SIDE, SIDE, 3), np.int64)
+    """What each visual token sees, i64 [rows, columns, one for each of `SEEN`]."""
+    found = np.zeros((SIDE, SIDE, len(SEEN)), np.int64)
     under = cells(items)
     for row, column in zip(*np.nonzero(under >= 0), strict=True):
         item = items[under[row, column]]
+        what, middle, order = item.name, item.x, 0
         if item.kind == "text":
-            what = letter_at(item, (column + 0.5) * CELL)
+            spans = letters(item)
+            x = (column + 0.5) * CELL
+            order = next((n for n, span in enumerate(spans, 1) if x < span[2]), len(spans))
+            what, left, right = spans[order - 1]
+            middle = (left + right) / 2
         elif item.kind == "photo":
             what = f"sign {digits[int(item.name)]}"
-        else:
-            what = "emoji" if item.kind == "emoji" else item.name
-        found[row, column] = WHAT.index(what), COLOUR.index(item.colour), SIZES.index(item.size)
+        elif item.kind == "emoji":
+            what = "emoji"
+        place = (1 + min(SIDE - 1, int(v / CELL)) for v in (item.y, middle))
+        names = WHAT.index(what), COLOUR.index(item.colour), SIZES.index(item.size)
+        found[row, column] = *names, *place, order
     return found
 
 

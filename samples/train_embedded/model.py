@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from edgevlm.datasets import _clips, _scenes
+from edgevlm.datasets import _clips, _questions, _scenes
 from edgevlm.datasets._drawing import CELL, CHARACTERS, COLOURS, SHAPES, SIZE, WIDTHS
 from edgevlm.datasets._material import Material
 
@@ -34,9 +34,11 @@ CHAT = """\
     {{- '<|end|>' if message.role == 'assistant' else '' }}
 {%- endfor %}
 {{- '<|assistant|>' if add_generation_prompt else '' }}"""
-# What the dense loss tells apart: items, colours, sizes; 0 is nothing.
+# What the dense loss tells apart under each visual token; 0 is nothing.
 WHAT = ["", *SHAPES, *CHARACTERS, *(f"sign {d}" for d in range(10)), "emoji"]
 COLOUR, SIZES = ["", *COLOURS], ["", *WIDTHS]
+# Classes of: item or letter, colour, size, row and column of its middle, number of the letter.
+SEEN = (len(WHAT), len(COLOUR), len(SIZES), SIDE + 1, SIDE + 1, 5)
 MEAN, STD = 0.72, 0.25  # of the pixels of drawn scenes
 
 
@@ -65,7 +67,7 @@ def train_tokenizer(material: Material) -> Tokenizer:
     for index in range(6000):
         kind = ("objects", "odd", "text")[index % 3]
         scene = _scenes.draw_scene(rng, "train", kind)
-        asked = _scenes.questions(scene, rng) + _scenes.description(scene, rng)
+        asked = _questions.questions(scene, rng) + _questions.description(scene, rng)
         if index % 3 == 0:
             kind = _clips.KINDS[index // 3 % 3]
             asked += _clips.draw_clip(rng, "train", kind, 6).questions
@@ -97,7 +99,7 @@ class Trainee(nn.Module):
         super().__init__()
         self.model = model
         width = model.config.vision_config.hidden_size
-        self.dense = nn.Linear(width, len(WHAT) + len(COLOUR) + len(SIZES))
+        self.dense = nn.Linear(width, sum(SEEN))
 
     def see(self, pixels: Tensor) -> Tensor:
         """u8 [B, F, h_px, w_px, 3] -> features of the encoder [B*F, tokens, D]."""
@@ -168,7 +170,10 @@ def fewer(visual: Tensor, batch: dict[str, Tensor]) -> Tensor:
 
 
 def attention(batch: dict[str, Tensor], before: int) -> tuple[Tensor, Tensor]:
-    """Additive mask [B, 1, S, S] and positions [B, S]: each question alone, or a chat in turn."""
+    """Additive mask [B, 1, S, S] and positions [B, S]: each question alone, or a chat in turn.
+
+    Visual tokens that are some `of` many keep the positions that they have among all.
+    """
     groups, chat = batch["groups"], batch["chat"]
     count, text = groups.shape
     length = before + text
@@ -176,8 +181,10 @@ def attention(batch: dict[str, Tensor], before: int) -> tuple[Tensor, Tensor]:
     seen = seen.expand(count, length, length).clone()
     same = (groups[:, :, None] == groups[:, None, :]) | chat[:, None, None]
     seen[:, before:, before:] &= same
-    first = torch.arange(before, device=groups.device).expand(count, before)
-    positions = torch.cat((first, before + batch["positions"]), 1)
+    first = torch.arange(before, device=groups.device).repeat(count, 1)
+    if "of" in batch:
+        first[:, 1:-1], first[:, -1] = batch["kept"] + 1, batch["of"] + 1
+    positions = torch.cat((first, first[:, -1:] + 1 + batch["positions"]), 1)
     return torch.where(seen, 0.0, -1e4)[:, None], positions
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from edgevlm.datasets import _clips, _material, _scenes, embedded
+from edgevlm.datasets import _clips, _material, _questions, _scenes, embedded
 
 
 def tasks(frames, limit=None):
@@ -17,11 +17,11 @@ def tasks(frames, limit=None):
 
 
 def test_a_still_bundle_is_asked_every_image_task_and_no_other():
-    assert set(tasks(1, 120)) == set(_scenes.IMAGE_TASKS)
+    assert set(tasks(1, 120)) == set(_questions.IMAGE_TASKS)
 
 
 def test_a_clip_bundle_is_asked_the_clip_tasks_too():
-    assert set(tasks(6, 120)) == {*_scenes.IMAGE_TASKS, *_clips.CLIP_TASKS}
+    assert set(tasks(6, 120)) == {*_questions.IMAGE_TASKS, *_clips.CLIP_TASKS}
     assert not set(tasks(2, 60)) & set(_clips.CLIP_TASKS)
 
 

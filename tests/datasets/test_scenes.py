@@ -6,7 +6,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from edgevlm.datasets import _scenes
+from edgevlm.datasets import _questions, _scenes
 from edgevlm.datasets._drawing import (
     CELL,
     COLOURS,
@@ -81,7 +81,7 @@ def test_an_independent_reading_of_the_items_gives_the_same_answers(kind):
     checked = set()
     for seed in range(80):
         drawn = scene(kind, seed)
-        for question in _scenes.questions(drawn, Random(seed)):
+        for question in _questions.questions(drawn, Random(seed)):
             answer = oracle(drawn.items, question.prompt)
             if answer is not None:
                 assert question.answer == answer, question
@@ -94,7 +94,7 @@ def test_texts_are_read_and_have_their_colour():
     for seed in range(60):
         drawn = scene("text", seed)
         texts = {i.colour: i.name for i in drawn.items if i.kind == "text"}
-        for question in _scenes.questions(drawn, Random(seed)):
+        for question in _questions.questions(drawn, Random(seed)):
             if question.task == "read":
                 named = [c for c in COLOURS if f" {c} " in question.prompt]
                 assert question.answer == texts[named[0] if named else next(iter(texts))]
@@ -115,7 +115,7 @@ def test_the_odd_one_differs_from_all_others_and_they_from_none():
 def test_where_the_odd_one_is():
     corner = Item("shape", "star", "red", "small", 20, 20, 24, 24)
     others = tuple(Item("shape", "star", "blue", "small", x, 90, 24, 24) for x in (20, 60, 100))
-    asked = _scenes.questions(_scenes.Scene("odd", (corner, *others), odd=0), Random(0))
+    asked = _questions.questions(_scenes.Scene("odd", (corner, *others), odd=0), Random(0))
     answers = {q.answer for q in asked if q.task == "odd"}
     assert answers == {"top left", "red star", "red"}
 
@@ -124,7 +124,7 @@ def test_counts_reach_nine_and_include_none():
     answers = {
         int(q.answer)
         for seed in range(200)
-        for q in _scenes.questions(scene("objects", seed), Random(seed))
+        for q in _questions.questions(scene("objects", seed), Random(seed))
         if q.task == "count"
     }
     assert answers == set(range(10))
@@ -159,7 +159,7 @@ def test_same_seed_same_scene_same_questions_same_pixels():
     first, second = ((r := Random("x"), scene("text", 5), background(r)) for _ in range(2))
     assert first[1] == second[1]
     assert first[2].tobytes() == second[2].tobytes()
-    a, b = (_scenes.questions(first[1], Random(1)) for _ in range(2))
+    a, b = (_questions.questions(first[1], Random(1)) for _ in range(2))
     assert a == b
 
 
@@ -202,5 +202,5 @@ def test_a_description_lists_the_items_in_reading_order():
         Item("shape", "ring", "blue", "large", 20, 22, 50, 50),
         Item("text", "A7", "green", "", 60, 140, 40, 20),
     )
-    said = _scenes.description(_scenes.Scene("objects", items), Random(0))[0].answer
+    said = _questions.description(_scenes.Scene("objects", items), Random(0))[0].answer
     assert said == "a large blue ring, a small red star and the text A7"
