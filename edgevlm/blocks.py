@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm.models._signals import pack
+from edgevlm.models._signals import encode, pack
 from edgevlm.plan import Block
 
 
@@ -42,20 +42,17 @@ def cut_rows(rows: int, row_bytes: int, limit: int) -> list[tuple[int, int]]:
 class VisionBlock(nn.Module):
     """`encode`: pixel_values or hidden -> hidden or features, through the block's pieces.
 
-    Signals of observed layers follow as further outputs.
+    Size and origin go beside hidden where tokens have merged; signals of observed layers follow.
     """
 
     def __init__(self, pieces: Sequence[nn.Module]) -> None:
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        signals: list[Tensor] = []
-        for piece in self.pieces:
-            made = piece(x)
-            x, *more = made if isinstance(made, tuple) else (made,)
-            signals += more
-        return (x, *signals) if signals else x
+    def forward(self, x: Tensor, *merged: Tensor) -> Tensor | tuple[Tensor, ...]:
+        state, signals = encode(list(self.pieces), x, *merged)
+        made = (*state, *signals)
+        return made if len(made) > 1 else made[0]
 
 
 class ReduceBlock(nn.Module):

@@ -263,20 +263,22 @@ def _check_pieces(blocks: tuple[Block, ...], length: int | None) -> None:
 def _check_vision_and_reduce(plan: Plan) -> None:
     image, channels = plan.host.image, plan.host.embedding.columns
     vision = plan.stage("vision")
-    shape: tuple[int, ...] = (1, 3, image.height, image.width)
+    given = [Tensor("pixel_values", "f32", (1, 3, image.height, image.width))]
     signals: list[Tensor] = []
     for block in vision:
         function = block.functions[0]
-        given = "pixel_values" if block is vision[0] else "hidden"
-        made = "features" if block is vision[-1] else "hidden_out"
-        out = next((t.shape for t in function.outputs if t.name == made), ())
         extra = [t for t in function.outputs if t.name in SIGNALS]
         signals += extra
-        outputs = [Tensor(made, "f32", out), *extra]
-        _check_signature(block, function, [Tensor(given, "f32", shape)], outputs)
-        first = function.outputs[0].name
-        _expect(first == made, f"{block.name}.encode must give '{made}' first, got {shown(first)}")
-        shape = out
+        first = "features" if block is vision[-1] else "hidden_out"
+        got = function.outputs[0].name
+        _expect(got == first, f"{block.name}.encode must give '{first}' first, got {shown(got)}")
+        made = [Tensor(first, "f32", function.outputs[0].shape)]
+        if block is not vision[-1] and any(t.name == "size_out" for t in function.outputs):
+            made += _merged(block, made[0].shape, given)
+        # The connector asks for no size.
+        _check_signature(block, function, given, [*made, *extra], optional=("size",))
+        given = [Tensor(t.name.removesuffix("_out"), t.dtype, t.shape) for t in made]
+    shape = given[0].shape
     _expect(len(shape) == 3 and shape[2] == channels, f"{vision[-1].name} gives {list(shape)}")
     (reduce,) = plan.stage("reduce")
     kept, views = plan.visual_tokens, image.views
@@ -292,6 +294,16 @@ def _check_vision_and_reduce(plan: Plan) -> None:
             Tensor("kept_positions", "i32", (1, kept)),
         ],
     )
+
+
+def _merged(block: Block, hidden: tuple[int, ...], given: list[Tensor]) -> list[Tensor]:
+    """Size and origin, which go beside hidden [1, n, D] where tokens have merged."""
+    outputs = block.functions[0].outputs
+    origin = next((t.shape for t in outputs if t.name == "origin_out"), (1, 1))
+    before = next((t.shape for t in given if t.name == "origin"), origin)
+    good = len(hidden) == 3 and len(origin) == 2 and origin[0] == 1 and origin == before
+    _expect(good, f"{block.name}.encode.origin_out has the shape {shown(str(list(origin)))}")
+    return [Tensor("size_out", "f32", (1, hidden[1], 1)), Tensor("origin_out", "i32", origin)]
 
 
 def _of_all_views(signal: Tensor, tokens: int, views: int) -> Tensor:

@@ -18,14 +18,16 @@ from torch.utils.flop_counter import register_flop_formula
 
 
 @torch.library.custom_op("edgevlm::attention", mutates_args=())
-def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """softmax(Q K^T / sqrt(D)) V over all tokens; every tensor [1, S, H*D]."""
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None
+) -> Tensor:
+    """softmax(Q K^T / sqrt(D) + bias) V over all tokens; tensors [1, S, H*D], bias [1, 1, 1, S]."""
     q, k, v = (_split(x, heads) for x in (query, key, value))
-    return _join(torch.nn.functional.scaled_dot_product_attention(q, k, v))
+    return _join(torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias))
 
 
 @attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
     return torch.empty_like(query)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from edgevlm.blocks import build
 from edgevlm.bundle import Bundle
 from edgevlm.models._family import Pieces
-from edgevlm.plan import Block, Function
+from edgevlm.plan import SIGNALS, Block, Function
 from edgevlm.planning import Planned
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.sequence import (
@@ -112,22 +112,23 @@ class Runner:
 
     def _vision(self, pixels: Array) -> dict[str, Array]:
         """Features and signals of all views, by name."""
-        hidden, found = [view[None] for view in pixels], dict[str, list[Array]]()
+        between = [{"pixel_values": view[None]} for view in pixels]
+        found: dict[str, list[Array]] = {}
         for block in self.bundle.plan.stage("vision"):
-            function = block.functions[0]
-            given, made = function.inputs[0].name, [t.name for t in function.outputs]
+            function, planned = block.functions[0], self.planned.plan.block(block.name)
             with self._open(block) as module:
-                for index, view in enumerate(hidden):
-                    out = self._call(block, function, {given: view})
-                    mine = [out[name] for name in made]
+                for index, view in enumerate(between):
+                    given = {t.name: view[t.name] for t in planned.functions[0].inputs}
+                    out = self._call(block, function, given)
+                    made = {t.name: out[t.name] for t in function.outputs}
                     if index < COMPARED_VIEWS:
-                        theirs = module(torch.from_numpy(view))
+                        theirs = module(*map(torch.from_numpy, given.values()))
                         theirs = list(theirs) if isinstance(theirs, tuple) else [theirs]
-                        self._compare(block, function, mine, theirs)
-                    hidden[index] = mine[0]
-                    for name, signal in zip(made[1:], mine[1:], strict=True):
-                        found.setdefault(name, []).append(signal)
-        return {k: np.concatenate(v, axis=1) for k, v in (found | {"features": hidden}).items()}
+                        self._compare(block, function, list(made.values()), theirs)
+                    between[index] = {k.removesuffix("_out"): v for k, v in made.items()}
+                    for name in made.keys() & {"features", *SIGNALS}:
+                        found.setdefault(name, []).append(made[name])
+        return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
 
     def _reduce(self, found: dict[str, Array]) -> dict[str, Array]:
         (block,) = self.bundle.plan.stage("reduce")

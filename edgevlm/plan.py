@@ -17,6 +17,7 @@ FORMAT_VERSION = 1
 # What `encode` may give beside features, for methods; edgevlm/models/_signals.py defines each.
 SIGNALS = (
     "cls_attention", "early_cls_attention", "flat_cls_attention", "keys", "flat_keys",
+    "global_attention",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from edgevlm.errors import ModelError, PlanError, RecipeError
 from edgevlm.layout import make_layout
 from edgevlm.models._checkpoint import Checkpoint
 from edgevlm.models._family import Description, Pieces
+from edgevlm.models._merging import merge
 from edgevlm.models._signals import observe
 from edgevlm.plan import (
     FORMAT_VERSION,
@@ -29,8 +30,8 @@ from edgevlm.plan import (
     SiteTokens,
     Source,
 )
-from edgevlm.recipe import Recipe, parse_method
-from edgevlm.registry import METHODS, TARGETS
+from edgevlm.recipe import MethodChoice, Recipe, parse_method
+from edgevlm.registry import METHODS, SITE_CLASSES, TARGETS, sites_of
 from edgevlm.shapes import make_blocks
 
 # Room for a question and an answer beside the image when the recipe names no context.
@@ -49,11 +50,14 @@ class Planned:
     checkpoint: Checkpoint
     description: Description
     method: Any
+    encoder_method: Any = None
+    encoder_tokens: tuple[int, ...] = ()
 
     def pieces(self, model: Any) -> Pieces:
-        """The model as static pieces that give what the method asks of the encoder."""
+        """The model as static pieces, with its methods: tokens merge, and signals are given."""
         found: Pieces = self.checkpoint.family.pieces(model, self.description)
-        return observe(found, self.method.signals)
+        merged = merge(found, self.encoder_method, self.encoder_tokens)
+        return observe(merged, self.method.signals)
 
 
 def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
@@ -73,7 +77,9 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     description = _describe(checkpoint, recipe)
     method, site, positions = choose_method(recipe, description.shape)
     model = checkpoint.empty_model()
-    pieces = observe(checkpoint.family.pieces(model, description), method.signals)
+    pieces = checkpoint.family.pieces(model, description)
+    inside, counts, sites = choose_encoder_method(recipe, pieces)
+    pieces = observe(merge(pieces, inside, counts), method.signals)
     text = config.text_config
     vocabulary = pieces.table[0].shape[0]
     layout = make_layout(
@@ -91,7 +97,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
             recipe.model, recipe.revision, checkpoint.config.model_type, checkpoint.config_hash
         ),
         recipe=recipe,
-        sites=(site,),
+        sites=(*sites, site),
         layout=layout,
         host=Host(
             image=description.image,
@@ -118,7 +124,8 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     blocks = make_blocks(
         draft.host, recipe.block_size_bytes, site.tokens_out, pieces, description, method
     )
-    return Planned(replace(draft, blocks=blocks), checkpoint, description, method)
+    whole = replace(draft, blocks=blocks)
+    return Planned(whole, checkpoint, description, method, inside, counts)
 
 
 def _describe(checkpoint: Checkpoint, recipe: Recipe) -> Description:
@@ -137,32 +144,73 @@ def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[Any, SiteTokens, 
 
     Without `--method`, `--tokens K` means `divprune`; without either, `identity`.
     """
-    if len(recipe.methods) > 1:
-        raise RecipeError(f"one method is supported, got {len(recipe.methods)}: {recipe.methods}")
     default = "identity" if recipe.tokens is None else "divprune"
-    choice = parse_method(recipe.methods[0] if recipe.methods else default)
-    module = METHODS.load(choice.name)
-    if choice.site not in (None, module.SITE):
-        raise RecipeError(
-            f"method '{choice.name}' works at site '{module.SITE}', not '{choice.site}'"
-        )
+    choice = _choices(recipe).get("tokens") or parse_method(default)
     options = dict(choice.options)
     positions = str(options.pop("positions", "contiguous"))
     if positions not in ("contiguous", "original"):
         raise RecipeError(f"positions must be 'contiguous' or 'original', got '{positions}'")
-    known = [p for p in inspect.signature(module.Method).parameters if p != "tokens"]
+    method = _make(choice, "tokens", options, ("positions",), tokens=recipe.tokens)
+    return method, SiteTokens("tokens", choice.name, shape.tokens, method.plan(shape)), positions
+
+
+def choose_encoder_method(
+    recipe: Recipe, pieces: Pieces
+) -> tuple[Any, tuple[int, ...], tuple[SiteTokens, ...]]:
+    """The method of site `vision`, encoder tokens before the first layer and after each, counts.
+
+    Without such a method: None and nothing.
+    """
+    choice = _choices(recipe).get("vision")
+    if choice is None:
+        return None, (), ()
+    method = _make(choice, "vision", choice.options)
+    first: Any = pieces.vision[0]
+    extra = int(pieces.class_token)
+    patches, layers = first.position.weight.shape[0] - extra, len(pieces.vision) - 2
+    left = (patches, *method.plan(patches, layers))
+    counts = tuple(count + extra for count in left)
+    return method, counts, (SiteTokens("vision", choice.name, patches, left[-1]),)
+
+
+def _choices(recipe: Recipe) -> dict[str, MethodChoice]:
+    """The recipe's methods by site; one a site."""
+    found: dict[str, MethodChoice] = {}
+    for text in recipe.methods:
+        choice = parse_method(text)
+        sites = sites_of(METHODS.load(choice.name))
+        site = choice.site or sites[0]
+        if site not in sites:
+            raise RecipeError(
+                f"method '{choice.name}' works at site {' and '.join(map(repr, sites))},"
+                f" not '{site}'"
+            )
+        if site in found:
+            raise RecipeError(f"one method a site: '{found[site].name}' and '{choice.name}'")
+        found[site] = choice
+    return found
+
+
+def _make(
+    choice: MethodChoice,
+    site: str,
+    options: dict[str, int | float | str],
+    further: tuple[str, ...] = (),
+    **fixed: Any,
+) -> Any:
+    """The method with its options; `further` are those that the plan itself takes."""
+    kind = getattr(METHODS.load(choice.name), SITE_CLASSES[site])
+    known = [p for p in inspect.signature(kind).parameters if p not in fixed]
     for name in options:
         if name not in known:
             raise RecipeError(
                 f"method '{choice.name}' has no option '{name}'; it has: "
-                + ", ".join([*known, "positions"])
+                + ", ".join([*known, *further])
             )
     try:
-        method = module.Method(tokens=recipe.tokens, **options)
+        return kind(**fixed, **options)
     except (TypeError, ValueError) as cause:
         raise RecipeError(f"method '{choice.name}': {cause}") from cause
-    kept = method.plan(shape)
-    return method, SiteTokens(module.SITE, choice.name, shape.tokens, kept), positions
 
 
 def _context(recipe: Recipe, draft: Plan, chunk: int, most: int) -> int:

@@ -38,7 +38,7 @@ class TorchAnswerer:
         self._planned, self._most = make_plan(recipe, checkpoint), max_new_tokens
         self._plan = self._planned.plan
         self._model = checkpoint.load_model()
-        self._pieces = checkpoint.family.pieces(self._model, self._planned.description)
+        self._pieces = self._planned.pieces(self._model)
         tables = self._pieces.table
         self._table = (tables[0] if len(tables) == 1 else torch.cat(tables)).numpy()
         self._tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))

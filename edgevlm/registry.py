@@ -60,6 +60,15 @@ class Registry:
             ) from cause
 
 
+# The class of a method file for each site where the method works; the first is the default.
+SITE_CLASSES = {"tokens": "Method", "vision": "EncoderMethod"}
+
+
+def sites_of(module: ModuleType) -> list[str]:
+    """Sites where the method of a file works."""
+    return [site for site, name in SITE_CLASSES.items() if hasattr(module, name)]
+
+
 FAMILIES = Registry("model family", "edgevlm.models")
 METHODS = Registry("method", "edgevlm.compress")
 DATASETS = Registry("dataset", "edgevlm.datasets")

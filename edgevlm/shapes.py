@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgevlm.blocks import build, cut, cut_rows
 from edgevlm.compress._primitives import VisualShape
 from edgevlm.models._family import Description, Pieces
+from edgevlm.models._merging import hidden_shapes
 from edgevlm.models._signals import Observed, signal_shape
 from edgevlm.plan import Block, Function, Host, Tensor
 from edgevlm.trace import DTYPES
@@ -53,20 +54,18 @@ def make_blocks(
 
 def _vision(host: Host, limit: int, pieces: Pieces, description: Description) -> list[Block]:
     image, sizes = host.image, [_bytes(piece) for piece in pieces.vision]
-    first: Any = pieces.vision[0]
-    between = (1, *first.position.weight.shape)  # [1, patches, D]
     features = (1, description.view_tokens, host.embedding.columns)
     blocks = []
     for index, (start, stop) in enumerate(cut(sizes, limit)):
-        given = Tensor("hidden", "f32", between)
-        if start == 0:
-            given = Tensor("pixel_values", "f32", (1, 3, image.height, image.width))
-        made = Tensor("hidden_out", "f32", between)
-        if stop == len(sizes):
-            made = Tensor("features", "f32", features)
+        given = [Tensor("pixel_values", "f32", (1, 3, image.height, image.width))]
+        if start > 0:
+            given = hidden_shapes(pieces, start)
+        made = [Tensor("features", "f32", features)]
+        if stop < len(sizes):
+            made = [replace(t, name=f"{t.name}_out") for t in hidden_shapes(pieces, stop)]
         observed = [p for p in pieces.vision[start:stop] if isinstance(p, Observed)]
         extra = _signals([n for p in observed for n in p.names], description.view_tokens, pieces)
-        calls: list[Call] = [("encode", [given], [made, *extra])]
+        calls: list[Call] = [("encode", given, [*made, *extra])]
         blocks.append(_block("vision", index, (start, stop), sum(sizes[start:stop]), calls))
     return blocks
 
@@ -146,7 +145,8 @@ def _count(block: Block, pieces: Pieces, method: Any, shape: VisualShape) -> Blo
                 with FakeTensorMode(allow_non_fake_inputs=True):
                     module(*_inputs(function, "cpu"))
             else:
-                module.to("meta")(*_inputs(function, "meta"))
+                with torch.device("meta"):  # constants too
+                    module.to("meta")(*_inputs(function, "meta"))
         functions.append(replace(function, flops=int(counter.get_total_flops())))
     return replace(block, functions=tuple(functions))
 

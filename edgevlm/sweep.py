@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import edgevlm
 from edgevlm.answerers import BundleAnswerer
@@ -26,8 +27,11 @@ from edgevlm.documents import dumps
 from edgevlm.errors import EdgeVLMError, RecipeError
 from edgevlm.evaluate import Dataset, Evaluation, evaluate
 from edgevlm.recipe import MOST_TOKENS, Recipe
-from edgevlm.registry import METHODS
+from edgevlm.registry import METHODS, sites_of
 from edgevlm.scores import Score
+
+if TYPE_CHECKING:  # it comes with torch
+    from edgevlm.compress._primitives import VisualShape
 
 ALL = "all"
 REFERENCE = "identity"
@@ -102,12 +106,13 @@ def parse_methods(text: str) -> tuple[str, ...]:
         RecipeError: For an unknown name, or a method that does not choose visual tokens.
     """
     require_torch()  # to import a method
-    known = [name for name in METHODS.names() if METHODS.load(name).SITE == SITE]
+    known = [name for name in METHODS.names() if SITE in sites_of(METHODS.load(name))]
     names = known if text == ALL else [name.strip().replace("-", "_") for name in text.split(",")]
     for name in names:
-        site = METHODS.load(name).SITE
-        if site != SITE:
-            raise RecipeError(f"method '{name}' works at site '{site}', a sweep is of '{SITE}'")
+        sites = sites_of(METHODS.load(name))
+        if SITE not in sites:
+            where = " and ".join(map(repr, sites))
+            raise RecipeError(f"method '{name}' works at site {where}, a sweep is of '{SITE}'")
     return tuple(sorted({*names, *BASELINES} - {REFERENCE}))
 
 
@@ -171,12 +176,12 @@ def bundle_path(recipe: Recipe, weights: str, keep: Path | None) -> Path:
     return (keep or cache_folder()) / f"sweep-{method}-{recipe.tokens or 'all'}-{digest}.edgevlm"
 
 
-def _row(request: Request, recipe: Recipe, weights: str, shape: object, progress: Say) -> Row:
+def _row(request: Request, recipe: Recipe, weights: str, shape: VisualShape, progress: Say) -> Row:
     from edgevlm.planning import choose_method
 
     (method,), tokens = recipe.methods, recipe.tokens or 0
     try:
-        _, site, _ = choose_method(recipe, shape)  # type: ignore[arg-type]
+        _, site, _ = choose_method(recipe, shape)
         if site.tokens_out == site.tokens_in:
             return Row(method, tokens, None, f"keeps all {tokens} tokens, as {REFERENCE} does")
         return Row(method, tokens, _evaluate(request, recipe, weights, progress))

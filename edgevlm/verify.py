@@ -1,7 +1,8 @@
 """Parity of a bundle with PyTorch: block by block, and end to end with the model's own forward.
 
     1. The reference is transformers' own model: its encoder, the same method on its features, its
-       language model with its own cache, 32 greedy tokens.
+       language model with its own cache, 32 greedy tokens. Where tokens merge inside the encoder,
+       it is the encoder of the blocks in PyTorch.
     2. The engine then runs those 32 steps with the reference's tokens (teacher forcing). Each block
        is opened once, runs its prefill chunks and decode steps, and is closed: memory stays at one
        block, whatever the size of the model.
@@ -27,7 +28,7 @@ from edgevlm.bundle import Bundle
 from edgevlm.errors import BundleError, RecipeError
 from edgevlm.models._checkpoint import find
 from edgevlm.models._family import Pieces
-from edgevlm.models._signals import method_signals
+from edgevlm.models._signals import method_inputs
 from edgevlm.parity import QUESTION, Array, BlockParity, Runner, difference
 from edgevlm.plan import Plan
 from edgevlm.planning import Planned, make_plan
@@ -194,8 +195,10 @@ def _reference(
 ) -> _Reference:
     """Greedy tokens and their logits from transformers' own forward."""
     views = torch.from_numpy(pixels)
-    features = planned.checkpoint.family.reference_features(model, views, planned.description)
-    signals = method_signals(pieces, planned.method.signals, views)
+    features, signals = method_inputs(pieces, planned.method.signals, views)
+    if planned.encoder_method is None:  # else the model's own encoder does something else
+        family = planned.checkpoint.family
+        features = family.reference_features(model, views, planned.description)
     tokens, kept = planned.method(features, shape=planned.description.shape, **signals)
     piece = runner.sequence(tokens[0].numpy(), kept[0].numpy())
     rows, position = torch.from_numpy(piece.rows)[None], torch.from_numpy(piece.positions)[None]

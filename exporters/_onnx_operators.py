@@ -17,10 +17,15 @@ from torch.onnx.ops import symbolic, symbolic_multi_out
 from edgevlm.ops import ATTENTION, ATTENTION_KV, ROTARY
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None
+) -> Tensor:
+    inputs: tuple[Tensor | None, ...] = (query, key, value)
+    if bias is not None:  # the operator repeats it over heads alone; the two between are unused
+        inputs += (None, None, bias.expand(1, 1, query.shape[1], -1))
     return symbolic(
         "com.microsoft::MultiHeadAttention",
-        (query, key, value),
+        inputs,
         {"num_heads": heads},
         dtype=query.dtype,
         shape=query.shape,

@@ -230,13 +230,15 @@ class TextLoop:
         host, plan = self.plan.host, self.plan
         channels = host.embedding.columns
         vision = plan.stage("vision")
-        self._pixels = between = _empty(vision[0].functions[0], "pixel_values")
+        self._pixels = _empty(vision[0].functions[0], "pixel_values")
+        between = {"pixel_values": self._pixels}
         self._view: dict[str, Array] = {}  # features and signals of one view
         for block in vision:
             function = block.functions[0]
             made = {tensor.name: _empty(function, tensor.name) for tensor in function.outputs}
-            self.engine.bind(block.name, "encode", {function.inputs[0].name: between, **made})
-            between = made[function.outputs[0].name]
+            given = {tensor.name: between[tensor.name] for tensor in function.inputs}
+            self.engine.bind(block.name, "encode", given | made)
+            between = {name.removesuffix("_out"): array for name, array in made.items()}
             self._view |= made
         reduce = plan.stage("reduce")[0].functions[0]
         self._seen = {tensor.name: _empty(reduce, tensor.name) for tensor in reduce.inputs}

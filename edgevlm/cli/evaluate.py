@@ -119,8 +119,9 @@ def _many(request: Request, output: str, force: bool, json: bool) -> None:
 
 def _table(result: Evaluation) -> Table:
     table = Table(title=Text(_printable(f"{result.model_or_bundle} on {result.dataset}")))
-    for head, justify in (("", "left"), ("right", "right"), ("95 %", "right"), ("n", "right")):
-        table.add_column(head, justify=justify)  # type: ignore[arg-type]
+    table.add_column("")
+    for head in ("right", "95 %", "n"):
+        table.add_column(head, justify="right")
     for part in (result.tasks, result.groups):
         for name, score in part.items():
             table.add_row(Text(_printable(name)), *_cells(score))

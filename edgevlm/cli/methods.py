@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgevlm.api import require_torch
 from edgevlm.cli import _options as o
-from edgevlm.registry import METHODS
+from edgevlm.registry import METHODS, sites_of
 
 
 def main(json: o.Json = False) -> None:
@@ -16,15 +16,15 @@ def main(json: o.Json = False) -> None:
         rows.append(
             {
                 "name": name,
-                "site": module.SITE,
+                "sites": sites_of(module),
                 "summary": module.SUMMARY,
                 "source": module.SOURCE,
                 "differs": module.DIFFERS,
-                "signals": list(module.Method.signals),
+                "signals": list(getattr(module, "Method", module).signals),
             }
         )
     text = o.table(
-        ["method", "site", "what it does", "source"],
-        [[r["name"], r["site"], r["summary"], r["source"]] for r in rows],
+        ["method", "sites", "what it does", "source"],
+        [[r["name"], ", ".join(r["sites"]), r["summary"], r["source"]] for r in rows],
     )
     o.answer(rows, text, json)

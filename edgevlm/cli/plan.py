@@ -67,6 +67,10 @@ def _document(plan: Plan) -> dict[str, object]:
 
 def _text(plan: Plan) -> str:
     kv, site = plan.host.kv, plan.sites[-1]
+    inside = [
+        f"encoder: {s.tokens_in} -> {s.tokens_out} patches by {s.method} at site {s.site}"
+        for s in plan.sites[:-1]
+    ]
     rows = [
         [
             b.name,
@@ -85,6 +89,7 @@ def _text(plan: Plan) -> str:
             f" weights {o.megabytes(plan.weights_bytes)}",
             f"visual tokens: {views} view{'s' * (views > 1)}, {site.tokens_in} -> {site.tokens_out}"
             f" by {site.method} at site {site.site}",
+            *inside,
             f"sequence: {_parts(plan.layout.prompt)}",
             f"an image: {_parts(plan.layout.image)} = {plan.image_tokens} tokens",
             f"prompt {plan.prompt_tokens} tokens and the question; context {kv.tokens};"

@@ -1,5 +1,9 @@
 """Token reduction, one file per method.
 
-A method file has `SITE`, `SOURCE`, `SUMMARY`, `DIFFERS` and a class `Method` with `plan` (how many
-tokens are kept) and `__call__` (features in, kept tokens and their positions out).
+A method file has `SOURCE`, `SUMMARY`, `DIFFERS` and a class for each site where it works:
+
+    tokens   Method          `plan`: how many tokens are kept; called with features, gives the kept
+                             tokens and their positions
+    vision   EncoderMethod   `plan`: how many tokens are left after each layer of the encoder;
+                             called with a layer's tokens, gives fewer, and what became of each
 """

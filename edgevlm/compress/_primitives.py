@@ -127,6 +127,16 @@ def gather_rows(features: Tensor, indices: Tensor) -> Tensor:
     return features.index_select(1, indices)
 
 
+def keep_rows(features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """What a method that only selects gives: tokens [1, K, C] and positions i32 [1, K].
+
+    Args:
+        features: f32 [1, N, C].
+        positions: i64 [K], ascending.
+    """
+    return gather_rows(features, positions), positions.to(torch.int32).unsqueeze(0)
+
+
 def ascending(indices: Tensor) -> Tensor:
     """Distinct integers [..., K] in ascending order, by top-k alone."""
     return indices.topk(indices.shape[-1], dim=-1, largest=False).values

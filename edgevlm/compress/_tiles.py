@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import VisualShape, places
+from edgevlm.compress._primitives import VisualShape, ascending, places
 from edgevlm.errors import PlanError
 
 # Above any score: attention and its sums are at most a few.
@@ -36,19 +36,37 @@ def tile_of(shape: VisualShape) -> Tensor:
     if len(grids) == rows * columns:
         parts = [torch.full((_size(grid),), index) for index, grid in enumerate(grids)]
     else:
-        ((height, width),) = grids
-        row = torch.arange(height) * rows // height
-        column = torch.arange(width) * columns // width
-        parts = [(row[:, None] * columns + column).flatten()]
+        (packed,) = grids
+        parts = [regions(packed, shape.tiles)]
     return torch.cat([whole, *parts] if shape.global_view == "first" else [*parts, whole])
 
 
 def regions(grid: tuple[int, int], tiles: tuple[int, int]) -> Tensor:
-    """Tile whose part of the picture each thumbnail token shows, i64 [h*w]."""
+    """Tile in whose part of the picture each token of a grid lies, i64 [h*w]."""
     (height, width), (rows, columns) = grid, tiles
     row = torch.arange(height) * rows // height
     column = torch.arange(width) * columns // width
     return (row[:, None] * columns + column).flatten()
+
+
+def on_tiles(whole: Tensor, shape: VisualShape) -> Tensor:
+    """A score of the thumbnail f32 [h*w], resized (bilinear) to each token, f32 [N].
+
+    The thumbnail's own tokens have the score itself.
+    """
+    first = shape.global_view == "first"
+    grids = list(shape.grids)
+    height, width = grids.pop(0 if first else -1)
+    rows, columns = shape.tiles
+    alone = len(grids) == rows * columns  # a grid for each tile, else one for all
+    h, w = grids[0]
+    size = (rows * h, columns * w) if alone else (h, w)
+    down, across = _bilinear(height, size[0]), _bilinear(width, size[1])
+    resized = down @ whole.reshape(height, width) @ across.transpose(0, 1)
+    if alone:
+        resized = resized.reshape(rows, h, columns, w).transpose(1, 2)
+    parts = [whole, resized.flatten()]
+    return torch.cat(parts if first else parts[::-1])
 
 
 def share(weights: Tensor, total: int) -> Tensor:
@@ -79,8 +97,18 @@ def keep_best(scores: Tensor, groups: Tensor, budgets: Tensor, kept: int) -> Ten
     same = groups.unsqueeze(0) == groups.unsqueeze(1)
     rank = ((better | equal) & same).sum(1)
     first = rank < budgets.index_select(0, groups)
-    chosen = (scores + FIRST * first).topk(kept).indices
-    return chosen.topk(kept, largest=False).values
+    return ascending((scores + FIRST * first).topk(kept).indices)
+
+
+def _bilinear(size: int, wanted: int) -> Tensor:
+    """Weights f32 [wanted, size] of linear interpolation between the centres of `size` cells."""
+    weights = [[0.0] * size for _ in range(wanted)]
+    for index, row in enumerate(weights):
+        place = min(max((index + 0.5) * size / wanted - 0.5, 0.0), size - 1.0)
+        below = min(int(place), max(size - 2, 0))
+        row[below] += 1 - (place - below)
+        row[min(below + 1, size - 1)] += place - below
+    return torch.tensor(weights)
 
 
 def _size(grid: tuple[int, int]) -> int:

@@ -32,7 +32,6 @@ from edgevlm.compress._primitives import (
     square_shape,
 )
 
-SITE = "tokens"
 SOURCE = "baseline: torch.nn.functional.avg_pool2d, with cells of fractional area for any K"
 SUMMARY = "averages the tokens of K near-square cells of the grid"
 DIFFERS = "equals the original where the cells divide the grid; elsewhere cells share border tokens"

@@ -22,8 +22,8 @@ from edgevlm.compress._primitives import (
     ROUNDING,
     VisualShape,
     descending,
-    gather_rows,
     keep_all,
+    keep_rows,
     kept_tokens,
     largest,
     marked,
@@ -31,7 +31,6 @@ from edgevlm.compress._primitives import (
     unit_rows,
 )
 
-SITE = "tokens"
 SOURCE = (
     "DART (arXiv 2502.11494), section 3.3, as in ModelTC/LightCompress@9701d03"
     " llmc/compression/token_reduction/dart.py: get_retained_image_token"
@@ -100,7 +99,7 @@ class Method:
         share, more = divmod(kept - count, count)
         counts = [share + (i < more) for i in range(count)]
         positions = marked_indices(take_unlike(cosine, marked(pivots, total), counts), kept)
-        return gather_rows(features, positions), positions.to(torch.int32).unsqueeze(0)
+        return keep_rows(features, positions)
 
 
 def take_unlike(cosine: Tensor, taken: Tensor, counts: Sequence[int]) -> Tensor:

@@ -23,13 +23,12 @@ from edgevlm.compress._primitives import (
     ROUNDING,
     VisualShape,
     ascending,
-    gather_rows,
     keep_all,
+    keep_rows,
     kept_tokens,
     unit_rows,
 )
 
-SITE = "tokens"
 SOURCE = (
     "DivPrune (arXiv 2503.02175), max-min diversity problem, vbdi/divprune@799e2d9"
     " LLaVA/llava/model/llava_arch.py: DivPrune, pairwise_cosine_similarity"
@@ -78,7 +77,7 @@ class Method:
         if kept == features.shape[1]:
             return keep_all(features)
         positions = ascending(select(features, kept))
-        return gather_rows(features, positions), positions.to(torch.int32).unsqueeze(0)
+        return keep_rows(features, positions)
 
 
 def select(features: Tensor, kept: int) -> Tensor:

@@ -18,14 +18,13 @@ from torch import Tensor
 from edgevlm.compress._primitives import (
     VisualShape,
     ascending,
-    gather_rows,
     grid_budgets,
     keep_all,
+    keep_rows,
     kept_tokens,
     square_shape,
 )
 
-SITE = "tokens"
 SOURCE = (
     "FasterVLM (arXiv 2412.01818v1), Theia-4869/FasterVLM@f5d5f12"
     " LLaVA/llava/model/llava_arch.py: encode_images"
@@ -83,4 +82,4 @@ class Method:
             chosen.append(ascending(scores.topk(budget).indices) + start)
             start += height * width
         positions = torch.cat(chosen)
-        return gather_rows(features, positions), positions.to(torch.int32).unsqueeze(0)
+        return keep_rows(features, positions)

@@ -16,10 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import VisualShape, gather_rows, keep_all, kept_tokens
+from edgevlm.compress._primitives import VisualShape, keep_all, keep_rows, kept_tokens
 from edgevlm.compress._tiles import keep_best, regions, share, thumbnail, tile_of
 
-SITE = "tokens"
 SOURCE = (
     "HiRED (arXiv 2408.10945), hasanar1f/HiRED@502d6dd transformers/.../llava_next/"
     "modeling_llava_next.py: HiRED_token_selection, HiRED_sub_img_budgets"
@@ -98,4 +97,4 @@ class Method:
         groups = tile_of(shape)
         groups = torch.where(groups < 0, count, groups)
         positions = keep_best(cls_attention[0], groups, budgets, kept)
-        return gather_rows(features, positions), positions.to(torch.int32).unsqueeze(0)
+        return keep_rows(features, positions)

@@ -7,7 +7,6 @@ from torch import Tensor
 from edgevlm.compress._primitives import VisualShape, keep_all
 from edgevlm.errors import PlanError
 
-SITE = "tokens"
 SOURCE = ""
 SUMMARY = "keeps all visual tokens"
 DIFFERS = "equals the original"

@@ -35,7 +35,6 @@ from edgevlm.compress._primitives import (
     unit_rows,
 )
 
-SITE = "tokens"
 SOURCE = (
     "LLaVA-PruMerge (arXiv 2403.15388), sections 3.2 and 3.3, 42Shawn/LLaVA-PruMerge@097c041"
     " llava/model/multimodal_encoder/clip_encoder.py: token_prune_merge_advanced"

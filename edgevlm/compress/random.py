@@ -14,7 +14,6 @@ from torch import Tensor
 
 from edgevlm.compress._primitives import VisualShape, gather_rows, keep_all, kept_tokens
 
-SITE = "tokens"
 SOURCE = "baseline: uniform draw without replacement, numpy.random.default_rng(seed)"
 SUMMARY = "keeps K tokens drawn by chance, the same ones for every image"
 DIFFERS = (

@@ -25,7 +25,6 @@ from edgevlm.compress._primitives import (
     square_shape,
 )
 
-SITE = "tokens"
 SOURCE = "baseline: uniform sampling in raster order"
 SUMMARY = "keeps every N/K-th token of each grid"
 DIFFERS = (

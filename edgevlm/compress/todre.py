@@ -20,14 +20,13 @@ from edgevlm.compress._primitives import (
     ROUNDING,
     VisualShape,
     ascending,
-    gather_rows,
     keep_all,
+    keep_rows,
     kept_tokens,
     unit_rows,
 )
 from edgevlm.compress._tiles import thumbnail
 
-SITE = "tokens"
 SOURCE = "ToDRE (arXiv 2505.18757v2), stage 1, diversity-driven selection; from the paper's text"
 SUMMARY = (
     "keeps the most attended token and K - 1 that are least like those kept (max-sum diversity)"
@@ -82,7 +81,7 @@ class Method:
             end = start + height * width
         first = cls_attention[:, start:end].argmax(1) + start
         positions = ascending(select(features[0], first, kept))
-        return gather_rows(features, positions), positions.to(torch.int32).unsqueeze(0)
+        return keep_rows(features, positions)
 
 
 def select(features: Tensor, first: Tensor, kept: int) -> Tensor:

@@ -1,68 +1,39 @@
 """ToMe: merge the tokens that are most alike, until K are left.
 
-One round of bipartite soft matching on n tokens:
+At site `vision`, as the paper has it: in each of the first layers of the encoder, between attention
+and MLP, r tokens merge by the cosine of their keys (mean over heads), and a merged token weighs as
+much in attention as what it stands for.
 
- 1. Tokens at even places are candidates, tokens at odd places are destinations.
- 2. Each candidate finds the destination with the largest cosine.
- 3. The r candidates with the largest cosines merge into their destinations; the others stay.
-
-A round is an i64 tensor `target` [n]: the place of the token that each token becomes part of, its
-own place if it stays. Row p of the membership matrix is `target == p`, and merging is one matmul.
-Rounds repeat on what is left, r at most n / 2, and sizes are carried: a token that stands for five
-weighs five in the next mean.
+At site `tokens`: rounds of bipartite soft matching (`_matching`) between tokens at even and at odd
+places repeat on what is left, at most half of it in one round. Sizes are carried: a token that
+stands for five weighs five in the next mean.
 
 Source: ToMe (arXiv 2210.09461), facebookresearch/ToMe. Limits: O(N^2) for each round.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import (
-    ROUNDING,
-    VisualShape,
-    ascending,
-    keep_all,
-    kept_tokens,
-    places,
-    unit_rows,
-)
+from edgevlm.compress._matching import bipartite_soft_matching
+from edgevlm.compress._primitives import VisualShape, keep_all, kept_tokens
+from edgevlm.errors import PlanError
 
-SITE = "tokens"
 SOURCE = (
     "ToMe (arXiv 2210.09461), section 3, facebookresearch/ToMe@af95e4b tome/merge.py:"
     " bipartite_soft_matching, merge_wavg"
 )
 SUMMARY = "merges the most similar tokens until K are left (bipartite soft matching)"
 DIFFERS = (
-    "the original merges inside each ViT block and compares attention keys; here it is applied"
-    " once, before the language model, on features: the encoder is not faster and attention is not"
-    " weighted by size. Rows are in raster order of the destinations. Copies of a token tie and the"
-    " first merges first, which the original leaves to rounding"
+    "at site vision the same merging as the original; at the encoder's end each patch gets the"
+    " token that it is part of, where the original goes on with fewer. At site tokens it is applied"
+    " once, before the language model, on features: the encoder is not faster, attention is not"
+    " weighted by size, and rows are in raster order of the destinations. Copies of a token tie and"
+    " the first merges first, which the original leaves to rounding"
 )
-
-# Below any cosine: a token with this score is the last to merge.
-NEVER = -2.0
-
-
-@dataclass(frozen=True)
-class Matching:
-    """One round: who becomes part of whom.
-
-    Attributes:
-        target: i64 [B, n], place of the token that each token becomes part of.
-        remaining: i64 [B, n - r], places of the tokens that are left, one for each output row.
-    """
-
-    target: Tensor
-    remaining: Tensor
-
-    def members(self) -> Tensor:
-        """Membership f32 [B, n - r, n]: 1 where the input token is part of the output row."""
-        return (self.remaining.unsqueeze(-1) == self.target.unsqueeze(-2)).float()
 
 
 class Method:
@@ -111,57 +82,89 @@ class Method:
         kept = kept_tokens("tome", self.tokens, total)
         if kept == total:
             return keep_all(features)
-        x, size = features, torch.ones(1, total, 1)
+        x, size = features[0], torch.ones(total, 1)
         positions = torch.arange(total)
-        while x.shape[1] > kept:
-            most = x.shape[1] - kept
+        while x.shape[0] > kept:
+            most = x.shape[0] - kept
             matching = bipartite_soft_matching(x, most if self.r is None else min(self.r, most))
-            matching = Matching(matching.target, ascending(matching.remaining))
-            x, size = weighted_mean(matching.members(), x, size)
-            positions = positions.index_select(0, matching.remaining[0])
-        return x, positions.to(torch.int32).unsqueeze(0)
+            x, size = matching.merge(x, size)
+            left = matching.remaining
+            order = left.topk(left.shape[0], largest=False).indices  # raster order
+            x, size = x.index_select(0, order), size.index_select(0, order)
+            positions = positions.index_select(0, left.index_select(0, order))
+        return x.unsqueeze(0), positions.to(torch.int32).unsqueeze(0)
 
 
-def bipartite_soft_matching(metric: Tensor, r: int, *, class_token: bool = False) -> Matching:
-    """Match even tokens with odd ones and merge the r best pairs.
-
-    Args:
-        metric: What is compared, [B, n, D].
-        r: Tokens to merge; at most half of them (without the class token) are.
-        class_token: Token 0 is a class token, which never merges.
-
-    Returns:
-        The matching; its rows are [unmerged even tokens, odd tokens]. Unmerged tokens are ordered
-        by descending cosine, with a class token by ascending place.
-    """
-    batch, total = metric.shape[:2]
-    r = min(r, (total - class_token) // 2)
-    rows = unit_rows(metric)
-    score = torch.matmul(rows[:, ::2], rows[:, 1::2].transpose(1, 2))
-    score = score.clamp(max=1.0 - ROUNDING)  # [B, even, odd]
-    best, destination = score.amax(-1), 2 * score.argmax(-1) + 1  # [B, even]
-    even, odd = torch.arange(0, total, 2), torch.arange(1, total, 2).expand(batch, -1)
-    if class_token:
-        best = torch.where(even == 0, NEVER, best)
-    place = places(best)
-    target = torch.cat([torch.where(place < r, destination, even), odd], 1)  # [B, even then odd]
-    unmerged = 2 * place.topk(even.shape[0], largest=False).indices[:, r:]
-    if class_token:
-        unmerged = ascending(unmerged)
-    raster = [i // 2 if i % 2 == 0 else even.shape[0] + i // 2 for i in range(total)]
-    return Matching(target.index_select(1, torch.tensor(raster)), torch.cat([unmerged, odd], 1))
-
-
-def weighted_mean(members: Tensor, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of the members of each row, weighted by how many tokens each stands for.
+class EncoderMethod:
+    """Merges the same number of tokens in each of the first layers of the encoder.
 
     Args:
-        members: Membership f32 [B, K, n].
-        x: Tokens f32 [B, n, C].
-        size: Tokens that each stands for, f32 [B, n, 1].
+        patches: Patches that are left at the end.
+        by: Layer after whose attention they are left, from 1; None is the last but one.
+        r: Instead of both: patches that merge in each layer, at most half of those left.
 
-    Returns:
-        Means f32 [B, K, C] and their sizes f32 [B, K, 1].
+    Raises:
+        ValueError: If neither `patches` nor `r` is there, or both, or one is below 1.
     """
-    merged = torch.matmul(members, size)
-    return torch.matmul(members, x * size) / merged, merged
+
+    between = True
+
+    def __init__(
+        self, *, patches: int | None = None, by: int | None = None, r: int | None = None
+    ) -> None:
+        if (patches is None) == (r is None) or (by is not None and patches is None):
+            raise ValueError("give patches (and by, the layer where they are left), or r alone")
+        for name, value in (("patches", patches), ("by", by), ("r", r)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.patches, self.by, self.r = patches, by, r
+
+    def plan(self, patches: int, layers: int) -> tuple[int, ...]:
+        """Patches left after each layer.
+
+        Args:
+            patches: Patches of a view: N.
+            layers: Layers of the encoder.
+
+        Raises:
+            PlanError: If so many cannot merge, half of those left in a layer at most.
+        """
+        if self.r is not None:
+            left = [patches]
+            for _ in range(layers):
+                left.append(left[-1] - min(self.r, left[-1] // 2))
+            return tuple(left[1:])
+        by, wanted = self.by or max(1, layers - 1), self.patches
+        assert wanted is not None
+        if by > layers:
+            raise PlanError(f"tome: got by={by}, the encoder has {layers} layers")
+        if wanted >= patches:
+            raise PlanError(
+                f"tome: got patches={wanted}, expected less than {patches} (those of a view)"
+            )
+        gone = [(patches - wanted) * min(layer, by) // by for layer in range(1, layers + 1)]
+        counts = (patches, *(patches - count for count in gone))
+        if any(2 * after < before for before, after in pairwise(counts)):
+            raise PlanError(
+                f"tome: {patches} patches cannot become {wanted} in {by} layers, half of them merge"
+                " in a layer at most; leave more, or take more layers"
+            )
+        return counts[1:]
+
+    def __call__(
+        self, x: Tensor, metric: Tensor, size: Tensor, removed: int, class_token: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Merge.
+
+        Args:
+            x: Tokens f32 [n, D].
+            metric: Keys f32 [n, E], mean over heads.
+            size: Patches that each token stands for, f32 [n, 1].
+            removed: r.
+            class_token: Token 0 never merges.
+
+        Returns:
+            Tokens f32 [n - r, D], their sizes f32 [n - r, 1], and the row of each input i64 [n].
+        """
+        matching = bipartite_soft_matching(metric, removed, class_token=class_token)
+        return *matching.merge(x, size), matching.rows()

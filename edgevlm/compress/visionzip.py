@@ -36,7 +36,6 @@ from edgevlm.compress._primitives import (
 )
 from edgevlm.errors import PlanError
 
-SITE = "tokens"
 SOURCE = (
     "VisionZip (arXiv 2412.04467), section 3, dvlab-research/VisionZip@3151f6d"
     " visionzip/clip_encoder.py: CLIPVisionTower_VisionZip.forward"

@@ -26,15 +26,14 @@ from edgevlm.compress._primitives import (
     ascending,
     check_shape,
     descending,
-    gather_rows,
     grid_budgets,
     keep_all,
+    keep_rows,
     kept_tokens,
     square_shape,
     unit_rows,
 )
 
-SITE = "tokens"
 SOURCE = (
     "VisPruner (arXiv 2412.01818), section 3, Theia-4869/VisPruner@aefa01a"
     " llava/model/llava_arch.py: encode_images"
@@ -118,7 +117,7 @@ class Method:
             chosen.append(ascending(torch.cat([important, diverse])) + start)
             start = end
         positions = torch.cat(chosen)
-        return gather_rows(features, positions), positions.to(torch.int32).unsqueeze(0)
+        return keep_rows(features, positions)
 
 
 def select(

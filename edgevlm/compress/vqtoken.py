@@ -35,7 +35,6 @@ from edgevlm.compress._primitives import (
     unit_rows,
 )
 
-SITE = "tokens"
 SOURCE = (
     "VQToken (arXiv 2503.16980), section 3, Hai-chao-Zhang/VQToken@019f89f VQToken/cluster.py:"
     " KMeansTorch; start (KKZ) as in CenterCLIP (arXiv 2205.00823), mzhaoshuai/CenterCLIP@886fe73"

@@ -22,7 +22,6 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from edgevlm.errors import ModelError, unknown_name
-from edgevlm.models._family import Pieces
 from edgevlm.registry import FAMILIES
 
 EMBEDDED = "embedded"
@@ -167,12 +166,6 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
     except Exception as cause:
         raise ModelError(f"'{model}': config.json is not valid: {_first_line(cause)}") from cause
     return Checkpoint(model, revision, folder, config, FAMILIES.load(name))
-
-
-def pieces(checkpoint: Checkpoint, model: Any, description: Any) -> Pieces:
-    """The family's pieces over `model`."""
-    result: Pieces = checkpoint.family.pieces(model, description)
-    return result
 
 
 def _folder(model: str, revision: str | None) -> Path:

@@ -81,9 +81,21 @@ class EncoderLayer(nn.Module):
 
     def finish(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The layer's output [1, N, C], from its input and what `project` gave."""
-        mixed = attention(query, key, value, self.heads)
-        x = x + self.layer.self_attn.out_proj(mixed)
-        return x + self.layer.mlp(self.layer.layer_norm2(x))
+        return self.feed(self.attend(x, query, key, value))
+
+    def attend(
+        self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """The first half: attention, with `bias` [1, 1, 1, N] added to the scores."""
+        mixed: Tensor = self.layer.self_attn.out_proj(
+            attention(query, key, value, self.heads, bias)
+        )
+        return x + mixed
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The second half: the MLP."""
+        made: Tensor = self.layer.mlp(self.layer.layer_norm2(x))
+        return x + made
 
 
 class DecoderLayer(nn.Module):

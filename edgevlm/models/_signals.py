@@ -5,6 +5,9 @@
     flat_cls_attention    [1, N]     the same, as if the layer had one head
     keys                  [1, N, D]  keys, mean of heads
     flat_keys             [1, N, C]  keys of all heads side by side
+    global_attention      [1, N]     mean attention of the global tokens, those that receive more
+                                     than 39.3 times what a token receives in the mean, and the one
+                                     that receives most (VFlowOpt, arXiv 2508.05211, its setting)
 
 They are those of the layer that gives the features, computed from the queries and keys which that
 layer has anyway. The class token itself is left out. A tower without one has no such row; its
@@ -25,32 +28,48 @@ from torch import Tensor, nn
 
 from edgevlm.models._family import Pieces
 from edgevlm.models._layers import EncoderLayer
+from edgevlm.models._merging import MergingLayer, log_size
 
-EARLY = "early_cls_attention"
+EARLY, GLOBAL = "early_cls_attention", "global_attention"
+GLOBAL_TIMES = 39.3
 KEYS, FLAT = ("keys", "flat_keys"), ("flat_cls_attention", "flat_keys")
 
 
 class Observed(nn.Module):
-    """An encoder layer that also gives signals: [1, N, C] -> the same, and each signal."""
+    """An encoder layer that also gives signals: its inputs -> its outputs, and each signal."""
 
     def __init__(
-        self, layer: EncoderLayer, names: Sequence[str], class_token: bool, fold: nn.Module
+        self,
+        layer: EncoderLayer | MergingLayer,
+        names: Sequence[str],
+        class_token: bool,
+        fold: nn.Module,
     ) -> None:
         super().__init__()
         self.layer, self.names = layer, tuple(names)
         self.class_token, self.fold = class_token, fold
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, *state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         query, key, value = self.layer.project(x)
+        bias = log_size(state)
         heads = self.layer.heads
         signals = []
         for name in self.names:
             count = 1 if name in FLAT else heads
             wanted = _keys(key, count)
-            if name not in KEYS:
-                wanted = _attention(query, key, count, self.class_token)
+            if name == GLOBAL:
+                weights = _weights(query, key, count, bias).mean(1)
+                wanted = global_rows(weights, GLOBAL_TIMES, self.class_token).unsqueeze(-1)
+            elif name not in KEYS:
+                rows = query[:, :1] if self.class_token else query
+                wanted = _weights(rows, key, count, bias).mean((1, 2)).unsqueeze(-1)
+            if state:  # a merged token's attention is shared by those that it stands for
+                size, origin = state
+                wanted = wanted if name in KEYS else wanted / size
+                wanted = wanted.index_select(1, origin[0])
             signals.append(self._own_tokens(wanted))
-        return self.layer.finish(x, query, key, value), *signals
+        made = self.layer.finish(x, query, key, value, *state)
+        return made if isinstance(made, tuple) else (made,), tuple(signals)
 
     def _own_tokens(self, signal: Tensor) -> Tensor:
         """Drop the class token and fold patches: [1, 1 + N, E] -> [1, N, E], [1, N] if E is 1."""
@@ -69,19 +88,33 @@ def observe(pieces: Pieces, names: Sequence[str]) -> Pieces:
     return replace(pieces, vision=tuple(vision))
 
 
-def method_signals(pieces: Pieces, names: Sequence[str], pixel_values: Tensor) -> dict[str, Tensor]:
-    """Signals of all views f32 [P, 3, h_px, w_px] in PyTorch, in the order of the method."""
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
-    for index in range(len(pixel_values) if names else 0):
-        x = pixel_values[index : index + 1]
-        for piece in pieces.vision[:-1]:
-            made = piece(x)
-            x = made[0] if isinstance(made, tuple) else made
-            if isinstance(piece, Observed):
-                for name, signal in zip(piece.names, made[1:], strict=True):
-                    found[name].append(signal)
+def encode(pieces: Sequence[nn.Module], *state: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """Run pieces of the encoder: what goes on to the next, and the signals in their order."""
+    signals: list[Tensor] = []
+    for piece in pieces:
+        made = piece(*state)
+        if isinstance(piece, Observed):
+            made, found = made
+            signals += found
+        state = made if isinstance(made, tuple) else (made,)
+    return state, signals
+
+
+def method_inputs(
+    pieces: Pieces, names: Sequence[str], pixel_values: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Features [1, P*N, C] and signals of all views f32 [P, 3, h_px, w_px], for the method."""
+    order = [n for p in pieces.vision if isinstance(p, Observed) for n in p.names]
+    features, found = [], dict[str, list[Tensor]]({name: [] for name in names})
+    for index in range(len(pixel_values)):
+        (made,), signals = encode(pieces.vision, pixel_values[index : index + 1])
+        features.append(made)
+        for name, signal in zip(order, signals, strict=True):
+            found[name].append(signal)
     joined = {name: torch.cat(parts, 1) for name, parts in found.items()}
-    return {name: pack(pieces.pack, signal) for name, signal in joined.items()}
+    packed = {name: pack(pieces.pack, signal) for name, signal in joined.items()}
+    whole: Tensor = pieces.pack(torch.cat(features, 1))
+    return whole, packed
 
 
 def pack(module: nn.Module, signal: Tensor) -> Tensor:
@@ -103,9 +136,27 @@ def _keys(key: Tensor, heads: int) -> Tensor:
     return key.reshape(1, key.shape[1], heads, -1).mean(2)  # [1, N, D]
 
 
-def _attention(query: Tensor, key: Tensor, heads: int, class_token: bool) -> Tensor:
-    """One weight a token, [1, N, 1]: of the class token's row, or the mean of all rows."""
-    rows = query[:, :1] if class_token else query
-    rows, columns = (x.reshape(1, x.shape[1], heads, -1).transpose(1, 2) for x in (rows, key))
-    weights = (rows * columns.shape[-1] ** -0.5 @ columns.transpose(2, 3)).softmax(-1)
-    return weights.mean((1, 2)).unsqueeze(-1)
+def _weights(query: Tensor, key: Tensor, heads: int, bias: Tensor | None) -> Tensor:
+    """Attention of queries [1, S, H*D] to keys [1, N, H*D]: [1, heads, S, N]."""
+    rows, columns = (x.reshape(1, x.shape[1], heads, -1).transpose(1, 2) for x in (query, key))
+    scores = rows * columns.shape[-1] ** -0.5 @ columns.transpose(2, 3)
+    return (scores if bias is None else scores + bias).softmax(-1)
+
+
+def global_rows(weights: Tensor, times: float, class_token: bool = False) -> Tensor:
+    """Mean of the rows of the global tokens.
+
+    Args:
+        weights: Attention, mean of heads, f32 [1, N, N].
+        times: A token is global if it receives more than so many times the mean.
+        class_token: Token 0 is no token of the picture: it is never global.
+
+    Returns:
+        f32 [1, N].
+    """
+    received = weights.mean(1)  # [1, N]
+    if class_token:
+        received = torch.where(torch.arange(received.shape[1]) == 0, 0.0, received)
+    least = torch.minimum(received.mean(1, True) * times, received.amax(1, True) * (1 - 1e-6))
+    found = (received > least).to(weights.dtype)
+    return (found.unsqueeze(1) @ weights).squeeze(1) / found.sum(1, keepdim=True)

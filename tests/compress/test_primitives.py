@@ -11,6 +11,7 @@ from edgevlm.compress._primitives import (
     check_shape,
     descending,
     grid_budgets,
+    keep_rows,
     largest,
     marked,
     marked_indices,
@@ -116,3 +117,11 @@ def test_largest() -> None:
     scores = torch.randint(5, (20, 30), generator=torch.Generator().manual_seed(0)).float()
     for count in (1, 7, 30):
         assert torch.equal(largest(scores, count), places(scores) < count)
+
+
+def test_keep_rows() -> None:
+    """The rows, and their places as i32 with a batch of one."""
+    kept, positions = keep_rows(torch.arange(8.0).reshape(1, 4, 2), torch.tensor([1, 3]))
+    assert kept.tolist() == [[[2.0, 3.0], [6.0, 7.0]]]
+    assert positions.tolist() == [[1, 3]]
+    assert positions.dtype == torch.int32

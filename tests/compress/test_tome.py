@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgevlm.compress.tome import Method, bipartite_soft_matching, weighted_mean
+from edgevlm.compress._matching import Matching, bipartite_soft_matching
+from edgevlm.compress.tome import Method
 
 
 def test_by_hand() -> None:
@@ -20,13 +21,20 @@ def test_by_hand() -> None:
     assert positions.tolist() == [[1, 2, 3]]
 
 
-def _merged(case: dict[str, Any], metric: Tensor, x: Tensor, size: Tensor) -> tuple[Tensor, ...]:
-    matching = bipartite_soft_matching(
-        metric, int(case["param_r"]), class_token=bool(case["param_class_token"])
-    )
-    members = matching.members()
-    mean, _ = weighted_mean(members, x, torch.ones_like(size))
-    return (*weighted_mean(members, x, size), mean, members)
+def _members(matching: Matching) -> Tensor:
+    """Membership f32 [n - r, n]: 1 where the input token is part of the output row."""
+    return (matching.remaining.unsqueeze(1) == matching.target).float()
+
+
+def _merged(case: dict[str, Any], *inputs: Tensor) -> list[Tensor]:
+    """Tokens, sizes, plain means and membership, one picture after the other."""
+    r, class_token = int(case["param_r"]), bool(case["param_class_token"])
+    made = []
+    for metric, x, size in zip(*inputs, strict=True):
+        matching = bipartite_soft_matching(metric, r, class_token=class_token)
+        plain, _ = matching.merge(x, torch.ones_like(size))
+        made.append((*matching.merge(x, size), plain, _members(matching)))
+    return [torch.stack(parts) for parts in zip(*made, strict=True)]
 
 
 def _compare(case: dict[str, Any], outputs: Any) -> None:
@@ -42,7 +50,7 @@ def test_equals_reference(vectors: Any, trace: Any, engine: Any) -> None:
     for case in vectors("tome"):
         inputs = tuple(torch.from_numpy(case[f"in_{name}"]) for name in ("metric", "x", "size"))
 
-        def merged(*inputs: Tensor, case: dict[str, Any] = case) -> tuple[Tensor, ...]:
+        def merged(*inputs: Tensor, case: dict[str, Any] = case) -> list[Tensor]:
             return _merged(case, *inputs)
 
         _compare(case, merged(*inputs))
@@ -58,14 +66,15 @@ def test_sizes_are_carried(features: Tensor) -> None:
 
 def test_merging_loses_nothing(features: Tensor) -> None:
     """Each input is in one row, sums are kept, and unmerging gives lone tokens back."""
-    members = bipartite_soft_matching(features, 20).members()
-    merged, size = weighted_mean(members, features, torch.ones(1, 64, 1))
-    assert members.sum(1).tolist() == [[1.0] * 64]
-    torch.testing.assert_close((merged * size).sum(1), features.sum(1), rtol=0, atol=1e-4)
-    back = torch.matmul(members.transpose(1, 2), merged)
-    alone = ((members * size).sum(1) == 1)[0]
+    matching = bipartite_soft_matching(features[0], 20)
+    merged, size = matching.merge(features[0], torch.ones(64, 1))
+    assert _members(matching).sum(0).tolist() == [1.0] * 64
+    torch.testing.assert_close((merged * size).sum(0), features[0].sum(0), rtol=0, atol=1e-4)
+    rows = matching.rows()
+    assert torch.equal(matching.remaining[rows], matching.target)
+    alone = size[rows, 0] == 1
     assert 24 <= int(alone.sum()) < 44  # 44 rows; 20 merges leave 24 to 43 of them alone
-    assert torch.equal(back[:, alone], features[:, alone])
+    assert torch.equal(merged[rows][alone], features[0, alone])
 
 
 def test_small_rounds_differ(features: Tensor) -> None:
@@ -80,11 +89,11 @@ def test_small_rounds_differ(features: Tensor) -> None:
 
 def test_r_is_clamped() -> None:
     """At most half merge; the class token never does."""
-    metric = torch.randn(1, 9, 4, generator=torch.Generator().manual_seed(0))
-    assert bipartite_soft_matching(metric, 9).remaining.shape == (1, 5)
+    metric = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    assert bipartite_soft_matching(metric, 9).remaining.shape == (5,)
     matching = bipartite_soft_matching(metric, 9, class_token=True)
-    assert matching.remaining.tolist() == [[0, 1, 3, 5, 7]]
-    assert int(matching.target[0, 0]) == 0
+    assert matching.remaining.tolist() == [0, 1, 3, 5, 7]
+    assert int(matching.target[0]) == 0
 
 
 def test_wrong_r() -> None:

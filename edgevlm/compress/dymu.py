@@ -1,0 +1,66 @@
+"""DyMU's DToMe: ToMe inside the encoder, with as many merges in a layer as its calibration says.
+
+The original merges all pairs above a threshold in each layer; thresholds are calibrated so that
+over many pictures r tokens merge in the mean. A static graph has a fixed number: that mean.
+
+Source: DyMU (arXiv 2504.17040), MikeWangWZHL/dymu. Limits: those of `tome` at site `vision`.
+"""
+
+from __future__ import annotations
+
+from edgevlm.compress import tome
+from edgevlm.errors import PlanError
+
+SOURCE = (
+    "DyMU (arXiv 2504.17040), section 3, MikeWangWZHL/dymu@c57d75a src/open_clip/tome.py:"
+    " bipartite_soft_matching, repeat_merged_tokens_w_pos_tracking"
+)
+SUMMARY = "merges patches in each layer of the encoder at calibrated rates, and unmerges at its end"
+DIFFERS = (
+    "same rows as the original where as many pairs are above its threshold; here that number is"
+    " fixed for each layer, so a simple picture keeps as many tokens as a rich one. Unmerging is"
+    " done once at the encoder's end (original: in each layer of the language model, which computes"
+    " with all tokens as well)"
+)
+
+
+class EncoderMethod(tome.EncoderMethod):
+    """Merges a number of its own in each layer of the encoder.
+
+    Args:
+        merges: Merges in each layer from the first on, with `+` between them: `24+20+8`; the mean
+            numbers of a calibration. Layers that are not named merge nothing.
+
+    Raises:
+        ValueError: If `merges` has another form.
+    """
+
+    def __init__(self, *, merges: int | str) -> None:
+        parts = str(merges).split("+")
+        if not all(part.isdigit() for part in parts):
+            raise ValueError(f"merges are numbers with '+' between them, got '{merges}'")
+        self.merges = tuple(int(part) for part in parts)
+
+    def plan(self, patches: int, layers: int) -> tuple[int, ...]:
+        """Patches left after each layer.
+
+        Args:
+            patches: Patches of a view: N.
+            layers: Layers of the encoder.
+
+        Raises:
+            PlanError: If there are more numbers than layers, or a layer would merge more than half.
+        """
+        if len(self.merges) > layers:
+            raise PlanError(
+                f"dymu: got merges for {len(self.merges)} layers, the encoder has {layers}"
+            )
+        left = [patches]
+        for layer, merged in enumerate(self.merges, 1):
+            if 2 * merged > left[-1]:
+                raise PlanError(
+                    f"dymu: {merged} of {left[-1]} patches cannot merge in layer {layer}, half of"
+                    " them is the most"
+                )
+            left.append(left[-1] - merged)
+        return (*left[1:], *[left[-1]] * (layers - len(self.merges)))

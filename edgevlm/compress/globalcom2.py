@@ -1,0 +1,120 @@
+"""GlobalCom2: the whole picture says how much each tile is worth, and helps to choose in it.
+
+    thumbnail  its share of K by tokens, the largest attention
+    tile i     the rest of K in proportion to s[i] = 1 + p[i] - mean(p), p = softmax(a / T), where
+               a[i] is the thumbnail's attention to the part of the picture that tile i shows
+    in a tile  the tokens with the largest g / |g| + t / |t|, where g is the tile's own attention,
+               t the thumbnail's, resized to the tile (bilinear), and |.| the length over the tile
+
+Source: GlobalCom2 (arXiv 2501.05179), xuyang-liu16/GlobalCom2. Limits: pictures with tiles; O(N^2)
+compares. T = 10, the original's, makes shares nearly equal.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgevlm.compress._primitives import (
+    SMALLEST_NORM,
+    VisualShape,
+    keep_all,
+    keep_rows,
+    kept_tokens,
+)
+from edgevlm.compress._tiles import keep_best, on_tiles, regions, share, thumbnail, tile_of
+
+SOURCE = (
+    "GlobalCom2 (arXiv 2501.05179), section 3, xuyang-liu16/GlobalCom2@96b2d00"
+    " llava/model/llava_arch.py: compress_thumbnail, generate_scale_for_crop_features,"
+    " compress_crops"
+)
+SUMMARY = (
+    "shares the budget among tiles by the whole picture's attention, keeps what both attend to"
+)
+DIFFERS = (
+    "same thumbnail tokens, same shares before rounding, and same tokens at the same counts as the"
+    " original where the picture fills its tiles; exactly K tokens (original: all counts rounded"
+    " down); the picture always fills the grid of tiles, so nothing is unpadded and no newline is"
+    " put between rows; where the thumbnail's side does not divide by the tiles its rows are shared"
+    " out evenly (original: the last ones are left out); features are those after the projector; a"
+    " tower without a class token is scored by the attention that each token receives"
+)
+
+
+class Method:
+    """Keeps K tokens, shared among the thumbnail and the tiles.
+
+    Args:
+        tokens: K, number of tokens kept; None keeps all.
+        temperature: T; a small one gives most to the tiles that the thumbnail attends to.
+
+    Raises:
+        ValueError: If `temperature` is not above 0.
+    """
+
+    signals: tuple[str, ...] = ("cls_attention",)
+
+    def __init__(self, tokens: int | None = None, *, temperature: float = 10.0) -> None:
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        self.tokens, self.temperature = tokens, temperature
+
+    def plan(self, shape: VisualShape) -> int:
+        """Tokens kept: K.
+
+        Raises:
+            PlanError: If K is not between 1 and N, or the picture has no tiles.
+        """
+        kept = kept_tokens("globalcom2", self.tokens, shape.tokens)
+        if kept < shape.tokens:
+            thumbnail("globalcom2", shape)
+        return kept
+
+    def __call__(
+        self, features: Tensor, *, cls_attention: Tensor, shape: VisualShape | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Share, select, then gather in order.
+
+        Args:
+            features: f32 [1, N, C].
+            cls_attention: f32 [1, N].
+            shape: Grids and tiles of the features.
+
+        Returns:
+            Tokens f32 [1, K, C], and their positions i32 [1, K], ascending.
+        """
+        kept = kept_tokens("globalcom2", self.tokens, features.shape[1])
+        if kept == features.shape[1]:
+            return keep_all(features)
+        shape = shape or VisualShape(((1, features.shape[1]),), features.shape[2])
+        start, grid = thumbnail("globalcom2", shape)
+        own, count = grid[0] * grid[1], shape.tiles[0] * shape.tiles[1]
+        ours = kept * own // shape.tokens
+        groups = tile_of(shape)
+        groups = torch.where(groups < 0, count, groups)  # the thumbnail is the last
+        whole = cls_attention[0, start : start + own]
+        tiles = share(scales(whole, grid, shape.tiles, self.temperature), kept - ours)
+        scores = both(cls_attention[0], on_tiles(whole, shape), groups, count + 1)
+        budgets = torch.cat((tiles, torch.tensor([ours])))
+        return keep_rows(features, keep_best(scores, groups, budgets, kept))
+
+
+def scales(
+    whole: Tensor, grid: tuple[int, int], tiles: tuple[int, int], temperature: float
+) -> Tensor:
+    """s f32 [R*C] of the tiles from the thumbnail's attention [h*w]: around 1."""
+    count = tiles[0] * tiles[1]
+    inside = (regions(grid, tiles) == torch.arange(count).unsqueeze(1)).float()  # [P, h*w]
+    weight = ((inside @ whole) / temperature).softmax(0)
+    return 1 + weight - weight.mean()
+
+
+def both(own: Tensor, whole: Tensor, groups: Tensor, count: int) -> Tensor:
+    """Sum of two scores [N], each divided by its length over its group; groups are constant."""
+    inside = (groups == torch.arange(count).unsqueeze(1)).float()  # [G, N]
+    parts = []
+    for score in (own, whole):
+        length = (inside @ score.square()).sqrt().clamp(min=SMALLEST_NORM)
+        parts.append(score / length.index_select(0, groups))
+    return parts[0] + parts[1]

@@ -1,0 +1,129 @@
+"""Site `vision`: tokens merge between the layers of the encoder, and are put back at its end.
+
+A method of this site (`EncoderMethod`) plans how many tokens are left after each layer, and merges
+them there, between attention and MLP or, if its `between` is false, after both. From the first
+merging on, three tensors go from layer to layer:
+
+    hidden  [1, n, D]  the tokens that are left
+    size    [1, n, 1]  patches that each stands for; attention adds its logarithm to the scores, so
+                       that a token weighs as much as its patches would (proportional attention)
+    origin  [1, N]     i32, the token that each of the first N tokens is part of now
+
+Before the connector each of the N places gets the token that it is part of, so the connector, its
+folds and packing, and methods of site `tokens` see a full grid. The encoder is faster; the number
+of visual tokens is theirs to reduce.
+
+Sources: ToMe (arXiv 2210.09461), section 3; the putting back is DyMU's virtual unmerging
+(arXiv 2504.17040), done once before the language model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgevlm.models._family import Pieces
+from edgevlm.models._layers import EncoderLayer
+from edgevlm.plan import Tensor as TensorSpec
+
+
+class MergingLayer(nn.Module):
+    """An encoder layer after which, or between whose two halves, tokens merge.
+
+    x [1, n, D], and size and origin unless it is the first -> the three, with fewer tokens.
+    """
+
+    def __init__(
+        self, layer: EncoderLayer, method: Any, counts: tuple[int, int], class_token: bool
+    ) -> None:
+        super().__init__()
+        self.layer, self.method = layer, method
+        self.counts, self.class_token = counts, class_token
+        self.heads, self.head_size = layer.heads, layer.head_size
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        return f"{self.counts}, {type(self.method).__module__}, {vars(self.method)}"
+
+    def forward(self, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        return self.finish(x, *self.project(x), *state)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `EncoderLayer.project`."""
+        return self.layer.project(x)
+
+    def finish(
+        self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, *state: Tensor
+    ) -> tuple[Tensor, ...]:
+        """As `EncoderLayer.finish`, with the merging."""
+        x = self.layer.attend(x, query, key, value, log_size(state))
+        if self.method.between:
+            metric = key.reshape(1, x.shape[1], self.heads, -1).mean(2)
+            x, size, origin = self._merge(x, metric, state)
+            return self.layer.feed(x), size, origin
+        return self._merge(self.layer.feed(x), x, state)
+
+    def _merge(self, x: Tensor, metric: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        before, after = self.counts
+        size, origin = state or (torch.ones(1, before, 1), torch.arange(before).unsqueeze(0))
+        if before == after:
+            return x, size, origin.to(torch.int32)
+        removed = before - after
+        rows, sizes, place = self.method(x[0], metric[0], size[0], removed, self.class_token)
+        origin = place.index_select(0, origin[0]).unsqueeze(0).to(torch.int32)
+        return rows.unsqueeze(0), sizes.unsqueeze(0), origin
+
+
+class PutBack(nn.Module):
+    """The connector, after each of the N places has got its token back."""
+
+    def __init__(self, connector: nn.Module) -> None:
+        super().__init__()
+        self.connector = connector
+
+    def forward(self, x: Tensor, size: Tensor, origin: Tensor) -> Tensor:
+        made: Tensor = self.connector(x.index_select(1, origin[0]))
+        return made
+
+
+def log_size(state: tuple[Tensor, ...]) -> Tensor | None:
+    """What proportional attention adds to the scores: f32 [1, 1, 1, n], or nothing."""
+    return state[0].log().reshape(1, 1, 1, -1) if state else None
+
+
+def merge(pieces: Pieces, method: Any, counts: tuple[int, ...]) -> Pieces:
+    """The pieces with an encoder that merges.
+
+    Args:
+        pieces: The model.
+        method: A method of site `vision`.
+        counts: Tokens before the first layer and after each; empty for no method.
+    """
+    if counts[-1:] == counts[:1]:
+        return pieces
+    first, *layers, connector = pieces.vision
+    start = next(i for i in range(len(layers)) if counts[i + 1] < counts[i])
+    vision: list[Any] = [first, *layers[:start]]
+    for index in range(start, len(layers)):
+        layer: Any = layers[index]
+        vision.append(MergingLayer(layer, method, counts[index : index + 2], pieces.class_token))
+    return replace(pieces, vision=(*vision, PutBack(connector)))
+
+
+def hidden_shapes(pieces: Pieces, stop: int) -> list[TensorSpec]:
+    """What goes from piece `stop - 1` of the encoder to the next: hidden, size and origin."""
+    first: Any = pieces.vision[0]
+    total, width = first.position.weight.shape
+    last: Any = pieces.vision[stop - 1]
+    last = getattr(last, "layer", last) if not isinstance(last, MergingLayer) else last
+    if not isinstance(last, MergingLayer):
+        return [TensorSpec("hidden", "f32", (1, total, width))]
+    left = last.counts[1]
+    return [
+        TensorSpec("hidden", "f32", (1, left, width)),
+        TensorSpec("size", "f32", (1, left, 1)),
+        TensorSpec("origin", "i32", (1, total)),
+    ]
