@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevlm.models._pruning import PrunedDecoderBlock
 from edgevlm.models._signals import encode, pack
 from edgevlm.plan import Block
 
@@ -119,7 +120,11 @@ def build(block: Block, pieces: object, method: object, shape: object) -> nn.Mod
     elif block.stage == "decoder":
         layers = pieces.decoder  # type: ignore[attr-defined]
         norm = pieces.norm if stop == len(layers) else None  # type: ignore[attr-defined]
-        module = DecoderBlock(layers[start:stop], norm)
+        pruning = pieces.pruning  # type: ignore[attr-defined]
+        if pruning is None:
+            module = DecoderBlock(layers[start:stop], norm)
+        else:
+            module = PrunedDecoderBlock(layers[start:stop], norm, start, pruning)
     else:
         module = HeadBlock(pieces.head, block.pieces)  # type: ignore[attr-defined]
     return module.eval().requires_grad_(False)

@@ -158,6 +158,10 @@ def _check_host(plan: Plan) -> None:
         for part in field.split("."):
             choice = getattr(choice, part)
         _expect(choice in known, f"{field} is {shown(choice)}, known: {', '.join(known)}")
+    if kv.gone:
+        good = len(kv.gone) == kv.layers and list(kv.gone) == sorted(kv.gone)
+        good = good and kv.gone[0] >= 0 and kv.gone[-1] < kv.tokens
+        _expect(good, f"host.kv.gone is {shown(str(list(kv.gone)))} for {kv.layers} layers")
     _expect(kv.bytes <= KV_LIMIT_BYTES, f"host.kv needs {kv.bytes} bytes")
     _expect(host.chunk <= kv.tokens, f"host.chunk {host.chunk} is more than kv.tokens {kv.tokens}")
     _expect(host.vocabulary <= host.embedding.rows, "host.vocabulary is more than embedding.rows")
@@ -178,6 +182,7 @@ def _check_host(plan: Plan) -> None:
 
 def _check_layout(plan: Plan) -> None:
     _expect(bool(plan.sites), "sites is empty")
+    _expect(any(site.site == "tokens" for site in plan.sites), "sites has no site 'tokens'")
     _expect(
         1 <= plan.visual_tokens <= TENSOR_LIMIT, f"sites has {shown(plan.visual_tokens)} tokens_out"
     )
@@ -237,9 +242,13 @@ def _check_chain(plan: Plan) -> None:
         _check_pieces(blocks, lengths.get(stage))
     _expect(len(plan.stage("reduce")) == 1, "the stage 'reduce' has more than one block")
     _check_vision_and_reduce(plan)
-    for block in plan.stage("decoder"):
-        for function, rows in zip(block.functions, (host.chunk, 1), strict=True):
-            _check_decoder(plan, block, function, rows)
+    if host.kv.gone:
+        for index in (0, 1):
+            _check_pruned(plan, index)
+    else:
+        for block in plan.stage("decoder"):
+            for function, rows in zip(block.functions, (host.chunk, 1), strict=True):
+                _check_decoder(plan, block, function, rows)
     for block in plan.stage("head"):
         hidden = [Tensor("hidden", "f32", (1, 1, host.embedding.columns))]
         logits = [Tensor("logits", "f32", (1, block.pieces[1] - block.pieces[0]))]
@@ -316,27 +325,79 @@ def _of_all_views(signal: Tensor, tokens: int, views: int) -> Tensor:
 
 def _check_decoder(plan: Plan, block: Block, function: Function, rows: int) -> None:
     kv, channels = plan.host.kv, plan.host.embedding.columns
-    layers = block.pieces[1] - block.pieces[0]
-    # Before lists of that length are made.
-    _expect(
-        len(function.outputs) == 1 + 2 * layers,
-        f"{block.name}.{function.name} has {len(function.outputs)} outputs for {layers} layers",
-    )
-    cache = (1, kv.heads, kv.tokens, kv.head_size)
-    parts = [f"{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
+    caches = _caches(plan, block, function)
     inputs = [
         Tensor("hidden", "f32", (1, rows, channels)),
         Tensor("cos", "f32", (1, rows, kv.head_size)),
         Tensor("sin", "f32", (1, rows, kv.head_size)),
         Tensor("mask", "f32", (1, 1, rows, kv.tokens)),
         Tensor("position", "i32", (1,)),
-        *(Tensor(f"past_{part}", "f32", cache) for part in parts),
+        *(Tensor(f"past_{part}", "f32", shape) for part, shape in caches),
     ]
     outputs = [
         Tensor("hidden_out", "f32", (1, rows, channels)),
-        *(Tensor(f"present_{part}", "f32", cache) for part in parts),
+        *(Tensor(f"present_{part}", "f32", shape) for part, shape in caches),
     ]
     _check_signature(block, function, inputs, outputs, optional=("mask",))
+
+
+def _check_pruned(plan: Plan, index: int) -> None:
+    """`prefill` (index 0) or `decode` (1) of all blocks, where visual tokens leave on the way."""
+    host, kv = plan.host, plan.host.kv
+    rows = (host.chunk, 1)[index]
+    given = [
+        Tensor("hidden", "f32", (1, rows, host.embedding.columns)),
+        Tensor("cos", "f32", (1, rows, kv.head_size)),
+        Tensor("sin", "f32", (1, rows, kv.head_size)),
+    ]
+    words = ("visual_rows", "last") if index == 0 else ("position", "pruned")
+    given += [Tensor(words[0], "i32", (1, plan.visual_tokens) if index == 0 else (1,))]
+    given += [Tensor(words[1], "i32", (1,))]
+    blocks = plan.stage("decoder")
+    for block in blocks:
+        function = block.functions[index]
+        caches = _caches(plan, block, function)
+        past = [Tensor(f"past_{part}", "f32", shape) for part, shape in caches]
+        made = [given[0]]
+        if index == 0 and block is blocks[-1]:
+            made = [Tensor("hidden", "f32", (1, 1, host.embedding.columns))]
+        elif index == 0 and any(t.name == "last_out" for t in function.outputs):
+            left, visual = (
+                next((t.shape for t in function.outputs if t.name == name), ())
+                for name in ("hidden_out", "visual_rows_out")
+            )
+            good = len(left) == 3 and len(visual) == 2 and visual[0] == 1 and left[1] < rows
+            _expect(good, f"{block.name}.prefill.hidden_out has the shape {shown(str(list(left)))}")
+            rows = left[1]
+            made = [
+                Tensor("hidden", "f32", (1, rows, host.embedding.columns)),
+                Tensor("cos", "f32", (1, rows, kv.head_size)),
+                Tensor("sin", "f32", (1, rows, kv.head_size)),
+                Tensor("visual_rows", "i32", visual),
+                Tensor("last", "i32", (1,)),
+            ]
+        outputs = [Tensor(f"{t.name}_out", t.dtype, t.shape) for t in made]
+        outputs += [Tensor(f"present_{part}", "f32", shape) for part, shape in caches]
+        _check_signature(block, function, [*given, *past], outputs, optional=words)
+        given = [*made, *given[len(made) :]]
+
+
+def _caches(
+    plan: Plan, block: Block, function: Function
+) -> list[tuple[str, tuple[int, int, int, int]]]:
+    """Name and shape of each cache of a block."""
+    start, stop = block.pieces
+    most = 5 + 2 * (stop - start)  # before lists of that length are made
+    _expect(
+        2 * (stop - start) < len(function.outputs) <= most,
+        f"{block.name}.{function.name} has {len(function.outputs)} outputs for {stop - start}"
+        " layers",
+    )
+    return [
+        (f"{part}_{layer - start}", plan.host.kv.shape(layer))
+        for layer in range(start, stop)
+        for part in ("key", "value")
+    ]
 
 
 def _check_signature(

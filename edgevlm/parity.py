@@ -19,7 +19,7 @@ from torch import nn
 from edgevlm.blocks import build
 from edgevlm.bundle import Bundle
 from edgevlm.models._family import Pieces
-from edgevlm.plan import SIGNALS, Block, Function
+from edgevlm.plan import SIGNALS, Block, Function, Plan
 from edgevlm.planning import Planned
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.sequence import (
@@ -89,6 +89,8 @@ class Runner:
         piece = self.sequence(reduced["visual_tokens"][0], reduced["kept_positions"][0])
         rows = [np.array(self.table[t]) for t in tokens[:-1]]
         positions = piece.positions[-1] + 1 + np.arange(len(rows), dtype=np.int32)
+        if self.bundle.plan.host.kv.gone:
+            return self._head(self._pruned(piece, rows, positions))
         calls = [
             *self._chunks(piece),
             *(
@@ -115,10 +117,10 @@ class Runner:
         between = [{"pixel_values": view[None]} for view in pixels]
         found: dict[str, list[Array]] = {}
         for block in self.bundle.plan.stage("vision"):
-            function, planned = block.functions[0], self.planned.plan.block(block.name)
+            function, planned = block.functions[0], self._planned(block, "encode")
             with self._open(block) as module:
                 for index, view in enumerate(between):
-                    given = {t.name: view[t.name] for t in planned.functions[0].inputs}
+                    given = {t.name: view[t.name] for t in planned.inputs}
                     out = self._call(block, function, given)
                     made = {t.name: out[t.name] for t in function.outputs}
                     if index < COMPARED_VIEWS:
@@ -154,17 +156,51 @@ class Runner:
             calls.append(_Call("prefill", first, n, rows, positions))
         return calls
 
+    def _pruned(self, piece: Piece, rows: list[Array], positions: Array) -> Array:
+        """Rows [steps, C] that reach the head: of a prompt in one call, then of single rows."""
+        count = len(piece.rows)
+        states = [prompt_state(self.bundle.plan, piece)]
+        for index, row in enumerate(rows):
+            cos, sin = rotary_tables(self.bundle.plan, positions[index : index + 1])
+            numbers = np.asarray([count + index], np.int32), np.ones(1, np.int32)
+            state = {"hidden": row[None, None], "cos": cos[None], "sin": sin[None]}
+            states.append(state | dict(zip(("position", "pruned"), numbers, strict=True)))
+        for block in self.bundle.plan.stage("decoder"):
+            cache, past = self._empty_caches(block)
+            shared = {f"past_{k}": v for k, v in cache.items()}
+            shared |= {f"present_{k}": v for k, v in cache.items()}
+            with self._open(block) as module:
+                for state in states:
+                    name = "decode" if "position" in state else "prefill"
+                    function, planned = block.function(name), self._planned(block, name)
+                    given = [t.name for t in planned.inputs if not t.name.startswith("past_")]
+                    made = [t.name for t in planned.outputs if not t.name.startswith("present_")]
+                    out = self._call(block, function, {n: state[n] for n in given}, shared)
+                    theirs = module(*(torch.from_numpy(state[n]) for n in given), *past)
+                    past = list(theirs[len(made) :])
+                    mine = [*(out[n] for n in made), *cache.values()]
+                    self._compare(block, function, mine, list(theirs))
+                    state |= {n.removesuffix("_out"): out[n] for n in made}
+        return np.stack([state["hidden"][0, 0] for state in states])
+
+    def _planned(self, block: Block, name: str) -> Function:
+        """A function with all its inputs: an engine's graph lacks those that nothing reads."""
+        return self.planned.plan.block(block.name).function(name)
+
+    def _empty_caches(self, block: Block) -> tuple[dict[str, Array], list[torch.Tensor]]:
+        """Caches of a block's layers, for the engine by name and for PyTorch in order."""
+        start, stop = block.pieces
+        cache = {
+            f"{part}_{layer - start}": np.zeros(self.bundle.plan.host.kv.shape(layer), np.float32)
+            for layer in range(start, stop)
+            for part in ("key", "value")
+        }
+        return cache, [torch.zeros(array.shape) for array in cache.values()]
+
     def _decoder(self, block: Block, calls: list[_Call]) -> list[_Call]:
         plan = self.bundle.plan
         kv = plan.host.kv
-        layers = block.pieces[1] - block.pieces[0]
-        shape = (1, kv.heads, kv.tokens, kv.head_size)
-        cache = {
-            f"{part}_{layer}": np.zeros(shape, np.float32)
-            for layer in range(layers)
-            for part in ("key", "value")
-        }
-        past = [torch.zeros(shape) for _ in cache]
+        cache, past = self._empty_caches(block)
         done = []
         with self._open(block) as module:
             for call in calls:
@@ -234,6 +270,22 @@ class Runner:
             worst = self.worst.get(key)
             if worst is None or rel_error > worst[0]:
                 self.worst[key] = (rel_error, psnr)
+
+
+def prompt_state(plan: Plan, piece: Piece) -> dict[str, Array]:
+    """What `prefill` takes of a prompt in one call, filled up with zeros."""
+    count, chunk = len(piece.rows), plan.host.chunk
+    cos, sin = rotary_tables(plan, piece.positions)
+    state: dict[str, Array] = {
+        "hidden": np.zeros((1, chunk, piece.rows.shape[1]), np.float32),
+        "cos": np.zeros((1, chunk, plan.host.kv.head_size), np.float32),
+        "sin": np.zeros((1, chunk, plan.host.kv.head_size), np.float32),
+        "visual_rows": np.asarray([piece.visual], np.int32),
+        "last": np.asarray([count - 1], np.int32),
+    }
+    for name, rows in (("hidden", piece.rows), ("cos", cos), ("sin", sin)):
+        state[name][0, :count] = rows
+    return state
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,8 @@ class Rope:
 class KVCache:
     """The cache of every decoder layer: keys and values [1, heads, tokens, head_size].
 
-    form `shared_buffer`: `past_*` and `present_*` are one buffer, written in place.
+    form `shared_buffer`: `past_*` and `present_*` are one buffer, written in place. `gone`: rows
+    that each layer has less, where visual tokens leave inside the decoder; empty where none do.
     """
 
     form: str
@@ -175,11 +176,18 @@ class KVCache:
     head_size: int
     tokens: int
     dtype: str = "f32"
+    gone: tuple[int, ...] = ()
+
+    def shape(self, layer: int) -> tuple[int, int, int, int]:
+        """Shape of the keys, and of the values, of one layer."""
+        tokens = self.tokens - (self.gone[layer] if self.gone else 0)
+        return (1, self.heads, tokens, self.head_size)
 
     @property
     def bytes(self) -> int:
         """Bytes of all layers' keys and values."""
-        return 2 * self.layers * self.heads * self.head_size * self.tokens * 4
+        tokens = self.layers * self.tokens - sum(self.gone)
+        return 2 * self.heads * self.head_size * tokens * 4
 
 
 @dataclass(frozen=True)
@@ -240,7 +248,12 @@ class Plan:
     @property
     def visual_tokens(self) -> int:
         """Visual tokens per image or clip that reach the language model: K."""
-        return self.sites[-1].tokens_out
+        return self.reduction.tokens_out
+
+    @property
+    def reduction(self) -> SiteTokens:
+        """The counts of site `tokens`, which every plan has."""
+        return next(site for site in self.sites if site.site == "tokens")
 
     @property
     def image_tokens(self) -> int:

@@ -5,19 +5,19 @@ The model is built without memory (meta device): its shapes are the checkpoint's
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
-from edgevlm.compress._primitives import VisualShape
+from edgevlm.choosing import choose_decoder_method, choose_encoder_method, choose_method
 from edgevlm.errors import ModelError, PlanError, RecipeError
 from edgevlm.layout import make_layout
 from edgevlm.models._checkpoint import Checkpoint
 from edgevlm.models._family import Description, Pieces
 from edgevlm.models._merging import merge
+from edgevlm.models._pruning import Pruning
 from edgevlm.models._signals import observe
 from edgevlm.plan import (
     FORMAT_VERSION,
@@ -27,11 +27,10 @@ from edgevlm.plan import (
     Plan,
     Requires,
     Rope,
-    SiteTokens,
     Source,
 )
-from edgevlm.recipe import MethodChoice, Recipe, parse_method
-from edgevlm.registry import METHODS, SITE_CLASSES, TARGETS, sites_of
+from edgevlm.recipe import Recipe
+from edgevlm.registry import TARGETS
 from edgevlm.shapes import make_blocks
 
 # Room for a question and an answer beside the image when the recipe names no context.
@@ -52,12 +51,13 @@ class Planned:
     method: Any
     encoder_method: Any = None
     encoder_tokens: tuple[int, ...] = ()
+    pruning: Pruning | None = None
 
     def pieces(self, model: Any) -> Pieces:
         """The model as static pieces, with its methods: tokens merge, and signals are given."""
         found: Pieces = self.checkpoint.family.pieces(model, self.description)
         merged = merge(found, self.encoder_method, self.encoder_tokens)
-        return observe(merged, self.method.signals)
+        return replace(observe(merged, self.method.signals), pruning=self.pruning)
 
 
 def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
@@ -89,6 +89,12 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
         vocabulary,
         reduced=site.tokens_out < site.tokens_in,
     )
+    rope = _rope(text, pieces)
+    pruning, leaving = choose_decoder_method(recipe, pieces, site.tokens_out, rope)
+    if pruning and pruning.method.contiguous and positions == "original":
+        raise PlanError(f"{leaving[0].method} numbers rows anew, so positions=original cannot be")
+    pieces = replace(pieces, pruning=pruning)
+    gone = tuple(pruning.gone(i) for i in range(len(pieces.decoder))) if pruning else ()
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     draft = Plan(
         format_version=FORMAT_VERSION,
@@ -97,7 +103,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
             recipe.model, recipe.revision, checkpoint.config.model_type, checkpoint.config_hash
         ),
         recipe=recipe,
-        sites=(*sites, site),
+        sites=(*sites, site, *leaving),
         layout=layout,
         host=Host(
             image=description.image,
@@ -107,8 +113,15 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
                 dtype="f32",
                 tied=pieces.head is pieces.table[0],
             ),
-            rope=_rope(text, pieces),
-            kv=KVCache(target.KV_FORM, len(pieces.decoder), text.num_key_value_heads, head_size, 0),
+            rope=rope,
+            kv=KVCache(
+                target.KV_FORM,
+                len(pieces.decoder),
+                text.num_key_value_heads,
+                head_size,
+                tokens=0,
+                gone=gone,
+            ),
             chunk=0,
             positions=positions,
             vocabulary=vocabulary,
@@ -117,7 +130,12 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
         blocks=(),
         requires=Requires(target.REQUIRES.versions),
     )
-    chunk = recipe.chunk or _chunk(draft.prompt_tokens + QUESTION_TOKENS)
+    chunk = recipe.chunk or _chunk(draft.prompt_tokens + QUESTION_TOKENS, whole=bool(pruning))
+    if pruning and chunk <= draft.prompt_tokens:
+        raise PlanError(
+            f"chunk {chunk} is too short: visual tokens leave inside the language model, so a"
+            f" prompt is one call; one image and the chat format take {draft.prompt_tokens} tokens"
+        )
     context = _context(recipe, draft, chunk, text.max_position_embeddings)
     kv = replace(draft.host.kv, tokens=context)
     draft = replace(draft, host=replace(draft.host, chunk=chunk, kv=kv))
@@ -125,7 +143,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
         draft.host, recipe.block_size_bytes, site.tokens_out, pieces, description, method
     )
     whole = replace(draft, blocks=blocks)
-    return Planned(whole, checkpoint, description, method, inside, counts)
+    return Planned(whole, checkpoint, description, method, inside, counts, pruning)
 
 
 def _describe(checkpoint: Checkpoint, recipe: Recipe) -> Description:
@@ -139,80 +157,6 @@ def _describe(checkpoint: Checkpoint, recipe: Recipe) -> Description:
     return made
 
 
-def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[Any, SiteTokens, str]:
-    """The method of site `tokens` with its counts, and the position policy.
-
-    Without `--method`, `--tokens K` means `divprune`; without either, `identity`.
-    """
-    default = "identity" if recipe.tokens is None else "divprune"
-    choice = _choices(recipe).get("tokens") or parse_method(default)
-    options = dict(choice.options)
-    positions = str(options.pop("positions", "contiguous"))
-    if positions not in ("contiguous", "original"):
-        raise RecipeError(f"positions must be 'contiguous' or 'original', got '{positions}'")
-    method = _make(choice, "tokens", options, ("positions",), tokens=recipe.tokens)
-    return method, SiteTokens("tokens", choice.name, shape.tokens, method.plan(shape)), positions
-
-
-def choose_encoder_method(
-    recipe: Recipe, pieces: Pieces
-) -> tuple[Any, tuple[int, ...], tuple[SiteTokens, ...]]:
-    """The method of site `vision`, encoder tokens before the first layer and after each, counts.
-
-    Without such a method: None and nothing.
-    """
-    choice = _choices(recipe).get("vision")
-    if choice is None:
-        return None, (), ()
-    method = _make(choice, "vision", choice.options)
-    first: Any = pieces.vision[0]
-    extra = int(pieces.class_token)
-    patches, layers = first.position.weight.shape[0] - extra, len(pieces.vision) - 2
-    left = (patches, *method.plan(patches, layers))
-    counts = tuple(count + extra for count in left)
-    return method, counts, (SiteTokens("vision", choice.name, patches, left[-1]),)
-
-
-def _choices(recipe: Recipe) -> dict[str, MethodChoice]:
-    """The recipe's methods by site; one a site."""
-    found: dict[str, MethodChoice] = {}
-    for text in recipe.methods:
-        choice = parse_method(text)
-        sites = sites_of(METHODS.load(choice.name))
-        site = choice.site or sites[0]
-        if site not in sites:
-            raise RecipeError(
-                f"method '{choice.name}' works at site {' and '.join(map(repr, sites))},"
-                f" not '{site}'"
-            )
-        if site in found:
-            raise RecipeError(f"one method a site: '{found[site].name}' and '{choice.name}'")
-        found[site] = choice
-    return found
-
-
-def _make(
-    choice: MethodChoice,
-    site: str,
-    options: dict[str, int | float | str],
-    further: tuple[str, ...] = (),
-    **fixed: Any,
-) -> Any:
-    """The method with its options; `further` are those that the plan itself takes."""
-    kind = getattr(METHODS.load(choice.name), SITE_CLASSES[site])
-    known = [p for p in inspect.signature(kind).parameters if p not in fixed]
-    for name in options:
-        if name not in known:
-            raise RecipeError(
-                f"method '{choice.name}' has no option '{name}'; it has: "
-                + ", ".join([*known, *further])
-            )
-    try:
-        return kind(**fixed, **options)
-    except (TypeError, ValueError) as cause:
-        raise RecipeError(f"method '{choice.name}': {cause}") from cause
-
-
 def _context(recipe: Recipe, draft: Plan, chunk: int, most: int) -> int:
     needed = draft.prompt_tokens + 1
     wanted = recipe.context or min(draft.prompt_tokens + ROOM_TOKENS, most)
@@ -223,6 +167,8 @@ def _context(recipe: Recipe, draft: Plan, chunk: int, most: int) -> int:
             f"context {wanted} is too short: one image and the chat format take"
             f" {draft.prompt_tokens} tokens; give more --context or fewer --tokens"
         )
+    if draft.host.kv.gone:  # one chunk holds the prompt; later turns go row by row
+        return min(max(wanted, chunk), most)
     rounded = -(-wanted // chunk) * chunk
     if rounded > most:
         rounded -= chunk
@@ -233,8 +179,8 @@ def _context(recipe: Recipe, draft: Plan, chunk: int, most: int) -> int:
     return rounded
 
 
-def _chunk(prompt: int) -> int:
-    calls = -(-prompt // CHUNK_TOKENS)
+def _chunk(prompt: int, whole: bool) -> int:
+    calls = 1 if whole else -(-prompt // CHUNK_TOKENS)
     return -(-prompt // (calls * 8)) * 8
 
 

@@ -96,11 +96,17 @@ class MethodChoice:
 def parse_method(text: str) -> MethodChoice:
     """Split `NAME[@SITE][:key=value,…]`; numbers become numbers.
 
+    Numbers without a key (`schedule:8x64,4x16`) are the method's first option, under the key "".
+
     Raises:
         RecipeError: If the text has another form.
     """
     match = re.fullmatch(r"([\w-]+)(?:@(\w+))?(?::(.*))?", text.strip())
-    pairs = [pair.partition("=") for pair in match[3].split(",")] if match and match[3] else []
+    given = match[3] if match and match[3] else ""
+    if match and re.fullmatch(r"\d[\dx+,]*", given):  # `schedule:8x64,4x16`
+        options = {"": _number(given.replace(",", "+"))}
+        return MethodChoice(match[1].replace("-", "_"), match[2], options)
+    pairs = [pair.partition("=") for pair in given.split(",")] if given else []
     if not match or any(not key or not equals for key, equals, _ in pairs):
         raise RecipeError(f"a method looks like NAME[@SITE][:key=value,…], got '{text}'")
     options = {key.strip(): _number(value.strip()) for key, _, value in pairs}

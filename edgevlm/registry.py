@@ -61,7 +61,7 @@ class Registry:
 
 
 # The class of a method file for each site where the method works; the first is the default.
-SITE_CLASSES = {"tokens": "Method", "vision": "EncoderMethod"}
+SITE_CLASSES = {"tokens": "Method", "vision": "EncoderMethod", "decoder": "DecoderMethod"}
 
 
 def sites_of(module: ModuleType) -> list[str]:

@@ -92,10 +92,62 @@ def _decoder(host: Host, limit: int, pieces: Pieces) -> list[Block]:
     sizes[-1] += _bytes(pieces.norm)
     blocks = []
     for index, (start, stop) in enumerate(cut(sizes, limit)):
-        rows = {"prefill": host.chunk, "decode": 1}
-        calls = [_step(host, name, count, stop - start) for name, count in rows.items()]
+        if pieces.pruning is None:
+            rows = {"prefill": host.chunk, "decode": 1}
+            calls = [_step(host, name, count, stop - start) for name, count in rows.items()]
+        else:
+            calls = [_prompt(host, pieces, start, stop), _pruned_step(host, start, stop)]
         blocks.append(_block("decoder", index, (start, stop), sum(sizes[start:stop]), calls))
     return blocks
+
+
+def _prompt(host: Host, pieces: Pieces, start: int, stop: int) -> Call:
+    """`prefill` of a whole prompt where visual tokens leave inside the decoder."""
+    pruning, kv, channels = pieces.pruning, host.kv, host.embedding.columns
+    entering, leaving = pruning.entering(start), pruning.entering(stop)
+    last = stop == kv.layers
+
+    def state(visual: int, end: str = "") -> list[Tensor]:
+        rows = host.chunk - (pruning.total - visual)
+        return [
+            Tensor(f"hidden{end}", "f32", (1, rows, channels)),
+            Tensor(f"cos{end}", "f32", (1, rows, kv.head_size)),
+            Tensor(f"sin{end}", "f32", (1, rows, kv.head_size)),
+            # A tensor cannot be empty: where all are gone there is one row that nobody reads.
+            Tensor(f"visual_rows{end}", "i32", (1, max(1, visual))),
+            Tensor(f"last{end}", "i32", (1,)),
+        ]
+
+    made = state(leaving, "_out") if leaving < entering else state(leaving, "_out")[:1]
+    if last:
+        made = [Tensor("hidden_out", "f32", (1, 1, channels))]
+    past, present = _caches(host, start, stop)
+    return "prefill", [*state(entering), *past], [*made, *present]
+
+
+def _pruned_step(host: Host, start: int, stop: int) -> Call:
+    """`decode` of one row where visual tokens leave inside the decoder."""
+    kv, hidden = host.kv, (1, 1, host.embedding.columns)
+    given = [
+        Tensor("hidden", "f32", hidden),
+        Tensor("cos", "f32", (1, 1, kv.head_size)),
+        Tensor("sin", "f32", (1, 1, kv.head_size)),
+        Tensor("position", "i32", (1,)),
+        Tensor("pruned", "i32", (1,)),
+    ]
+    past, present = _caches(host, start, stop)
+    return "decode", [*given, *past], [Tensor("hidden_out", "f32", hidden), *present]
+
+
+def _caches(host: Host, start: int, stop: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Caches of layers `start` to `stop` as inputs and as outputs."""
+    parts = [
+        (f"{part}_{layer - start}", host.kv.shape(layer))
+        for layer in range(start, stop)
+        for part in ("key", "value")
+    ]
+    past = [Tensor(f"past_{name}", "f32", shape) for name, shape in parts]
+    return past, [Tensor(f"present_{name}", "f32", shape) for name, shape in parts]
 
 
 def _step(host: Host, name: str, rows: int, layers: int) -> Call:

@@ -177,7 +177,7 @@ def bundle_path(recipe: Recipe, weights: str, keep: Path | None) -> Path:
 
 
 def _row(request: Request, recipe: Recipe, weights: str, shape: VisualShape, progress: Say) -> Row:
-    from edgevlm.planning import choose_method
+    from edgevlm.choosing import choose_method
 
     (method,), tokens = recipe.methods, recipe.tokens or 0
     try:

@@ -28,13 +28,15 @@ from edgevlm.bundle import Bundle
 from edgevlm.errors import BundleError, RecipeError
 from edgevlm.models._checkpoint import find
 from edgevlm.models._family import Pieces
+from edgevlm.models._pruning import PrunedDecoderBlock
 from edgevlm.models._signals import method_inputs
-from edgevlm.parity import QUESTION, Array, BlockParity, Runner, difference
+from edgevlm.parity import QUESTION, Array, BlockParity, Runner, difference, prompt_state
 from edgevlm.plan import Plan
 from edgevlm.planning import Planned, make_plan
 from edgevlm.preprocess_check import LIMIT as PREPROCESSING_LIMIT
 from edgevlm.preprocess_check import preprocessing_error
 from edgevlm.runtimes import images
+from edgevlm.runtimes.sequence import Piece, rotary_tables
 
 STEPS = 32
 PHOTOS = tuple(Path(__file__).parent / "photos" / name for name in ("flower.jpg", "stream.jpg"))
@@ -202,6 +204,8 @@ def _reference(
     tokens, kept = planned.method(features, shape=planned.description.shape, **signals)
     piece = runner.sequence(tokens[0].numpy(), kept[0].numpy())
     rows, position = torch.from_numpy(piece.rows)[None], torch.from_numpy(piece.positions)[None]
+    if pieces.pruning is not None:
+        return _pruned_reference(pieces, planned.plan, piece, steps)
     past, ids, scores = None, [], []
     for _ in range(steps):
         out = pieces.language_model(
@@ -212,4 +216,22 @@ def _reference(
         scores.append(logits[0].numpy())
         ids.append(int(logits.argmax()))
         rows, position = pieces.table[0][ids[-1]][None, None], position[:, -1:] + 1
+    return _Reference(tuple(ids), np.stack(scores))
+
+
+def _pruned_reference(pieces: Pieces, plan: Plan, piece: Piece, steps: int) -> _Reference:
+    """The same where visual tokens leave inside the decoder: all its layers as one, in PyTorch."""
+    whole = PrunedDecoderBlock(pieces.decoder, pieces.norm, 0, pieces.pruning).eval()
+    past = [torch.zeros(plan.host.kv.shape(i // 2)) for i in range(2 * plan.host.kv.layers)]
+    state = [torch.from_numpy(array) for array in prompt_state(plan, piece).values()]
+    ids, scores = list[int](), []
+    for step in range(steps):
+        hidden, *past = whole(*state, *past)
+        logits = torch.nn.functional.linear(hidden[:, 0], pieces.head)
+        scores.append(logits[0].numpy())
+        ids.append(int(logits.argmax()))
+        positions = piece.positions[-1:] + 1 + step
+        tables = [torch.from_numpy(table)[None] for table in rotary_tables(plan, positions)]
+        at = torch.tensor([len(piece.rows) + step], dtype=torch.int32)
+        state = [pieces.table[0][ids[-1]][None, None], *tables, at, torch.ones_like(at)]
     return _Reference(tuple(ids), np.stack(scores))

@@ -33,10 +33,11 @@ class Visual:
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of the sequence: rows [n, C] and their rotary positions [n]."""
+    """A run of the sequence: rows [n, C], their rotary positions [n], which rows are visual."""
 
     rows: Floats
     positions: Integers
+    visual: tuple[int, ...] = ()
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
@@ -88,6 +89,7 @@ def assemble(
     """
     rows: list[Floats] = []
     positions: list[Integers] = []
+    seen: list[int] = []
     original = plan.host.positions == "original"
     at, text = first_position, ""
 
@@ -118,6 +120,8 @@ def assemble(
             elif part.kind == "visual" and visual is not None:
                 here = (visual.positions >= part.start) & (visual.positions < part.stop)
                 offsets = visual.positions[here] - part.start if original else None
+                before = sum(map(len, rows))
+                seen.extend(range(before, before + int(here.sum())))
                 put(visual.tokens[here], offsets, part.stop - part.start if original else None)
             else:
                 text += part.prefix + _text(part, question, visual) + part.suffix
@@ -128,6 +132,7 @@ def assemble(
     return Piece(
         np.concatenate([np.zeros((0, width), np.float32), *rows]),
         np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32),
+        tuple(seen),
     )
 
 

@@ -84,7 +84,7 @@ class TextLoop:
 
     def reset(self) -> None:
         """Forget the conversation."""
-        self.length, self.position = 0, 0
+        self.length, self.position, self.pruned = 0, 0, 0
         self.vision_ms = self.reduce_ms = 0.0
 
     def see(
@@ -179,9 +179,13 @@ class TextLoop:
     def prefill(self, piece: Piece) -> None:
         """Write rows into the cache: in chunks, and one by one where that is less work."""
         chunk, done, count = self.plan.host.chunk, 0, len(piece.rows)
+        whole = bool(self.plan.host.kv.gone)  # a picture's prompt is one call, all else single rows
+        if whole and piece.visual:
+            self._prompt(piece)
+            return
         while done < count:
             rows = min(chunk, count - done)
-            fits = self.length + chunk <= self.plan.host.kv.tokens
+            fits = self.length + chunk <= self.plan.host.kv.tokens and not whole
             # A chunk costs about as much as chunk / 10 single tokens (docs/benchmarks.md).
             name = "prefill" if fits and rows > chunk // 10 else "decode"
             rows = rows if name == "prefill" else 1
@@ -210,6 +214,29 @@ class TextLoop:
         if self.length < self.plan.host.kv.tokens:
             self._step("decode", self.table[token][None], np.asarray([self.position], np.int32))
 
+    def _prompt(self, piece: Piece) -> None:
+        """Run a prompt with a picture where visual tokens leave inside the decoder."""
+        count, most = len(piece.rows), self.plan.host.chunk
+        if count > most:
+            raise InputError(
+                f"the prompt has {count} tokens, this bundle takes {most} in its one call; export"
+                " with a larger --chunk"
+            )
+        if len(piece.visual) != self.plan.visual_tokens:
+            raise InputError(
+                f"the prompt has {len(piece.visual)} visual tokens, this bundle takes one image or"
+                f" clip of {self.plan.visual_tokens}"
+            )
+        arrays = self._steps["prefill"]
+        cos, sin = rotary_tables(self.plan, piece.positions)
+        arrays["hidden"][0, :count] = piece.rows
+        arrays["cos"][0, :count], arrays["sin"][0, :count] = cos, sin
+        arrays["visual_rows"][0], arrays["last"][0] = piece.visual, count - 1
+        for block in self.plan.stage("decoder"):
+            self.engine.run(block.name, "prefill")
+        self._last[0, 0] = arrays["result"][0, 0]
+        self.length, self.position, self.pruned = count, int(piece.positions[-1]) + 1, 1
+
     def _step(self, name: str, rows: Array, positions: Array) -> None:
         arrays = self._steps[name]
         count = len(rows)
@@ -217,6 +244,8 @@ class TextLoop:
         cos, sin = rotary_tables(self.plan, positions)
         arrays["cos"][0, :count], arrays["sin"][0, :count] = cos, sin
         arrays["position"][0] = self.length
+        if "pruned" in arrays:
+            arrays["pruned"][0] = self.pruned
         if "mask" in arrays:
             size = arrays["mask"].shape
             arrays["mask"][:] = causal_mask(self.length, size[2], size[3])
@@ -256,9 +285,11 @@ class TextLoop:
 
     def _bind_decoder(self, blocks: Sequence[Block]) -> None:
         kv = self.plan.host.kv
-        shape = (1, kv.heads, kv.tokens, kv.head_size)
-        self.cache = [np.zeros(shape, np.float32) for _ in range(2 * kv.layers)]
+        self.cache = [np.zeros(kv.shape(i // 2), np.float32) for i in range(2 * kv.layers)]
         self._steps: dict[str, dict[str, Array]] = {}
+        if kv.gone:
+            self._bind_pruned(blocks)
+            return
         for name in ("prefill", "decode"):
             function = blocks[0].function(name)
             shared = {
@@ -269,13 +300,38 @@ class TextLoop:
             pair = [shared["hidden"], np.zeros_like(shared["hidden"])]
             for index, block in enumerate(blocks):
                 arrays = {**shared, "hidden": pair[index % 2], "hidden_out": pair[(index + 1) % 2]}
-                for layer in range(*block.pieces):
-                    for offset, part in enumerate(("key", "value")):
-                        one = self.cache[2 * layer + offset]
-                        local = layer - block.pieces[0]
-                        arrays[f"past_{part}_{local}"] = arrays[f"present_{part}_{local}"] = one
-                self.engine.bind(block.name, name, arrays)
+                self.engine.bind(block.name, name, arrays | self._caches(block))
             self._steps[name] = {**shared, "result": pair[len(blocks) % 2]}
+
+    def _bind_pruned(self, blocks: Sequence[Block]) -> None:
+        """Rows, tables and indices go from block to block; some blocks leave them as they are."""
+        prompt = {"visual_rows": np.zeros((1, self.plan.visual_tokens), np.int32)}
+        prompt["last"] = np.zeros(1, np.int32)
+        step = {name: np.zeros(1, np.int32) for name in ("position", "pruned")}
+        for name, further in (("prefill", prompt), ("decode", step)):
+            first = blocks[0].function(name)
+            tables = {key: _empty(first, key) for key in ("hidden", "cos", "sin")}
+            given = now = tables | further
+            for block in blocks:
+                function = block.function(name)
+                made = {
+                    t.name: _empty(function, t.name)
+                    for t in function.outputs
+                    if not t.name.startswith("present_")
+                }
+                self.engine.bind(block.name, name, now | made | self._caches(block))
+                now = now | {key.removesuffix("_out"): array for key, array in made.items()}
+            self._steps[name] = {**given, "result": now["hidden"]}
+
+    def _caches(self, block: Block) -> dict[str, Array]:
+        """The caches of a block's layers by the names of its inputs and outputs."""
+        found = {}
+        for layer in range(*block.pieces):
+            for offset, part in enumerate(("key", "value")):
+                name = f"{part}_{layer - block.pieces[0]}"
+                cache = self.cache[2 * layer + offset]
+                found[f"past_{name}"] = found[f"present_{name}"] = cache
+        return found
 
 
 class _Stream:

@@ -56,7 +56,7 @@ def main(
     }
     text = (
         f"{done.bundle.path}: {len(made.blocks)} blocks, {o.megabytes(made.weights_bytes)},"
-        f" {made.sites[-1].tokens_in} -> {made.visual_tokens} visual tokens;"
+        f" {made.reduction.tokens_in} -> {made.visual_tokens} visual tokens;"
         f" agrees with PyTorch (logits {parity.logits_rel_error:.0e}, tokens"
         f" {parity.tokens_equal:.0%}); {done.seconds:.0f} s,"
         f" peak {o.megabytes(done.peak_rss_bytes)}"

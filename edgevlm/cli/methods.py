@@ -20,7 +20,7 @@ def main(json: o.Json = False) -> None:
                 "summary": module.SUMMARY,
                 "source": module.SOURCE,
                 "differs": module.DIFFERS,
-                "signals": list(getattr(module, "Method", module).signals),
+                "signals": list(module.Method.signals) if hasattr(module, "Method") else [],
             }
         )
     text = o.table(

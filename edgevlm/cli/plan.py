@@ -66,10 +66,12 @@ def _document(plan: Plan) -> dict[str, object]:
 
 
 def _text(plan: Plan) -> str:
-    kv, site = plan.host.kv, plan.sites[-1]
+    kv, site = plan.host.kv, plan.reduction
+    words = {"vision": "encoder: {} -> {} patches", "decoder": "language model: {} -> {} visual"}
     inside = [
-        f"encoder: {s.tokens_in} -> {s.tokens_out} patches by {s.method} at site {s.site}"
-        for s in plan.sites[:-1]
+        f"{words[s.site].format(s.tokens_in, s.tokens_out)} by {s.method} at site {s.site}"
+        for s in plan.sites
+        if s.site in words
     ]
     rows = [
         [

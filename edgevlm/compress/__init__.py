@@ -6,4 +6,6 @@ A method file has `SOURCE`, `SUMMARY`, `DIFFERS` and a class for each site where
                              tokens and their positions
     vision   EncoderMethod   `plan`: how many tokens are left after each layer of the encoder;
                              called with a layer's tokens, gives fewer, and what became of each
+    decoder  DecoderMethod   `plan`: how many visual tokens each layer of the language model sees;
+                             called with a look at a layer, says which stay
 """

@@ -1,12 +1,17 @@
-"""AIM, the merging before the language model: halve each frame until its share of K is left.
+"""AIM: halve each frame before the language model, and let tokens leave inside it.
 
-In each grid (tile, frame): bipartite matching (`_matching`) of tokens at even with tokens at odd
-places, by the cosine of features; all that can merge do, a row becomes the plain mean of the rows
-that meet in it, and the next round takes what is left in the order that the matching gives. The
-last round merges no more than is needed.
+Site `tokens`: in each grid (tile, frame) tokens at even places are matched with those at odd places
+(`_matching`) by the cosine of features; all that can merge do, a row becomes the plain mean of the
+rows that meet in it, and the next round takes what is left in the order that the matching gives.
+The last round merges no more than is needed.
+
+Site `decoder`: from the middle on, visual tokens leave in stages by their importance, a PageRank
+over the layer's attention: d starts even over the prompt, five times d becomes d M, where M is the
+softmax of the scores at temperature 0.1, and heads are joined as the root of the mean square.
 
 Source: AIM (arXiv 2412.03248), LaVi-Lab/AIM. Limits: O(n^2) a round and grid; a plain mean of means
-gives a lone token as much weight as one that stands for many.
+gives a lone token as much weight as one that stands for many; in the language model the weights of
+all rows to all rows, for each stage.
 """
 
 from __future__ import annotations
@@ -23,16 +28,22 @@ from edgevlm.compress._primitives import (
     kept_tokens,
     square_shape,
 )
+from edgevlm.compress._stages import stages
+from edgevlm.compress.fastv import best
+from edgevlm.models._pruning import Look
 
 SOURCE = (
-    "AIM (arXiv 2412.03248), section 3.2, LaVi-Lab/AIM@edc24e9 llava/model/token_merge.py:"
-    " bipartite_soft_matching, merge_wavg as called in llava_arch.py"
+    "AIM (arXiv 2412.03248), sections 3.2 and 3.3, LaVi-Lab/AIM@edc24e9"
+    " llava/model/token_merge.py: bipartite_soft_matching, merge_wavg as called in llava_arch.py;"
+    " .../qwen2/modeling_qwen2.py: get_importance"
 )
 SUMMARY = "halves the tokens of each frame by merging neighbours that are alike, until K are left"
 DIFFERS = (
     "same rows as the original where K is N/2, N/4 or N/8; for other K the last round merges less"
     " than half, which the original cannot. Rows are in raster order of destinations (original: in"
-    " the order of the matching). The pruning inside the language model is not here"
+    " the order of the matching). At site decoder the same importance; tokens leave in four stages"
+    " (original: some in each layer from 14 to 21 of 28), with their rows of the caches (original:"
+    " they are hidden by a mask)"
 )
 
 
@@ -101,3 +112,42 @@ def halve(x: Tensor, kept: int) -> tuple[Tensor, Tensor]:
         x, _ = matching.merge(x, torch.ones(x.shape[0], 1))
         places = places.index_select(0, matching.remaining)
     return x, places
+
+
+# Layers (of 28) from which on a share of the visual tokens is left.
+STAGES = ((14, 0.75), (16, 0.5), (18, 0.25), (21, 0.0))
+TEMPERATURE, STEPS = 0.1, 5
+
+
+class DecoderMethod:
+    """Lets all visual tokens leave between the middle and three quarters of the layers."""
+
+    after, contiguous = True, False
+
+    def plan(self, tokens: int, layers: int) -> tuple[int, ...]:
+        """Visual tokens that each layer sees."""
+        found = {max(1, layers * layer // 28): int(tokens * share) for layer, share in STAGES}
+        return stages("aim", tokens, layers, tuple(found), tuple(found.values()))
+
+    def __call__(self, look: Look, hidden: Tensor, kept: int) -> tuple[None, Tensor]:
+        """Choose; as `fastv.DecoderMethod`."""
+        real = (look.rows <= look.last).float()
+        found = importance(look.scores(look.rows), real)
+        return None, best(found.index_select(0, look.visual), kept)
+
+
+def importance(scores: Tensor, real: Tensor) -> Tensor:
+    """PageRank of rows.
+
+    Args:
+        scores: Attention before its softmax, f32 [heads, s, s], -1e4 where a row may not look.
+        real: 1 for the prompt's rows, 0 for what fills it up, f32 [s].
+
+    Returns:
+        f32 [s].
+    """
+    weights = (scores / TEMPERATURE).softmax(-1)
+    rank = (real / real.sum()).expand(scores.shape[0], 1, -1)
+    for _ in range(STEPS):
+        rank = rank @ weights
+    return rank[:, 0].square().mean(0).sqrt()

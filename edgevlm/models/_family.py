@@ -60,6 +60,7 @@ class Pieces:
         head: Output matrix [V, C]; the same tensor as `table[0]` where the two are tied.
         language_model: The model's own text decoder, for `verify`.
         class_token: The encoder's first token stands for the whole view (CLIP).
+        pruning: Numbers of a method of site `decoder` (`_pruning.Pruning`), or None.
         fold: Values of patches [1, patches, E] -> of tokens [1, N, E], as the connector folds them.
     """
 
@@ -72,6 +73,7 @@ class Pieces:
     language_model: nn.Module
     class_token: bool = False
     fold: nn.Module = field(default_factory=nn.Identity)
+    pruning: Any = None
 
 
 def three(values: Any) -> tuple[float, float, float]:

@@ -22,7 +22,7 @@ from edgevlm.examples import Question
 
 STILL = {"objects": 0.46, "odd": 0.14, "text": 0.27, "sign": 0.08, "nlvr": 0.05}
 CLIP_SHARE, FEWER_SHARE = 0.3, 0.14  # of the batches
-CLIP_FRAMES = 4, 1.5  # frames of a batch of clips for each of its pictures, in parts 2 and 3
+CLIP_FRAMES = 2.5, 1.5  # frames of a batch of clips for each of its pictures, in parts 2 and 3
 HANDS_SHARE = 0.25  # of the crowded pictures
 FOCUS_SHARE, FOCUS_TOKENS = 0.8, (56, 112)  # of the batches of the second part; tokens kept
 TEXT_TOKENS = 208  # most text of a sequence
@@ -100,6 +100,8 @@ class Batches(Dataset):
         asked = _questions.questions(scene, rng, m.digits)
         if rng.random() < 0.5:
             asked += _questions.description(scene, rng)
+        if self.split == "train":
+            asked += located(scene)
         if kind == "sign":
             number = int(scene.items[0].name)
             photo = m.photos[number]
@@ -206,6 +208,17 @@ def focus(what: Tensor, rng: Random) -> tuple[Tensor, int]:
     return (there + noise).topk(kept).indices.sort().values, count
 
 
+def located(scene: _scenes.Scene) -> list[Question]:
+    """In which ninth of the picture each item is: a step towards where two are to each other."""
+    third = SIZE / 3
+    asked = []
+    for item, name, _ in _questions.names(scene.items):
+        if all(6 < v % third < third - 6 for v in (item.x, item.y)):
+            place = _questions.PLACES[int(item.y / third)][int(item.x / third)]
+            asked.append(Question("locate", f"Where is the {name}?", place))
+    return asked
+
+
 def balanced(asked: list[Question], rng: Random) -> list[Question]:
     """At most 20 questions in rounds, one of each task a round: no task drowns the others."""
     by_task: dict[str, list[Question]] = defaultdict(list)
@@ -232,9 +245,9 @@ def dense(items: tuple[Item, ...], digits: tuple[str, ...] | list[str]) -> np.nd
             what = f"sign {digits[int(item.name)]}"
         elif item.kind == "emoji":
             what = "emoji"
-        place = (1 + min(SIDE - 1, int(v / CELL)) for v in (item.y, middle))
+        place = tuple(min(SIDE - 1, int(v / CELL)) for v in (item.y, middle))
         names = WHAT.index(what), COLOUR.index(item.colour), SIZES.index(item.size)
-        found[row, column] = *names, *place, order
+        found[row, column] = *names, place[0] + 1, place[1] + 1, order, 1 + (place == (row, column))
     return found
 
 

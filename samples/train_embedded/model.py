@@ -37,8 +37,9 @@ CHAT = """\
 # What the dense loss tells apart under each visual token; 0 is nothing.
 WHAT = ["", *SHAPES, *CHARACTERS, *(f"sign {d}" for d in range(10)), "emoji"]
 COLOUR, SIZES = ["", *COLOURS], ["", *WIDTHS]
-# Classes of: item or letter, colour, size, row and column of its middle, number of the letter.
-SEEN = (len(WHAT), len(COLOUR), len(SIZES), SIDE + 1, SIDE + 1, 5)
+# Classes of: item or letter, colour, size, row and column of its middle, number of the letter in
+# its text, whether the middle is here. The last is what can be counted.
+SEEN = (len(WHAT), len(COLOUR), len(SIZES), SIDE + 1, SIDE + 1, 5, 3)
 MEAN, STD = 0.72, 0.25  # of the pixels of drawn scenes
 
 

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,8 @@ def bundle(recipe: Recipe, work: Path) -> Bundle:
     """The bundle of `recipe` in `work`, exported and verified if it is not there yet."""
     rows, columns = recipe.tiles
     chunk = f"-chunk-{recipe.chunk}" if recipe.chunk else ""
-    path = work / f"{rows}x{columns}-{recipe.tokens or 'all'}{chunk}.edgevlm"
+    methods = "".join("-" + re.sub(r"\W+", "-", method) for method in recipe.methods)
+    path = work / f"{rows}x{columns}-{recipe.tokens or 'all'}{chunk}{methods}.edgevlm"
     if not path.exists():
         work.mkdir(parents=True, exist_ok=True)
         say(f"export {path.name}")

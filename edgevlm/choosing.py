@@ -1,0 +1,103 @@
+"""The methods of a recipe: one a site, with their options, and what they leave at it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from edgevlm.compress._primitives import VisualShape
+from edgevlm.errors import RecipeError
+from edgevlm.models._family import Pieces
+from edgevlm.models._pruning import Pruning
+from edgevlm.plan import Rope, SiteTokens
+from edgevlm.recipe import MethodChoice, Recipe, parse_method
+from edgevlm.registry import METHODS, SITE_CLASSES, sites_of
+
+
+def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[Any, SiteTokens, str]:
+    """The method of site `tokens` with its counts, and the position policy.
+
+    Without `--method`, `--tokens K` means `divprune`; without either, `identity`.
+    """
+    default = "identity" if recipe.tokens is None else "divprune"
+    choice = _choices(recipe).get("tokens") or parse_method(default)
+    options = dict(choice.options)
+    positions = str(options.pop("positions", "contiguous"))
+    if positions not in ("contiguous", "original"):
+        raise RecipeError(f"positions must be 'contiguous' or 'original', got '{positions}'")
+    method = _make(choice, "tokens", options, ("positions",), tokens=recipe.tokens)
+    return method, SiteTokens("tokens", choice.name, shape.tokens, method.plan(shape)), positions
+
+
+def choose_encoder_method(
+    recipe: Recipe, pieces: Pieces
+) -> tuple[Any, tuple[int, ...], tuple[SiteTokens, ...]]:
+    """The method of site `vision`, encoder tokens before the first layer and after each, counts.
+
+    Without such a method: None and nothing.
+    """
+    choice = _choices(recipe).get("vision")
+    if choice is None:
+        return None, (), ()
+    method = _make(choice, "vision", choice.options)
+    first: Any = pieces.vision[0]
+    extra = int(pieces.class_token)
+    patches, layers = first.position.weight.shape[0] - extra, len(pieces.vision) - 2
+    left = (patches, *method.plan(patches, layers))
+    counts = tuple(count + extra for count in left)
+    return method, counts, (SiteTokens("vision", choice.name, patches, left[-1]),)
+
+
+def choose_decoder_method(
+    recipe: Recipe, pieces: Pieces, tokens: int, rope: Rope
+) -> tuple[Pruning | None, tuple[SiteTokens, ...]]:
+    """The method of site `decoder` with its counts; None and nothing without one."""
+    choice = _choices(recipe).get("decoder")
+    if choice is None:
+        return None, ()
+    method = _make(choice, "decoder", choice.options)
+    counts = method.plan(tokens, len(pieces.decoder))
+    pruning = Pruning(method, counts, tokens, rope.inverse_frequencies)
+    return pruning, (SiteTokens("decoder", choice.name, tokens, counts[-1]),)
+
+
+def _choices(recipe: Recipe) -> dict[str, MethodChoice]:
+    """The recipe's methods by site; one a site."""
+    found: dict[str, MethodChoice] = {}
+    for text in recipe.methods:
+        choice = parse_method(text)
+        sites = sites_of(METHODS.load(choice.name))
+        site = choice.site or sites[0]
+        if site not in sites:
+            raise RecipeError(
+                f"method '{choice.name}' works at site {' and '.join(map(repr, sites))},"
+                f" not '{site}'"
+            )
+        if site in found:
+            raise RecipeError(f"one method a site: '{found[site].name}' and '{choice.name}'")
+        found[site] = choice
+    return found
+
+
+def _make(
+    choice: MethodChoice,
+    site: str,
+    options: dict[str, int | float | str],
+    further: tuple[str, ...] = (),
+    **fixed: Any,
+) -> Any:
+    """The method with its options; `further` are those that the plan itself takes."""
+    kind = getattr(METHODS.load(choice.name), SITE_CLASSES[site])
+    known = [p for p in inspect.signature(kind).parameters if p not in fixed]
+    if "" in options and known:  # a value without a name is the first option's
+        options = {known[0]: options.pop(""), **options}
+    for name in options:
+        if name not in known:
+            raise RecipeError(
+                f"method '{choice.name}' has no option '{name}'; it has: "
+                + ", ".join([*known, *further])
+            )
+    try:
+        return kind(**fixed, **options)
+    except (TypeError, ValueError) as cause:
+        raise RecipeError(f"method '{choice.name}': {cause}") from cause

@@ -1,0 +1,47 @@
+"""How many visual tokens each layer of the language model sees."""
+
+from __future__ import annotations
+
+from edgevlm.errors import PlanError
+
+
+def stages(
+    method: str, tokens: int, layers: int, at: tuple[int, ...], left: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Visual tokens that each layer sees, when `left[i]` are left from layer `at[i]` on.
+
+    Args:
+        method: Its name, for messages.
+        tokens: Visual tokens before the first layer: K.
+        layers: Layers of the language model.
+        at: Layers, counted from 0, ascending; the first sees all tokens.
+        left: As many numbers, not ascending.
+
+    Raises:
+        PlanError: If a layer is not there, or tokens would have to come back.
+    """
+    if not all(0 < a < layers for a in at) or sorted(set(at)) != list(at):
+        raise PlanError(
+            f"{method}: got layers {list(at)}, expected ascending numbers from 1 to {layers - 1}"
+            " (the first layer sees all tokens)"
+        )
+    counts = [tokens] * layers
+    for layer, count in zip(at, left, strict=True):
+        if not 0 <= count <= counts[-1]:
+            raise PlanError(
+                f"{method}: got {count} tokens from layer {layer} on, expected 0 to {counts[-1]}"
+            )
+        counts[layer:] = [count] * (layers - layer)
+    return tuple(counts)
+
+
+def numbers(method: str, option: str, text: int | str) -> tuple[int, ...]:
+    """`8+16+24` as numbers.
+
+    Raises:
+        ValueError: If the text has another form.
+    """
+    parts = str(text).split("+")
+    if not all(part.isdigit() for part in parts):
+        raise ValueError(f"{option} of {method} are numbers with '+' between them, got '{text}'")
+    return tuple(int(part) for part in parts)

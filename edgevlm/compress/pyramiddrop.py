@@ -1,0 +1,53 @@
+"""PyramidDrop: a share of the visual tokens leaves before each of a few layers.
+
+The score of a visual token is its weight in the last row of the attention of the layer that comes
+next, mean over heads. Rows are numbered anew after each stage.
+
+Source: PyramidDrop (arXiv 2410.17247), Cooperx521/PyramidDrop. Limits: the prompt is one call.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from edgevlm.compress._stages import numbers, stages
+from edgevlm.compress.fastv import best
+from edgevlm.models._pruning import Look
+
+SOURCE = (
+    "PyramidDrop (arXiv 2410.17247), section 3.2, Cooperx521/PyramidDrop@6444f30"
+    " llava/model/modeling_llama_pdrop.py: pdrop_rank_drop"
+)
+SUMMARY = "drops half of the visual tokens in each of three stages, by the prompt's last token"
+DIFFERS = (
+    "same tokens as the original; of equal weights the first stays. Stages are at a quarter, half"
+    " and three quarters of the layers, as the original has them for 32"
+)
+
+
+class DecoderMethod:
+    """Keeps 1/2, 1/4 and 1/8 of the visual tokens.
+
+    Args:
+        layers: Layers, counted from 0, that see fewer, with `+` between them; None is a quarter,
+            half and three quarters of them. Each halves what is left of all.
+    """
+
+    after, contiguous = False, True
+
+    def __init__(self, *, layers: int | str | None = None) -> None:
+        self.layers = None if layers is None else numbers("pyramiddrop", "layers", layers)
+
+    def plan(self, tokens: int, layers: int) -> tuple[int, ...]:
+        """Visual tokens that each layer sees.
+
+        Raises:
+            PlanError: If a layer is not there.
+        """
+        at = self.layers or tuple(sorted({max(1, layers * stage // 4) for stage in (1, 2, 3)}))
+        left = tuple(int(tokens * 0.5**stage) for stage in range(1, len(at) + 1))
+        return stages("pyramiddrop", tokens, layers, at, left)
+
+    def __call__(self, look: Look, hidden: Tensor, kept: int) -> tuple[None, Tensor]:
+        """Choose; as `fastv.DecoderMethod`."""
+        return None, best(look.last_to_visual(), kept)

@@ -1,0 +1,57 @@
+"""A schedule: how many visual tokens each run of layers sees, written out.
+
+What a search over budgets gives (G-Search, P-Sigmoid, VFlowOpt) is such a list. Which tokens stay
+is decided as in FastV, by the last row of the attention of the layer before.
+
+Source: "Searching Optimal Vision Token Reduction" (CVPR 2025), for the schedule; FastV
+(arXiv 2403.06764), for the score. Limits: the prompt is one call.
+"""
+
+from __future__ import annotations
+
+from edgevlm.compress import fastv
+from edgevlm.compress._stages import stages
+from edgevlm.errors import PlanError
+
+SOURCE = (
+    "schedules as 'Searching Optimal Vision Token Reduction in Multimodal Large Language Models'"
+    " (CVPR 2025) finds them; scores of FastV (arXiv 2403.06764)"
+)
+SUMMARY = "keeps as many visual tokens in each run of layers as a schedule says"
+DIFFERS = "the schedule is given, not searched for"
+
+
+class DecoderMethod(fastv.DecoderMethod):
+    """Keeps visual tokens by a schedule.
+
+    Args:
+        stages: `8x64+4x16`: the first 8 layers see 64 tokens, the next 4 see 16.
+
+    Raises:
+        ValueError: If the text has another form.
+    """
+
+    def __init__(self, *, stages: str) -> None:
+        runs = [part.split("x") for part in str(stages).replace(",", "+").split("+")]
+        if not all(len(run) == 2 and all(n.isdigit() for n in run) for run in runs):
+            raise ValueError(f"stages look like 8x64+4x16 (layers x tokens), got '{stages}'")
+        self.stages = tuple((int(layers), int(tokens)) for layers, tokens in runs)
+
+    def plan(self, tokens: int, layers: int) -> tuple[int, ...]:
+        """Visual tokens that each layer sees.
+
+        Raises:
+            PlanError: If the runs are not as long as the layers, or the first does not see all.
+        """
+        total = sum(count for count, _ in self.stages)
+        if total != layers:
+            raise PlanError(f"schedule: got stages of {total} layers, expected {layers}")
+        if self.stages[0][1] != tokens:
+            raise PlanError(
+                f"schedule: the first stage has {self.stages[0][1]} tokens, expected {tokens} (what"
+                " the language model gets)"
+            )
+        ends = [sum(count for count, _ in self.stages[:i]) for i in range(1, len(self.stages))]
+        return stages(
+            "schedule", tokens, layers, tuple(ends), tuple(left for _, left in self.stages[1:])
+        )

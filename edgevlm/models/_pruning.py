@@ -1,0 +1,218 @@
+"""Site `decoder`: visual tokens leave between the layers of the language model.
+
+A method of this site (`DecoderMethod`) plans how many visual tokens each layer sees. The prompt
+then runs as one call (`prefill` of S rows), for what stays is chosen by its last row:
+
+    hidden       [1, s, C]  the rows that are left, in order; s falls from block to block
+    cos, sin     [1, s, D]  their rotary tables
+    visual_rows  [1, k]     i32, which of them are visual tokens
+    last         [1]        i32, which is the last of the prompt; what follows fills up the call
+
+A layer's cache has as many rows less as visual tokens left before it. `decode` counts from the
+prompt's own length and each layer takes off what is gone there, if `pruned` is 1; it is 0 in a chat
+without a picture. The last block gives the prompt's last row alone.
+
+A method looks at the layer before which tokens leave (`after` false), or at the one after which
+they leave (`after` true), as its paper has it. Rows keep their positions, or are numbered anew
+(`contiguous`): then tables are cut to the rows that are left, and those of `decode` turned back by
+what is gone, cos(p - r) = cos p cos r + sin p sin r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgevlm.compress._primitives import marked, marked_indices
+from edgevlm.models._layers import DecoderLayer, rms_norm
+from edgevlm.ops import rotary
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Numbers of a method of site `decoder`.
+
+    Attributes:
+        method: The method.
+        counts: Visual tokens that each layer sees.
+        total: Visual tokens before the first layer.
+        frequencies: Inverse frequencies of the rotary tables, [D / 2].
+    """
+
+    method: Any
+    counts: tuple[int, ...]
+    total: int
+    frequencies: tuple[float, ...]
+
+    def gone(self, layer: int) -> int:
+        """Visual tokens that left before a layer: rows that its cache has less."""
+        return self.total - self.counts[layer]
+
+    def entering(self, layer: int) -> int:
+        """Visual tokens among the rows that reach a layer, or come out of the last one."""
+        if layer == len(self.counts) or not self.method.after:
+            return self.counts[layer - 1] if layer else self.total
+        return self.counts[layer]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a method sees of one layer.
+
+    Attributes:
+        layer: The layer.
+        hidden: Its input, f32 [1, s, C].
+        cos: Rotary table f32 [1, s, D].
+        sin: Rotary table f32 [1, s, D].
+        visual: Rows of the visual tokens, i64 [k], ascending.
+        last: The prompt's last row, i64 [1].
+    """
+
+    layer: DecoderLayer
+    hidden: Tensor
+    cos: Tensor
+    sin: Tensor
+    visual: Tensor
+    last: Tensor
+
+    def tokens(self) -> Tensor:
+        """The visual tokens, f32 [1, k, C]."""
+        return self.hidden.index_select(1, self.visual)
+
+    def queries(self, rows: Tensor) -> Tensor:
+        """Rotated queries of some rows i64 [R]: f32 [heads, R, D]."""
+        cos, sin = self.cos.index_select(1, rows), self.sin.index_select(1, rows)
+        normed, heads = self._normed().index_select(1, rows), self.layer.heads
+        made = rotary(self.layer.layer.self_attn.q_proj(normed), cos, sin, heads)
+        return made.reshape(rows.shape[0], heads, -1).transpose(0, 1)
+
+    def keys(self) -> Tensor:
+        """Rotated keys of all rows, repeated for each query head: f32 [heads, s, D]."""
+        groups = self.layer.kv_heads
+        made = rotary(self.layer.layer.self_attn.k_proj(self._normed()), self.cos, self.sin, groups)
+        split = made.reshape(made.shape[1], groups, -1).transpose(0, 1)
+        return split.repeat_interleave(self.layer.heads // groups, dim=0)
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """Scores of some rows i64 [R] for all rows, -1e4 after each: f32 [heads, R, s]."""
+        queries = self.queries(rows)
+        scores = queries * queries.shape[-1] ** -0.5 @ self.keys().transpose(1, 2)
+        return torch.where(self.rows > rows.unsqueeze(1), -1e4, scores)
+
+    def attention(self, rows: Tensor) -> Tensor:
+        """Attention of some rows i64 [R] to all rows up to each: f32 [heads, R, s]."""
+        return self.scores(rows).softmax(-1)
+
+    @property
+    def rows(self) -> Tensor:
+        """Numbers of all rows, i64 [s]."""
+        return torch.arange(self.hidden.shape[1])
+
+    def last_to_visual(self) -> Tensor:
+        """Attention of the prompt's last row to each visual token, mean over heads: f32 [k]."""
+        return self.attention(self.last).mean(0)[0].index_select(0, self.visual)
+
+    def _normed(self) -> Tensor:
+        return rms_norm(self.layer.layer.input_layernorm, self.hidden)
+
+
+class PrunedDecoderBlock(nn.Module):
+    """`prefill` of a whole prompt and `decode` of one row, over layers with caches of their own.
+
+    The two differ: a call with one row is `decode`.
+    """
+
+    def __init__(
+        self, layers: Sequence[Any], norm: nn.Module | None, first: int, pruning: Pruning
+    ) -> None:
+        super().__init__()
+        self.layers, self.norm = nn.ModuleList(layers), norm
+        self.first, self.pruning = first, pruning
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        seen = self.pruning.counts[max(0, self.first - 1) : self.first + len(self.layers) + 1]
+        method = self.pruning.method
+        return f"{seen} of {self.pruning.total}, {type(method).__module__}, {vars(method)}"
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor) -> Any:
+        if hidden.shape[1] == 1:
+            return self._decode(hidden, cos, sin, *rest)
+        return self._prefill(hidden, cos, sin, *rest)
+
+    def _decode(
+        self, hidden: Tensor, cos: Tensor, sin: Tensor, position: Tensor, pruned: Tensor,
+        *past: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        present: list[Tensor] = []
+        for index, layer in enumerate(self.layers):
+            gone = self.pruning.gone(self.first + index) * pruned
+            row, (key, value) = position - gone, past[2 * index : 2 * index + 2]
+            mask = torch.where(torch.arange(key.shape[2]) > row, -1e4, 0.0)[None, None, None]
+            turned = (cos, sin)
+            if self.pruning.method.contiguous:
+                turned = self._turned_back(cos, sin, gone)
+            hidden, key, value = layer(hidden, *turned, mask, row, key, value)
+            present += [key, value]
+        return (hidden if self.norm is None else self.norm(hidden), *present)
+
+    def _prefill(
+        self, hidden: Tensor, cos: Tensor, sin: Tensor, visual_rows: Tensor, last: Tensor,
+        *past: Tensor,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        entered, present = self.pruning.entering(self.first), list[Tensor]()
+        rows, end = visual_rows[0, :entered].to(torch.int64), last.to(torch.int64)
+        start, counts = torch.zeros(1, dtype=torch.int32), self.pruning.counts
+        for index, layer in enumerate(self.layers):
+            here, after = self.first + index, self.pruning.method.after
+            look = Look(layer, hidden, cos, sin, rows, end)
+            if not after and counts[here] < rows.shape[0]:
+                hidden, cos, sin, rows, end = self._prune(look, hidden, counts[here])
+            key, value = past[2 * index : 2 * index + 2]
+            line = torch.arange(hidden.shape[1]).unsqueeze(1)
+            mask = torch.where(torch.arange(key.shape[2]) > line, -1e4, 0.0)[None, None]
+            hidden, key, value = layer(hidden, cos, sin, mask, start, key, value)
+            present += [key, value]
+            if after and here + 1 < len(counts) and counts[here + 1] < rows.shape[0]:
+                hidden, cos, sin, rows, end = self._prune(look, hidden, counts[here + 1])
+        if self.norm is not None:
+            return (self.norm(hidden.index_select(1, end)), *present)
+        if rows.shape[0] == entered:
+            return (hidden, *present)
+        kept = rows.to(torch.int32).unsqueeze(0)
+        kept = kept if rows.shape[0] else torch.zeros(1, 1, dtype=torch.int32)
+        return (hidden, cos, sin, kept, end.to(torch.int32), *present)
+
+    def _prune(self, look: Look, hidden: Tensor, kept: int) -> tuple[Tensor, ...]:
+        """Rows without the visual tokens that go, their tables, which are visual, and the last."""
+        total, gone = hidden.shape[1], look.visual.shape[0] - kept
+        if kept == 0:
+            stays = ~marked(look.visual, total)
+            chosen, merged = look.visual[:0], None
+        else:
+            merged, index = self.pruning.method(look, hidden, kept)
+            chosen = look.visual.index_select(0, index)
+            stays = marked(chosen, total) | ~marked(look.visual, total)
+        left = marked_indices(stays, total - gone)
+        place = stays.to(torch.int64).cumsum(0) - 1
+        rows = place.index_select(0, chosen)
+        out = hidden.index_select(1, left)
+        if merged is not None:
+            here = (torch.arange(total - gone).unsqueeze(1) == rows).float()  # [s, k]
+            out = torch.where(here.sum(1, keepdim=True) > 0, here @ merged, out)
+        if self.pruning.method.contiguous:
+            tables = look.cos[:, : total - gone], look.sin[:, : total - gone]
+        else:
+            tables = look.cos.index_select(1, left), look.sin.index_select(1, left)
+        return out, *tables, rows, place.index_select(0, look.last)
+
+    def _turned_back(self, cos: Tensor, sin: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
+        """Tables of a position from those of the position plus `gone`."""
+        half = torch.tensor(self.pruning.frequencies)
+        angle = torch.cat((half, half)) * gone
+        c, s = angle.cos(), angle.sin()
+        return cos * c + sin * s, sin * c - cos * s

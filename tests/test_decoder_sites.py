@@ -1,0 +1,137 @@
+"""Methods of site `decoder` from recipe to bundle: parity, long answers, chats, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+import torch
+from PIL import Image
+
+from edgevlm.bundle import Bundle
+from edgevlm.errors import InputError, PlanError
+from edgevlm.models._checkpoint import find
+from edgevlm.models._pruning import PrunedDecoderBlock
+from edgevlm.pipeline import export
+from edgevlm.planning import make_plan
+from edgevlm.recipe import Recipe
+from edgevlm.runtimes.on_onnxruntime import Engine
+from edgevlm.runtimes.sequence import assemble
+from edgevlm.runtimes.text import TextLoop
+from edgevlm.verify import _pruned_reference
+
+PICTURE = Image.linear_gradient("L").convert("RGB")
+FAMILIES = ("tiny-smolvlm", "tiny-llava-onevision", "tiny-llava-next")
+METHODS = (
+    "fastv:tokens=5,layer=1",
+    "pyramiddrop:1",
+    "dyvte:1",
+    "visiondrop:tokens=9,layers=1,contextual=0.3",
+    "holitom:tokens=6,layer=1",
+    "aim@decoder",
+    "sparsevlm:tokens=6,layers=1",
+)
+
+
+def loop_over(bundle: Bundle) -> TextLoop:
+    return TextLoop(bundle, Engine(bundle, threads=1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_bundle_agrees_with_pytorch(preset, tmp_path, family, method):
+    """One layer a block: rows, tables and indices go from block to block; 32 tokens of answer."""
+    recipe = Recipe(
+        model=str(preset(family)), tokens=16, methods=("strided", method), block_size_bytes=100_000
+    )
+    done = export(recipe, tmp_path / "tiny.edgevlm")
+    parity, plan = done.verification, done.bundle.plan
+    assert [site.site for site in plan.sites] == ["tokens", "decoder"]
+    assert plan.visual_tokens == 16
+    assert plan.host.kv.gone[0] == 0 < plan.host.kv.gone[-1]
+    assert parity.ok
+    assert max(block.rel_error for block in parity.blocks) <= 1e-3
+    assert parity.logits_rel_error <= 1e-3
+    assert parity.tokens_equal == 1.0
+
+
+@torch.no_grad()
+def test_64_tokens_after_the_last_stage(preset, tmp_path):
+    """The loop's answer is that of all layers in PyTorch, caches, turned positions and all."""
+    recipe = Recipe(
+        model=str(preset("tiny-smolvlm")),
+        tokens=16,
+        methods=("strided", "pyramiddrop:1"),
+        context=256,
+    )
+    loop = loop_over(export(recipe, tmp_path / "tiny.edgevlm").bundle)
+    visual = loop.see([PICTURE])
+    answer = loop.ask("What is this?", lambda: [visual], max_new_tokens=64)
+    checkpoint = find(recipe.model, None)
+    planned = make_plan(recipe, checkpoint)
+    piece = assemble(
+        loop.plan, loop.plan.layout.prompt, loop.table, loop.tokenizer, "What is this?", [visual], 0
+    )
+    pieces = planned.pieces(checkpoint.load_model())
+    steps = len(answer.token_ids)
+    assert steps == 64 or answer.stopped == "stop"
+    assert answer.token_ids == _pruned_reference(pieces, loop.plan, piece, steps).tokens
+
+
+@torch.no_grad()
+def test_no_pruning_is_the_plain_decoder(preset):
+    """A schedule that keeps all: the same rows as blocks without a method, prompt and steps."""
+    checkpoint = find(str(preset("tiny-smolvlm")), None)
+    recipe = Recipe(model=str(preset("tiny-smolvlm")), tokens=16)
+    layers = len(make_plan(recipe, checkpoint).plan.stage("decoder")) and 2
+    planned = make_plan(replace(recipe, methods=("strided", f"schedule:{layers}x16")), checkpoint)
+    model = checkpoint.load_model()
+    pieces = planned.pieces(model)
+    block = PrunedDecoderBlock(pieces.decoder, pieces.norm, 0, pieces.pruning)
+    host = planned.plan.host
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, host.chunk, host.embedding.columns, generator=generator)
+    angles = torch.arange(host.chunk)[:, None] * torch.tensor(host.rope.inverse_frequencies)
+    angles = torch.cat([angles, angles], 1)[None]
+    visual = torch.arange(3, 19, dtype=torch.int32)[None]
+    past = [torch.zeros(host.kv.shape(i // 2)) for i in range(2 * host.kv.layers)]
+    last = torch.tensor([host.chunk - 1], dtype=torch.int32)
+    ours, *_ = block(hidden, angles.cos(), angles.sin(), visual, last, *past)
+    theirs = pieces.language_model(inputs_embeds=hidden).last_hidden_state[:, -1:]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_chats_and_long_prompts(preset, tmp_path):
+    """A chat without a picture goes row by row; a prompt longer than the one call is refused."""
+    recipe = Recipe(
+        model=str(preset("tiny-smolvlm")), tokens=16, methods=("strided", "fastv:tokens=5,layer=1")
+    )
+    loops = [
+        loop_over(export(made, tmp_path / f"{number}.edgevlm").bundle)
+        for number, made in enumerate((recipe, replace(recipe, methods=("strided",))))
+    ]
+    answers = [loop.ask("Hello, who are you?", max_new_tokens=12).token_ids for loop in loops]
+    assert answers[0] == answers[1]
+    loop = loops[0]
+    loop.reset()
+    assert loop.ask("What is this?", lambda: [loop.see([PICTURE])], max_new_tokens=4).token_ids
+    assert loop.ask("And now?", max_new_tokens=4).token_ids
+    loop.reset()
+    chunk = loop.plan.host.chunk
+    with pytest.raises(InputError, match=rf"this bundle takes {chunk} in its one call"):
+        loop.ask("word " * 90, lambda: [loop.see([PICTURE])])
+
+
+def test_refusals(preset):
+    """A layer that is not there, and a chunk that no prompt fits."""
+    model = str(preset("tiny-smolvlm"))
+    checkpoint = find(model, None)
+    with pytest.raises(PlanError, match=r"^fastv: got layers \[9\], expected ascending numbers"):
+        make_plan(Recipe(model=model, methods=("fastv:layer=9",)), checkpoint)
+    with pytest.raises(PlanError, match=r"^chunk 8 is too short: visual tokens leave inside"):
+        make_plan(Recipe(model=model, methods=("fastv:layer=1",), chunk=8), checkpoint)
