@@ -42,8 +42,14 @@ def loop_over(bundle: Bundle) -> TextLoop:
     return TextLoop(bundle, Engine(bundle, threads=1))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [  # each method once, with the families in turn; the rest is slow
+        pytest.param(family, method, marks=() if (i - j) % 3 == 0 else pytest.mark.slow)
+        for i, family in enumerate(FAMILIES)
+        for j, method in enumerate(METHODS)
+    ],
+)
 def test_a_bundle_agrees_with_pytorch(preset, tmp_path, family, method):
     """One layer a block: rows, tables and indices go from block to block; 32 tokens of answer."""
     recipe = Recipe(

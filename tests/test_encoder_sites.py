@@ -22,8 +22,14 @@ METHODS = ("tome@vision:r=4", "dymu:merges=8+4", "mustdrop:window=2,patches={few
 FEW = {"tiny-smolvlm": 200, "tiny-llava-onevision": 50, "tiny-llava-next": 50}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [  # each method once, with the families in turn; the rest is slow
+        pytest.param(family, method, marks=() if (i - j) % 3 == 0 else pytest.mark.slow)
+        for i, family in enumerate(FAMILIES)
+        for j, method in enumerate(METHODS)
+    ],
+)
 def test_a_bundle_agrees_with_pytorch(preset, tmp_path, family, method):
     """One layer a block, so that tokens, sizes and origins go from block to block."""
     recipe = Recipe(

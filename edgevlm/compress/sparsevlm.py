@@ -148,7 +148,7 @@ def density_peaks(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     near = distance.topk(groups, largest=False).values
     density = torch.exp(-near.square().mean(1))
     denser = density.unsqueeze(0) > density.unsqueeze(1)
-    apart = torch.where(denser, distance, distance.amax()).amin(1)
+    apart = torch.where(denser, distance, distance.amax((0, 1))).amin(1)
     centres = descending(apart * density)[:groups]
     group = distance.index_select(0, centres).argmin(0)  # [n]
     own = (torch.arange(len(x)).unsqueeze(1) == centres).float()  # [n, groups]

@@ -13,7 +13,6 @@ prompt is one call.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from edgevlm.compress._stages import numbers, stages
@@ -82,23 +81,7 @@ class DecoderMethod:
         Returns:
             Visual tokens f32 [1, k, C], and which they are, i64 [k], ascending.
         """
-        queries, keys = look.queries(look.visual), look.keys()
-        own = keys.index_select(1, look.visual)
+        keys = look.keys().mean(0).index_select(0, look.visual)
+        scores = look.attention(look.visual).mean((0, 1)).index_select(0, look.visual)
         merged = int(kept * self.contextual)
-        scores = received(queries, own)
-        return reduce_grid(look.tokens(), scores, own.mean(0), kept - merged, merged)
-
-
-def received(queries: Tensor, keys: Tensor) -> Tensor:
-    """Attention that each visual token receives from those after it and itself.
-
-    Args:
-        queries: Rotated, f32 [heads, k, D].
-        keys: Rotated, f32 [heads, k, D].
-
-    Returns:
-        Mean over heads and tokens, f32 [k].
-    """
-    scores = queries * queries.shape[-1] ** -0.5 @ keys.transpose(1, 2)
-    number = torch.arange(keys.shape[1])
-    return torch.where(number > number.unsqueeze(1), -1e4, scores).softmax(-1).mean((0, 1))
+        return reduce_grid(look.tokens(), scores, keys, kept - merged, merged)

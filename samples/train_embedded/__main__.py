@@ -17,7 +17,8 @@ RUN is a folder that keeps everything of one training: the tokenizer, state.pt e
    the others and its positions begin where the visual tokens end, so that the model sees what it
    will see when asked once. One picture in five is a chat instead: its questions are turns that
    see those before. Most tokens that see nothing are left out, so that there is less to search.
-   A second loss wants each visual token to be like the words that name what it sees.
+   A second loss wants each visual token to be like the words that name what it sees, and the dense
+   one is asked of the projected tokens too, so that places reach the language model.
 4. In the third part all is trained, the encoder slowly, on all visual tokens; one batch in seven
    has a random part of them, or the means of a coarser grid, the plainest ways to remove tokens
    and to merge them. Otherwise the length of a sequence alone would confuse the model, and
@@ -64,20 +65,10 @@ def losses(trainee: Trainee, batch: dict, dense_only: bool) -> tuple[Tensor, ...
     Where there is no label the answer counts as right.
     """
     named, logits, words = trainee(batch, dense_only)
-    assert named is not None
-    target, start = batch["dense"].flatten(0, 1).flatten(1, 2), 0  # [B*F, tokens, SEEN]
-    dense_loss = torch.zeros((), device=named.device)
-    for part, size in enumerate(SEEN):
-        scores = named[..., start : start + size].float().flatten(0, 1)
-        # Most tokens see nothing: they count as much as the others together.
-        weight = torch.ones(size, device=scores.device)
-        weight[0] = 0.25
-        wanted = target[..., part].flatten()
-        found = functional.cross_entropy(scores, wanted, weight, ignore_index=IGNORE)
-        dense_loss = dense_loss + (found if part < 3 else found / 2)
-        start += size
+    target = batch["dense"].flatten(0, 1).flatten(1, 2)  # [B*F, tokens, SEEN]
+    dense_loss = torch.stack([seen_loss(scores, target) for scores in named]).sum()
     if logits is None or words is None:
-        zero = torch.zeros((), device=named.device)
+        zero = torch.zeros_like(dense_loss)
         return zero, dense_loss, zero, zero
     seen = target[..., 0] > 0
     likely = words[seen].float().log_softmax(-1)
@@ -87,6 +78,21 @@ def losses(trainee: Trainee, batch: dict, dense_only: bool) -> tuple[Tensor, ...
     loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
     right = (logits.argmax(-1) == labels) | (labels == IGNORE)
     return loss, dense_loss, word_loss, right
+
+
+def seen_loss(scores: Tensor, target: Tensor) -> Tensor:
+    """Loss of logits [B*F, tokens, classes] for what each token sees [B*F, tokens, SEEN]."""
+    loss, start = torch.zeros((), device=scores.device), 0
+    for part, size in enumerate(SEEN):
+        # Most tokens see nothing: they count as much as the others together.
+        weight = torch.ones(size, device=scores.device)
+        weight[0] = 0.25
+        logits = scores[..., start : start + size].float().flatten(0, 1)
+        wanted = target[..., part].flatten()
+        found = functional.cross_entropy(logits, wanted, weight, ignore_index=IGNORE)
+        loss = loss + (found if part < 3 else found / 2)
+        start += size
+    return loss
 
 
 def optimizers(trainee: Trainee, rate: float) -> list[torch.optim.Optimizer]:

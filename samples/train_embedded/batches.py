@@ -26,6 +26,7 @@ CLIP_FRAMES = 2.5, 1.5  # frames of a batch of clips for each of its pictures, i
 HANDS_SHARE = 0.25  # of the crowded pictures
 FOCUS_SHARE, FOCUS_TOKENS = 0.8, (56, 112)  # of the batches of the second part; tokens kept
 TEXT_TOKENS = 208  # most text of a sequence
+SOON = ("colour", "shape", "size")
 IGNORE = -100  # no label
 
 
@@ -220,11 +221,18 @@ def located(scene: _scenes.Scene) -> list[Question]:
 
 
 def balanced(asked: list[Question], rng: Random) -> list[Question]:
-    """At most 20 questions in rounds, one of each task a round: no task drowns the others."""
+    """At most 20 questions in rounds, one of each task a round: no task drowns the others.
+
+    Of tasks that are learned soon there is one in two rounds.
+    """
     by_task: dict[str, list[Question]] = defaultdict(list)
     for question in asked:
         by_task[question.task].append(question)
-    turns = [(rank + rng.random(), q) for of in by_task.values() for rank, q in enumerate(of)]
+    turns = [
+        (rank * (1 + (task in SOON)) + rng.random(), question)
+        for task, of in by_task.items()
+        for rank, question in enumerate(of)
+    ]
     return [q for _, q in sorted(turns, key=lambda t: t[0])[:20]]
 
 

@@ -101,6 +101,7 @@ class Trainee(nn.Module):
         self.model = model
         width = model.config.vision_config.hidden_size
         self.dense = nn.Linear(width, sum(SEEN))
+        self.projected = nn.Linear(model.config.text_config.hidden_size, sum(SEEN))
 
     def see(self, pixels: Tensor) -> Tensor:
         """u8 [B, F, h_px, w_px, 3] -> features of the encoder [B*F, tokens, D]."""
@@ -113,17 +114,21 @@ class Trainee(nn.Module):
         size = visual.float().square().mean(-1, keepdim=True).add(1e-6).rsqrt()
         return self.model.lm_head(visual * size)
 
-    def forward(self, batch: dict[str, Tensor], dense_only: bool) -> tuple[Tensor | None, ...]:
+    def forward(
+        self, batch: dict[str, Tensor], dense_only: bool
+    ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
         """Logits: dense [B*F, tokens, classes], of text [B, T, V], of visual tokens as words.
 
-        The last two are None in the first part.
+        Dense logits are those of the encoder's features and of the projected ones. In the first
+        part the projected ones and the last two are not there.
         """
         features = self.see(batch["pixels"])
-        named = self.dense(features)
+        named = [self.dense(features)]
         if dense_only:
             return named, None, None
         core = self.model.model
         projected = visual = core.multi_modal_projector(features)
+        named.append(self.projected(projected))
         count, frames = batch["pixels"].shape[:2]
         if frames > 1:
             visual = core.apply_pooling(visual)

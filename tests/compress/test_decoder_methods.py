@@ -22,8 +22,6 @@ from edgevlm.compress import (
 )
 from edgevlm.compress.fastv import best
 from edgevlm.compress.holitom import fold
-from edgevlm.compress.visiondrop import received
-from edgevlm.compress.visionzip import reduce_grid
 from edgevlm.errors import PlanError
 from edgevlm.models._layers import DecoderLayer
 from edgevlm.models._pruning import Look, PrunedDecoderBlock, Pruning
@@ -83,20 +81,35 @@ def test_pyramiddrop_equals_reference(vectors: Any) -> None:
         assert int(last) == out.shape[1] - 1
 
 
+class Given(Look):
+    """A look whose rotated queries and keys are those of a case."""
+
+    given: dict[str, Tensor]
+
+    def queries(self, rows: Tensor) -> Tensor:
+        return self.given["queries"].index_select(1, rows)
+
+    def keys(self) -> Tensor:
+        return self.given["keys"]
+
+
 def test_visiondrop_equals_reference(vectors: Any) -> None:
     """Score, dominant tokens and merged ones, which are at their targets' rows here."""
     for case in vectors("visiondrop"):
         start, count = int(case["param_image_start"]), int(case["param_image_tokens"])
-        rows = slice(start, start + count)
-        queries, keys = (
-            torch.from_numpy(case[f"in_{name}_roped"])[:, rows] for name in ("queries", "keys")
-        )
-        score = received(queries, keys)
+        hidden = torch.from_numpy(case["in_hidden_states"])
+        none: Any = None
+        look = Given(none, hidden, none, none, torch.arange(start, start + count), none)
+        Given.given = {
+            name: torch.from_numpy(case[f"in_{name}_roped"]) for name in ("queries", "keys")
+        }
+        score = look.attention(look.visual).mean((0, 1))[look.visual]
         np.testing.assert_allclose(score, case["out_score"], rtol=0, atol=1e-6)
-        hidden = torch.from_numpy(case["in_hidden_states"])[:, rows]
         dominant, contextual = int(case["param_dominant"]), int(case["param_contextual"])
-        tokens, kept = reduce_grid(hidden, score, keys.mean(0), dominant, contextual)
-        stays = np.isin(kept, case["out_dominant_indices_sorted"])
+        kept = dominant + contextual
+        method = visiondrop.DecoderMethod(contextual=(contextual + 0.5) / kept)
+        tokens, places = method(look, hidden, kept)
+        stays = np.isin(places, case["out_dominant_indices_sorted"])
         assert stays.sum() == dominant
         found = torch.cat([tokens[0, stays], tokens[0, ~stays]])
         bound = 1e-4 * np.abs(case["out_visual_tokens"]).max()

@@ -138,6 +138,43 @@ def test_dense_labels_name_what_is_under_a_token(script):
     assert {script.COLOUR[c] for c in labels[7, :, 1]} == {"", "red"}
 
 
+def test_dense_labels_say_where_the_middle_is(script):
+    items = (Item("shape", "star", "red", "large", 90, 42, 52, 52),)
+    labels = script.dense(items, ())
+    row, column = 42 // 12, 90 // 12
+    inside = labels[..., 0] > 0
+    assert inside.sum() > 9
+    assert {tuple(x) for x in labels[inside][:, 3:6]} == {(row + 1, column + 1, 0)}
+    assert labels[row, column, 6] == 2
+    assert set(labels[inside][:, 6]) == {1, 2}
+    assert (labels[..., 6] == 2).sum() == 1  # what can be counted
+    width, height = text_size("LW", 3, 60)
+    text = (Item("text", "LW", "red", "", 84, 84, width, height, font=3, points=60),)
+    assert (script.dense(text, ())[..., 6] == 2).sum() == 2
+
+
+def test_tokens_in_focus_see_items_and_keep_their_positions(script):
+    what = torch.zeros(2, 1, 14, 14, dtype=torch.int64)
+    what[:, :, 3:5, 6:9] = 4
+    kept, total = script.focus(what, Random(0))
+    assert total == 196
+    assert kept.shape[1] < 196
+    assert {14 * r + c for r in (3, 4) for c in (6, 7, 8)} <= set(kept[0].tolist())
+    batch = {"groups": torch.zeros(2, 3, dtype=torch.int64), "chat": torch.tensor([False] * 2)}
+    batch |= {"positions": torch.arange(3).expand(2, 3), "kept": kept, "of": total}
+    _, positions = script.attention(batch, before=kept.shape[1] + 2)
+    assert positions[0].tolist() == [0, *(kept[0] + 1).tolist(), 197, 198, 199, 200]
+
+
+def test_places_are_asked_only_in_training(script):
+    items = (Item("shape", "star", "red", "large", 30, 30, 52, 52),)
+    scene = script._scenes.Scene("objects", items)
+    asked = {(q.prompt, q.answer) for q in script.located(scene)}
+    assert ("Where is the red star?", "top left") in asked
+    middle = script._scenes.Scene("objects", (items[0].at(56, 84),))  # on the border of thirds
+    assert script.located(middle) == []
+
+
 def test_rounds_of_questions_have_each_task(script):
     asked = [Question("place", str(n), "left") for n in range(30)]
     asked += [Question("count", "how many", "3"), Question("size", "how big", "small")]
