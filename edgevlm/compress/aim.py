@@ -38,6 +38,11 @@ SOURCE = (
     " .../qwen2/modeling_qwen2.py: get_importance"
 )
 SUMMARY = "halves the tokens of each frame by merging neighbours that are alike, until K are left"
+FORMULA = (
+    "tokens: y = mean of rows that meet by argmax cos(x_even, x_odd), halving until K;"
+    " decoder: d <- d softmax(QK^T / (0.1 sqrt D)), five times"
+)
+STATIC = "a matching and one product a round; five products [s] x [s, s] a stage"
 DIFFERS = (
     "same rows as the original where K is N/2, N/4 or N/8; for other K the last round merges less"
     " than half, which the original cannot. Rows are in raster order of destinations (original: in"

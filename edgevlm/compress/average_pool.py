@@ -34,6 +34,8 @@ from edgevlm.compress._primitives import (
 
 SOURCE = "baseline: torch.nn.functional.avg_pool2d, with cells of fractional area for any K"
 SUMMARY = "averages the tokens of K near-square cells of the grid"
+FORMULA = "y[i, j] = mean of the cell (i, j) of a smaller grid"
+STATIC = "one constant matrix [K, N]"
 DIFFERS = "equals the original where the cells divide the grid; elsewhere cells share border tokens"
 
 

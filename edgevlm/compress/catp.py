@@ -28,6 +28,8 @@ from edgevlm.compress._primitives import (
 
 SOURCE = "CATP (Contextually Adaptive Token Pruning, AAAI 2026), section 3, first stage"
 SUMMARY = "keeps the tokens that are nearest to all others, one after the other (facility location)"
+FORMULA = "add argmax_y sum_x max(0, s(x, y) - max over kept of s(x, y')), K times"
+STATIC = "K steps over [n, n], unrolled"
 DIFFERS = (
     "from the paper alone, its code is not public: the first stage without its second term, the"
     " likeness to the words beside the picture, for the question is not known when tokens are"

@@ -36,6 +36,10 @@ SOURCE = (
     " llmc/compression/token_reduction/dart.py: get_retained_image_token"
 )
 SUMMARY = "keeps a few pivots with large keys and the tokens that are least like them"
+FORMULA = (
+    "pivots with the largest |k|_1; each takes the tokens with the smallest cos(x, pivot) left"
+)
+STATIC = "one product [pivots, N] and a top-k for each pivot, unrolled"
 DIFFERS = (
     "the original works inside the language model, after a few of its layers, with their keys and"
     " normed states, and half of its eight pivots are text tokens; here it is before the language"

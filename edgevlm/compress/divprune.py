@@ -34,6 +34,8 @@ SOURCE = (
     " LLaVA/llava/model/llava_arch.py: DivPrune, pairwise_cosine_similarity"
 )
 SUMMARY = "keeps the K tokens that are furthest from each other (max-min cosine distance)"
+FORMULA = "add argmax_y min over kept of (1 - cos(x, y)), K times"
+STATIC = "K steps over a row of [N, N], unrolled"
 DIFFERS = (
     "same tokens as the original, but for three cases that it leaves to chance: distances below"
     " 4e-6 are zero, a token is never kept twice, a token of zeros has distance 1 to all others"

@@ -16,6 +16,8 @@ SOURCE = (
     " bipartite_soft_matching, repeat_merged_tokens_w_pos_tracking"
 )
 SUMMARY = "merges patches in each layer of the encoder at calibrated rates, and unmerges at its end"
+FORMULA = "as tome at site vision, with r of each layer from its calibration"
+STATIC = "as tome at site vision"
 DIFFERS = (
     "same rows as the original where as many pairs are above its threshold; here that number is"
     " fixed for each layer, so a simple picture keeps as many tokens as a rich one. Unmerging is"

@@ -19,6 +19,8 @@ SOURCE = (
     " (arXiv 2505.18757), section 3.3"
 )
 SUMMARY = "drops all visual tokens from one layer on"
+FORMULA = "from layer l on no visual token"
+STATIC = "rows of text alone from that layer on"
 DIFFERS = (
     "the layer is a constant (originals: chosen for each prompt, by a trained gate or a threshold"
     " of attention)"

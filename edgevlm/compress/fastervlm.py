@@ -30,6 +30,8 @@ SOURCE = (
     " LLaVA/llava/model/llava_arch.py: encode_images"
 )
 SUMMARY = "keeps the K tokens that the class token attends to most"
+FORMULA = "top-K of the class token's attention"
+STATIC = "one top-k"
 DIFFERS = (
     "same tokens as the original; a tower without a class token is scored by the attention that"
     " each token receives, and a packed grid of several tiles shares one budget"

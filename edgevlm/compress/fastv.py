@@ -20,6 +20,8 @@ SOURCE = (
     " src/transformers/.../llama/modeling_llama.py: in-place drop"
 )
 SUMMARY = "drops the visual tokens that the prompt's last token attends to least, after one layer"
+FORMULA = "top-k of the last row of softmax(QK^T / sqrt D) in layer k - 1"
+STATIC = "one row of attention and a top-k"
 DIFFERS = "same tokens as the original; of equal weights the first stays"
 
 

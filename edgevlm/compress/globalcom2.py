@@ -32,6 +32,8 @@ SOURCE = (
 SUMMARY = (
     "shares the budget among tiles by the whole picture's attention, keeps what both attend to"
 )
+FORMULA = "budget of a tile ~ 1 + softmax(a / T) - mean; top of g/|g| + t/|t| in it"
+STATIC = "ranks by counting compares, one top-k over all tiles"
 DIFFERS = (
     "same thumbnail tokens, same shares before rounding, and same tokens at the same counts as the"
     " original where the picture fills its tiles; exactly K tokens (original: all counts rounded"

@@ -24,6 +24,10 @@ SOURCE = (
     "modeling_llava_next.py: HiRED_token_selection, HiRED_sub_img_budgets"
 )
 SUMMARY = "shares the budget among tiles by the whole picture's early attention, keeps the attended"
+FORMULA = (
+    "budget of a tile ~ the thumbnail's top early attention in its part; top late attention in it"
+)
+STATIC = "ranks by counting compares, one top-k over all tiles"
 DIFFERS = (
     "exactly K tokens: the original rounds all shares down; a tile's region is its block of the"
     " thumbnail: the original takes runs of raster rows, which is the option regions=runs"

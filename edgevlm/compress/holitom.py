@@ -23,6 +23,8 @@ SOURCE = (
     " holitom/modeling_qwen2.py: merging inside the language model"
 )
 SUMMARY = "keeps half of the visual tokens after one layer and folds each other into the most alike"
+FORMULA = "top-k of the last row; each other folded into its most similar: a <- (a + b) / 2"
+STATIC = "one product with powers of 1/2"
 DIFFERS = (
     "same rows as the original, in one product instead of one after the other; the layer is at 18"
     " of 28, as the original has it. The merging over frames is not here"

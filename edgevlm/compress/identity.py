@@ -9,6 +9,8 @@ from edgevlm.errors import PlanError
 
 SOURCE = ""
 SUMMARY = "keeps all visual tokens"
+FORMULA = "y = x"
+STATIC = "nothing"
 DIFFERS = "equals the original"
 
 

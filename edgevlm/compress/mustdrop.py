@@ -22,6 +22,8 @@ SOURCE = (
     " llava/model/multimodal_encoder/local_merge.py: conditional_pooling, merge_wavg"
 )
 SUMMARY = "merges windows of patches that are alike after the first layer of the encoder"
+FORMULA = "the r windows with the largest mean cos(x, x') become their means"
+STATIC = "means of constant windows, ranks by counting compares"
 DIFFERS = (
     "same rows as the original at the same number of windows, which is fixed by `patches`"
     " (original: those above a threshold of likeness); at the encoder's end each patch gets the"

@@ -40,6 +40,11 @@ SOURCE = (
     " llava/model/multimodal_encoder/clip_encoder.py: token_prune_merge_advanced"
 )
 SUMMARY = "keeps the tokens that the class token attends to most and adds similar tokens to each"
+FORMULA = (
+    "top-K of the class token's attention a; each plus the sum of a[j] x[j] over its 32"
+    " nearest keys"
+)
+STATIC = "one product [K, N]"
 DIFFERS = (
     "same rows as the original at the same number of tokens, but that number is fixed and counts"
     " the row of all pruned tokens, where the original takes the outliers of attention (IQR rule)"

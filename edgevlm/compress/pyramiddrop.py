@@ -19,6 +19,8 @@ SOURCE = (
     " llava/model/modeling_llama_pdrop.py: pdrop_rank_drop"
 )
 SUMMARY = "drops half of the visual tokens in each of three stages, by the prompt's last token"
+FORMULA = "top half of the last row of softmax(QK^T / sqrt D), before each of three layers"
+STATIC = "one row of attention and a top-k a stage"
 DIFFERS = (
     "same tokens as the original; of equal weights the first stays. Stages are at a quarter, half"
     " and three quarters of the layers, as the original has them for 32"

@@ -16,6 +16,8 @@ from edgevlm.compress._primitives import VisualShape, gather_rows, keep_all, kep
 
 SOURCE = "baseline: uniform draw without replacement, numpy.random.default_rng(seed)"
 SUMMARY = "keeps K tokens drawn by chance, the same ones for every image"
+FORMULA = "K positions by a seed"
+STATIC = "constant positions, one gather"
 DIFFERS = (
     "papers draw anew for every image; here the draw is a constant of the graph, which changes the"
     " spread of a result over images, not its mean over seeds"

@@ -18,6 +18,8 @@ SOURCE = (
     " (CVPR 2025) finds them; scores of FastV (arXiv 2403.06764)"
 )
 SUMMARY = "keeps as many visual tokens in each run of layers as a schedule says"
+FORMULA = "as fastv, with as many tokens in each run of layers as written"
+STATIC = "as fastv, for each stage"
 DIFFERS = "the schedule is given, not searched for"
 
 

@@ -28,6 +28,8 @@ SOURCE = (
     " llava/model/language_model/score.py, utils.py: cluster_and_merge, modelling_sparse_llama.py"
 )
 SUMMARY = "keeps what the question's words attend to in stages, and clusters a part of the rest"
+FORMULA = "top-k of the raters' attention; the best of the rest to cluster means (DPC-KNN)"
+STATIC = "attention of all rows, ranks by counting compares, one product a stage"
 DIFFERS = (
     "same scores, tokens and clusters as the original, without its noise between equal densities; a"
     " cluster has the row of its centre (original: after the kept tokens); raters are found in the"

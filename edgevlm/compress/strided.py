@@ -27,6 +27,8 @@ from edgevlm.compress._primitives import (
 
 SOURCE = "baseline: uniform sampling in raster order"
 SUMMARY = "keeps every N/K-th token of each grid"
+FORMULA = "every N/K-th token"
+STATIC = "constant positions, one gather"
 DIFFERS = (
     "papers that have a uniform baseline differ in where they start and how they round; here it is"
     " the middle of each run of N/K tokens, rounded down"

@@ -31,6 +31,8 @@ SOURCE = "ToDRE (arXiv 2505.18757v2), stage 1, diversity-driven selection; from 
 SUMMARY = (
     "keeps the most attended token and K - 1 that are least like those kept (max-sum diversity)"
 )
+FORMULA = "add argmin_y sum over kept of cos(x, y), K times, from the most attended token"
+STATIC = "K steps over a row of [N, N], unrolled"
 DIFFERS = (
     "stage 1 alone: stage 2 drops all visual tokens inside the language model, at a depth that"
     " depends on the data; a tower without a class token starts at the token"

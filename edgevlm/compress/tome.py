@@ -27,6 +27,10 @@ SOURCE = (
     " bipartite_soft_matching, merge_wavg"
 )
 SUMMARY = "merges the most similar tokens until K are left (bipartite soft matching)"
+FORMULA = (
+    "mean of rows that meet by argmax cos(k_even, k_odd), r best pairs a round, weighted by size"
+)
+STATIC = "a matching and one product [n/2, r] a round"
 DIFFERS = (
     "at site vision the same merging as the original; at the encoder's end each patch gets the"
     " token that it is part of, where the original goes on with fewer. At site tokens it is applied"

@@ -34,6 +34,8 @@ SOURCE = (
     " tomesd/merge.py: bipartite_soft_matching_random2d"
 )
 SUMMARY = "keeps one token of each cell of a grid and merges the most similar others into them"
+FORMULA = "mean of rows that meet by argmax cos(x, first of each s x s cell), N - K best pairs"
+STATIC = "a matching and one product, once"
 DIFFERS = (
     "same rows as the original with no_rand=True, in raster order of their destinations (original:"
     " unmerged tokens first); the original merges and unmerges inside each block of a denoiser,"

@@ -35,6 +35,8 @@ SOURCE = (
     " .../language_model/llava_qwen_training_free.py and .../multimodal_encoder/siglip_encoder.py"
 )
 SUMMARY = "keeps what global tokens attend to and recycles the rest as one token for each cell"
+FORMULA = "top of the global tokens' attention; the rest of a cell to its weighted mean"
+STATIC = "one product [K, N]"
 DIFFERS = (
     "same rows as the original at the same number of tokens, in raster order; that number is K"
     " (original: it varies with the number of cells that have tokens). Importance has no entropy of"

@@ -24,6 +24,10 @@ SOURCE = (
     " llava/model/modeling_llama_visiondrop.py: stages in the language model"
 )
 SUMMARY = "keeps what visual tokens attend to and merges the rest, in stages of the language model"
+FORMULA = (
+    "top-d of the mean row of visual attention; the rest to c strided targets by argmax cos(k, k')"
+)
+STATIC = "visual rows of attention, one product a stage"
 DIFFERS = (
     "same tokens as the original, a merged one at its target's row (original: after the dominant"
     " ones); the share of merged tokens is one for all stages; its stage in the encoder is"

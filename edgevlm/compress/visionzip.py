@@ -41,6 +41,8 @@ SOURCE = (
     " visionzip/clip_encoder.py: CLIPVisionTower_VisionZip.forward"
 )
 SUMMARY = "keeps the tokens that the class token attends to most and merges the rest into a few"
+FORMULA = "top-d of the class token's attention; the rest to c strided targets by argmax cos(k, k')"
+STATIC = "a top-k and one product [K, N]"
 DIFFERS = (
     "same tokens as the original, but the row of the class token, which the original keeps as one"
     " of K, is not there and a dominant token has its place; rows are in raster order, a contextual"

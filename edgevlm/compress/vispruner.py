@@ -39,6 +39,8 @@ SOURCE = (
     " llava/model/llava_arch.py: encode_images"
 )
 SUMMARY = "keeps tokens that the class token attends to, and of the rest those without duplicates"
+FORMULA = "half top attention; of the rest drop r most alike by max cos(x_even, x_odd) a round"
+STATIC = "(N - K) / r rounds, unrolled"
 DIFFERS = (
     "same tokens as the original from the same features, but it compares those before the projector"
     " and here they are those after it; a list of odd length, where the original stops with an"

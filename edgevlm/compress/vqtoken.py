@@ -41,6 +41,8 @@ SOURCE = (
     " modules/cluster/fast_kmeans.py"
 )
 SUMMARY = "clusters all tokens by k-means with cosine and keeps the K means"
+FORMULA = "k-means with cosine from K far tokens; y = mean of a cluster"
+STATIC = "K steps for the start, then rounds of one product, unrolled"
 DIFFERS = (
     "the clustering alone: the original's trained attention over the map of clusters is not here,"
     " so rows are means of features (original: of unit rows, the input of that attention). The"
