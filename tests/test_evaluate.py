@@ -290,3 +290,13 @@ def test_options_that_do_not_go_with_what_is_asked(exported, tmp_path):
     assert not is_bundle(str(tmp_path))
     (tmp_path / "manifest.json").touch()
     assert is_bundle(str(tmp_path))
+
+
+def test_the_embedded_model_sees():
+    """What it has learned well: hands, sizes, shapes and letters of scenes it has not seen."""
+    from edgevlm.answerers import answerer
+
+    examples = find_dataset("embedded").examples(1, 100)
+    found = evaluate(answerer("embedded"), examples, "embedded", "embedded")
+    for task, least in {"sign": 0.85, "size": 0.8, "shape": 0.8, "read": 0.7}.items():
+        assert found.tasks[task].accuracy >= least, task

@@ -258,7 +258,7 @@ def write_checkpoint(run: Path, trainee: Trainee, out: Path) -> None:
     content = config(tokenizer.get_vocab_size(), ids[PAD], ids[END], ids[IMAGE], ids[VIDEO])
     image = {"image_processor_type": "LlavaOnevisionImageProcessor", "do_convert_rgb": True,
         "do_resize": True, "do_rescale": True, "do_normalize": True, "do_pad": True,
-        "rescale_factor": 1 / 255, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3,
+        "rescale_factor": 1 / 255, "image_mean": [MEAN] * 3, "image_std": [STD] * 3, "resample": 3,
         "size": {"height": SIZE, "width": SIZE}, "processor_class": "LlavaOnevisionProcessor",
         "image_grid_pinpoints": content["image_grid_pinpoints"]}  # fmt: skip
     special = {"eos_token": END, "pad_token": PAD, "bos_token": PAD}

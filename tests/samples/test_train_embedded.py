@@ -78,7 +78,7 @@ def weights(run):
     return torch.load(run / "state.pt", weights_only=True)["trainee"]
 
 
-def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(data, tmp_path):
+def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(script, data, tmp_path):
     train(tmp_path / "whole", data, "--steps", "4", "--out", str(tmp_path / "checkpoint"))
     train(tmp_path / "parts", data, "--steps", "4", "--hours", "0")  # one step, then it stops
     first = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
@@ -101,6 +101,10 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(data, tmp_path):
     assert torch.allclose(model.state_dict()[name], trained, atol=1e-3)  # kept in float16
     assert 3e6 < sum(p.numel() for p in model.parameters()) < 12e6
     assert (tmp_path / "checkpoint" / "model.safetensors").stat().st_size <= 24e6
+    # Who uses the checkpoint gives the encoder the pixels that it was trained on.
+    document = json.loads((tmp_path / "checkpoint" / "preprocessor_config.json").read_text())
+    assert document["image_mean"] == [script.MEAN] * 3
+    assert document["image_std"] == [script.STD] * 3
 
 
 def test_a_question_sees_the_picture_and_itself_and_a_chat_what_was_said(script):
