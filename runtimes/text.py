@@ -305,7 +305,7 @@ class TextLoop:
 
     def _bind_pruned(self, blocks: Sequence[Block]) -> None:
         """Rows, tables and indices go from block to block; some blocks leave them as they are."""
-        prompt = {"visual_rows": np.zeros((1, self.plan.visual_tokens), np.int32)}
+        prompt: dict[str, Array] = {"visual_rows": np.zeros((1, self.plan.visual_tokens), np.int32)}
         prompt["last"] = np.zeros(1, np.int32)
         step = {name: np.zeros(1, np.int32) for name in ("position", "pruned")}
         for name, further in (("prefill", prompt), ("decode", step)):

@@ -109,7 +109,8 @@ def merge(pieces: Pieces, method: Any, counts: tuple[int, ...]) -> Pieces:
     vision: list[Any] = [first, *layers[:start]]
     for index in range(start, len(layers)):
         layer: Any = layers[index]
-        vision.append(MergingLayer(layer, method, counts[index : index + 2], pieces.class_token))
+        pair = counts[index], counts[index + 1]
+        vision.append(MergingLayer(layer, method, pair, pieces.class_token))
     return replace(pieces, vision=(*vision, PutBack(connector)))
 
 

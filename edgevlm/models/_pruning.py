@@ -130,7 +130,8 @@ class PrunedDecoderBlock(nn.Module):
         self, layers: Sequence[Any], norm: nn.Module | None, first: int, pruning: Pruning
     ) -> None:
         super().__init__()
-        self.layers, self.norm = nn.ModuleList(layers), norm
+        self.layers: Any = nn.ModuleList(layers)
+        self.norm = norm
         self.first, self.pruning = first, pruning
 
     def extra_repr(self) -> str:

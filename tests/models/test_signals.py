@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgevlm.models._signals import method_signals, observe
+from edgevlm.models._signals import method_inputs, observe
 
 SIGNALS = ("cls_attention", "early_cls_attention", "keys")
 
@@ -31,7 +31,7 @@ def tower(model):
 
 @torch.no_grad()
 def test_attention_is_that_of_the_model(model, pixels):
-    found = method_signals(observe(model.pieces, SIGNALS), SIGNALS, pixels)
+    _, found = method_inputs(observe(model.pieces, SIGNALS), SIGNALS, pixels)
     vision = tower(model)
     before = vision.config._attn_implementation
     vision.set_attn_implementation("eager")
@@ -52,7 +52,7 @@ def test_attention_is_that_of_the_model(model, pixels):
 
 @torch.no_grad()
 def test_keys_are_the_mean_of_the_heads(model, pixels):
-    found = method_signals(observe(model.pieces, ("keys",)), ("keys",), pixels)["keys"]
+    found = method_inputs(observe(model.pieces, ("keys",)), ("keys",), pixels)[1]["keys"]
     layer = tower(model).encoder.layers[len(model.pieces.vision) - 3]
     kept = []
     hook = layer.self_attn.k_proj.register_forward_hook(lambda m, i, out: kept.append(out))
