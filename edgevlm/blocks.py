@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevlm.models._merging import merges
 from edgevlm.models._pruning import PrunedDecoderBlock
 from edgevlm.models._signals import encode, pack
 from edgevlm.plan import Block
@@ -43,7 +44,7 @@ def cut_rows(rows: int, row_bytes: int, limit: int) -> list[tuple[int, int]]:
 class VisionBlock(nn.Module):
     """`encode`: pixel_values or hidden -> hidden or features, through the block's pieces.
 
-    Size and origin go beside hidden where tokens have merged; signals of observed layers follow.
+    Size and origin go beside hidden where tokens merge; signals of observed layers follow.
     """
 
     def __init__(self, pieces: Sequence[nn.Module]) -> None:
@@ -52,6 +53,8 @@ class VisionBlock(nn.Module):
 
     def forward(self, x: Tensor, *merged: Tensor) -> Tensor | tuple[Tensor, ...]:
         state, signals = encode(list(self.pieces), x, *merged)
+        if not any(merges(piece) for piece in self.pieces):
+            state = state[:1]  # the others are as they came
         made = (*state, *signals)
         return made if len(made) > 1 else made[0]
 

@@ -284,9 +284,10 @@ def _check_vision_and_reduce(plan: Plan) -> None:
         made = [Tensor(first, "f32", function.outputs[0].shape)]
         if block is not vision[-1] and any(t.name == "size_out" for t in function.outputs):
             made += _merged(block, made[0].shape, given)
-        # The connector asks for no size.
-        _check_signature(block, function, given, [*made, *extra], optional=("size",))
-        given = [Tensor(t.name.removesuffix("_out"), t.dtype, t.shape) for t in made]
+        unused = ("size", "origin")  # the connector asks for no size, many layers for no origin
+        _check_signature(block, function, given, [*made, *extra], optional=unused)
+        new = [Tensor(t.name.removesuffix("_out"), t.dtype, t.shape) for t in made]
+        given = [*new, *given[len(new) :]]
     shape = given[0].shape
     _expect(len(shape) == 3 and shape[2] == channels, f"{vision[-1].name} gives {list(shape)}")
     (reduce,) = plan.stage("reduce")

@@ -127,7 +127,7 @@ class Runner:
                         theirs = module(*map(torch.from_numpy, given.values()))
                         theirs = list(theirs) if isinstance(theirs, tuple) else [theirs]
                         self._compare(block, function, list(made.values()), theirs)
-                    between[index] = {k.removesuffix("_out"): v for k, v in made.items()}
+                    between[index] = view | {k.removesuffix("_out"): v for k, v in made.items()}
                     for name in made.keys() & {"features", *SIGNALS}:
                         found.setdefault(name, []).append(made[name])
         return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}

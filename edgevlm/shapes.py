@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgevlm.blocks import build, cut, cut_rows
 from edgevlm.compress._primitives import VisualShape
 from edgevlm.models._family import Description, Pieces
-from edgevlm.models._merging import hidden_shapes
+from edgevlm.models._merging import hidden_shapes, merges
 from edgevlm.models._signals import Observed, signal_shape
 from edgevlm.plan import Block, Function, Host, Tensor
 from edgevlm.trace import DTYPES
@@ -63,6 +63,8 @@ def _vision(host: Host, limit: int, pieces: Pieces, description: Description) ->
         made = [Tensor("features", "f32", features)]
         if stop < len(sizes):
             made = [replace(t, name=f"{t.name}_out") for t in hidden_shapes(pieces, stop)]
+            if not any(merges(piece) for piece in pieces.vision[start:stop]):
+                made = made[:1]
         observed = [p for p in pieces.vision[start:stop] if isinstance(p, Observed)]
         extra = _signals([n for p in observed for n in p.names], description.view_tokens, pieces)
         calls: list[Call] = [("encode", given, [*made, *extra])]

@@ -267,7 +267,7 @@ class TextLoop:
             made = {tensor.name: _empty(function, tensor.name) for tensor in function.outputs}
             given = {tensor.name: between[tensor.name] for tensor in function.inputs}
             self.engine.bind(block.name, "encode", given | made)
-            between = {name.removesuffix("_out"): array for name, array in made.items()}
+            between |= {name.removesuffix("_out"): array for name, array in made.items()}
             self._view |= made
         reduce = plan.stage("reduce")[0].functions[0]
         self._seen = {tensor.name: _empty(reduce, tensor.name) for tensor in reduce.inputs}

@@ -155,7 +155,7 @@ def test_a_failed_export_with_force_keeps_the_old_bundle(
         (("--tokens", "0"), "tokens must be at least 1, got 0"),
         (("--target", "onx"), "unknown target 'onx'; did you mean 'onnx'? known: onnx"),
         (("--method", "divprun"), "unknown method 'divprun'; did you mean 'divprune'?"),
-        (("--method", "tome@decoder"), "method 'tome' works at site 'tokens', not 'decoder'"),
+        (("--method", "tome@decoder"), "method 'tome' works at site 'tokens' and 'vision', not"),
         (("--method", "tome:rr=1"), "method 'tome' has no option 'rr'; it has:"),
         (("--quantize", "w3"), "scheme 'w3' is not one of target 'onnx'; it has: none"),
         (("--tiles", "2"), "tiles must look like ROWSxCOLUMNS, for example 2x2, got '2'"),

@@ -114,6 +114,12 @@ def merge(pieces: Pieces, method: Any, counts: tuple[int, ...]) -> Pieces:
     return replace(pieces, vision=(*vision, PutBack(connector)))
 
 
+def merges(piece: Any) -> bool:
+    """Whether tokens merge in a piece of the encoder."""
+    layer = piece if isinstance(piece, MergingLayer) else getattr(piece, "layer", None)
+    return isinstance(layer, MergingLayer) and layer.counts[1] < layer.counts[0]
+
+
 def hidden_shapes(pieces: Pieces, stop: int) -> list[TensorSpec]:
     """What goes from piece `stop - 1` of the encoder to the next: hidden, size and origin."""
     first: Any = pieces.vision[0]

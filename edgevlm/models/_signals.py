@@ -157,6 +157,6 @@ def global_rows(weights: Tensor, times: float, class_token: bool = False) -> Ten
     received = weights.mean(1)  # [1, N]
     if class_token:
         received = torch.where(torch.arange(received.shape[1]) == 0, 0.0, received)
-    least = torch.minimum(received.mean(1, True) * times, received.amax(1, True) * (1 - 1e-6))
-    found = (received > least).to(weights.dtype)
+    least = torch.minimum(received.mean(1, True) * times, received.amax(1, True))
+    found = (received >= least).to(weights.dtype)
     return (found.unsqueeze(1) @ weights).squeeze(1) / found.sum(1, keepdim=True)

@@ -73,7 +73,7 @@ def test_inspect_finds_one_changed_byte(run, bundle_copy):
 
 @pytest.mark.parametrize(
     ("name", "plug_ins", "keys"),
-    [("models", FAMILIES, {"name", "summary"}), ("methods", METHODS, {"name", "site", "source"}),
+    [("models", FAMILIES, {"name", "summary"}), ("methods", METHODS, {"name", "sites", "source"}),
      ("targets", TARGETS, {"name", "schemes"}), ("engines", ENGINES, {"name", "available"})],
 )  # fmt: skip
 def test_lists(run, name, plug_ins, keys):

@@ -70,7 +70,7 @@ def test_an_observed_layer_gives_what_the_layer_gives(model, pixels):
     with torch.no_grad():
         x = model.pieces.vision[0](pixels[:1])
         for index in (1, -2):
-            plain, (same, *_) = model.pieces.vision[index](x), observed.vision[index](x)
+            plain, ((same,), _) = model.pieces.vision[index](x), observed.vision[index](x)
             assert torch.equal(plain, same)
 
 
