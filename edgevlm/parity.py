@@ -19,7 +19,7 @@ from torch import nn
 from edgevlm.blocks import build
 from edgevlm.bundle import Bundle
 from edgevlm.models._family import Pieces
-from edgevlm.plan import SIGNALS, Block, Function, Plan
+from edgevlm.plan import SIGNALS, Block, Function
 from edgevlm.planning import Planned
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.sequence import (
@@ -29,6 +29,7 @@ from edgevlm.runtimes.sequence import (
     causal_mask,
     load_table,
     load_tokenizer,
+    prompt_state,
     rotary_tables,
 )
 
@@ -270,22 +271,6 @@ class Runner:
             worst = self.worst.get(key)
             if worst is None or rel_error > worst[0]:
                 self.worst[key] = (rel_error, psnr)
-
-
-def prompt_state(plan: Plan, piece: Piece) -> dict[str, Array]:
-    """What `prefill` takes of a prompt in one call, filled up with zeros."""
-    count, chunk = len(piece.rows), plan.host.chunk
-    cos, sin = rotary_tables(plan, piece.positions)
-    state: dict[str, Array] = {
-        "hidden": np.zeros((1, chunk, piece.rows.shape[1]), np.float32),
-        "cos": np.zeros((1, chunk, plan.host.kv.head_size), np.float32),
-        "sin": np.zeros((1, chunk, plan.host.kv.head_size), np.float32),
-        "visual_rows": np.asarray([piece.visual], np.int32),
-        "last": np.asarray([count - 1], np.int32),
-    }
-    for name, rows in (("hidden", piece.rows), ("cos", cos), ("sin", sin)):
-        state[name][0, :count] = rows
-    return state
 
 
 @dataclass(frozen=True)

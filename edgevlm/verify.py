@@ -30,13 +30,13 @@ from edgevlm.models._checkpoint import find
 from edgevlm.models._family import Pieces
 from edgevlm.models._pruning import PrunedDecoderBlock
 from edgevlm.models._signals import method_inputs
-from edgevlm.parity import QUESTION, Array, BlockParity, Runner, difference, prompt_state
+from edgevlm.parity import QUESTION, Array, BlockParity, Runner, difference
 from edgevlm.plan import Plan
 from edgevlm.planning import Planned, make_plan
 from edgevlm.preprocess_check import LIMIT as PREPROCESSING_LIMIT
 from edgevlm.preprocess_check import preprocessing_error
 from edgevlm.runtimes import images
-from edgevlm.runtimes.sequence import Piece, rotary_tables
+from edgevlm.runtimes.sequence import Piece, prompt_state, rotary_tables
 
 STEPS = 32
 PHOTOS = tuple(Path(__file__).parent / "photos" / name for name in ("flower.jpg", "stream.jpg"))
@@ -197,8 +197,10 @@ def _reference(
 ) -> _Reference:
     """Greedy tokens and their logits from transformers' own forward."""
     views = torch.from_numpy(pixels)
-    features, signals = method_inputs(pieces, planned.method.signals, views)
-    if planned.encoder_method is None:  # else the model's own encoder does something else
+    own, signals = planned.encoder_method is None, dict[str, torch.Tensor]()
+    if planned.method.signals or not own:
+        features, signals = method_inputs(pieces, planned.method.signals, views)
+    if own:  # where tokens merge inside it the model's own encoder does something else
         family = planned.checkpoint.family
         features = family.reference_features(model, views, planned.description)
     tokens, kept = planned.method(features, shape=planned.description.shape, **signals)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,6 +156,22 @@ def rotary_tables(plan: Plan, positions: Integers) -> tuple[Floats, Floats]:
     angles = np.concatenate((angles, angles), axis=1)
     scaling = np.float32(plan.host.rope.scaling)
     return np.cos(angles) * scaling, np.sin(angles) * scaling
+
+
+def prompt_state(plan: Plan, piece: Piece) -> dict[str, NDArray[Any]]:
+    """What `prefill` takes of a prompt in one call, filled up with zeros."""
+    count, chunk = len(piece.rows), plan.host.chunk
+    cos, sin = rotary_tables(plan, piece.positions)
+    state: dict[str, NDArray[Any]] = {
+        "hidden": np.zeros((1, chunk, piece.rows.shape[1]), np.float32),
+        "cos": np.zeros((1, chunk, plan.host.kv.head_size), np.float32),
+        "sin": np.zeros((1, chunk, plan.host.kv.head_size), np.float32),
+        "visual_rows": np.asarray([piece.visual], np.int32),
+        "last": np.asarray([count - 1], np.int32),
+    }
+    for name, rows in (("hidden", piece.rows), ("cos", cos), ("sin", sin)):
+        state[name][0, :count] = rows
+    return state
 
 
 def causal_mask(first: int, rows: int, length: int) -> Floats:

@@ -30,6 +30,7 @@ from edgevlm.runtimes.sequence import (
     causal_mask,
     load_table,
     load_tokenizer,
+    prompt_state,
     rotary_tables,
 )
 
@@ -228,10 +229,8 @@ class TextLoop:
                 f" clip of {self.plan.visual_tokens}"
             )
         arrays = self._steps["prefill"]
-        cos, sin = rotary_tables(self.plan, piece.positions)
-        arrays["hidden"][0, :count] = piece.rows
-        arrays["cos"][0, :count], arrays["sin"][0, :count] = cos, sin
-        arrays["visual_rows"][0], arrays["last"][0] = piece.visual, count - 1
+        for name, array in prompt_state(self.plan, piece).items():
+            arrays[name][:] = array
         for block in self.plan.stage("decoder"):
             self.engine.run(block.name, "prefill")
         self._last[0, 0] = arrays["result"][0, 0]
