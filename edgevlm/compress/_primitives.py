@@ -142,6 +142,12 @@ def ascending(indices: Tensor) -> Tensor:
     return indices.topk(indices.shape[-1], dim=-1, largest=False).values
 
 
+def in_raster_order(places: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
+    """Distinct places i64 [K] in ascending order, and rows [K, …] in the order of their places."""
+    order = places.topk(places.shape[0], largest=False).indices
+    return tuple(tensor.index_select(0, order) for tensor in (places, *rows))
+
+
 def places(scores: Tensor) -> Tensor:
     """Place of each score [..., N] in descending order, i64 [..., N]; 0 is the largest.
 

@@ -24,6 +24,7 @@ from edgevlm.compress._primitives import (
     VisualShape,
     check_shape,
     grid_budgets,
+    in_raster_order,
     keep_all,
     kept_tokens,
     square_shape,
@@ -98,9 +99,9 @@ class Method:
         for (height, width), budget in zip(shape.grids, budgets, strict=True):
             end = start + height * width
             rows, places = halve(features[0, start:end], budget)
-            order = places.topk(budget, largest=False).indices
-            tokens.append(rows.index_select(0, order))
-            positions.append(places.index_select(0, order) + start)
+            places, rows = in_raster_order(places, rows)
+            tokens.append(rows)
+            positions.append(places + start)
             start = end
         return torch.cat(tokens).unsqueeze(0), torch.cat(positions).to(torch.int32).unsqueeze(0)
 

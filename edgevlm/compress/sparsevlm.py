@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import descending, largest, marked_indices
+from edgevlm.compress._primitives import descending, in_raster_order, largest, marked_indices
 from edgevlm.compress._stages import numbers, stages
 from edgevlm.errors import PlanError
 from edgevlm.models._pruning import Look
@@ -132,8 +132,8 @@ def recycle(tokens: Tensor, scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     means, centres = density_peaks(tokens[0].index_select(0, order[kept : kept + count]), groups)
     places = torch.cat([stay, order[kept : kept + count].index_select(0, centres)])
     rows = torch.cat([tokens[0].index_select(0, stay), means])
-    raster = places.topk(places.shape[0], largest=False).indices
-    return rows.index_select(0, raster).unsqueeze(0), places.index_select(0, raster)
+    places, rows = in_raster_order(places, rows)
+    return rows.unsqueeze(0), places
 
 
 def density_peaks(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:

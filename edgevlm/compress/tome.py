@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from edgevlm.compress._matching import bipartite_soft_matching
-from edgevlm.compress._primitives import VisualShape, keep_all, kept_tokens
+from edgevlm.compress._primitives import VisualShape, in_raster_order, keep_all, kept_tokens
 from edgevlm.errors import PlanError
 
 SOURCE = (
@@ -91,11 +91,8 @@ class Method:
         while x.shape[0] > kept:
             most = x.shape[0] - kept
             matching = bipartite_soft_matching(x, most if self.r is None else min(self.r, most))
-            x, size = matching.merge(x, size)
-            left = matching.remaining
-            order = left.topk(left.shape[0], largest=False).indices  # raster order
-            x, size = x.index_select(0, order), size.index_select(0, order)
-            positions = positions.index_select(0, left.index_select(0, order))
+            left, x, size = in_raster_order(matching.remaining, *matching.merge(x, size))
+            positions = positions.index_select(0, left)
         return x.unsqueeze(0), positions.to(torch.int32).unsqueeze(0)
 
 

@@ -23,6 +23,7 @@ from edgevlm.compress._primitives import (
     VisualShape,
     check_shape,
     grid_budgets,
+    in_raster_order,
     keep_all,
     kept_tokens,
     square_shape,
@@ -101,10 +102,9 @@ class Method:
             x, side = features[0, start:end], self._side(grid, budget)
             matching = match_cells(x, grid, (side, side), x.shape[0] - budget)
             rows, _ = matching.merge(x, torch.ones(x.shape[0], 1))
-            left = matching.remaining
-            order = left.topk(budget, largest=False).indices
-            tokens.append(rows.index_select(0, order))
-            positions.append(left.index_select(0, order) + start)
+            left, rows = in_raster_order(matching.remaining, rows)
+            tokens.append(rows)
+            positions.append(left + start)
             start = end
         return torch.cat(tokens).unsqueeze(0), torch.cat(positions).to(torch.int32).unsqueeze(0)
 
