@@ -1,6 +1,7 @@
 """Token reduction, one file per method.
 
-A method file has `SOURCE`, `SUMMARY`, `DIFFERS` and a class for each site where it works:
+A method file has `SOURCE`, `SUMMARY`, `FORMULA`, `STATIC`, `DIFFERS` and a class for each site
+where it works:
 
     tokens   Method          `plan`: how many tokens are kept; called with features, gives the kept
                              tokens and their positions
