@@ -18,7 +18,12 @@ from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe
 
 FAMILIES = ("tiny-smolvlm", "tiny-llava-onevision", "tiny-llava-next")
-METHODS = ("tome@vision:r=4", "dymu:merges=8+4", "mustdrop:window=2,patches={few}")
+METHODS = (
+    "tome@vision:r=4",
+    "dymu:merges=8+4",
+    "mustdrop:window=2,patches={few}",
+    "token_transforming:patches={few}",
+)
 FEW = {"tiny-smolvlm": 200, "tiny-llava-onevision": 50, "tiny-llava-next": 50}
 
 

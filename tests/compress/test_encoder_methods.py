@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgevlm.compress import dymu, mustdrop, tome
+from edgevlm.compress import dymu, mustdrop, token_transforming, tome
 from edgevlm.compress._matching import bipartite_soft_matching
 from edgevlm.compress.mustdrop import merge_windows
 from edgevlm.errors import PlanError
@@ -71,6 +71,17 @@ def test_dymu_equals_reference(vectors: Any) -> None:
         np.testing.assert_allclose(unmerged, case["out_expanded"][0], rtol=0, atol=1e-5)
 
 
+def test_token_transforming_shares_every_token_out() -> None:
+    """Mass is kept; a token alike one target goes there, one between two to both; class stays."""
+    keys = torch.tensor([[9.0, 9.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 2.0]])
+    x, size = torch.arange(5.0)[:, None], torch.tensor([[5.0], [1.0], [2.0], [1.0], [1.0]])
+    method = token_transforming.EncoderMethod(patches=2)
+    rows, sizes, place = method(x, keys, size, 2, True)  # targets are tokens 1 and 3
+    assert (rows[0], sizes[0], place.tolist()) == (0, 5, [0, 1, 1, 2, 2])
+    np.testing.assert_allclose(sizes[1:], [[2.0], [3.0]], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(rows[1:], [[(1 + 2) / 2], [(2 + 3 + 4) / 3]], rtol=0, atol=1e-5)
+
+
 def test_plans() -> None:
     """Patches left after each layer."""
     assert tome.EncoderMethod(patches=64, by=3).plan(100, 4) == (88, 76, 64, 64)
@@ -79,6 +90,8 @@ def test_plans() -> None:
     assert dymu.EncoderMethod(merges="10+0+5").plan(64, 4) == (54, 54, 49, 49)
     assert dymu.EncoderMethod(merges=10).plan(64, 2) == (54, 54)
     assert mustdrop.EncoderMethod(patches=50).plan(64, 2) == (48, 48)  # two windows of nine
+    assert token_transforming.EncoderMethod(patches=30).plan(64, 6) == (64, 30, 30, 30, 30, 30)
+    assert token_transforming.EncoderMethod(patches=9, layer=3).plan(64, 3) == (64, 64, 9)
     assert math.isqrt(64) // 3 == 2
 
 
@@ -90,6 +103,11 @@ def test_plans() -> None:
         (tome.EncoderMethod(patches=32, by=5), "^tome: got by=5, the encoder has 4 layers"),
         (dymu.EncoderMethod(merges="1+1+1+1+1"), "^dymu: got merges for 5 layers, the encoder has"),
         (dymu.EncoderMethod(merges="33"), "^dymu: 33 of 64 patches cannot merge in layer 1, half"),
+        (token_transforming.EncoderMethod(patches=64), "^token_transforming: got patches=64, expe"),
+        (
+            token_transforming.EncoderMethod(patches=4, layer=5),
+            "^token_transforming: got layer=5, ",
+        ),
         (mustdrop.EncoderMethod(patches=64), "^mustdrop: got patches=64, expected less than 64"),
         (mustdrop.EncoderMethod(patches=9), "^mustdrop: windows of 3x3 leave 32 of 64 patches or"),
     ],
@@ -108,6 +126,7 @@ def test_impossible_plans(method: Any, message: str) -> None:
         (tome.EncoderMethod, {"by": 4, "r": 4}, "^give patches "),
         (tome.EncoderMethod, {"r": 0}, "^r must be at least 1, got 0$"),
         (dymu.EncoderMethod, {"merges": "4,4"}, "^merges are numbers with '\\+' between them"),
+        (token_transforming.EncoderMethod, {"patches": 4, "layer": 0}, "^layer must be at least 1"),
         (mustdrop.EncoderMethod, {"patches": 0}, "^patches must be at least 1, got 0$"),
         (mustdrop.EncoderMethod, {"patches": 4, "window": 1}, "^window is the side of a window"),
     ],
