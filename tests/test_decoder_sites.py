@@ -35,6 +35,7 @@ METHODS = (
     "holitom:tokens=6,layer=1",
     "aim@decoder",
     "sparsevlm:tokens=6,layers=1",
+    "mustdrop@decoder:tokens=7,layers=1",
 )
 
 

@@ -1,10 +1,14 @@
-"""MustDrop, the first stage: after the first encoder layer, windows that are alike become a token.
+"""MustDrop: windows that are alike merge in the encoder, what no word looks at leaves later.
 
-Windows of w x w patches cover the view, whole ones only. The r windows with the largest mean cosine
-between their patches become their mean; all other patches stay.
+Site `vision`, after the first layer: windows of w x w patches cover the view, whole ones only. The
+r windows with the largest mean cosine between their patches become their mean; all others stay.
 
-Source: MustDrop (arXiv 2411.10803), liuting20/MustDrop. Limits: one merging, so what is left is not
-less than 1 / w^2 of the patches in whole windows.
+Site `decoder`, in stages: a visual token stays if the question's words together give it a large
+share of what they give to the picture, or if a single one attends to it much. Both thresholds of
+the original are equal, so tokens stay in the order of the larger of the two.
+
+Source: MustDrop (arXiv 2411.10803), liuting20/MustDrop. Limits: one merging in the encoder, so what
+is left is not less than 1 / w^2 of the patches in whole windows; the prompt is one call.
 """
 
 from __future__ import annotations
@@ -15,20 +19,29 @@ import torch
 from torch import Tensor
 
 from edgevlm.compress._primitives import descending, marked_indices, unit_rows
+from edgevlm.compress._stages import numbers, stages
+from edgevlm.compress.fastv import best
 from edgevlm.errors import PlanError
+from edgevlm.models._pruning import Look
 
 SOURCE = (
-    "MustDrop (arXiv 2411.10803), section 3.2, liuting20/MustDrop@909afa5"
+    "MustDrop (arXiv 2411.10803), sections 3.2 and 3.3, liuting20/MustDrop@909afa5"
     " llava/model/multimodal_encoder/local_merge.py: conditional_pooling, merge_wavg"
 )
-SUMMARY = "merges windows of patches that are alike after the first layer of the encoder"
-FORMULA = "the r windows with the largest mean cos(x, x') become their means"
-STATIC = "means of constant windows, ranks by counting compares"
+SUMMARY = "merges windows that are alike in the encoder; drops what no word looks at in the decoder"
+FORMULA = (
+    "vision: the r windows with the largest mean cos(x, x') become their means; decoder: top-k of"
+    " max(sum of a / sum over the picture, largest a), a the attention of the question's words"
+)
+STATIC = "means of constant windows, ranks by counting compares; a top-k a stage"
 DIFFERS = (
     "same rows as the original at the same number of windows, which is fixed by `patches`"
     " (original: those above a threshold of likeness); at the encoder's end each patch gets the"
-    " token that it is part of. The stages inside the language model are not here"
+    " token that it is part of. At site decoder, from the paper: numbers are fixed (original:"
+    " thresholds), tokens of large class attention are not protected, and caches of earlier layers"
+    " keep what left later"
 )
+LAYERS = (2, 6, 10, 14)  # of 32: those in which tokens leave
 
 
 class EncoderMethod:
@@ -103,6 +116,54 @@ class EncoderMethod:
             torch.cat([size[:1], sizes]),
             torch.cat([torch.zeros(1, dtype=torch.int64), place + 1]),
         )
+
+
+class DecoderMethod:
+    """Keeps the visual tokens that the question's words look at, in stages.
+
+    Args:
+        tokens: Tokens left in each stage, with `+` between them; None halves what is left in each.
+        layers: Layers, counted from 0, that see fewer; None is where the original has them.
+    """
+
+    after, contiguous = True, True
+
+    def __init__(self, *, tokens: int | str | None = None, layers: int | str | None = None) -> None:
+        self.tokens = None if tokens is None else numbers("mustdrop", "tokens", tokens)
+        self.layers = None if layers is None else numbers("mustdrop", "layers", layers)
+
+    def plan(self, tokens: int, layers: int) -> tuple[int, ...]:
+        """Visual tokens that each layer sees.
+
+        Raises:
+            PlanError: If a layer is not there, or there are more tokens than before.
+        """
+        at = self.layers or tuple(sorted({max(1, layers * layer // 32) for layer in LAYERS}))
+        left = self.tokens or tuple(max(1, tokens >> stage) for stage in range(1, len(at) + 1))
+        if len(left) != len(at):
+            raise PlanError(
+                f"mustdrop: got tokens for {len(left)} stages and {len(at)} layers, expected as"
+                " many"
+            )
+        return stages("mustdrop", tokens, layers, at, left)
+
+    def __call__(self, look: Look, hidden: Tensor, kept: int) -> tuple[None, Tensor]:
+        """Choose; as `fastv.DecoderMethod`."""
+        weights = look.attention(look.rows).mean(0)  # [s, s]
+        words = (look.rows > look.visual[-1:]) & (look.rows <= look.last)
+        return None, best(looked_at(weights.index_select(1, look.visual), words), kept)
+
+
+def looked_at(weights: Tensor, words: Tensor) -> Tensor:
+    """How much the question's words look at each visual token: f32 [k].
+
+    Args:
+        weights: Attention of all rows to the visual tokens, f32 [s, k].
+        words: Rows that are words of the question, bool [s].
+    """
+    given = weights * words.unsqueeze(1)
+    together = given.sum(0)
+    return torch.maximum(together / together.sum(), given.amax(0))
 
 
 def merge_windows(x: Tensor, window: int, merged: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,6 +15,7 @@ from edgevlm.compress import (
     dyvte,
     fastv,
     holitom,
+    mustdrop,
     pyramiddrop,
     schedule,
     sparsevlm,
@@ -151,6 +152,14 @@ def test_plans() -> None:
     assert schedule.DecoderMethod(stages="6x64+2x4").plan(64, 8) == (*[64] * 6, 4, 4)
     assert dyvte.DecoderMethod().plan(64, 8) == (*[64] * 7, 0)
     assert holitom.DecoderMethod().plan(64, 8) == (*[64] * 5, 32, 32, 32)
+    assert mustdrop.DecoderMethod().plan(64, 32) == (
+        *[64] * 2,
+        *[32] * 4,
+        *[16] * 4,
+        *[8] * 4,
+        *[4] * 18,
+    )
+    assert mustdrop.DecoderMethod(tokens="9+3", layers="1+4").plan(64, 5) == (64, 9, 9, 9, 3)
     assert visiondrop.DecoderMethod().plan(48, 8) == (48, 48, 35, 35, 26, 26, 19, 19)
     assert visiondrop.DecoderMethod(tokens="20+9", layers="2+3").plan(64, 5) == (64, 64, 20, 9, 9)
 
@@ -168,6 +177,10 @@ def test_plans() -> None:
         ),
         (fastv.DecoderMethod(tokens=65), "^fastv: got 65 tokens from layer 2 on, expected 0 to 64"),
         (pyramiddrop.DecoderMethod(layers="3+2"), r"^pyramiddrop: got layers \[3, 2\], expected"),
+        (
+            mustdrop.DecoderMethod(tokens="9+3", layers=1),
+            "^mustdrop: got tokens for 2 stages and 1 ",
+        ),
         (schedule.DecoderMethod(stages="2x64"), "^schedule: got stages of 2 layers, expected 4"),
         (schedule.DecoderMethod(stages="4x8"), "^schedule: the first stage has 8 tokens, expected"),
         (schedule.DecoderMethod(stages="1x64+1x8+2x9"), "^schedule: got 9 tokens from layer 2 on"),
@@ -195,6 +208,16 @@ def test_wrong_options(make: Any, options: dict[str, Any], message: str) -> None
     """Refused when the method is made."""
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+def test_mustdrop_keeps_what_one_word_looks_at_much_or_all_a_little() -> None:
+    """Rows that are no words of the question have no say."""
+    weights = torch.tensor(
+        [[0.9, 0.0, 0.0, 0.0], [0.0, 0.1, 0.02, 0.0], [0.0, 0.1, 0.02, 0.3], [0.9, 0.0, 0.0, 0.0]]
+    )
+    found = mustdrop.looked_at(weights, torch.tensor([False, True, True, False]))
+    np.testing.assert_allclose(found, [0.0, 0.2 / 0.54, 0.04 / 0.54, 0.3 / 0.54])
+    assert best(found, 2).tolist() == [1, 3]
 
 
 def test_the_layer_type_is_the_families() -> None:
