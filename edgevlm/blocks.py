@@ -62,6 +62,7 @@ class VisionBlock(nn.Module):
 class ReduceBlock(nn.Module):
     """`reduce`: features of all views [1, P*N, C] -> visual_tokens [1, K, C], kept [1, K].
 
+    Where attention is calibrated, log_sizes [1, K] is a third output.
     Signals of all views, [1, P*N] or [1, P*N, E], are further inputs in the method's order.
     """
 
@@ -70,16 +71,19 @@ class ReduceBlock(nn.Module):
         self.pack, self.shape = pack, shape
         self.method: Any = method
 
-    def forward(self, features: Tensor, *signals: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, *signals: Tensor) -> tuple[Tensor, ...]:
         named = zip(self.method.signals, signals, strict=True)
         packed = {name: pack(self.pack, signal) for name, signal in named}
-        tokens, kept = self.method(self.pack(features), shape=self.shape, **packed)
+        tokens, *others = self.method(self.pack(features), shape=self.shape, **packed)
         # Where all are kept the output would be the input itself, and could not have its own name.
-        return tokens.clone(), kept
+        return tokens.clone(), *others
 
 
 class DecoderBlock(nn.Module):
-    """`prefill`, `decode`: the block's layers, each with its own past; then the norm, if last."""
+    """`prefill`, `decode`: the block's layers, each with its own past; then the norm, if last.
+
+    Where attention is calibrated, bias [1, 1, 1, T] comes before the pasts.
+    """
 
     def __init__(self, layers: Sequence[nn.Module], norm: nn.Module | None) -> None:
         super().__init__()
@@ -92,12 +96,13 @@ class DecoderBlock(nn.Module):
         sin: Tensor,
         mask: Tensor,
         position: Tensor,
-        *past: Tensor,
+        *rest: Tensor,
     ) -> tuple[Tensor, ...]:
+        bias, past = (rest[0], rest[1:]) if len(rest) % 2 else (None, rest)
         present: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             key, value = past[2 * index : 2 * index + 2]
-            hidden, key, value = layer(hidden, cos, sin, mask, position, key, value)
+            hidden, key, value = layer(hidden, cos, sin, mask, position, key, value, bias)
             present += [key, value]
         return (hidden if self.norm is None else self.norm(hidden), *present)
 

@@ -6,12 +6,21 @@ import inspect
 from typing import Any
 
 from edgevlm.compress._primitives import VisualShape
+from edgevlm.compress._restore import Restored
 from edgevlm.errors import RecipeError
 from edgevlm.models._family import Pieces
 from edgevlm.models._pruning import Pruning
 from edgevlm.plan import Rope, SiteTokens
 from edgevlm.recipe import MethodChoice, Recipe, parse_method
 from edgevlm.registry import METHODS, SITE_CLASSES, sites_of
+
+# What the plan does with the tokens of any method of site `tokens`; the first is what happens
+# unasked.
+POLICIES = {
+    "positions": ("contiguous", "original", "median"),
+    "merge": ("none", "mean"),
+    "calibrate": ("none", "size"),
+}
 
 
 def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[Any, SiteTokens, str]:
@@ -22,10 +31,17 @@ def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[Any, SiteTokens, 
     default = "identity" if recipe.tokens is None else "divprune"
     choice = _choices(recipe).get("tokens") or parse_method(default)
     options = dict(choice.options)
-    positions = str(options.pop("positions", "contiguous"))
-    if positions not in ("contiguous", "original"):
-        raise RecipeError(f"positions must be 'contiguous' or 'original', got '{positions}'")
-    method = _make(choice, "tokens", options, ("positions",), tokens=recipe.tokens)
+    policy = {name: str(options.pop(name, known[0])) for name, known in POLICIES.items()}
+    for name, value in policy.items():
+        if value not in POLICIES[name]:
+            known = "' or '".join(POLICIES[name])
+            raise RecipeError(f"{name} must be '{known}', got '{value}'")
+    method = _make(choice, "tokens", options, tuple(POLICIES), tokens=recipe.tokens)
+    median = policy["positions"] == "median"
+    merge, calibrate = policy["merge"] == "mean", policy["calibrate"] == "size"
+    if merge or calibrate or median:
+        method = Restored(method, merge, calibrate, median)
+    positions = "contiguous" if policy["positions"] == "contiguous" else "original"
     return method, SiteTokens("tokens", choice.name, shape.tokens, method.plan(shape)), positions
 
 

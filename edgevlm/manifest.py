@@ -295,6 +295,10 @@ def _check_vision_and_reduce(plan: Plan) -> None:
     names = [signal.name for signal in signals]
     _expect(len(set(names)) == len(names), "two vision blocks give a signal of one name")
     joined = [_of_all_views(signal, shape[1], views) for signal in signals]
+    _expect(
+        not (plan.calibrated and plan.host.kv.gone),
+        "reduce-0 gives 'log_sizes', which no decoder block takes",
+    )
     _check_signature(
         reduce,
         reduce.functions[0],
@@ -302,6 +306,7 @@ def _check_vision_and_reduce(plan: Plan) -> None:
         [
             Tensor("visual_tokens", "f32", (1, kept, channels)),
             Tensor("kept_positions", "i32", (1, kept)),
+            *([Tensor("log_sizes", "f32", (1, kept))] if plan.calibrated else []),
         ],
     )
 
@@ -333,6 +338,7 @@ def _check_decoder(plan: Plan, block: Block, function: Function, rows: int) -> N
         Tensor("sin", "f32", (1, rows, kv.head_size)),
         Tensor("mask", "f32", (1, 1, rows, kv.tokens)),
         Tensor("position", "i32", (1,)),
+        *([Tensor("bias", "f32", (1, 1, 1, kv.tokens))] if plan.calibrated else []),
         *(Tensor(f"past_{part}", "f32", shape) for part, shape in caches),
     ]
     outputs = [

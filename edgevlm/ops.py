@@ -41,6 +41,7 @@ def attention_kv(
     mask: Tensor,
     position: Tensor,
     heads: int,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Write S new rows into the cache at `position`, then attend to it.
 
@@ -54,6 +55,7 @@ def attention_kv(
             the rows after a token's own, so a target may use its causal kernel instead.
         position: i32 [1], the cache row of the first new token.
         heads: H.
+        bias: f32 [1, 1, 1, T], added to the scores of each cache row; no kernel may leave it out.
 
     Returns:
         Attention output [1, S, H*D], and the cache with the new rows.
@@ -62,8 +64,9 @@ def attention_kv(
     index = position.long() + torch.arange(rows)
     present_key = past_key.index_copy(2, index, _split(key, groups))
     present_value = past_value.index_copy(2, index, _split(value, groups))
+    seen = mask if bias is None else mask + bias
     out = torch.nn.functional.scaled_dot_product_attention(
-        _split(query, heads), present_key, present_value, attn_mask=mask, enable_gqa=True
+        _split(query, heads), present_key, present_value, attn_mask=seen, enable_gqa=True
     )
     return _join(out), present_key, present_value
 
@@ -78,6 +81,7 @@ def _(
     mask: Tensor,
     position: Tensor,
     heads: int,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(past_key), torch.empty_like(past_value)
 

@@ -77,17 +77,17 @@ class Runner:
         self.engine = ENGINES.load(engine_for(plan.recipe.target)).Engine(self.bundle)
         self.tokenizer, self.table = load_tokenizer(self.bundle), load_table(self.bundle)
 
-    def sequence(self, tokens: Array, kept: Array) -> Piece:
+    def sequence(self, tokens: Array, kept: Array, log_sizes: Array | None = None) -> Piece:
         """The prompt's rows for one image or clip."""
         plan = self.bundle.plan
         times = tuple(float(i) for i in range(plan.host.image.frames))
-        visual = Visual(tokens, kept, times, float(len(times)))
+        visual = Visual(tokens, kept, times, float(len(times)), log_sizes)
         return assemble(plan, plan.layout.prompt, self.table, self.tokenizer, QUESTION, [visual], 0)
 
     def run(self, pixels: Array, tokens: tuple[int, ...]) -> Array:
         """Logits [steps, V] of the engine, fed with the reference's tokens."""
         reduced = self._reduce(self._vision(pixels))
-        piece = self.sequence(reduced["visual_tokens"][0], reduced["kept_positions"][0])
+        piece = self.sequence(*(array[0] for array in reduced))
         rows = [np.array(self.table[t]) for t in tokens[:-1]]
         positions = piece.positions[-1] + 1 + np.arange(len(rows), dtype=np.int32)
         if self.bundle.plan.host.kv.gone:
@@ -100,7 +100,7 @@ class Runner:
             ),
         ]
         for block in self.bundle.plan.stage("decoder"):
-            calls = self._decoder(block, calls)
+            calls = self._decoder(block, calls, piece.bias)
         last = [call for call in calls if call.first + call.count >= len(piece.rows)]
         return self._head(np.stack([call.rows[call.count - 1] for call in last]))
 
@@ -133,17 +133,17 @@ class Runner:
                         found.setdefault(name, []).append(made[name])
         return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
 
-    def _reduce(self, found: dict[str, Array]) -> dict[str, Array]:
+    def _reduce(self, found: dict[str, Array]) -> list[Array]:
+        """Outputs of `reduce` in its order."""
         (block,) = self.bundle.plan.stage("reduce")
         function = block.functions[0]
         given = {tensor.name: found[tensor.name] for tensor in function.inputs}
         with self._open(block) as module:
             out = self._call(block, function, given)
-            tokens, kept = module(*map(torch.from_numpy, given.values()))
-        self._compare(
-            block, function, [out["visual_tokens"], out["kept_positions"]], [tokens, kept]
-        )
-        return out
+            theirs = module(*map(torch.from_numpy, given.values()))
+        mine = [out[tensor.name] for tensor in function.outputs]
+        self._compare(block, function, mine, list(theirs))
+        return mine
 
     def _chunks(self, piece: Piece) -> list[_Call]:
         chunk, count = self.bundle.plan.host.chunk, len(piece.rows)
@@ -198,7 +198,7 @@ class Runner:
         }
         return cache, [torch.zeros(array.shape) for array in cache.values()]
 
-    def _decoder(self, block: Block, calls: list[_Call]) -> list[_Call]:
+    def _decoder(self, block: Block, calls: list[_Call], bias: Array | None) -> list[_Call]:
         plan = self.bundle.plan
         kv = plan.host.kv
         cache, past = self._empty_caches(block)
@@ -213,6 +213,9 @@ class Runner:
                     "mask": causal_mask(call.first, len(call.rows), kv.tokens),
                     "position": np.asarray([call.first], np.int32),
                 }
+                if bias is not None:
+                    wide = np.pad(bias, (0, kv.tokens - len(bias)))
+                    given["bias"] = wide[None, None, None]
                 function = block.function(call.function)
                 shared = {f"past_{k}": v for k, v in cache.items()}
                 shared |= {f"present_{k}": v for k, v in cache.items()}

@@ -251,6 +251,12 @@ class Plan:
         return self.reduction.tokens_out
 
     @property
+    def calibrated(self) -> bool:
+        """Whether `reduce` says how much attention each visual token gets."""
+        outputs = self.stage("reduce")[0].functions[0].outputs
+        return any(tensor.name == "log_sizes" for tensor in outputs)
+
+    @property
     def reduction(self) -> SiteTokens:
         """The counts of site `tokens`, which every plan has."""
         return next(site for site in self.sites if site.site == "tokens")

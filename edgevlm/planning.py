@@ -91,6 +91,10 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     )
     rope = _rope(text, pieces)
     pruning, leaving = choose_decoder_method(recipe, pieces, site.tokens_out, rope)
+    if pruning and getattr(method, "calibrate", False):
+        raise PlanError(
+            f"{leaving[0].method} at site decoder makes its own masks, so calibrate=size cannot be"
+        )
     if pruning and pruning.method.contiguous and positions == "original":
         raise PlanError(f"{leaving[0].method} numbers rows anew, so positions=original cannot be")
     pieces = replace(pieces, pruning=pruning)

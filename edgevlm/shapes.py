@@ -45,8 +45,8 @@ def make_blocks(
     """
     blocks = [
         *_vision(host, limit, pieces, description),
-        _reduce(host, kept, pieces, description, method.signals),
-        *_decoder(host, limit, pieces),
+        _reduce(host, kept, pieces, description, method),
+        *_decoder(host, limit, pieces, getattr(method, "calibrate", False)),
         *_head(host, limit, pieces),
     ]
     return tuple(_count(block, pieces, method, description.shape) for block in blocks)
@@ -72,16 +72,17 @@ def _vision(host: Host, limit: int, pieces: Pieces, description: Description) ->
     return blocks
 
 
-def _reduce(
-    host: Host, kept: int, pieces: Pieces, description: Description, signals: Sequence[str]
-) -> Block:
+def _reduce(host: Host, kept: int, pieces: Pieces, description: Description, method: Any) -> Block:
     channels = host.embedding.columns
     total = host.image.views * description.view_tokens
-    given = [Tensor("features", "f32", (1, total, channels)), *_signals(signals, total, pieces)]
+    signals = _signals(method.signals, total, pieces)
+    given = [Tensor("features", "f32", (1, total, channels)), *signals]
     made = [
         Tensor("visual_tokens", "f32", (1, kept, channels)),
         Tensor("kept_positions", "i32", (1, kept)),
     ]
+    if getattr(method, "calibrate", False):
+        made.append(Tensor("log_sizes", "f32", (1, kept)))
     return _block("reduce", 0, (0, 1), 0, [("reduce", given, made)])
 
 
@@ -89,14 +90,16 @@ def _signals(names: Sequence[str], tokens: int, pieces: Pieces) -> list[Tensor]:
     return [Tensor(name, "f32", signal_shape(pieces, name, tokens)) for name in names]
 
 
-def _decoder(host: Host, limit: int, pieces: Pieces) -> list[Block]:
+def _decoder(host: Host, limit: int, pieces: Pieces, calibrated: bool) -> list[Block]:
     sizes = [_bytes(piece) for piece in pieces.decoder]
     sizes[-1] += _bytes(pieces.norm)
     blocks = []
     for index, (start, stop) in enumerate(cut(sizes, limit)):
         if pieces.pruning is None:
             rows = {"prefill": host.chunk, "decode": 1}
-            calls = [_step(host, name, count, stop - start) for name, count in rows.items()]
+            calls = [
+                _step(host, name, count, stop - start, calibrated) for name, count in rows.items()
+            ]
         else:
             calls = [_prompt(host, pieces, start, stop), _pruned_step(host, start, stop)]
         blocks.append(_block("decoder", index, (start, stop), sum(sizes[start:stop]), calls))
@@ -152,7 +155,7 @@ def _caches(host: Host, start: int, stop: int) -> tuple[list[Tensor], list[Tenso
     return past, [Tensor(f"present_{name}", "f32", shape) for name, shape in parts]
 
 
-def _step(host: Host, name: str, rows: int, layers: int) -> Call:
+def _step(host: Host, name: str, rows: int, layers: int, calibrated: bool) -> Call:
     """A decoder function over `rows` new tokens and the caches of `layers` layers."""
     kv, hidden = host.kv, (1, rows, host.embedding.columns)
     given = [
@@ -162,6 +165,8 @@ def _step(host: Host, name: str, rows: int, layers: int) -> Call:
         Tensor("mask", "f32", (1, 1, rows, kv.tokens)),
         Tensor("position", "i32", (1,)),
     ]
+    if calibrated:
+        given.append(Tensor("bias", "f32", (1, 1, 1, kv.tokens)))
     made = [Tensor("hidden_out", "f32", hidden)]
     cache = (1, kv.heads, kv.tokens, kv.head_size)
     for layer in range(layers):

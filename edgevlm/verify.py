@@ -36,7 +36,7 @@ from edgevlm.planning import Planned, make_plan
 from edgevlm.preprocess_check import LIMIT as PREPROCESSING_LIMIT
 from edgevlm.preprocess_check import preprocessing_error
 from edgevlm.runtimes import images
-from edgevlm.runtimes.sequence import Piece, prompt_state, rotary_tables
+from edgevlm.runtimes.sequence import Piece, causal_mask, prompt_state, rotary_tables
 
 STEPS = 32
 PHOTOS = tuple(Path(__file__).parent / "photos" / name for name in ("flower.jpg", "stream.jpg"))
@@ -203,15 +203,24 @@ def _reference(
     if own:  # where tokens merge inside it the model's own encoder does something else
         family = planned.checkpoint.family
         features = family.reference_features(model, views, planned.description)
-    tokens, kept = planned.method(features, shape=planned.description.shape, **signals)
-    piece = runner.sequence(tokens[0].numpy(), kept[0].numpy())
+    made = planned.method(features, shape=planned.description.shape, **signals)
+    piece = runner.sequence(*(tensor[0].numpy() for tensor in made))
     rows, position = torch.from_numpy(piece.rows)[None], torch.from_numpy(piece.positions)[None]
     if pieces.pruning is not None:
         return _pruned_reference(pieces, planned.plan, piece, steps)
-    past, ids, scores = None, [], []
+    past, ids, scores, length = None, list[int](), [], 0
     for _ in range(steps):
+        mask = None
+        if piece.bias is not None:  # else the model makes its own
+            bias = np.pad(piece.bias, (0, len(ids)))
+            mask = torch.from_numpy(causal_mask(length, rows.shape[1], len(bias)) + bias)
+        length += rows.shape[1]
         out = pieces.language_model(
-            inputs_embeds=rows, position_ids=position.long(), past_key_values=past, use_cache=True
+            inputs_embeds=rows,
+            position_ids=position.long(),
+            attention_mask=mask,
+            past_key_values=past,
+            use_cache=True,
         )
         past = out.past_key_values
         logits = torch.nn.functional.linear(out.last_hidden_state[:, -1], pieces.head)

@@ -42,13 +42,17 @@ def _attention_kv(
     mask: Tensor,
     position: Tensor,
     heads: int,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # seqlens_k is the index of the last valid row; the total is the buffer, whose rows all exist.
     last = position + (query.shape[1] - 1)
     total = torch.full((), past_key.shape[2], dtype=torch.int32)
+    inputs: tuple[Tensor | None, ...] = (query, key, value, past_key, past_value, last, total)
+    if bias is not None:  # repeated over heads alone; the three between are unused
+        inputs += (None, None, None, bias.expand(1, 1, query.shape[1], -1))
     out, present_key, present_value = symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
-        (query, key, value, past_key, past_value, last, total),
+        inputs,
         {"num_heads": heads, "kv_num_heads": past_key.shape[1]},
         dtypes=(query.dtype, past_key.dtype, past_value.dtype),
         shapes=(query.shape, past_key.shape, past_value.shape),

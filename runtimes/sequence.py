@@ -30,15 +30,20 @@ class Visual:
     positions: Integers  # [K]
     times: tuple[float, ...] = ()
     duration: float = 0.0
+    log_sizes: Floats | None = None  # [K], where attention is calibrated
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of the sequence: rows [n, C], their rotary positions [n], which rows are visual."""
+    """A run of the sequence: rows [n, C], their rotary positions [n], which rows are visual.
+
+    `bias` [n] is what attention to each row gets; None is nothing.
+    """
 
     rows: Floats
     positions: Integers
     visual: tuple[int, ...] = ()
+    bias: Floats | None = None
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
@@ -91,6 +96,7 @@ def assemble(
     rows: list[Floats] = []
     positions: list[Integers] = []
     seen: list[int] = []
+    weights: list[Floats] = []
     original = plan.host.positions == "original"
     at, text = first_position, ""
 
@@ -123,18 +129,21 @@ def assemble(
                 offsets = visual.positions[here] - part.start if original else None
                 before = sum(map(len, rows))
                 seen.extend(range(before, before + int(here.sum())))
+                if visual.log_sizes is not None:
+                    weights.append(visual.log_sizes[here])
                 put(visual.tokens[here], offsets, part.stop - part.start if original else None)
             else:
                 text += part.prefix + _text(part, question, visual) + part.suffix
 
     walk(parts, None)
     put_text()
-    width = table.shape[1]
-    return Piece(
-        np.concatenate([np.zeros((0, width), np.float32), *rows]),
-        np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32),
-        tuple(seen),
-    )
+    whole = np.concatenate([np.zeros((0, table.shape[1]), np.float32), *rows])
+    bias = None
+    if weights:
+        bias = np.zeros(len(whole), np.float32)
+        bias[seen] = np.concatenate(weights)
+    placed = np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32)
+    return Piece(whole, placed, tuple(seen), bias)
 
 
 def _text(part: Part, question: str, visual: Visual | None) -> str:

@@ -86,6 +86,9 @@ class TextLoop:
     def reset(self) -> None:
         """Forget the conversation."""
         self.length, self.position, self.pruned = 0, 0, 0
+        for arrays in self._steps.values():
+            if "bias" in arrays:
+                arrays["bias"][:] = 0.0
         self.vision_ms = self.reduce_ms = 0.0
 
     def see(
@@ -111,7 +114,14 @@ class TextLoop:
         if not times:
             times = [float(i) for i in range(len(pictures))]
             duration = float(len(pictures))
-        return Visual(self._tokens[0].copy(), self._kept[0].copy(), tuple(times), duration)
+        logs = self._chosen.get("log_sizes")
+        return Visual(
+            self._chosen["visual_tokens"][0].copy(),
+            self._chosen["kept_positions"][0].copy(),
+            tuple(times),
+            duration,
+            None if logs is None else logs[0].copy(),
+        )
 
     def ask(
         self,
@@ -184,6 +194,9 @@ class TextLoop:
         if whole and piece.visual:
             self._prompt(piece)
             return
+        if piece.bias is not None:
+            for arrays in self._steps.values():
+                arrays["bias"][..., self.length : self.length + count] = piece.bias
         while done < count:
             rows = min(chunk, count - done)
             fits = self.length + chunk <= self.plan.host.kv.tokens and not whole
@@ -270,9 +283,8 @@ class TextLoop:
             self._view |= made
         reduce = plan.stage("reduce")[0].functions[0]
         self._seen = {tensor.name: _empty(reduce, tensor.name) for tensor in reduce.inputs}
-        self._tokens, self._kept = _empty(reduce, "visual_tokens"), _empty(reduce, "kept_positions")
-        chosen = {"visual_tokens": self._tokens, "kept_positions": self._kept}
-        self.engine.bind("reduce-0", "reduce", self._seen | chosen)
+        self._chosen = {tensor.name: _empty(reduce, tensor.name) for tensor in reduce.outputs}
+        self.engine.bind("reduce-0", "reduce", self._seen | self._chosen)
         self._bind_decoder(plan.stage("decoder"))
         self._last = np.zeros((1, 1, channels), np.float32)
         self._logits = np.zeros(host.vocabulary, np.float32)

@@ -214,7 +214,7 @@ def test_the_same_recipe_gives_the_same_plan(planned):
         (
             {"methods": ("tome:positions=none",)},
             RecipeError,
-            "^positions must be 'contiguous' or 'original', got 'none'$",
+            "^positions must be 'contiguous' or 'original' or 'median', got 'none'$",
         ),
         ({"target": "onx"}, RecipeError, "^unknown target 'onx'; did you mean 'onnx'[?]"),
         (

@@ -102,6 +102,7 @@ class DecoderLayer(nn.Module):
     """A Llama, Mistral or Qwen2 decoder layer with its cache outside.
 
     hidden [1, S, C], past_key and past_value [1, G, T, D] -> hidden and the two with S new rows.
+    `bias` [1, 1, 1, T] is what attention to each cache row gets.
     """
 
     layer: Any
@@ -119,13 +120,14 @@ class DecoderLayer(nn.Module):
         position: Tensor,
         past_key: Tensor,
         past_value: Tensor,
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         attn = self.layer.self_attn
         h = rms_norm(self.layer.input_layernorm, x)
         query = rotary(attn.q_proj(h), cos, sin, self.heads)
         key = rotary(attn.k_proj(h), cos, sin, self.kv_heads)
         mixed, key, value = attention_kv(
-            query, key, attn.v_proj(h), past_key, past_value, mask, position, self.heads
+            query, key, attn.v_proj(h), past_key, past_value, mask, position, self.heads, bias
         )
         x = x + attn.o_proj(mixed)
         x = x + self.layer.mlp(rms_norm(self.layer.post_attention_layernorm, x))
