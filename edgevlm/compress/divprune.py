@@ -10,8 +10,12 @@ a selected token by itself and no mask is carried. Of equals the lowest index is
 PyTorch and of ONNX both promise the first one. All of it is float32; float16 resolves 1 - cos too
 badly near 0 and picks flip.
 
-Source: DivPrune (arXiv 2503.02175), vbdi/divprune. Limits: N^2 floats for d, K steps one after the
-other.
+With G groups, token i is in group i mod G, so each spans the whole picture; each keeps K/G of its
+N/G, all in the same step. That is K/G steps and N^2/G floats, for choices that do not see the other
+groups.
+
+Source: DivPrune (arXiv 2503.02175), vbdi/divprune. Limits: N^2/G floats for d, K/G steps one after
+the other.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from edgevlm.compress._primitives import (
     kept_tokens,
     unit_rows,
 )
+from edgevlm.errors import PlanError
 
 SOURCE = (
     "DivPrune (arXiv 2503.02175), max-min diversity problem, vbdi/divprune@799e2d9"
@@ -38,7 +43,8 @@ FORMULA = "add argmax_y min over kept of (1 - cos(x, y)), K times"
 STATIC = "K steps over a row of [N, N], unrolled"
 DIFFERS = (
     "same tokens as the original, but for three cases that it leaves to chance: distances below"
-    " 4e-6 are zero, a token is never kept twice, a token of zeros has distance 1 to all others"
+    " 4e-6 are zero, a token is never kept twice, a token of zeros has distance 1 to all others."
+    " Groups are ours"
 )
 
 
@@ -47,20 +53,32 @@ class Method:
 
     Args:
         tokens: K, number of tokens kept; None keeps all.
+        groups: G, groups that choose side by side: less work where N and K are large.
+
+    Raises:
+        ValueError: If G is below 1.
     """
 
     signals: tuple[str, ...] = ()
 
-    def __init__(self, tokens: int | None = None) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: int | None = None, groups: int = 1) -> None:
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1, got {groups}")
+        self.tokens, self.groups = tokens, groups
 
     def plan(self, shape: VisualShape) -> int:
         """Tokens kept: K.
 
         Raises:
-            PlanError: If K is not between 1 and N.
+            PlanError: If K is not between 1 and N, or G divides one of the two not.
         """
-        return kept_tokens("divprune", self.tokens, shape.tokens)
+        kept = kept_tokens("divprune", self.tokens, shape.tokens)
+        if kept % self.groups or shape.tokens % self.groups:
+            raise PlanError(
+                f"divprune: got groups={self.groups}, expected a divisor of {kept} (tokens kept)"
+                f" and of {shape.tokens} (tokens there are)"
+            )
+        return kept
 
     def __call__(
         self, features: Tensor, *, shape: VisualShape | None = None, **signals: Tensor
@@ -78,27 +96,30 @@ class Method:
         kept = kept_tokens("divprune", self.tokens, features.shape[1])
         if kept == features.shape[1]:
             return keep_all(features)
-        positions = ascending(select(features, kept))
+        positions = ascending(select(features, kept, self.groups))
         return keep_rows(features, positions)
 
 
-def select(features: Tensor, kept: int) -> Tensor:
+def select(features: Tensor, kept: int, groups: int = 1) -> Tensor:
     """Indices i64 [K] of `kept` tokens of features [N, C] or [1, N, C], in selection order.
 
-    O(N^2 C) for the distances and O(N K) for the loop.
+    O(N^2 C / G) for the distances and O(N K / G) for the loop.
     """
     rows = unit_rows(features.reshape(features.shape[-2:]))
-    cosine = torch.matmul(rows, rows.transpose(0, 1))  # [N, N]
+    rows = rows.unflatten(0, (-1, groups)).transpose(0, 1)  # [G, n, C]
+    cosine = torch.matmul(rows, rows.transpose(1, 2))  # [G, n, n]
     # The constant shifts all distances alike, so their order stays.
     distance = ((1.0 - ROUNDING) - cosine).clamp(min=0.0)
-    number = torch.arange(rows.shape[0])
+    number = torch.arange(rows.shape[1])
     own = number == number.unsqueeze(1)
     # Cosine distance is 2 at most, so 4 is never the nearest.
-    nearest = torch.where(own, 4.0, distance).amin(1).unsqueeze(0)  # [1, N]
-    distance = torch.where(own, -1.0, distance)
+    nearest = torch.where(own, 4.0, distance).amin(2)  # [G, n]
+    distance = torch.where(own, -1.0, distance).flatten(0, 1)
+    start = torch.arange(groups) * rows.shape[1]
     picks = [nearest.argmax(1)]
-    for _ in range(kept - 1):
-        row = distance.index_select(0, picks[-1])
+    for _ in range(kept // groups - 1):
+        at = picks[-1] if groups == 1 else picks[-1] + start
+        row = distance.index_select(0, at)
         nearest = row if len(picks) == 1 else torch.minimum(nearest, row)
         picks.append(nearest.argmax(1))
-    return torch.cat(picks)
+    return (torch.stack(picks) * groups + torch.arange(groups)).flatten()

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress.divprune import Method, select
+from edgevlm.errors import PlanError
 
 
 def test_by_hand() -> None:
@@ -57,6 +59,29 @@ def test_copies_do_not_flip(kept: int, trace: Any, engine: Any) -> None:
         assert int(positions.max()) < 25
     _, in_onnx = engine(trace(Method(tokens=kept), features))(features)
     np.testing.assert_array_equal(in_onnx, positions.numpy())
+
+
+def test_groups_choose_side_by_side(trace: Any, engine: Any) -> None:
+    """Each group picks as if it were alone; ONNX Runtime too."""
+    features = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    picks = select(features, 12, groups=3)
+    for group in range(3):
+        alone = select(features[group::3], 4) * 3 + group
+        assert picks[picks % 3 == group].tolist() == alone.tolist()
+    method = Method(tokens=12, groups=3)
+    assert method.plan(VisualShape(((6, 10),), 8)) == 12
+    _, positions = method(features.unsqueeze(0))
+    assert positions[0].tolist() == sorted(picks.tolist())
+    _, in_onnx = engine(trace(method, features.unsqueeze(0)))(features.unsqueeze(0))
+    np.testing.assert_array_equal(in_onnx, positions.numpy())
+
+
+def test_groups_must_divide() -> None:
+    """One line that says what would."""
+    with pytest.raises(PlanError, match=r"^divprune: got groups=5, expected a divisor of 12 "):
+        Method(tokens=12, groups=5).plan(VisualShape(((6, 10),), 8))
+    with pytest.raises(ValueError, match=r"^groups must be at least 1, got 0$"):
+        Method(tokens=12, groups=0)
 
 
 def test_never_twice() -> None:
