@@ -1,16 +1,16 @@
 """Write docs/methods.md: what each method is, what it costs, and what it answers.
 
-    python tests/benchmarks/methods.py --sweep SWEEP.csv --out docs/methods.md
+    python tests/benchmarks/methods.py --model SMOLVLM --work FOLDER --sweep CSV --out PAGE
 
 Cost is that of `reduce` alone at site `tokens`: one square grid of 576 tokens (24 x 24) and five of
 them as 2 x 2 tiles and their thumbnail (2,880), C = 576 (SmolVLM-256M's), random features and
-signals, in rounds over all methods. Accuracy is read from `edgevlm evaluate embedded --sweep
+signals, in rounds over all methods and the prefill of 64 visual and 32 text rows by that model. A
+method is slow if 576 to 64 tokens takes more than a twentieth of the prefill. Accuracy is read from `edgevlm evaluate embedded --sweep
 tokens=24,49,98 --methods all -o SWEEP`: 1/8, 1/4 and 1/2 of the embedded model's 196 tokens.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import tempfile
 from collections.abc import Callable
@@ -20,13 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from _measure import machine, rounds, say
+from _measure import bundle, machine, open_loop, parser, rounds, say
 
 from edgevlm.blocks import ReduceBlock
 from edgevlm.compress._primitives import VisualShape
 from edgevlm.errors import PlanError
 from edgevlm.plan import Block, Function, Tensor
+from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS, TARGETS, sites_of
+from edgevlm.runtimes.sequence import Piece
 from edgevlm.trace import trace, weights
 
 CHANNELS = 576
@@ -35,6 +37,9 @@ SHAPES = {
     2880: VisualShape(((24, 24),) * 5, CHANNELS, (2, 2), "first"),
 }
 KEPT = (64, 128, 192)
+TEXT_TOKENS, SLOW_SHARE = 32, 0.05  # of a prompt; of its prefill
+# Options that change the cost.
+VARIANTS = {"divprune:groups=8": ("divprune", {"groups": 8})}
 SHARES = {24: "1/8", 49: "1/4", 98: "1/2"}
 # A greedy loop of more steps makes a graph that nobody wants to wait for.
 SLOW_NODES = 4000
@@ -42,33 +47,55 @@ SLOW_NODES = 4000
 
 def main() -> None:
     """Measure, read the sweep, write the page."""
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made = parser(__doc__)
     made.add_argument("--sweep", type=Path, required=True, help="CSV of a sweep")
     made.add_argument("--out", type=Path, required=True)
-    made.add_argument("--repeats", type=int, default=9, help="rounds after two warm-ups")
-    made.add_argument("--threads", type=int, default=2)
     options = made.parse_args()
     modules = {name: METHODS.load(name) for name in METHODS.names()}
     where = machine(options.threads)
-    costs, nodes = measure(modules, options.repeats, options.threads)
     accuracy = read_sweep(options.sweep)
+    prompt = prefill(options.model, options.work, options.threads)
+    costs, nodes = measure(modules, prompt, options.repeats, options.threads)
     options.out.write_text(page(modules, costs, nodes, accuracy, where))
     say(f"{options.out} written")
 
 
+def prefill(model: str, work: Path, threads: int) -> Callable[[], object]:
+    """The language model over the rows of the smallest budget and of a question."""
+    loop = open_loop(bundle(Recipe(model=model), work), threads, without=("vision", "reduce"))
+    count = KEPT[0] + TEXT_TOKENS
+    rows = np.random.default_rng(0).standard_normal((count, loop.table.shape[1]))
+    piece = Piece(rows.astype(np.float32) * 0.1, np.arange(count, dtype=np.int32))
+
+    def run() -> None:
+        loop.reset()
+        loop.prefill(piece)
+
+    return run
+
+
 def measure(
-    modules: dict[str, ModuleType], repeats: int, threads: int
+    modules: dict[str, ModuleType], prompt: Callable[[], object], repeats: int, threads: int
 ) -> tuple[dict[tuple[str, int, int], float], dict[tuple[str, int, int], int]]:
-    """Median ms and nodes of `reduce` by method, N and K; what cannot be made is left out."""
-    cases: dict[str, Callable[[], object]] = {}
+    """Median ms and nodes of `reduce` by method, N and K; what cannot be made is left out.
+
+    The prefill is "prefill" with N and K of 0.
+    """
+    cases: dict[str, Callable[[], object]] = {"prefill 0 0": prompt}
     nodes: dict[tuple[str, int, int], int] = {}
+    known = {name: (name, dict[str, Any]()) for name in modules} | VARIANTS
     with tempfile.TemporaryDirectory() as folder:
-        for name, module in modules.items():
+        for title, (name, options) in known.items():
+            if "tokens" not in sites_of(modules[name]) or name == "identity":
+                continue
             for total, shape in SHAPES.items():
                 for kept in KEPT:
-                    made = session(name, module, shape, kept, threads, Path(folder))
+                    method = modules[name].Method(tokens=kept, **options)
+                    place = Path(folder) / f"{title.replace(':', '-')}-{total}-{kept}"
+                    say(f"{title}, {total} to {kept}")
+                    made = session(method, shape, kept, threads, place)
                     if made is not None:
-                        cases[f"{name} {total} {kept}"], nodes[name, total, kept] = made
+                        cases[f"{title} {total} {kept}"], nodes[title, total, kept] = made
         times = rounds(cases, repeats)
     found = {}
     for key, spent in times.items():
@@ -78,20 +105,16 @@ def measure(
 
 
 def session(
-    name: str, module: ModuleType, shape: VisualShape, kept: int, threads: int, folder: Path
+    method: Any, shape: VisualShape, kept: int, threads: int, place: Path
 ) -> tuple[Callable[[], object], int] | None:
     """A call of the method's graph on random inputs, and the nodes of the graph."""
     import onnx
     import onnxruntime as ort
 
-    if "tokens" not in sites_of(module) or name == "identity":
-        return None
-    method = module.Method(tokens=kept)
     try:
         method.plan(shape)
     except PlanError:
         return None
-    say(f"{name}, {shape.tokens} to {kept}")
     total, wide = shape.tokens, {"keys": 64, "flat_keys": CHANNELS}
     inputs = [Tensor("features", "f32", (1, total, CHANNELS))]
     inputs += [
@@ -104,7 +127,6 @@ def session(
     function = Function("reduce", tuple(inputs), outputs, 0)
     block = Block("reduce-0", "reduce", (0, 1), 0, (function,))
     reduce = ReduceBlock(torch.nn.Identity(), method, shape).eval()
-    place = folder / f"{name}-{total}-{kept}"
     place.mkdir()
     target = TARGETS.load("onnx")
     program = trace(reduce, function, block)
@@ -153,16 +175,23 @@ def page(
             cells = [accuracy.get((name, tokens), "-") for tokens in SHARES]
             lines.append(f"| `{name}` | {' | '.join(cells)} |")
     lines += ["", "## Cost of `reduce`", ""]
+    whole, first = costs["prefill", 0, 0], (min(SHAPES), KEPT[0])
+    lines += [
+        f"Prefill of {first[1]} visual and {TEXT_TOKENS} text rows by SmolVLM-256M: {whole:.0f} ms."
+        f" A method is *slow* if {first[0]} to {first[1]} tokens takes more than"
+        f" {SLOW_SHARE:.0%} of that.",
+        "",
+    ]
     heads = [f"{total} to {kept}" for total in SHAPES for kept in KEPT]
-    lines += [f"| ms (nodes) | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
-    for name in modules:
+    lines += [f"| ms (nodes) | {' | '.join(heads)} | |", "|---|" + "---:|" * len(heads) + "---|"]
+    for name in sorted({name for name, total, _ in costs if total}):
         cells = [
             f"{costs[name, t, k]:.2f} ({nodes[name, t, k]})" if (name, t, k) in costs else "-"
             for t in SHAPES
             for k in KEPT
         ]
-        if any(cell != "-" for cell in cells):
-            lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        slow = costs.get((name, *first), 0.0) > SLOW_SHARE * whole
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {'slow' if slow else ''} |")
     lines += ["", "## What each is", ""]
     for name, module in modules.items():
         lines += [
