@@ -5,8 +5,9 @@
 Cost is that of `reduce` alone at site `tokens`: one square grid of 576 tokens (24 x 24) and five of
 them as 2 x 2 tiles and their thumbnail (2,880), C = 576 (SmolVLM-256M's), random features and
 signals, in rounds over all methods and the prefill of 64 visual and 32 text rows by that model. A
-method is slow if 576 to 64 tokens takes more than a twentieth of the prefill. Accuracy is read from `edgevlm evaluate embedded --sweep
-tokens=24,49,98 --methods all -o SWEEP`: 1/8, 1/4 and 1/2 of the embedded model's 196 tokens.
+method is slow if 576 to 64 tokens takes more than a twentieth of the prefill. Accuracy is read from
+`edgevlm evaluate embedded --sweep tokens=24,49,98 --methods all -o SWEEP`: 1/8, 1/4 and 1/2 of the
+embedded model's 196 tokens.
 """
 
 from __future__ import annotations
