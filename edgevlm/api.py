@@ -19,6 +19,7 @@ from edgevlm.runtimes.sequence import Visual
 from edgevlm.runtimes.text import Answer, TextLoop
 
 if TYPE_CHECKING:
+    from edgevlm.cost import MethodCost
     from edgevlm.verify import Verification
 
 Picture = str | Path | Image.Image
@@ -39,6 +40,17 @@ def plan(recipe: Recipe) -> Plan:
     from edgevlm.planning import make_plan
 
     return make_plan(recipe, find(recipe.model, recipe.revision)).plan
+
+
+def plan_with_cost(recipe: Recipe) -> tuple[Plan, MethodCost | None]:
+    """The plan, and what its method of site `tokens` costs itself; see `edgevlm.cost`."""
+    require_torch()
+    from edgevlm.cost import method_cost
+    from edgevlm.models._checkpoint import find
+    from edgevlm.planning import make_plan
+
+    planned = make_plan(recipe, find(recipe.model, recipe.revision))
+    return planned.plan, method_cost(planned)
 
 
 def verify(path: str | Path, model: str | None = None) -> Verification:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgevlm.api import plan as make_plan
-from edgevlm.api import require_torch
+from edgevlm.api import plan_with_cost, require_torch
 from edgevlm.bundle import check_free
 from edgevlm.cli import _options as o
 from edgevlm.cli.plan import show
@@ -37,7 +36,7 @@ def main(
     )
     check_free(Path(output), force)
     if dry_run:
-        show(make_plan(recipe), json)
+        show(*plan_with_cost(recipe), json)
         return
     require_torch()
     from edgevlm.pipeline import export

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from edgevlm.api import plan as make_plan
+from typing import TYPE_CHECKING
+
+from edgevlm.api import plan_with_cost
 from edgevlm.cli import _options as o
 from edgevlm.plan import Part, Plan
+
+if TYPE_CHECKING:
+    from edgevlm.cost import MethodCost
 
 
 def main(
@@ -25,15 +30,15 @@ def main(
     recipe = o.recipe(
         model, revision, target, tokens, method, quantize, context, frames, tiles, block_size, chunk
     )
-    show(make_plan(recipe), json)
+    show(*plan_with_cost(recipe), json)
 
 
-def show(plan: Plan, as_json: bool) -> None:
-    """Print a plan, as text or JSON."""
-    o.answer(_document(plan), _text(plan), as_json)
+def show(plan: Plan, cost: MethodCost | None, as_json: bool) -> None:
+    """Print a plan with the cost of its method, as text or JSON."""
+    o.answer(_document(plan, cost), _text(plan, cost), as_json)
 
 
-def _document(plan: Plan) -> dict[str, object]:
+def _document(plan: Plan, cost: MethodCost | None) -> dict[str, object]:
     stages = list(dict.fromkeys(block.stage for block in plan.blocks))
     return {
         "stages": stages,
@@ -48,6 +53,7 @@ def _document(plan: Plan) -> dict[str, object]:
             for b in plan.blocks
         ],
         "sites": plan.sites,
+        "method_cost": cost,
         "visual_tokens": plan.visual_tokens,
         "image_tokens": plan.image_tokens,
         "prompt_tokens": plan.prompt_tokens,
@@ -65,7 +71,7 @@ def _document(plan: Plan) -> dict[str, object]:
     }
 
 
-def _text(plan: Plan) -> str:
+def _text(plan: Plan, cost: MethodCost | None) -> str:
     kv, site = plan.host.kv, plan.reduction
     words = {"vision": "encoder: {} -> {} patches", "decoder": "language model: {} -> {} visual"}
     inside = [
@@ -92,6 +98,7 @@ def _text(plan: Plan) -> str:
             f"visual tokens: {views} view{'s' * (views > 1)}, {site.tokens_in} -> {site.tokens_out}"
             f" by {site.method} at site {site.site}",
             *inside,
+            *([_cost(site.method, cost)] if cost else []),
             f"sequence: {_parts(plan.layout.prompt)}",
             f"an image: {_parts(plan.layout.image)} = {plan.image_tokens} tokens",
             f"prompt {plan.prompt_tokens} tokens and the question; context {kv.tokens};"
@@ -101,6 +108,13 @@ def _text(plan: Plan) -> str:
             "",
             o.table(["block", "function", "weights", "GFLOP", "inputs"], rows),
         ]
+    )
+
+
+def _cost(method: str, cost: MethodCost) -> str:
+    return (
+        f"{method} itself: {cost.nodes} operators, {o.megabytes(cost.bytes)} while it runs,"
+        f" {cost.ms:.2f} ms here in PyTorch"
     )
 
 

@@ -106,7 +106,7 @@ def select(features: Tensor, kept: int, groups: int = 1) -> Tensor:
     O(N^2 C / G) for the distances and O(N K / G) for the loop.
     """
     rows = unit_rows(features.reshape(features.shape[-2:]))
-    rows = rows.unflatten(0, (-1, groups)).transpose(0, 1)  # [G, n, C]
+    rows = rows.reshape(-1, groups, rows.shape[1]).transpose(0, 1)  # [G, n, C]
     cosine = torch.matmul(rows, rows.transpose(1, 2))  # [G, n, n]
     # The constant shifts all distances alike, so their order stays.
     distance = ((1.0 - ROUNDING) - cosine).clamp(min=0.0)

@@ -37,6 +37,7 @@ def test_plan(run):
     for block in plan["blocks"]:
         assert set(block) == {"name", "stage", "functions", "weights_bytes", "flops"}
     assert plan["visual_tokens"] == 16
+    assert plan["method_cost"].keys() == {"nodes", "bytes", "ms"}
     assert set(plan["not_measured"]) == {k for k in PLAN if k in plan and plan[k] is None}
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
