@@ -49,12 +49,17 @@ class Bundle:
         return cls(folder, read_manifest(folder))
 
     def file(self, name: str) -> Path:
-        """Path of a file of the bundle, its sha256 checked the first time.
+        """Path of a file of the bundle, its sha256 checked the first time; of a folder all of them.
 
         Raises:
             BundleError: If the manifest has no such file or the contents differ.
         """
         entry = next((f for f in self.plan.files if f.path == name), None)
+        inside = [f.path for f in self.plan.files if f.path.startswith(f"{name}/")]
+        for part in inside:
+            self.file(part)
+        if inside:
+            return self.path / name
         if entry is None:
             raise BundleError(f"{MANIFEST}: no file '{name}' is listed")
         path = self.path / entry.path

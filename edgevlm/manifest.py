@@ -40,7 +40,8 @@ PARTS = {
 }  # fmt: skip
 CHOICES = {
     "kind": ("vlm",), "host.positions": ("contiguous", "original"),
-    "host.kv.form": ("shared_buffer",), "host.kv.dtype": ("f32",), "host.embedding.dtype": ("f32",),
+    "host.kv.form": ("shared_buffer", "states"), "host.kv.dtype": ("f32", "f16"),
+    "host.embedding.dtype": ("f32",),
     "host.image.global_view": ("first", "last"),
     "host.image.resample": ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"),
 }  # fmt: skip
@@ -115,7 +116,7 @@ def _check_files(folder: Path, plan: Plan) -> None:
         except OSError as cause:  # such as a name that is too long for the file system
             raise BundleError(f"{field} cannot be read: {cause.strerror}") from cause
     for file in (*(f.file for b in plan.blocks for f in b.functions), plan.host.embedding.file):
-        if file not in listed:
+        if file not in listed and not any(name.startswith(f"{file}/") for name in listed):
             raise BundleError(f"{MANIFEST}: {shown(file)} is used but not listed in files")
 
 

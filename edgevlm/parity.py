@@ -41,6 +41,36 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """What a scheme must reach: one of the two measures.
+
+    `whole` is whether the logits must reach it too, and not each block alone: with weights of few
+    bits the errors of blocks add up, and `evaluate` says what that costs.
+    """
+
+    rel_error: float | None = None
+    psnr_db: float | None = None
+    whole: bool = True
+
+    @property
+    def exact(self) -> bool:
+        """Whether answers must be the same, token by token."""
+        return self.rel_error is not None
+
+    def accepts(self, rel_error: float, psnr_db: float | None) -> bool:
+        """Whether a difference is small enough; a `psnr_db` of None means none at all."""
+        if self.rel_error is not None:
+            return rel_error <= self.rel_error
+        return psnr_db is None or psnr_db >= (self.psnr_db or 0.0)
+
+    def said(self, rel_error: float, psnr_db: float | None) -> str:
+        """What was got and what is accepted."""
+        if self.rel_error is not None:
+            return f"rel_error {rel_error:.2e}, at most {self.rel_error:.0e} is accepted"
+        return f"psnr_db {psnr_db or 0.0:.1f}, at least {self.psnr_db:.0f} is accepted"
+
+
+@dataclass(frozen=True)
 class BlockParity:
     """The worst call of one function."""
 
@@ -68,9 +98,10 @@ class Runner:
     bundle: Bundle
     planned: Planned
     pieces: Pieces
-    limit: float
+    threshold: Threshold
     progress: Callable[[str], None]
     worst: dict[tuple[str, str], tuple[float, float | None]] = field(default_factory=dict)
+    kept: Array | None = None  # positions that `reduce` chose
 
     def __post_init__(self) -> None:
         plan = self.bundle.plan
@@ -87,6 +118,7 @@ class Runner:
     def run(self, pixels: Array, tokens: tuple[int, ...]) -> Array:
         """Logits [steps, V] of the engine, fed with the reference's tokens."""
         reduced = self._reduce(self._vision(pixels))
+        self.kept = reduced[1][0]
         piece = self.sequence(*(array[0] for array in reduced))
         rows = [np.array(self.table[t]) for t in tokens[:-1]]
         positions = piece.positions[-1] + 1 + np.arange(len(rows), dtype=np.int32)
@@ -109,9 +141,8 @@ class Runner:
         for block in self.bundle.plan.blocks:
             for function in block.functions:
                 rel_error, psnr = self.worst[block.name, function.name]
-                yield BlockParity(
-                    block.name, function.name, rel_error, psnr, rel_error <= self.limit
-                )
+                ok = self.threshold.accepts(rel_error, psnr)
+                yield BlockParity(block.name, function.name, rel_error, psnr, ok)
 
     def _vision(self, pixels: Array) -> dict[str, Array]:
         """Features and signals of all views, by name."""
@@ -271,9 +302,9 @@ class Runner:
         key = block.name, function.name
         for a, b in zip(mine, theirs, strict=True):
             rel_error, psnr = difference(a, b.numpy())
-            worst = self.worst.get(key)
-            if worst is None or rel_error > worst[0]:
-                self.worst[key] = (rel_error, psnr)
+            most, least = self.worst.get(key, (0.0, None))
+            heard = [x for x in (least, psnr) if x is not None]
+            self.worst[key] = (max(most, rel_error), min(heard, default=None))
 
 
 @dataclass(frozen=True)

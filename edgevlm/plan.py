@@ -166,8 +166,9 @@ class Rope:
 class KVCache:
     """The cache of every decoder layer: keys and values [1, heads, tokens, head_size].
 
-    form `shared_buffer`: `past_*` and `present_*` are one buffer, written in place. `gone`: rows
-    that each layer has less, where visual tokens leave inside the decoder; empty where none do.
+    form `shared_buffer`: `past_*` and `present_*` are one buffer, written in place. `states`: they
+    are a state of the model, named without `past_`; the runtime keeps it. `gone`: rows that each
+    layer has less, where visual tokens leave inside the decoder; empty where none do.
     """
 
     form: str
@@ -187,7 +188,7 @@ class KVCache:
     def bytes(self) -> int:
         """Bytes of all layers' keys and values."""
         tokens = self.layers * self.tokens - sum(self.gone)
-        return 2 * self.heads * self.head_size * tokens * 4
+        return 2 * self.heads * self.head_size * tokens * {"f32": 4, "f16": 2}[self.dtype]
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
                 text.num_key_value_heads,
                 head_size,
                 tokens=0,
+                dtype=target.KV_DTYPE,
                 gone=gone,
             ),
             chunk=0,

@@ -32,7 +32,7 @@ from edgevlm.plan import Block, Function, Requires
 from edgevlm.plan import Tensor as Spec
 
 OPSET = 20
-KV_FORM = "shared_buffer"
+KV_FORM, KV_DTYPE = "shared_buffer", "f32"
 SCHEMES = ("none",)
 SUMMARY = f"ONNX opset {OPSET} for ONNX Runtime 1.20 and newer, float32"
 REQUIRES = Requires((("ai.onnx", str(OPSET)), ("com.microsoft", "1"), ("onnxruntime", "1.20")))
@@ -55,8 +55,13 @@ class Lowered:
     weights: Mapping[str, Mapping[str, Weight]]
 
 
-def lower(programs: Mapping[str, ExportedProgram], block: Block) -> Lowered:
+def lower(programs: Mapping[str, ExportedProgram], block: Block, scheme: str) -> Lowered:
     """Convert the traced functions of one signature to ONNX graphs without weights.
+
+    Args:
+        programs: Traces by function.
+        block: One block of the signature.
+        scheme: One of `SCHEMES`.
 
     Raises:
         ExportError: If torch.onnx cannot convert a graph.

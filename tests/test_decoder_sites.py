@@ -87,7 +87,8 @@ def test_64_tokens_after_the_last_stage(preset, tmp_path):
     pieces = planned.pieces(checkpoint.load_model())
     steps = len(answer.token_ids)
     assert steps == 64 or answer.stopped == "stop"
-    assert answer.token_ids == _pruned_reference(pieces, loop.plan, piece, steps).tokens
+    expected = _pruned_reference(pieces, loop.plan, piece, visual.positions, steps)
+    assert answer.token_ids == expected.tokens
 
 
 @torch.no_grad()

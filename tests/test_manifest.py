@@ -99,7 +99,7 @@ EDITS = {
     "zero std": (put("host.image.std", [0.5, 0, 0.5]), "host.image.std is [0.5, 0.0, 0.5], it must be above 0"),
     "resample": (put("host.image.resample", "magic"), "host.image.resample is 'magic', known: nearest"),
     "positions": (put("host.positions", "random"), "host.positions is 'random', known: contiguous"),
-    "KV form": (put("host.kv.form", "states"), "host.kv.form is 'states', known: shared_buffer"),
+    "KV form": (put("host.kv.form", "ring"), "host.kv.form is 'ring', known: shared_buffer, states"),
     "table dtype": (put("host.embedding.dtype", "f16"), "host.embedding.dtype is 'f16', known: f32"),
     "chunk": (put("host.chunk", 10**6), "host.chunk 1000000 is more than kv.tokens"),
     "vocabulary": (put("host.vocabulary", 5000), "host.vocabulary is more than embedding.rows"),

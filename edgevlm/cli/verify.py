@@ -35,6 +35,7 @@ def main(
     ]
     summary = (
         f"logits_rel_error {result.logits_rel_error:.1e}, tokens_equal {result.tokens_equal:.2f},"
+        f" kept_equal {result.kept_equal:.2f},"
         f" image_sensitivity {result.image_sensitivity:.2f}, {result.engine}"
     )
     text = o.table(["block", "function", "rel_error", "psnr_db", ""], rows) + "\n" + summary

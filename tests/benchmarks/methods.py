@@ -135,7 +135,7 @@ def session(
     if nodes > SLOW_NODES:
         return None
     (written,) = target.write(
-        target.lower({"reduce": program}, block), block, weights(reduce), place, None
+        target.lower({"reduce": program}, block, "none"), block, weights(reduce), place, None
     )
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads

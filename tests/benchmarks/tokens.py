@@ -125,7 +125,9 @@ def _baseline(
     target = TARGETS.load(recipe.target)
     folder = work / f"reduce-{method}-{tokens}"
     folder.mkdir(exist_ok=True)
-    lowered = target.lower({f.name: trace(module, f, block) for f in block.functions}, block)
+    lowered = target.lower(
+        {f.name: trace(module, f, block) for f in block.functions}, block, "none"
+    )
     (function,) = target.write(lowered, block, weights(module), folder, None)
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads

@@ -177,7 +177,7 @@ def test_equal_weights_of_one_block_do_not_bind_the_next(tiny_model, tmp_path):
     modules = [build(b, pieces, planned.method, planned.description.shape) for b in (first, second)]
     assert signature(modules[0], first) == signature(modules[1], second)
     (function,) = first.functions
-    lowered = lower({"encode": trace(modules[0], function, first)}, first)
+    lowered = lower({"encode": trace(modules[0], function, first)}, first, "none")
     (written,) = write(lowered, second, weights(modules[1]), tmp_path, None)
     session = onnxruntime.InferenceSession(tmp_path / written.file)
     hidden = torch.randn(function.inputs[0].shape)

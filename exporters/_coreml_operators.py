@@ -1,0 +1,198 @@
+"""How the operators of a trace become ML program operators where coremltools 9.0 does not know.
+
+The three of `edgevlm.ops` are translated as they stand. A translation is registered under the
+name that the trace has, once, and only for the version of coremltools that it was written for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from coremltools.converters.mil import Builder as mb
+from coremltools.converters.mil.frontend.torch.ops import (
+    _get_inputs,
+    _get_kwinputs,
+    logical_and,
+    logical_or,
+)
+from coremltools.converters.mil.frontend.torch.torch_op_registry import (
+    _TORCH_OPS_REGISTRY,
+    register_torch_op,
+)
+from coremltools.converters.mil.frontend.torch.utils import NUM_TO_NUMPY_DTYPE
+from coremltools.converters.mil.mil.ops.defs._utils import promote_input_dtypes
+
+import edgevlm.ops  # noqa: F401  # defines what is translated here
+
+
+def attention(context: Any, node: Any) -> None:
+    """`edgevlm.ops.attention`: softmax(Q K^T / sqrt(D) + bias) V, tensors [1, S, H*D]."""
+    query, key, value, heads, *rest = _get_inputs(context, node)
+    split = [_split(x, int(heads.val)) for x in (query, key, value)]
+    bias = rest[0] if rest else None
+    if bias is not None:  # [1, 1, 1, S], the same for each query
+        bias = mb.tile(x=bias, reps=[1, 1, query.shape[1], 1])
+    out = mb.scaled_dot_product_attention(
+        query=split[0], key=split[1], value=split[2], attn_mask=bias
+    )
+    context.add(_join(out, node.name))
+
+
+def attention_kv(context: Any, node: Any) -> None:
+    """`edgevlm.ops.attention_kv`: S rows go into the cache at `position`, then attend to it.
+
+    The queries of a group's heads stand one after the other as rows of one head, so that keys and
+    values need not be repeated.
+    """
+    given = _get_inputs(context, node)
+    query, key, value, past_key, past_value, mask, position, heads = given[:8]
+    bias = given[8] if len(given) > 8 else None
+    _, groups, _, size = past_key.shape
+    rows, repeat = query.shape[1], int(heads.val) // groups
+    key, value = (
+        _write(past, _split(x, groups), position)
+        for past, x in ((past_key, key), (past_value, value))
+    )
+    wide = mb.reshape(x=_split(query, int(heads.val)), shape=[1, groups, repeat * rows, size])
+    if bias is not None:
+        mask = mb.add(x=mask, y=bias)
+    if repeat > 1:
+        mask = mb.tile(x=mask, reps=[1, 1, repeat, 1])
+    out = mb.scaled_dot_product_attention(query=wide, key=key, value=value, attn_mask=mask)
+    out = mb.reshape(x=out, shape=[1, int(heads.val), rows, size])
+    joined = _join(out, node.name)
+    context.add((joined, key, value), torch_name=node.name)
+
+
+def rotary(context: Any, node: Any) -> None:
+    """`edgevlm.ops.rotary`: x cos + (-x2, x1) sin, x [1, S, H*D], tables [1, S, D]."""
+    x, cos, sin, heads = _get_inputs(context, node)
+    rows, size = x.shape[1], x.shape[2] // int(heads.val)
+    wide = mb.reshape(x=x, shape=[1, rows, int(heads.val), size])
+    first, second = mb.split(x=wide, num_splits=2, axis=3)
+    turned = mb.concat(values=[mb.mul(x=second, y=-1.0), first], axis=3)
+    tables = [mb.expand_dims(x=table, axes=[2]) for table in (cos, sin)]
+    out = mb.add(x=mb.mul(x=wide, y=tables[0]), y=mb.mul(x=turned, y=tables[1]))
+    context.add(mb.reshape(x=out, shape=[1, rows, -1], name=node.name))
+
+
+def rms_norm(context: Any, node: Any) -> None:
+    """RMSNorm (arXiv 1910.07467) over the last axis: x / sqrt(mean(x^2) + epsilon) * weight."""
+    x, _, weight, epsilon = _get_inputs(context, node)
+    mean = mb.reduce_mean(x=mb.square(x=x), axes=[-1], keep_dims=True)
+    scale = mb.rsqrt(x=mean, epsilon=float(epsilon.val))
+    context.add(mb.mul(x=mb.mul(x=x, y=scale), y=weight, name=node.name))
+
+
+def gelu(context: Any, node: Any) -> None:
+    """GELU, exact or by tanh; coremltools overlooks the word when torch.export gives it by name."""
+    x, *rest = _get_inputs(context, node)
+    (word,) = _get_kwinputs(context, node, "approximate", default=[*rest, None][:1])
+    mode = {"tanh": "TANH_APPROXIMATION", "none": "EXACT"}[getattr(word, "val", word) or "none"]
+    context.add(mb.gelu(x=x, mode=mode, name=node.name))
+
+
+def index_select(context: Any, node: Any) -> None:
+    """Slices of x by index; Core ML gathers no bools, so those go through whole numbers."""
+    x, axis, indices = _get_inputs(context, node)
+    flags = x.is_tensor_or_scalar_of(dtype="bool")
+    if flags:
+        x = mb.cast(x=x, dtype="int32")
+    found = mb.gather(x=x, indices=indices, axis=axis)
+    context.add(mb.cast(x=found, dtype="bool") if flags else found, node.name)
+
+
+def floor_divide(context: Any, node: Any) -> None:
+    """`x // y`; of whole numbers it is whole, where coremltools makes it float."""
+    x, y = promote_input_dtypes(_get_inputs(context, node))
+    context.add(mb.floor_div(x=x, y=y, name=node.name))
+
+
+def full(context: Any, node: Any) -> None:
+    """A constant; coremltools takes whole numbers without a type for float."""
+    size, value, *_ = _get_inputs(context, node)
+    context.add(mb.const(val=_constant(context, node, size, value.val), name=node.name))
+
+
+def zeros(context: Any, node: Any) -> None:
+    """Zeros of their own type; coremltools overlooks the type when it is given by name."""
+    size, *_ = _get_inputs(context, node)
+    context.add(mb.const(val=_constant(context, node, size, np.float32(0)), name=node.name))
+
+
+def _constant(context: Any, node: Any, size: Any, value: Any) -> Any:
+    (word,) = _get_kwinputs(context, node, "dtype", default=[None])
+    code = getattr(word, "val", word)
+    dtype = np.asarray(value).dtype if code is None else np.dtype(NUM_TO_NUMPY_DTYPE[code])
+    short = {"int64": "int32", "float64": "float32"}.get(dtype.name, dtype.name)
+    return np.full([int(s) for s in size.val], value, short)
+
+
+def where_number(context: Any, node: Any) -> None:
+    """`torch.where` with a number for one of the two: of whole numbers the result is whole."""
+    cond, a, b = _get_inputs(context, node)
+    whole = any(x.is_tensor_or_scalar_of(dtype="int32") and x.rank for x in (a, b))
+    a, b = (mb.cast(x=x, dtype="int32" if whole else "fp32") for x in (a, b))
+    context.add(mb.select(cond=cond, a=_wide(a, cond), b=_wide(b, cond), name=node.name))
+
+
+def matmul(context: Any, node: Any) -> None:
+    """Products, of vectors too: Core ML takes a vector as a matrix of one row or column."""
+    x, y = _get_inputs(context, node)
+    wide = [mb.expand_dims(x=v, axes=[axis]) if v.rank == 1 else v for v, axis in ((x, 0), (y, 1))]
+    out = mb.matmul(x=wide[0], y=wide[1])
+    gone = [axis for v, axis in ((x, -2), (y, -1)) if v.rank == 1]
+    context.add(mb.squeeze(x=out, axes=gone) if gone else out, node.name)
+
+
+def _wide(x: Any, like: Any) -> Any:
+    """A number as a tensor of another's shape; a tensor as it is."""
+    return x if x.rank else mb.fill(shape=list(like.shape), value=x.val)
+
+
+def alias(context: Any, node: Any) -> None:
+    """The same tensor under another name."""
+    (x,) = _get_inputs(context, node)
+    context.add(mb.identity(x=x, name=node.name))
+
+
+def _split(x: Any, heads: int) -> Any:
+    """[1, S, H*D] -> [1, H, S, D]."""
+    wide = mb.reshape(x=x, shape=[1, x.shape[1], heads, x.shape[2] // heads])
+    return mb.transpose(x=wide, perm=[0, 2, 1, 3])
+
+
+def _join(x: Any, name: str) -> Any:
+    """[1, H, S, D] -> [1, S, H*D]."""
+    _, heads, rows, size = x.shape
+    turned = mb.transpose(x=x, perm=[0, 2, 1, 3])
+    return mb.reshape(x=turned, shape=[1, rows, heads * size], name=name)
+
+
+def _write(past: Any, rows: Any, position: Any) -> Any:
+    """The cache [1, G, T, D] with rows [1, G, S, D] at `position` i32 [1]."""
+    end = mb.add(x=position, y=rows.shape[2])
+    zero, groups, size = [0], [past.shape[1]], [past.shape[3]]
+    return mb.slice_update(
+        x=past,
+        update=rows,
+        begin=mb.concat(values=[zero, zero, position, zero], axis=0),
+        end=mb.concat(values=[[1], groups, end, size], axis=0),
+    )
+
+
+for _translate in (attention, attention_kv, rotary):
+    register_torch_op(_translate, torch_alias=[f"edgevlm::{_translate.__name__}"], override=True)
+for _translate in (rms_norm, gelu, index_select, floor_divide, full, zeros):
+    register_torch_op(_translate, override=True)
+# What coremltools translates, under the names by which it looks for what torch.export gives it.
+for _translate, _names in (
+    (logical_and, ("and", "__and__")),
+    (logical_or, ("or", "__or__")),
+    (where_number, ("where.scalarother", "where.scalarself", "where.scalar")),
+    (matmul, ("matmul", "mm", "mv")),
+    (alias, ("alias", "clone")),  # an output that is an input needs an operation to name it
+):
+    for _name in _names:
+        _TORCH_OPS_REGISTRY.set_func_by_name(_translate, _name)

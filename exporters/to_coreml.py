@@ -1,0 +1,197 @@
+"""Core ML: one `.mlpackage` per block, with a function for each of the block's.
+
+    traced function -> cache rows become states -> coremltools -> compressed -> functions joined
+
+The functions of a block share their weights in one file. Keys and values are states (KV form
+`states`), named as the inputs `past_*` without that word; Core ML keeps them in float16. Numbers in
+and out stay float32. The stage `reduce` computes in float32 whatever the scheme: a choice that
+flips is another choice.
+
+Source: coremltools 9.0 (iOS 18 programs); `_coreml_operators` for what it does not know itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from tqdm import tqdm
+
+from edgevlm.errors import ExportError
+from edgevlm.plan import Block, Function, Requires
+from edgevlm.runtimes._ml_program import silent
+from edgevlm.trace import DTYPES
+
+with silent():
+    import coremltools as ct
+
+    from edgevlm.exporters import _coreml_operators  # noqa: F401  # registers translations
+
+KV_FORM, KV_DTYPE = "states", "f16"
+SCHEMES = ("none", "fp16", "w8a16", "w4g32a16")
+SUMMARY = "Core ML packages for iOS 18 and macOS 15: states, shared weights, 4 to 32 bits"
+REQUIRES = Requires((("ios", "18.0"), ("macos", "15.0")))
+# Weights as whole numbers with a scale for each output channel, or for each 32 of its inputs.
+COMPRESSED: dict[str, dict[str, Any]] = {
+    "w8a16": {"dtype": "int8", "granularity": "per_channel"},
+    "w4g32a16": {"dtype": "int4", "granularity": "per_block", "block_size": 32},
+}
+SMALLEST = 2048  # numbers; what is smaller stays as it is
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The traced functions of one signature; every block converts them with its own weights."""
+
+    programs: Mapping[str, ExportedProgram]
+    scheme: str
+
+
+def lower(programs: Mapping[str, ExportedProgram], block: Block, scheme: str) -> Lowered:
+    """Keep the traced functions of one signature."""
+    return Lowered(programs, scheme)
+
+
+def write(
+    lowered: Lowered,
+    block: Block,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    table: int | None,
+) -> tuple[Function, ...]:
+    """Write the block's package into `folder`; return its functions with their file.
+
+    Args:
+        lowered: Traces of the block's signature.
+        block: The block.
+        tensors: Its weights by traced name.
+        folder: An existing folder.
+        table: Not used: a package holds all its weights.
+
+    Raises:
+        ExportError: If coremltools cannot convert a function.
+    """
+    package = folder / f"{block.name}.mlpackage"
+    joined = ct.utils.MultiFunctionDescriptor()
+    with tempfile.TemporaryDirectory() as work, _quiet():
+        for function in block.functions:
+            where = f"{block.name}.{function.name}"
+            part = str(Path(work) / f"{function.name}.mlpackage")
+            program, scheme = lowered.programs[function.name], lowered.scheme
+            try:
+                _convert(program, function, block, tensors, scheme).save(part)
+            except (NotImplementedError, ValueError, RuntimeError) as cause:
+                line = str(cause).strip().splitlines()[0]
+                raise ExportError(f"{where} does not convert to Core ML: {line}") from cause
+            joined.add_function(part, src_function_name="main", target_function_name=function.name)
+        joined.default_function_name = block.functions[0].name
+        shutil.rmtree(package, ignore_errors=True)
+        ct.utils.save_multifunction(joined, str(package))
+    _name_parts(package, block)
+    for path in package.rglob("*"):  # coremltools leaves some readable by their owner alone
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return tuple(replace(function, file=package.name) for function in block.functions)
+
+
+class Stateful(nn.Module):
+    """A traced function whose caches are buffers that it writes to."""
+
+    def __init__(self, inner: nn.Module, function: Function) -> None:
+        super().__init__()
+        self.inner = inner
+        self.given = [t.name for t in function.inputs if not t.name.startswith("past_")]
+        self.kept = [t.name[5:] for t in function.inputs if t.name.startswith("past_")]
+        for spec in function.inputs:
+            if spec.name.startswith("past_"):
+                self.register_buffer(spec.name[5:], torch.zeros(spec.shape))
+
+    def forward(self, **given: Tensor) -> tuple[Tensor, ...]:
+        """Call it, and keep what comes out for each cache."""
+        states = [getattr(self, name) for name in self.kept]
+        made = self.inner(*(given[name] for name in self.given), *states)
+        made = made if isinstance(made, tuple | list) else (made,)
+        own = len(made) - len(states)
+        for state, new in zip(states, made[own:], strict=True):
+            state.copy_(new)
+        # An output that is an input would lose its own name.
+        return tuple(out.clone() for out in made[:own])
+
+
+def _convert(
+    program: ExportedProgram,
+    function: Function,
+    block: Block,
+    tensors: Mapping[str, Tensor],
+    scheme: str,
+) -> Any:
+    inner: Any = program.module()
+    inner.load_state_dict(
+        {n: t for n, t in tensors.items() if n in inner.state_dict()}, strict=False
+    )
+    module = Stateful(inner, function)
+    given = {
+        t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype])
+        for t in function.inputs
+        if not t.name.startswith("past_")
+    }
+    with torch.no_grad():
+        again = torch.export.export(module, (), given, strict=False).run_decompositions({})
+    outputs = [t.name for t in function.outputs if not t.name.startswith("present_")]
+    exact = scheme == "none" or block.stage == "reduce"
+    model = ct.convert(
+        again,
+        outputs=[ct.TensorType(name=name) for name in outputs],
+        minimum_deployment_target=ct.target.iOS18,
+        compute_precision=ct.precision.FLOAT32 if exact else ct.precision.FLOAT16,
+        skip_model_load=True,
+    )
+    if exact or scheme not in COMPRESSED:
+        return model
+    optimize = ct.optimize.coreml
+    how = optimize.OpLinearQuantizerConfig(
+        mode="linear_symmetric", weight_threshold=SMALLEST, **COMPRESSED[scheme]
+    )
+    return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=how))
+
+
+def _name_parts(package: Path, block: Block) -> None:
+    """Identifiers that follow from the block's name: the same recipe gives the same bytes."""
+    path = package / "Manifest.json"
+    text = path.read_text("utf-8")
+    found = dict.fromkeys(re.findall(r"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}", text))
+    items = json.loads(text)["itemInfoEntries"]
+    for old in found:
+        name = f"{block.name}/{items.get(old, {}).get('path', old)}"
+        text = text.replace(old, str(uuid.uuid5(uuid.NAMESPACE_URL, name)).upper())
+    made = json.loads(text)
+    path.write_text(json.dumps(made, indent=4, sort_keys=True) + "\n", "utf-8")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """coremltools talks about its passes; a user cannot act on it."""
+    logger, bars = logging.getLogger("coremltools"), tqdm.__init__
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        tqdm.__init__ = partialmethod(bars, disable=True)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            tqdm.__init__ = bars

@@ -1,0 +1,198 @@
+"""Read an ML program from a saved `.mlpackage`: its operations, and its weights from their file.
+
+    NAME.mlpackage/Manifest.json
+    NAME.mlpackage/Data/com.apple.CoreML/model.mlmodel        Model.proto, with one program
+    NAME.mlpackage/Data/com.apple.CoreML/weights/weight.bin   blobs, 64-byte headers, little endian
+
+Only the protobuf messages of coremltools are used, not its converter or loader. Every offset and
+size is checked: a package is hostile input.
+
+Sources: Apple, coremltools 9.0: mlmodel/format/MIL.proto and mlmodel/src/MILBlob/Blob (storage
+format version 2).
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.errors import BundleError
+
+Array = NDArray[Any]
+# MIL.proto, DataType. In memory float16 is float32 whose values are rounded.
+TYPES = {
+    1: "bool", 2: "string", 10: "fp16", 11: "fp32", 21: "int8", 22: "int16", 23: "int32",
+    25: "int4", 31: "uint8", 32: "uint16", 33: "uint32", 35: "uint4", 36: "uint2", 37: "uint1",
+    38: "uint6", 39: "uint3",
+}  # fmt: skip
+STORED = {
+    "bool": np.bool_, "fp16": np.float16, "fp32": np.float32, "int8": np.int8, "int16": np.int16,
+    "int32": np.int32, "uint8": np.uint8, "uint16": np.uint16, "uint32": np.uint32,
+}  # fmt: skip
+PACKED = {"int4": 4, "uint4": 4, "uint2": 2, "uint1": 1, "uint6": 6, "uint3": 3}  # bits
+# Of the blob file: type number of a header to ours.
+BLOBS = {1: "fp16", 2: "fp32", 3: "uint8", 4: "int8", 6: "int16", 7: "uint16", 8: "int4",
+         9: "uint1", 10: "uint2", 11: "uint4", 12: "uint3", 13: "uint6", 14: "int32",
+         15: "uint32"}  # fmt: skip
+SENTINEL, HEADER = 0xDEADBEEF, struct.Struct("<IIQQQ")
+
+
+@dataclass(frozen=True)
+class Value:
+    """Name, element type and shape of what an operation makes or a function takes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation; an input is a list of names or constants."""
+
+    kind: str
+    inputs: Mapping[str, tuple[Any, ...]]
+    outputs: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function of a program; `states` are the inputs that it may write to."""
+
+    inputs: tuple[Value, ...]
+    states: tuple[Value, ...]
+    operations: tuple[Operation, ...]
+    outputs: tuple[str, ...]
+
+
+def read_package(path: Path) -> dict[str, Function]:
+    """Functions of a package by name.
+
+    Raises:
+        BundleError: If the package is not one, or a part of it lies outside the file.
+    """
+    with silent():
+        from coremltools.proto import Model_pb2
+    from google.protobuf.message import DecodeError
+
+    folder = path / "Data" / "com.apple.CoreML"
+    try:
+        model = Model_pb2.Model.FromString((folder / "model.mlmodel").read_bytes())
+        file = folder / "weights" / "weight.bin"
+        blobs = np.memmap(file, np.uint8, "r") if file.is_file() else np.zeros(0, np.uint8)
+        return {
+            name: _function(function, blobs)
+            for name, function in sorted(model.mlProgram.functions.items())
+        }
+    except (DecodeError, OSError, KeyError, IndexError, ValueError, TypeError) as cause:
+        raise BundleError(f"'{path.name}' is not a whole ML program: {cause}") from cause
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """coremltools says on import what only a Mac has; a user cannot act on it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _function(message: Any, blobs: Array) -> Function:
+    (block,) = message.block_specializations.values()
+    given = [_value(item) for item in message.inputs]
+    states = {item.name for item in message.inputs if item.type.WhichOneof("type") == "stateType"}
+    return Function(
+        tuple(value for value in given if value.name not in states),
+        tuple(value for value in given if value.name in states),
+        tuple(_operation(item, blobs) for item in block.operations),
+        tuple(block.outputs),
+    )
+
+
+def _operation(message: Any, blobs: Array) -> Operation:
+    inputs: dict[str, tuple[Any, ...]] = {}
+    for key, argument in message.inputs.items():
+        inputs[key] = tuple(
+            binding.name
+            if binding.WhichOneof("binding") == "name"
+            else _constant(binding.value, blobs)
+            for binding in argument.arguments
+        )
+    if message.type == "const":
+        inputs["val"] = (_constant(message.attributes["val"], blobs),)
+    return Operation(message.type, inputs, tuple(_value(item) for item in message.outputs))
+
+
+def _value(message: Any) -> Value:
+    kind = message.type
+    if kind.WhichOneof("type") == "stateType":
+        kind = kind.stateType.wrappedType
+    return Value(message.name, *_type(kind))
+
+
+def _type(message: Any) -> tuple[str, tuple[int, ...]]:
+    if message.WhichOneof("type") != "tensorType":
+        raise ValueError(f"a value of {message.WhichOneof('type')}, expected a tensor")
+    tensor = message.tensorType
+    return TYPES[tensor.dataType], tuple(d.constant.size for d in tensor.dimensions)
+
+
+def _constant(message: Any, blobs: Array) -> Any:
+    dtype, shape = _type(message.type)
+    if message.WhichOneof("value") == "blobFileValue":
+        return _blob(blobs, message.blobFileValue.offset, dtype, shape)
+    tensor = message.immediateValue.tensor
+    kind = tensor.WhichOneof("value")
+    if kind is None:  # protobuf leaves out what is empty
+        return np.zeros(shape, STORED[dtype])
+    values = getattr(tensor, kind).values
+    if kind == "strings":
+        return values[0]
+    if kind == "bytes":
+        return widened(np.frombuffer(values, STORED[dtype]), dtype).reshape(shape)
+    return widened(np.array(list(values), STORED[dtype]), dtype).reshape(shape)
+
+
+def _blob(blobs: Array, offset: int, dtype: str, shape: tuple[int, ...]) -> Array:
+    """The array whose header is at `offset` of the weight file."""
+    if not 0 <= offset <= blobs.size - HEADER.size:
+        raise ValueError(f"weight at {offset}, the file has {blobs.size} bytes")
+    sentinel, kind, size, start, _ = HEADER.unpack(bytes(blobs[offset : offset + HEADER.size]))
+    count = int(np.prod(shape, dtype=np.int64))
+    bits = PACKED.get(dtype) or 8 * np.dtype(STORED[dtype]).itemsize
+    if sentinel != SENTINEL or BLOBS.get(kind) != dtype:
+        raise ValueError(f"weight at {offset} has no header of {dtype}")
+    if start + size > blobs.size or size != -(-count * bits // 8):
+        raise ValueError(f"weight at {offset}: {size} bytes, expected {-(-count * bits // 8)}")
+    raw = blobs[start : start + size]
+    if dtype in PACKED:
+        return unpack(raw, count, bits, dtype.startswith("int")).reshape(shape)
+    return widened(raw.view(STORED[dtype]), dtype).reshape(shape)
+
+
+def unpack(raw: Array, count: int, bits: int, signed: bool) -> Array:
+    """Numbers of `bits` bits, the lowest bits of the first byte first: int32 [count]."""
+    each = np.unpackbits(np.asarray(raw), bitorder="little")[: count * bits].reshape(count, bits)
+    found = (each.astype(np.int32) << np.arange(bits)).sum(1)
+    return np.where(found >= 1 << (bits - 1), found - (1 << bits), found) if signed else found
+
+
+def widened(array: Array, dtype: str) -> Array:
+    """float16 as float32, which computes faster and holds the same values."""
+    return array.astype(np.float32) if dtype == "fp16" else array
+
+
+def names(inputs: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
+    """Values that an operation reads."""
+    for parts in inputs.values():
+        yield from (part for part in parts if isinstance(part, str))

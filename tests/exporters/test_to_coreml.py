@@ -1,0 +1,197 @@
+"""Core ML packages: what coremltools would get wrong, shared weights, equal bytes, parity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("coremltools")
+pytest.importorskip("onnxscript")
+
+from torch import nn  # noqa: E402
+
+from edgevlm.blocks import build  # noqa: E402
+from edgevlm.errors import PlanError  # noqa: E402
+from edgevlm.exporters import to_coreml  # noqa: E402
+from edgevlm.models._checkpoint import find  # noqa: E402
+from edgevlm.pipeline import export  # noqa: E402
+from edgevlm.plan import Block, Function, Tensor  # noqa: E402
+from edgevlm.planning import make_plan  # noqa: E402
+from edgevlm.recipe import Recipe  # noqa: E402
+from edgevlm.registry import METHODS, sites_of  # noqa: E402
+from edgevlm.runtimes.on_coreml_reference import Engine  # noqa: E402
+from edgevlm.trace import trace, weights  # noqa: E402
+
+NAMES = [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]
+
+
+def evaluate(
+    module: nn.Module, folder: Path, *inputs: torch.Tensor, scheme: str = "none"
+) -> list[np.ndarray]:
+    """A module as a saved package, run by the engine."""
+    types = {torch.float32: "f32", torch.int32: "i32"}
+    with torch.no_grad():
+        expected = module(*inputs)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    given = tuple(Tensor(f"x{i}", types[x.dtype], tuple(x.shape)) for i, x in enumerate(inputs))
+    made = tuple(Tensor(f"y{i}", types[x.dtype], tuple(x.shape)) for i, x in enumerate(expected))
+    function = Function("run", given, made, 0)
+    block = Block("test-0", "test", (0, 1), 0, (function,))
+    lowered = to_coreml.lower({"run": trace(module, function, block)}, block, scheme)
+    (written,) = to_coreml.write(lowered, block, weights(module), folder, None)
+    planned = SimpleNamespace(functions=(written,), function=lambda _: written)
+    bundle: Any = SimpleNamespace(
+        plan=SimpleNamespace(block=lambda _: planned),
+        files_of=lambda _: {"run": folder / written.file},
+    )
+    engine = Engine(bundle)
+    arrays = {t.name: np.ascontiguousarray(x.numpy()) for t, x in zip(given, inputs, strict=True)}
+    arrays |= {
+        t.name: np.zeros(t.shape, np.int32 if t.dtype == "i32" else np.float32) for t in made
+    }
+    engine.load("test-0")
+    engine.bind("test-0", "run", arrays)
+    engine.run("test-0", "run")
+    return [arrays[t.name] for t in made]
+
+
+class Calls(nn.Module):
+    """A function of tensors as a module."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        return self.function(*inputs)
+
+
+X = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0)) * 3
+TRANSLATED = {
+    # coremltools reads the word by its place only, and torch.export gives it by name.
+    "gelu by tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "gelu": nn.functional.gelu,
+    "rms_norm": lambda x: nn.functional.rms_norm(x, (8,), torch.arange(8.0), 1e-6),
+    "and, or of bools": lambda x: (((x > 0) & (x < 1)) | (x > 2)).float(),
+    "where with a number": lambda x: torch.where(x > 0, x, -1.0),
+    "where of whole numbers": lambda x: torch.where(torch.full((8,), -1) < 0, 7, 3).float() + x,
+    "whole parts": lambda x: x[0].index_select(0, torch.arange(9) * 2 // 5),
+    "zeros of bools": lambda x: torch.where(torch.zeros(8, dtype=torch.bool) | (x > 0), x, 0.0),
+    "a matrix and a vector": lambda x: (x[0] @ x[0, 0]) + (x[0, 0] @ x[0].T),
+    "index_select of bools": lambda x: (x[0] > 0).index_select(0, torch.tensor([2, 0])).float(),
+    "where with two numbers": lambda x: torch.where(x > 0, 2.0, -1.0) + x,
+    "rotary": lambda x: torch.ops.edgevlm.rotary(
+        x, x[..., :4].cos().repeat(1, 1, 1), x[..., :4].sin(), 2
+    ),
+    "attention": lambda x: torch.ops.edgevlm.attention(x, x * 2, x + 1, 2),
+    "attention with a bias": lambda x: torch.ops.edgevlm.attention(
+        x, x * 2, x + 1, 2, x[:, None, :1, :5]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRANSLATED)
+def test_translations(name, tmp_path):
+    module = Calls(TRANSLATED[name])
+    (found,) = evaluate(module, tmp_path, X)
+    expected = module(X)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+
+
+def test_an_output_that_is_an_input_has_its_own_name(tmp_path):
+    (found,) = evaluate(Calls(lambda x: x), tmp_path, X)
+    np.testing.assert_array_equal(found, X)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_attention_with_a_cache(groups, tmp_path):
+    """Rows are written at the position, and each query sees its own group up to itself."""
+    generator = torch.Generator().manual_seed(1)
+    heads, size, rows, total = 4, 4, 3, 9
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    mask = torch.where(torch.arange(total) > torch.arange(4, 7)[:, None], -1e4, 0.0)[None, None]
+    inputs = (
+        random(1, rows, heads * size),
+        random(1, rows, groups * size),
+        random(1, rows, groups * size),
+        random(1, groups, total, size),
+        random(1, groups, total, size),
+        mask,
+        torch.tensor([4], dtype=torch.int32),
+        random(1, 1, 1, total),
+    )
+    module = Calls(lambda *x: torch.ops.edgevlm.attention_kv(*x[:7], heads, x[7]))
+    for found, expected in zip(evaluate(module, tmp_path, *inputs), module(*inputs), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("method", [n for n in NAMES if n != "identity"])
+def test_each_methods_reduce(method, preset, tmp_path):
+    """The choice of tokens in the saved program is PyTorch's."""
+    model = str(preset("tiny-llava-next"))
+    for tiles in ((1, 1), (2, 2)):
+        recipe = Recipe(
+            model=model, target="coreml", tokens=24, methods=(f"{method}@tokens",), tiles=tiles
+        )
+        try:
+            planned = make_plan(recipe, find(model, None))
+        except PlanError:
+            continue
+        break
+    (block,) = planned.plan.stage("reduce")
+    pieces = planned.pieces(planned.checkpoint.load_model())
+    module = build(block, pieces, planned.method, planned.description.shape)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.rand(t.shape, generator=generator) for t in block.functions[0].inputs]
+    tokens, kept = module(*inputs)
+    found = evaluate(module, tmp_path, *inputs)
+    np.testing.assert_array_equal(found[1], kept)
+    bound = 2e-6 * float(tokens.abs().max())
+    np.testing.assert_allclose(found[0], tokens, rtol=0, atol=bound)
+
+
+CASES = {
+    "smolvlm": ("tiny-smolvlm", "none", ("divprune",)),
+    "llava_onevision, inside the decoder": ("tiny-llava-onevision", "none", ("fastv:layer=1",)),
+    "llava_next, inside the encoder": ("tiny-llava-next", "none", ("tome@vision:r=4",)),
+    "fp16": ("tiny-smolvlm", "fp16", ("average_pool",)),
+    "w8a16": ("tiny-llava-onevision", "w8a16", ("strided",)),
+    "w4g32a16": ("tiny-smolvlm", "w4g32a16", ("strided",)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bundle_agrees_with_pytorch(case, preset, tmp_path):
+    model, scheme, methods = CASES[case]
+    recipe = Recipe(
+        model=str(preset(model)), target="coreml", tokens=16, methods=methods, quantize=scheme
+    )
+    done = export(recipe, tmp_path / "tiny.edgevlm")
+    assert done.verification.ok
+    assert done.verification.engine == "coreml-reference"
+    if scheme == "none":
+        assert max(block.rel_error for block in done.verification.blocks) <= 1e-3
+        assert done.verification.tokens_equal == 1.0
+    assert done.bundle.plan.host.kv.form == "states"
+
+
+def test_functions_share_weights_and_the_same_recipe_gives_the_same_bytes(tiny_model, tmp_path):
+    recipe = Recipe(model=tiny_model, target="coreml", tokens=16, methods=("strided",))
+    made = [export(recipe, tmp_path / f"{i}.edgevlm") for i in range(2)]
+    files = [
+        {f.path: f.sha256 for f in done.bundle.plan.files if f.path.startswith("blocks")}
+        for done in made
+    ]
+    assert files[0] == files[1]
+    (block,) = made[0].bundle.plan.stage("decoder")
+    path = "blocks/decoder/decoder-0.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+    entry = next(f for f in made[0].bundle.plan.files if f.path == path)
+    assert entry.bytes <= 1.02 * block.weights_bytes
