@@ -98,7 +98,7 @@ class Runner:
     bundle: Bundle
     planned: Planned
     pieces: Pieces
-    threshold: Threshold
+    thresholds: Mapping[str, Threshold]  # by stage
     progress: Callable[[str], None]
     worst: dict[tuple[str, str], tuple[float, float | None]] = field(default_factory=dict)
     kept: Array | None = None  # positions that `reduce` chose
@@ -141,7 +141,7 @@ class Runner:
         for block in self.bundle.plan.blocks:
             for function in block.functions:
                 rel_error, psnr = self.worst[block.name, function.name]
-                ok = self.threshold.accepts(rel_error, psnr)
+                ok = self.thresholds[block.stage].accepts(rel_error, psnr)
                 yield BlockParity(block.name, function.name, rel_error, psnr, ok)
 
     def _vision(self, pixels: Array) -> dict[str, Array]:

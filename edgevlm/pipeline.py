@@ -103,7 +103,7 @@ def _export_block(
     key = signature(module, block)
     if key not in lowered:
         programs = {f.name: trace(module, f, block) for f in block.functions}
-        lowered[key] = target.lower(programs, block, planned.plan.recipe.quantize)
+        lowered[key] = target.lower(programs, block, planned.plan.recipe.scheme(block.stage))
     embedding = planned.plan.host.embedding
     tied = block.stage == "head" and embedding.tied
     offset = block.pieces[0] * embedding.columns * 4 if tied else None

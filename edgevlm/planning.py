@@ -33,6 +33,8 @@ from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
 from edgevlm.shapes import make_blocks
 
+# Stages that have schemes; `reduce` chooses, and has no weights.
+QUANTIZED = ("vision", "decoder", "head")
 # Room for a question and an answer beside the image when the recipe names no context.
 ROOM_TOKENS = 512
 # A question of this length is planned for when the chunk is chosen.
@@ -68,11 +70,16 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
         PlanError: For a budget, context or grid that cannot work.
     """
     target = TARGETS.load(recipe.target)
-    if recipe.quantize not in target.SCHEMES:
-        known = ", ".join(target.SCHEMES)
-        raise RecipeError(
-            f"scheme '{recipe.quantize}' is not one of target '{recipe.target}'; it has: {known}"
-        )
+    for stage, scheme in recipe.schemes().items():
+        if scheme not in target.SCHEMES:
+            known = ", ".join(target.SCHEMES)
+            raise RecipeError(
+                f"scheme '{scheme}' is not one of target '{recipe.target}'; it has: {known}"
+            )
+        if stage not in ("", *QUANTIZED):
+            raise RecipeError(
+                f"'{stage}' is not a stage with weights; those are: {', '.join(QUANTIZED)}"
+            )
     config = checkpoint.config
     description = _describe(checkpoint, recipe)
     method, site, positions = choose_method(recipe, description.shape)

@@ -26,7 +26,8 @@ class Recipe:
         target: Name of a target, such as `onnx`.
         tokens: Visual tokens kept per image or clip; None keeps all.
         methods: Token reductions, each `NAME[@SITE][:key=value,…]`.
-        quantize: Quantization scheme of the weights; `none` is float32.
+        quantize: Scheme of the weights; `none` is float32. Stages may have their own:
+            `fp16,decoder=w4g32a16`.
         context: Cache length in tokens; None is the prompt of one image and 512 more, rounded up.
         frames: Frames of a clip, at least 2; 1 means still images.
         tiles: Tile grid of an image as (rows, columns); (1, 1) is the global view alone.
@@ -64,6 +65,28 @@ class Recipe:
             raise RecipeError(f"tiles must be at least 1x1, got {self.tiles[0]}x{self.tiles[1]}")
         if self.frames > 1 and self.tiles != (1, 1):
             raise RecipeError("frames and tiles do not go together: frames of a clip are not split")
+
+    def schemes(self) -> dict[str, str]:
+        """Schemes that `quantize` names by stage; that of all other stages has the key "".
+
+        Raises:
+            RecipeError: If it has another form, or a stage is named twice.
+        """
+        found: dict[str, str] = {}
+        for part in self.quantize.split(","):
+            stage, equals, scheme = part.strip().rpartition("=")
+            if not scheme or (equals and not stage) or stage in found:
+                raise RecipeError(
+                    "quantize looks like SCHEME or SCHEME,STAGE=SCHEME,…, for example"
+                    f" fp16,decoder=w8a16, got '{self.quantize}'"
+                )
+            found[stage] = scheme
+        return {"": "none"} | found
+
+    def scheme(self, stage: str) -> str:
+        """Scheme of a stage; a choice of tokens is never rounded."""
+        schemes = self.schemes()
+        return "none" if stage == "reduce" else schemes.get(stage, schemes[""])
 
 
 def parse_tiles(text: str) -> tuple[int, int]:

@@ -11,7 +11,8 @@
 rel_error = max|a - b| / max|b|, psnr_db = 20 log10(max|b| / rmse), b from PyTorch; psnr_db is null
 where the two are equal. image_sensitivity is the relative change of the first logits with another
 picture: a check of the check, for a model that ignores the picture would pass anything.
-kept_equal is the share of the visual tokens that PyTorch keeps too.
+kept_equal is the share of the visual tokens that PyTorch keeps too. largest_float16 is, for each
+function that computes in float16, the largest number in it and the operation that gave it.
 preprocessing_error is that of `edgevlm.preprocess_check`, null where it cannot be measured.
 """
 
@@ -63,15 +64,17 @@ class Verification:
     kept_equal: float
     image_sensitivity: float
     preprocessing_error: float | None
-    threshold: Threshold
+    thresholds: dict[str, Threshold]
     engine: str
     blocks: tuple[BlockParity, ...]
+    largest_float16: dict[str, tuple[float, str]]
 
     def first_failure(self) -> str:
         """One line: the first block that diverges, or which end-to-end measure fails."""
         for block in self.blocks:
             if not block.ok:
-                said = self.threshold.said(block.rel_error, block.psnr_db)
+                stage = block.name.rpartition("-")[0]
+                said = self.thresholds[stage].said(block.rel_error, block.psnr_db)
                 return f"{block.name}.{block.function} differs from PyTorch: {said}"
         if self.image_sensitivity < IMAGE_SENSITIVITY:
             return (
@@ -83,7 +86,7 @@ class Verification:
                 "pictures are prepared otherwise than by the checkpoint's processor: mean error"
                 f" {self.preprocessing_error:.4f}, at most {PREPROCESSING_LIMIT} is accepted"
             )
-        said = self.threshold.said(self.logits_rel_error, self.logits_psnr_db)
+        said = self.thresholds["decoder"].said(self.logits_rel_error, self.logits_psnr_db)
         return (
             f"every block agrees with PyTorch but the whole does not: the logits' {said};"
             f" tokens_equal {self.tokens_equal:.2f}"
@@ -138,11 +141,11 @@ def verify_model(
 ) -> Verification:
     """`verify` for a bundle and a model that are already open."""
     plan = bundle.plan
-    threshold = THRESHOLDS[plan.recipe.quantize]
+    thresholds = {b.stage: THRESHOLDS[plan.recipe.scheme(b.stage)] for b in plan.blocks}
     progress("verify: the reference in PyTorch")
     with torch.no_grad():
         inputs = [_pixels(photo, planned) for photo in photos]
-        runner = Runner(bundle, planned, pieces, threshold, progress)
+        runner = Runner(bundle, planned, pieces, thresholds, progress)
         steps = min(STEPS, plan.host.kv.tokens - plan.prompt_tokens - len(QUESTION))
         reference = _reference(model, pieces, planned, runner, inputs[0], max(3, steps))
         other = _reference(model, pieces, planned, runner, inputs[1], 1)
@@ -154,11 +157,12 @@ def verify_model(
     blocks = tuple(runner.parity())
     assert runner.kept is not None
     kept_equal = float(np.isin(runner.kept, reference.kept).mean())
+    exact = all(threshold.exact for threshold in thresholds.values())
     # Another choice of tokens is another prompt: then blocks alone can be compared.
-    whole = threshold.exact or (threshold.whole and kept_equal == 1.0)
-    passed = threshold.accepts(rel_error, psnr_db) or not whole
-    passed = passed and sensitivity >= IMAGE_SENSITIVITY
-    passed = passed and (equal == 1.0 or not threshold.exact)
+    whole = all(threshold.whole for threshold in thresholds.values()) and kept_equal == 1.0
+    passed = all(t.accepts(rel_error, psnr_db) for t in thresholds.values() if t.exact == exact)
+    passed = (passed or not (exact or whole)) and sensitivity >= IMAGE_SENSITIVITY
+    passed = passed and (equal == 1.0 or not exact)
     passed = passed and (pixels is None or pixels <= PREPROCESSING_LIMIT)
     return Verification(
         ok=passed and all(b.ok for b in blocks),
@@ -168,9 +172,13 @@ def verify_model(
         kept_equal=kept_equal,
         image_sensitivity=sensitivity,
         preprocessing_error=pixels,
-        threshold=threshold,
+        thresholds=thresholds,
         engine=runner.engine.name,
         blocks=blocks,
+        largest_float16={
+            f"{block}.{function}": found
+            for (block, function), found in getattr(runner.engine, "largest", {}).items()
+        },
     )
 
 

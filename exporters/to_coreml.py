@@ -4,8 +4,7 @@
 
 The functions of a block share their weights in one file. Keys and values are states (KV form
 `states`), named as the inputs `past_*` without that word; Core ML keeps them in float16. Numbers in
-and out stay float32. The stage `reduce` computes in float32 whatever the scheme: a choice that
-flips is another choice.
+and out stay float32.
 
 Source: coremltools 9.0 (iOS 18 programs); `_coreml_operators` for what it does not know itself.
 """
@@ -151,7 +150,7 @@ def _convert(
     with torch.no_grad():
         again = torch.export.export(module, (), given, strict=False).run_decompositions({})
     outputs = [t.name for t in function.outputs if not t.name.startswith("present_")]
-    exact = scheme == "none" or block.stage == "reduce"
+    exact = scheme == "none"
     model = ct.convert(
         again,
         outputs=[ct.TensorType(name=name) for name in outputs],

@@ -47,13 +47,16 @@ class Step:
 class Engine:
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns.
 
-    A state of a program is the array bound as `past_*`.
+    A state of a program is the array bound as `past_*`. `largest` has, for each function, the
+    largest finite or infinite number that an operation rounded to float16, and that operation:
+    what is near 65,504 may overflow with another picture.
     """
 
     name = NAME
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle
+        self.largest: dict[tuple[str, str], tuple[float, str]] = {}
         self._functions: dict[tuple[str, str], program.Function] = {}
         self._steps: dict[tuple[str, str], list[Step]] = {}
         self._constants: dict[tuple[str, str], dict[str, Array]] = {}
@@ -105,6 +108,7 @@ class Engine:
             else:
                 results = OPERATORS[step.operation.kind](**given)
             _keep(values, step, results)
+            self._watch(key, step, values)
         for name in made.outputs:
             arrays[name][:] = values[name]
 
@@ -112,6 +116,14 @@ class Engine:
         """Give the block's memory back."""
         for key in [key for key in self._functions if key[0] == block]:
             del self._functions[key], self._steps[key], self._constants[key]
+
+    def _watch(self, key: tuple[str, str], step: Step, values: Mapping[str, Any]) -> None:
+        for value in step.operation.outputs:
+            if value.dtype == "fp16" and value.name in values:
+                found = values[value.name]
+                top = max(float(found.max()), -float(found.min()))
+                if top > self.largest.get(key, (0.0, ""))[0]:
+                    self.largest[key] = (top, step.operation.kind)
 
     def _prepare(self, key: tuple[str, str], made: program.Function) -> None:
         """Compute what is constant once, and find when each value is read last."""

@@ -218,6 +218,11 @@ def test_the_same_recipe_gives_the_same_plan(planned):
         ),
         ({"target": "onx"}, RecipeError, "^unknown target 'onx'; did you mean 'onnx'[?]"),
         (
+            {"quantize": "none,heat=none"},
+            RecipeError,
+            "^'heat' is not a stage with weights; those are: vision, decoder, head$",
+        ),
+        (
             {"quantize": "w8a8"},
             RecipeError,
             "^scheme 'w8a8' is not one of target 'onnx'; it has: none$",

@@ -74,3 +74,17 @@ def test_no_text_breaks_the_parsers(text):
     for parse in (parse_method, parse_bytes, parse_tiles):
         with contextlib.suppress(RecipeError):
             parse(text)
+
+
+def test_stages_may_have_schemes_of_their_own():
+    recipe = Recipe(quantize="fp16, decoder=w4g32a16,head=w8a16")
+    stages = ("vision", "reduce", "decoder", "head")
+    assert [recipe.scheme(s) for s in stages] == ["fp16", "none", "w4g32a16", "w8a16"]
+    assert Recipe(quantize="decoder=w8a16").scheme("vision") == "none"
+    assert Recipe().schemes() == {"": "none"}
+
+
+@pytest.mark.parametrize("text", ["", "fp16,", "fp16,w8a16", "=fp16", "head=", "a=b,a=c"])
+def test_refuses_what_is_no_scheme(text):
+    with pytest.raises(RecipeError, match=r"^quantize looks like SCHEME or SCHEME,STAGE=SCHEME"):
+        Recipe(quantize=text).schemes()

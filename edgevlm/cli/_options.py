@@ -28,7 +28,7 @@ Methods = Annotated[
     list[str] | None,
     typer.Option("--method", help="NAME[@SITE][:key=value,…], see `edgevlm methods`."),
 ]
-Quantize = Annotated[str, typer.Option(help="Scheme of the weights; 'none' is float32.")]
+Quantize = Annotated[str, typer.Option(help="SCHEME[,STAGE=SCHEME,…]; 'none' is float32.")]
 Context = Annotated[int | None, typer.Option(help="Cache length in tokens.")]
 Frames = Annotated[int, typer.Option(help="Frames of a clip; 1 means still images.")]
 Tiles = Annotated[str, typer.Option(help="Tile grid of an image, ROWSxCOLUMNS.")]

@@ -44,17 +44,18 @@ def main(
     with o.progress() as step:
         done = export(recipe, output, force, step)
     made, parity = done.bundle.plan, done.verification
+    stored = sum(f.bytes for f in made.files if f.path.endswith((".weights", ".bin")))
     document = {
         "bundle": str(done.bundle.path),
         "target": recipe.target,
         "blocks": len(made.blocks),
-        "weights_bytes": made.weights_bytes,
+        "weights_bytes": stored,
         "visual_tokens": made.visual_tokens,
         "seconds": round(done.seconds, 3),
         "peak_rss_bytes": done.peak_rss_bytes,
     }
     text = (
-        f"{done.bundle.path}: {len(made.blocks)} blocks, {o.megabytes(made.weights_bytes)},"
+        f"{done.bundle.path}: {len(made.blocks)} blocks, {o.megabytes(stored)},"
         f" {made.reduction.tokens_in} -> {made.visual_tokens} visual tokens;"
         f" agrees with PyTorch (logits {parity.logits_rel_error:.0e}, tokens"
         f" {parity.tokens_equal:.0%}); {done.seconds:.0f} s,"

@@ -39,6 +39,9 @@ def main(
         f" image_sensitivity {result.image_sensitivity:.2f}, {result.engine}"
     )
     text = o.table(["block", "function", "rel_error", "psnr_db", ""], rows) + "\n" + summary
+    if result.largest_float16:
+        where, (top, kind) = max(result.largest_float16.items(), key=lambda item: item[1][0])
+        text += f"\nlargest number in float16: {top:,.0f} of 65,504, from {kind} in {where}"
     o.answer(result, text, json)
     if not result.ok:
         o.say(f"edgevlm: {result.first_failure()}")

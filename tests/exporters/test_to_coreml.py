@@ -164,7 +164,7 @@ CASES = {
     "llava_next, inside the encoder": ("tiny-llava-next", "none", ("tome@vision:r=4",)),
     "fp16": ("tiny-smolvlm", "fp16", ("average_pool",)),
     "w8a16": ("tiny-llava-onevision", "w8a16", ("strided",)),
-    "w4g32a16": ("tiny-smolvlm", "w4g32a16", ("strided",)),
+    "each stage its own": ("tiny-smolvlm", "fp16,decoder=w4g32a16,head=w8a16", ("strided",)),
 }
 
 

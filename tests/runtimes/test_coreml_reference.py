@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.runtimes import _ml_program  # noqa: E402
 from edgevlm.runtimes._ml_operators import OPERATORS  # noqa: E402
+from edgevlm.runtimes._ml_report import static_report  # noqa: E402
 from edgevlm.runtimes.on_coreml_reference import Engine, _as  # noqa: E402
 
 X = np.random.default_rng(0).standard_normal((2, 3, 4, 6)).astype(np.float32)
@@ -234,3 +236,21 @@ def test_an_unknown_operation_is_named(bundle, monkeypatch):
     monkeypatch.delitem(OPERATORS, "silu")
     with pytest.raises(RuntimeLoadError, match=r"^decoder-0.prefill: operation 'silu' is not one"):
         Engine(bundle).load("decoder-0")
+
+
+def test_the_report_counts_what_may_leave_the_npu(bundle):
+    report = {f"{r.block}.{r.function}": r for r in static_report(bundle)}
+    assert set(report) == {f"{b.name}.{f.name}" for b in bundle.plan.blocks for f in b.functions}
+    prefill = report["decoder-0.prefill"]
+    assert prefill.fall_back == {}
+    assert prefill.float32 > 50  # the scheme is float32
+    assert prefill.rank <= 5
+    assert prefill.largest_bytes >= 4 * bundle.plan.host.chunk * bundle.plan.host.embedding.columns
+
+
+def test_the_largest_number_in_float16_is_kept(tiny_model, tmp_path):
+    recipe = Recipe(model=tiny_model, target="coreml", methods=("strided",), tokens=16)
+    done = export(replace(recipe, quantize="fp16"), tmp_path / "tiny.edgevlm")
+    largest = done.verification.largest_float16
+    assert {"vision-0.encode", "decoder-0.prefill", "decoder-0.decode"} <= set(largest)
+    assert all(0 < top < 65504 and kind in OPERATORS for top, kind in largest.values())
