@@ -41,7 +41,7 @@ with silent():
     from edgevlm.exporters import _coreml_operators  # noqa: F401  # registers translations
 
 KV_FORM, KV_DTYPE = "states", "f16"
-SCHEMES = ("none", "fp16", "w8a16", "w4g32a16")
+SCHEMES = ("none", "fp16", "w8a16", "w4g32a16", "p6", "p4")
 SUMMARY = "Core ML packages for iOS 18 and macOS 15: states, shared weights, 4 to 32 bits"
 REQUIRES = Requires((("ios", "18.0"), ("macos", "15.0")))
 # Weights as whole numbers with a scale for each output channel, or for each 32 of its inputs.
@@ -50,6 +50,9 @@ COMPRESSED: dict[str, dict[str, Any]] = {
     "w4g32a16": {"dtype": "int4", "granularity": "per_block", "block_size": 32},
 }
 SMALLEST = 2048  # numbers; what is smaller stays as it is
+# Weights as places in a table of 2^bits numbers for each matrix. Below this size coremltools would
+# want scikit-learn to find the table.
+PALETTES, SMALLEST_PALETTE = {"p6": 6, "p4": 4}, 10_000
 
 
 @dataclass(frozen=True)
@@ -158,13 +161,25 @@ def _convert(
         compute_precision=ct.precision.FLOAT32 if exact else ct.precision.FLOAT16,
         skip_model_load=True,
     )
-    if exact or scheme not in COMPRESSED:
-        return model
+    return _compress(model, scheme)
+
+
+def _compress(model: Any, scheme: str) -> Any:
+    """The converted function with weights of few bits."""
     optimize = ct.optimize.coreml
-    how = optimize.OpLinearQuantizerConfig(
-        mode="linear_symmetric", weight_threshold=SMALLEST, **COMPRESSED[scheme]
-    )
-    return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(global_config=how))
+    if scheme in COMPRESSED:
+        how = optimize.OpLinearQuantizerConfig(
+            mode="linear_symmetric", weight_threshold=SMALLEST, **COMPRESSED[scheme]
+        )
+        config = optimize.OptimizationConfig(global_config=how)
+        return optimize.linear_quantize_weights(model, config)
+    if scheme in PALETTES:
+        how = optimize.OpPalettizerConfig(
+            mode="kmeans", nbits=PALETTES[scheme], weight_threshold=SMALLEST_PALETTE
+        )
+        config = optimize.OptimizationConfig(global_config=how)
+        return optimize.palettize_weights(model, config)
+    return model
 
 
 def _name_parts(package: Path, block: Block) -> None:

@@ -164,6 +164,7 @@ CASES = {
     "llava_next, inside the encoder": ("tiny-llava-next", "none", ("tome@vision:r=4",)),
     "fp16": ("tiny-smolvlm", "fp16", ("average_pool",)),
     "w8a16": ("tiny-llava-onevision", "w8a16", ("strided",)),
+    "palettes": ("tiny-llava-onevision", "p4,vision=p6", ("strided",)),
     "each stage its own": ("tiny-smolvlm", "fp16,decoder=w4g32a16,head=w8a16", ("strided",)),
 }
 
