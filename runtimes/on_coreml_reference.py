@@ -90,7 +90,11 @@ class Engine:
             self._prepare((block, function.name), found)
 
     def run(self, block: str, function: str) -> None:
-        """Run a loaded function over its bound arrays."""
+        """Run a loaded function over its bound arrays.
+
+        Raises:
+            RuntimeLoadError: If an operation's inputs do not fit it.
+        """
         key = (block, function)
         made, arrays = self._functions[key], self._arrays[key]
         values: dict[str, Any] = dict(self._constants[key])
@@ -109,7 +113,11 @@ class Engine:
                 state[:] = _resolve(step.inputs["data"], values, False)
                 continue
             else:
-                results = OPERATORS[step.operation.kind](**given)
+                try:
+                    results = OPERATORS[step.operation.kind](**given)
+                except (ValueError, TypeError, IndexError) as cause:
+                    kind = step.operation.kind
+                    raise RuntimeLoadError(f"{block}.{function}: {kind}: {cause}") from cause
             _keep(values, step, results)
             self._watch(key, step, values)
         for name in made.outputs:
