@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import tempfile
 import uuid
@@ -37,6 +36,7 @@ from edgevlm.trace import DTYPES
 
 with silent():
     import coremltools as ct
+    from coremltools.proto import Model_pb2
 
     from edgevlm.exporters import _coreml_operators  # noqa: F401  # registers translations
 
@@ -53,6 +53,27 @@ SMALLEST = 2048  # numbers; what is smaller stays as it is
 # Weights as places in a table of 2^bits numbers for each matrix. Below this size coremltools would
 # want scikit-learn to find the table.
 PALETTES, SMALLEST_PALETTE = {"p6": 6, "p4": 4}, 10_000
+
+# Shown by Xcode beside each input, output and state.
+MEANINGS = {
+    "pixel_values": "one view: RGB, channels first, (value / 255 - mean) / std",
+    "features": "features of the views, in the width of the language model",
+    "visual_tokens": "the visual tokens that are kept or merged",
+    "kept_positions": "where each was among all, ascending",
+    "log_sizes": "logarithm of how many tokens each stands for",
+    "hidden": "rows of the embedding table and visual tokens, or what the block before gave",
+    "cos": "rotary cosines of the rows' positions, both halves equal",
+    "sin": "rotary sines of the rows' positions, both halves equal",
+    "mask": "0 where a row may look, -1e4 elsewhere",
+    "bias": "what attention to each row of the cache gets",
+    "position": "row of the cache where the first new row goes",
+    "visual_rows": "rows of the visual tokens",
+    "last": "the prompt's last row",
+    "pruned": "1 after a prompt with a picture, else 0",
+    "logits": "scores of the vocabulary",
+    "key": "keys of a layer",
+    "value": "values of a layer",
+}
 
 
 @dataclass(frozen=True)
@@ -104,6 +125,7 @@ def write(
         shutil.rmtree(package, ignore_errors=True)
         ct.utils.save_multifunction(joined, str(package))
     _name_parts(package, block)
+    _describe(package, block, lowered.scheme)
     for path in package.rglob("*"):  # coremltools leaves some readable by their owner alone
         path.chmod(0o755 if path.is_dir() else 0o644)
     return tuple(replace(function, file=package.name) for function in block.functions)
@@ -185,14 +207,32 @@ def _compress(model: Any, scheme: str) -> Any:
 def _name_parts(package: Path, block: Block) -> None:
     """Identifiers that follow from the block's name: the same recipe gives the same bytes."""
     path = package / "Manifest.json"
-    text = path.read_text("utf-8")
-    found = dict.fromkeys(re.findall(r"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}", text))
-    items = json.loads(text)["itemInfoEntries"]
-    for old in found:
-        name = f"{block.name}/{items.get(old, {}).get('path', old)}"
-        text = text.replace(old, str(uuid.uuid5(uuid.NAMESPACE_URL, name)).upper())
-    made = json.loads(text)
-    path.write_text(json.dumps(made, indent=4, sort_keys=True) + "\n", "utf-8")
+    manifest = json.loads(path.read_text("utf-8"))
+    items = manifest["itemInfoEntries"]
+    new = {
+        old: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{block.name}/{item['path']}"))
+        for old, item in items.items()
+    }
+    manifest["itemInfoEntries"] = {new[old]: item for old, item in items.items()}
+    manifest["rootModelIdentifier"] = new[manifest["rootModelIdentifier"]]
+    path.write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n", "utf-8")
+
+
+def _describe(package: Path, block: Block, scheme: str) -> None:
+    """Say inside the package what it is and what its inputs, outputs and states mean."""
+    path = package / "Data" / "com.apple.CoreML" / "model.mlmodel"
+    model = Model_pb2.Model.FromString(path.read_bytes())
+    about = model.description.metadata
+    names = ", ".join(function.name for function in block.functions)
+    about.shortDescription = f"{block.name} of an edgevlm bundle: {names}"
+    about.userDefined.clear()
+    for key, value in (("block", block.name), ("stage", block.stage), ("scheme", scheme)):
+        about.userDefined[f"edgevlm.{key}"] = value
+    for function in model.description.functions:
+        for feature in (*function.input, *function.output, *function.state):
+            name = feature.name.removesuffix("_out").rstrip("_0123456789")
+            feature.shortDescription = MEANINGS.get(name, "")
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 @contextmanager

@@ -196,3 +196,16 @@ def test_functions_share_weights_and_the_same_recipe_gives_the_same_bytes(tiny_m
     path = "blocks/decoder/decoder-0.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
     entry = next(f for f in made[0].bundle.plan.files if f.path == path)
     assert entry.bytes <= 1.02 * block.weights_bytes
+
+    from coremltools.proto import Model_pb2
+
+    content = (made[0].bundle.path / path).parents[1] / "model.mlmodel"
+    about = Model_pb2.Model.FromString(content.read_bytes()).description
+    assert dict(about.metadata.userDefined) == {
+        "edgevlm.block": "decoder-0", "edgevlm.stage": "decoder", "edgevlm.scheme": "none"
+    }  # fmt: skip
+    assert [f.name for f in about.functions] == ["prefill", "decode"]
+    for function in about.functions:
+        features = (*function.input, *function.output, *function.state)
+        assert len(features) == 6 + 2 * made[0].bundle.plan.host.kv.layers
+        assert all(feature.shortDescription for feature in features)
