@@ -18,7 +18,8 @@ RUN is a folder that keeps everything of one training: the tokenizer, state.pt e
    will see when asked once. One picture in five is a chat instead: its questions are turns that
    see those before. Most tokens that see nothing are left out, so that there is less to search.
    A second loss wants each visual token to be like the words that name what it sees, and the dense
-   one is asked of the projected tokens too, so that places reach the language model.
+   one is asked of the projected tokens too, so that places reach the language model. A third one
+   asks the last token of each phrase of a question what it refers to, where and how many.
 4. In the third part all is trained, the encoder slowly, on all visual tokens; one batch in seven
    has a random part of them, or the means of a coarser grid, the plainest ways to remove tokens
    and to merge them. Otherwise the length of a sequence alone would confuse the model, and
@@ -44,7 +45,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from batches import IGNORE, Batches
-from model import SEEN, USER, Trainee, build, prepare, word_targets, write_checkpoint
+from model import REFERRED, SEEN, USER, Trainee, build, prepare, word_targets, write_checkpoint
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -53,46 +54,56 @@ from edgevlm.datasets import _clips, _questions
 from edgevlm.datasets._material import training_material
 
 SCORES = ("all", *_questions.IMAGE_TASKS, *_clips.CLIP_TASKS, "describe", "nlvr")
-LOSSES = ("answer_loss", "dense_loss", "word_loss")
+LOSSES = ("answer_loss", "dense_loss", "word_loss", "phrase_loss")
 COLUMNS = ("step", "seconds", "pictures", "rate", *LOSSES, *SCORES)
 SAVE_SECONDS = 240
 ENCODER_RATE = 0.2  # of the rate, in the third part
 
 
 def losses(trainee: Trainee, batch: dict, dense_only: bool) -> tuple[Tensor, ...]:
-    """Loss of the answers, dense loss, loss of the words; right answers [B, T].
+    """Loss of the answers, dense loss, of the words and of the phrases; right answers [B, T].
 
     Where there is no label the answer counts as right.
     """
-    named, logits, words = trainee(batch, dense_only)
+    logits = trainee(batch, dense_only)
     target = batch["dense"].flatten(0, 1).flatten(1, 2)  # [B*F, tokens, SEEN]
-    dense_loss = torch.stack([seen_loss(scores, target) for scores in named]).sum()
-    if logits is None or words is None:
+    dense_loss = torch.stack([seen_loss(scores, target) for scores in logits.seen]).sum()
+    if logits.text is None or logits.words is None:
         zero = torch.zeros_like(dense_loss)
-        return zero, dense_loss, zero, zero
+        return zero, dense_loss, zero, zero, zero
     seen = target[..., 0] > 0
-    likely = words[seen].float().log_softmax(-1)
+    likely = logits.words[seen].float().log_softmax(-1)
     rows = sum(table[target[..., part][seen]] for part, table in enumerate(batch["words"]))
     word_loss = -(rows * likely).sum(-1).mean() / 3
-    logits, labels = logits.float(), batch["labels"]
-    loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
-    right = (logits.argmax(-1) == labels) | (labels == IGNORE)
-    return loss, dense_loss, word_loss, right
+    meant = batch["referred"]
+    meant = meant[meant.amax(-1) >= 0]
+    phrase_loss = torch.stack([referred_loss(scores, meant) for scores in logits.referred]).sum()
+    text, labels = logits.text.float(), batch["labels"]
+    loss = functional.cross_entropy(text.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+    right = (text.argmax(-1) == labels) | (labels == IGNORE)
+    return loss, dense_loss, word_loss, phrase_loss, right
 
 
 def seen_loss(scores: Tensor, target: Tensor) -> Tensor:
     """Loss of logits [B*F, tokens, classes] for what each token sees [B*F, tokens, SEEN]."""
-    loss, start = torch.zeros((), device=scores.device), 0
-    for part, size in enumerate(SEEN):
+    loss = torch.zeros((), device=scores.device)
+    for part, logits in enumerate(scores.float().flatten(0, 1).split(SEEN, -1)):
         # Most tokens see nothing: they count as much as the others together.
-        weight = torch.ones(size, device=scores.device)
+        weight = torch.ones(SEEN[part], device=scores.device)
         weight[0] = 0.25
-        logits = scores[..., start : start + size].float().flatten(0, 1)
         wanted = target[..., part].flatten()
         found = functional.cross_entropy(logits, wanted, weight, ignore_index=IGNORE)
         loss = loss + (found if part < 3 else found / 2)
-        start += size
     return loss
+
+
+def referred_loss(scores: Tensor, target: Tensor) -> Tensor:
+    """Mean loss of logits [phrases, classes] for what each phrase means [phrases, REFERRED]."""
+    found = [
+        functional.cross_entropy(logits, target[:, part], ignore_index=IGNORE, reduction="sum")
+        for part, logits in enumerate(scores.float().split(REFERRED, -1))
+    ]
+    return torch.stack(found).sum() / (target >= 0).sum().clamp(min=1)
 
 
 def optimizers(trainee: Trainee, rate: float) -> list[torch.optim.Optimizer]:
@@ -127,7 +138,7 @@ def validate(trainee: Trainee, batches: list[dict], autocast: torch.autocast) ->
     hits: dict[str, list[bool]] = defaultdict(list)
     for batch in batches:
         with autocast:
-            right = losses(trainee, batch, False)[3]
+            right = losses(trainee, batch, False)[-1]
         for row, tasks in enumerate(batch["tasks"]):
             for number, task in enumerate(tasks):
                 hits[task].append(bool(right[row][batch["groups"][row] == number].all()))
@@ -179,12 +190,12 @@ def main() -> None:
             group["lr"] = arguments.rate * share * (ENCODER_RATE if slow else 1)
         with autocast:
             found = losses(trainee, to_device(batch, device, fixed), dense_only)
-        (found[0] + arguments.dense_weight * (found[1] + found[2])).backward()
+        (found[0] + arguments.dense_weight * sum(found[1:4])).backward()
         nn.utils.clip_grad_norm_(trainee.parameters(), 1.0)
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad()
-        seen.append(torch.stack(found[:3]).detach().float().cpu())
+        seen.append(torch.stack(found[:4]).detach().float().cpu())
         now = time.perf_counter()
         at["step"] += 1
         at["pictures"] += len(batch["pixels"])

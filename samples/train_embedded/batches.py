@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from model import ASSISTANT, COLOUR, END, PAD, SEEN, SIDE, SIZES, SPECIAL, USER, WHAT
+from model import ASSISTANT, COLOUR, END, PAD, REFERRED, SEEN, SIDE, SIZES, SPECIAL, USER, WHAT
 from PIL import Image, ImageEnhance
+from referents import IGNORE, Phrases, in_clip, in_scene, marks
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -21,13 +22,12 @@ from edgevlm.datasets._material import Material
 from edgevlm.examples import Question
 
 STILL = {"objects": 0.46, "odd": 0.14, "text": 0.27, "sign": 0.08, "nlvr": 0.05}
-CLIP_SHARE, FEWER_SHARE = 0.3, 0.14  # of the batches
+CLIP_SHARE, FEWER_SHARE = 0.42, 0.14  # of the batches
 CLIP_FRAMES = 2.5, 1.5  # frames of a batch of clips for each of its pictures, in parts 2 and 3
 HANDS_SHARE = 0.25  # of the crowded pictures
 FOCUS_SHARE, FOCUS_TOKENS = 0.8, (56, 112)  # of the batches of the second part; tokens kept
 TEXT_TOKENS = 208  # most text of a sequence
 SOON = ("colour", "shape", "size")
-IGNORE = -100  # no label
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Sample:
     frames: list[Image.Image]
     dense: list[np.ndarray]  # i64 [rows, columns, SEEN] per frame
     questions: list[Question]
+    phrases: Phrases
     chat: bool
 
 
@@ -89,7 +90,7 @@ class Batches(Dataset):
         else:
             scene, shown = _scenes.crowd(rng, len(m.emoji)), m.emoji
         picture = draw(background(rng), scene.items, shown)
-        return Sample([picture], [dense(scene.items, m.digits)], [], False)
+        return Sample([picture], [dense(scene.items, m.digits)], [], {}, False)
 
     def still(self, rng: Random) -> Sample:
         """A still picture of a random kind."""
@@ -113,7 +114,8 @@ class Batches(Dataset):
         else:
             picture = draw(background(rng), scene.items, m.emoji)
             labels = dense(scene.items, ())
-        return Sample([picture], [labels], balanced(asked, rng), rng.random() < 0.2)
+        chosen = balanced(asked, rng)
+        return Sample([picture], [labels], chosen, in_scene(scene), rng.random() < 0.2)
 
     def sentence(self, rng: Random) -> Sample:
         """A picture of NLVR with its sentence."""
@@ -121,7 +123,7 @@ class Batches(Dataset):
         picture = Image.open(rng.choice(chosen.pictures)).convert("RGB")
         picture = picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         asked = [Question("nlvr", chosen.prompt, chosen.answer)]
-        return Sample([picture], [np.full((SIDE, SIDE, len(SEEN)), IGNORE)], asked, False)
+        return Sample([picture], [np.full((SIDE, SIDE, len(SEEN)), IGNORE)], asked, {}, False)
 
     def clip(self, rng: Random, frames: int) -> Sample:
         """A clip, or at times a still picture that is shown as one."""
@@ -131,14 +133,15 @@ class Batches(Dataset):
             scene = _scenes.draw_scene(rng, self.split, kind, 0, len(m.emoji))
             picture = draw(background(rng), scene.items, m.emoji)
             asked = balanced(_questions.questions(scene, rng), rng)
-            return Sample([picture] * frames, [dense(scene.items, ())] * frames, asked, False)
+            labels = [dense(scene.items, ())] * frames
+            return Sample([picture] * frames, labels, asked, in_scene(scene), False)
         clip = _clips.draw_clip(rng, self.split, rng.choice(_clips.KINDS), frames, len(m.emoji))
         ground = background(rng)
         pictures = [draw(ground, items, m.emoji) for items in clip.frames]
         labels = [dense(items, ()) for items in clip.frames]
         asked = list(clip.questions)
         rng.shuffle(asked)
-        return Sample(pictures, labels, asked, rng.random() < 0.2)
+        return Sample(pictures, labels, asked, in_clip(clip), rng.random() < 0.2)
 
     def tensors(self, samples: list[Sample]) -> dict[str, Tensor]:
         """Pixels, text with its mask and positions, answers, dense labels.
@@ -152,10 +155,13 @@ class Batches(Dataset):
         ids = torch.full((count, longest), self.ids[PAD])
         labels, place = torch.full((count, longest), IGNORE), torch.zeros(count, longest).long()
         group = torch.full((count, longest), -1)
-        for row, (text, answer, position, segment) in enumerate(rows):
+        referred = torch.full((count, longest, len(REFERRED)), IGNORE)
+        for row, (text, answer, position, segment, meant) in enumerate(rows):
             n = len(text)
             ids[row, :n], labels[row, :n] = torch.tensor(text), torch.tensor(answer)
             place[row, :n], group[row, :n] = torch.tensor(position), torch.tensor(segment)
+            for token, classes in meant.items():
+                referred[row, token] = torch.tensor(classes)
         frames = np.stack([np.stack([np.asarray(f) for f in s.frames]) for s in samples])
         tasks = [[q.task for q in s.questions] for s in samples]
         return {
@@ -164,19 +170,24 @@ class Batches(Dataset):
             "labels": labels,
             "positions": place,
             "groups": group,  # question of each text token
+            "referred": referred,  # what a phrase that ends here stands for
             "chat": torch.tensor([s.chat for s in samples]),
             "dense": torch.from_numpy(np.stack([np.stack(s.dense) for s in samples])),
             "tasks": tasks,
         }
 
-    def text(self, sample: Sample) -> tuple[list[int], list[int], list[int], list[int]]:
-        """Ids, labels, positions from the newline on, and question numbers of one sample."""
+    def text(
+        self, sample: Sample
+    ) -> tuple[list[int], list[int], list[int], list[int], dict[int, list[int]]]:
+        """Ids, labels, positions from the newline on, question numbers; phrases by last token."""
         ids: list[int] = []
         labels: list[int] = []
         places: list[int] = []
         groups: list[int] = []
+        meant: dict[int, list[int]] = {}
         for number, question in enumerate(sample.questions):
-            prompt = [*self.tokenizer.encode(question.prompt).ids, self.ids[ASSISTANT]]
+            encoded = self.tokenizer.encode(question.prompt)
+            prompt = [*encoded.ids, self.ids[ASSISTANT]]
             answer = [*self.tokenizer.encode(question.answer).ids, self.ids[END]]
             if sample.chat and number:
                 prompt.insert(0, self.ids[USER])
@@ -184,12 +195,17 @@ class Batches(Dataset):
                 del sample.questions[number:]
                 break
             start = len(places) if sample.chat else 0
+            ends = marks(sample.phrases, question.prompt)
+            first = len(ids) + len(prompt) - len(encoded.ids) - 1
+            for token, (_, end) in enumerate(encoded.offsets, first):
+                if end in ends:
+                    meant[token] = ends[end]
             ids += prompt + answer
             # Each token predicts the next: the marker the first of the answer, and so on.
             labels += [IGNORE] * (len(prompt) - 1) + answer + [IGNORE]
             places += range(start, start + len(prompt) + len(answer))
             groups += [number] * (len(prompt) + len(answer))
-        return ids, labels, places, groups
+        return ids, labels, places, groups, meant
 
 
 def focus(what: Tensor, rng: Random) -> tuple[Tensor, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -40,6 +41,11 @@ COLOUR, SIZES = ["", *COLOURS], ["", *WIDTHS]
 # Classes of: item or letter, colour, size, row and column of its middle, number of the letter in
 # its text, whether the middle is here. The last is what can be counted.
 SEEN = (len(WHAT), len(COLOUR), len(SIZES), SIDE + 1, SIDE + 1, 5, 3)
+FRAMES = 3  # first, middle and last: where a phrase's item of a clip is
+# Classes of what a phrase refers to: item, colour, size, row and column in the first, the middle
+# and the last frame, number of items, frame in which it comes.
+REFERRED = (len(WHAT), len(COLOUR), len(SIZES), *[SIDE] * 2 * FRAMES, 10, 16)
+REFERRED_LAYERS = (2, 4)  # of the language model, after which phrases are asked
 MEAN, STD = 0.72, 0.25  # of the pixels of drawn scenes
 
 
@@ -94,14 +100,16 @@ def train_tokenizer(material: Material) -> Tokenizer:
 
 
 class Trainee(nn.Module):
-    """The model with the dense layer; gives logits of the text and of the dense labels."""
+    """The model with the layers that only training has."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         width = model.config.vision_config.hidden_size
         self.dense = nn.Linear(width, sum(SEEN))
-        self.projected = nn.Linear(model.config.text_config.hidden_size, sum(SEEN))
+        width = model.config.text_config.hidden_size
+        self.projected = nn.Linear(width, sum(SEEN))
+        self.referred = nn.ModuleList(nn.Linear(width, sum(REFERRED)) for _ in REFERRED_LAYERS)
 
     def see(self, pixels: Tensor) -> Tensor:
         """u8 [B, F, h_px, w_px, 3] -> features of the encoder [B*F, tokens, D]."""
@@ -114,21 +122,15 @@ class Trainee(nn.Module):
         size = visual.float().square().mean(-1, keepdim=True).add(1e-6).rsqrt()
         return self.model.lm_head(visual * size)
 
-    def forward(
-        self, batch: dict[str, Tensor], dense_only: bool
-    ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-        """Logits: dense [B*F, tokens, classes], of text [B, T, V], of visual tokens as words.
-
-        Dense logits are those of the encoder's features and of the projected ones. In the first
-        part the projected ones and the last two are not there.
-        """
+    def forward(self, batch: dict[str, Tensor], dense_only: bool) -> Logits:
+        """What the model says about a batch."""
         features = self.see(batch["pixels"])
-        named = [self.dense(features)]
+        seen = [self.dense(features)]
         if dense_only:
-            return named, None, None
+            return Logits(seen)
         core = self.model.model
         projected = visual = core.multi_modal_projector(features)
-        named.append(self.projected(projected))
+        seen.append(self.projected(projected))
         count, frames = batch["pixels"].shape[:2]
         if frames > 1:
             visual = core.apply_pooling(visual)
@@ -142,9 +144,32 @@ class Trainee(nn.Module):
         mask, positions = attention(batch, before)
         hidden = core.language_model(
             inputs_embeds=rows, attention_mask=mask.to(rows.dtype), position_ids=positions,
-            use_cache=False,
-        ).last_hidden_state[:, before:]  # fmt: skip
-        return named, self.model.lm_head(hidden), self.words(projected)
+            use_cache=False, output_hidden_states=True,
+        )  # fmt: skip
+        phrases = batch["referred"].amax(-1) >= 0
+        referred = [
+            layer(hidden.hidden_states[depth][:, before:][phrases])
+            for depth, layer in zip(REFERRED_LAYERS, self.referred, strict=True)
+        ]
+        text = self.model.lm_head(hidden.last_hidden_state[:, before:])
+        return Logits(seen, text, self.words(projected), referred)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """What the model says about a batch; in the first part only what its encoder sees.
+
+    Attributes:
+        seen: [B*F, tokens, classes of `SEEN`] of the encoder's features and of the projected ones.
+        text: [B, T, V].
+        words: Visual tokens as words, [B*F, tokens, V].
+        referred: [phrases, classes of `REFERRED`] after each of `REFERRED_LAYERS`.
+    """
+
+    seen: list[Tensor]
+    text: Tensor | None = None
+    words: Tensor | None = None
+    referred: list[Tensor] = field(default_factory=list)
 
 
 def word_targets(tokenizer: Tokenizer) -> tuple[Tensor, ...]:

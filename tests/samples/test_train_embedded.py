@@ -30,17 +30,18 @@ QUICK = ("--batch", "2", "--dense-steps", "1", "--every", "2", "--check", "2", "
 
 @pytest.fixture(scope="module")
 def script():
-    """All names of the script's three files."""
+    """All names of the script's files."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPT))
-        for file in ("model", "batches"):
+        for file in ("model", "referents", "batches"):
             patch.setitem(sys.modules, file, importlib.import_module(file))
         main = importlib.util.spec_from_file_location("train_embedded", SCRIPT / "__main__.py")
         module = importlib.util.module_from_spec(main)
         main.loader.exec_module(module)
-        yield SimpleNamespace(
-            **(vars(sys.modules["model"]) | vars(sys.modules["batches"]) | vars(module))
-        )
+        names = dict[str, object]()
+        for file in ("model", "referents", "batches"):
+            names |= vars(sys.modules[file])
+        yield SimpleNamespace(**(names | vars(module)))
 
 
 @pytest.fixture(scope="module")
@@ -124,12 +125,17 @@ def test_labels_are_what_comes_next_and_only_of_answers(script, data):
     batches = script.Batches(tokenizer, None, 0, 2)
     asked = [Question("read", "Read the text.", "A7"), Question("size", "How big?", "small")]
     for chat in (False, True):
-        ids, labels, places, groups = batches.text(script.Sample([], [], list(asked), chat))
+        phrases = {"the text": [7] * len(script.REFERRED)}
+        sample = script.Sample([], [], list(asked), phrases, chat)
+        ids, labels, places, groups, meant = batches.text(sample)
         answer = [i for i in range(len(ids)) if labels[i] != script.IGNORE]
         said = tokenizer.decode([labels[i] for i in answer], skip_special_tokens=False)
         assert said.replace(" ", "") == f"A7{script.END}small{script.END}"
         assert all(ids[i + 1] == labels[i] for i in answer)
         assert places[groups.index(1)] == (groups.index(1) if chat else 0)
+        assert [(tokenizer.decode([ids[at]]), of) for at, of in meant.items()] == [
+            (" text", phrases["the text"])
+        ]
 
 
 def test_dense_labels_name_what_is_under_a_token(script):
@@ -155,6 +161,58 @@ def test_dense_labels_say_where_the_middle_is(script):
     width, height = text_size("LW", 3, 60)
     text = (Item("text", "LW", "red", "", 84, 84, width, height, font=3, points=60),)
     assert (script.dense(text, ())[..., 6] == 2).sum() == 2
+
+
+def test_phrases_refer_to_items_with_places_and_to_how_many(script):
+    star = Item("shape", "star", "red", "large", 90, 42, 52, 52)
+    ring = Item("shape", "ring", "red", "small", 30, 150, 26, 26)
+    scene = script.Scene("objects", (star, ring))
+    question = "Is the star above or below the red ring?"
+    ends = script.marks(script.in_scene(scene), question)
+    said = {question[:end].split()[-1]: found for end, found in ends.items()}
+    assert said.keys() == {"star", "ring"}
+    what, colour, size, row, column, *rest = said["star"]
+    assert (script.WHAT[what], script.COLOUR[colour], script.SIZES[size]) == (
+        "star",
+        "red",
+        "large",
+    )
+    assert (row, column) == (42 // 12, 90 // 12)
+    assert set(rest) == {script.IGNORE}
+
+    (found,) = script.marks(script.in_scene(scene), "How many red objects are there?").values()
+    assert found[:-2] == [script.IGNORE] * (len(script.REFERRED) - 2)
+    assert found[-2] == 2
+
+
+def test_phrases_about_the_odd_one(script):
+    usual, odd = (Item("shape", "star", c, "small", 30, 30, 26, 26) for c in ("red", "blue"))
+    scene = script.Scene("odd", (odd, usual.at(90, 90), usual.at(90, 30)), odd=0)
+    phrases = script.in_scene(scene)
+    for question, words in {
+        "Which object is the odd one out?": ["object", "odd", "out"],
+        "Where is the one that differs?": ["one", "differs"],
+        "Which object differs from the rest?": ["object", "rest"],
+    }.items():
+        found = script.marks(phrases, question)
+        colours = {question[:e].split()[-1]: script.COLOUR[of[1]] for e, of in found.items()}
+        assert colours == dict.fromkeys(words[:-1], "red") | {words[-1]: "blue"}
+
+
+def test_phrases_about_a_clip_say_where_it_was_and_when(script):
+    star = Item("shape", "star", "red", "medium", 30, 30, 38, 38)
+    ring = Item("shape", "ring", "blue", "medium", 100, 100, 38, 38)
+    moved = tuple((star.at(30 + 12 * n, 30),) for n in range(5))
+    (facts,) = script.marks(
+        script.in_clip(script.Clip("move", moved, ())), "Which way does the red star move?"
+    ).values()
+    assert facts[3:9] == [2, 2, 2, 4, 2, 6]
+
+    came = script.Clip("order", ((star,), (star,), (star, ring)), ())
+    phrases = script.in_clip(came)
+    assert phrases["came last"] == phrases["came second"] == phrases["the blue ring"]
+    assert phrases["came second"][-1] == 2
+    assert phrases["the red star"][-1] == 0
 
 
 def test_tokens_in_focus_see_items_and_keep_their_positions(script):
