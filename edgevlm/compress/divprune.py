@@ -61,7 +61,7 @@ class Method:
 
     signals: tuple[str, ...] = ()
 
-    def __init__(self, tokens: int | None = None, groups: int = 1) -> None:
+    def __init__(self, tokens: int | None = None, *, groups: int = 1) -> None:
         if groups < 1:
             raise ValueError(f"groups must be at least 1, got {groups}")
         self.tokens, self.groups = tokens, groups
