@@ -80,14 +80,18 @@ def test_head_block_is_a_view_of_its_rows():
 
 def test_decoder_block_gives_each_layer_its_own_cache_and_norms_at_the_end():
     class Layer(nn.Module):
-        def forward(self, x, cos, sin, mask, position, key, value):
-            return x + key.sum() + value.sum(), key + 1, value + 2
+        def forward(self, x, cos, sin, mask, position, key, value, bias):
+            more = 0 if bias is None else bias
+            return x + key.sum() + value.sum() + more, key + 1, value + 2
 
     numbers = [torch.tensor([float(n)]) for n in (1, 10, 100, 1000)]
     rest = [torch.zeros(1)] * 4
     out, *present = DecoderBlock([Layer(), Layer()], nn.Identity())(torch.zeros(1), *rest, *numbers)
     assert out.item() == 1111
     assert [p.item() for p in present] == [2, 12, 101, 1002]
+    calibrated = [*rest, torch.tensor([5.0]), *numbers]  # each layer gets the bias
+    out, *_ = DecoderBlock([Layer(), Layer()], nn.Identity())(torch.zeros(1), *calibrated)
+    assert out.item() == 1121
 
 
 def test_reduce_block_packs_then_reduces():
