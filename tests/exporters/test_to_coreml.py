@@ -19,6 +19,7 @@ from edgevlm.blocks import build  # noqa: E402
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.exporters import to_coreml  # noqa: E402
 from edgevlm.models._checkpoint import find  # noqa: E402
+from edgevlm.parity import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.plan import Block, Function, Tensor  # noqa: E402
 from edgevlm.planning import make_plan  # noqa: E402
@@ -158,6 +159,23 @@ def test_each_methods_reduce(method, preset, tmp_path):
     np.testing.assert_allclose(found[0], tokens, rtol=0, atol=bound)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "least_db", "most_bytes"),
+    [("fp16", 55, 0.51), ("w8a16", 40, 0.27), ("p6", 30, 0.21), ("w4g32a16", 20, 0.17),
+     ("p4", 20, 0.15)],
+)  # fmt: skip
+def test_schemes(scheme, least_db, most_bytes, tmp_path):
+    """A matrix of 128 x 128 in few bits, read back from the file."""
+    torch.manual_seed(0)
+    module = nn.Linear(128, 128).requires_grad_(False)
+    x = torch.randn(1, 7, 128)
+    (found,) = evaluate(module, tmp_path, x, scheme=scheme)
+    _, psnr_db = difference(found, module(x).numpy())
+    assert psnr_db >= least_db
+    (file,) = tmp_path.glob("*.mlpackage/Data/com.apple.CoreML/weights/weight.bin")
+    assert file.stat().st_size <= most_bytes * 4 * (128 * 128 + 128)
+
+
 CASES = {
     "smolvlm": ("tiny-smolvlm", "none", ("divprune",)),
     "llava_onevision, inside the decoder": ("tiny-llava-onevision", "none", ("fastv:layer=1",)),
@@ -169,7 +187,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+QUICK = ("smolvlm", "llava_onevision, inside the decoder", "each stage its own")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES]
+)
 def test_a_bundle_agrees_with_pytorch(case, preset, tmp_path):
     model, scheme, methods = CASES[case]
     recipe = Recipe(
