@@ -1,8 +1,9 @@
 """The engine's side of `verify`: each block opened once, each call compared with PyTorch.
 
 The chain of hidden states is the engine's own; every call of a block is repeated by the same block
-in PyTorch on the same inputs, with a cache of its own. A block is loaded, runs all prefill chunks
-and decode steps, and is unloaded, so memory stays at one block whatever the size of the model.
+in PyTorch on the same inputs, with a cache of its own; where the engine's cache is rounded, or its
+weights are, with a copy of the engine's. A block is loaded, runs all prefill chunks and decode
+steps, and is unloaded, so memory stays at one block whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class BlockParity:
-    """The worst call of one function."""
+    """One function: rel_error of its worst call, psnr_db over all calls."""
 
     name: str
     function: str
@@ -100,7 +101,9 @@ class Runner:
     pieces: Pieces
     thresholds: Mapping[str, Threshold]  # by stage
     progress: Callable[[str], None]
-    worst: dict[tuple[str, str], tuple[float, float | None]] = field(default_factory=dict)
+    worst: dict[tuple[str, str], float] = field(default_factory=dict)  # rel_error of a call
+    # By block, function and output: max|b|, sum of squared differences, numbers; over all calls.
+    sums: dict[tuple[str, str, int], tuple[float, float, int]] = field(default_factory=dict)
     kept: Array | None = None  # positions that `reduce` chose
 
     def __post_init__(self) -> None:
@@ -137,12 +140,22 @@ class Runner:
         return self._head(np.stack([call.rows[call.count - 1] for call in last]))
 
     def parity(self) -> Iterator[BlockParity]:
-        """The worst call of every function, in the plan's order."""
+        """Every function in the plan's order: its worst call, its psnr over all calls."""
         for block in self.bundle.plan.blocks:
             for function in block.functions:
-                rel_error, psnr = self.worst[block.name, function.name]
+                rel_error = self.worst[block.name, function.name]
+                psnr = self._psnr_db(block.name, function.name)
                 ok = self.thresholds[block.stage].accepts(rel_error, psnr)
                 yield BlockParity(block.name, function.name, rel_error, psnr, ok)
+
+    def _psnr_db(self, block: str, function: str) -> float | None:
+        """Of the output that differs most; None where none does."""
+        found = [
+            20 * float(np.log10((top or 1.0) / np.sqrt(squares / count)))
+            for (name, call, _), (top, squares, count) in self.sums.items()
+            if (name, call) == (block, function) and squares > 0
+        ]
+        return min(found, default=None)
 
     def _vision(self, pixels: Array) -> dict[str, Array]:
         """Features and signals of all views, by name."""
@@ -207,6 +220,7 @@ class Runner:
                     function, planned = block.function(name), self._planned(block, name)
                     given = [t.name for t in planned.inputs if not t.name.startswith("past_")]
                     made = [t.name for t in planned.outputs if not t.name.startswith("present_")]
+                    past = self._past(cache, past)
                     out = self._call(block, function, {n: state[n] for n in given}, shared)
                     theirs = module(*(torch.from_numpy(state[n]) for n in given), *past)
                     past = list(theirs[len(made) :])
@@ -229,6 +243,11 @@ class Runner:
         }
         return cache, [torch.zeros(array.shape) for array in cache.values()]
 
+    def _past(self, cache: Mapping[str, Array], own: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The cache that PyTorch begins a call with."""
+        exact = self.thresholds["decoder"].exact and self.bundle.plan.host.kv.dtype == "f32"
+        return own if exact else [torch.from_numpy(array.copy()) for array in cache.values()]
+
     def _decoder(self, block: Block, calls: list[_Call], bias: Array | None) -> list[_Call]:
         plan = self.bundle.plan
         kv = plan.host.kv
@@ -250,6 +269,7 @@ class Runner:
                 function = block.function(call.function)
                 shared = {f"past_{k}": v for k, v in cache.items()}
                 shared |= {f"present_{k}": v for k, v in cache.items()}
+                past = self._past(cache, past)
                 out = self._call(block, function, given, shared)["hidden_out"]
                 expected, *past = module(*map(torch.from_numpy, given.values()), *past)
                 end = call.first + call.count
@@ -300,11 +320,14 @@ class Runner:
         self, block: Block, function: Function, mine: list[Array], theirs: list[torch.Tensor]
     ) -> None:
         key = block.name, function.name
-        for a, b in zip(mine, theirs, strict=True):
-            rel_error, psnr = difference(a, b.numpy())
-            most, least = self.worst.get(key, (0.0, None))
-            heard = [x for x in (least, psnr) if x is not None]
-            self.worst[key] = (max(most, rel_error), min(heard, default=None))
+        for index, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+            rel_error, _ = difference(a, b.numpy())
+            self.worst[key] = max(self.worst.get(key, 0.0), rel_error)
+            top, squares, count = self.sums.get((*key, index), (0.0, 0.0, 0))
+            wide, b64 = np.nan_to_num(np.asarray(a, np.float64)), b.numpy().astype(np.float64)
+            squares += float(np.square(wide - b64).sum())
+            top = max(top, float(np.abs(b64).max()))
+            self.sums[*key, index] = (top, squares, count + b64.size)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@
        block, whatever the size of the model.
     3. Each call of a block is compared with the same block in PyTorch on the same inputs.
 
-rel_error = max|a - b| / max|b|, psnr_db = 20 log10(max|b| / rmse), b from PyTorch; psnr_db is null
+rel_error = max|a - b| / max|b|, psnr_db = 20 log10(max|b| / rmse) over
+all calls, b from PyTorch; psnr_db is null
 where the two are equal. image_sensitivity is the relative change of the first logits with another
 picture: a check of the check, for a model that ignores the picture would pass anything.
 kept_equal is the share of the visual tokens that PyTorch keeps too. largest_float16 is, for each
@@ -164,7 +165,8 @@ def verify_model(
     whole = all(threshold.whole for threshold in thresholds.values()) and kept_equal == 1.0
     passed = all(t.accepts(rel_error, psnr_db) for t in thresholds.values() if t.exact == exact)
     passed = (passed or not (exact or whole)) and sensitivity >= IMAGE_SENSITIVITY
-    passed = passed and (equal == 1.0 or not exact)
+    # A cache in float16 may turn a near tie, whatever the weights are.
+    passed = passed and (equal == 1.0 or not exact or plan.host.kv.dtype != "f32")
     passed = passed and (pixels is None or pixels <= PREPROCESSING_LIMIT)
     return Verification(
         ok=passed and all(b.ok for b in blocks),

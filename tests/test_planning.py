@@ -194,12 +194,12 @@ def test_the_same_recipe_gives_the_same_plan(planned):
         (
             {"methods": ("tome:q=2",)},
             RecipeError,
-            "^method 'tome' has no option 'q'; it has: r, positions$",
+            "^method 'tome' has no option 'q'; it has: r, positions, merge, calibrate$",
         ),
         (
             {"methods": ("divprune:r=2",)},
             RecipeError,
-            "^method 'divprune' has no option 'r'; it has: positions$",
+            "^method 'divprune' has no option 'r'; it has: groups, positions, merge, calibrate$",
         ),
         ({"methods": ("tome:r=0",)}, RecipeError, "^method 'tome': r is the most tokens merged"),
         ({"methods": ("tome:r=x",)}, RecipeError, "^method 'tome': "),
