@@ -8,13 +8,12 @@
        block, whatever the size of the model.
     3. Each call of a block is compared with the same block in PyTorch on the same inputs.
 
-rel_error = max|a - b| / max|b|, psnr_db = 20 log10(max|b| / rmse) over
-all calls, b from PyTorch; psnr_db is null
-where the two are equal. image_sensitivity is the relative change of the first logits with another
-picture: a check of the check, for a model that ignores the picture would pass anything.
-kept_equal is the share of the visual tokens that PyTorch keeps too. largest_float16 is, for each
-function that computes in float16, the largest number in it and the operation that gave it.
-preprocessing_error is that of `edgevlm.preprocess_check`, null where it cannot be measured.
+rel_error = max|a - b| / max|b| of a call, psnr_db = 20 log10(max|b| / rmse) over all calls, b from
+PyTorch; psnr_db is null where the two are equal. image_sensitivity is the relative change of the
+first logits with another picture: a check of the check, for a model that ignores the picture would
+pass anything. kept_equal is the share of the visual tokens that PyTorch keeps too. largest_float16
+is, for each function that computes in float16, the largest number in it and the operation that gave
+it. preprocessing_error is that of `edgevlm.preprocess_check`, null where it cannot be measured.
 """
 
 from __future__ import annotations
