@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from tqdm import tqdm
 
-from edgevlm.errors import ExportError
+from edgevlm.errors import ExportError, RuntimeLoadError
 from edgevlm.plan import Block, Function, Requires
 from edgevlm.runtimes._ml_program import silent
 from edgevlm.trace import DTYPES
@@ -37,6 +37,9 @@ from edgevlm.trace import DTYPES
 with silent():
     import coremltools as ct
     from coremltools.proto import Model_pb2
+
+    if ct.__version__.split(".")[0] != "9":  # translations use what is private to this version
+        raise RuntimeLoadError(f"target 'coreml' needs coremltools 9, got {ct.__version__}")
 
     from edgevlm.exporters import _coreml_operators  # noqa: F401  # registers translations
 
