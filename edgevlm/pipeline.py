@@ -26,6 +26,7 @@ from edgevlm.trace import signature, trace, weights
 from edgevlm.verify import Verification, verify_model
 
 Progress = Callable[[str], None]
+Graphs = dict[Hashable, Any]  # what a target lowered, by what `trace.signature` says of the block
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,11 @@ class Exported:
 
 
 def export(
-    recipe: Recipe, out: str | Path, force: bool = False, progress: Progress = lambda _: None
+    recipe: Recipe,
+    out: str | Path,
+    force: bool = False,
+    progress: Progress = lambda _: None,
+    graphs: Graphs | None = None,
 ) -> Exported:
     """Load, plan, cut, trace, export, verify, and put the bundle in place.
 
@@ -48,6 +53,8 @@ def export(
         out: Folder to write; by custom its name ends in `.edgevlm`.
         force: Replace a bundle that is there.
         progress: Called with one line per step.
+        graphs: Graphs of earlier exports, and of this one afterwards. Exports may share them that
+            differ in the budget or in the method of site `tokens` alone.
 
     Raises:
         EdgeVLMError: One line that says what cannot work, or which block differs from PyTorch.
@@ -63,7 +70,7 @@ def export(
         progress("load the model")
         model = checkpoint.load_model()
         pieces = planned.pieces(model)
-        plan = _write(planned, pieces, writer, progress)
+        plan = _write(planned, pieces, writer, progress, {} if graphs is None else graphs)
         bundle = Bundle(writer.folder, writer.close(plan))
         verification = verify_model(bundle, planned, model, pieces, progress)
         if not verification.ok:
@@ -73,17 +80,18 @@ def export(
     return Exported(Bundle.open(out), verification, seconds, peak_rss_bytes())
 
 
-def _write(planned: Planned, pieces: Pieces, writer: BundleWriter, progress: Progress) -> Plan:
+def _write(
+    planned: Planned, pieces: Pieces, writer: BundleWriter, progress: Progress, graphs: Graphs
+) -> Plan:
     """All files of the bundle but the manifest; the plan with their names."""
     plan, target = planned.plan, TARGETS.load(planned.plan.recipe.target)
     table = _write_table(plan, pieces.table, writer)
-    lowered: dict[Hashable, Any] = {}
     blocks = []
     for index, block in enumerate(plan.blocks):
         functions = writer.finished(block)
         if functions is None:
             progress(f"export {block.name} ({index + 1} of {len(plan.blocks)})")
-            functions = _export_block(block, planned, pieces, target, lowered, writer)
+            functions = _export_block(block, planned, pieces, target, graphs, writer)
             writer.finish(block, functions)
         blocks.append(replace(block, functions=functions))
     shutil.copyfile(planned.checkpoint.folder / "tokenizer.json", writer.folder / "tokenizer.json")
@@ -96,19 +104,21 @@ def _export_block(
     planned: Planned,
     pieces: Pieces,
     target: Any,
-    lowered: dict[Hashable, Any],
+    graphs: Graphs,
     writer: BundleWriter,
 ) -> tuple[Function, ...]:
     module = build(block, pieces, planned.method, planned.description.shape)
     key = signature(module, block)
-    if key not in lowered:
+    lowered = None if block.stage == "reduce" else graphs.get(key)  # `reduce` is of one method
+    if lowered is None:
         programs = {f.name: trace(module, f, block) for f in block.functions}
-        lowered[key] = target.lower(programs, block, planned.plan.recipe.scheme(block.stage))
+        lowered = target.lower(programs, block, planned.plan.recipe.scheme(block.stage))
+        graphs[key] = lowered
     embedding = planned.plan.host.embedding
     tied = block.stage == "head" and embedding.tied
     offset = block.pieces[0] * embedding.columns * 4 if tied else None
     folder = writer.stage_folder(block.stage)
-    functions = target.write(lowered[key], block, weights(module), folder, offset)
+    functions = target.write(lowered, block, weights(module), folder, offset)
     return tuple(replace(f, file=f"blocks/{block.stage}/{f.file}") for f in functions)
 
 

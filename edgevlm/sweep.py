@@ -32,6 +32,7 @@ from edgevlm.scores import Score
 
 if TYPE_CHECKING:  # it comes with torch
     from edgevlm.compress._primitives import VisualShape
+    from edgevlm.pipeline import Graphs
 
 ALL = "all"
 REFERENCE = "identity"
@@ -137,7 +138,8 @@ def sweep(
     whole = Recipe(model=request.model, frames=request.frames, methods=(REFERENCE,))
     planned = make_plan(whole, checkpoint)
     weights, most = _contents(checkpoint.folder), planned.plan.visual_tokens
-    first = Row(REFERENCE, most, _evaluate(request, whole, weights, progress))
+    graphs: Graphs = {}  # encoder, decoder and head are the same for all methods
+    first = Row(REFERENCE, most, _evaluate(request, whole, weights, graphs, progress))
     rows = [first]
     done(_line(first))
     for method in request.methods:
@@ -145,7 +147,8 @@ def sweep(
             recipe = Recipe(
                 model=request.model, tokens=tokens, methods=(method,), frames=request.frames
             )
-            rows.append(_row(request, recipe, weights, planned.description.shape, progress))
+            shape = planned.description.shape
+            rows.append(_row(request, recipe, weights, shape, graphs, progress))
             done(_line(rows[-1]))
     return rows
 
@@ -176,7 +179,14 @@ def bundle_path(recipe: Recipe, weights: str, keep: Path | None) -> Path:
     return (keep or cache_folder()) / f"sweep-{method}-{recipe.tokens or 'all'}-{digest}.edgevlm"
 
 
-def _row(request: Request, recipe: Recipe, weights: str, shape: VisualShape, progress: Say) -> Row:
+def _row(
+    request: Request,
+    recipe: Recipe,
+    weights: str,
+    shape: VisualShape,
+    graphs: Graphs,
+    progress: Say,
+) -> Row:
     from edgevlm.choosing import choose_method
 
     (method,), tokens = recipe.methods, recipe.tokens or 0
@@ -184,12 +194,14 @@ def _row(request: Request, recipe: Recipe, weights: str, shape: VisualShape, pro
         _, site, _ = choose_method(recipe, shape)
         if site.tokens_out == site.tokens_in:
             return Row(method, tokens, None, f"keeps all {tokens} tokens, as {REFERENCE} does")
-        return Row(method, tokens, _evaluate(request, recipe, weights, progress))
+        return Row(method, tokens, _evaluate(request, recipe, weights, graphs, progress))
     except EdgeVLMError as cause:
         return Row(method, tokens, None, str(cause))
 
 
-def _evaluate(request: Request, recipe: Recipe, weights: str, progress: Say) -> Evaluation:
+def _evaluate(
+    request: Request, recipe: Recipe, weights: str, graphs: Graphs, progress: Say
+) -> Evaluation:
     from edgevlm.pipeline import export
 
     examples = request.dataset.examples(request.frames, request.limit)  # checks its files
@@ -197,7 +209,7 @@ def _evaluate(request: Request, recipe: Recipe, weights: str, progress: Say) -> 
     name = f"{recipe.methods[0]} {recipe.tokens or 'all'} tokens"
     if not path.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
-        export(recipe, path, progress=lambda step: progress(f"{name}: {step}"))
+        export(recipe, path, progress=lambda step: progress(f"{name}: {step}"), graphs=graphs)
     return evaluate(
         BundleAnswerer(path, request.engine, request.threads),
         examples,

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -64,6 +65,19 @@ def test_an_export_goes_on_after_kill_9_and_gives_the_same_bytes(
     assert document["blocks"] == 10
     assert names(tmp_path) == ["b.edgevlm"]
     assert tree(out) == tree(exported.bundle.path)
+
+
+def test_graphs_of_another_budget_give_the_same_bytes(options, exported, tmp_path, tree):
+    from edgevlm.pipeline import export
+
+    graphs = {}
+    recipe = exported.bundle.plan.recipe
+    other = replace(recipe, tokens=8, methods=("average_pool",))
+    export(other, tmp_path / "other.edgevlm", graphs=graphs)
+    done = export(recipe, tmp_path / "b.edgevlm", graphs=graphs)
+    kept, made = tree(exported.bundle.path), tree(done.bundle.path)
+    del kept["measured/parity.json"], made["measured/parity.json"]
+    assert made == kept
 
 
 def test_ctrl_c_is_one_line_and_the_next_run_completes(options, exported, start, tmp_path, tree):
