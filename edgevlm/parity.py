@@ -101,6 +101,7 @@ class Runner:
     pieces: Pieces
     thresholds: Mapping[str, Threshold]  # by stage
     progress: Callable[[str], None]
+    engine_name: str | None = None  # None takes the first that runs the target
     worst: dict[tuple[str, str], float] = field(default_factory=dict)  # rel_error of a call
     # By block, function and output: max|b|, sum of squared differences, numbers; over all calls.
     sums: dict[tuple[str, str, int], tuple[float, float, int]] = field(default_factory=dict)
@@ -108,7 +109,8 @@ class Runner:
 
     def __post_init__(self) -> None:
         plan = self.bundle.plan
-        self.engine = ENGINES.load(engine_for(plan.recipe.target)).Engine(self.bundle)
+        name = self.engine_name or engine_for(plan.recipe.target)
+        self.engine = ENGINES.load(name).Engine(self.bundle)
         self.tokenizer, self.table = load_tokenizer(self.bundle), load_table(self.bundle)
 
     def sequence(self, tokens: Array, kept: Array, log_sizes: Array | None = None) -> Piece:
@@ -314,6 +316,7 @@ class Runner:
             arrays.setdefault(spec.name, np.zeros(spec.shape, dtype))
         self.engine.bind(block.name, function.name, arrays)
         self.engine.run(block.name, function.name)
+        self.engine.sync(block.name)
         return arrays
 
     def _compare(

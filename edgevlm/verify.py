@@ -100,6 +100,7 @@ def verify(
     model: str | None = None,
     photos: tuple[Path, ...] = PHOTOS,
     progress: Callable[[str], None] = lambda _: None,
+    engine: str | None = None,
 ) -> Verification:
     """Check a bundle on disk against its checkpoint.
 
@@ -108,6 +109,7 @@ def verify(
         model: Checkpoint to compare with; None takes the manifest's source.
         photos: Two pictures; the first is used for parity.
         progress: Called with one line per step.
+        engine: Name of the engine; None takes the first that runs the bundle's target.
 
     Raises:
         BundleError: If the bundle is damaged.
@@ -130,7 +132,7 @@ def verify(
     progress("load the model")
     loaded = checkpoint.load_model()
     pieces = planned.pieces(loaded)
-    return verify_model(bundle, planned, loaded, pieces, progress, photos)
+    return verify_model(bundle, planned, loaded, pieces, progress, photos, engine)
 
 
 def verify_model(
@@ -140,6 +142,7 @@ def verify_model(
     pieces: Pieces,
     progress: Callable[[str], None],
     photos: tuple[Path, ...] = PHOTOS,
+    engine: str | None = None,
 ) -> Verification:
     """`verify` for a bundle and a model that are already open."""
     plan = bundle.plan
@@ -147,7 +150,7 @@ def verify_model(
     progress("verify: the reference in PyTorch")
     with torch.no_grad():
         inputs = [_pixels(photo, planned) for photo in photos]
-        runner = Runner(bundle, planned, pieces, thresholds, progress)
+        runner = Runner(bundle, planned, pieces, thresholds, progress, engine)
         steps = min(STEPS, plan.host.kv.tokens - plan.prompt_tokens - len(QUESTION))
         reference = _reference(model, pieces, planned, runner, inputs[0], max(3, steps))
         other = _reference(model, pieces, planned, runner, inputs[1], 1)
@@ -179,7 +182,7 @@ def verify_model(
         engine=runner.engine.name,
         blocks=blocks,
         largest_float16={
-            f"{block}.{function}": found
+            f"{block}.{function}": max((top, kind) for kind, top in found.items())
             for (block, function), found in getattr(runner.engine, "largest", {}).items()
         },
     )

@@ -166,9 +166,8 @@ def _convert(
     scheme: str,
 ) -> Any:
     inner: Any = program.module()
-    inner.load_state_dict(
-        {n: t for n, t in tensors.items() if n in inner.state_dict()}, strict=False
-    )
+    own = {n: t for n, t in tensors.items() if n in inner.state_dict()}
+    inner.load_state_dict(own, strict=False, assign=True)  # a copy would go into the traced model
     module = Stateful(inner, function)
     given = {
         t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype])

@@ -29,7 +29,7 @@ def erf(x: Array) -> Array:
 def gelu(x: Array, mode: str = "EXACT") -> Array:
     """x Phi(x), or its approximations by tanh and by a sigmoid."""
     if mode == "TANH_APPROXIMATION":
-        cubic = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+        cubic = math.sqrt(2 / math.pi) * x * (1 + 0.044715 * x * x)
         return 0.5 * x * (1 + np.tanh(cubic))
     if mode == "SIGMOID_APPROXIMATION":
         return x * sigmoid(1.702 * x)

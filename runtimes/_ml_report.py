@@ -9,10 +9,15 @@ where they stand: `reduce` has them in a block of its own.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgevlm.bundle import Bundle
 from edgevlm.runtimes import _ml_program as program
+from edgevlm.runtimes import images
+from edgevlm.runtimes.on_coreml_reference import Engine
+from edgevlm.runtimes.text import TextLoop
 
 FALL_BACK = (
     "argsort",
@@ -33,6 +38,8 @@ BYTES = {
     "uint8": 1,
     "bool": 1,
 }
+TOKENS = 8  # of each answer, so that `decode` runs too
+Largest = dict[str, dict[str, float]]
 # Operations that cost nothing, or are done when the program is compiled.
 SILENT = ("const", "read_state", "write_state")
 
@@ -69,6 +76,33 @@ def static_report(bundle: Bundle) -> list[FunctionReport]:
         for name, path in paths.items():
             made.append(_report(block.name, name, read[path][name]))
     return made
+
+
+def largest_numbers(bundle: Bundle, pictures: Sequence[Path], question: str) -> Largest:
+    """Largest numbers in float16 while a question about each picture is answered.
+
+    Args:
+        bundle: A bundle of target `coreml`.
+        pictures: What is shown, one after another; a clip shows one picture all along.
+        question: What is asked; a few tokens of the answer are made.
+
+    Returns:
+        For each `block.function` that computes in float16, the largest number by kind of operation,
+        descending.
+
+    Raises:
+        InputError: If a picture cannot be read.
+    """
+    engine = Engine(bundle)
+    loop = TextLoop(bundle, engine)
+    for picture in pictures:
+        frames = [images.load(picture)] * bundle.plan.host.image.frames
+        loop.reset()
+        loop.ask(question, lambda frames=frames: [loop.see(frames)], TOKENS)  # type: ignore[misc]
+    return {
+        f"{block}.{function}": dict(sorted(kinds.items(), key=lambda item: -item[1]))
+        for (block, function), kinds in engine.largest.items()
+    }
 
 
 def _report(block: str, name: str, function: program.Function) -> FunctionReport:

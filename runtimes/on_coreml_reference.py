@@ -50,16 +50,16 @@ class Step:
 class Engine:
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns.
 
-    A state of a program is the array bound as `past_*`. `largest` has, for each function, the
-    largest finite or infinite number that an operation rounded to float16, and that operation:
-    what is near 65,504 may overflow with another picture.
+    A state of a program is the array bound as `past_*`. `largest` has, for each function and each
+    kind of operation, the largest finite or infinite number that was rounded to float16: what is
+    near 65,504 may overflow with another picture.
     """
 
     name = NAME
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle
-        self.largest: dict[tuple[str, str], tuple[float, str]] = {}
+        self.largest: dict[tuple[str, str], dict[str, float]] = {}
         self._functions: dict[tuple[str, str], program.Function] = {}
         self._steps: dict[tuple[str, str], list[Step]] = {}
         self._constants: dict[tuple[str, str], dict[str, Array]] = {}
@@ -123,6 +123,9 @@ class Engine:
         for name in made.outputs:
             arrays[name][:] = values[name]
 
+    def sync(self, block: str) -> None:
+        """Nothing: the host's arrays are the cache."""
+
     def unload(self, block: str) -> None:
         """Give the block's memory back."""
         for key in [key for key in self._functions if key[0] == block]:
@@ -135,8 +138,8 @@ class Engine:
             if value.dtype == "fp16" and value.name in values:
                 found = values[value.name]
                 top = max(float(found.max()), -float(found.min()))
-                if top > self.largest.get(key, (0.0, ""))[0]:
-                    self.largest[key] = (top, step.operation.kind)
+                kinds = self.largest.setdefault(key, {})
+                kinds[step.operation.kind] = max(top, kinds.get(step.operation.kind, 0.0))
 
     def _prepare(self, key: tuple[str, str], made: program.Function) -> None:
         """Compute what is constant once, and find when each value is read last."""

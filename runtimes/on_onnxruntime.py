@@ -107,6 +107,9 @@ class Engine:
             self._bound[key] = self._bind(key)
         self._sessions[key].run_with_iobinding(self._bound[key])
 
+    def sync(self, block: str) -> None:
+        """Nothing: the host's arrays are the cache."""
+
     def unload(self, block: str) -> None:
         """Give the block's memory back."""
         for key in [key for key in self._sessions if key[0] == block]:

@@ -51,6 +51,9 @@ class Engine(Protocol):
     def run(self, block: str, function: str) -> None:
         """Run a function over its arrays."""
 
+    def sync(self, block: str) -> None:
+        """Bring the host's arrays of a block's cache up to date."""
+
     def unload(self, block: str) -> None:
         """Close a block."""
 

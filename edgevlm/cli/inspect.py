@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from edgevlm.bundle import Bundle
 from edgevlm.cli import _options as o
+from edgevlm.errors import RecipeError, RuntimeLoadError
 from edgevlm.registry import ENGINES
 
 if TYPE_CHECKING:
-    from edgevlm.runtimes._ml_report import FunctionReport
+    from edgevlm.runtimes._ml_report import FunctionReport, Largest
 
 
-def main(bundle: o.BundleArgument, json: o.Json = False) -> None:
+FLOAT16_MAX = 65_504
+SHOWN = 4  # kinds of operations in a line
+
+
+def main(
+    bundle: o.BundleArgument,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="Core ML: a picture to find the largest float16 numbers with; repeat."),
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="What is asked about each.")] = "What is this?",
+    json: o.Json = False,
+) -> None:
     """List files, blocks and limits of BUNDLE."""
     opened = Bundle.open(bundle)
     for entry in opened.plan.files:
         opened.file(entry.path)
     plan = opened.plan
     programs = _programs(opened)
+    placed, reason = _placement(opened)
+    largest = _largest(opened, image, prompt) if image else None
     document = {
         "format_version": plan.format_version,
         "kind": plan.kind,
@@ -30,8 +48,9 @@ def main(bundle: o.BundleArgument, json: o.Json = False) -> None:
         "kv_bytes": plan.host.kv.bytes,
         "requires": dict(plan.requires.versions),
         "programs": programs,
-        "placement": None,
-        "not_measured": {"placement": "known only when a device has run the bundle"},
+        "largest_float16": largest,
+        "placement": placed,
+        "not_measured": {} if placed else {"placement": reason},
     }
     rows = [[f.path, f"{f.bytes:,}", f.sha256[:12]] for f in plan.files]
     needs = ", ".join(f"{name} {version}" for name, version in plan.requires.versions)
@@ -41,6 +60,8 @@ def main(bundle: o.BundleArgument, json: o.Json = False) -> None:
         f" context {plan.host.kv.tokens}\nneeds {needs}\n\n"
         + o.table(["file", "bytes", "sha256"], rows)
         + (_shown(programs) if programs else "")
+        + (f"\n{_overflow(largest, len(image or ()))}" if largest is not None else "")
+        + (f"\n{_where(placed)}" if placed else "")
     )
     o.answer(document, text, json)
 
@@ -53,6 +74,53 @@ def _programs(bundle: Bundle) -> list[FunctionReport] | None:
     from edgevlm.runtimes._ml_report import static_report
 
     return static_report(bundle)
+
+
+def _largest(bundle: Bundle, pictures: list[Path], prompt: str) -> Largest:
+    """Largest numbers in float16, see `_ml_report`."""
+    if bundle.plan.recipe.target != "coreml":
+        raise RecipeError(f"--image is for Core ML, the bundle is for {bundle.plan.recipe.target}")
+    from edgevlm.runtimes._ml_report import largest_numbers
+
+    with o.progress() as step:
+        step(f"run {len(pictures)} pictures in numpy")
+        return largest_numbers(bundle, pictures, prompt)
+
+
+def _overflow(largest: Largest, pictures: int) -> str:
+    """How near float16's end the numbers of each function come."""
+    if not largest:
+        return "\nNothing is computed in float16."
+    rows = []
+    for name, kinds in largest.items():
+        top = next(iter(kinds.values()))
+        room = f"{FLOAT16_MAX / top:,.0f} x" if top else "-"
+        shown = ", ".join(f"{kind} {value:,.1f}" for kind, value in list(kinds.items())[:SHOWN])
+        rows.append([name, "OVERFLOWS" if top > FLOAT16_MAX else room, shown])
+    over = f"{pictures} picture" + "s" * (pictures > 1)
+    return f"\nLargest numbers in float16 (it ends at {FLOAT16_MAX:,}), {over}:\n" + o.table(
+        ["function", "room", "largest by operation"], rows
+    )
+
+
+def _placement(bundle: Bundle) -> tuple[dict[str, dict[str, int]] | None, str]:
+    """Where a Mac would run the operations; None with the reason elsewhere."""
+    if bundle.plan.recipe.target != "coreml":
+        return None, "known only when a device has run the bundle"
+    try:
+        ENGINES.load("coreml")
+    except RuntimeLoadError as cause:
+        return None, str(cause)
+    from edgevlm.runtimes.on_coreml import placement
+
+    return placement(bundle), ""
+
+
+def _where(placed: dict[str, dict[str, int]]) -> str:
+    """The compute plan of this Mac, a line for each function."""
+    heads, devices = ["function", "cpu", "gpu", "neural engine"], ("cpu", "gpu", "neural_engine")
+    rows = [[name, *(str(n.get(device, 0)) for device in devices)] for name, n in placed.items()]
+    return "\nOperations by device, as this Mac's Core ML plans them:\n" + o.table(heads, rows)
 
 
 def _shown(programs: list[FunctionReport]) -> str:

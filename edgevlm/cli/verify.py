@@ -15,6 +15,7 @@ def main(
     model: Annotated[
         str | None, typer.Option(help="Checkpoint; the manifest's source if not given.")
     ] = None,
+    engine: Annotated[str | None, typer.Option(help="Engine, see `edgevlm engines`.")] = None,
     json: o.Json = False,
 ) -> None:
     """Compare every function of BUNDLE with PyTorch; exit 1 if one differs."""
@@ -22,7 +23,7 @@ def main(
     from edgevlm.verify import verify
 
     with o.progress() as step:
-        result = verify(bundle, model, progress=step)
+        result = verify(bundle, model, progress=step, engine=engine)
     rows = [
         [
             b.name,

@@ -109,6 +109,17 @@ def test_an_output_that_is_an_input_has_its_own_name(tmp_path):
     np.testing.assert_array_equal(found, X)
 
 
+def test_weights_of_another_block_leave_the_traced_ones_as_they_were(tmp_path):
+    first, second = nn.Linear(4, 4).eval(), nn.Linear(4, 4).eval()
+    before = first.weight.detach().clone()
+    rows = Tensor("x0", "f32", (1, 4)), Tensor("y0", "f32", (1, 4))
+    function = Function("run", rows[:1], rows[1:], 0)
+    block = Block("test-0", "test", (0, 1), 0, (function,))
+    lowered = to_coreml.lower({"run": trace(first, function, block)}, block, "none")
+    to_coreml.write(lowered, block, weights(second), tmp_path, None)
+    assert torch.equal(first.weight, before)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_attention_with_a_cache(groups, tmp_path):
     """Rows are written at the position, and each query sees its own group up to itself."""
