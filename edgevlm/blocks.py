@@ -19,15 +19,17 @@ from edgevlm.models._signals import encode, pack
 from edgevlm.plan import Block
 
 
-def cut(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
+def cut(sizes: Sequence[int], limit: int, joined: int | None = None) -> list[tuple[int, int]]:
     """Split pieces of `sizes` bytes into the fewest runs of at most `limit` bytes: [(start, stop)].
 
-    Runs are filled from the front, so that most have the same shape and share a trace.
+    Runs are filled from the front, so that most have the same shape and share a trace. Piece
+    `joined` stays with the one before it, whatever they weigh.
     """
     runs: list[tuple[int, int]] = []
     start = total = 0
     for index, size in enumerate(sizes):
-        if index > start and total + size > limit:
+        ahead = sizes[index + 1] if index + 1 == joined else 0
+        if index > start and index != joined and total + size + ahead > limit:
             runs.append((start, index))
             start, total = index, 0
         total += size

@@ -94,7 +94,8 @@ def _decoder(host: Host, limit: int, pieces: Pieces, calibrated: bool) -> list[B
     sizes = [_bytes(piece) for piece in pieces.decoder]
     sizes[-1] += _bytes(pieces.norm)
     blocks = []
-    for index, (start, stop) in enumerate(cut(sizes, limit)):
+    joined = None if pieces.pruning is None else pieces.pruning.joined
+    for index, (start, stop) in enumerate(cut(sizes, limit, joined)):
         if pieces.pruning is None:
             rows = {"prefill": host.chunk, "decode": 1}
             calls = [

@@ -67,6 +67,17 @@ def test_a_bundle_agrees_with_pytorch(preset, tmp_path, family, method):
     assert parity.tokens_equal == 1.0
 
 
+def test_a_method_that_looks_at_two_layers(tmp_path):
+    """One layer a block, but for the two that are looked at."""
+    recipe = Recipe(tokens=24, methods=("strided", "catp@decoder:tokens=9,layer=3"))
+    done = export(replace(recipe, block_size_bytes=1_000_000), tmp_path / "embedded.edgevlm")
+    plan = done.bundle.plan
+    assert [b.pieces for b in plan.stage("decoder")] == [(0, 1), (1, 3), (3, 4), (4, 5), (5, 6)]
+    assert plan.host.kv.gone == (0, 0, 0, 15, 15, 15)
+    assert done.verification.tokens_equal == 1.0
+    assert max(block.rel_error for block in done.verification.blocks) <= 1e-3
+
+
 @torch.no_grad()
 def test_64_tokens_after_the_last_stage(preset, tmp_path):
     """The loop's answer is that of all layers in PyTorch, caches, turned positions and all."""

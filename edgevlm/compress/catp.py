@@ -1,11 +1,14 @@
-"""CATP, the first stage: the tokens that stand best for all others of their picture.
+"""CATP: first the tokens that stand for all others, later those that the question turns to.
 
-In each grid (picture, tile, frame) with its share k of K, greedily: add the token y that raises
-sum over x of max over the chosen y of s(x, y) most (facility location); s is the cosine of
-features, moved to 0 to 1.
+Site `tokens`, the first stage: in each grid (picture, tile, frame) with its share k of K, greedily
+add the token y that raises sum over x of max over the chosen y of s(x, y) most (facility location);
+s is the cosine of features, moved to 0 to 1.
 
-Source: CATP (AAAI 2026), section 3, first stage. Limits: k steps one after the other, each O(n^2):
-for pictures of a few hundred tokens; unrolled, six nodes a step.
+Site `decoder`, the second stage: after layer j those tokens stay to which the prompt's last token
+attends more than it did in layer j - 1, and which are alike the question's words.
+
+Source: CATP (AAAI 2026), section 3. Limits: k steps one after the other, each O(n^2): for pictures
+of a few hundred tokens; unrolled, six nodes a step. Layers j - 1 and j are always in one block.
 """
 
 from __future__ import annotations
@@ -25,16 +28,25 @@ from edgevlm.compress._primitives import (
     square_shape,
     unit_rows,
 )
+from edgevlm.compress._stages import stages
+from edgevlm.compress.fastv import best
+from edgevlm.errors import PlanError
+from edgevlm.models._pruning import Look
 
-SOURCE = "CATP (Contextually Adaptive Token Pruning, AAAI 2026), section 3, first stage"
-SUMMARY = "keeps the tokens that are nearest to all others, one after the other (facility location)"
-FORMULA = "add argmax_y sum_x max(0, s(x, y) - max over kept of s(x, y')), K times"
-STATIC = "K steps over [n, n], unrolled"
+SOURCE = "CATP (Contextually Adaptive Token Pruning, AAAI 2026), section 3"
+SUMMARY = "keeps the tokens that are nearest to all others; later those the question turns to"
+FORMULA = (
+    "tokens: add argmax_y sum_x max(0, s(x, y) - max over kept of s(x, y')), K times; decoder:"
+    " top-k of max(0, a_j - a_(j-1)) + 0.6 cos(h, mean h of the question)"
+)
+STATIC = "K steps over [n, n], unrolled; two rows of attention and a top-k"
 DIFFERS = (
     "from the paper alone, its code is not public: the first stage without its second term, the"
     " likeness to the words beside the picture, for the question is not known when tokens are"
-    " reduced; the second stage, inside the language model, is not here"
+    " reduced; the second stage ranks the one picture of a prompt as the paper ranks the pictures"
+    " of its examples; that the question's own picture is pruned against theirs is left out"
 )
+LIKENESS = 0.6  # weight of the cosine in the second stage
 
 
 class Method:
@@ -83,6 +95,51 @@ class Method:
             chosen.append(cover(features[0, start:end], budget) + start)
             start = end
         return keep_rows(features, torch.cat(chosen))
+
+
+class DecoderMethod:
+    """Keeps some visual tokens from layer j + 1 on.
+
+    Args:
+        tokens: Visual tokens that stay; None is half of them.
+        layer: j + 1, counted from 0: the first layer that sees fewer. None is 7 of 32.
+    """
+
+    after, contiguous, looks_back = True, False, True
+
+    def __init__(self, *, tokens: int | None = None, layer: int | None = None) -> None:
+        self.tokens, self.layer = tokens, layer
+
+    def plan(self, tokens: int, layers: int) -> tuple[int, ...]:
+        """Visual tokens that each layer sees.
+
+        Raises:
+            PlanError: If the layer or the one two before it is not there, or more should stay than
+                there are.
+        """
+        left = tokens // 2 if self.tokens is None else self.tokens
+        layer = max(2, layers * 7 // 32) if self.layer is None else self.layer
+        if layer == 1:
+            raise PlanError("catp: got layer 1, expected 2 or more: it looks at the two before")
+        return stages("catp", tokens, layers, (layer,), (left,))
+
+    def __call__(self, look: Look, hidden: Tensor, kept: int) -> tuple[None, Tensor]:
+        """Choose.
+
+        Args:
+            look: The layer and its input, with those of the layer before.
+            hidden: The layer's output, f32 [1, s, C].
+            kept: k.
+
+        Returns:
+            None, for nothing merges, and which visual tokens stay, i64 [k], ascending.
+        """
+        assert look.before is not None, "a block begins with the second of the two layers"
+        gained = (look.last_to_visual() - look.before.last_to_visual()).clamp(min=0.0)
+        question = ((look.rows > look.visual[-1:]) & (look.rows <= look.last)).float()
+        mean = question.unsqueeze(0) @ hidden[0]  # the sum: a cosine has no length
+        visual = unit_rows(hidden[0].index_select(0, look.visual))
+        return None, best(gained + LIKENESS * (visual @ unit_rows(mean)[0]), kept)
 
 
 def cover(features: Tensor, kept: int) -> Tensor:

@@ -21,7 +21,7 @@ what is gone, cos(p - r) = cos p cos r + sin p sin r.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,14 @@ class Pruning:
         """Visual tokens that left before a layer: rows that its cache has less."""
         return self.total - self.counts[layer]
 
+    @property
+    def joined(self) -> int | None:
+        """A layer that must share its block with the one before it: the method looks at both."""
+        fewer = [i for i, count in enumerate(self.counts) if count < self.total]
+        if not getattr(self.method, "looks_back", False) or not fewer:
+            return None
+        return fewer[0] - self.method.after
+
     def entering(self, layer: int) -> int:
         """Visual tokens among the rows that reach a layer, or come out of the last one."""
         if layer == len(self.counts) or not self.method.after:
@@ -70,6 +78,7 @@ class Look:
         sin: Rotary table f32 [1, s, D].
         visual: Rows of the visual tokens, i64 [k], ascending.
         last: The prompt's last row, i64 [1].
+        before: The same of the layer before, where it is in the same block.
     """
 
     layer: DecoderLayer
@@ -78,6 +87,7 @@ class Look:
     sin: Tensor
     visual: Tensor
     last: Tensor
+    before: Look | None = None
 
     def tokens(self) -> Tensor:
         """The visual tokens, f32 [1, k, C]."""
@@ -168,9 +178,11 @@ class PrunedDecoderBlock(nn.Module):
         entered, present = self.pruning.entering(self.first), list[Tensor]()
         rows, end = visual_rows[0, :entered].to(torch.int64), last.to(torch.int64)
         start, counts = torch.zeros(1, dtype=torch.int32), self.pruning.counts
+        before: Look | None = None
         for index, layer in enumerate(self.layers):
             here, after = self.first + index, self.pruning.method.after
-            look = Look(layer, hidden, cos, sin, rows, end)
+            look = Look(layer, hidden, cos, sin, rows, end, before)
+            before = replace(look, before=None)
             if not after and counts[here] < rows.shape[0]:
                 hidden, cos, sin, rows, end = self._prune(look, hidden, counts[here])
             key, value = past[2 * index : 2 * index + 2]

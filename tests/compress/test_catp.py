@@ -1,14 +1,17 @@
-"""CATP's first stage by hand, against the sum that it raises, and over several pictures."""
+"""CATP's stages by hand, the first against the sum that it raises and over several pictures."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from edgevlm.compress._primitives import VisualShape
-from edgevlm.compress.catp import Method, cover
+from edgevlm.compress.catp import DecoderMethod, Method, cover
+from edgevlm.errors import PlanError
+from edgevlm.models._pruning import Look, Pruning
 
 
 def test_by_hand() -> None:
@@ -42,3 +45,34 @@ def test_pictures_stay_separate(features: Tensor, trace: Any, engine: Any) -> No
         return Method(tokens=12)(x, shape=shape)
 
     assert engine(trace(run, both))(both)[1].tolist() == positions.tolist()
+
+
+class Seen(Look):
+    """A layer whose last row attends as it is told to."""
+
+    def last_to_visual(self) -> Tensor:
+        """What was given as the rotary table."""
+        return self.cos
+
+
+def test_the_second_stage_by_hand() -> None:
+    """Tokens 1 and 2 gain attention; 3 is what the question speaks of; 0 loses."""
+    hidden = torch.tensor([[[0.0, 1], [1, 0], [-1, 0], [0, 1], [1, 0.1], [0, 2], [0, 4], [5, 0]]])
+    visual, last = torch.tensor([1, 2, 3, 4]), torch.tensor([6])  # row 7 fills up the call
+    layer: Any = None
+    before = Seen(layer, hidden, torch.tensor([0.9, 0.0, 0.2, 0.2]), hidden, visual, last)
+    now = torch.tensor([0.1, 0.7, 0.3, 0.2])
+    look = Seen(layer, hidden, now, hidden, visual, last, before)
+    # 0.6 times the cosines with (0, 6), and what was gained: 0, 0.7, 0.6 + 0.1, 0.06
+    assert DecoderMethod()(look, hidden, 3)[1].tolist() == [1, 2, 3]
+    assert DecoderMethod()(look, hidden, 2)[1].tolist() == [1, 2]
+
+
+def test_the_layers_that_it_looks_at() -> None:
+    """The default layer, and layers that are not there."""
+    assert DecoderMethod().plan(8, 32) == (*[8] * 7, *[4] * 25)
+    assert DecoderMethod(tokens=3).plan(8, 3) == (8, 8, 3)
+    with pytest.raises(PlanError, match=r"^catp: got layer 1, expected 2 or more"):
+        DecoderMethod(layer=1).plan(8, 3)
+    assert Pruning(DecoderMethod(), (8, 8, 3), 8, (1.0,)).joined == 1
+    assert Pruning(DecoderMethod(), (8, 8, 8), 8, (1.0,)).joined is None
