@@ -2,18 +2,22 @@
 
 Left panel: accuracy against visual tokens, on a logarithmic axis, with 95 % intervals. Right panel:
 accuracy against the median time to first token. A line is a method, and ends in the point of all
-tokens. The only user of matplotlib.
+tokens. Of many methods only the baselines have intervals, and dashed lines. The only user of
+matplotlib.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from edgevlm.errors import InputError, RuntimeLoadError
-from edgevlm.sweep import REFERENCE, Row, table_csv
+from edgevlm.sweep import BASELINES, REFERENCE, Row, table_csv
 
 SUFFIXES = (".csv", ".png")
+FEW = 8  # methods that fit a legend inside
+COLOURS, MARKERS = 10, "ov^D"  # of matplotlib's cycle; the marker changes with each round
 
 
 def require_matplotlib() -> None:
@@ -79,11 +83,13 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    methods = list(dict.fromkeys(row.method for row in rows))
+    crowded = len(methods) > FEW
+    figure = Figure(figsize=(13 if crowded else 11, 6 if crowded else 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     figure.suptitle(title)
     whole = [row for row in rows if row.method == REFERENCE]
-    for index, method in enumerate(dict.fromkeys(row.method for row in rows)):
+    for index, method in enumerate(methods):
         line = [row for row in rows if row.method == method]
         points = [
             (row.tokens, found)
@@ -94,17 +100,21 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
         # An end may be past the middle by a rounding of the last bit.
         below = [max(0.0, 100 * (found.accuracy - found.low)) for _, found in points]
         above = [max(0.0, 100 * (found.high - found.accuracy)) for _, found in points]
-        style, order = ("s", 3) if method == REFERENCE else ("o-", 2)
+        baseline = method in (REFERENCE, *BASELINES)
+        look: dict[str, Any] = {
+            "color": "black" if baseline and crowded else f"C{index % COLOURS}",
+            "marker": MARKERS[index // COLOURS % len(MARKERS)],
+            "linestyle": "--" if baseline and crowded else "-", "markersize": 4, "linewidth": 1,
+            "zorder": 3 if baseline else 2,
+        }  # fmt: skip
+        if method == REFERENCE:
+            look |= {"linestyle": "", "marker": "s"}
+        interval = (below, above) if baseline or not crowded else None
         left.errorbar(
-            [tokens for tokens, _ in points], share, (below, above),
-            fmt=style, color=f"C{index}", capsize=2, markersize=4, linewidth=1, label=method,
-            zorder=order,
-        )  # fmt: skip
+            [tokens for tokens, _ in points], share, interval, capsize=2, label=method, **look
+        )
         timed = [(f.ttft_ms.median, 100 * f.accuracy) for _, f in points if f.ttft_ms]
-        right.plot(
-            [ms for ms, _ in timed], [percent for _, percent in timed],
-            style, color=f"C{index}", markersize=4, linewidth=1, zorder=order,
-        )  # fmt: skip
+        right.plot([ms for ms, _ in timed], [percent for _, percent in timed], **look)
     left.set_xscale("log", base=2)
     left.set_xticks(sorted({row.tokens for row in rows if row.evaluation}))
     left.xaxis.set_major_formatter(ScalarFormatter())
@@ -112,7 +122,10 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
     left.set_xlabel("visual tokens")
     left.set_ylabel("right answers, %, with 95 % interval")
     right.set_xlabel("ms to first token, median")
-    left.legend(fontsize="small")
+    if crowded:
+        figure.legend(loc="outside right upper", fontsize="small")
+    else:
+        left.legend(fontsize="small")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     FigureCanvasAgg(figure)
