@@ -137,6 +137,22 @@ def keep_rows(features: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     return gather_rows(features, positions), positions.to(torch.int32).unsqueeze(0)
 
 
+def after_first(
+    x: Tensor, size: Tensor, rows: Tensor, sizes: Tensor, place: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What merging of all tokens but the first made, with the first before it as it was.
+
+    Args:
+        x: Tokens before the merging, f32 [n, D].
+        size: Patches that each stands for, f32 [n, 1].
+        rows: Tokens after it, f32 [k, D].
+        sizes: Patches that each stands for, f32 [k, 1].
+        place: Which row each but the first is part of, i64 [n - 1].
+    """
+    first = torch.zeros(1, dtype=torch.int64)
+    return torch.cat([x[:1], rows]), torch.cat([size[:1], sizes]), torch.cat([first, place + 1])
+
+
 def ascending(indices: Tensor) -> Tensor:
     """Distinct integers [..., K] in ascending order, by top-k alone."""
     return indices.topk(indices.shape[-1], dim=-1, largest=False).values

@@ -1,4 +1,4 @@
-"""How many visual tokens each layer of the language model sees."""
+"""How many tokens each layer sees, and options that say so."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ def stages(
         left: As many numbers, not ascending.
 
     Raises:
-        PlanError: If a layer is not there, or tokens would have to come back.
+        PlanError: If numbers or layers are missing, or tokens would have to come back.
     """
+    if len(at) != len(left):
+        raise PlanError(
+            f"{method}: got tokens for {len(left)} stages and {len(at)} layers, expected as many"
+        )
     if not all(0 < a < layers for a in at) or sorted(set(at)) != list(at):
         raise PlanError(
             f"{method}: got layers {list(at)}, expected ascending numbers from 1 to {layers - 1}"
@@ -33,6 +37,18 @@ def stages(
             )
         counts[layer:] = [count] * (layers - layer)
     return tuple(counts)
+
+
+def check_fewer(method: str, wanted: int, patches: int) -> None:
+    """Refuse to merge the patches of a view into as many or more.
+
+    Raises:
+        PlanError: If `wanted` is not below `patches`.
+    """
+    if wanted >= patches:
+        raise PlanError(
+            f"{method}: got patches={wanted}, expected less than {patches} (those of a view)"
+        )
 
 
 def numbers(method: str, option: str, text: int | str) -> tuple[int, ...]:

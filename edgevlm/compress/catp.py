@@ -136,8 +136,7 @@ class DecoderMethod:
         """
         assert look.before is not None, "a block begins with the second of the two layers"
         gained = (look.last_to_visual() - look.before.last_to_visual()).clamp(min=0.0)
-        question = ((look.rows > look.visual[-1:]) & (look.rows <= look.last)).float()
-        mean = question.unsqueeze(0) @ hidden[0]  # the sum: a cosine has no length
+        mean = look.words.float().unsqueeze(0) @ hidden[0]  # the sum: a cosine has no length
         visual = unit_rows(hidden[0].index_select(0, look.visual))
         return None, best(gained + LIKENESS * (visual @ unit_rows(mean)[0]), kept)
 

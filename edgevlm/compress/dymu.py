@@ -9,6 +9,7 @@ Source: DyMU (arXiv 2504.17040), MikeWangWZHL/dymu. Limits: those of `tome` at s
 from __future__ import annotations
 
 from edgevlm.compress import tome
+from edgevlm.compress._stages import numbers
 from edgevlm.errors import PlanError
 
 SOURCE = (
@@ -38,10 +39,7 @@ class EncoderMethod(tome.EncoderMethod):
     """
 
     def __init__(self, *, merges: int | str) -> None:
-        parts = str(merges).split("+")
-        if not all(part.isdigit() for part in parts):
-            raise ValueError(f"merges are numbers with '+' between them, got '{merges}'")
-        self.merges = tuple(int(part) for part in parts)
+        self.merges = numbers("dymu", "merges", merges)
 
     def plan(self, patches: int, layers: int) -> tuple[int, ...]:
         """Patches left after each layer.

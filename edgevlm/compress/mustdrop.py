@@ -18,8 +18,8 @@ import math
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import descending, marked_indices, unit_rows
-from edgevlm.compress._stages import numbers, stages
+from edgevlm.compress._primitives import after_first, descending, marked_indices, unit_rows
+from edgevlm.compress._stages import check_fewer, numbers, stages
 from edgevlm.compress.fastv import best
 from edgevlm.errors import PlanError
 from edgevlm.models._pruning import Look
@@ -77,11 +77,7 @@ class EncoderMethod:
         side, saved = math.isqrt(patches), self.window**2 - 1
         if side * side != patches:
             raise PlanError(f"mustdrop: got {patches} patches, expected a square grid")
-        if self.patches >= patches:
-            raise PlanError(
-                f"mustdrop: got patches={self.patches}, expected less than {patches} (those of a"
-                " view)"
-            )
+        check_fewer("mustdrop", self.patches, patches)
         merged = -(-(patches - self.patches) // saved)
         if merged > (side // self.window) ** 2:
             least = patches - saved * (side // self.window) ** 2
@@ -109,13 +105,7 @@ class EncoderMethod:
         """
         merged = removed // (self.window**2 - 1)
         rows, sizes, place = merge_windows(x[int(class_token) :], self.window, merged)
-        if not class_token:
-            return rows, sizes, place
-        return (
-            torch.cat([x[:1], rows]),
-            torch.cat([size[:1], sizes]),
-            torch.cat([torch.zeros(1, dtype=torch.int64), place + 1]),
-        )
+        return after_first(x, size, rows, sizes, place) if class_token else (rows, sizes, place)
 
 
 class DecoderMethod:
@@ -140,18 +130,12 @@ class DecoderMethod:
         """
         at = self.layers or tuple(sorted({max(1, layers * layer // 32) for layer in LAYERS}))
         left = self.tokens or tuple(max(1, tokens >> stage) for stage in range(1, len(at) + 1))
-        if len(left) != len(at):
-            raise PlanError(
-                f"mustdrop: got tokens for {len(left)} stages and {len(at)} layers, expected as"
-                " many"
-            )
         return stages("mustdrop", tokens, layers, at, left)
 
     def __call__(self, look: Look, hidden: Tensor, kept: int) -> tuple[None, Tensor]:
         """Choose; as `fastv.DecoderMethod`."""
         weights = look.attention(look.rows).mean(0)  # [s, s]
-        words = (look.rows > look.visual[-1:]) & (look.rows <= look.last)
-        return None, best(looked_at(weights.index_select(1, look.visual), words), kept)
+        return None, best(looked_at(weights.index_select(1, look.visual), look.words), kept)
 
 
 def looked_at(weights: Tensor, words: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from edgevlm.compress._primitives import descending, in_raster_order, largest, marked_indices
 from edgevlm.compress._stages import numbers, stages
-from edgevlm.errors import PlanError
 from edgevlm.models._pruning import Look
 
 SOURCE = (
@@ -63,11 +62,6 @@ class DecoderMethod:
         """
         at = self.layers or tuple(sorted({max(1, layers * layer // 32) for layer in LAYERS}))
         wanted = self.tokens or tuple(max(1, int(tokens * share)) for share in SHARES[: len(at)])
-        if len(wanted) != len(at):
-            raise PlanError(
-                f"sparsevlm: got tokens for {len(wanted)} stages and {len(at)} layers, expected as"
-                " many"
-            )
         left, before = [], tokens
         for kept in wanted:
             kept = min(kept, before - 1)
@@ -86,10 +80,9 @@ class DecoderMethod:
         Returns:
             Visual tokens f32 [1, kept, C], and which they are, i64 [kept], ascending.
         """
-        rows, total = look.rows, look.visual.shape[0]
-        words = (rows > look.visual[-1:]) & (rows <= look.last)
-        raters = rate(look.tokens()[0], look.hidden[0], words)
-        weights = look.attention(rows).mean(0).index_select(1, look.visual)
+        total = look.visual.shape[0]
+        raters = rate(look.tokens()[0], look.hidden[0], look.words)
+        weights = look.attention(look.rows).mean(0).index_select(1, look.visual)
         scores = (raters.unsqueeze(0) @ weights)[0] / raters.sum()
         own = next(k for k in range(kept, 0, -1) if k + clusters(total - k)[1] == kept)
         return recycle(hidden.index_select(1, look.visual), scores, own)

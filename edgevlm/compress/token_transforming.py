@@ -16,7 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import unit_rows
+from edgevlm.compress._primitives import after_first, unit_rows
+from edgevlm.compress._stages import check_fewer
 from edgevlm.errors import PlanError
 
 SOURCE = "Token Transforming (arXiv 2506.05709), many-to-many matrix; from the abstract alone"
@@ -65,11 +66,7 @@ class EncoderMethod:
             raise PlanError(
                 f"token_transforming: got layer={layer}, the encoder has {layers} layers"
             )
-        if self.patches >= patches:
-            raise PlanError(
-                f"token_transforming: got patches={self.patches}, expected less than {patches}"
-                " (those of a view)"
-            )
+        check_fewer("token_transforming", self.patches, patches)
         return (patches,) * (layer - 1) + (self.patches,) * (layers - layer + 1)
 
     def __call__(
@@ -95,13 +92,7 @@ class EncoderMethod:
         weights = (shares * size[first:]).transpose(0, 1)  # [k, n]
         sizes = weights.sum(1, keepdim=True)
         rows, place = weights @ x[first:] / sizes, shares.argmax(1)
-        if not class_token:
-            return rows, sizes, place
-        return (
-            torch.cat([x[:1], rows]),
-            torch.cat([size[:1], sizes]),
-            torch.cat([torch.zeros(1, dtype=torch.int64), place + 1]),
-        )
+        return after_first(x, size, rows, sizes, place) if class_token else (rows, sizes, place)
 
 
 def share(keys: Tensor, targets: Tensor) -> Tensor:

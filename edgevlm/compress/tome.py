@@ -20,6 +20,7 @@ from torch import Tensor
 
 from edgevlm.compress._matching import bipartite_soft_matching
 from edgevlm.compress._primitives import VisualShape, in_raster_order, keep_all, kept_tokens
+from edgevlm.compress._stages import check_fewer
 from edgevlm.errors import PlanError
 
 SOURCE = (
@@ -139,10 +140,7 @@ class EncoderMethod:
         assert wanted is not None
         if by > layers:
             raise PlanError(f"tome: got by={by}, the encoder has {layers} layers")
-        if wanted >= patches:
-            raise PlanError(
-                f"tome: got patches={wanted}, expected less than {patches} (those of a view)"
-            )
+        check_fewer("tome", wanted, patches)
         gone = [(patches - wanted) * min(layer, by) // by for layer in range(1, layers + 1)]
         counts = (patches, *(patches - count for count in gone))
         if any(2 * after < before for before, after in pairwise(counts)):

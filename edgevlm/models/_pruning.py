@@ -122,6 +122,11 @@ class Look:
         """Numbers of all rows, i64 [s]."""
         return torch.arange(self.hidden.shape[1])
 
+    @property
+    def words(self) -> Tensor:
+        """Which rows are words of the question, after the picture, bool [s]."""
+        return (self.rows > self.visual[-1:]) & (self.rows <= self.last)
+
     def last_to_visual(self) -> Tensor:
         """Attention of the prompt's last row to each visual token, mean over heads: f32 [k]."""
         return self.attention(self.last).mean(0)[0].index_select(0, self.visual)

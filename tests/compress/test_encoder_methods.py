@@ -125,7 +125,11 @@ def test_impossible_plans(method: Any, message: str) -> None:
         (tome.EncoderMethod, {"patches": 4, "r": 4}, "^give patches "),
         (tome.EncoderMethod, {"by": 4, "r": 4}, "^give patches "),
         (tome.EncoderMethod, {"r": 0}, "^r must be at least 1, got 0$"),
-        (dymu.EncoderMethod, {"merges": "4,4"}, "^merges are numbers with '\\+' between them"),
+        (
+            dymu.EncoderMethod,
+            {"merges": "4,4"},
+            "^merges of dymu are numbers with '\\+' between them",
+        ),
         (token_transforming.EncoderMethod, {"patches": 4, "layer": 0}, "^layer must be at least 1"),
         (mustdrop.EncoderMethod, {"patches": 0}, "^patches must be at least 1, got 0$"),
         (mustdrop.EncoderMethod, {"patches": 4, "window": 1}, "^window is the side of a window"),
