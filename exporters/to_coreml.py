@@ -11,6 +11,7 @@ Source: coremltools 9.0 (iOS 18 programs); `_coreml_operators` for what it does 
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import shutil
@@ -129,6 +130,7 @@ def write(
         ct.utils.save_multifunction(joined, str(package))
     _name_parts(package, block)
     _describe(package, block, lowered.scheme)
+    gc.collect()  # programs refer to themselves, and hold the block's weights
     for path in package.rglob("*"):  # coremltools leaves some readable by their owner alone
         path.chmod(0o755 if path.is_dir() else 0o644)
     return tuple(replace(function, file=package.name) for function in block.functions)

@@ -73,6 +73,41 @@ class Function:
     outputs: tuple[str, ...]
 
 
+class Blobs:
+    """The weight file of a package; what functions share is read once."""
+
+    def __init__(self, data: Array) -> None:
+        self.data = data
+        self._read: dict[tuple[int, str, tuple[int, ...]], Array] = {}
+
+    def read(self, offset: int, dtype: str, shape: tuple[int, ...]) -> Array:
+        """The array whose header is at `offset`.
+
+        Raises:
+            ValueError: If the header is not that of such an array, or a part is outside the file.
+        """
+        key = offset, dtype, shape
+        if key not in self._read:
+            self._read[key] = self._array(*key)
+        return self._read[key]
+
+    def _array(self, offset: int, dtype: str, shape: tuple[int, ...]) -> Array:
+        data = self.data
+        if not 0 <= offset <= data.size - HEADER.size:
+            raise ValueError(f"weight at {offset}, the file has {data.size} bytes")
+        sentinel, kind, size, start, _ = HEADER.unpack(bytes(data[offset : offset + HEADER.size]))
+        count = int(np.prod(shape, dtype=np.int64))
+        bits = PACKED.get(dtype) or 8 * np.dtype(STORED[dtype]).itemsize
+        if sentinel != SENTINEL or BLOBS.get(kind) != dtype:
+            raise ValueError(f"weight at {offset} has no header of {dtype}")
+        if start + size > data.size or size != -(-count * bits // 8):
+            raise ValueError(f"weight at {offset}: {size} bytes, expected {-(-count * bits // 8)}")
+        raw = data[start : start + size]
+        if dtype in PACKED:
+            return unpack(raw, count, bits, dtype.startswith("int")).reshape(shape)
+        return widened(raw.view(STORED[dtype]), dtype).reshape(shape)
+
+
 def read_package(path: Path) -> dict[str, Function]:
     """Functions of a package by name.
 
@@ -87,7 +122,7 @@ def read_package(path: Path) -> dict[str, Function]:
     try:
         model = Model_pb2.Model.FromString((folder / "model.mlmodel").read_bytes())
         file = folder / "weights" / "weight.bin"
-        blobs = np.memmap(file, np.uint8, "r") if file.is_file() else np.zeros(0, np.uint8)
+        blobs = Blobs(np.memmap(file, np.uint8, "r") if file.is_file() else np.zeros(0, np.uint8))
         return {
             name: _function(function, blobs)
             for name, function in sorted(model.mlProgram.functions.items())
@@ -107,7 +142,7 @@ def silent() -> Iterator[None]:
         logging.disable(before)
 
 
-def _function(message: Any, blobs: Array) -> Function:
+def _function(message: Any, blobs: Blobs) -> Function:
     (block,) = message.block_specializations.values()
     given = [_value(item) for item in message.inputs]
     states = {item.name for item in message.inputs if item.type.WhichOneof("type") == "stateType"}
@@ -119,7 +154,7 @@ def _function(message: Any, blobs: Array) -> Function:
     )
 
 
-def _operation(message: Any, blobs: Array) -> Operation:
+def _operation(message: Any, blobs: Blobs) -> Operation:
     inputs: dict[str, tuple[Any, ...]] = {}
     for key, argument in message.inputs.items():
         inputs[key] = tuple(
@@ -147,10 +182,10 @@ def _type(message: Any) -> tuple[str, tuple[int, ...]]:
     return TYPES[tensor.dataType], tuple(d.constant.size for d in tensor.dimensions)
 
 
-def _constant(message: Any, blobs: Array) -> Any:
+def _constant(message: Any, blobs: Blobs) -> Any:
     dtype, shape = _type(message.type)
     if message.WhichOneof("value") == "blobFileValue":
-        return _blob(blobs, message.blobFileValue.offset, dtype, shape)
+        return blobs.read(message.blobFileValue.offset, dtype, shape)
     tensor = message.immediateValue.tensor
     kind = tensor.WhichOneof("value")
     if kind is None:  # protobuf leaves out what is empty
@@ -161,23 +196,6 @@ def _constant(message: Any, blobs: Array) -> Any:
     if kind == "bytes":
         return widened(np.frombuffer(values, STORED[dtype]), dtype).reshape(shape)
     return widened(np.array(list(values), STORED[dtype]), dtype).reshape(shape)
-
-
-def _blob(blobs: Array, offset: int, dtype: str, shape: tuple[int, ...]) -> Array:
-    """The array whose header is at `offset` of the weight file."""
-    if not 0 <= offset <= blobs.size - HEADER.size:
-        raise ValueError(f"weight at {offset}, the file has {blobs.size} bytes")
-    sentinel, kind, size, start, _ = HEADER.unpack(bytes(blobs[offset : offset + HEADER.size]))
-    count = int(np.prod(shape, dtype=np.int64))
-    bits = PACKED.get(dtype) or 8 * np.dtype(STORED[dtype]).itemsize
-    if sentinel != SENTINEL or BLOBS.get(kind) != dtype:
-        raise ValueError(f"weight at {offset} has no header of {dtype}")
-    if start + size > blobs.size or size != -(-count * bits // 8):
-        raise ValueError(f"weight at {offset}: {size} bytes, expected {-(-count * bits // 8)}")
-    raw = blobs[start : start + size]
-    if dtype in PACKED:
-        return unpack(raw, count, bits, dtype.startswith("int")).reshape(shape)
-    return widened(raw.view(STORED[dtype]), dtype).reshape(shape)
 
 
 def unpack(raw: Array, count: int, bits: int, signed: bool) -> Array:

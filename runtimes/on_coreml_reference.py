@@ -153,7 +153,9 @@ class Engine:
                     " coreml-reference knows"
                 )
             step = Step(operation, operation.inputs, ())
-            if operation.kind == "const" or operation.kind.startswith("constexpr_"):
+            if operation.kind == "const":  # as it was read: functions share the weights
+                constants[operation.outputs[0].name] = operation.inputs["val"][0]
+            elif operation.kind.startswith("constexpr_"):
                 given = {n: _resolve(p, constants, n in LISTS) for n, p in step.inputs.items()}
                 given.pop("name", None)
                 _keep(constants, step, OPERATORS[operation.kind](**given))
