@@ -21,7 +21,8 @@ from edgevlm.datasets._drawing import CELL, SIZE, Item, background, cells, draw,
 from edgevlm.datasets._material import Material
 from edgevlm.examples import Question
 
-STILL = {"objects": 0.46, "odd": 0.14, "text": 0.27, "sign": 0.08, "nlvr": 0.05}
+STILL = {"objects": 0.37, "odd": 0.28, "text": 0.23, "sign": 0.08, "nlvr": 0.04}
+CLIPS = {"move": 0.3, "turn": 0.2, "order": 0.5}
 CLIP_SHARE, FEWER_SHARE = 0.42, 0.14  # of the batches
 CLIP_FRAMES = 2.5, 1.5  # frames of a batch of clips for each of its pictures, in parts 2 and 3
 HANDS_SHARE = 0.25  # of the crowded pictures
@@ -135,7 +136,8 @@ class Batches(Dataset):
             asked = balanced(_questions.questions(scene, rng), rng)
             labels = [dense(scene.items, ())] * frames
             return Sample([picture] * frames, labels, asked, in_scene(scene), False)
-        clip = _clips.draw_clip(rng, self.split, rng.choice(_clips.KINDS), frames, len(m.emoji))
+        kind = rng.choices(list(CLIPS), list(CLIPS.values()))[0]
+        clip = _clips.draw_clip(rng, self.split, kind, frames, len(m.emoji))
         ground = background(rng)
         pictures = [draw(ground, items, m.emoji) for items in clip.frames]
         labels = [dense(items, ()) for items in clip.frames]
