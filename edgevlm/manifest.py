@@ -20,6 +20,7 @@ from typing import Any
 
 from edgevlm.documents import DocumentError, read, shown
 from edgevlm.errors import BundleError
+from edgevlm.packed import PACKINGS
 from edgevlm.plan import FORMAT_VERSION, SIGNALS, Block, Function, Part, Plan, Tensor
 
 MANIFEST = "manifest.json"
@@ -41,7 +42,7 @@ PARTS = {
 CHOICES = {
     "kind": ("vlm",), "host.positions": ("contiguous", "original"),
     "host.kv.form": ("shared_buffer", "states"), "host.kv.dtype": ("f32", "f16"),
-    "host.embedding.dtype": ("f32",),
+    "host.embedding.dtype": ("f32", *PACKINGS),
     "host.image.global_view": ("first", "last"),
     "host.image.resample": ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"),
 }  # fmt: skip

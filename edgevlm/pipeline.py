@@ -17,6 +17,7 @@ from edgevlm.documents import dumps
 from edgevlm.errors import ExportError
 from edgevlm.models._checkpoint import find
 from edgevlm.models._family import Pieces
+from edgevlm.packed import PACKINGS, pack
 from edgevlm.plan import Block, Function, Plan
 from edgevlm.planning import Planned, make_plan
 from edgevlm.recipe import Recipe
@@ -25,6 +26,7 @@ from edgevlm.runtimes.text import peak_rss_bytes
 from edgevlm.trace import signature, trace, weights
 from edgevlm.verify import Verification, verify_model
 
+TABLE_ROWS = 4096  # of the embedding table at a time
 Progress = Callable[[str], None]
 Graphs = dict[Hashable, Any]  # what a target lowered, by what `trace.signature` says of the block
 
@@ -116,16 +118,26 @@ def _export_block(
         graphs[key] = lowered
     embedding = planned.plan.host.embedding
     tied = block.stage == "head" and embedding.tied
-    offset = block.pieces[0] * embedding.columns * 4 if tied else None
+    place = embedding.place(block.pieces[0]) if tied else None
     folder = writer.stage_folder(block.stage)
-    functions = target.write(lowered, block, weights(module), folder, offset)
+    functions = target.write(lowered, block, weights(module), folder, place)
     return tuple(replace(f, file=f"blocks/{block.stage}/{f.file}") for f in functions)
 
 
 def _write_table(plan: Plan, matrices: tuple[Tensor, ...], writer: BundleWriter) -> str:
     """The embedding table, row by row; in the head's folder where the head shares it."""
-    stage = "head" if plan.host.embedding.tied else "embed"
+    embedding = plan.host.embedding
+    stage, packing = "head" if embedding.tied else "embed", PACKINGS.get(embedding.dtype)
+    scales = []
     with (writer.stage_folder(stage) / "table.bin").open("wb") as out:
         for matrix in matrices:
-            out.write(matrix.detach().float().contiguous().numpy().data)
+            for start in range(0, matrix.shape[0], TABLE_ROWS):
+                rows = matrix.detach()[start : start + TABLE_ROWS]
+                part = rows.float().contiguous().numpy()
+                if packing:
+                    part, scale = pack(part, packing)
+                    scales.append(scale)
+                out.write(part.data)
+        for scale in scales:
+            out.write(scale.data)
     return f"blocks/{stage}/table.bin"

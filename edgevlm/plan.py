@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgevlm.packed import PACKINGS
 from edgevlm.recipe import Recipe
 
 FORMAT_VERSION = 1
@@ -137,8 +138,9 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class Embedding:
-    """The table whose rows the host reads: `rows` x `columns` of `dtype`, row-major.
+    """The table whose rows the host reads: `rows` x `columns`, row-major.
 
+    `dtype` is `f32`, or a packing of `edgevlm.packed`: the numbers of all rows, then all scales.
     `tied`: the head reads its matrix from the same file.
     """
 
@@ -151,7 +153,21 @@ class Embedding:
     @property
     def bytes(self) -> int:
         """Size of the table file."""
-        return self.rows * self.columns * 4
+        numbers, scales = self.row_bytes
+        return self.rows * (numbers + scales)
+
+    @property
+    def row_bytes(self) -> tuple[int, int]:
+        """Bytes of the numbers and of the scales of a row."""
+        if self.dtype == "f32":
+            return self.columns * 4, 0
+        packing = PACKINGS[self.dtype]
+        return packing.row_bytes(self.columns), packing.groups(self.columns) * 4
+
+    def place(self, row: int) -> tuple[int, int]:
+        """The bytes of the file at which the numbers and the scales of a row begin."""
+        numbers, scales = self.row_bytes
+        return row * numbers, self.rows * numbers + row * scales
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ from edgevlm.plan import (
 )
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
-from edgevlm.shapes import make_blocks
+from edgevlm.shapes import Stored, make_blocks
 
 # Stages that have schemes; `reduce` chooses, and has no weights.
-QUANTIZED = ("vision", "decoder", "head")
+QUANTIZED = ("vision", "embed", "decoder", "head")
 # Room for a question and an answer beside the image when the recipe names no context.
 ROOM_TOKENS = 512
 # A question of this length is planned for when the chunk is chosen.
@@ -87,7 +87,12 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     pieces = checkpoint.family.pieces(model, description)
     inside, counts, sites = choose_encoder_method(recipe, pieces)
     pieces = observe(merge(pieces, inside, counts), method.signals)
-    text = config.text_config
+    text, tied = config.text_config, pieces.head is pieces.table[0]
+    if "embed" in recipe.schemes() and (tied or target.table_format(target.SCHEMES[-1]) == "f32"):
+        raise RecipeError(
+            "stage 'embed' has no scheme of its own here: "
+            + ("its table is the head's" if tied else f"its table is f32 for '{recipe.target}'")
+        )
     vocabulary = pieces.table[0].shape[0]
     layout = make_layout(
         description,
@@ -121,8 +126,8 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
             embedding=Embedding(
                 rows=sum(t.shape[0] for t in pieces.table),
                 columns=text.hidden_size,
-                dtype="f32",
-                tied=pieces.head is pieces.table[0],
+                dtype=target.table_format(recipe.scheme("head" if tied else "embed")),
+                tied=tied,
             ),
             rope=rope,
             kv=KVCache(
@@ -152,7 +157,13 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     kv = replace(draft.host.kv, tokens=context)
     draft = replace(draft, host=replace(draft.host, chunk=chunk, kv=kv))
     blocks = make_blocks(
-        draft.host, recipe.block_size_bytes, site.tokens_out, pieces, description, method
+        draft.host,
+        recipe.block_size_bytes,
+        site.tokens_out,
+        pieces,
+        description,
+        method,
+        Stored(target, recipe),
     )
     whole = replace(draft, blocks=blocks)
     return Planned(whole, checkpoint, description, method, inside, counts, pruning)

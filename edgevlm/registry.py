@@ -79,11 +79,15 @@ ENGINES = Registry("engine", "edgevlm.runtimes", "on_")
 def engine_for(target: str) -> str:
     """Name of the first engine that is installed and runs `target`.
 
+    Engines are named after the target that they run: those of another one are not asked.
+
     Raises:
         RuntimeLoadError: If there is none; the message has each engine's own reason.
     """
-    reasons = []
+    reasons, others = [], tuple(other for other in TARGETS.names() if other != target)
     for name in ENGINES.names():
+        if name.startswith(others) and not name.startswith(target):
+            continue
         try:
             if target in ENGINES.load(name).TARGETS:
                 return name

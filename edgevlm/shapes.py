@@ -1,13 +1,14 @@
 """The blocks of a plan: which pieces each holds, the shapes of its functions, bytes and FLOPs.
 
-Bytes are those of the pieces' tensors, which need no memory for that; FLOPs are counted by running
-each function on tensors without data (torch's FlopCounterMode: 2 per multiply-add).
+Bytes are those of the pieces' tensors under the target's scheme, which need no memory for that;
+FLOPs are counted by running each function on tensors without data (torch's FlopCounterMode: 2 per
+multiply-add).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,9 +21,31 @@ from edgevlm.models._family import Description, Pieces
 from edgevlm.models._merging import hidden_shapes, merges
 from edgevlm.models._signals import Observed, signal_shape
 from edgevlm.plan import Block, Function, Host, Tensor
+from edgevlm.recipe import Recipe
 from edgevlm.trace import DTYPES
 
 Call = tuple[str, list[Tensor], list[Tensor]]  # name, inputs, outputs
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bytes of weights in their files: what a target makes of them under a recipe's schemes."""
+
+    target: Any
+    recipe: Recipe
+
+    def matrix(self, rows: int, columns: int, stage: str) -> int:
+        """Bytes of the matrix of a linear layer."""
+        size: int = self.target.matrix_bytes(rows, columns, self.recipe.scheme(stage))
+        return size
+
+    def module(self, module: torch.nn.Module, stage: str) -> int:
+        """Bytes of the tensors of a module, each once."""
+        matrices = {m.weight for m in module.modules() if isinstance(m, torch.nn.Linear)}
+        others = {*module.parameters(), *module.buffers()} - matrices
+        numbers = sum(tensor.numel() for tensor in others)
+        each: int = self.target.number_bytes(self.recipe.scheme(stage))
+        return numbers * each + sum(self.matrix(m.shape[0], m.shape[1], stage) for m in matrices)
 
 
 def make_blocks(
@@ -32,6 +55,7 @@ def make_blocks(
     pieces: Pieces,
     description: Description,
     method: Any,
+    stored: Stored,
 ) -> tuple[Block, ...]:
     """All blocks in the order in which a prompt runs them.
 
@@ -42,18 +66,21 @@ def make_blocks(
         pieces: The model, with or without memory for its weights.
         description: The family's numbers.
         method: The method of site `tokens`.
+        stored: Bytes of weights in their files.
     """
     blocks = [
-        *_vision(host, limit, pieces, description),
+        *_vision(host, limit, pieces, description, stored),
         _reduce(host, kept, pieces, description, method),
-        *_decoder(host, limit, pieces, getattr(method, "calibrate", False)),
-        *_head(host, limit, pieces),
+        *_decoder(host, limit, pieces, getattr(method, "calibrate", False), stored),
+        *_head(host, limit, pieces, stored),
     ]
     return tuple(_count(block, pieces, method, description.shape) for block in blocks)
 
 
-def _vision(host: Host, limit: int, pieces: Pieces, description: Description) -> list[Block]:
-    image, sizes = host.image, [_bytes(piece) for piece in pieces.vision]
+def _vision(
+    host: Host, limit: int, pieces: Pieces, description: Description, stored: Stored
+) -> list[Block]:
+    image, sizes = host.image, [stored.module(piece, "vision") for piece in pieces.vision]
     features = (1, description.view_tokens, host.embedding.columns)
     blocks = []
     for index, (start, stop) in enumerate(cut(sizes, limit)):
@@ -90,9 +117,11 @@ def _signals(names: Sequence[str], tokens: int, pieces: Pieces) -> list[Tensor]:
     return [Tensor(name, "f32", signal_shape(pieces, name, tokens)) for name in names]
 
 
-def _decoder(host: Host, limit: int, pieces: Pieces, calibrated: bool) -> list[Block]:
-    sizes = [_bytes(piece) for piece in pieces.decoder]
-    sizes[-1] += _bytes(pieces.norm)
+def _decoder(
+    host: Host, limit: int, pieces: Pieces, calibrated: bool, stored: Stored
+) -> list[Block]:
+    sizes = [stored.module(piece, "decoder") for piece in pieces.decoder]
+    sizes[-1] += stored.module(pieces.norm, "decoder")
     blocks = []
     joined = None if pieces.pruning is None else pieces.pruning.joined
     for index, (start, stop) in enumerate(cut(sizes, limit, joined)):
@@ -177,13 +206,14 @@ def _step(host: Host, name: str, rows: int, layers: int, calibrated: bool) -> Ca
     return name, given, made
 
 
-def _head(host: Host, limit: int, pieces: Pieces) -> list[Block]:
+def _head(host: Host, limit: int, pieces: Pieces, stored: Stored) -> list[Block]:
     channels = host.embedding.columns
+    row_bytes = stored.matrix(1, channels, "head")
     blocks = []
-    for index, (start, stop) in enumerate(cut_rows(pieces.head.shape[0], 4 * channels, limit)):
+    for index, (start, stop) in enumerate(cut_rows(pieces.head.shape[0], row_bytes, limit)):
         given = [Tensor("hidden", "f32", (1, 1, channels))]
         made = [Tensor("logits", "f32", (1, stop - start))]
-        size = (stop - start) * channels * 4
+        size = stored.matrix(stop - start, channels, "head")
         blocks.append(_block("head", index, (start, stop), size, [("logits", given, made)]))
     return blocks
 
@@ -213,7 +243,3 @@ def _count(block: Block, pieces: Pieces, method: Any, shape: VisualShape) -> Blo
 
 def _inputs(function: Function, device: str) -> list[torch.Tensor]:
     return [torch.empty(t.shape, dtype=DTYPES[t.dtype], device=device) for t in function.inputs]
-
-
-def _bytes(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in {*module.parameters(), *module.buffers()}) * 4

@@ -49,6 +49,10 @@ THRESHOLDS = {
     "fp16": Threshold(psnr_db=55.0),
     "w8a16": Threshold(psnr_db=40.0, whole=False),
     "w4g32a16": Threshold(psnr_db=20.0, whole=False),
+    "w8a32": Threshold(psnr_db=40.0, whole=False),
+    "w8a8": Threshold(psnr_db=30.0, whole=False),
+    "w4g32a32": Threshold(psnr_db=20.0, whole=False),
+    "w4g32a8": Threshold(psnr_db=20.0, whole=False),
     "p6": Threshold(psnr_db=20.0, whole=False),
     "p4": Threshold(psnr_db=20.0, whole=False),
 }

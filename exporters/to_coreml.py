@@ -88,6 +88,29 @@ class Lowered:
     scheme: str
 
 
+def table_format(scheme: str) -> str:
+    """Format of the embedding table: the host reads it, whatever the scheme."""
+    return "f32"
+
+
+def matrix_bytes(rows: int, columns: int, scheme: str) -> int:
+    """Bytes of a linear layer's matrix under a scheme."""
+    count = rows * columns
+    palette = PALETTES.get(scheme)
+    if palette and count >= SMALLEST_PALETTE:
+        return count * palette // 8 + (2 << palette)
+    if scheme == "w8a16" and count >= SMALLEST:
+        return count + 2 * rows
+    if scheme == "w4g32a16" and count >= SMALLEST:
+        return count // 2 + count // 16
+    return count * number_bytes(scheme)
+
+
+def number_bytes(scheme: str) -> int:
+    """Bytes of any other weight under a scheme."""
+    return 4 if scheme == "none" else 2
+
+
 def lower(programs: Mapping[str, ExportedProgram], block: Block, scheme: str) -> Lowered:
     """Keep the traced functions of one signature."""
     return Lowered(programs, scheme)
@@ -98,7 +121,7 @@ def write(
     block: Block,
     tensors: Mapping[str, Tensor],
     folder: Path,
-    table: int | None,
+    table: tuple[int, int] | None,
 ) -> tuple[Function, ...]:
     """Write the block's package into `folder`; return its functions with their file.
 

@@ -8,43 +8,63 @@ stay [rows, in] and are read by Gemm, so that a tied head is a range of the embe
 stands on disk once. Attention with cache is GroupQueryAttention whose past and present are one
 buffer (KV form `shared_buffer`); its causal rule replaces the mask, which is therefore no input.
 
+With a scheme of few bits each linear layer is MatMulNBits over packed rows (`edgevlm.packed`), the
+embedding table too. `a32` computes in float32; `a8` rounds the rows that come in to 8 bits, run by
+run, and multiplies whole numbers.
+
 Source: ONNX operator specification, opset below; `_onnx_operators` for ONNX Runtime's own.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from onnxscript.optimizer import optimize_ir
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from edgevlm.errors import ExportError
 from edgevlm.exporters._onnx_operators import LOWERINGS
+from edgevlm.packed import PACKINGS, pack
 from edgevlm.plan import Block, Function, Requires
 from edgevlm.plan import Tensor as Spec
 
 OPSET = 20
 KV_FORM, KV_DTYPE = "shared_buffer", "f32"
-SCHEMES = ("none",)
-SUMMARY = f"ONNX opset {OPSET} for ONNX Runtime 1.20 and newer, float32"
-REQUIRES = Requires((("ai.onnx", str(OPSET)), ("com.microsoft", "1"), ("onnxruntime", "1.20")))
+# Scheme: packing of matrices and table, and MatMulNBits' accuracy_level (1 is float32, 4 int8).
+FORMATS = {
+    "w8a32": ("w8g64", 1),
+    "w8a8": ("w8g64", 4),
+    "w4g32a32": ("w4g32", 1),
+    "w4g32a8": ("w4g32", 4),
+}
+SCHEMES = ("none", *FORMATS)
+SUMMARY = f"ONNX opset {OPSET} for ONNX Runtime 1.22 and newer; weights of 32, 8 or 4 bits"
+REQUIRES = Requires((("ai.onnx", str(OPSET)), ("com.microsoft", "1"), ("onnxruntime", "1.22")))
 ALIGN_BYTES = 64
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight outside the graph: the traced tensor it is, transposed or not."""
+    """A weight outside the graph: the traced tensor it is, and in which form.
+
+    Forms: `plain`, `transposed`, or `numbers` and `scales` of a packing.
+    """
 
     name: str
-    transposed: bool
+    form: str = "plain"
+    packing: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,24 @@ class Lowered:
 
     graphs: Mapping[str, ir.Model]
     weights: Mapping[str, Mapping[str, Weight]]
+
+
+def table_format(scheme: str) -> str:
+    """Format of the embedding table under a scheme, for `Embedding.dtype`."""
+    return FORMATS[scheme][0] if scheme in FORMATS else "f32"
+
+
+def matrix_bytes(rows: int, columns: int, scheme: str) -> int:
+    """Bytes of a linear layer's matrix under a scheme."""
+    if scheme not in FORMATS:
+        return 4 * rows * columns
+    packing = PACKINGS[FORMATS[scheme][0]]
+    return rows * (packing.row_bytes(columns) + 4 * packing.groups(columns))
+
+
+def number_bytes(scheme: str) -> int:
+    """Bytes of any other weight under a scheme: they stay float32."""
+    return 4
 
 
 def lower(programs: Mapping[str, ExportedProgram], block: Block, scheme: str) -> Lowered:
@@ -71,7 +109,7 @@ def lower(programs: Mapping[str, ExportedProgram], block: Block, scheme: str) ->
     for name, program in programs.items():
         function = block.function(name)
         try:
-            graphs[name], weights[name] = _convert(program, function)
+            graphs[name], weights[name] = _convert(program, function, scheme)
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as cause:
             line = str(cause).strip().splitlines()[0]
             raise ExportError(f"{block.name}.{name} does not convert to ONNX: {line}") from cause
@@ -79,7 +117,11 @@ def lower(programs: Mapping[str, ExportedProgram], block: Block, scheme: str) ->
 
 
 def write(
-    lowered: Lowered, block: Block, tensors: Mapping[str, Tensor], folder: Path, table: int | None
+    lowered: Lowered,
+    block: Block,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    table: tuple[int, int] | None,
 ) -> tuple[Function, ...]:
     """Write the block's graphs and weights into `folder`; return its functions with their files.
 
@@ -88,27 +130,29 @@ def write(
         block: The block.
         tensors: Its weights by traced name.
         folder: An existing folder; file names inside it are relative.
-        table: None, or the byte at which the block's only matrix lies in `table.bin` of the same
-            folder (a tied head), which is then not written again.
+        table: None, or the bytes at which the block's only matrix lies in `table.bin` of the same
+            folder (a tied head), its numbers and its scales; it is then not written again.
     """
     data = folder / (f"{block.name}.weights" if table is None else "table.bin")
     if table is None:
         places = _write_weights(lowered, tensors, data)
     else:
-        (weight,) = {w for used in lowered.weights.values() for w in used.values()}
-        places = {weight: (table, tensors[weight.name].nbytes)}
+        (used,) = lowered.weights.values()
+        places = {w: (table[w.form == "scales"], 0) for w in used.values()}
     done = []
     for function in block.functions:
         model = lowered.graphs[function.name]  # only places and names change from block to block
         for value_name, weight in lowered.weights[function.name].items():
             value = model.graph.initializers[value_name]
-            offset, size = places[weight]
+            offset, _ = places[weight]
             assert value.shape is not None
+            assert value.dtype is not None
+            size = math.prod(value.shape.numpy()) * int(value.dtype.itemsize)
             value.const_value = ir.ExternalTensor(
                 data.name,
                 offset,
                 size,
-                ir.DataType.FLOAT,
+                value.dtype,
                 shape=value.shape,
                 name=value_name,
                 base_dir=folder,
@@ -123,7 +167,9 @@ def write(
     return tuple(done)
 
 
-def _convert(program: ExportedProgram, function: Function) -> tuple[ir.Model, dict[str, Weight]]:
+def _convert(
+    program: ExportedProgram, function: Function, scheme: str
+) -> tuple[ir.Model, dict[str, Weight]]:
     with _quiet():
         program = program.run_decompositions(LOWERINGS)
         converted = torch.onnx.export(
@@ -143,7 +189,9 @@ def _convert(program: ExportedProgram, function: Function) -> tuple[ir.Model, di
             optimize_ir(model)
     graph = model.graph
     _name_constant_outputs(graph)
-    weights = _take_out_weights(graph, names)
+    weights = _take_out_weights(graph, names, scheme)
+    if scheme in FORMATS:
+        model.opset_imports["com.microsoft"] = 1
     for value in list(graph.inputs):
         if not value.uses():
             graph.inputs.remove(value)
@@ -186,8 +234,8 @@ def _name_constant_outputs(graph: ir.Graph) -> None:
                 out.name = name
 
 
-def _take_out_weights(graph: ir.Graph, known: set[str]) -> dict[str, Weight]:
-    """Write out our Linear as MatMul and Add; list the weights that the graph reads.
+def _take_out_weights(graph: ir.Graph, known: set[str], scheme: str) -> dict[str, Weight]:
+    """Write out our Linear as operators of ONNX; list the weights that the graph reads.
 
     All weights leave the graph, small ones too: blocks of one signature share it. Constants that
     torch.onnx made stay inside.
@@ -195,21 +243,29 @@ def _take_out_weights(graph: ir.Graph, known: set[str]) -> dict[str, Weight]:
     weights: dict[str, Weight] = {}
     for node in list(graph):
         if node.op_type == "Linear" and node.domain == "edgevlm":
-            _write_out_linear(graph, node, weights)
+            _write_out_linear(graph, node, weights, scheme)
     for name, value in list(graph.initializers.items()):
         if not value.uses():
             del graph.initializers[name]
         elif name in known:
-            weights[name] = Weight(name, transposed=False)
+            weights[name] = Weight(name)
     graph.sort()
     return weights
 
 
-def _write_out_linear(graph: ir.Graph, node: ir.Node, weights: dict[str, Weight]) -> None:
+def _write_out_linear(
+    graph: ir.Graph, node: ir.Node, weights: dict[str, Weight], scheme: str
+) -> None:
     x, matrix, *bias = (value for value in node.inputs if value is not None)
     out = node.outputs[0]
     assert matrix.name is not None and matrix.const_value is not None
-    if len(x.shape or ()) == 2:  # the head: rows of the table as they stand
+    if scheme in FORMATS:
+        last = _packed_product(graph, x, matrix, weights, scheme)
+        nodes = [last]
+        if bias:
+            last = ir.node("Add", [last.outputs[0], bias[0]])
+            nodes.append(last)
+    elif len(x.shape or ()) == 2:  # the head: rows of the table as they stand
         inputs = [x, matrix, *bias]
         last = ir.node("Gemm", inputs, {"transB": 1})
         nodes = [last]
@@ -220,7 +276,7 @@ def _write_out_linear(graph: ir.Graph, node: ir.Node, weights: dict[str, Weight]
             turned = ir.Value(name=name, shape=ir.Shape((columns, rows)), type=matrix.type)
             turned.const_value = matrix.const_value  # a stand-in until `write` knows the place
             graph.initializers[name] = turned
-            weights[name] = Weight(matrix.name, transposed=True)
+            weights[name] = Weight(matrix.name, "transposed")
         last = ir.node("MatMul", [x, graph.initializers[name]])
         nodes = [last]
         if bias:
@@ -234,6 +290,29 @@ def _write_out_linear(graph: ir.Graph, node: ir.Node, weights: dict[str, Weight]
     new.name = name_out
 
 
+def _packed_product(
+    graph: ir.Graph, x: ir.Value, matrix: ir.Value, weights: dict[str, Weight], scheme: str
+) -> ir.Node:
+    """MatMulNBits with the packed rows of a matrix [out, in]."""
+    assert matrix.name is not None and matrix.const_value is not None
+    packing, level = FORMATS[scheme]
+    bits, group = PACKINGS[packing].bits, PACKINGS[packing].group
+    rows, columns = (int(n) for n in matrix.const_value.shape.numpy())
+    groups = PACKINGS[packing].groups(columns)
+    shapes = {"numbers": (rows, groups, group * bits // 8), "scales": (rows, groups)}
+    types = {"numbers": ir.DataType.UINT8, "scales": ir.DataType.FLOAT}
+    for form, shape in shapes.items():
+        name = f"{matrix.name}.{form}"
+        if name not in graph.initializers:
+            value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(types[form]))
+            value.const_value = matrix.const_value  # a stand-in until `write` knows the place
+            graph.initializers[name] = value
+            weights[name] = Weight(matrix.name, form, packing)
+    inputs = [x, *(graph.initializers[f"{matrix.name}.{form}"] for form in shapes)]
+    numbers = {"K": columns, "N": rows, "bits": bits, "block_size": group, "accuracy_level": level}
+    return ir.node("MatMulNBits", inputs, numbers, domain="com.microsoft")
+
+
 def _write_weights(
     lowered: Lowered, tensors: Mapping[str, Tensor], file: Path
 ) -> dict[Weight, tuple[int, int]]:
@@ -244,12 +323,21 @@ def _write_weights(
         return places
     with file.open("wb") as out:
         for weight in dict.fromkeys(wanted):
-            tensor = tensors[weight.name].detach()
+            data = _in_form(tensors[weight.name].detach(), weight)
             out.write(b"\0" * (-out.tell() % ALIGN_BYTES))
-            places[weight] = (out.tell(), tensor.nbytes)
-            data = tensor.T if weight.transposed else tensor
-            out.write(data.contiguous().numpy().data)
+            places[weight] = (out.tell(), data.nbytes)
+            out.write(data.data)
     return places
+
+
+def _in_form(tensor: Tensor, weight: Weight) -> NDArray[Any]:
+    """A weight as it stands in the file."""
+    if weight.form == "transposed":
+        return np.ascontiguousarray(tensor.T.numpy())
+    array = np.ascontiguousarray(tensor.numpy())
+    if weight.form == "plain":
+        return array
+    return pack(array, PACKINGS[weight.packing])[weight.form == "scales"]
 
 
 def _taken(model: ir.Model, function: Function) -> tuple[Spec, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from tokenizers import Tokenizer
 
 from edgevlm.bundle import Bundle
 from edgevlm.errors import BundleError
-from edgevlm.plan import Part, Plan
+from edgevlm.packed import PACKINGS, unpack
+from edgevlm.plan import Embedding, Part, Plan
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
@@ -66,17 +68,39 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     return tokenizer
 
 
-def load_table(bundle: Bundle) -> Floats:
+class PackedTable:
+    """A table of few bits that is read as float32: `table[rows]` unpacks these rows."""
+
+    def __init__(self, path: Path, embedding: Embedding) -> None:
+        self.shape = (embedding.rows, embedding.columns)
+        self._packing = PACKINGS[embedding.dtype]
+        numbers, scales = embedding.row_bytes
+        _, start = embedding.place(0)
+        self._numbers = np.memmap(path, np.uint8, "r", shape=(embedding.rows, numbers))
+        shape = (embedding.rows, scales // 4)
+        self._scales = np.memmap(path, np.float32, "r", offset=start, shape=shape)
+
+    def __getitem__(self, rows: Any) -> Floats:
+        """Rows by number, slice or numbers, as numpy would give them."""
+        return unpack(self._numbers[rows], self._scales[rows], self._packing, self.shape[1])
+
+
+Table = Floats | PackedTable
+
+
+def load_table(bundle: Bundle) -> Table:
     """The bundle's embedding table [rows, C], mapped: a row is read when it is used."""
     embedding = bundle.plan.host.embedding
-    shape = (embedding.rows, embedding.columns)
-    return np.memmap(bundle.file(embedding.file), np.float32, "r", shape=shape)
+    path = bundle.file(embedding.file)
+    if embedding.dtype != "f32":
+        return PackedTable(path, embedding)
+    return np.memmap(path, np.float32, "r", shape=(embedding.rows, embedding.columns))
 
 
 def assemble(
     plan: Plan,
     parts: Sequence[Part],
-    table: Floats,
+    table: Table,
     tokenizer: Tokenizer,
     question: str,
     visuals: Sequence[Visual],

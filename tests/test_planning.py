@@ -220,12 +220,12 @@ def test_the_same_recipe_gives_the_same_plan(planned):
         (
             {"quantize": "none,heat=none"},
             RecipeError,
-            "^'heat' is not a stage with weights; those are: vision, decoder, head$",
+            "^'heat' is not a stage with weights; those are: vision, embed, decoder, head$",
         ),
         (
-            {"quantize": "w8a8"},
+            {"quantize": "p4"},
             RecipeError,
-            "^scheme 'w8a8' is not one of target 'onnx'; it has: none$",
+            "^scheme 'p4' is not one of target 'onnx'; it has: none, w8a32, ",
         ),
     ],
 )

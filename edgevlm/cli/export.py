@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from edgevlm.api import plan_with_cost, require_torch
 from edgevlm.bundle import check_free
 from edgevlm.cli import _options as o
 from edgevlm.cli.plan import show
+
+if TYPE_CHECKING:
+    from edgevlm.verify import Verification
 
 
 def main(
@@ -57,8 +60,17 @@ def main(
     text = (
         f"{done.bundle.path}: {len(made.blocks)} blocks, {o.megabytes(stored)},"
         f" {made.reduction.tokens_in} -> {made.visual_tokens} visual tokens;"
-        f" agrees with PyTorch (logits {parity.logits_rel_error:.0e}, tokens"
-        f" {parity.tokens_equal:.0%}); {done.seconds:.0f} s,"
-        f" peak {o.megabytes(done.peak_rss_bytes)}"
+        f" {_agreement(parity)}; {done.seconds:.0f} s, peak {o.megabytes(done.peak_rss_bytes)}"
     )
     o.answer(document, text, json)
+
+
+def _agreement(parity: Verification) -> str:
+    """How near the bundle is to PyTorch, in a few words."""
+    equal = f"{parity.tokens_equal:.0%}"
+    if all(threshold.exact for threshold in parity.thresholds.values()):
+        return f"agrees with PyTorch (logits {parity.logits_rel_error:.0e}, tokens {equal})"
+    rounded = [block for block in parity.blocks if block.psnr_db is not None]
+    worst = min(rounded, key=lambda block: block.psnr_db or 0.0)
+    name = f"{worst.name}.{worst.function}"
+    return f"rounded: worst block {name} {worst.psnr_db:.0f} dB, {equal} of PyTorch's tokens"

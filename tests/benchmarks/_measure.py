@@ -58,7 +58,8 @@ def bundle(recipe: Recipe, work: Path) -> Bundle:
     """The bundle of `recipe` in `work`, exported and verified if it is not there yet."""
     rows, columns = recipe.tiles
     chunk = f"-chunk-{recipe.chunk}" if recipe.chunk else ""
-    methods = "".join("-" + re.sub(r"\W+", "-", method) for method in recipe.methods)
+    quantize = (recipe.quantize,) if recipe.quantize != "none" else ()
+    methods = "".join("-" + re.sub(r"\W+", "-", text) for text in (*recipe.methods, *quantize))
     path = work / f"{rows}x{columns}-{recipe.tokens or 'all'}{chunk}{methods}.edgevlm"
     if not path.exists():
         work.mkdir(parents=True, exist_ok=True)

@@ -129,7 +129,7 @@ def no_export(exported, monkeypatch):
     pytest.importorskip("matplotlib")
     from edgevlm import pipeline
 
-    copy = lambda recipe, path, progress: shutil.copytree(exported.bundle.path, path)  # noqa: E731
+    copy = lambda recipe, path, progress, graphs: shutil.copytree(exported.bundle.path, path)  # noqa: E731
     monkeypatch.setattr(pipeline, "export", copy)
 
 
