@@ -26,7 +26,8 @@ POLICIES = {
 def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[Any, SiteTokens, str]:
     """The method of site `tokens` with its counts, and the position policy.
 
-    Without `--method`, `--tokens K` means `divprune`; without either, `identity`.
+    Without `--method`, `--tokens K` means `divprune`, of all methods within the interval of the
+    best at few tokens (docs/methods.md) one that needs no signals; without either, `identity`.
     """
     default = "identity" if recipe.tokens is None else "divprune"
     choice = _choices(recipe).get("tokens") or parse_method(default)

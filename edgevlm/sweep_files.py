@@ -83,7 +83,7 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-    methods = list(dict.fromkeys(row.method for row in rows))
+    methods = list(dict.fromkeys(row.method for row in rows if row.evaluation))
     crowded = len(methods) > FEW
     figure = Figure(figsize=(13 if crowded else 11, 6 if crowded else 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)

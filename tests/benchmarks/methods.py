@@ -170,11 +170,10 @@ def page(
     lines = ["# Methods", "", PREFACE.format(**where), "", "## Accuracy", ""]
     heads = [f"{share} ({tokens} tokens)" for tokens, share in SHARES.items()]
     lines += [f"| method | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
-    measured = sorted({name for name, _ in accuracy} - {"identity"})
-    for name in ("random", "average_pool", *measured):
-        if name in measured:
-            cells = [accuracy.get((name, tokens), "-") for tokens in SHARES]
-            lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    first, further = ("random", "average_pool"), {name for name, _ in accuracy} - {"identity"}
+    for name in (*first, *sorted(further - {*first})):
+        cells = [accuracy.get((name, tokens), "-") for tokens in SHARES]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
     lines += ["", "## Cost of `reduce`", ""]
     whole, first = costs["prefill", 0, 0], (min(SHAPES), KEPT[0])
     lines += [
