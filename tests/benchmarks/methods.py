@@ -174,7 +174,7 @@ def page(
     for name in (*first, *sorted(further - {*first})):
         cells = [accuracy.get((name, tokens), "-") for tokens in SHARES]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    lines += ["", "## Cost of `reduce`", ""]
+    lines += ["", DEFAULT, "", "## Cost of `reduce`", ""]
     whole, first = costs["prefill", 0, 0], (min(SHAPES), KEPT[0])
     lines += [
         f"Prefill of {first[1]} visual and {TEXT_TOKENS} text rows by SmolVLM-256M: {whole:.0f} ms."
@@ -214,6 +214,11 @@ Written by `tests/benchmarks/methods.py`; do not edit. {processor}, {threads} th
 {date}. Accuracy in per cent, with a 95 % interval, on the embedded model's unseen test scenes; cost
 in ms (nodes of the graph) of `reduce` alone, with 576 channels. `-`: not possible, or a graph of
 thousands of nodes."""
+
+DEFAULT = """\
+`--tokens K` alone means `divprune`: at few tokens it is within the interval of the best, it needs
+no signals, so it works behind every encoder, and it is not slow. Where half of the tokens may stay,
+`average_pool` is as good and cheaper; for thousands of tokens take `divprune:groups=8`."""
 
 
 if __name__ == "__main__":
