@@ -43,6 +43,7 @@ from edgevlm.plan import Tensor as Spec
 OPSET = 20
 KV_FORM, KV_DTYPE = "shared_buffer", "f32"
 # Scheme: packing of matrices and table, and MatMulNBits' accuracy_level (1 is float32, 4 int8).
+# w8a32 is small and slow: ONNX Runtime unpacks the matrix at every call (docs/benchmarks.md).
 FORMATS = {
     "w8a32": ("w8g64", 1),
     "w8a8": ("w8g64", 4),
