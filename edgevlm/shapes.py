@@ -1,8 +1,8 @@
 """The blocks of a plan: which pieces each holds, the shapes of its functions, bytes and FLOPs.
 
-Bytes are those of the pieces' tensors under the target's scheme, which need no memory for that;
-FLOPs are counted by running each function on tensors without data (torch's FlopCounterMode: 2 per
-multiply-add).
+Blocks are cut by the float32 bytes of the pieces' tensors, so they are the same in every scheme;
+their own bytes are those of the scheme. FLOPs are counted by running each function on tensors
+without data (torch's FlopCounterMode: 2 per multiply-add).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def make_blocks(
 
     Args:
         host: Image, embedding, cache and chunk of the plan.
-        limit: Block size in bytes.
+        limit: Block size in bytes of float32.
         kept: K.
         pieces: The model, with or without memory for its weights.
         description: The family's numbers.
@@ -80,7 +80,7 @@ def make_blocks(
 def _vision(
     host: Host, limit: int, pieces: Pieces, description: Description, stored: Stored
 ) -> list[Block]:
-    image, sizes = host.image, [stored.module(piece, "vision") for piece in pieces.vision]
+    image, sizes = host.image, [_bytes(piece) for piece in pieces.vision]
     features = (1, description.view_tokens, host.embedding.columns)
     blocks = []
     for index, (start, stop) in enumerate(cut(sizes, limit)):
@@ -95,7 +95,8 @@ def _vision(
         observed = [p for p in pieces.vision[start:stop] if isinstance(p, Observed)]
         extra = _signals([n for p in observed for n in p.names], description.view_tokens, pieces)
         calls: list[Call] = [("encode", given, [*made, *extra])]
-        blocks.append(_block("vision", index, (start, stop), sum(sizes[start:stop]), calls))
+        size = sum(stored.module(piece, "vision") for piece in pieces.vision[start:stop])
+        blocks.append(_block("vision", index, (start, stop), size, calls))
     return blocks
 
 
@@ -120,8 +121,8 @@ def _signals(names: Sequence[str], tokens: int, pieces: Pieces) -> list[Tensor]:
 def _decoder(
     host: Host, limit: int, pieces: Pieces, calibrated: bool, stored: Stored
 ) -> list[Block]:
-    sizes = [stored.module(piece, "decoder") for piece in pieces.decoder]
-    sizes[-1] += stored.module(pieces.norm, "decoder")
+    sizes = [_bytes(piece) for piece in pieces.decoder]
+    sizes[-1] += _bytes(pieces.norm)
     blocks = []
     joined = None if pieces.pruning is None else pieces.pruning.joined
     for index, (start, stop) in enumerate(cut(sizes, limit, joined)):
@@ -132,7 +133,9 @@ def _decoder(
             ]
         else:
             calls = [_prompt(host, pieces, start, stop), _pruned_step(host, start, stop)]
-        blocks.append(_block("decoder", index, (start, stop), sum(sizes[start:stop]), calls))
+        held = [*pieces.decoder[start:stop], *([pieces.norm] if stop == len(sizes) else [])]
+        size = sum(stored.module(piece, "decoder") for piece in held)
+        blocks.append(_block("decoder", index, (start, stop), size, calls))
     return blocks
 
 
@@ -208,9 +211,8 @@ def _step(host: Host, name: str, rows: int, layers: int, calibrated: bool) -> Ca
 
 def _head(host: Host, limit: int, pieces: Pieces, stored: Stored) -> list[Block]:
     channels = host.embedding.columns
-    row_bytes = stored.matrix(1, channels, "head")
     blocks = []
-    for index, (start, stop) in enumerate(cut_rows(pieces.head.shape[0], row_bytes, limit)):
+    for index, (start, stop) in enumerate(cut_rows(pieces.head.shape[0], 4 * channels, limit)):
         given = [Tensor("hidden", "f32", (1, 1, channels))]
         made = [Tensor("logits", "f32", (1, stop - start))]
         size = stored.matrix(stop - start, channels, "head")
@@ -243,3 +245,7 @@ def _count(block: Block, pieces: Pieces, method: Any, shape: VisualShape) -> Blo
 
 def _inputs(function: Function, device: str) -> list[torch.Tensor]:
     return [torch.empty(t.shape, dtype=DTYPES[t.dtype], device=device) for t in function.inputs]
+
+
+def _bytes(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in {*module.parameters(), *module.buffers()}) * 4

@@ -32,7 +32,7 @@ Quantize = Annotated[str, typer.Option(help="SCHEME[,STAGE=SCHEME,…]; 'none' i
 Context = Annotated[int | None, typer.Option(help="Cache length in tokens.")]
 Frames = Annotated[int, typer.Option(help="Frames of a clip; 1 means still images.")]
 Tiles = Annotated[str, typer.Option(help="Tile grid of an image, ROWSxCOLUMNS.")]
-BlockSize = Annotated[str, typer.Option(help="Largest block of weights, for example 64MB.")]
+BlockSize = Annotated[str, typer.Option(help="Largest block, in float32 weights: 64MB.")]
 Chunk = Annotated[int | None, typer.Option(help="Tokens per prefill call; chosen if not given.")]
 Json = Annotated[bool, typer.Option("--json", help="Last stdout line is one JSON document.")]
 Force = Annotated[bool, typer.Option(help="Replace a bundle that is there.")]

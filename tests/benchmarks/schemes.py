@@ -22,7 +22,6 @@ from edgevlm.runtimes.sequence import Piece
 from edgevlm.runtimes.text import TextLoop
 
 ROWS = 256
-BLOCK_BYTES = {"no": 64_000_000, "w8": 18_000_000, "w4": 10_000_000}  # the same layers in each
 
 
 def main() -> None:
@@ -33,10 +32,7 @@ def main() -> None:
     sizes, cases = {}, dict[str, Callable[[], object]]()
     for scheme in TARGETS.load("onnx").SCHEMES:
         quantize = "none" if scheme == "none" else f"none,decoder={scheme},head={scheme}"
-        made = replace(
-            base, quantize=quantize, chunk=ROWS, block_size_bytes=BLOCK_BYTES[scheme[:2]]
-        )
-        found = bundle(made, options.work)
+        found = bundle(replace(base, quantize=quantize, chunk=ROWS), options.work)
         loop = open_loop(found, options.threads, ("vision", "reduce"))
         sizes[scheme] = _bytes(found)
         cases[f"{scheme}, prefill"], cases[f"{scheme}, token"] = _prefill(loop), _token(loop)

@@ -88,7 +88,7 @@ def test_a_bundle_agrees_with_pytorch_and_is_small(model, scheme, preset, tmp_pa
     planned = make_plan(recipe, find(recipe.model))
     said = planned.plan.weights_bytes  # the files begin each weight at a multiple of 64
     assert said <= sum(files[path] for path in kept) <= 1.05 * said + 2000
-    assert all(b.weights_bytes <= 200_000 for b in planned.plan.blocks if b.stage != "vision")
+    assert [b.pieces for b in planned.plan.blocks] == [b.pieces for b in exact.blocks]
     matrix = torch.cat(planned.pieces(find(recipe.model).load_model()).table).numpy()
     packing = PACKINGS[embedding.dtype]
     table = load_table(bundle)
@@ -101,7 +101,7 @@ def test_a_bundle_agrees_with_pytorch_and_is_small(model, scheme, preset, tmp_pa
 
 def test_each_head_block_reads_its_rows_of_the_table(tiny_model, tmp_path):
     recipe = Recipe(model=tiny_model, tokens=16, methods=("strided",), quantize="head=w4g32a8")
-    bundle = export(replace(recipe, block_size_bytes=20_000), tmp_path / "t.edgevlm").bundle
+    bundle = export(replace(recipe, block_size_bytes=140_000), tmp_path / "t.edgevlm").bundle
     embedding, seen = bundle.plan.host.embedding, []
     assert embedding.dtype == "w4g32"
     for block in bundle.plan.stage("head"):
