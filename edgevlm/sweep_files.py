@@ -109,6 +109,8 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
         }  # fmt: skip
         if method == REFERENCE:
             look |= {"linestyle": "", "marker": "s"}
+        elif crowded and method in BASELINES:  # both are black
+            look["marker"] = "xP"[BASELINES.index(method)]
         interval = (below, above) if baseline or not crowded else None
         left.errorbar(
             [tokens for tokens, _ in points], share, interval, capsize=2, label=method, **look
