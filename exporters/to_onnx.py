@@ -26,7 +26,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
@@ -322,23 +321,23 @@ def _write_weights(
     wanted = [weight for used in lowered.weights.values() for weight in used.values()]
     if not wanted:
         return places
+    packed: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # numbers wait for their scales
     with file.open("wb") as out:
         for weight in dict.fromkeys(wanted):
-            data = _in_form(tensors[weight.name].detach(), weight)
+            tensor = tensors[weight.name].detach()
+            if weight.packing and weight.name not in packed:
+                packed[weight.name] = pack(tensor.numpy(), PACKINGS[weight.packing])
+            if weight.packing:
+                numbers, scales = packed[weight.name]
+                data = scales if weight.form == "scales" else numbers
+            else:
+                data = (tensor.T if weight.form == "transposed" else tensor).contiguous().numpy()
+            if weight.form == "scales":
+                del packed[weight.name]
             out.write(b"\0" * (-out.tell() % ALIGN_BYTES))
             places[weight] = (out.tell(), data.nbytes)
             out.write(data.data)
     return places
-
-
-def _in_form(tensor: Tensor, weight: Weight) -> NDArray[Any]:
-    """A weight as it stands in the file."""
-    if weight.form == "transposed":
-        return np.ascontiguousarray(tensor.T.numpy())
-    array = np.ascontiguousarray(tensor.numpy())
-    if weight.form == "plain":
-        return array
-    return pack(array, PACKINGS[weight.packing])[weight.form == "scales"]
 
 
 def _taken(model: ir.Model, function: Function) -> tuple[Spec, ...]:
