@@ -36,6 +36,10 @@ class Packing:
         """Bytes of the numbers of a row."""
         return self.groups(columns) * self.group * self.bits // 8
 
+    def bytes(self, columns: int) -> int:
+        """Bytes of a row, its scales included."""
+        return self.row_bytes(columns) + 4 * self.groups(columns)
+
 
 PACKINGS = {"w8g64": Packing(8, 64), "w4g32": Packing(4, 32)}
 

@@ -36,7 +36,8 @@ class Stored:
 
     def matrix(self, rows: int, columns: int, stage: str) -> int:
         """Bytes of the matrix of a linear layer."""
-        size: int = self.target.matrix_bytes(rows, columns, self.recipe.scheme(stage))
+        scheme = self.recipe.scheme(stage)
+        size: int = self.target.matrix_bytes(rows, columns, scheme, stage)
         return size
 
     def module(self, module: torch.nn.Module, stage: str) -> int:

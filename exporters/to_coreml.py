@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from edgevlm.errors import ExportError, RuntimeLoadError
 from edgevlm.plan import Block, Function, Requires
-from edgevlm.runtimes._ml_program import silent
+from edgevlm.runtimes._silent import silent
 from edgevlm.trace import DTYPES
 
 with silent():
@@ -93,7 +93,7 @@ def table_format(scheme: str) -> str:
     return "f32"
 
 
-def matrix_bytes(rows: int, columns: int, scheme: str) -> int:
+def matrix_bytes(rows: int, columns: int, scheme: str, stage: str) -> int:
     """Bytes of a linear layer's matrix under a scheme."""
     count = rows * columns
     palette = PALETTES.get(scheme)

@@ -8,9 +8,7 @@ stay [rows, in] and are read by Gemm, so that a tied head is a range of the embe
 stands on disk once. Attention with cache is GroupQueryAttention whose past and present are one
 buffer (KV form `shared_buffer`); its causal rule replaces the mask, which is therefore no input.
 
-With a scheme of few bits each linear layer is MatMulNBits over packed rows (`edgevlm.packed`), the
-embedding table too. `a32` computes in float32; `a8` rounds the rows that come in to 8 bits, run by
-run, and multiplies whole numbers.
+What a linear layer becomes under a scheme is in `_onnx_linear`.
 
 Source: ONNX operator specification, opset below; `_onnx_operators` for ONNX Runtime's own.
 """
@@ -34,37 +32,19 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from edgevlm.errors import ExportError
+from edgevlm.exporters import _onnx_linear
+from edgevlm.exporters._onnx_linear import FORMATS, Weight, Writer, stored
 from edgevlm.exporters._onnx_operators import LOWERINGS
-from edgevlm.packed import PACKINGS, pack
 from edgevlm.plan import Block, Function, Requires
 from edgevlm.plan import Tensor as Spec
 
 OPSET = 20
 KV_FORM, KV_DTYPE = "shared_buffer", "f32"
-# Scheme: packing of matrices and table, and MatMulNBits' accuracy_level (1 is float32, 4 int8).
-# w8a32 is small and slow: ONNX Runtime unpacks the matrix at every call (docs/benchmarks.md).
-FORMATS = {
-    "w8a32": ("w8g64", 1),
-    "w8a8": ("w8g64", 4),
-    "w4g32a32": ("w4g32", 1),
-    "w4g32a8": ("w4g32", 4),
-}
 SCHEMES = ("none", *FORMATS)
 SUMMARY = f"ONNX opset {OPSET} for ONNX Runtime 1.22 and newer; weights of 32, 8 or 4 bits"
 REQUIRES = Requires((("ai.onnx", str(OPSET)), ("com.microsoft", "1"), ("onnxruntime", "1.22")))
 ALIGN_BYTES = 64
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A weight outside the graph: the traced tensor it is, and in which form.
-
-    Forms: `plain`, `transposed`, or `numbers` and `scales` of a packing.
-    """
-
-    name: str
-    form: str = "plain"
-    packing: str = ""
+matrix_bytes = _onnx_linear.matrix_bytes
 
 
 @dataclass(frozen=True)
@@ -77,15 +57,7 @@ class Lowered:
 
 def table_format(scheme: str) -> str:
     """Format of the embedding table under a scheme, for `Embedding.dtype`."""
-    return FORMATS[scheme][0] if scheme in FORMATS else "f32"
-
-
-def matrix_bytes(rows: int, columns: int, scheme: str) -> int:
-    """Bytes of a linear layer's matrix under a scheme."""
-    if scheme not in FORMATS:
-        return 4 * rows * columns
-    packing = PACKINGS[FORMATS[scheme][0]]
-    return rows * (packing.row_bytes(columns) + 4 * packing.groups(columns))
+    return FORMATS[scheme].packing if scheme in FORMATS else "f32"
 
 
 def number_bytes(scheme: str) -> int:
@@ -240,10 +212,11 @@ def _take_out_weights(graph: ir.Graph, known: set[str], scheme: str) -> dict[str
     All weights leave the graph, small ones too: blocks of one signature share it. Constants that
     torch.onnx made stay inside.
     """
-    weights: dict[str, Weight] = {}
+    writer = Writer(graph, scheme)
     for node in list(graph):
         if node.op_type == "Linear" and node.domain == "edgevlm":
-            _write_out_linear(graph, node, weights, scheme)
+            writer.write_out(node)
+    weights = writer.weights
     for name, value in list(graph.initializers.items()):
         if not value.uses():
             del graph.initializers[name]
@@ -251,66 +224,6 @@ def _take_out_weights(graph: ir.Graph, known: set[str], scheme: str) -> dict[str
             weights[name] = Weight(name)
     graph.sort()
     return weights
-
-
-def _write_out_linear(
-    graph: ir.Graph, node: ir.Node, weights: dict[str, Weight], scheme: str
-) -> None:
-    x, matrix, *bias = (value for value in node.inputs if value is not None)
-    out = node.outputs[0]
-    assert matrix.name is not None and matrix.const_value is not None
-    if scheme in FORMATS:
-        last = _packed_product(graph, x, matrix, weights, scheme)
-        nodes = [last]
-        if bias:
-            last = ir.node("Add", [last.outputs[0], bias[0]])
-            nodes.append(last)
-    elif len(x.shape or ()) == 2:  # the head: rows of the table as they stand
-        inputs = [x, matrix, *bias]
-        last = ir.node("Gemm", inputs, {"transB": 1})
-        nodes = [last]
-    else:
-        name = f"{matrix.name}.T"
-        if name not in graph.initializers:
-            rows, columns = matrix.const_value.shape.numpy()
-            turned = ir.Value(name=name, shape=ir.Shape((columns, rows)), type=matrix.type)
-            turned.const_value = matrix.const_value  # a stand-in until `write` knows the place
-            graph.initializers[name] = turned
-            weights[name] = Weight(matrix.name, "transposed")
-        last = ir.node("MatMul", [x, graph.initializers[name]])
-        nodes = [last]
-        if bias:
-            last = ir.node("Add", [last.outputs[0], bias[0]])
-            nodes.append(last)
-    graph.insert_before(node, nodes)
-    new = last.outputs[0]
-    new.shape, new.type, name_out = out.shape, out.type, out.name
-    out.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    new.name = name_out
-
-
-def _packed_product(
-    graph: ir.Graph, x: ir.Value, matrix: ir.Value, weights: dict[str, Weight], scheme: str
-) -> ir.Node:
-    """MatMulNBits with the packed rows of a matrix [out, in]."""
-    assert matrix.name is not None and matrix.const_value is not None
-    packing, level = FORMATS[scheme]
-    bits, group = PACKINGS[packing].bits, PACKINGS[packing].group
-    rows, columns = (int(n) for n in matrix.const_value.shape.numpy())
-    groups = PACKINGS[packing].groups(columns)
-    shapes = {"numbers": (rows, groups, group * bits // 8), "scales": (rows, groups)}
-    types = {"numbers": ir.DataType.UINT8, "scales": ir.DataType.FLOAT}
-    for form, shape in shapes.items():
-        name = f"{matrix.name}.{form}"
-        if name not in graph.initializers:
-            value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(types[form]))
-            value.const_value = matrix.const_value  # a stand-in until `write` knows the place
-            graph.initializers[name] = value
-            weights[name] = Weight(matrix.name, form, packing)
-    inputs = [x, *(graph.initializers[f"{matrix.name}.{form}"] for form in shapes)]
-    numbers = {"K": columns, "N": rows, "bits": bits, "block_size": group, "accuracy_level": level}
-    return ir.node("MatMulNBits", inputs, numbers, domain="com.microsoft")
 
 
 def _write_weights(
@@ -324,16 +237,7 @@ def _write_weights(
     packed: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # numbers wait for their scales
     with file.open("wb") as out:
         for weight in dict.fromkeys(wanted):
-            tensor = tensors[weight.name].detach()
-            if weight.packing and weight.name not in packed:
-                packed[weight.name] = pack(tensor.numpy(), PACKINGS[weight.packing])
-            if weight.packing:
-                numbers, scales = packed[weight.name]
-                data = scales if weight.form == "scales" else numbers
-            else:
-                data = (tensor.T if weight.form == "transposed" else tensor).contiguous().numpy()
-            if weight.form == "scales":
-                del packed[weight.name]
+            data = stored(weight, tensors[weight.name].detach(), packed)
             out.write(b"\0" * (-out.tell() % ALIGN_BYTES))
             places[weight] = (out.tell(), data.nbytes)
             out.write(data.data)

@@ -13,10 +13,8 @@ format version 2).
 
 from __future__ import annotations
 
-import logging
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import BundleError
+from edgevlm.runtimes._silent import silent
 
 Array = NDArray[Any]
 # MIL.proto, DataType. In memory float16 is float32 whose values are rounded.
@@ -129,17 +128,6 @@ def read_package(path: Path) -> dict[str, Function]:
         }
     except (DecodeError, OSError, KeyError, IndexError, ValueError, TypeError) as cause:
         raise BundleError(f"'{path.name}' is not a whole ML program: {cause}") from cause
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """coremltools says on import what only a Mac has; a user cannot act on it."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _function(message: Any, blobs: Blobs) -> Function:

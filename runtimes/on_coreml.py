@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from edgevlm.bundle import Bundle, cache_folder
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.plan import Block
-from edgevlm.runtimes._ml_program import silent
+from edgevlm.runtimes._silent import silent
 
 if platform.system() != "Darwin":
     raise RuntimeLoadError(

@@ -98,6 +98,8 @@ class Engine:
         # Each session has its own threads. Left spinning after a run, they hold the cores that the
         # next block needs (docs/benchmarks.md has what that costs).
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # x86 without VNNI adds products of 8 bits in 16 bits, which overflow; this avoids it.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         return options
 
     def run(self, block: str, function: str) -> None:

@@ -47,7 +47,7 @@ def main(
     with o.progress() as step:
         done = export(recipe, output, force, step)
     made, parity = done.bundle.plan, done.verification
-    stored = sum(f.bytes for f in made.files if f.path.endswith((".weights", ".bin")))
+    stored = sum(f.bytes for f in made.files if f.path.endswith((".weights", ".bin", ".pte")))
     document = {
         "bundle": str(done.bundle.path),
         "target": recipe.target,

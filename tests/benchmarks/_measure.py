@@ -25,7 +25,8 @@ import numpy as np
 from edgevlm.bundle import Bundle
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
-from edgevlm.runtimes.on_onnxruntime import Engine
+from edgevlm.registry import ENGINES, engine_for
+from edgevlm.runtimes.sequence import Piece
 from edgevlm.runtimes.text import TextLoop
 
 # Long enough for the threads of one engine to stop spinning before another one is measured.
@@ -60,7 +61,8 @@ def bundle(recipe: Recipe, work: Path) -> Bundle:
     chunk = f"-chunk-{recipe.chunk}" if recipe.chunk else ""
     quantize = (recipe.quantize,) if recipe.quantize != "none" else ()
     methods = "".join("-" + re.sub(r"\W+", "-", text) for text in (*recipe.methods, *quantize))
-    path = work / f"{rows}x{columns}-{recipe.tokens or 'all'}{chunk}{methods}.edgevlm"
+    target = "" if recipe.target == "onnx" else f"{recipe.target}-"
+    path = work / f"{target}{rows}x{columns}-{recipe.tokens or 'all'}{chunk}{methods}.edgevlm"
     if not path.exists():
         work.mkdir(parents=True, exist_ok=True)
         say(f"export {path.name}")
@@ -71,22 +73,49 @@ def bundle(recipe: Recipe, work: Path) -> Bundle:
     return found
 
 
-class PartEngine(Engine):
-    """The engine without the stages that a measurement leaves out, so that several bundles fit."""
+class Part:
+    """An engine without the stages that a measurement leaves out, so that several bundles fit."""
 
-    def __init__(self, bundle: Bundle, threads: int, without: Sequence[str]) -> None:
-        super().__init__(bundle, threads)
-        self.without = without
+    def __init__(self, engine: Any, without: Sequence[str]) -> None:
+        self._engine, self._without = engine, without
 
     def load(self, block: str) -> None:
         """Open a block unless its stage is left out."""
-        if self.bundle.plan.block(block).stage not in self.without:
-            super().load(block)
+        if self._engine.bundle.plan.block(block).stage not in self._without:
+            self._engine.load(block)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
 
 
 def open_loop(found: Bundle, threads: int, without: Sequence[str] = ()) -> TextLoop:
-    """The text loop over a bundle, without some stages."""
-    return TextLoop(found, PartEngine(found, threads, without))
+    """The text loop over a bundle, without some stages, on the engine of its target."""
+    engine = ENGINES.load(engine_for(found.plan.recipe.target)).Engine(found, threads)
+    return TextLoop(found, Part(engine, without))
+
+
+def prefill(loop: TextLoop, count: int) -> Callable[[], None]:
+    """A prompt of `count` random rows into an empty cache."""
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((count, loop.table.shape[1])).astype(np.float32)
+    piece = Piece(rows, np.arange(count, dtype=np.int32))
+
+    def run() -> None:
+        loop.reset()
+        loop.prefill(piece)
+
+    return run
+
+
+def token(loop: TextLoop) -> Callable[[], None]:
+    """One token; the cache holds what the prefill of the same round left."""
+    row = np.asarray(loop.table[:1])
+
+    def run() -> None:
+        loop.prefill(Piece(row, np.asarray([loop.position], np.int32)))
+        loop.logits()
+
+    return run
 
 
 def rounds(
@@ -116,7 +145,7 @@ def row(name: str, times: Sequence[float], reference: Sequence[float] | None = N
 
 def machine(threads: int) -> dict[str, Any]:
     """Where and with what the numbers were measured."""
-    packages = ("edgevlm", "onnxruntime", "torch", "transformers", "numpy")
+    packages = ("edgevlm", "onnxruntime", "executorch", "torch", "transformers", "numpy")
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

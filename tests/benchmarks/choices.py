@@ -14,11 +14,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from _measure import PartEngine, bundle, finish, machine, parser, report, rounds, row
+from _measure import (
+    Part,
+    bundle,
+    finish,
+    machine,
+    open_loop,
+    parser,
+    prefill,
+    report,
+    rounds,
+    row,
+    token,
+)
 
 from edgevlm.recipe import Recipe
-from edgevlm.runtimes.sequence import Piece
+from edgevlm.runtimes.on_onnxruntime import Engine
 from edgevlm.runtimes.text import TextLoop
 
 ROWS = 1120
@@ -27,7 +38,7 @@ FEW_ROWS = 96
 WITHOUT = ("vision", "reduce")
 
 
-class SpinningEngine(PartEngine):
+class SpinningEngine(Engine):
     """The engine with ONNX Runtime's own setting."""
 
     def options(self) -> Any:
@@ -45,19 +56,19 @@ def main() -> None:
     for chunk in CHUNKS:
         recipe = Recipe(model=options.model, context=ROWS, chunk=chunk)
         found = bundle(recipe, options.work)
-        loops[chunk] = TextLoop(found, PartEngine(found, options.threads, WITHOUT))
-    times = rounds({str(c): _prefill(loop, ROWS) for c, loop in loops.items()}, options.repeats)
+        loops[chunk] = open_loop(found, options.threads, WITHOUT)
+    times = rounds({str(c): prefill(loop, ROWS) for c, loop in loops.items()}, options.repeats)
     first = times[str(CHUNKS[0])]
     chunks = [row(f"{ROWS} rows, chunk {c}", times[str(c)], first) for c in CHUNKS]
     report("Chunk", chunks, where, "128 / this")
 
     found = bundle(Recipe(model=options.model, context=ROWS, chunk=128), options.work)
-    engines = {"stopping": PartEngine, "spinning": SpinningEngine}
+    engines = {"stopping": Engine, "spinning": SpinningEngine}
     cases: dict[str, Callable[[], object]] = {}
     for name, engine in engines.items():
-        loop = TextLoop(found, engine(found, options.threads, WITHOUT))
-        cases[f"prefill of {FEW_ROWS} rows, {name}"] = _prefill(loop, FEW_ROWS)
-        cases[f"a token after them, {name}"] = _decode(loop)
+        loop = TextLoop(found, Part(engine(found, options.threads), WITHOUT))
+        cases[f"prefill of {FEW_ROWS} rows, {name}"] = prefill(loop, FEW_ROWS)
+        cases[f"a token after them, {name}"] = token(loop)
     times = rounds(cases, options.repeats)
     spinning = [
         row(name, ms, times[name.replace("stopping", "spinning")] if "stopping" in name else None)
@@ -65,29 +76,6 @@ def main() -> None:
     ]
     report("Threads between runs", spinning, where, "spinning / stopping")
     finish(options.json, {"where": where, "chunks": chunks, "spinning": spinning})
-
-
-def _prefill(loop: TextLoop, count: int) -> Callable[[], None]:
-    random = np.random.default_rng(0)
-    rows = random.standard_normal((count, loop.table.shape[1])).astype(np.float32)
-    piece = Piece(rows, np.arange(count, dtype=np.int32))
-
-    def run() -> None:
-        loop.reset()
-        loop.prefill(piece)
-
-    return run
-
-
-def _decode(loop: TextLoop) -> Callable[[], None]:
-    """One token; the cache holds what the prefill of the same round left."""
-    row = np.asarray(loop.table[:1])
-
-    def run() -> None:
-        loop.prefill(Piece(row, np.asarray([loop.position], np.int32)))
-        loop.logits()
-
-    return run
 
 
 if __name__ == "__main__":

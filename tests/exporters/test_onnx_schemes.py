@@ -17,9 +17,10 @@ from torch import nn  # noqa: E402
 
 from edgevlm.api import load_loop  # noqa: E402
 from edgevlm.errors import RecipeError  # noqa: E402
-from edgevlm.exporters.to_onnx import FORMATS, lower, write  # noqa: E402
+from edgevlm.exporters._onnx_linear import FORMATS  # noqa: E402
+from edgevlm.exporters.to_onnx import lower, write  # noqa: E402
 from edgevlm.models._checkpoint import find  # noqa: E402
-from edgevlm.packed import PACKINGS, pack, unpack  # noqa: E402
+from edgevlm.packed import PACKINGS, Packing, pack, unpack  # noqa: E402
 from edgevlm.parity import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.plan import Block, Function, Tensor  # noqa: E402
@@ -45,7 +46,7 @@ def test_a_product_is_that_of_the_rounded_matrix(scheme, columns, tmp_path):
     lowered = lower({"run": trace(module, function, block)}, block, scheme)
     (written,) = write(lowered, block, weights(module), tmp_path, None)
     (found,) = onnxruntime.InferenceSession(tmp_path / written.file).run(None, {"x": x.numpy()})
-    packing = PACKINGS[FORMATS[scheme][0]]
+    packing = Packing(8, columns) if scheme == "w8a8" else PACKINGS[FORMATS[scheme].packing]
     rounded = unpack(*pack(module.weight.detach().numpy(), packing), packing, columns)
     expected = x.numpy() @ rounded.T + module.bias.detach().numpy()
     rel_error, _ = difference(found, expected)
@@ -76,7 +77,8 @@ def test_a_bundle_agrees_with_pytorch_and_is_small(model, scheme, preset, tmp_pa
             stored = {tensor.name for tensor in graph.initializer}
             plain = [n for n in graph.node if n.op_type in ("Gemm", "MatMul")]
             assert block.stage == "reduce" or not any(stored & {*n.input} for n in plain), function
-            packed = any(n.op_type == "MatMulNBits" for n in graph.node)
+            kinds = {n.op_type for n in graph.node}
+            packed = kinds & {"MatMulNBits", "MatMulIntegerToFloat"}
             assert packed or block.stage not in ("decoder", "head")
 
     files = {f.path: f.bytes for f in bundle.plan.files}

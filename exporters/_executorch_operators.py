@@ -1,0 +1,90 @@
+"""Operators of the trace in the forms that XNNPACK takes whole.
+
+XNNPACK has no attention over a cache, and averages over the two last of four dimensions alone; what
+it does not take is a kernel of ExecuTorch's own between two calls of it. Each function here is the
+operator again, of operators that it takes.
+
+Source: ExecuTorch 1.4, backends/xnnpack/partition/config (what is taken, and on which condition).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from edgevlm.ops import ATTENTION, ATTENTION_KV, ROTARY
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None
+) -> Tensor:
+    """`edgevlm.ops.attention`: softmax(Q K^T / sqrt(D) + bias) V, tensors [1, S, H*D]."""
+    q, k, v = (_split(x, heads) for x in (query, key, value))
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+    if bias is not None:
+        scores = scores + bias
+    return _join(torch.matmul(torch.softmax(scores, -1), v))
+
+
+def attention_kv(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    mask: Tensor,
+    position: Tensor,
+    heads: int,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`edgevlm.ops.attention_kv`; the new rows are written into the caches that came in.
+
+    Query heads that share keys are rows of one product, so no key is repeated.
+    """
+    groups, rows = past_key.shape[1], key.shape[1]
+    index = position.long() + torch.arange(rows)
+    write = torch.ops.aten.index_put_
+    write(past_key, [None, None, index], _split(key, groups))
+    write(past_value, [None, None, index], _split(value, groups))
+    q = _split(query, heads)
+    size = q.shape[-1]
+    q = (q * size**-0.5).reshape(1, groups, heads // groups * rows, size)
+    scores = torch.matmul(q, past_key.transpose(-1, -2)).view(1, heads, rows, -1)
+    scores = scores + (mask if bias is None else mask + bias)
+    weights = torch.softmax(scores, -1).view(1, groups, heads // groups * rows, -1)
+    out = torch.matmul(weights, past_value).view(1, heads, rows, size)
+    return _join(out), past_key, past_value
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """`edgevlm.ops.rotary`: tensors [1, S, H*D], tables [1, S, D]."""
+    x = x.view(1, x.shape[1], heads, -1)
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return (x * cos.unsqueeze(2) + turned * sin.unsqueeze(2)).flatten(2)
+
+
+def rms_norm(x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) · weight over the last dimension (arXiv 1910.07467, eq. 4)."""
+    assert weight is not None and eps is not None
+    squares = (x * x).unsqueeze(2)  # four dimensions: the mean is then a pooling
+    mean = squares.mean((-2, -1), keepdim=True).squeeze(2)
+    return x * torch.rsqrt(mean + eps) * weight
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    return x.view(1, x.shape[1], heads, -1).transpose(1, 2)  # [1, heads, S, D]
+
+
+def _join(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)  # [1, S, heads*D]
+
+
+LOWERINGS: dict[object, Callable[..., object]] = {
+    ATTENTION: attention,
+    ATTENTION_KV: attention_kv,
+    ROTARY: rotary,
+    torch.ops.aten.rms_norm.default: rms_norm,
+}

@@ -1,0 +1,204 @@
+"""ExecuTorch: one `.pte` program per block, with a method for each of the block's functions.
+
+    traced function -> our operators in XNNPACK's forms -> quantized -> XNNPACK takes what it can
+
+The methods of a program share their weights. The caches are plain inputs that a method writes in
+place (KV form `shared_buffer`): the program that calls owns them, and every block of one bundle
+loads for itself. A linear layer is all that is quantized: its matrix beforehand, the rows that come
+in at run time, each with its own scale (`a8`).
+
+Source: ExecuTorch 1.4, torchao 0.18; `_executorch_operators` for what XNNPACK does not take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from edgevlm.errors import ExportError
+from edgevlm.exporters._executorch_operators import LOWERINGS
+from edgevlm.plan import Block, Function, Requires
+from edgevlm.runtimes._silent import silent
+from edgevlm.trace import example
+
+with silent():
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import (
+        EdgeCompileConfig,
+        ExecutorchBackendConfig,
+        to_edge_transform_and_lower,
+    )
+    from executorch.exir.passes import MemoryPlanningPass
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
+    from torchao.quantization.granularity import PerAxis, PerGroup
+
+KV_FORM, KV_DTYPE = "shared_buffer", "f32"
+SCHEMES = ("none", "w8a8", "w4g32a8")
+SUMMARY = "ExecuTorch programs for XNNPACK (CPUs of phones and boards); weights of 32, 8 or 4 bits"
+REQUIRES = Requires((("executorch", "1.4"), ("xnnpack", "1")))
+GROUP = 32
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The traced functions of one signature; every block converts them with its own weights."""
+
+    programs: Mapping[str, ExportedProgram]
+    scheme: str
+
+
+def table_format(scheme: str) -> str:
+    """Format of the embedding table; 4 bits in any scheme, as the head has a copy of its own."""
+    return "f32" if scheme == "none" else "w4g32"
+
+
+def matrix_bytes(rows: int, columns: int, scheme: str, stage: str) -> int:
+    """Bytes of a linear layer's matrix under a scheme."""
+    if scheme == "none":
+        return 4 * rows * columns
+    if scheme == "w4g32a8" and columns % GROUP == 0:
+        return rows * columns // 2 + rows * columns // GROUP * 2
+    return rows * columns + 4 * rows
+
+
+def number_bytes(scheme: str) -> int:
+    """Bytes of any other weight under a scheme: they stay float32."""
+    return 4
+
+
+def lower(programs: Mapping[str, ExportedProgram], block: Block, scheme: str) -> Lowered:
+    """Keep the traced functions of one signature."""
+    return Lowered(programs, scheme)
+
+
+def write(
+    lowered: Lowered,
+    block: Block,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    table: tuple[int, int] | None,
+) -> tuple[Function, ...]:
+    """Write the block's program into `folder`; return its functions with their file.
+
+    Args:
+        lowered: Traces of the block's signature.
+        block: The block.
+        tensors: Its weights by traced name.
+        folder: An existing folder.
+        table: Not used: a program holds all its weights.
+
+    Raises:
+        ExportError: If ExecuTorch cannot convert a function.
+    """
+    file = folder / f"{block.name}.pte"
+    try:
+        with silent(), torch.no_grad():
+            programs = {
+                function.name: _prepared(lowered, function, tensors) for function in block.functions
+            }
+            edge = to_edge_transform_and_lower(
+                programs,
+                partitioner=[XnnpackPartitioner()],
+                # `index_put_` into a cache is no operator of the core set.
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            )
+            planning = MemoryPlanningPass(alloc_graph_input=False)
+            made = edge.to_executorch(
+                ExecutorchBackendConfig(memory_planning_pass=planning, run_reinplace_pass=True)
+            )
+    except Exception as cause:  # of many types; the first line says what happened
+        line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        raise ExportError(f"{block.name} does not convert to ExecuTorch: {line}") from cause
+    with file.open("wb") as out:
+        made.write_to_file(out)
+    return tuple(replace(function, file=file.name) for function in block.functions)
+
+
+def _prepared(
+    lowered: Lowered, function: Function, tensors: Mapping[str, Tensor]
+) -> ExportedProgram:
+    """A traced function with the block's weights, quantized, in XNNPACK's forms."""
+    inner: Any = lowered.programs[function.name].module()
+    own = {name: tensor for name, tensor in tensors.items() if name in inner.state_dict()}
+    inner.load_state_dict(own, strict=False, assign=True)  # a copy would go into the traced model
+    if lowered.scheme != "none":
+        _quantize(inner, lowered.scheme)
+    return torch.export.export(Rewritten(inner, function), example(function), strict=False)
+
+
+class Rewritten(nn.Module):
+    """A traced function in XNNPACK's forms; caches are written in place and are no outputs."""
+
+    def __init__(self, inner: fx.GraphModule, function: Function) -> None:
+        super().__init__()
+        self.inner = inner
+        self.outputs = sum(not t.name.startswith("present_") for t in function.outputs)
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """Call it."""
+        made = _Rewriter(self.inner).run(*given)
+        made = made if isinstance(made, tuple | list) else (made,)
+        # An output that is an input would be no output of its own.
+        return tuple(out.clone() for out in made[: self.outputs])
+
+
+class _Rewriter(fx.Interpreter):
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        rewritten = LOWERINGS.get(target)
+        return (
+            rewritten(*args, **kwargs) if rewritten else super().call_function(target, args, kwargs)
+        )
+
+
+def _quantize(inner: fx.GraphModule, scheme: str) -> None:
+    """Linear layers become modules, which torchao quantizes."""
+    linears: dict[tuple[str, ...], str] = {}
+    for node in list(inner.graph.nodes):
+        if node.target is torch.ops.aten.linear.default:
+            x, *names = node.args
+            key = tuple(str(name.target) for name in names if name is not None)
+            name = linears.setdefault(key, f"linear_{len(linears)}")
+            if not hasattr(inner, name):
+                inner.add_submodule(name, _linear(inner, *key))
+            with inner.graph.inserting_before(node):
+                new = inner.graph.call_module(name, (x,))
+            new.meta = node.meta
+            node.replace_all_uses_with(new)
+            inner.graph.erase_node(node)
+    inner.graph.eliminate_dead_code()
+    inner.delete_all_unused_submodules()
+    inner.recompile()
+    wide = Int8DynamicActivationIntxWeightConfig(torch.int8, PerAxis(0))
+    narrow = Int8DynamicActivationIntxWeightConfig(torch.int4, PerGroup(GROUP))  # type: ignore[attr-defined]
+    if scheme == "w4g32a8":
+        quantize_(inner, narrow, lambda m, _: _is_linear(m) and m.in_features % GROUP == 0)
+        quantize_(inner, wide, lambda m, _: _is_linear(m) and m.in_features % GROUP != 0)
+    else:
+        quantize_(inner, wide, lambda m, _: _is_linear(m))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+def _linear(inner: fx.GraphModule, weight: str, bias: str | None = None) -> nn.Linear:
+    rows, columns = (matrix := _tensor(inner, weight)).shape
+    made = nn.Linear(columns, rows, bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(matrix, requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(_tensor(inner, bias), requires_grad=False)
+    return made
+
+
+def _tensor(inner: fx.GraphModule, name: str) -> Tensor:
+    found: Any = inner
+    for part in name.split("."):
+        found = getattr(found, part)
+    tensor: Tensor = found.detach()
+    return tensor

@@ -1,0 +1,166 @@
+"""ExecuTorch's runtime, with XNNPACK on the CPU.
+
+    program -> methods, opened when first run -> called over the host's arrays, nothing is copied in
+
+A method writes its new rows into the caches that it is given, so past and present are one array.
+XNNPACK packs its own copy of the matrices when a method is opened; `prefill` and `decode` of a
+block hold two.
+
+The runtime for Python is part of the library that exports and needs torch; apps link the runtime in
+C++, which does not.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.bundle import Bundle
+from edgevlm.errors import RuntimeLoadError
+from edgevlm.plan import Function
+from edgevlm.runtimes._silent import silent
+
+try:
+    with silent():
+        import torch
+        from executorch.extension.pybindings import portable_lib
+except ImportError as cause:
+    raise RuntimeLoadError(
+        "engine 'executorch' is not installed; pip install 'edgevlm[executorch]'"
+    ) from cause
+
+NAME = "executorch"
+SUMMARY = "ExecuTorch with XNNPACK, CPU"
+TARGETS = ("executorch",)
+DTYPES = {"f32": 6, "i32": 3}  # numbers of ScalarType in a program
+Array = NDArray[Any]
+
+
+class Engine:
+    """Loads blocks of one bundle, and runs their functions over arrays that the host owns."""
+
+    name = NAME
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        """`threads` holds for the process: ExecuTorch has one pool."""
+        self.bundle = bundle
+        with _mute():  # the first use of the pool reads what the processor can do, aloud
+            if threads is not None:
+                portable_lib._unsafe_reset_threadpool(threads)
+            self.threads = int(portable_lib._threadpool_get_thread_count())
+        self._programs: dict[str, Any] = {}
+        self._arrays: dict[tuple[str, str], Mapping[str, Array]] = {}
+        self._given: dict[tuple[str, str], list[torch.Tensor]] = {}
+
+    def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
+        """Fix the arrays of a function's inputs and outputs, by name; they must stay alive.
+
+        Raises:
+            RuntimeLoadError: If an array is missing or has another shape or dtype.
+        """
+        made = self.bundle.plan.block(block).function(function)
+        dtypes = {"f32": np.float32, "i32": np.int32}
+        for spec in (*made.inputs, *made.outputs):
+            array = arrays.get(spec.name)
+            if (
+                array is None
+                or array.shape != spec.shape
+                or array.dtype != dtypes[spec.dtype]
+                or not array.flags.c_contiguous
+            ):
+                got = "none" if array is None else f"{array.dtype} {list(array.shape)}"
+                raise RuntimeLoadError(
+                    f"{block}.{function}: '{spec.name}' must be {spec.dtype} {list(spec.shape)}"
+                    f" in one piece, got {got}"
+                )
+        self._arrays[block, function] = arrays
+        self._given[block, function] = [torch.from_numpy(arrays[t.name]) for t in made.inputs]
+
+    def load(self, block: str) -> None:
+        """Open the program of a block; nothing happens if it is open.
+
+        Raises:
+            BundleError: If the file was changed.
+            RuntimeLoadError: If ExecuTorch refuses it.
+        """
+        if block in self._programs:
+            return
+        planned = self.bundle.plan.block(block)
+        (path,) = set(self.bundle.files_of(planned).values())
+        try:
+            with _mute():
+                program = portable_lib._load_for_executorch(str(path))
+                metas = {f.name: program.method_meta(f.name) for f in planned.functions}
+        except Exception as cause:
+            line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+            raise RuntimeLoadError(f"{block} does not load: {line}") from cause
+        for function in planned.functions:
+            _check_signature(metas[function.name], function, block)
+        self._programs[block] = program
+
+    def run(self, block: str, function: str) -> None:
+        """Run a loaded function over its bound arrays.
+
+        Raises:
+            RuntimeLoadError: If ExecuTorch cannot run it.
+        """
+        given, arrays = self._given[block, function], self._arrays[block, function]
+        try:
+            made = self._programs[block].run_method(function, given, False)
+        except Exception as cause:
+            line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+            raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
+        outputs = self.bundle.plan.block(block).function(function).outputs
+        own = [t.name for t in outputs if not t.name.startswith("present_")]
+        # Caches that were written come first; they are the host's arrays already.
+        for name, tensor in zip(own, made[-len(own) :], strict=True):
+            arrays[name][:] = tensor.numpy()
+
+    def sync(self, block: str) -> None:
+        """Nothing: the host's arrays are the cache."""
+
+    def unload(self, block: str) -> None:
+        """Give the block's memory back."""
+        self._programs.pop(block, None)
+
+
+def _check_signature(meta: Any, function: Function, block: str) -> None:
+    """Refuse a program whose inputs and outputs are not the manifest's: binding trusts them."""
+    got = [
+        (tuple(info.sizes()), info.dtype())
+        for info in (
+            *(meta.input_tensor_meta(i) for i in range(meta.num_inputs())),
+            *(meta.output_tensor_meta(i) for i in range(meta.num_outputs())),
+        )
+    ]
+    present = [t for t in function.outputs if t.name.startswith("present_")]
+    own = [t for t in function.outputs if not t.name.startswith("present_")]
+    wanted = [(t.shape, DTYPES[t.dtype]) for t in (*function.inputs, *present, *own)]
+    if got != wanted:
+        raise RuntimeLoadError(
+            f"{block}.{function.name}: inputs and outputs of the program are not the manifest's"
+        )
+
+
+@contextmanager
+def _mute() -> Iterator[None]:
+    """ExecuTorch writes to the process's standard error, past Python."""
+    try:
+        sys.stderr.flush()
+        kept = os.dup(2)
+    except OSError:  # no standard error at all
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
