@@ -21,11 +21,12 @@ def attention(
     query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None
 ) -> Tensor:
     """`edgevlm.ops.attention`: softmax(Q K^T / sqrt(D) + bias) V, tensors [1, S, H*D]."""
-    q, k, v = (_split(x, heads) for x in (query, key, value))
-    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))
+    count = query.shape[1]
+    q, k, v = (x.view(count, heads, -1).transpose(0, 1) for x in (query, key, value))
+    scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
     if bias is not None:
-        scores = scores + bias
-    return _join(torch.matmul(torch.softmax(scores, -1), v))
+        scores = scores + bias.view(1, 1, count)
+    return torch.bmm(torch.softmax(scores, -1), v).transpose(0, 1).reshape(1, count, -1)
 
 
 def attention_kv(
@@ -48,14 +49,14 @@ def attention_kv(
     write = torch.ops.aten.index_put_
     write(past_key, [None, None, index], _split(key, groups))
     write(past_value, [None, None, index], _split(value, groups))
-    q = _split(query, heads)
-    size = q.shape[-1]
-    q = (q * size**-0.5).reshape(1, groups, heads // groups * rows, size)
-    scores = torch.matmul(q, past_key.transpose(-1, -2)).view(1, heads, rows, -1)
+    size, count = past_key.shape[-1], past_key.shape[2]
+    q = _split(query, heads).reshape(groups, -1, size) * size**-0.5
+    keys, values = (past.view(groups, count, size) for past in (past_key, past_value))
+    scores = torch.bmm(q, keys.transpose(1, 2)).view(1, heads, rows, count)
     scores = scores + (mask if bias is None else mask + bias)
-    weights = torch.softmax(scores, -1).view(1, groups, heads // groups * rows, -1)
-    out = torch.matmul(weights, past_value).view(1, heads, rows, size)
-    return _join(out), past_key, past_value
+    weights = torch.softmax(scores, -1).view(groups, -1, count)
+    out = torch.bmm(weights, values).view(1, heads, rows, size)
+    return out.transpose(1, 2).flatten(2), past_key, past_value
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
@@ -63,23 +64,20 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     x = x.view(1, x.shape[1], heads, -1)
     half = x.shape[-1] // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return (x * cos.unsqueeze(2) + turned * sin.unsqueeze(2)).flatten(2)
+    cos, sin = (table.view(1, x.shape[1], 1, -1) for table in (cos, sin))
+    return (x * cos + turned * sin).flatten(2)
 
 
 def rms_norm(x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None) -> Tensor:
     """x / sqrt(mean(x^2) + eps) · weight over the last dimension (arXiv 1910.07467, eq. 4)."""
     assert weight is not None and eps is not None
-    squares = (x * x).unsqueeze(2)  # four dimensions: the mean is then a pooling
-    mean = squares.mean((-2, -1), keepdim=True).squeeze(2)
+    squares = (x * x).view(1, x.shape[1], 1, -1)  # four dimensions: the mean is then a pooling
+    mean = squares.mean((-2, -1), keepdim=True).view(1, x.shape[1], 1)
     return x * torch.rsqrt(mean + eps) * weight
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
     return x.view(1, x.shape[1], heads, -1).transpose(1, 2)  # [1, heads, S, D]
-
-
-def _join(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)  # [1, S, heads*D]
 
 
 LOWERINGS: dict[object, Callable[..., object]] = {

@@ -12,6 +12,7 @@ Source: ExecuTorch 1.4, torchao 0.18; `_executorch_operators` for what XNNPACK d
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,19 +22,30 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from edgevlm.documents import dumps
 from edgevlm.errors import ExportError
 from edgevlm.exporters._executorch_operators import LOWERINGS
 from edgevlm.plan import Block, Function, Requires
+from edgevlm.runtimes._kernels import Kernels, Left
 from edgevlm.runtimes._silent import silent
 from edgevlm.trace import example
 
 with silent():
+    from executorch.backends.xnnpack.partition.config import (
+        gemm_configs,
+        generic_node_configs,
+        node_configs,
+        xnnpack_config,
+    )
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import (
         EdgeCompileConfig,
         ExecutorchBackendConfig,
         to_edge_transform_and_lower,
     )
+    from executorch.exir.delegate import executorch_call_delegate
+    from executorch.exir.dialects._ops import ops
+    from executorch.exir.memory import alloc
     from executorch.exir.passes import MemoryPlanningPass
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
     from torchao.quantization.granularity import PerAxis, PerGroup
@@ -41,8 +53,22 @@ with silent():
 KV_FORM, KV_DTYPE = "shared_buffer", "f32"
 SCHEMES = ("none", "w8a8", "w4g32a8")
 SUMMARY = "ExecuTorch programs for XNNPACK (CPUs of phones and boards); weights of 32, 8 or 4 bits"
-REQUIRES = Requires((("executorch", "1.4"), ("xnnpack", "1")))
+REQUIRES = Requires((("executorch", "1.4"), ("backend", "xnnpack")))
 GROUP = 32
+COPY = ops.edge.aten.copy.default
+
+
+class _Reasons(dict[str, str]):
+    """Why XNNPACK left a node, by its name: what its partitioner writes into its log."""
+
+    def debug(self, why: Any) -> None:
+        """Take what a logger would be given."""
+        self.setdefault(why.node.name, why.reason)
+
+
+REASONS = _Reasons()
+for _configs in (gemm_configs, generic_node_configs, node_configs, xnnpack_config):
+    _configs.why.logger = REASONS
 
 
 @dataclass(frozen=True)
@@ -97,6 +123,7 @@ def write(
         ExportError: If ExecuTorch cannot convert a function.
     """
     file = folder / f"{block.name}.pte"
+    REASONS.clear()
     try:
         with silent(), torch.no_grad():
             programs = {
@@ -108,6 +135,8 @@ def write(
                 # `index_put_` into a cache is no operator of the core set.
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
+            for name in programs:
+                _drop_copies(edge.exported_program(name))
             planning = MemoryPlanningPass(alloc_graph_input=False)
             made = edge.to_executorch(
                 ExecutorchBackendConfig(memory_planning_pass=planning, run_reinplace_pass=True)
@@ -117,7 +146,52 @@ def write(
         raise ExportError(f"{block.name} does not convert to ExecuTorch: {line}") from cause
     with file.open("wb") as out:
         made.write_to_file(out)
+    kernels = {name: _kernels(edge.exported_program(name), REASONS) for name in programs}
+    (folder / f"{block.name}.kernels.json").write_text(dumps(kernels), "utf-8")
     return tuple(replace(function, file=file.name) for function in block.functions)
+
+
+def _drop_copies(program: ExportedProgram) -> None:
+    """Take out `copy(x, y)`, which is y: a trace of a trace has one for each write into an input.
+
+    What writes into a cache is then the last to touch it, and can do so in place.
+    """
+    renamed = {}
+    for node in list(program.graph.nodes):
+        if node.op == "call_function" and node.target is COPY:
+            renamed[node.name] = node.args[1].name
+            node.replace_all_uses_with(node.args[1])
+            program.graph.erase_node(node)
+    for spec in program.graph_signature.output_specs:
+        while spec.arg.name in renamed:
+            spec.arg.name = renamed[spec.arg.name]
+    program.graph_module.recompile()
+
+
+def _kernels(program: ExportedProgram, reasons: Mapping[str, str]) -> Kernels:
+    """Count what a lowered function is made of."""
+    nodes = [n for n in program.graph.nodes if n.op == "call_function"]
+    calls = [n for n in nodes if n.target is executorch_call_delegate]
+    taken = [
+        inner
+        for call in calls
+        for inner in getattr(
+            program.graph_module, call.args[0].target
+        ).original_module.graph_module.graph.nodes
+        if inner.op == "call_function" and inner.target is not operator.getitem
+    ]
+    left: dict[str, Left] = {}
+    for node in nodes:
+        if node not in calls and node.target not in (operator.getitem, alloc):
+            kind = node.target.__name__.removeprefix("aten.").partition(".")[0]
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and value.dtype != torch.float32:
+                reason = f"{str(value.dtype).removeprefix('torch.')}, not float32"
+            else:
+                reason = reasons.get(node.name, "no operator of XNNPACK")
+            known = left.get(kind, Left(kind, 0, reason))
+            left[kind] = replace(known, count=known.count + 1)
+    return Kernels(len(taken), len(calls), tuple(left[kind] for kind in sorted(left)))
 
 
 def _prepared(

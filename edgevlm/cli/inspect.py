@@ -11,6 +11,7 @@ from edgevlm.bundle import Bundle
 from edgevlm.cli import _options as o
 from edgevlm.errors import RecipeError, RuntimeLoadError
 from edgevlm.registry import ENGINES
+from edgevlm.runtimes._kernels import Kernels, kernels
 
 if TYPE_CHECKING:
     from edgevlm.runtimes._ml_report import FunctionReport, Largest
@@ -37,6 +38,7 @@ def main(
     programs = _programs(opened)
     placed, reason = _placement(opened)
     largest = _largest(opened, image, prompt) if image else None
+    delegated = kernels(opened) if plan.recipe.target == "executorch" else None
     document = {
         "format_version": plan.format_version,
         "kind": plan.kind,
@@ -48,6 +50,7 @@ def main(
         "kv_bytes": plan.host.kv.bytes,
         "requires": dict(plan.requires.versions),
         "programs": programs,
+        "kernels": delegated,
         "largest_float16": largest,
         "placement": placed,
         "not_measured": {} if placed else {"placement": reason},
@@ -60,6 +63,7 @@ def main(
         f" context {plan.host.kv.tokens}\nneeds {needs}\n\n"
         + o.table(["file", "bytes", "sha256"], rows)
         + (_shown(programs) if programs else "")
+        + (_delegated(delegated) if delegated else "")
         + (f"\n{_overflow(largest, len(image or ()))}" if largest is not None else "")
         + (f"\n{_where(placed)}" if placed else "")
     )
@@ -121,6 +125,18 @@ def _where(placed: dict[str, dict[str, int]]) -> str:
     heads, devices = ["function", "cpu", "gpu", "neural engine"], ("cpu", "gpu", "neural_engine")
     rows = [[name, *(str(n.get(device, 0)) for device in devices)] for name, n in placed.items()]
     return "\nOperations by device, as this Mac's Core ML plans them:\n" + o.table(heads, rows)
+
+
+def _delegated(found: dict[str, Kernels]) -> str:
+    """What XNNPACK computes, and once for each kind what it leaves."""
+    rows = [
+        [name, str(k.xnnpack), str(k.calls), ", ".join(f"{x.count} {x.operator}" for x in k.left)]
+        for name, k in found.items()
+    ]
+    reasons = {left.operator: left.reason for k in found.values() for left in k.left}
+    why = o.table(["operator", "why XNNPACK leaves it"], [[*item] for item in reasons.items()])
+    heads = ["function", "by XNNPACK", "calls", "left to ExecuTorch's own kernels"]
+    return "\n\n" + o.table(heads, rows) + ("\n\n" + why if reasons else "")
 
 
 def _shown(programs: list[FunctionReport]) -> str:

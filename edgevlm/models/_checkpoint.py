@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from edgevlm.errors import ModelError, unknown_name
 from edgevlm.registry import FAMILIES
+from edgevlm.runtimes._silent import silent
 
 EMBEDDED = "embedded"
 # The most that a config may say.
@@ -228,21 +227,17 @@ def _first_line(cause: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers' progress bars and advice would mix with ours."""
-    logger = logging.getLogger("transformers")
-    level, bars = logger.level, os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
+    """transformers' progress bars and advice, and torchao's beneath it, would mix with ours."""
+    bars = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
     # Imported here because it configures logging at import.
     from transformers.utils import logging as hf_logging
 
     active = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
-    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with silent():
             yield
     finally:
-        logger.setLevel(level)
         if active:
             hf_logging.enable_progress_bar()
         if bars is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,61 +14,21 @@ pytest.importorskip("onnxscript")
 
 from torch import nn  # noqa: E402
 
-from edgevlm.blocks import build  # noqa: E402
-from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.exporters import to_coreml  # noqa: E402
-from edgevlm.models._checkpoint import find  # noqa: E402
 from edgevlm.parity import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.plan import Block, Function, Tensor  # noqa: E402
-from edgevlm.planning import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import METHODS, sites_of  # noqa: E402
-from edgevlm.runtimes.on_coreml_reference import Engine  # noqa: E402
 from edgevlm.trace import trace, weights  # noqa: E402
 
 NAMES = [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]
 
 
-def evaluate(
-    module: nn.Module, folder: Path, *inputs: torch.Tensor, scheme: str = "none"
-) -> list[np.ndarray]:
+@pytest.fixture
+def evaluate(saved: Any) -> Any:
     """A module as a saved package, run by the engine."""
-    types = {torch.float32: "f32", torch.int32: "i32"}
-    with torch.no_grad():
-        expected = module(*inputs)
-    expected = expected if isinstance(expected, tuple) else (expected,)
-    given = tuple(Tensor(f"x{i}", types[x.dtype], tuple(x.shape)) for i, x in enumerate(inputs))
-    made = tuple(Tensor(f"y{i}", types[x.dtype], tuple(x.shape)) for i, x in enumerate(expected))
-    function = Function("run", given, made, 0)
-    block = Block("test-0", "test", (0, 1), 0, (function,))
-    lowered = to_coreml.lower({"run": trace(module, function, block)}, block, scheme)
-    (written,) = to_coreml.write(lowered, block, weights(module), folder, None)
-    planned = SimpleNamespace(functions=(written,), function=lambda _: written)
-    bundle: Any = SimpleNamespace(
-        plan=SimpleNamespace(block=lambda _: planned),
-        files_of=lambda _: {"run": folder / written.file},
-    )
-    engine = Engine(bundle)
-    arrays = {t.name: np.ascontiguousarray(x.numpy()) for t, x in zip(given, inputs, strict=True)}
-    arrays |= {
-        t.name: np.zeros(t.shape, np.int32 if t.dtype == "i32" else np.float32) for t in made
-    }
-    engine.load("test-0")
-    engine.bind("test-0", "run", arrays)
-    engine.run("test-0", "run")
-    return [arrays[t.name] for t in made]
-
-
-class Calls(nn.Module):
-    """A function of tensors as a module."""
-
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: torch.Tensor) -> Any:
-        return self.function(*inputs)
+    return partial(saved, "coreml", "coreml-reference")
 
 
 X = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0)) * 3
@@ -97,15 +56,15 @@ TRANSLATED = {
 
 
 @pytest.mark.parametrize("name", TRANSLATED)
-def test_translations(name, tmp_path):
-    module = Calls(TRANSLATED[name])
+def test_translations(name, evaluate, calls, tmp_path):
+    module = calls(TRANSLATED[name])
     (found,) = evaluate(module, tmp_path, X)
     expected = module(X)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
 
 
-def test_an_output_that_is_an_input_has_its_own_name(tmp_path):
-    (found,) = evaluate(Calls(lambda x: x), tmp_path, X)
+def test_an_output_that_is_an_input_has_its_own_name(evaluate, calls, tmp_path):
+    (found,) = evaluate(calls(lambda x: x), tmp_path, X)
     np.testing.assert_array_equal(found, X)
 
 
@@ -121,7 +80,7 @@ def test_weights_of_another_block_leave_the_traced_ones_as_they_were(tmp_path):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_attention_with_a_cache(groups, tmp_path):
+def test_attention_with_a_cache(groups, evaluate, calls, tmp_path):
     """Rows are written at the position, and each query sees its own group up to itself."""
     generator = torch.Generator().manual_seed(1)
     heads, size, rows, total = 4, 4, 3, 9
@@ -140,29 +99,15 @@ def test_attention_with_a_cache(groups, tmp_path):
         torch.tensor([4], dtype=torch.int32),
         random(1, 1, 1, total),
     )
-    module = Calls(lambda *x: torch.ops.edgevlm.attention_kv(*x[:7], heads, x[7]))
+    module = calls(lambda *x: torch.ops.edgevlm.attention_kv(*x[:7], heads, x[7]))
     for found, expected in zip(evaluate(module, tmp_path, *inputs), module(*inputs), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("method", [n for n in NAMES if n != "identity"])
-def test_each_methods_reduce(method, preset, tmp_path):
+def test_each_methods_reduce(method, reduction, evaluate, tmp_path):
     """The choice of tokens in the saved program is PyTorch's."""
-    model = str(preset("tiny-llava-next"))
-    for tiles in ((1, 1), (2, 2)):
-        recipe = Recipe(
-            model=model, target="coreml", tokens=24, methods=(f"{method}@tokens",), tiles=tiles
-        )
-        try:
-            planned = make_plan(recipe, find(model, None))
-        except PlanError:
-            continue
-        break
-    (block,) = planned.plan.stage("reduce")
-    pieces = planned.pieces(planned.checkpoint.load_model())
-    module = build(block, pieces, planned.method, planned.description.shape)
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.rand(t.shape, generator=generator) for t in block.functions[0].inputs]
+    module, inputs = reduction("coreml", method)
     tokens, kept = module(*inputs)
     found = evaluate(module, tmp_path, *inputs)
     np.testing.assert_array_equal(found[1], kept)
@@ -175,7 +120,7 @@ def test_each_methods_reduce(method, preset, tmp_path):
     [("fp16", 55, 0.51), ("w8a16", 40, 0.27), ("p6", 30, 0.21), ("w4g32a16", 20, 0.17),
      ("p4", 20, 0.15)],
 )  # fmt: skip
-def test_schemes(scheme, least_db, most_bytes, tmp_path):
+def test_schemes(scheme, least_db, most_bytes, evaluate, tmp_path):
     """A matrix of 128 x 128 in few bits, read back from the file."""
     torch.manual_seed(0)
     module = nn.Linear(128, 128).requires_grad_(False)

@@ -1,0 +1,52 @@
+"""What XNNPACK computes of an ExecuTorch program, and what it leaves, with the reason.
+
+The exporter writes it beside each program, `BLOCK.kernels.json`, because only the partitioner knows
+why it left an operator. Each call of XNNPACK between operators that it leaves costs a copy or two
+of what goes in and out.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from edgevlm.bundle import Bundle
+from edgevlm.documents import DocumentError, read
+from edgevlm.errors import BundleError
+
+
+@dataclass(frozen=True)
+class Left:
+    """An operator that ExecuTorch's own kernels compute: how often in a function, and why."""
+
+    operator: str
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """One function: operators that XNNPACK computes, calls of it, and what it leaves."""
+
+    xnnpack: int
+    calls: int
+    left: tuple[Left, ...]
+
+
+def kernels(bundle: Bundle) -> dict[str, Kernels]:
+    """For each `block.function` of a bundle of target `executorch`.
+
+    Raises:
+        BundleError: If a file is missing, was changed, or says something else.
+    """
+    found: dict[str, Kernels] = {}
+    for block in bundle.plan.blocks:
+        name = PurePosixPath(block.functions[0].file).with_suffix(".kernels.json").as_posix()
+        try:
+            document = json.loads(bundle.file(name).read_text("utf-8"))
+            made = read(dict[str, Kernels], document, name)
+        except (ValueError, DocumentError) as cause:
+            raise BundleError(f"'{name}' is not valid: {cause}") from cause
+        found |= {f"{block.name}.{function}": made[function] for function in made}
+    return found
