@@ -49,7 +49,7 @@ def answerer(
     api.require_torch()
     from edgevlm.reference import TorchAnswerer
 
-    return TorchAnswerer(Recipe(model=name, frames=frames or 1), threads)
+    return TorchAnswerer.open(Recipe(model=name, frames=frames or 1), threads)
 
 
 class BundleAnswerer:

@@ -1,5 +1,6 @@
 """Matrices of few bits: whole numbers row by row, and a scale for each run of columns.
 
+    f16     float16, no scales
     w8g64   value = (byte - 128) scale, a scale for 64 columns
     w4g32   value = (half - 8) scale, two to a byte, the low half first, a scale for 32 columns
 
@@ -23,25 +24,25 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Packing:
-    """Bits of a number, 4 or 8, and columns that share a scale."""
+    """Bits of a number, 4, 8 or 16 (float16), and columns that share a scale; 0 is no scales."""
 
     bits: int
     group: int
 
     def groups(self, columns: int) -> int:
         """Scales of a row."""
-        return -(-columns // self.group)
+        return -(-columns // self.group) if self.group else 0
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of the numbers of a row."""
-        return self.groups(columns) * self.group * self.bits // 8
+        return (self.groups(columns) * self.group or columns) * self.bits // 8
 
     def bytes(self, columns: int) -> int:
         """Bytes of a row, its scales included."""
         return self.row_bytes(columns) + 4 * self.groups(columns)
 
 
-PACKINGS = {"w8g64": Packing(8, 64), "w4g32": Packing(4, 32)}
+PACKINGS = {"f16": Packing(16, 0), "w8g64": Packing(8, 64), "w4g32": Packing(4, 32)}
 
 
 def pack(matrix: Array, packing: Packing) -> tuple[Array, Array]:
@@ -55,6 +56,8 @@ def pack(matrix: Array, packing: Packing) -> tuple[Array, Array]:
         Numbers u8 [rows, row_bytes], scales f32 [rows, groups].
     """
     rows, columns = matrix.shape
+    if packing.bits == 16:
+        return matrix.astype(np.float16).view(np.uint8), np.zeros((rows, 0), np.float32)
     groups, half = packing.groups(columns), 1 << (packing.bits - 1)
     wide = np.pad(matrix, ((0, 0), (0, groups * packing.group - columns)))
     runs = wide.reshape(rows, groups, packing.group)
@@ -78,6 +81,8 @@ def unpack(numbers: Array, scales: Array, packing: Packing, columns: int) -> Arr
         packing: How they were rounded.
         columns: Columns without those that fill up.
     """
+    if packing.bits == 16:
+        return numbers.view(np.float16).astype(np.float32)
     if packing.bits == 4:
         numbers = np.stack([numbers & 15, numbers >> 4], -1).reshape(*numbers.shape[:-1], -1)
     runs = numbers.reshape(*scales.shape, packing.group).astype(np.float32)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgevlm.blocks import build
 from edgevlm.bundle import Bundle, BundleWriter, check_free, writing
+from edgevlm.calibrate import Calibration, calibrate
 from edgevlm.documents import dumps
 from edgevlm.errors import ExportError
 from edgevlm.models._checkpoint import find
@@ -71,8 +72,9 @@ def export(
     with writing(out, planned.plan, checkpoint.contents, force) as writer:
         progress("load the model")
         model = checkpoint.load_model()
+        seen = calibrate(recipe, checkpoint, model, progress) if recipe.calibrate else None
         pieces = planned.pieces(model)
-        plan = _write(planned, pieces, writer, progress, {} if graphs is None else graphs)
+        plan = _write(planned, pieces, writer, progress, {} if graphs is None else graphs, seen)
         bundle = Bundle(writer.folder, writer.close(plan))
         verification = verify_model(bundle, planned, model, pieces, progress)
         if not verification.ok:
@@ -83,7 +85,12 @@ def export(
 
 
 def _write(
-    planned: Planned, pieces: Pieces, writer: BundleWriter, progress: Progress, graphs: Graphs
+    planned: Planned,
+    pieces: Pieces,
+    writer: BundleWriter,
+    progress: Progress,
+    graphs: Graphs,
+    seen: Calibration | None,
 ) -> Plan:
     """All files of the bundle but the manifest; the plan with their names."""
     plan, target = planned.plan, TARGETS.load(planned.plan.recipe.target)
@@ -93,7 +100,7 @@ def _write(
         functions = writer.finished(block)
         if functions is None:
             progress(f"export {block.name} ({index + 1} of {len(plan.blocks)})")
-            functions = _export_block(block, planned, pieces, target, graphs, writer)
+            functions = _export_block(block, planned, pieces, target, graphs, writer, seen)
             writer.finish(block, functions)
         blocks.append(replace(block, functions=functions))
     shutil.copyfile(planned.checkpoint.folder / "tokenizer.json", writer.folder / "tokenizer.json")
@@ -108,6 +115,7 @@ def _export_block(
     target: Any,
     graphs: Graphs,
     writer: BundleWriter,
+    seen: Calibration | None,
 ) -> tuple[Function, ...]:
     module = build(block, pieces, planned.method, planned.description.shape)
     key = signature(module, block)
@@ -120,7 +128,8 @@ def _export_block(
     tied = block.stage == "head" and embedding.tied
     place = embedding.place(block.pieces[0]) if tied else None
     folder = writer.stage_folder(block.stage)
-    functions = target.write(lowered, block, weights(module), folder, place)
+    tensors = seen.beside(weights(module)) if seen else weights(module)
+    functions = target.write(lowered, block, tensors, folder, place)
     return tuple(replace(f, file=f"blocks/{block.stage}/{f.file}") for f in functions)
 
 

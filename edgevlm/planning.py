@@ -62,6 +62,18 @@ class Planned:
         return replace(observe(merged, self.method.signals), pruning=self.pruning)
 
 
+def _check_calibration(recipe: Recipe, schemes: tuple[str, ...]) -> None:
+    """Pictures are there if and only if a scheme rounds by what was seen."""
+    wanted = [scheme for scheme in recipe.schemes().values() if scheme in schemes]
+    if wanted and recipe.calibrate is None:
+        raise RecipeError(
+            f"scheme '{wanted[0]}' rounds by what pictures gave: add --calibrate N or a path"
+        )
+    if recipe.calibrate is not None and not wanted:
+        known = ", ".join(schemes) or "none here"
+        raise RecipeError(f"nothing to calibrate in '{recipe.quantize}'; schemes with it: {known}")
+
+
 def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     """Work out every number of a bundle.
 
@@ -80,6 +92,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
             raise RecipeError(
                 f"'{stage}' is not a stage with weights; those are: {', '.join(QUANTIZED)}"
             )
+    _check_calibration(recipe, getattr(target, "CALIBRATED", ()))
     config = checkpoint.config
     description = _describe(checkpoint, recipe)
     method, site, positions = choose_method(recipe, description.shape)

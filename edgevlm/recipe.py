@@ -33,6 +33,8 @@ class Recipe:
         tiles: Tile grid of an image as (rows, columns); (1, 1) is the global view alone.
         block_size_bytes: Largest block of weights, as far as single layers allow.
         chunk: Tokens per prefill call; None lets the plan choose.
+        calibrate: Pictures for schemes that round by what was seen: a number of scenes of the
+            embedded dataset, a folder of pictures, or a file of questions.
     """
 
     model: str = "embedded"
@@ -46,6 +48,7 @@ class Recipe:
     tiles: tuple[int, int] = (1, 1)
     block_size_bytes: int = 64 * MB
     chunk: int | None = None
+    calibrate: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no model could serve."""
@@ -58,7 +61,10 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value > most:
                 raise RecipeError(f"{name} must be at most {most}, got {value}")
+        if self.calibrate is not None and not self.calibrate.strip("0"):
+            raise RecipeError(f"calibrate is a number from 1 or a path, got '{self.calibrate}'")
         texts = (self.model, self.revision or "", self.target, self.quantize, *self.methods)
+        texts += (self.calibrate or "",)
         if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
             raise RecipeError("a name in the recipe is not valid UTF-8")
         if min(self.tiles) < 1:

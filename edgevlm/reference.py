@@ -17,27 +17,22 @@ from tokenizers import Tokenizer
 from edgevlm.errors import InputError
 from edgevlm.evaluate import MAX_NEW_TOKENS, Reply
 from edgevlm.models._checkpoint import find
-from edgevlm.planning import make_plan
+from edgevlm.planning import Planned, make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes import images
 from edgevlm.runtimes.sequence import Floats, Piece, Visual, assemble
 
 
 class TorchAnswerer:
-    """The model of a recipe without reductions; see `edgevlm.evaluate.Answerer`."""
+    """The model of a plan without reductions; see `edgevlm.evaluate.Answerer`."""
 
     engine = "pytorch"
     bundle_bytes: int | None = None
 
-    def __init__(
-        self, recipe: Recipe, threads: int | None = None, max_new_tokens: int = MAX_NEW_TOKENS
-    ) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        checkpoint = find(recipe.model, recipe.revision)
-        self._planned, self._most = make_plan(recipe, checkpoint), max_new_tokens
-        self._plan = self._planned.plan
-        self._model = checkpoint.load_model()
+    def __init__(self, planned: Planned, model: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> None:
+        checkpoint = planned.checkpoint
+        self._planned, self._most = planned, max_new_tokens
+        self._plan, self._model = planned.plan, model
         self._pieces = self._planned.pieces(self._model)
         tables = self._pieces.table
         self._table = (tables[0] if len(tables) == 1 else torch.cat(tables)).numpy()
@@ -48,6 +43,14 @@ class TorchAnswerer:
         self._past: Any = None  # keys and values of `_rows`
         self._position = 0  # of the next row
         self._rows: Floats = np.zeros((0, self._table.shape[1]), np.float32)
+
+    @classmethod
+    def open(cls, recipe: Recipe, threads: int | None = None) -> TorchAnswerer:
+        """Load the recipe's checkpoint."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        checkpoint = find(recipe.model, recipe.revision)
+        return cls(make_plan(recipe, checkpoint), checkpoint.load_model())
 
     @torch.no_grad()
     def show(self, pictures: Sequence[Image.Image]) -> None:

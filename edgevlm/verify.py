@@ -51,6 +51,7 @@ THRESHOLDS = {
     "w4g32a16": Threshold(psnr_db=20.0, whole=False),
     "w8a32": Threshold(psnr_db=40.0, whole=False),
     "w8a8": Threshold(psnr_db=30.0, whole=False),
+    "w8a8s": Threshold(psnr_db=30.0, whole=False),
     "w4g32a32": Threshold(psnr_db=20.0, whole=False),
     "w4g32a8": Threshold(psnr_db=20.0, whole=False),
     "p6": Threshold(psnr_db=20.0, whole=False),

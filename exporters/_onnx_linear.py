@@ -1,19 +1,28 @@
 """Linear layers under each scheme: their operators, and the bytes of their matrices.
 
-    none              MatMul with the matrix turned, [in, out]; the head's rows as they stand (Gemm)
-    w8a32, w4g32a32   MatMulNBits over packed rows (`edgevlm.packed`), computed in float32
-    w4g32a8           the same; the rows that come in are rounded to 8 bits run by run
-    w8a8              each row that comes in is rounded to 8 bits with one scale, each output
-                      channel's weights with another: a product of whole numbers
+    none       MatMul with the matrix turned, [in, out]; the head's rows as they stand (Gemm)
+    fp16       the same; matrices are float16 in the file, and float32 once a session has opened
+    w8a32      the same with packed rows of 8 bits (`edgevlm.packed`)
+    w4g32a32   MatMulNBits over packed rows of 4 bits, computed in float32
+    w4g32a8    the same; the rows that come in are rounded to 8 bits run by run
+    w8a8       each row that comes in is rounded to 8 bits with one scale, each output channel's
+               weights with another: a product of whole numbers
+    w8a8s      the same matrices; all rows of a layer are rounded with one scale that `calibrate`
+               found, as QuantizeLinear and DequantizeLinear pairs around MatMul
 
-Rounding rows for `w8a8` is scale = max|x| / 127, byte = round(x / scale) + 128. The head of `w8a8`
-is MatMulNBits in 8 bits, because its rows are those of the embedding table.
+Rounding rows is scale = max|x| / 127, byte = round(x / scale) + 128; of a single row, in one
+operator, scale = (max(x, 0) - min(x, 0)) / 255 with a zero point of its own. The head of `w8a8` and
+`w8a8s` is MatMulNBits in 8 bits, because its rows are those of the embedding table. (MatMulNBits of
+8 bits in float32 would be w8a32 too, but ONNX Runtime then unpacks the matrix at every call: a
+token of SmolVLM-256M takes ten times as long.)
 
-Source: onnxruntime docs/ContribOperators.md (MatMulNBits, MatMulIntegerToFloat).
+Source: onnxruntime docs/ContribOperators.md (MatMulNBits, MatMulIntegerToFloat,
+DynamicQuantizeMatMul).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +31,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgevlm.errors import ExportError
 from edgevlm.packed import PACKINGS, Packing, pack
 
 Array = NDArray[Any]
@@ -29,25 +39,30 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Format:
-    """A scheme: the packing of rows, MatMulNBits' accuracy_level, and whether rows are rounded.
+    """A scheme: the packing of rows, and how they are multiplied.
 
-    accuracy_level 1 computes in float32, 4 in whole numbers of 8 bits. `whole_rows`: rows that come
-    in have one scale each, and so has each output channel; the head keeps the packing.
+    `product`: `float32` unpacks them when a session opens; `bits32` and `bits8` are MatMulNBits in
+    float32 and in whole numbers; `rows8` has one scale for each row that comes in and for each
+    output channel, and `bits8` in the head; `steps8` has one scale for all rows that come in.
     """
 
     packing: str
-    level: int
-    whole_rows: bool = False
+    product: str
 
 
-# w8a32 is small and slow: ONNX Runtime unpacks the matrix at every call (docs/benchmarks.md).
 FORMATS = {
-    "w8a32": Format("w8g64", 1),
-    "w8a8": Format("w8g64", 4, whole_rows=True),
-    "w4g32a32": Format("w4g32", 1),
-    "w4g32a8": Format("w4g32", 4),
+    "fp16": Format("f16", "float32"),
+    "w8a32": Format("w8g64", "float32"),
+    "w8a8": Format("w8g64", "rows8"),
+    "w8a8s": Format("w8g64", "steps8"),
+    "w4g32a32": Format("w4g32", "bits32"),
+    "w4g32a8": Format("w4g32", "bits8"),
 }
+CALIBRATED = ("w8a8s",)
+WHOLE = ("rows8", "steps8")  # products with one scale for an output channel
+LEVELS = {"bits32": 1, "bits8": 4, "rows8": 4, "steps8": 4}  # MatMulNBits' accuracy_level
 DOMAIN = "com.microsoft"
+LEAST = np.float32(1e-12)  # for rows of zeros
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,7 @@ class Weight:
     """A weight outside the graph: the traced tensor it is, and in which form.
 
     Forms: `plain`, `transposed`, or `numbers` and `scales` of a packing; without a packing, of
-    output channels.
+    output channels; `step` is the scale of what a layer is given.
     """
 
     name: str
@@ -67,13 +82,25 @@ def matrix_bytes(rows: int, columns: int, scheme: str, stage: str) -> int:
     """Bytes of a linear layer's matrix under a scheme."""
     if scheme not in FORMATS:
         return 4 * rows * columns
-    if FORMATS[scheme].whole_rows and stage != "head":
+    if FORMATS[scheme].product in WHOLE and stage != "head":
         return rows * columns + 4 * rows
     return rows * PACKINGS[FORMATS[scheme].packing].bytes(columns)
 
 
-def stored(weight: Weight, tensor: Tensor, packed: dict[str, tuple[Array, Array]]) -> Array:
-    """A weight in its form; `packed` keeps numbers and scales that belong together."""
+def stored(
+    weight: Weight, tensors: Mapping[str, Tensor], packed: dict[str, tuple[Array, Array]]
+) -> Array:
+    """A weight in its form; `packed` keeps numbers and scales that belong together.
+
+    Raises:
+        ExportError: If no picture went through a layer that is rounded by what was seen.
+    """
+    if weight.form == "step":
+        if f"{weight.name}.top" not in tensors:
+            raise ExportError(f"no picture of calibrate went through the layer of '{weight.name}'")
+        top: Array = tensors[f"{weight.name}.top"].numpy()
+        return np.asarray(np.maximum(top, LEAST) / 127, np.float32)
+    tensor = tensors[weight.name].detach()
     if weight.form == "plain":
         return tensor.contiguous().numpy()
     if weight.form == "transposed":
@@ -82,8 +109,9 @@ def stored(weight: Weight, tensor: Tensor, packed: dict[str, tuple[Array, Array]
         packing = PACKINGS.get(weight.packing) or Packing(8, tensor.shape[1])
         packed[weight.name] = pack(tensor.numpy(), packing)
     numbers, scales = packed[weight.name]
-    if weight.form == "scales":
+    if weight.form == "scales" or not scales.size:
         del packed[weight.name]
+    if weight.form == "scales":
         return scales if weight.packing else scales[:, 0].copy()
     if weight.packing:
         return numbers
@@ -100,7 +128,7 @@ class Writer:
     def __init__(self, graph: ir.Graph, scheme: str) -> None:
         self.weights: dict[str, Weight] = {}
         self._graph, self._format = graph, FORMATS.get(scheme)
-        self._rows: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # rounded, and their scales
+        self._rows: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # rounded, and their scale
 
     def write_out(self, node: ir.Node) -> None:
         """Replace one Linear."""
@@ -108,8 +136,12 @@ class Writer:
         head = len(x.shape or ()) == 2
         if self._format is None:
             nodes = [self._rows_as_they_stand(x, matrix, bias) if head else self._turned(x, matrix)]
-        elif self._format.whole_rows and not head:
+        elif self._format.product == "float32":
+            nodes = self._unpacked(x, matrix, self._format.packing)
+        elif self._format.product == "rows8" and not head:
             nodes = self._whole_numbers(x, matrix)
+        elif self._format.product == "steps8" and not head:
+            nodes = self._pairs(x, matrix)
         else:
             nodes = [self._packed(x, matrix, self._format)]
         if bias and nodes[-1].op_type != "Gemm":
@@ -132,30 +164,86 @@ class Writer:
 
     def _packed(self, x: ir.Value, matrix: ir.Value, how: Format) -> ir.Node:
         """MatMulNBits with the packed rows of a matrix [out, in]."""
-        packing, name = PACKINGS[how.packing], str(matrix.name)
+        packing = PACKINGS[how.packing]
         rows, columns = _shape(matrix)
-        groups = packing.groups(columns)
-        shape = (rows, groups, packing.group * packing.bits // 8)
-        weight = Weight(name, "numbers", how.packing)
-        numbers = self._outside(matrix, weight, shape, ir.DataType.UINT8)
-        weight = Weight(name, "scales", how.packing)
-        scales = self._outside(matrix, weight, (rows, groups), ir.DataType.FLOAT)
+        inputs = [x, *self._packed_rows(matrix, how.packing)]
         attributes = {"K": columns, "N": rows, "bits": packing.bits, "block_size": packing.group}
-        attributes["accuracy_level"] = how.level
-        return ir.node("MatMulNBits", [x, numbers, scales], attributes, domain=DOMAIN)
+        attributes["accuracy_level"] = LEVELS[how.product]
+        return ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN)
+
+    def _packed_rows(self, matrix: ir.Value, packing: str) -> list[ir.Value]:
+        """Numbers of packed rows as MatMulNBits takes them, and their scales."""
+        how, (rows, columns) = PACKINGS[packing], _shape(matrix)
+        groups, name = how.groups(columns), str(matrix.name)
+        weight = Weight(name, "numbers", packing)
+        if not groups:
+            return [self._outside(matrix, weight, (rows, columns), ir.DataType.FLOAT16)]
+        shape = (rows, groups, how.group * how.bits // 8)
+        numbers = self._outside(matrix, weight, shape, ir.DataType.UINT8)
+        weight = Weight(name, "scales", packing)
+        scales = self._outside(matrix, weight, (rows, groups), ir.DataType.FLOAT)
+        return [numbers, scales]
+
+    def _unpacked(self, x: ir.Value, matrix: ir.Value, packing: str) -> list[ir.Node]:
+        """Packed rows, made float32 by operators that a session computes once, when it opens."""
+        numbers, *scales = self._packed_rows(matrix, packing)
+        rows, columns = _shape(matrix)
+        nodes = [ir.node("Cast", [numbers], {"to": ir.DataType.FLOAT})]
+
+        def then(kind: str, *inputs: ir.Value, **attributes: Any) -> None:
+            nodes.append(ir.node(kind, [nodes[-1].outputs[0], *inputs], attributes))
+
+        if scales:
+            last = self._constant("last", np.asarray([-1], np.int64))
+            then("Sub", self._constant("half", np.float32(128)))
+            each = ir.node("Unsqueeze", [scales[0], last])
+            nodes.insert(0, each)
+            then("Mul", each.outputs[0])
+            then("Reshape", self._constant(f"rows.{rows}", np.asarray([rows, -1], np.int64)))
+            if columns % PACKINGS[packing].group:
+                starts, ends = (np.asarray([n], np.int64) for n in (0, columns))
+                axes = self._constant("second", np.asarray([1], np.int64))
+                first = self._constant("first", starts)
+                then("Slice", first, self._constant(f"columns.{columns}", ends), axes)
+        then("Transpose", perm=[1, 0])
+        nodes.append(ir.node("MatMul", [x, nodes[-1].outputs[0]]))
+        return nodes
 
     def _whole_numbers(self, x: ir.Value, matrix: ir.Value) -> list[ir.Node]:
         """A product of whole numbers, times the scales of output channels, times those of rows."""
-        name = str(matrix.name)
-        rows, columns = _shape(matrix)
-        numbers = self._outside(matrix, Weight(name, "numbers"), (columns, rows), ir.DataType.INT8)
-        scales = self._outside(matrix, Weight(name, "scales"), (rows,), ir.DataType.FLOAT)
+        numbers, scales = self._channels(matrix)
+        if x.shape is not None and x.shape[-2] == 1:  # one row: its scale is that of the tensor
+            return [ir.node("DynamicQuantizeMatMul", [x, numbers, scales], domain=DOMAIN)]
         nodes = [] if x in self._rows else self._round_rows(x)
         rounded, row_scales = self._rows[x]
         inputs = [rounded, numbers, self._constant("one", np.float32(1)), scales]
         inputs.append(self._constant("zero", np.uint8(128)))
         product = ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN)
         return [*nodes, product, ir.node("Mul", [product.outputs[0], row_scales])]
+
+    def _channels(self, matrix: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Numbers [in, out] of 8 bits and a scale for each output channel."""
+        name, (rows, columns) = str(matrix.name), _shape(matrix)
+        numbers = self._outside(matrix, Weight(name, "numbers"), (columns, rows), ir.DataType.INT8)
+        scales = self._outside(matrix, Weight(name, "scales"), (rows,), ir.DataType.FLOAT)
+        return numbers, scales
+
+    def _pairs(self, x: ir.Value, matrix: ir.Value) -> list[ir.Node]:
+        """MatMul of what QuantizeLinear and DequantizeLinear make of both sides."""
+        numbers, scales = self._channels(matrix)
+        nodes = []
+        if x not in self._rows:
+            step = self._outside(matrix, Weight(str(matrix.name), "step"), (), ir.DataType.FLOAT)
+            inputs = [step, self._constant("zero", np.uint8(128))]
+            there = ir.node("QuantizeLinear", [x, *inputs])
+            back = ir.node("DequantizeLinear", [there.outputs[0], *inputs])
+            nodes += [there, back]
+            self._rows[x] = back.outputs[0], step
+        count = _shape(matrix)[0]
+        zeros = self._constant(f"zeros.{count}", np.zeros(count, np.int8))
+        wide = ir.node("DequantizeLinear", [numbers, scales, zeros], {"axis": 1})
+        product = ir.node("MatMul", [self._rows[x][0], wide.outputs[0]])
+        return [*nodes, wide, product]
 
     def _round_rows(self, x: ir.Value) -> list[ir.Node]:
         """Rows of 8 bits and their scales [1, S, 1]; layers that read the same rows share them."""
@@ -165,7 +253,7 @@ class Writer:
         zeros = self._constant(f"zeros.{count}", np.full(count, 128, np.uint8))
         sizes = ir.node("Abs", [x])
         top = ir.node("ReduceMax", [sizes.outputs[0], last], {"keepdims": 1})
-        least = self._constant("least", np.float32(1e-12))  # of a row of zeros
+        least = self._constant("least", LEAST)
         held = ir.node("Max", [top.outputs[0], least])
         scale = ir.node("Div", [held.outputs[0], self._constant("steps", np.float32(127))])
         flat = ir.node("Reshape", [scale.outputs[0], last])

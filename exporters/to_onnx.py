@@ -41,7 +41,8 @@ from edgevlm.plan import Tensor as Spec
 OPSET = 20
 KV_FORM, KV_DTYPE = "shared_buffer", "f32"
 SCHEMES = ("none", *FORMATS)
-SUMMARY = f"ONNX opset {OPSET} for ONNX Runtime 1.22 and newer; weights of 32, 8 or 4 bits"
+CALIBRATED = _onnx_linear.CALIBRATED
+SUMMARY = f"ONNX opset {OPSET} for ONNX Runtime 1.22 and newer; weights of 32, 16, 8 or 4 bits"
 REQUIRES = Requires((("ai.onnx", str(OPSET)), ("com.microsoft", "1"), ("onnxruntime", "1.22")))
 ALIGN_BYTES = 64
 matrix_bytes = _onnx_linear.matrix_bytes
@@ -237,7 +238,7 @@ def _write_weights(
     packed: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # numbers wait for their scales
     with file.open("wb") as out:
         for weight in dict.fromkeys(wanted):
-            data = stored(weight, tensors[weight.name].detach(), packed)
+            data = stored(weight, tensors, packed)
             out.write(b"\0" * (-out.tell() % ALIGN_BYTES))
             places[weight] = (out.tell(), data.nbytes)
             out.write(data.data)

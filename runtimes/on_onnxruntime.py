@@ -9,7 +9,10 @@ ONNX Runtime; each session of a block packs its own copy of the matrices for spe
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,8 +101,8 @@ class Engine:
         # Each session has its own threads. Left spinning after a run, they hold the cores that the
         # next block needs (docs/benchmarks.md has what that costs).
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        # x86 without VNNI adds products of 8 bits in 16 bits, which overflow; this avoids it.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if _adds_in_16_bits():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         return options
 
     def run(self, block: str, function: str) -> None:
@@ -143,6 +146,21 @@ def _check_signature(session: Any, function: Function, block: str) -> None:
                     f"{block}.{function.name}: '{name}' is {got.get(name)} in the artifact,"
                     f" {wanted.get(name)} in the manifest"
                 )
+
+
+@cache
+def _adds_in_16_bits() -> bool:
+    """Whether products of 8 bits may overflow: on x86 without VNNI. The cure takes twice the time.
+
+    Where the processor cannot be asked, it is taken for one of those.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text("utf-8").split()
+    except OSError:
+        return True
+    return not {"avx512_vnni", "avx_vnni", "avxvnni"} & {*flags}
 
 
 def _cores() -> int:

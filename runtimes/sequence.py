@@ -78,7 +78,9 @@ class PackedTable:
         _, start = embedding.place(0)
         self._numbers = np.memmap(path, np.uint8, "r", shape=(embedding.rows, numbers))
         shape = (embedding.rows, scales // 4)
-        self._scales = np.memmap(path, np.float32, "r", offset=start, shape=shape)
+        self._scales: Floats = np.zeros(shape, np.float32)
+        if scales:
+            self._scales = np.memmap(path, np.float32, "r", offset=start, shape=shape)
 
     def __getitem__(self, rows: Any) -> Floats:
         """Rows by number, slice or numbers, as numpy would give them."""

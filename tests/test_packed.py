@@ -28,7 +28,16 @@ def test_eight_bits_by_hand():
     assert unpack(numbers, scales, Packing(8, 4), 3).tolist() == [[-64.0, 32.0, 0.0]]
 
 
-@pytest.mark.parametrize("name", PACKINGS)
+def test_halves_are_float16():
+    matrix = np.array([[1.0, -0.1, 70000.0 / 2]], np.float32)
+    numbers, scales = pack(matrix, PACKINGS["f16"])
+    assert (numbers.shape, scales.shape) == ((1, 6), (1, 0))
+    assert (PACKINGS["f16"].row_bytes(3), PACKINGS["f16"].bytes(3)) == (6, 6)
+    found = unpack(numbers, scales, PACKINGS["f16"], 3)
+    assert found.tolist() == matrix.astype(np.float16).astype(np.float32).tolist()
+
+
+@pytest.mark.parametrize("name", [name for name in PACKINGS if name != "f16"])
 @given(data=st.data())
 def test_no_number_is_off_by_more_than_a_step(name, data):
     packing = PACKINGS[name]

@@ -225,7 +225,7 @@ def test_the_same_recipe_gives_the_same_plan(planned):
         (
             {"quantize": "p4"},
             RecipeError,
-            "^scheme 'p4' is not one of target 'onnx'; it has: none, w8a32, ",
+            "^scheme 'p4' is not one of target 'onnx'; it has: none, fp16, w8a32, ",
         ),
     ],
 )

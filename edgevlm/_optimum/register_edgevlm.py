@@ -43,6 +43,7 @@ class EdgeVLMExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # opti
             help="Token reduction.",
         )
         add("--quantize", metavar="SCHEME", help="Quantization of the weights.")
+        add("--calibrate", metavar="N|PATH", help="Pictures for static schemes.")
         add("--context", type=int, help="Cache length in tokens.")
         add("--frames", type=int, help="Frames of a clip.")
         add("--tiles", metavar="ROWSxCOLUMNS", help="Tile grid of an image.")
@@ -69,7 +70,10 @@ class EdgeVLMExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # opti
 def _recipe(args: Namespace) -> Recipe:
     from edgevlm.recipe import Recipe, parse_bytes, parse_tiles
 
-    same = ("model", "revision", "target", "tokens", "quantize", "context", "frames", "chunk")
+    same = (
+        "model", "revision", "target", "tokens", "quantize", "calibrate", "context", "frames",
+        "chunk",
+    )  # fmt: skip
     given = {name: getattr(args, name) for name in same}
     given["methods"] = args.method and tuple(args.method)
     given["tiles"] = args.tiles and parse_tiles(args.tiles)

@@ -34,6 +34,10 @@ Frames = Annotated[int, typer.Option(help="Frames of a clip; 1 means still image
 Tiles = Annotated[str, typer.Option(help="Tile grid of an image, ROWSxCOLUMNS.")]
 BlockSize = Annotated[str, typer.Option(help="Largest block, in float32 weights: 64MB.")]
 Chunk = Annotated[int | None, typer.Option(help="Tokens per prefill call; chosen if not given.")]
+Calibrate = Annotated[
+    str | None,
+    typer.Option(help="For static schemes: N scenes, a folder of pictures, or a .jsonl file."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Last stdout line is one JSON document.")]
 Force = Annotated[bool, typer.Option(help="Replace a bundle that is there.")]
 
@@ -50,6 +54,7 @@ def recipe(
     tiles: str,
     block_size: str,
     chunk: int | None,
+    calibrate: str | None,
 ) -> Recipe:
     """The recipe that the options spell."""
     return Recipe(
@@ -64,6 +69,7 @@ def recipe(
         tiles=parse_tiles(tiles),
         block_size_bytes=parse_bytes(block_size),
         chunk=chunk,
+        calibrate=calibrate,
     )
 
 

@@ -28,6 +28,7 @@ def main(
     tiles: o.Tiles = o.Defaults.tiles,
     block_size: o.BlockSize = o.Defaults.block_size,
     chunk: o.Chunk = None,
+    calibrate: o.Calibrate = None,
     revision: o.Revision = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and write nothing.")] = False,
     force: o.Force = False,
@@ -35,7 +36,18 @@ def main(
 ) -> None:
     """Export MODEL to a bundle: fixed token budget, static graphs, checked against PyTorch."""
     recipe = o.recipe(
-        model, revision, target, tokens, method, quantize, context, frames, tiles, block_size, chunk
+        model,
+        revision,
+        target,
+        tokens,
+        method,
+        quantize,
+        context,
+        frames,
+        tiles,
+        block_size,
+        chunk,
+        calibrate,
     )
     check_free(Path(output), force)
     if dry_run:

@@ -23,12 +23,24 @@ def main(
     tiles: o.Tiles = o.Defaults.tiles,
     block_size: o.BlockSize = o.Defaults.block_size,
     chunk: o.Chunk = None,
+    calibrate: o.Calibrate = None,
     revision: o.Revision = None,
     json: o.Json = False,
 ) -> None:
     """Print tokens, shapes, bytes and FLOPs of MODEL under this recipe."""
     recipe = o.recipe(
-        model, revision, target, tokens, method, quantize, context, frames, tiles, block_size, chunk
+        model,
+        revision,
+        target,
+        tokens,
+        method,
+        quantize,
+        context,
+        frames,
+        tiles,
+        block_size,
+        chunk,
+        calibrate,
     )
     show(*plan_with_cost(recipe), json)
 

@@ -31,6 +31,7 @@ from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
 
 ROWS = 256
+SCENES = "8"  # to calibrate with
 TARGETS_MEASURED = ("onnx", "executorch")
 
 
@@ -46,6 +47,8 @@ def main() -> None:
         for scheme in TARGETS.load(target).SCHEMES:
             quantize = "none" if scheme == "none" else f"none,decoder={scheme},head={scheme}"
             recipe = replace(base, target=target, quantize=quantize, chunk=ROWS)
+            if scheme in getattr(TARGETS.load(target), "CALIBRATED", ()):
+                recipe = replace(recipe, calibrate=SCENES)
             found = bundle(recipe, options.work)
             loop = open_loop(found, options.threads, ("vision", "reduce"))
             sizes[target, scheme] = _bytes(found)

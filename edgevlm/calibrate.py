@@ -1,0 +1,104 @@
+"""How large the numbers are that go into linear layers, found by showing pictures to the model.
+
+    --calibrate 64            the first 64 scenes of the embedded dataset, with their questions
+    --calibrate photos/       every picture of a folder, with one question
+    --calibrate asked.jsonl   your own questions (docs/datasets.md)
+
+The model answers in PyTorch, with all visual tokens; one scene is in memory at a time, and of each
+layer one number is kept: the largest that came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgevlm.errors import InputError
+from edgevlm.evaluate import find_dataset
+from edgevlm.examples import Example, Question
+from edgevlm.models._checkpoint import Checkpoint
+from edgevlm.planning import make_plan
+from edgevlm.recipe import Recipe
+from edgevlm.reference import TorchAnswerer
+from edgevlm.runtimes import images
+
+QUESTION = "What is in this picture?"
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+class Calibration:
+    """Largest inputs, for the weights of one model that is in memory."""
+
+    def __init__(self) -> None:
+        self._tops: dict[int, tuple[Tensor, float]] = {}  # by identity, which the tensor keeps
+
+    def watch(self, module: nn.Linear, given: tuple[Tensor, ...]) -> None:
+        """Look at the input of a layer."""
+        top = float(given[0].abs().max())
+        _, known = self._tops.get(id(module.weight), (module.weight, 0.0))
+        self._tops[id(module.weight)] = module.weight, max(top, known)
+
+    def beside(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a block, and for each matrix NAME the largest input, NAME.top."""
+        tops = {
+            f"{name}.top": torch.tensor(self._tops[id(tensor)][1])
+            for name, tensor in tensors.items()
+            if id(tensor) in self._tops
+        }
+        return tensors | tops
+
+
+def calibrate(
+    recipe: Recipe, checkpoint: Checkpoint, model: Any, progress: Callable[[str], None]
+) -> Calibration:
+    """Show the pictures of `recipe.calibrate` to a model that is in memory.
+
+    Raises:
+        InputError: If there is no picture, or one cannot be read.
+    """
+    assert recipe.calibrate is not None
+    exact = replace(
+        recipe, tokens=None, methods=(), quantize="none", calibrate=None, context=None, chunk=None
+    )
+    answerer, found = TorchAnswerer(make_plan(exact, checkpoint), model), Calibration()
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    hooks: list[Any] = [layer.register_forward_pre_hook(found.watch) for layer in layers]
+    count = 0
+    try:
+        for count, example in enumerate(_examples(recipe.calibrate, recipe.frames), 1):
+            progress(f"calibrate: scene {count}")
+            answerer.show(example.frames)
+            for index, question in enumerate(example.questions):
+                answerer.ask(question.prompt, further=example.chat and index > 0)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not count:
+        raise InputError(f"'{recipe.calibrate}' has no picture to calibrate with")
+    return found
+
+
+def _examples(text: str, frames: int) -> Iterator[Example]:
+    """Scenes with as many frames as the model takes; a picture is a clip that stands still."""
+    if text.isdecimal():
+        found = find_dataset("embedded").examples(frames, int(text))
+    elif Path(text).is_dir():
+        found = _of_folder(Path(text))
+    else:
+        found = find_dataset(text).examples(frames, None)
+    for example in found:
+        if len(example.frames) in (1, frames):
+            shown = example.frames * (frames // len(example.frames))
+            yield replace(example, frames=shown)
+
+
+def _of_folder(folder: Path) -> Iterator[Example]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in PICTURES:
+            question = Question("calibrate", QUESTION, "")
+            yield Example(path.name, (images.load(path),), (question,))
