@@ -6,10 +6,10 @@ the same signature go into the same graph by name.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from edgevlm.errors import TraceError
@@ -83,6 +83,23 @@ def signature(module: nn.Module, block: Block) -> Hashable:
     tensors = [(name, tuple(t.shape), t.dtype) for name, t in weights(module).items()]
     shapes = [(f.name, f.inputs, f.outputs) for f in block.functions]
     return block.stage, repr(module), tuple(tensors), tuple(shapes)
+
+
+def with_weights(program: ExportedProgram, tensors: Mapping[str, torch.Tensor]) -> fx.GraphModule:
+    """The traced function as a module over the weights of another block of its signature.
+
+    A weight that is a part of a larger tensor (rows of the vocabulary) is copied: tools that copy a
+    module would take the whole with it.
+    """
+    module: fx.GraphModule = program.module()
+    known = module.state_dict()
+    own = {
+        name: tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+        for name, tensor in tensors.items()
+        if name in known
+    }
+    module.load_state_dict(own, strict=False, assign=True)  # a copy would go into the traced one
+    return module
 
 
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:

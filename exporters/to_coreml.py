@@ -33,7 +33,7 @@ from tqdm import tqdm
 from edgevlm.errors import ExportError, RuntimeLoadError
 from edgevlm.plan import Block, Function, Requires
 from edgevlm.runtimes._silent import silent
-from edgevlm.trace import DTYPES
+from edgevlm.trace import DTYPES, with_weights
 
 with silent():
     import coremltools as ct
@@ -190,10 +190,7 @@ def _convert(
     tensors: Mapping[str, Tensor],
     scheme: str,
 ) -> Any:
-    inner: Any = program.module()
-    own = {n: t for n, t in tensors.items() if n in inner.state_dict()}
-    inner.load_state_dict(own, strict=False, assign=True)  # a copy would go into the traced model
-    module = Stateful(inner, function)
+    module = Stateful(with_weights(program, tensors), function)
     given = {
         t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype])
         for t in function.inputs

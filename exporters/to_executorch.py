@@ -12,6 +12,7 @@ Source: ExecuTorch 1.4, torchao 0.18; `_executorch_operators` for what XNNPACK d
 
 from __future__ import annotations
 
+import gc
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from edgevlm.exporters._executorch_operators import LOWERINGS
 from edgevlm.plan import Block, Function, Requires
 from edgevlm.runtimes._kernels import Kernels, Left
 from edgevlm.runtimes._silent import silent
-from edgevlm.trace import example
+from edgevlm.trace import example, with_weights
 
 with silent():
     from executorch.backends.xnnpack.partition.config import (
@@ -148,6 +149,8 @@ def write(
         made.write_to_file(out)
     kernels = {name: _kernels(edge.exported_program(name), REASONS) for name in programs}
     (folder / f"{block.name}.kernels.json").write_text(dumps(kernels), "utf-8")
+    del programs, edge, made
+    gc.collect()  # programs refer to themselves, and hold the block's weights
     return tuple(replace(function, file=file.name) for function in block.functions)
 
 
@@ -198,9 +201,7 @@ def _prepared(
     lowered: Lowered, function: Function, tensors: Mapping[str, Tensor]
 ) -> ExportedProgram:
     """A traced function with the block's weights, quantized, in XNNPACK's forms."""
-    inner: Any = lowered.programs[function.name].module()
-    own = {name: tensor for name, tensor in tensors.items() if name in inner.state_dict()}
-    inner.load_state_dict(own, strict=False, assign=True)  # a copy would go into the traced model
+    inner = with_weights(lowered.programs[function.name], tensors)
     if lowered.scheme != "none":
         _quantize(inner, lowered.scheme)
     return torch.export.export(Rewritten(inner, function), example(function), strict=False)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from edgevlm.api import plan_with_cost
+import typer
+
+from edgevlm.api import plan_with_cost, require_torch
 from edgevlm.cli import _options as o
+from edgevlm.errors import RecipeError
 from edgevlm.plan import Part, Plan
+from edgevlm.recipe import Recipe, parse_bytes
 
 if TYPE_CHECKING:
     from edgevlm.cost import MethodCost
+    from edgevlm.sensitivity import Cost
 
 
 def main(
@@ -25,6 +30,12 @@ def main(
     chunk: o.Chunk = None,
     calibrate: o.Calibrate = None,
     revision: o.Revision = None,
+    sensitivity: Annotated[
+        bool, typer.Option(help="Export in every scheme; print what each costs each block.")
+    ] = False,
+    size: Annotated[
+        str | None, typer.Option(help="With --sensitivity: the mixture of at most this, 60MB.")
+    ] = None,
     json: o.Json = False,
 ) -> None:
     """Print tokens, shapes, bytes and FLOPs of MODEL under this recipe."""
@@ -42,7 +53,50 @@ def main(
         chunk,
         calibrate,
     )
-    show(*plan_with_cost(recipe), json)
+    if size is not None and not sensitivity:
+        raise RecipeError("--size goes with --sensitivity: it chooses among what that measures")
+    if sensitivity:
+        _sensitivity(recipe, None if size is None else parse_bytes(size), json)
+    else:
+        show(*plan_with_cost(recipe), json)
+
+
+def _sensitivity(recipe: Recipe, size: int | None, as_json: bool) -> None:
+    """A table of blocks and schemes, and the mixture for a size."""
+    require_torch()
+    from edgevlm.sensitivity import measure
+
+    with o.progress() as step:
+        found = measure(recipe, step)
+    proposal = None if size is None else found.propose(size)
+    schemes = list(found.stage_bytes["vision"])
+    rows = [
+        [name, *(_cost_of(costs[name, scheme]) for scheme in schemes)]
+        for costs in [{(c.block, c.scheme): c for c in found.costs}]
+        for name in dict.fromkeys(c.block for c in found.costs)
+    ]
+    totals = [sum(found.stage_bytes[stage][s] for stage in found.stage_bytes) for s in schemes]
+    rows.append(["all, with the table", *(o.megabytes(total) for total in totals)])
+    text = o.table(["block", *schemes], rows)
+    text += "\ndB: psnr of the worst function against PyTorch; of float32, nothing is rounded"
+    if proposal:
+        text += (
+            f"\n\n--quantize {proposal.quantize}: {o.megabytes(proposal.bytes)},"
+            f" worst block {proposal.psnr_db:.0f} dB"
+        )
+    document = {
+        "costs": found.costs,
+        "bytes": dict(zip(schemes, totals, strict=True)),
+        "proposal": proposal,
+    }
+    o.answer(document, text, as_json)
+
+
+def _cost_of(cost: Cost) -> str:
+    if cost.scheme == "none":
+        return o.megabytes(cost.bytes)
+    near = "same" if cost.psnr_db is None else f"{cost.psnr_db:.0f} dB"
+    return f"{o.megabytes(cost.bytes)} {near}"
 
 
 def show(plan: Plan, cost: MethodCost | None, as_json: bool) -> None:
