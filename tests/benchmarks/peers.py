@@ -57,11 +57,7 @@ def main() -> None:
     made.add_argument("--views", type=int, nargs="+", default=list(GRIDS), choices=list(GRIDS))
     options = made.parse_args()
     where = machine(options.threads)
-    folder = options.work / "transformers-exporters"
-    if not (folder / "text" / "export.json").exists():
-        _export_peer(options.model, folder)
-    patch = find(options.model).config.vision_config.patch_size
-    peer = Peer(folder, options.threads, patch)
+    peer = open_peer(options.model, options.work, options.threads)
     picture = images.load(PHOTOS[0])
     rows: list[Row] = []
     errors: dict[str, float] = {}
@@ -195,6 +191,14 @@ class _Tokens:
     tokens: Array
 
 
+def open_peer(model: str, work: Path, threads: int) -> Peer:
+    """The peer's graphs in `work`, exported if they are not there yet."""
+    folder = work / "transformers-exporters"
+    if not (folder / "text" / "export.json").exists():
+        _export_peer(model, folder)
+    return Peer(folder, threads, find(model).config.vision_config.patch_size)
+
+
 class Peer:
     """The exporter's graphs, driven as its own runner drives them: everything bound, no copies."""
 
@@ -216,6 +220,10 @@ class Peer:
         }
         self.past: list[Any] = []
         self.length = 0
+        self.columns = int(self.sessions["lm_head"].get_inputs()[0].shape[-1])
+        self.bytes = sum(  # of one language model; `decode` holds head and embedding too
+            path.stat().st_size for path in (folder / "text").glob("decode.onnx*")
+        )
 
     def encode(self, pixels: Array, batch: int) -> Array:
         """Features [P*N, C] of views [P, 3, h_px, w_px], `batch` views at a time."""

@@ -3,8 +3,9 @@
     python tests/benchmarks/schemes.py --model SMOLVLM_256M --work FOLDER
 
 Decoder and head (with the embedding table) of the model, in float32 and in each scheme, over the
-same random rows: a prompt of 256, and one token after it, on ONNX Runtime and on ExecuTorch. Cases
-run in rounds; the ratio is float32 of the first target / this.
+same random rows: a prompt of 256, and one token after it, on ONNX Runtime and on ExecuTorch, and
+beside them what transformers.exporters writes for ONNX Runtime (`peers`). Cases run in rounds; the
+ratio is float32 of the first target / this.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 from _measure import (
     Row,
     bundle,
@@ -25,6 +27,7 @@ from _measure import (
     row,
     token,
 )
+from peers import open_peer
 
 from edgevlm.bundle import Bundle
 from edgevlm.recipe import Recipe
@@ -54,6 +57,11 @@ def main() -> None:
             sizes[target, scheme] = _bytes(found)
             cases[f"{target} {scheme}, prefill"] = prefill(loop, ROWS)
             cases[f"{target} {scheme}, token"] = token(loop)
+    peer = open_peer(options.model, options.work, options.threads)
+    random = np.random.default_rng(0).standard_normal((ROWS, peer.columns)).astype(np.float32)
+    cases["transformers.exporters none, prefill"] = lambda: peer.prefill(random)
+    cases["transformers.exporters none, token"] = lambda: peer.decode(500)
+    sizes["transformers.exporters", "none"] = peer.bytes
     times = rounds(cases, options.repeats)
     rows = []
     for name, ms in times.items():
