@@ -22,7 +22,7 @@ from edgevlm.packed import PACKINGS, pack
 from edgevlm.plan import Block, Function, Plan
 from edgevlm.planning import Planned, make_plan
 from edgevlm.recipe import Recipe
-from edgevlm.registry import TARGETS, engine_for
+from edgevlm.registry import ENGINES, TARGETS, engine_for
 from edgevlm.runtimes.text import peak_rss_bytes
 from edgevlm.trace import signature, trace, weights
 from edgevlm.verify import Verification, verify_model
@@ -34,10 +34,13 @@ Graphs = dict[Hashable, Any]  # what a target lowered, by what `trace.signature`
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` made, with what it cost."""
+    """What `export` made, with what it cost.
+
+    `verification` is None where no engine here has the backend that the recipe asks for.
+    """
 
     bundle: Bundle
-    verification: Verification
+    verification: Verification | None
     seconds: float
     peak_rss_bytes: int
 
@@ -68,7 +71,7 @@ def export(
     started, out = time.perf_counter(), Path(out)
     check_free(out, force)
     TARGETS.load(recipe.target)
-    engine_for(recipe.target)  # verification needs it; better said now than after the export
+    runs = runs_here(recipe)  # better said now than after the export that there is no engine
     checkpoint = find(recipe.model, recipe.revision)
     progress("plan")
     planned = make_plan(recipe, checkpoint)
@@ -79,12 +82,24 @@ def export(
         pieces = planned.pieces(model)
         plan = _write(planned, pieces, writer, progress, {} if graphs is None else graphs, seen)
         bundle = Bundle(writer.folder, writer.close(plan))
-        verification = verify_model(bundle, planned, model, pieces, progress)
-        if not verification.ok and not accept_all:
-            raise ExportError(verification.first_failure())
-        writer.put("measured/parity.json", dumps(verification))
+        verification = None
+        if runs:
+            verification = verify_model(bundle, planned, model, pieces, progress)
+            if not verification.ok and not accept_all:
+                raise ExportError(verification.first_failure())
+            writer.put("measured/parity.json", dumps(verification))
     seconds = time.perf_counter() - started
     return Exported(Bundle.open(out), verification, seconds, peak_rss_bytes())
+
+
+def runs_here(recipe: Recipe) -> bool:
+    """Whether the target's engine has the backend that the recipe asks for.
+
+    Raises:
+        RuntimeLoadError: If there is no engine at all.
+    """
+    engine = ENGINES.load(engine_for(recipe.target))
+    return recipe.backend is None or recipe.backend in getattr(engine, "backends", tuple)()
 
 
 def _write(
@@ -125,7 +140,9 @@ def _export_block(
     lowered = None if block.stage == "reduce" else graphs.get(key)  # `reduce` is of one method
     if lowered is None:
         programs = {f.name: trace(module, f, block) for f in block.functions}
-        lowered = target.lower(programs, block, planned.plan.recipe.scheme(block.stage))
+        recipe = planned.plan.recipe
+        backend = {"backend": recipe.backend} if recipe.backend else {}
+        lowered = target.lower(programs, block, recipe.scheme(block.stage), **backend)
         graphs[key] = lowered
     embedding = planned.plan.host.embedding
     tied = block.stage == "head" and embedding.tied

@@ -74,6 +74,25 @@ def _check_calibration(recipe: Recipe, schemes: tuple[str, ...]) -> None:
         raise RecipeError(f"nothing to calibrate in '{recipe.quantize}'; schemes with it: {known}")
 
 
+def _backends(recipe: Recipe, backends: dict[str, tuple[str, ...]]) -> tuple[tuple[str, str], ...]:
+    """The backend as a requirement, for targets that have several, with the schemes that it takes.
+
+    Raises:
+        RecipeError: If there is no such backend, or it does not take a scheme.
+    """
+    name = recipe.backend or next(iter(backends), None)
+    if name not in backends:
+        if name is None:
+            return ()
+        known = ", ".join(backends) or "none to choose from"
+        raise RecipeError(f"'{recipe.target}' has no backend '{name}'; it has: {known}")
+    for scheme in recipe.schemes().values():
+        if scheme not in backends[name]:
+            known = ", ".join(backends[name])
+            raise RecipeError(f"backend '{name}' takes no scheme '{scheme}'; it takes: {known}")
+    return (("backend", name),)
+
+
 def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     """Work out every number of a bundle.
 
@@ -93,6 +112,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
                 f"'{stage}' is not a stage with weights; those are: {', '.join(QUANTIZED)}"
             )
     _check_calibration(recipe, getattr(target, "CALIBRATED", ()))
+    backends = _backends(recipe, getattr(target, "BACKENDS", {}))
     config = checkpoint.config
     description = _describe(checkpoint, recipe)
     method, site, positions = choose_method(recipe, description.shape)
@@ -158,7 +178,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
             stop_ids=_stop_ids(checkpoint),
         ),
         blocks=(),
-        requires=Requires(target.REQUIRES.versions),
+        requires=Requires((*target.REQUIRES.versions, *backends)),
     )
     chunk = recipe.chunk or _chunk(draft.prompt_tokens + QUESTION_TOKENS, whole=bool(pruning))
     if pruning and chunk <= draft.prompt_tokens:

@@ -35,6 +35,7 @@ class Recipe:
         chunk: Tokens per prefill call; None lets the plan choose.
         calibrate: Pictures for schemes that round by what was seen: a number of scenes of the
             embedded dataset, a folder of pictures, or a file of questions.
+        backend: Which of the target's backends computes; None is the target's first.
     """
 
     model: str = "embedded"
@@ -49,6 +50,7 @@ class Recipe:
     block_size_bytes: int = 64 * MB
     chunk: int | None = None
     calibrate: str | None = None
+    backend: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no model could serve."""
@@ -64,7 +66,7 @@ class Recipe:
         if self.calibrate is not None and not self.calibrate.strip("0"):
             raise RecipeError(f"calibrate is a number from 1 or a path, got '{self.calibrate}'")
         texts = (self.model, self.revision or "", self.target, self.quantize, *self.methods)
-        texts += (self.calibrate or "",)
+        texts += (self.calibrate or "", self.backend or "")
         if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
             raise RecipeError("a name in the recipe is not valid UTF-8")
         if min(self.tiles) < 1:

@@ -96,6 +96,8 @@ def measure(recipe: Recipe, progress: Callable[[str], None]) -> Sensitivity:
             done = export(
                 asked, Path(work) / "s", progress=_named(scheme, progress), accept_all=True
             )
+        if done.verification is None:
+            raise PlanError(f"nothing here runs backend '{recipe.backend}', so nothing is measured")
         plan = done.bundle.plan
         costs += _costs(plan, done.verification, scheme)
         for stage in STAGES:

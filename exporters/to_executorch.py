@@ -54,7 +54,9 @@ with silent():
 KV_FORM, KV_DTYPE = "shared_buffer", "f32"
 SCHEMES = ("none", "w8a8", "w4g32a8")
 SUMMARY = "ExecuTorch programs for XNNPACK (CPUs of phones and boards); weights of 32, 8 or 4 bits"
-REQUIRES = Requires((("executorch", "1.4"), ("backend", "xnnpack")))
+REQUIRES = Requires((("executorch", "1.4"),))
+# Schemes of each backend. Only the first can be run everywhere, so only it is verified.
+BACKENDS = {"xnnpack": SCHEMES, "coreml": ("none",), "vulkan": ("none", "w4g32a8")}
 GROUP = 32
 COPY = ops.edge.aten.copy.default
 
@@ -78,6 +80,7 @@ class Lowered:
 
     programs: Mapping[str, ExportedProgram]
     scheme: str
+    backend: str
 
 
 def table_format(scheme: str) -> str:
@@ -99,9 +102,11 @@ def number_bytes(scheme: str) -> int:
     return 4
 
 
-def lower(programs: Mapping[str, ExportedProgram], block: Block, scheme: str) -> Lowered:
+def lower(
+    programs: Mapping[str, ExportedProgram], block: Block, scheme: str, backend: str = "xnnpack"
+) -> Lowered:
     """Keep the traced functions of one signature."""
-    return Lowered(programs, scheme)
+    return Lowered(programs, scheme, backend)
 
 
 def write(
@@ -132,7 +137,7 @@ def write(
             }
             edge = to_edge_transform_and_lower(
                 programs,
-                partitioner=[XnnpackPartitioner()],
+                partitioner=[_partitioner(lowered.backend)],
                 # `index_put_` into a cache is no operator of the core set.
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
@@ -152,6 +157,24 @@ def write(
     del programs, edge, made
     gc.collect()  # programs refer to themselves, and hold the block's weights
     return tuple(replace(function, file=file.name) for function in block.functions)
+
+
+def _partitioner(backend: str) -> Any:
+    """What chooses the operators that a backend computes; it may not take the writes to a cache."""
+    with silent():
+        if backend == "coreml":
+            import coremltools as ct
+            from executorch.backends.apple.coreml.compiler import CoreMLBackend
+            from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+            specs = CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target.iOS18)
+            left = ["aten.index_put.default", "aten.copy.default"]
+            return CoreMLPartitioner(skip_ops_for_coreml_delegation=left, compile_specs=specs)
+        if backend == "vulkan":
+            from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+            return VulkanPartitioner({}, operator_blocklist=[COPY])
+    return XnnpackPartitioner()
 
 
 def _drop_copies(program: ExportedProgram) -> None:
@@ -191,7 +214,7 @@ def _kernels(program: ExportedProgram, reasons: Mapping[str, str]) -> Kernels:
             if isinstance(value, Tensor) and value.dtype != torch.float32:
                 reason = f"{str(value.dtype).removeprefix('torch.')}, not float32"
             else:
-                reason = reasons.get(node.name, "no operator of XNNPACK")
+                reason = reasons.get(node.name, "no operator of the backend")
             known = left.get(kind, Left(kind, 0, reason))
             left[kind] = replace(known, count=known.count + 1)
     return Kernels(len(taken), len(calls), tuple(left[kind] for kind in sorted(left)))

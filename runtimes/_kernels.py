@@ -1,8 +1,8 @@
-"""What XNNPACK computes of an ExecuTorch program, and what it leaves, with the reason.
+"""What the backend computes of an ExecuTorch program, and what it leaves, with the reason.
 
 The exporter writes it beside each program, `BLOCK.kernels.json`, because only the partitioner knows
-why it left an operator. Each call of XNNPACK between operators that it leaves costs a copy or two
-of what goes in and out.
+why it left an operator. Each call of the backend between operators that it leaves costs a copy or
+two of what goes in and out.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Left:
 
 @dataclass(frozen=True)
 class Kernels:
-    """One function: operators that XNNPACK computes, calls of it, and what it leaves."""
+    """One function: operators that the backend computes, calls of it, and what it leaves."""
 
-    xnnpack: int
+    delegated: int
     calls: int
     left: tuple[Left, ...]
 

@@ -39,7 +39,14 @@ NAME = "executorch"
 SUMMARY = "ExecuTorch with XNNPACK, CPU"
 TARGETS = ("executorch",)
 DTYPES = {"f32": 6, "i32": 3}  # numbers of ScalarType in a program
+BACKENDS = {"xnnpack": "XnnpackBackend", "coreml": "CoreMLBackend", "vulkan": "VulkanBackend"}
 Array = NDArray[Any]
+
+
+def backends() -> tuple[str, ...]:
+    """Backends of this ExecuTorch, as `--backend` names them."""
+    found = portable_lib._get_registered_backend_names()
+    return tuple(name for name, registered in BACKENDS.items() if registered in found)
 
 
 class Engine:
@@ -48,8 +55,18 @@ class Engine:
     name = NAME
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        """`threads` holds for the process: ExecuTorch has one pool."""
+        """`threads` holds for the process: ExecuTorch has one pool.
+
+        Raises:
+            RuntimeLoadError: If the bundle is for a backend that is not here.
+        """
         self.bundle = bundle
+        wanted = dict(bundle.plan.requires.versions).get("backend", "xnnpack")
+        if wanted not in backends():
+            raise RuntimeLoadError(
+                f"the bundle is for backend '{wanted}', which ExecuTorch has not here; it has:"
+                f" {', '.join(backends())}"
+            )
         with _mute():  # the first use of the pool reads what the processor can do, aloud
             if threads is not None:
                 portable_lib._unsafe_reset_threadpool(threads)

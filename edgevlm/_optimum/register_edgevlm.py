@@ -44,6 +44,7 @@ class EdgeVLMExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # opti
         )
         add("--quantize", metavar="SCHEME", help="Quantization of the weights.")
         add("--calibrate", metavar="N|PATH", help="Pictures for static schemes.")
+        add("--backend", metavar="NAME", help="Backend of the target.")
         add("--context", type=int, help="Cache length in tokens.")
         add("--frames", type=int, help="Frames of a clip.")
         add("--tiles", metavar="ROWSxCOLUMNS", help="Tile grid of an image.")
@@ -72,7 +73,7 @@ def _recipe(args: Namespace) -> Recipe:
 
     same = (
         "model", "revision", "target", "tokens", "quantize", "calibrate", "context", "frames",
-        "chunk",
+        "chunk", "backend",
     )  # fmt: skip
     given = {name: getattr(args, name) for name in same}
     given["methods"] = args.method and tuple(args.method)

@@ -38,6 +38,9 @@ Calibrate = Annotated[
     str | None,
     typer.Option(help="For static schemes: N scenes, a folder of pictures, or a .jsonl file."),
 ]
+Backend = Annotated[
+    str | None, typer.Option(help="ExecuTorch: xnnpack, or ahead of time coreml or vulkan.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Last stdout line is one JSON document.")]
 Force = Annotated[bool, typer.Option(help="Replace a bundle that is there.")]
 
@@ -55,6 +58,7 @@ def recipe(
     block_size: str,
     chunk: int | None,
     calibrate: str | None,
+    backend: str | None,
 ) -> Recipe:
     """The recipe that the options spell."""
     return Recipe(
@@ -70,6 +74,7 @@ def recipe(
         block_size_bytes=parse_bytes(block_size),
         chunk=chunk,
         calibrate=calibrate,
+        backend=backend,
     )
 
 

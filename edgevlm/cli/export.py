@@ -29,6 +29,7 @@ def main(
     block_size: o.BlockSize = o.Defaults.block_size,
     chunk: o.Chunk = None,
     calibrate: o.Calibrate = None,
+    backend: o.Backend = None,
     revision: o.Revision = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and write nothing.")] = False,
     force: o.Force = False,
@@ -48,6 +49,7 @@ def main(
         block_size,
         chunk,
         calibrate,
+        backend,
     )
     check_free(Path(output), force)
     if dry_run:
@@ -66,6 +68,7 @@ def main(
         "blocks": len(made.blocks),
         "weights_bytes": stored,
         "visual_tokens": made.visual_tokens,
+        "verified": parity is not None,
         "seconds": round(done.seconds, 3),
         "peak_rss_bytes": done.peak_rss_bytes,
     }
@@ -77,8 +80,10 @@ def main(
     o.answer(document, text, json)
 
 
-def _agreement(parity: Verification) -> str:
+def _agreement(parity: Verification | None) -> str:
     """How near the bundle is to PyTorch, in a few words."""
+    if parity is None:
+        return "NOT VERIFIED: no engine here has this backend; `edgevlm verify` it on one that has"
     equal = f"{parity.tokens_equal:.0%}"
     if all(threshold.exact for threshold in parity.thresholds.values()):
         return f"agrees with PyTorch (logits {parity.logits_rel_error:.0e}, tokens {equal})"

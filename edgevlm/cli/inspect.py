@@ -128,14 +128,14 @@ def _where(placed: dict[str, dict[str, int]]) -> str:
 
 
 def _delegated(found: dict[str, Kernels]) -> str:
-    """What XNNPACK computes, and once for each kind what it leaves."""
+    """What the backend computes, and once for each kind what it leaves."""
     rows = [
-        [name, str(k.xnnpack), str(k.calls), ", ".join(f"{x.count} {x.operator}" for x in k.left)]
+        [name, str(k.delegated), str(k.calls), ", ".join(f"{x.count} {x.operator}" for x in k.left)]
         for name, k in found.items()
     ]
     reasons = {left.operator: left.reason for k in found.values() for left in k.left}
-    why = o.table(["operator", "why XNNPACK leaves it"], [[*item] for item in reasons.items()])
-    heads = ["function", "by XNNPACK", "calls", "left to ExecuTorch's own kernels"]
+    why = o.table(["operator", "why the backend leaves it"], [[*item] for item in reasons.items()])
+    heads = ["function", "by the backend", "calls", "left to ExecuTorch's own kernels"]
     return "\n\n" + o.table(heads, rows) + ("\n\n" + why if reasons else "")
 
 

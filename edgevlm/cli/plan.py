@@ -29,6 +29,7 @@ def main(
     block_size: o.BlockSize = o.Defaults.block_size,
     chunk: o.Chunk = None,
     calibrate: o.Calibrate = None,
+    backend: o.Backend = None,
     revision: o.Revision = None,
     sensitivity: Annotated[
         bool, typer.Option(help="Export in every scheme; print what each costs each block.")
@@ -52,6 +53,7 @@ def main(
         block_size,
         chunk,
         calibrate,
+        backend,
     )
     if size is not None and not sensitivity:
         raise RecipeError("--size goes with --sensitivity: it chooses among what that measures")

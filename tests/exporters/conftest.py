@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 from edgevlm.blocks import build  # noqa: E402
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.models._checkpoint import find  # noqa: E402
-from edgevlm.plan import Block, Function, Tensor  # noqa: E402
+from edgevlm.plan import Block, Function, Requires, Tensor  # noqa: E402
 from edgevlm.planning import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import ENGINES, TARGETS  # noqa: E402
@@ -76,7 +76,7 @@ def saved() -> Any:
         (written,) = to.write(lowered, block, weights(module), folder, None)
         planned = SimpleNamespace(functions=(written,), function=lambda _: written)
         bundle: Any = SimpleNamespace(
-            plan=SimpleNamespace(block=lambda _: planned),
+            plan=SimpleNamespace(block=lambda _: planned, requires=Requires()),
             files_of=lambda _: {"run": folder / written.file},
         )
         loaded = ENGINES.load(engine).Engine(bundle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -19,8 +20,10 @@ pytest.importorskip("onnxscript")
 
 from torch import nn  # noqa: E402
 
+from edgevlm import pipeline  # noqa: E402
 from edgevlm.api import load_loop  # noqa: E402
-from edgevlm.errors import BundleError, ExportError, RuntimeLoadError  # noqa: E402
+from edgevlm.blocks import build  # noqa: E402
+from edgevlm.errors import BundleError, ExportError, RecipeError, RuntimeLoadError  # noqa: E402
 from edgevlm.exporters import to_executorch  # noqa: E402
 from edgevlm.models._checkpoint import find  # noqa: E402
 from edgevlm.parity import difference  # noqa: E402
@@ -224,6 +227,52 @@ def test_a_bundle_agrees_with_pytorch(model, scheme, preset, tmp_path):
     table = exact.host.embedding.bytes
     assert planned <= SMALL[scheme] * (layers + table)
     assert files["blocks/head/table.bin"] <= 0.16 * table
+
+
+@pytest.mark.parametrize("backend", [b for b in to_executorch.BACKENDS if b != "xnnpack"])
+def test_other_backends_ahead_of_time(backend, calls, preset, tmp_path):
+    """Programs for phones: converted here, not run here, and that is said."""
+    if backend == "coreml":
+        pytest.importorskip("coremltools")
+    recipe = Recipe(
+        model=str(preset("tiny-smolvlm")), target="executorch", tokens=16, methods=("strided",)
+    )
+    planned = make_plan(replace(recipe, backend=backend), find(recipe.model))
+    assert dict(planned.plan.requires.versions)["backend"] == backend
+    (block,) = planned.plan.stage("decoder")
+    pieces = planned.pieces(planned.checkpoint.load_model())
+    module = build(block, pieces, planned.method, planned.description.shape)
+    traced = {"decode": trace(module, block.function("decode"), block)}
+    block = replace(block, functions=(block.function("decode"),))
+    lowered = to_executorch.lower(traced, block, "none", backend)
+    to_executorch.write(lowered, block, weights(module), tmp_path, None)
+    made = kernels(tmp_path, "decoder-0")["decode"]
+    assert made["left"] == {"index_put_": 4}  # rows go into the caller's cache here too
+    assert made["calls"] == 3
+    bundle: Any = SimpleNamespace(plan=planned.plan)
+    with pytest.raises(RuntimeLoadError, match=f"is for backend '{backend}', which ExecuTorch has"):
+        Engine(bundle)
+    assert not pipeline.runs_here(replace(recipe, backend=backend))
+    assert pipeline.runs_here(recipe)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (Recipe(backend="vulkan"), "'onnx' has no backend 'vulkan'; it has: none to choose from"),
+        (
+            Recipe(target="executorch", backend="metal"),
+            "'executorch' has no backend 'metal'; it has: xnnpack, coreml, vulkan",
+        ),
+        (
+            Recipe(target="executorch", backend="coreml", quantize="w8a8"),
+            "backend 'coreml' takes no scheme 'w8a8'; it takes: none",
+        ),
+    ],
+)
+def test_a_backend_that_is_not_there_is_one_line(recipe, said, tiny_model):
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        make_plan(replace(recipe, model=tiny_model), find(tiny_model))
 
 
 def _refusals(bundle: Any) -> None:
