@@ -1,8 +1,8 @@
 """How large the numbers are that go into linear layers, found by showing pictures to the model.
 
-    --calibrate 64            the first 64 scenes of the embedded dataset, with their questions
+    --calibrate 64            the first 64 scenes of the embedded dataset, each with a question
     --calibrate photos/       every picture of a folder, with one question
-    --calibrate asked.jsonl   your own questions (docs/datasets.md)
+    --calibrate asked.jsonl   the first of your own questions of each scene (docs/datasets.md)
 
 The model answers in PyTorch, with all visual tokens; one scene is in memory at a time, and of each
 layer one number is kept: the largest that came in.
@@ -28,6 +28,7 @@ from edgevlm.reference import TorchAnswerer
 from edgevlm.runtimes import images
 
 QUESTION = "What is in this picture?"
+TOKENS = 8  # of each answer
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -65,7 +66,8 @@ def calibrate(
     exact = replace(
         recipe, tokens=None, methods=(), quantize="none", calibrate=None, context=None, chunk=None
     )
-    answerer, found = TorchAnswerer(make_plan(exact, checkpoint), model), Calibration()
+    answerer = TorchAnswerer(make_plan(exact, checkpoint), model, TOKENS)
+    found = Calibration()
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     hooks: list[Any] = [layer.register_forward_pre_hook(found.watch) for layer in layers]
     count = 0
@@ -73,8 +75,7 @@ def calibrate(
         for count, example in enumerate(_examples(recipe.calibrate, recipe.frames), 1):
             progress(f"calibrate: scene {count}")
             answerer.show(example.frames)
-            for index, question in enumerate(example.questions):
-                answerer.ask(question.prompt, further=example.chat and index > 0)
+            answerer.ask(example.questions[0].prompt, further=False)
     finally:
         for hook in hooks:
             hook.remove()

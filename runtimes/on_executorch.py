@@ -12,10 +12,12 @@ C++, which does not.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,14 +28,10 @@ from edgevlm.errors import RuntimeLoadError
 from edgevlm.plan import Function
 from edgevlm.runtimes._silent import silent
 
-try:
-    with silent():
-        import torch
-        from executorch.extension.pybindings import portable_lib
-except ImportError as cause:
+if importlib.util.find_spec("executorch") is None:  # it brings torch, so only when one is made
     raise RuntimeLoadError(
-        "engine 'executorch' is not installed; pip install 'edgevlm[executorch]'"
-    ) from cause
+        "engine 'executorch' needs executorch; pip install 'edgevlm[executorch]'"
+    )
 
 NAME = "executorch"
 SUMMARY = "ExecuTorch with XNNPACK, CPU"
@@ -43,9 +41,21 @@ BACKENDS = {"xnnpack": "XnnpackBackend", "coreml": "CoreMLBackend", "vulkan": "V
 Array = NDArray[Any]
 
 
+@cache
+def _runtime() -> tuple[Any, Any]:
+    """torch and ExecuTorch's runtime for Python."""
+    try:
+        with silent():
+            import torch
+            from executorch.extension.pybindings import portable_lib
+    except ImportError as cause:
+        raise RuntimeLoadError(f"engine 'executorch' does not load here: {cause}") from cause
+    return torch, portable_lib
+
+
 def backends() -> tuple[str, ...]:
     """Backends of this ExecuTorch, as `--backend` names them."""
-    found = portable_lib._get_registered_backend_names()
+    found = _runtime()[1]._get_registered_backend_names()
     return tuple(name for name, registered in BACKENDS.items() if registered in found)
 
 
@@ -67,13 +77,14 @@ class Engine:
                 f"the bundle is for backend '{wanted}', which ExecuTorch has not here; it has:"
                 f" {', '.join(backends())}"
             )
+        self._torch, self._lib = _runtime()
         with _mute():  # the first use of the pool reads what the processor can do, aloud
             if threads is not None:
-                portable_lib._unsafe_reset_threadpool(threads)
-            self.threads = int(portable_lib._threadpool_get_thread_count())
+                self._lib._unsafe_reset_threadpool(threads)
+            self.threads = int(self._lib._threadpool_get_thread_count())
         self._programs: dict[str, Any] = {}
         self._arrays: dict[tuple[str, str], Mapping[str, Array]] = {}
-        self._given: dict[tuple[str, str], list[torch.Tensor]] = {}
+        self._given: dict[tuple[str, str], list[Any]] = {}
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
         """Fix the arrays of a function's inputs and outputs, by name; they must stay alive.
@@ -97,7 +108,8 @@ class Engine:
                     f" in one piece, got {got}"
                 )
         self._arrays[block, function] = arrays
-        self._given[block, function] = [torch.from_numpy(arrays[t.name]) for t in made.inputs]
+        given = [self._torch.from_numpy(arrays[spec.name]) for spec in made.inputs]
+        self._given[block, function] = given
 
     def load(self, block: str) -> None:
         """Open the program of a block; nothing happens if it is open.
@@ -112,7 +124,7 @@ class Engine:
         (path,) = set(self.bundle.files_of(planned).values())
         try:
             with _mute():
-                program = portable_lib._load_for_executorch(str(path))
+                program = self._lib._load_for_executorch(str(path))
                 metas = {f.name: program.method_meta(f.name) for f in planned.functions}
         except Exception as cause:
             line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)

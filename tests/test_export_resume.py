@@ -167,7 +167,7 @@ def test_a_failed_export_with_force_keeps_the_old_bundle(
         (("--context", "100000"), "context 100000 is more than the model's 8192 positions"),
         (("--tokens", "65"), "divprune: got tokens=65, expected 1 to 64"),
         (("--tokens", "0"), "tokens must be at least 1, got 0"),
-        (("--target", "onx"), "unknown target 'onx'; did you mean 'onnx'? known: coreml, onnx"),
+        (("--target", "onx"), "unknown target 'onx'; did you mean 'onnx'? known: coreml, exec"),
         (("--method", "divprun"), "unknown method 'divprun'; did you mean 'divprune'?"),
         (("--method", "tome@decoder"), "method 'tome' works at site 'tokens' and 'vision', not"),
         (("--method", "tome:rr=1"), "method 'tome' has no option 'rr'; it has:"),

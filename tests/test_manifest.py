@@ -100,7 +100,7 @@ EDITS = {
     "resample": (put("host.image.resample", "magic"), "host.image.resample is 'magic', known: nearest"),
     "positions": (put("host.positions", "random"), "host.positions is 'random', known: contiguous"),
     "KV form": (put("host.kv.form", "ring"), "host.kv.form is 'ring', known: shared_buffer, states"),
-    "table dtype": (put("host.embedding.dtype", "f16"), "host.embedding.dtype is 'f16', known: f32"),
+    "table dtype": (put("host.embedding.dtype", "bf16"), "host.embedding.dtype is 'bf16', known: f32"),
     "chunk": (put("host.chunk", 10**6), "host.chunk 1000000 is more than kv.tokens"),
     "vocabulary": (put("host.vocabulary", 5000), "host.vocabulary is more than embedding.rows"),
     "frequencies": (put("host.rope.inverse_frequencies", [1.0]), "host.rope has 1 frequencies"),

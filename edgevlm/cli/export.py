@@ -68,10 +68,11 @@ def main(
         "blocks": len(made.blocks),
         "weights_bytes": stored,
         "visual_tokens": made.visual_tokens,
-        "verified": parity is not None,
         "seconds": round(done.seconds, 3),
         "peak_rss_bytes": done.peak_rss_bytes,
     }
+    if parity is None:
+        document["not_measured"] = {"verification": f"nothing here runs '{recipe.backend}'"}
     text = (
         f"{done.bundle.path}: {len(made.blocks)} blocks, {o.megabytes(stored)},"
         f" {made.reduction.tokens_in} -> {made.visual_tokens} visual tokens;"
@@ -83,7 +84,7 @@ def main(
 def _agreement(parity: Verification | None) -> str:
     """How near the bundle is to PyTorch, in a few words."""
     if parity is None:
-        return "NOT VERIFIED: no engine here has this backend; `edgevlm verify` it on one that has"
+        return "NOT VERIFIED: no engine here runs this backend; verify it where one does"
     equal = f"{parity.tokens_equal:.0%}"
     if all(threshold.exact for threshold in parity.thresholds.values()):
         return f"agrees with PyTorch (logits {parity.logits_rel_error:.0e}, tokens {equal})"
