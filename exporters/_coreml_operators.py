@@ -22,6 +22,7 @@ from coremltools.converters.mil.frontend.torch.torch_op_registry import (
 )
 from coremltools.converters.mil.frontend.torch.utils import NUM_TO_NUMPY_DTYPE
 from coremltools.converters.mil.mil.ops.defs._utils import promote_input_dtypes
+from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
 
 import edgevlm.ops  # noqa: F401  # defines what is translated here
 
@@ -188,6 +189,26 @@ def _write(past: Any, rows: Any, position: Any) -> Any:
     )
 
 
+FLOAT16_MAX, FINITE = 65504, 1e38  # coremltools counts larger numbers as infinite
+
+
+def overflows_float16(operation: Any) -> bool:
+    """Whether a constant of an operation is finite and too large for float16.
+
+    coremltools lists the places of all finite numbers to ask this, which takes nine times the
+    memory of the matrix.
+    """
+    for inputs in operation.inputs.values():
+        for var in inputs if isinstance(inputs, list | tuple) else [inputs]:
+            made = var.op
+            if made is not None and made.op_type == "const" and var.is_tensor_or_scalar_of("fp32"):
+                sizes = np.abs(np.asarray(made.val.val))
+                if np.max(sizes, where=sizes < FINITE, initial=0.0) > FLOAT16_MAX:
+                    return True
+    return False
+
+
+FP16ComputePrecision.fp16_overflow = staticmethod(overflows_float16)
 for _translate in (attention, attention_kv, rotary):
     register_torch_op(_translate, torch_alias=[f"edgevlm::{_translate.__name__}"], override=True)
 for _translate in (rms_norm, gelu, index_select, floor_divide, full, zeros):

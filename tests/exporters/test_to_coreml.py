@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("coremltools")
 pytest.importorskip("onnxscript")
 
+from coremltools.converters.mil.mil.passes.defs.quantization import (  # noqa: E402
+    FP16ComputePrecision,
+)
 from torch import nn  # noqa: E402
 
 from edgevlm.exporters import to_coreml  # noqa: E402
@@ -66,6 +70,21 @@ def test_translations(name, evaluate, calls, tmp_path):
 def test_an_output_that_is_an_input_has_its_own_name(evaluate, calls, tmp_path):
     (found,) = evaluate(calls(lambda x: x), tmp_path, X)
     np.testing.assert_array_equal(found, X)
+
+
+@pytest.mark.parametrize("value", [1.0, 65504.0, 65505.0, 7e4, 2e38, -7e4, float("inf")])
+def test_what_overflows_float16_is_what_coremltools_says(value):
+    """The same answers as the text of its own function, without the list of places."""
+    sizes = np.abs(np.expand_dims(np.asarray([1.0, value], np.float32), 0))
+    theirs = np.max(sizes[np.where(sizes < 1e38)], initial=0.0) > 65504
+    made = SimpleNamespace(op_type="const", val=SimpleNamespace(val=np.asarray([1.0, value])))
+    var = SimpleNamespace(op=made, is_tensor_or_scalar_of=lambda dtype: dtype == "fp32")
+    for inputs in ({"x": var}, {"x": [var]}):
+        operation = SimpleNamespace(inputs=inputs)
+        assert FP16ComputePrecision.fp16_overflow(operation) == theirs
+    assert not FP16ComputePrecision.fp16_overflow(
+        SimpleNamespace(inputs={"x": SimpleNamespace(op=None)})
+    )
 
 
 def test_weights_of_another_block_leave_the_traced_ones_as_they_were(tmp_path):
