@@ -128,20 +128,12 @@ def write(
     Raises:
         ExportError: If ExecuTorch cannot convert a function.
     """
-    file = folder / f"{block.name}.pte"
+    file, names = folder / f"{block.name}.pte", [function.name for function in block.functions]
     REASONS.clear()
     try:
         with silent(), torch.no_grad():
-            programs = {
-                function.name: _prepared(lowered, function, tensors) for function in block.functions
-            }
-            edge = to_edge_transform_and_lower(
-                programs,
-                partitioner=[_partitioner(lowered.backend)],
-                # `index_put_` into a cache is no operator of the core set.
-                compile_config=EdgeCompileConfig(_check_ir_validity=False),
-            )
-            for name in programs:
+            edge = _partitioned(lowered, block, tensors)
+            for name in names:
                 _drop_copies(edge.exported_program(name))
             planning = MemoryPlanningPass(alloc_graph_input=False)
             made = edge.to_executorch(
@@ -152,11 +144,34 @@ def write(
         raise ExportError(f"{block.name} does not convert to ExecuTorch: {line}") from cause
     with file.open("wb") as out:
         made.write_to_file(out)
-    kernels = {name: _kernels(edge.exported_program(name), REASONS) for name in programs}
+    kernels = {name: _kernels(edge.exported_program(name), REASONS) for name in names}
     (folder / f"{block.name}.kernels.json").write_text(dumps(kernels), "utf-8")
-    del programs, edge, made
+    del edge, made
     gc.collect()  # programs refer to themselves, and hold the block's weights
     return tuple(replace(function, file=file.name) for function in block.functions)
+
+
+def _partitioned(lowered: Lowered, block: Block, tensors: Mapping[str, Tensor]) -> Any:
+    """The block's functions as an edge program in which the backend has taken its operators.
+
+    Where XNNPACK's grouping makes a circle (prompts in which tokens leave), each operator is a call
+    of its own.
+    """
+
+    def lowered_by(partitioner: Any) -> Any:
+        programs = {f.name: _prepared(lowered, f, tensors) for f in block.functions}
+        # `index_put_` into a cache is no operator of the core set.
+        config = EdgeCompileConfig(_check_ir_validity=False)
+        return to_edge_transform_and_lower(
+            programs, partitioner=[partitioner], compile_config=config
+        )
+
+    try:
+        return lowered_by(_partitioner(lowered.backend))
+    except AssertionError as cause:
+        if lowered.backend != "xnnpack" or "dependency cycles" not in str(cause):
+            raise
+    return lowered_by(XnnpackPartitioner(per_op_mode=True))
 
 
 def _partitioner(backend: str) -> Any:
@@ -242,6 +257,10 @@ class Rewritten(nn.Module):
         """Call it."""
         made = _Rewriter(self.inner).run(*given)
         made = made if isinstance(made, tuple | list) else (made,)
+        caches = made[self.outputs :]
+        for past, present in zip(given[len(given) - len(caches) :], caches, strict=True):
+            if present is not past:  # made anew, where tokens leave inside the decoder
+                past.copy_(present)
         # An output that is an input would be no output of its own.
         return tuple(out.clone() for out in made[: self.outputs])
 

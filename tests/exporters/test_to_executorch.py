@@ -182,6 +182,21 @@ def test_what_cannot_be_converted_is_named(calls, tmp_path):
         to_executorch.write(lowered, block, {}, tmp_path, None)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "methods",
+    [("fastv:tokens=8,layer=1",), ("strided:calibrate=size",), ("tome@vision:r=4", "strided")],
+)
+def test_methods_inside_agree_with_pytorch(methods, preset, tmp_path):
+    """Caches that a method makes anew, attention with a bias, merging inside the encoder."""
+    recipe = Recipe(
+        model=str(preset("tiny-smolvlm")), target="executorch", tokens=16, methods=methods
+    )
+    done = export(recipe, tmp_path / "tiny.edgevlm")
+    assert done.verification.ok
+    assert done.verification.tokens_equal == 1.0
+
+
 CASES = [("tiny-smolvlm", scheme) for scheme in to_executorch.SCHEMES] + [
     pytest.param("tiny-llava-onevision", scheme, marks=pytest.mark.slow)
     for scheme in to_executorch.SCHEMES
