@@ -31,6 +31,7 @@ BANNED = (
     "item",
     "_local_scalar_dense",
 )
+MOST_DIMENSIONS = 5
 DTYPES = {"f32": torch.float32, "i32": torch.int32}
 
 
@@ -68,8 +69,11 @@ def check(program: ExportedProgram, where: str) -> None:
             if isinstance(tensor, torch.Tensor):
                 if not all(type(size) is int for size in tensor.shape):
                     raise TraceError(f"{where}: '{node.name}' has a symbolic shape {tensor.shape}")
-                if tensor.dim() > 6:
-                    raise TraceError(f"{where}: '{node.name}' has {tensor.dim()} dimensions, not 6")
+                if tensor.dim() > MOST_DIMENSIONS:
+                    raise TraceError(
+                        f"{where}: '{node.name}' has {tensor.dim()} dimensions, Core ML takes"
+                        f" {MOST_DIMENSIONS}"
+                    )
             elif isinstance(tensor, torch.SymInt | torch.SymFloat | torch.SymBool):
                 raise TraceError(f"{where}: '{node.name}' is a symbolic number")
         if node.op == "call_function":

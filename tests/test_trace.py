@@ -96,7 +96,7 @@ def test_a_symbolic_dimension_is_refused():
         check(program, "a.b")
 
 
-def test_more_than_six_dimensions_are_refused():
+def test_more_than_five_dimensions_are_refused():
     program = exported(lambda x: x.view(1, 1, 1, 2, 2, 1, 3), torch.ones(4, 3))
     with pytest.raises(TraceError, match=r"^a\.b: 'view' has 7 dimensions"):
         check(program, "a.b")

@@ -148,7 +148,8 @@ class Fold(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         side = math.isqrt(x.shape[1])
         n = side // self.scale
-        return x.reshape(1, n, self.scale, n, self.scale, -1).mean((2, 4)).reshape(1, n * n, -1)
+        parts = x.reshape(n, self.scale, n, self.scale, -1)
+        return parts.mean((1, 3)).reshape(1, n * n, -1)
 
 
 def _image(views: list[Part], rows: int, columns: int) -> list[str | Part]:

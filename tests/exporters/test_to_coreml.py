@@ -152,7 +152,7 @@ def test_schemes(scheme, least_db, most_bytes, evaluate, tmp_path):
 
 
 CASES = {
-    "smolvlm": ("tiny-smolvlm", "none", ("divprune",)),
+    "smolvlm": ("tiny-smolvlm", "none", ("fastervlm",)),  # with a signal of the encoder
     "llava_onevision, inside the decoder": ("tiny-llava-onevision", "none", ("fastv:layer=1",)),
     "llava_next, inside the encoder": ("tiny-llava-next", "none", ("tome@vision:r=4",)),
     "fp16": ("tiny-smolvlm", "fp16", ("average_pool",)),
