@@ -280,6 +280,7 @@ def _check_vision_and_reduce(plan: Plan) -> None:
         function = block.functions[0]
         extra = [t for t in function.outputs if t.name in SIGNALS]
         signals += extra
+        _expect(len(function.outputs) > 0, f"{block.name}.encode gives nothing")
         first = "features" if block is vision[-1] else "hidden_out"
         got = function.outputs[0].name
         _expect(got == first, f"{block.name}.encode must give '{first}' first, got {shown(got)}")

@@ -139,6 +139,7 @@ EDITS = {
     "unknown output": (lambda d: rename(d, "decoder-1", "outputs", "hidden_out", "out"), "decoder-1.prefill has an unknown output 'out'"),
     "missing input": (lambda d: at(d, "decoder-0")["inputs"].pop(1), "decoder-0.prefill lacks the input 'cos'"),
     "input twice": (lambda d: at(d, "decoder-0")["inputs"].append(at(d, "decoder-0")["inputs"][0]), "decoder-0.prefill has two inputs of one name"),
+    "no outputs": (lambda d: at(d, "vision-0", "encode")["outputs"].clear(), "vision-0.encode gives nothing"),
     "output missing": (lambda d: at(d, "decoder-0")["outputs"].pop(), "decoder-0.prefill has 2 outputs for 1 layers"),
     "other rows": (lambda d: reshape(d, "decoder-0", "hidden", [1, 3, 64]), "decoder-0.prefill.hidden must be f32"),
     "other cache": (lambda d: reshape(d, "decoder-0", "past_key_0", [1, 2, 8, 16]), "decoder-0.prefill.past_key_0 must be f32 [1, 2, "),
