@@ -22,12 +22,12 @@ from edgevlm.errors import InputError
 from edgevlm.evaluate import find_dataset
 from edgevlm.examples import Example, Question
 from edgevlm.models._checkpoint import Checkpoint
+from edgevlm.parity import QUESTION
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.reference import TorchAnswerer
 from edgevlm.runtimes import images
 
-QUESTION = "What is in this picture?"
 TOKENS = 8  # of each answer
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 

@@ -20,12 +20,12 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.bundle import Bundle
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.plan import Function
+from edgevlm.runtimes._arrays import check_arrays
 from edgevlm.runtimes._silent import silent
 
 if importlib.util.find_spec("executorch") is None:  # it brings torch, so only when one is made
@@ -93,20 +93,7 @@ class Engine:
             RuntimeLoadError: If an array is missing or has another shape or dtype.
         """
         made = self.bundle.plan.block(block).function(function)
-        dtypes = {"f32": np.float32, "i32": np.int32}
-        for spec in (*made.inputs, *made.outputs):
-            array = arrays.get(spec.name)
-            if (
-                array is None
-                or array.shape != spec.shape
-                or array.dtype != dtypes[spec.dtype]
-                or not array.flags.c_contiguous
-            ):
-                got = "none" if array is None else f"{array.dtype} {list(array.shape)}"
-                raise RuntimeLoadError(
-                    f"{block}.{function}: '{spec.name}' must be {spec.dtype} {list(spec.shape)}"
-                    f" in one piece, got {got}"
-                )
+        check_arrays(block, made, arrays)
         self._arrays[block, function] = arrays
         given = [self._torch.from_numpy(arrays[spec.name]) for spec in made.inputs]
         self._given[block, function] = given

@@ -15,12 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.bundle import Bundle
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.plan import Function
+from edgevlm.runtimes._arrays import check_arrays
 
 try:
     import onnxruntime as ort
@@ -55,20 +55,7 @@ class Engine:
             RuntimeLoadError: If an array is missing or has another shape or dtype.
         """
         made = self.bundle.plan.block(block).function(function)
-        dtypes = {"f32": np.float32, "i32": np.int32}
-        for spec in (*made.inputs, *made.outputs):
-            array = arrays.get(spec.name)
-            if (
-                array is None
-                or array.shape != spec.shape
-                or array.dtype != dtypes[spec.dtype]
-                or not array.flags.c_contiguous
-            ):
-                got = "none" if array is None else f"{array.dtype} {list(array.shape)}"
-                raise RuntimeLoadError(
-                    f"{block}.{function}: '{spec.name}' must be {spec.dtype} {list(spec.shape)}"
-                    f" in one piece, got {got}"
-                )
+        check_arrays(block, made, arrays)
         self._arrays[block, function] = arrays
         self._bound.pop((block, function), None)
 

@@ -72,11 +72,9 @@ def _sensitivity(recipe: Recipe, size: int | None, as_json: bool) -> None:
         found = measure(recipe, step)
     proposal = None if size is None else found.propose(size)
     schemes = list(found.stage_bytes["vision"])
-    rows = [
-        [name, *(_cost_of(costs[name, scheme]) for scheme in schemes)]
-        for costs in [{(c.block, c.scheme): c for c in found.costs}]
-        for name in dict.fromkeys(c.block for c in found.costs)
-    ]
+    costs = {(c.block, c.scheme): c for c in found.costs}
+    names = dict.fromkeys(c.block for c in found.costs)
+    rows = [[name, *(_cost_of(costs[name, scheme]) for scheme in schemes)] for name in names]
     totals = [sum(found.stage_bytes[stage][s] for stage in found.stage_bytes) for s in schemes]
     rows.append(["all, with the table", *(o.megabytes(total) for total in totals)])
     text = o.table(["block", *schemes], rows)

@@ -1,0 +1,35 @@
+"""Arrays of the host that an engine is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.errors import RuntimeLoadError
+from edgevlm.plan import Function
+
+DTYPES = {"f32": np.float32, "i32": np.int32}
+
+
+def check_arrays(block: str, function: Function, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse arrays that a function's inputs and outputs cannot be bound to.
+
+    Raises:
+        RuntimeLoadError: If an array is missing or has another shape or dtype.
+    """
+    for spec in (*function.inputs, *function.outputs):
+        array = arrays.get(spec.name)
+        if (
+            array is None
+            or array.shape != spec.shape
+            or array.dtype != DTYPES[spec.dtype]
+            or not array.flags.c_contiguous
+        ):
+            got = "none" if array is None else f"{array.dtype} {list(array.shape)}"
+            raise RuntimeLoadError(
+                f"{block}.{function.name}: '{spec.name}' must be {spec.dtype} {list(spec.shape)}"
+                f" in one piece, got {got}"
+            )
