@@ -102,6 +102,8 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     """
     target = TARGETS.load(recipe.target)
     for stage, scheme in recipe.schemes().items():
+        if scheme in (refused := getattr(target, "REFUSED", {})):
+            raise RecipeError(f"scheme '{scheme}' does not pay: {refused[scheme]}")
         if scheme not in target.SCHEMES:
             known = ", ".join(target.SCHEMES)
             raise RecipeError(

@@ -57,6 +57,11 @@ SUMMARY = "ExecuTorch programs for XNNPACK (CPUs of phones and boards); weights 
 REQUIRES = Requires((("executorch", "1.4"),))
 # Schemes of each backend. Only the first can be run everywhere, so only it is verified.
 BACKENDS = {"xnnpack": SCHEMES, "coreml": ("none",), "vulkan": ("none", "w4g32a8")}
+# Schemes that do not pay, with what was measured (tests/benchmarks/static_rows.py).
+REFUSED = {
+    "w8a8s": "on XNNPACK scales of rows found beforehand are 0.9 to 1.1 times as fast as w8a8, no"
+    " smaller, and lose 5 to 10 dB; take w8a8"
+}
 GROUP = 32
 COPY = ops.edge.aten.copy.default
 

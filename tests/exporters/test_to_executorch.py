@@ -283,9 +283,13 @@ def test_other_backends_ahead_of_time(backend, calls, preset, tmp_path):
             Recipe(target="executorch", backend="coreml", quantize="w8a8"),
             "backend 'coreml' takes no scheme 'w8a8'; it takes: none",
         ),
+        (
+            Recipe(target="executorch", quantize="none,decoder=w8a8s"),
+            "scheme 'w8a8s' does not pay: on XNNPACK scales of rows found beforehand are 0.9 to",
+        ),
     ],
 )
-def test_a_backend_that_is_not_there_is_one_line(recipe, said, tiny_model):
+def test_what_the_backends_do_not_have_is_one_line(recipe, said, tiny_model):
     with pytest.raises(RecipeError, match=re.escape(said)):
         make_plan(replace(recipe, model=tiny_model), find(tiny_model))
 
