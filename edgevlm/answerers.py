@@ -66,7 +66,7 @@ class BundleAnswerer:
         self._loop, self._most = api.load_loop(path, engine, threads), max_new_tokens
         plan = self._loop.plan
         image = plan.host.image
-        self.engine, self.frames = self._loop.engine.name, image.frames
+        self.engine, self.frames = self._loop.blocks.engine.name, image.frames
         self.visual_tokens = plan.visual_tokens
         self.bundle_bytes: int | None = sum(file.bytes for file in plan.files)
         self.show([Image.new("RGB", (image.width, image.height))] * image.frames)

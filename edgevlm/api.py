@@ -11,11 +11,12 @@ from PIL import Image
 from edgevlm.bundle import Bundle
 from edgevlm.errors import InputError, RuntimeLoadError
 from edgevlm.plan import Plan
-from edgevlm.recipe import Recipe
+from edgevlm.recipe import Recipe, parse_bytes
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes import images
 from edgevlm.runtimes.sampling import Sampling
 from edgevlm.runtimes.sequence import Visual
+from edgevlm.runtimes.streaming import Held, Streamed
 from edgevlm.runtimes.text import Answer, TextLoop
 
 if TYPE_CHECKING:
@@ -61,22 +62,36 @@ def verify(path: str | Path, model: str | None = None) -> Verification:
     return check(path, model)
 
 
-def load(path: str | Path, engine: str | None = None, threads: int | None = None) -> Model:
+def load(
+    path: str | Path,
+    engine: str | None = None,
+    threads: int | None = None,
+    memory: int | str | None = None,
+) -> Model:
     """Open a bundle and load its blocks. Needs no torch.
 
     Args:
         path: The bundle.
         engine: Name of an engine; None takes the first that runs the bundle's target.
         threads: Threads of the engine; None takes all cores.
+        memory: Most bytes that this process may take, or a text such as `300MB`; blocks are loaded
+            while others run. None keeps every block in memory.
 
     Raises:
         BundleError: If the bundle is damaged.
+        PlanError: If `memory` is too little; the message says how much would do.
         RuntimeLoadError: If no engine can run it.
     """
-    return Model(load_loop(path, engine, threads))
+    return Model(load_loop(path, engine, threads, memory))
 
 
-def load_loop(path: str | Path, engine: str | None = None, threads: int | None = None) -> TextLoop:
+def load_loop(
+    path: str | Path,
+    engine: str | None = None,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> TextLoop:
     """The text loop of `load`, for who shows pictures and asks about them in separate steps."""
     bundle = Bundle.open(path)
     target = bundle.plan.recipe.target
@@ -86,7 +101,16 @@ def load_loop(path: str | Path, engine: str | None = None, threads: int | None =
             f"engine '{module.NAME}' does not run target '{target}'; it runs: "
             + ", ".join(module.TARGETS)
         )
-    return TextLoop(bundle, module.Engine(bundle, threads))
+    runs = module.Engine(bundle, threads)
+    if memory is None:
+        return TextLoop(bundle, Held(bundle.plan, runs))
+    if not hasattr(runs, "forms"):
+        raise RuntimeLoadError(f"engine '{module.NAME}' keeps to no budget; leave out --memory")
+    from edgevlm.runtimes.measuring import measured
+
+    budget = parse_bytes(memory) if isinstance(memory, str) else memory
+    costs = measured(bundle, module.NAME, runs.threads, progress)
+    return TextLoop(bundle, Streamed(bundle.plan, runs, costs, budget))
 
 
 def require_torch() -> None:

@@ -64,14 +64,16 @@ class Bundle:
             raise BundleError(f"{MANIFEST}: no file '{name}' is listed")
         path = self.path / entry.path
         try:
-            state, known = path.stat(), _remembered()
+            state, key = path.stat(), str(path.resolve())
             # A change that sets the modification time back still moves the inode's own time.
             mark = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, entry.sha256]
-            key = str(path.resolve())
-            if known.get(key) != mark:
-                if sha256(path) != entry.sha256:
-                    raise BundleError(f"'{name}' was changed: its sha256 is not the manifest's")
-                _remember(known | {key: mark})
+            if _CHECKED.get(key) != mark:
+                known = _remembered()
+                if known.get(key) != mark:
+                    if sha256(path) != entry.sha256:
+                        raise BundleError(f"'{name}' was changed: its sha256 is not the manifest's")
+                    _remember(known | {key: mark})
+                _CHECKED[key] = mark
         except OSError as cause:
             raise BundleError(f"'{name}' cannot be read: {cause.strerror}") from cause
         return path
@@ -255,6 +257,10 @@ def _replace(partial: Path, out: Path) -> None:
             old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+# What this process has found to be as the manifest says; blocks are loaded again and again.
+_CHECKED: dict[str, list[object]] = {}
 
 
 def _remembered() -> dict[str, list[object]]:

@@ -23,7 +23,7 @@ from edgevlm.plan import Block, Function, Plan
 from edgevlm.planning import Planned, make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import ENGINES, TARGETS, engine_for
-from edgevlm.runtimes.text import peak_rss_bytes
+from edgevlm.runtimes.memory import peak_rss_bytes
 from edgevlm.trace import signature, trace, weights
 from edgevlm.verify import Verification, verify_model
 

@@ -17,6 +17,7 @@ from edgevlm.bundle import Bundle
 from edgevlm.runtimes import _ml_program as program
 from edgevlm.runtimes import images
 from edgevlm.runtimes.on_coreml_reference import Engine
+from edgevlm.runtimes.streaming import Held
 from edgevlm.runtimes.text import TextLoop
 
 FALL_BACK = (
@@ -94,7 +95,7 @@ def largest_numbers(bundle: Bundle, pictures: Sequence[Path], question: str) -> 
         InputError: If a picture cannot be read.
     """
     engine = Engine(bundle)
-    loop = TextLoop(bundle, engine)
+    loop = TextLoop(bundle, Held(bundle.plan, engine))
     for picture in pictures:
         frames = [images.load(picture)] * bundle.plan.host.image.frames
         loop.reset()

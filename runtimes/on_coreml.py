@@ -66,8 +66,8 @@ class Engine:
         """Fix the arrays of a function's inputs and outputs, by name; they must stay alive."""
         self._arrays[block, function] = arrays
 
-    def load(self, block: str) -> None:
-        """Open the models of a block; nothing happens if they are open.
+    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
+        """Open all models of a block; nothing happens if they are open.
 
         Raises:
             BundleError: If a file was changed.
@@ -77,13 +77,13 @@ class Engine:
             return
         planned = self.bundle.plan.block(block)
         path, units = str(compiled(self.bundle, planned)), _units(planned)
-        for function in planned.functions:
+        for wanted in planned.functions:
             try:
-                model = ct.models.CompiledMLModel(path, units, function.name)
+                model = ct.models.CompiledMLModel(path, units, wanted.name)
             except Exception as cause:
                 line = str(cause).strip().splitlines()[0]
-                raise RuntimeLoadError(f"{block}.{function.name} does not load: {line}") from cause
-            self._models[block, function.name] = model
+                raise RuntimeLoadError(f"{block}.{wanted.name} does not load: {line}") from cause
+            self._models[block, wanted.name] = model
 
     def run(self, block: str, function: str) -> None:
         """Run a loaded function over its bound arrays.
@@ -113,7 +113,7 @@ class Engine:
             for name, array in self._caches(block).items():
                 array[:] = self._states[block].read_state(name)
 
-    def unload(self, block: str) -> None:
+    def unload(self, block: str, function: str | None = None) -> None:
         """Give the block's memory back; the host's arrays keep its cache."""
         self.sync(block)
         self._states.pop(block, None)

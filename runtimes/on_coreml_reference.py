@@ -69,8 +69,8 @@ class Engine:
         """Fix the arrays of a function's inputs and outputs, by name; they must stay alive."""
         self._arrays[block, function] = arrays
 
-    def load(self, block: str) -> None:
-        """Read the programs of a block; nothing happens if they are there.
+    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
+        """Read all programs of a block; nothing happens if they are there.
 
         Raises:
             BundleError: If a file was changed, or is not a program.
@@ -82,12 +82,12 @@ class Engine:
         planned = self.bundle.plan.block(block)
         paths = self.bundle.files_of(planned)
         read = {path: program.read_package(path) for path in set(paths.values())}
-        for function in planned.functions:
-            found = read[paths[function.name]].get(function.name)
+        for wanted in planned.functions:
+            found = read[paths[wanted.name]].get(wanted.name)
             if found is None:
-                raise RuntimeLoadError(f"{block}: the package has no function '{function.name}'")
-            _check_signature(found, function, block)
-            self._prepare((block, function.name), found)
+                raise RuntimeLoadError(f"{block}: the package has no function '{wanted.name}'")
+            _check_signature(found, wanted, block)
+            self._prepare((block, wanted.name), found)
 
     def run(self, block: str, function: str) -> None:
         """Run a loaded function over its bound arrays.
@@ -126,7 +126,7 @@ class Engine:
     def sync(self, block: str) -> None:
         """Nothing: the host's arrays are the cache."""
 
-    def unload(self, block: str) -> None:
+    def unload(self, block: str, function: str | None = None) -> None:
         """Give the block's memory back."""
         for key in [key for key in self._functions if key[0] == block]:
             del self._functions[key], self._steps[key], self._constants[key]

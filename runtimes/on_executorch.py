@@ -1,6 +1,6 @@
 """ExecuTorch's runtime, with XNNPACK on the CPU.
 
-    program -> methods, opened when first run -> called over the host's arrays, nothing is copied in
+    program -> methods -> called over the host's arrays, nothing is copied in
 
 A method writes its new rows into the caches that it is given, so past and present are one array.
 XNNPACK packs its own copy of the matrices when a method is opened; `prefill` and `decode` of a
@@ -63,6 +63,8 @@ class Engine:
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns."""
 
     name = NAME
+    forms = ("own",)
+    loads_beside_runs = False  # its Python holds the interpreter while it loads and runs
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         """`threads` holds for the process: ExecuTorch has one pool.
@@ -82,7 +84,7 @@ class Engine:
             if threads is not None:
                 self._lib._unsafe_reset_threadpool(threads)
             self.threads = int(self._lib._threadpool_get_thread_count())
-        self._programs: dict[str, Any] = {}
+        self._methods: dict[tuple[str, str], Any] = {}
         self._arrays: dict[tuple[str, str], Mapping[str, Array]] = {}
         self._given: dict[tuple[str, str], list[Any]] = {}
 
@@ -98,27 +100,34 @@ class Engine:
         given = [self._torch.from_numpy(arrays[spec.name]) for spec in made.inputs]
         self._given[block, function] = given
 
-    def load(self, block: str) -> None:
-        """Open the program of a block; nothing happens if it is open.
+    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
+        """Open the methods of a block, or one of them; nothing happens if they are open.
 
         Raises:
             BundleError: If the file was changed.
             RuntimeLoadError: If ExecuTorch refuses it.
         """
-        if block in self._programs:
-            return
         planned = self.bundle.plan.block(block)
+        functions = [f for f in planned.functions if function in (None, f.name)]
+        functions = [f for f in functions if (block, f.name) not in self._methods]
+        if not functions:
+            return
         (path,) = set(self.bundle.files_of(planned).values())
         try:
             with _mute():
-                program = self._lib._load_for_executorch(str(path))
+                program = self._lib._load_program(str(path))
                 metas = {f.name: program.method_meta(f.name) for f in planned.functions}
         except Exception as cause:
             line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
             raise RuntimeLoadError(f"{block} does not load: {line}") from cause
-        for function in planned.functions:
-            _check_signature(metas[function.name], function, block)
-        self._programs[block] = program
+        for wanted in functions:
+            _check_signature(metas[wanted.name], wanted, block)
+            try:
+                with _mute():
+                    self._methods[block, wanted.name] = program.load_method(wanted.name)
+            except Exception as cause:
+                line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+                raise RuntimeLoadError(f"{block}.{wanted.name} does not load: {line}") from cause
 
     def run(self, block: str, function: str) -> None:
         """Run a loaded function over its bound arrays.
@@ -128,7 +137,7 @@ class Engine:
         """
         given, arrays = self._given[block, function], self._arrays[block, function]
         try:
-            made = self._programs[block].run_method(function, given, False)
+            made = self._methods[block, function].call(given, False)
         except Exception as cause:
             line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
             raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
@@ -141,9 +150,11 @@ class Engine:
     def sync(self, block: str) -> None:
         """Nothing: the host's arrays are the cache."""
 
-    def unload(self, block: str) -> None:
-        """Give the block's memory back."""
-        self._programs.pop(block, None)
+    def unload(self, block: str, function: str | None = None) -> None:
+        """Give the memory of a block, or of one function of it, back."""
+        for key in [key for key in list(self._methods) if key[0] == block]:
+            if function in (None, key[1]):
+                del self._methods[key]
 
 
 def _check_signature(meta: Any, function: Function, block: str) -> None:

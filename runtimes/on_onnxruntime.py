@@ -1,9 +1,14 @@
 """ONNX Runtime on the CPU.
 
 Every shape is static, so each function is bound once to the host's arrays and a call allocates
-nothing: the cache's past and present are one array, written in place. Weight files are mapped by
-ONNX Runtime; each session of a block packs its own copy of the matrices for speed, so `prefill` and
-`decode` of a block hold two in memory (one on disk).
+nothing: the cache's past and present are one array, written in place. All sessions of a process
+share one arena.
+
+A function is opened in one of three forms:
+
+    own       the session packs its matrices into memory of its own
+    prepared  packed once on this machine and mapped (`_prepared`); functions share what is equal
+    mapped    the bundle's file as it is, mapped and never packed: open at once, slower to run
 """
 
 from __future__ import annotations
@@ -18,12 +23,15 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgevlm.bundle import Bundle
-from edgevlm.errors import RuntimeLoadError
+from edgevlm.errors import BundleError, RuntimeLoadError
 from edgevlm.plan import Function
 from edgevlm.runtimes._arrays import check_arrays
 
 try:
     import onnxruntime as ort
+    from onnxruntime.capi.onnxruntime_pybind11_state import OrtMemoryInfo, OrtMemType
+
+    from edgevlm.runtimes._prepared import prepared
 except ImportError as cause:
     raise RuntimeLoadError(
         "engine 'onnxruntime' is not installed; pip install 'edgevlm[onnxruntime]'"
@@ -40,6 +48,8 @@ class Engine:
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns."""
 
     name = NAME
+    forms = ("prepared", "mapped")
+    loads_beside_runs = True
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle
@@ -59,34 +69,56 @@ class Engine:
         self._arrays[block, function] = arrays
         self._bound.pop((block, function), None)
 
-    def load(self, block: str) -> None:
-        """Open the sessions of a block; nothing happens if they are open.
+    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
+        """Open a block, or one function of it; nothing happens if it is open.
+
+        Where the prepared graph cannot be written, a session packs for itself.
 
         Raises:
             BundleError: If a file was changed.
             RuntimeLoadError: If ONNX Runtime refuses an artifact.
         """
-        if any(name == block for name, _ in self._sessions):
+        planned = self.bundle.plan.block(block)
+        names = [function] if function else [f.name for f in planned.functions]
+        names = [name for name in names if (block, name) not in self._sessions]
+        if not names:
             return
-        for function, path in self.bundle.files_of(self.bundle.plan.block(block)).items():
+        paths, options = self.bundle.files_of(planned), self.options()
+        if form == "prepared":
+            try:
+                paths = prepared(self.bundle, planned, self.options)
+                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            except BundleError:
+                raise
+            except Exception:  # no room, no rights; ONNX Runtime has types of its own
+                paths = self.bundle.files_of(planned)
+        elif form == "mapped":
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        for name in names:
             try:
                 session = ort.InferenceSession(
-                    path, self.options(), providers=["CPUExecutionProvider"]
+                    paths[name], options, providers=["CPUExecutionProvider"]
                 )
             except Exception as cause:
                 line = str(cause).strip().splitlines()[0]
-                raise RuntimeLoadError(f"{block}.{function} does not load: {line}") from cause
-            _check_signature(session, self.bundle.plan.block(block).function(function), block)
-            self._sessions[block, function] = session
+                raise RuntimeLoadError(f"{block}.{name} does not load: {line}") from cause
+            _check_signature(session, planned.function(name), block)
+            self._sessions[block, name] = session
 
     def options(self) -> Any:
         """Settings of every session."""
+        _share_arena()
         options = ort.SessionOptions()
+        options.log_severity_level = _LOG_FATAL
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.enable_mem_pattern = (
+            False  # it takes a second piece of the arena, and saves no time
+        )
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = _LOG_FATAL
-        # Each session has its own threads. Left spinning after a run, they hold the cores that the
-        # next block needs (docs/benchmarks.md has what that costs).
+        # Each session has its own threads: with shared ones, ONNX Runtime refuses sessions that
+        # somebody else opens in this process. Left spinning after a run, they hold the cores that
+        # the next block, or who loads it, needs (docs/benchmarks.md has what that costs).
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if _adds_in_16_bits():
             options.add_session_config_entry("session.x64quantprecision", "1")
@@ -102,11 +134,12 @@ class Engine:
     def sync(self, block: str) -> None:
         """Nothing: the host's arrays are the cache."""
 
-    def unload(self, block: str) -> None:
-        """Give the block's memory back."""
-        for key in [key for key in self._sessions if key[0] == block]:
-            self._bound.pop(key, None)
-            del self._sessions[key]
+    def unload(self, block: str, function: str | None = None) -> None:
+        """Give the memory of a block, or of one function of it, back."""
+        for key in [key for key in list(self._sessions) if key[0] == block]:
+            if function in (None, key[1]):
+                self._bound.pop(key, None)
+                del self._sessions[key]
 
     def _bind(self, key: tuple[str, str]) -> Any:
         made = self.bundle.plan.block(key[0]).function(key[1])
@@ -133,6 +166,14 @@ def _check_signature(session: Any, function: Function, block: str) -> None:
                     f"{block}.{function.name}: '{name}' is {got.get(name)} in the artifact,"
                     f" {wanted.get(name)} in the manifest"
                 )
+
+
+@cache
+def _share_arena() -> None:
+    """One arena for the working memory of all sessions of the process."""
+    memory = OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, OrtMemType.DEFAULT)
+    # 1: grow by what is asked for, not to twice the size.
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
 @cache

@@ -6,12 +6,10 @@ costs one row of the embedding table, one run per block, and no allocation of we
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +20,7 @@ from edgevlm.bundle import Bundle
 from edgevlm.errors import InputError
 from edgevlm.plan import Block, Function
 from edgevlm.runtimes import images
+from edgevlm.runtimes.memory import peak_rss_bytes
 from edgevlm.runtimes.sampling import Sampling, chooser
 from edgevlm.runtimes.sequence import (
     Piece,
@@ -33,29 +32,9 @@ from edgevlm.runtimes.sequence import (
     prompt_state,
     rotary_tables,
 )
+from edgevlm.runtimes.streaming import Blocks
 
 Array = NDArray[Any]
-
-
-class Engine(Protocol):
-    """What the loop asks of an engine; `on_onnxruntime.Engine` documents each call."""
-
-    name: str
-
-    def bind(self, block: str, function: str, arrays: dict[str, Array]) -> None:
-        """Fix the arrays of a function."""
-
-    def load(self, block: str) -> None:
-        """Open a block."""
-
-    def run(self, block: str, function: str) -> None:
-        """Run a function over its arrays."""
-
-    def sync(self, block: str) -> None:
-        """Bring the host's arrays of a block's cache up to date."""
-
-    def unload(self, block: str) -> None:
-        """Close a block."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +54,16 @@ class Answer:
     decode_tokens_per_s: float | None
     peak_rss_bytes: int
     engine: str
+    loads: int
 
 
 class TextLoop:
     """A conversation over one bundle. Not safe for two threads."""
 
-    def __init__(self, bundle: Bundle, engine: Engine) -> None:
-        self.bundle, self.engine, self.plan = bundle, engine, bundle.plan
+    def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
+        self.bundle, self.blocks, self.plan = bundle, blocks, bundle.plan
         self.tokenizer, self.table = load_tokenizer(bundle), load_table(bundle)
-        self.load_ms = _timed(self._bind_and_load)
+        self.load_ms = _timed(self._bind_and_open)
         self.reset()
 
     def reset(self) -> None:
@@ -106,14 +86,16 @@ class TextLoop:
         pixels = images.views(pictures, image)
         count = self._seen["features"].shape[1] // image.views
         started = time.perf_counter()
+        self.blocks.begin("encode", len(pixels))
         for index, view in enumerate(pixels):
             self._pixels[0] = view
             for block in self.plan.stage("vision"):
-                self.engine.run(block.name, "encode")
+                self.blocks.run(block.name, "encode")
             for name, whole in self._seen.items():
                 whole[:, index * count : (index + 1) * count] = self._view[name]
         self.vision_ms += (time.perf_counter() - started) * 1e3
-        self.reduce_ms += _timed(lambda: self.engine.run("reduce-0", "reduce"))
+        self.blocks.begin("reduce", 1)
+        self.reduce_ms += _timed(lambda: self.blocks.run("reduce-0", "reduce"))
         if not times:
             times = [float(i) for i in range(len(pictures))]
             duration = float(len(pictures))
@@ -187,32 +169,41 @@ class TextLoop:
             ttft_ms=(first - started) * 1e3,
             decode_tokens_per_s=(len(ids) - 1) / seconds if len(ids) > 1 else None,
             peak_rss_bytes=peak_rss_bytes(),
-            engine=self.engine.name,
+            engine=self.blocks.engine.name,
+            loads=self.blocks.loads,
         )
 
     def prefill(self, piece: Piece) -> None:
         """Write rows into the cache: in chunks, and one by one where that is less work."""
-        chunk, done, count = self.plan.host.chunk, 0, len(piece.rows)
-        whole = bool(self.plan.host.kv.gone)  # a picture's prompt is one call, all else single rows
-        if whole and piece.visual:
+        done, count = 0, len(piece.rows)
+        if self.plan.host.kv.gone and piece.visual:  # it is one call; all else are single rows
             self._prompt(piece)
             return
         if piece.bias is not None:
             for arrays in self._steps.values():
                 arrays["bias"][..., self.length : self.length + count] = piece.bias
-        while done < count:
-            rows = min(chunk, count - done)
-            fits = self.length + chunk <= self.plan.host.kv.tokens and not whole
-            # A chunk costs about as much as chunk / 10 single tokens (docs/benchmarks.md).
-            name = "prefill" if fits and rows > chunk // 10 else "decode"
-            rows = rows if name == "prefill" else 1
+        calls = self._calls(count)
+        self.blocks.begin("prefill", sum(name == "prefill" for name, _ in calls))
+        for name, rows in calls:
             self._step(name, piece.rows[done : done + rows], piece.positions[done : done + rows])
             done += rows
+
+    def _calls(self, count: int) -> list[tuple[str, int]]:
+        """Functions that write so many rows, with the rows of each: chunks first, then single."""
+        chunk, kv, found, done = self.plan.host.chunk, self.plan.host.kv, [], 0
+        while done < count:
+            rows = min(chunk, count - done)
+            fits = self.length + done + chunk <= kv.tokens and not kv.gone
+            # A chunk costs about as much as chunk / 10 single tokens (docs/benchmarks.md).
+            name = "prefill" if fits and rows > chunk // 10 else "decode"
+            found.append((name, rows if name == "prefill" else 1))
+            done += found[-1][1]
+        return found
 
     def logits(self) -> Array:
         """Scores of the next token, f32 [V]."""
         for block in self.plan.stage("head"):
-            self.engine.run(block.name, "logits")
+            self.blocks.run(block.name, "logits")
         return self._logits
 
     def _generate(
@@ -247,8 +238,9 @@ class TextLoop:
         arrays = self._steps["prefill"]
         for name, array in prompt_state(self.plan, piece).items():
             arrays[name][:] = array
+        self.blocks.begin("prefill", 1)
         for block in self.plan.stage("decoder"):
-            self.engine.run(block.name, "prefill")
+            self.blocks.run(block.name, "prefill")
         self._last[0, 0] = arrays["result"][0, 0]
         self.length, self.position, self.pruned = count, int(piece.positions[-1]) + 1, 1
 
@@ -265,37 +257,42 @@ class TextLoop:
             size = arrays["mask"].shape
             arrays["mask"][:] = causal_mask(self.length, size[2], size[3])
         for block in self.plan.stage("decoder"):
-            self.engine.run(block.name, name)
+            self.blocks.run(block.name, name)
         self._last[0, 0] = arrays["result"][0, count - 1]
         self.length += count
         self.position = int(positions[-1]) + 1
 
-    def _bind_and_load(self) -> None:
+    def _bind_and_open(self) -> None:
         host, plan = self.plan.host, self.plan
         channels = host.embedding.columns
         vision = plan.stage("vision")
         self._pixels = _empty(vision[0].functions[0], "pixel_values")
         between = {"pixel_values": self._pixels}
         self._view: dict[str, Array] = {}  # features and signals of one view
+        free: dict[str, Array] = {}  # what the block before last wrote, and nobody reads any more
         for block in vision:
             function = block.functions[0]
-            made = {tensor.name: _empty(function, tensor.name) for tensor in function.outputs}
+            needed = {id(array) for array in between.values()}
+            made = {
+                t.name: _reused(free.get(t.name), needed, function, t.name)
+                for t in function.outputs
+            }
             given = {tensor.name: between[tensor.name] for tensor in function.inputs}
-            self.engine.bind(block.name, "encode", given | made)
+            free = {f"{name}_out": array for name, array in given.items() if name != "pixel_values"}
+            self.blocks.bind(block.name, "encode", given | made)
             between |= {name.removesuffix("_out"): array for name, array in made.items()}
             self._view |= made
         reduce = plan.stage("reduce")[0].functions[0]
         self._seen = {tensor.name: _empty(reduce, tensor.name) for tensor in reduce.inputs}
         self._chosen = {tensor.name: _empty(reduce, tensor.name) for tensor in reduce.outputs}
-        self.engine.bind("reduce-0", "reduce", self._seen | self._chosen)
+        self.blocks.bind("reduce-0", "reduce", self._seen | self._chosen)
         self._bind_decoder(plan.stage("decoder"))
         self._last = np.zeros((1, 1, channels), np.float32)
         self._logits = np.zeros(host.vocabulary, np.float32)
         for block in plan.stage("head"):
             rows = self._logits[block.pieces[0] : block.pieces[1]][None]
-            self.engine.bind(block.name, "logits", {"hidden": self._last, "logits": rows})
-        for block in plan.blocks:
-            self.engine.load(block.name)
+            self.blocks.bind(block.name, "logits", {"hidden": self._last, "logits": rows})
+        self.blocks.open()
 
     def _bind_decoder(self, blocks: Sequence[Block]) -> None:
         kv = self.plan.host.kv
@@ -314,7 +311,7 @@ class TextLoop:
             pair = [shared["hidden"], np.zeros_like(shared["hidden"])]
             for index, block in enumerate(blocks):
                 arrays = {**shared, "hidden": pair[index % 2], "hidden_out": pair[(index + 1) % 2]}
-                self.engine.bind(block.name, name, arrays | self._caches(block))
+                self.blocks.bind(block.name, name, arrays | self._caches(block))
             self._steps[name] = {**shared, "result": pair[len(blocks) % 2]}
 
     def _bind_pruned(self, blocks: Sequence[Block]) -> None:
@@ -333,7 +330,7 @@ class TextLoop:
                     for t in function.outputs
                     if not t.name.startswith("present_")
                 }
-                self.engine.bind(block.name, name, now | made | self._caches(block))
+                self.blocks.bind(block.name, name, now | made | self._caches(block))
                 now = now | {key.removesuffix("_out"): array for key, array in made.items()}
             self._steps[name] = {**given, "result": now["hidden"]}
 
@@ -370,24 +367,17 @@ class _Stream:
         return text
 
 
-def peak_rss_bytes() -> int:
-    """High-water mark of this process's resident memory.
-
-    On Linux from the kernel's VmHWM: ru_maxrss also counts the program that started this one.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _empty(function: Function, name: str) -> Array:
     spec = next(t for t in (*function.inputs, *function.outputs) if t.name == name)
     return np.zeros(spec.shape, np.int32 if spec.dtype == "i32" else np.float32)
+
+
+def _reused(array: Array | None, needed: set[int], function: Function, name: str) -> Array:
+    """The array if it is one for this tensor and not needed any more, else a new one."""
+    made = _empty(function, name)
+    if array is None or id(array) in needed:
+        return made
+    return array if (array.shape, array.dtype) == (made.shape, made.dtype) else made
 
 
 def _timed(action: Callable[[], object]) -> float:

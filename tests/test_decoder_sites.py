@@ -22,6 +22,7 @@ from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.on_onnxruntime import Engine
 from edgevlm.runtimes.sequence import assemble
+from edgevlm.runtimes.streaming import Held
 from edgevlm.runtimes.text import TextLoop
 from edgevlm.verify import _pruned_reference
 
@@ -40,7 +41,7 @@ METHODS = (
 
 
 def loop_over(bundle: Bundle) -> TextLoop:
-    return TextLoop(bundle, Engine(bundle, threads=1))
+    return TextLoop(bundle, Held(bundle.plan, Engine(bundle, threads=1)))
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_a_bundle_encodes_a_picture_once(exported, flower, monkeypatch):
     for _ in range(3):
         who.ask("What?", further=False)
     assert len(seen) == 1
-    assert who._loop.engine.threads == 1
+    assert who._loop.blocks.engine.threads == 1
 
 
 @pytest.fixture(scope="module")

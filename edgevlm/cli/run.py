@@ -28,6 +28,9 @@ def main(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads; all cores if not given.")
     ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Most memory of this process, such as 300MB.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Mass that sampling keeps.")] = 1.0,
@@ -39,7 +42,9 @@ def main(
         raise typer.BadParameter("nothing is asked; give --prompt TEXT, or --chat for questions")
     if image and video:
         raise typer.BadParameter("give --image or --video, not both")
-    model = api.load(bundle or default_bundle(), engine, threads)
+    model = api.Model(
+        api.load_loop(bundle or default_bundle(), engine, threads, memory, progress=o.say)
+    )
     sampling = Sampling(temperature, top_p, seed)
 
     def stream(text: str) -> None:
@@ -82,5 +87,6 @@ def _summary(answer: Answer) -> str:
         f" first token {answer.ttft_ms:.0f} ms (vision {answer.vision_ms:.0f}, reduce"
         f" {answer.reduce_ms:.1f}, prefill {answer.prefill_ms:.0f});"
         + (f" {speed:.1f} tokens/s;" if speed else "")
+        + f" {answer.loads} loads;"
         + f" peak {o.megabytes(answer.peak_rss_bytes)}; {answer.engine}"
     )

@@ -27,6 +27,7 @@ from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.sequence import Piece
+from edgevlm.runtimes.streaming import Held
 from edgevlm.runtimes.text import TextLoop
 
 # Long enough for the threads of one engine to stop spinning before another one is measured.
@@ -79,10 +80,10 @@ class Part:
     def __init__(self, engine: Any, without: Sequence[str]) -> None:
         self._engine, self._without = engine, without
 
-    def load(self, block: str) -> None:
+    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
         """Open a block unless its stage is left out."""
         if self._engine.bundle.plan.block(block).stage not in self._without:
-            self._engine.load(block)
+            self._engine.load(block, function, form)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -91,7 +92,7 @@ class Part:
 def open_loop(found: Bundle, threads: int, without: Sequence[str] = ()) -> TextLoop:
     """The text loop over a bundle, without some stages, on the engine of its target."""
     engine = ENGINES.load(engine_for(found.plan.recipe.target)).Engine(found, threads)
-    return TextLoop(found, Part(engine, without))
+    return TextLoop(found, Held(found.plan, Part(engine, without)))
 
 
 def prefill(loop: TextLoop, count: int) -> Callable[[], None]:

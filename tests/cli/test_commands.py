@@ -16,7 +16,7 @@ PLAN = {
 }  # fmt: skip
 RUN = {
     "text", "token_ids", "visual_tokens", "prompt_tokens", "load_ms", "vision_ms", "reduce_ms",
-    "prefill_ms", "ttft_ms", "decode_tokens_per_s", "peak_rss_bytes", "engine",
+    "prefill_ms", "ttft_ms", "decode_tokens_per_s", "peak_rss_bytes", "engine", "loads",
 }  # fmt: skip
 VERIFY = {"ok", "logits_rel_error", "tokens_equal", "image_sensitivity", "blocks"}
 INSPECT = {"format_version", "kind", "target", "files", "blocks", "placement"}

@@ -31,6 +31,7 @@ from edgevlm.runtimes import images
 from edgevlm.runtimes.on_onnxruntime import Engine
 from edgevlm.runtimes.sampling import Sampling, chooser
 from edgevlm.runtimes.sequence import Piece, assemble
+from edgevlm.runtimes.streaming import Held
 from edgevlm.runtimes.text import TextLoop, _Stream
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ def bundles(tiny_model, tmp_path_factory):
 
 
 def loop_over(bundle: Bundle) -> TextLoop:
-    return TextLoop(bundle, Engine(bundle, threads=1))
+    return TextLoop(bundle, Held(bundle.plan, Engine(bundle, threads=1)))
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +303,7 @@ def test_the_cache_is_one_buffer_written_in_place(loop):
     for one in loop.cache:
         one[:] = 0
     for name in ("prefill", "decode"):
-        arrays = loop.engine._arrays["decoder-0", name]
+        arrays = loop.blocks.engine._arrays["decoder-0", name]
         for layer in range(loop.plan.host.kv.layers):
             for part in ("key", "value"):
                 past, present = (arrays[f"{time}_{part}_{layer}"] for time in ("past", "present"))

@@ -1,0 +1,94 @@
+"""Graphs that ONNX Runtime has optimized once, with its packed matrices in a file that is mapped.
+
+    artifact -> optimized and packed by ONNX Runtime, once -> graph + matrices in the cache folder
+
+A session packs matrices into memory of its own, once for each function of a block. Written by
+ONNX Runtime itself they are mapped instead: pages of a file, which the system may drop and read
+again, and which functions share whose matrices are equal. What is packed depends on the processor
+and on the release, so both are in the name of the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from edgevlm.bundle import Bundle, cache_folder, sha256
+from edgevlm.plan import Block
+
+# Smaller weights stay inside the graph.
+LEAST_BYTES = 1024
+
+
+def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> dict[str, Path]:
+    """Graph of each function of a block, written if it is not in the cache.
+
+    Args:
+        bundle: The bundle; its files are checked.
+        block: The block.
+        options: Makes settings of a session.
+
+    Raises:
+        BundleError: If a file of the block was changed.
+        OSError: If the cache folder cannot be written.
+    """
+    files = bundle.files_of(block)
+    graphs = sorted(set(files.values()))
+    inside = {path.relative_to(bundle.path).as_posix() for path in graphs}
+    folders = {name.rpartition("/")[0] for name in inside}
+    weights = {f"{f}/{n}" for f in folders for n in (f"{block.name}.weights", "table.bin")}
+    hashes = [f"{f.path} {f.sha256}" for f in bundle.plan.files if f.path in inside | weights]
+    text = "\n".join((ort.__version__, processor(), *sorted(hashes)))
+    done = cache_folder() / "onnxruntime" / hashlib.sha256(text.encode()).hexdigest()[:32]
+    if not done.is_dir():
+        done.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=done.parent) as work:
+            made = Path(work) / "made"
+            for name, path in files.items():
+                _write(path, made / name, block.name, options())
+            _share(made, block.name)
+            if not done.is_dir():  # another process may have been faster
+                os.rename(made, done)
+    return {name: done / name / f"{block.name}.onnx" for name in files}
+
+
+def _write(artifact: Path, folder: Path, name: str, options: Any) -> None:
+    """Have ONNX Runtime write what it makes of an artifact."""
+    folder.mkdir(parents=True)
+    for key, value in (
+        ("save_external_prepacked_constant_initializers", "1"),
+        ("optimized_model_external_initializers_file_name", f"{name}.matrices"),
+        ("optimized_model_external_initializers_min_size_in_bytes", str(LEAST_BYTES)),
+    ):
+        options.add_session_config_entry(f"session.{key}", value)
+    options.optimized_model_filepath = str(folder / f"{name}.onnx")
+    ort.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
+
+
+def _share(made: Path, name: str) -> None:
+    """Functions whose matrices are equal get one file."""
+    first: dict[str, Path] = {}
+    for file in sorted(made.glob(f"*/{name}.matrices")):
+        one = first.setdefault(sha256(file), file)
+        if one is not file:
+            file.unlink()
+            os.link(one, file)
+
+
+@cache
+def processor() -> str:
+    """What tells processors apart for which matrices are packed."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        told = sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))})
+    except OSError:
+        told = [platform.processor()]
+    return f"{platform.system()} {platform.machine()} {told}"

@@ -1,0 +1,253 @@
+"""Which blocks are in memory, decided before anything runs. Pure logic; knows no engine.
+
+A pass runs units in a fixed order, again and again: the views of a picture, the chunks of a prompt,
+the tokens of an answer, the steps of a denoiser. With room for all of them each is loaded once.
+With less, some are kept and the others stream: each is loaded ahead of its run, as early as there
+is room, also for the next pass, and is gone when its run is over. For a cyclic order that is the
+best a fixed choice can do; what was used last is what is needed last, so LRU would keep nothing.
+
+    room >= kept + every window of streamed units between the start of a load and the end of a run
+
+Which ones are kept is found by replaying the choices: all of them for few units, else by climbing
+from the best of several starts, a unit added, dropped or exchanged at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from edgevlm.errors import PlanError
+
+# Passes that are replayed until the last one stands for all that follow.
+PASSES = 4
+# Up to here all choices are tried.
+FEW = 8
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A function of a block as a pass needs it: its bytes in memory, and its times alone.
+
+    A run right after a load takes `first_ms`, and the eviction is in it; any other one `run_ms`.
+    """
+
+    block: str
+    function: str
+    bytes: int
+    load_ms: float
+    first_ms: float
+    run_ms: float
+
+
+@dataclass(frozen=True)
+class Load:
+    """A streamed unit, by its place in the pass, and the run that must have ended before its load.
+
+    `after` counts back over the border of the pass: -1 is the last run of the pass before.
+    """
+
+    unit: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What an app needs to run a pass within a room: no decision is left to it.
+
+    Attributes:
+        units: The pass, in order.
+        kept: Places of the units that stay.
+        loads: The others, in order; one load at a time, each as soon as its `after` is over.
+        room_bytes: What units may take.
+        peak_bytes: What they take at most.
+        pass_ms: Predicted time of a pass, once the kept ones are there.
+        first_ms: Predicted time of the first pass, with nothing in memory.
+    """
+
+    units: tuple[Unit, ...]
+    kept: tuple[int, ...]
+    loads: tuple[Load, ...]
+    room_bytes: int
+    peak_bytes: int
+    pass_ms: float
+    first_ms: float
+
+
+def minimum_bytes(units: Sequence[Unit]) -> int:
+    """The least room in which a pass can run: that of its largest unit."""
+    return max((unit.bytes for unit in units), default=0)
+
+
+def schedule(units: Sequence[Unit], room_bytes: int, share: float = 1.0) -> Schedule:
+    """The fastest schedule of a pass.
+
+    Args:
+        units: The pass, in order.
+        room_bytes: What they may take together.
+        share: How fast a load and a run are beside each other, 1 alone: 1 where a core is free
+            for loading, 2/3 where both want two cores.
+
+    Raises:
+        PlanError: If a unit alone is larger than the room.
+    """
+    units = tuple(units)
+    if minimum_bytes(units) > room_bytes:
+        raise PlanError(
+            f"{room_bytes:,} bytes are too few for {max(units, key=lambda u: u.bytes).block}:"
+            f" at least {minimum_bytes(units):,} are needed"
+        )
+
+    def rate(kept: frozenset[int]) -> tuple[float, int]:
+        loads = _loads(units, kept, room_bytes)
+        times = replay(units, kept, loads, PASSES, share)
+        return times[-1] - times[-2], sum(units[load.unit].bytes for load in loads)
+
+    every = frozenset(range(len(units)))
+    fits = _fits(units, room_bytes)
+    if fits(every):
+        kept = every
+    elif len(units) <= FEW:
+        sizes = range(len(units))
+        choices = (frozenset(c) for size in sizes for c in combinations(sizes, size))
+        kept = min((c for c in choices if fits(c)), key=rate)
+    else:
+        kept = climb(len(units), fits, rate, _starts(units, fits))
+    loads = _loads(units, kept, room_bytes)
+    times = replay(units, kept, loads, PASSES, share)
+    return Schedule(
+        units=units,
+        kept=tuple(sorted(kept)),
+        loads=loads,
+        room_bytes=room_bytes,
+        peak_bytes=_peak(units, kept, loads),
+        pass_ms=times[-1] - times[-2],
+        first_ms=times[0],
+    )
+
+
+def replay(
+    units: Sequence[Unit],
+    kept: frozenset[int],
+    loads: Sequence[Load],
+    passes: int,
+    share: float = 1.0,
+) -> list[float]:
+    """Simulated time in ms at the end of each pass, with nothing in memory before the first.
+
+    One load and one run at a time; while both are under way each goes at `share` of its speed.
+    """
+    count = len(units)
+    # Loads in the order of need: in the first pass the kept ones too.
+    after = {load.unit: load.after for load in loads}
+    queue = [(i, after.get(i, -count)) for i in range(count)]
+    queue += [
+        (p * count + i, p * count + a) for p in range(1, passes + 1) for i, a in after.items()
+    ]
+    queue.sort()
+    loaded = {p * count + i for p in range(1, passes) for i in kept}
+    now, ends, run, at = 0.0, list[float](), 0, 0
+    run_left = units[0].first_ms if units else 0.0
+    load_left = units[queue[0][0] % count].load_ms if queue else 0.0
+    while run < passes * count:
+        loading = at < len(queue) and queue[at][1] < run
+        running = run in loaded
+        speed = share if loading and running else 1.0
+        step = min([load_left] * loading + [run_left] * running) / speed
+        now += step
+        if loading:
+            load_left -= step * speed
+            if load_left <= 1e-9:
+                loaded.add(queue[at][0])
+                at += 1
+                load_left = units[queue[at][0] % count].load_ms if at < len(queue) else 0.0
+        if running:
+            run_left -= step * speed
+            if run_left <= 1e-9:
+                run += 1
+                again = run >= count and run % count in kept
+                unit = units[run % count]
+                run_left = unit.run_ms if again else unit.first_ms
+                if run % count == 0:
+                    ends.append(now)
+    return ends
+
+
+def climb(
+    count: int,
+    fits: Callable[[frozenset[int]], bool],
+    rate: Callable[[frozenset[int]], tuple[float, int]],
+    starts: Sequence[frozenset[int]],
+) -> frozenset[int]:
+    """The best choice that adding, dropping or exchanging one unit leads to."""
+    best = min(starts, key=rate)
+    known = rate(best)
+    while True:
+        others = [best ^ {i} for i in range(count)]
+        others += [best - {i} | {j} for i in best for j in range(count) if j not in best]
+        found = min(((rate(c), sorted(c)) for c in others if fits(c)), default=(known, []))
+        if found[0] >= known:
+            return best
+        known, best = found[0], frozenset(found[1])
+
+
+def _fits(units: Sequence[Unit], room_bytes: int) -> Callable[[frozenset[int]], bool]:
+    """Whether a choice leaves room for the largest of the others."""
+
+    def fits(kept: frozenset[int]) -> bool:
+        held = sum(units[i].bytes for i in kept)
+        return held + max((u.bytes for i, u in enumerate(units) if i not in kept), default=0) <= (
+            room_bytes
+        )
+
+    return fits
+
+
+def _starts(units: Sequence[Unit], fits: Callable[[frozenset[int]], bool]) -> list[frozenset[int]]:
+    """Choices to climb from: nothing, what is dearest to load, and every second, third, … unit."""
+    dearest = sorted(range(len(units)), key=lambda i: -units[i].load_ms / max(units[i].bytes, 1))
+    apart = [sorted(range(len(units)), key=lambda i: (i % gap, i)) for gap in (1, 2, 3, 4)]
+    found = [frozenset[int]()]
+    for order in (dearest, *apart):
+        kept = frozenset[int]()
+        for i in order:
+            if fits(kept | {i}):
+                kept |= {i}
+                found.append(kept)
+    return found
+
+
+def _loads(units: Sequence[Unit], kept: frozenset[int], room_bytes: int) -> tuple[Load, ...]:
+    """When each streamed unit may be loaded: as soon as those before it leave room."""
+    streamed = [i for i in range(len(units)) if i not in kept]
+    room, count = room_bytes - sum(units[i].bytes for i in kept), len(units)
+    found = []
+    for place, unit in enumerate(streamed):
+        held, back = units[unit].bytes, 1
+        # Units streamed before this one that may still be in memory when its load begins; at most
+        # all others, for a unit leaves before it comes again.
+        while back < len(streamed):
+            before = units[streamed[place - back]].bytes
+            if held + before > room:
+                break
+            held, back = held + before, back + 1
+        border = place - back
+        passes, index = divmod(border, len(streamed))
+        found.append(Load(unit, passes * count + streamed[index]))
+    return tuple(found)
+
+
+def _peak(units: Sequence[Unit], kept: frozenset[int], loads: Sequence[Load]) -> int:
+    """Most bytes at a time: kept ones, and those from the start of a load to the end of a run."""
+    held, count, most = sum(units[i].bytes for i in kept), len(units), 0
+    for load in loads:
+        # When its load begins, streamed units that run after `after` and before it may be there.
+        inside = [
+            units[other.unit].bytes
+            for other in loads
+            for shift in (-count, 0)
+            if load.after < other.unit + shift <= load.unit
+        ]
+        most = max(most, sum(inside))
+    return held + most

@@ -1,0 +1,357 @@
+"""Blocks in memory while a loop runs: all of them, or as many as a budget allows.
+
+    Held       every block is loaded before the first run
+    Streamed   schedules of `loader`, carried out: one thread loads ahead, the loop runs and evicts
+
+A budget is about the process: its resident memory as the kernel counts it (VmRSS), so the Python
+that runs, the cache, the arrays between blocks, the engine's working memory and the pages of mapped
+weights are all inside. That is never less than what phones kill for (private dirty memory), so the
+promise holds there too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from edgevlm.errors import PlanError
+from edgevlm.plan import Plan
+from edgevlm.runtimes.loader import Schedule, Unit, minimum_bytes, schedule
+from edgevlm.runtimes.memory import resident_bytes, return_freed
+
+Array = NDArray[Any]
+Key = tuple[str, str]  # block, function
+# For what is not counted: text, Python's own objects, pages of the tokenizer and of libraries.
+RESERVE_BYTES = 12 * 10**6
+
+
+class Engine(Protocol):
+    """What runs functions; `on_onnxruntime.Engine` documents each call."""
+
+    name: str
+
+    def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
+        """Fix the arrays of a function."""
+
+    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
+        """Open a block, or a function of it."""
+
+    def run(self, block: str, function: str) -> None:
+        """Run a function over its arrays."""
+
+    def sync(self, block: str) -> None:
+        """Bring the host's arrays of a block's cache up to date."""
+
+    def unload(self, block: str, function: str | None = None) -> None:
+        """Close a block, or a function of it."""
+
+
+class Blocks(Protocol):
+    """What a loop asks for: bind everything, open, then run in the order of the plan's passes."""
+
+    engine: Engine
+    loads: int
+
+    def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
+        """Fix the arrays of a function."""
+
+    def open(self) -> None:
+        """All functions are bound: load what has to be there."""
+
+    def begin(self, name: str, passes: int | None) -> None:
+        """So many passes of this name follow; None is as many as come."""
+
+    def run(self, block: str, function: str) -> None:
+        """Run a function, loaded or not."""
+
+
+def passes(plan: Plan) -> dict[str, tuple[Key, ...]]:
+    """The orders in which a loop runs a bundle's functions, again and again."""
+    head = [(block.name, "logits") for block in plan.stage("head")]
+    decoder = [block.name for block in plan.stage("decoder")]
+    return {
+        "encode": tuple((block.name, "encode") for block in plan.stage("vision")),
+        "reduce": tuple((block.name, "reduce") for block in plan.stage("reduce")),
+        "prefill": tuple((name, "prefill") for name in decoder),
+        "decode": (*head, *((name, "decode") for name in decoder)),
+    }
+
+
+class Held:
+    """Every block is in memory."""
+
+    def __init__(self, plan: Plan, engine: Engine) -> None:
+        self.plan, self.engine, self.loads = plan, engine, 0
+        self.bind, self.run = engine.bind, engine.run
+
+    def open(self) -> None:
+        """Load every block, in the engine's best form."""
+        form = getattr(self.engine, "forms", ("own",))[0]
+        for block in self.plan.blocks:
+            self.engine.load(block.name, None, form)
+            self.loads += 1
+        return_freed()
+
+    def begin(self, name: str, passes: int | None) -> None:
+        """Nothing: all is there."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A function in one form, measured: bytes in memory, and times alone with warm files.
+
+    `first_ms` is a run right after a load, which reads the pages of mapped weights; `evict_ms` is
+    what it takes to give the memory back.
+    """
+
+    block: str
+    function: str
+    form: str
+    bytes: int
+    load_ms: float
+    first_ms: float
+    run_ms: float
+    evict_ms: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What `measuring` found: every function in every form, and the engine's working memory.
+
+    `share` is how fast a load and a run are beside each other, see `loader.schedule`.
+    """
+
+    costs: tuple[Cost, ...]
+    workspace_bytes: int
+    share: float
+
+    def streamed(self, key: Key) -> Cost:
+        """The form that is loaded and run once soonest."""
+        return min(self._forms(key), key=lambda cost: cost.load_ms + cost.first_ms)
+
+    def kept(self, key: Key) -> Cost:
+        """The form that runs fastest, in no more memory than the streamed one."""
+        most = 1.05 * self.streamed(key).bytes
+        return min((c for c in self._forms(key) if c.bytes <= most), key=lambda cost: cost.run_ms)
+
+    def units(self, keys: Sequence[Key]) -> list[Unit]:
+        """The functions of a pass."""
+        found = []
+        for key in keys:
+            streamed, kept = self.streamed(key), self.kept(key)
+            most = max(streamed.bytes, kept.bytes)
+            times = streamed.load_ms, streamed.first_ms + streamed.evict_ms, kept.run_ms
+            found.append(Unit(*key, most, *times))
+        return found
+
+    def _forms(self, key: Key) -> list[Cost]:
+        return [cost for cost in self.costs if (cost.block, cost.function) == key]
+
+
+def minimum_budget(costs: Costs, orders: Mapping[str, tuple[Key, ...]], fixed_bytes: int) -> int:
+    """The smallest budget: what is there anyway, and the largest function."""
+    return fixed_bytes + max(minimum_bytes(costs.units(keys)) for keys in orders.values())
+
+
+def schedules(
+    costs: Costs, orders: Mapping[str, tuple[Key, ...]], fixed_bytes: int, budget_bytes: int
+) -> dict[str, Schedule]:
+    """A schedule for each pass.
+
+    Raises:
+        PlanError: If the budget is too small; it says which one would do.
+    """
+    least = minimum_budget(costs, orders, fixed_bytes)
+    if budget_bytes < least:
+        raise PlanError(
+            f"a budget of {budget_bytes / 1e6:.0f} MB is too small: {fixed_bytes / 1e6:.0f} MB are"
+            f" taken before any block; the smallest budget is {-(-least // 10**6)} MB"
+        )
+    room = budget_bytes - fixed_bytes
+    return {name: schedule(costs.units(keys), room, costs.share) for name, keys in orders.items()}
+
+
+class Streamed:
+    """Blocks come and go, and the process stays within a budget."""
+
+    def __init__(self, plan: Plan, engine: Engine, costs: Costs, budget_bytes: int) -> None:
+        self.plan, self.engine, self.costs = plan, engine, costs
+        self.budget_bytes, self.loads = budget_bytes, 0
+        self.orders = passes(plan)
+        self._arrays: dict[int, int] = {}  # bytes of each array, by identity
+        self._of = {key: name for name, keys in self.orders.items() for key in keys}
+        self._there: dict[Key, int] = {}
+        self._change = threading.Condition()
+        self._queue: list[tuple[int, int]] = []  # run, and the run that must be over before
+        self._done = self._end = 0
+        self._failed: BaseException | None = None
+        self._loading, self._closed = False, False
+        self._name = ""
+        self._hint: tuple[str, int | None] = ("", None)
+        self._wanted: int | None = None
+
+    def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
+        """Fix the arrays of a function; they count towards the budget."""
+        self._arrays |= {id(array): array.nbytes for array in arrays.values()}
+        self.engine.bind(block, function, arrays)
+
+    def open(self) -> None:
+        """Make the schedules and start the thread that loads.
+
+        Raises:
+            PlanError: If the budget is too small.
+        """
+        image = self.plan.host.image
+        pixels = 2 * 4 * 3 * image.height * image.width * image.views
+        self._fixed = resident_bytes() + RESERVE_BYTES + self.costs.workspace_bytes
+        self._fixed += sum(self._arrays.values()) + pixels
+        self.schedules = schedules(self.costs, self.orders, self._fixed, self.budget_bytes)
+        self.minimum_budget_bytes = minimum_budget(self.costs, self.orders, self._fixed)
+        threading.Thread(target=self._load_ahead, daemon=True).start()
+
+    def set_budget(self, budget_bytes: int) -> None:
+        """Another budget, from the next run on.
+
+        Raises:
+            PlanError: If it is too small; the old one stays.
+        """
+        schedules(self.costs, self.orders, self._fixed, budget_bytes)
+        self._wanted = budget_bytes
+
+    def begin(self, name: str, passes: int | None) -> None:
+        """So many passes follow; none is loaded for after them."""
+        self._hint = (name, passes)
+
+    def run(self, block: str, function: str) -> None:
+        """Run a function as soon as it is loaded; evict it if it does not stay.
+
+        Raises:
+            EdgeVLMError: What loading or running raised.
+        """
+        key = (block, function)
+        if self._wanted is not None:
+            self._stop_loading()
+            self.budget_bytes, self._wanted, self._name = self._wanted, None, ""
+            self.schedules = schedules(self.costs, self.orders, self._fixed, self.budget_bytes)
+        if self._next() != key or self._hint[0] == self._of[key]:
+            self._enter(key)
+        with self._change:
+            while key not in self._there and self._failed is None:
+                self._change.wait()
+            if self._failed is not None:
+                failed, self._failed, self._name = self._failed, None, ""
+                raise failed
+        self.engine.run(block, function)
+        if self._place() not in self._kept:
+            self._evict(key)
+        with self._change:
+            self._done += 1
+            self._change.notify_all()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop_loading()
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+
+    def _place(self) -> int:
+        return self._done % len(self._units)
+
+    def _next(self) -> Key | None:
+        """What the pass under way runs next."""
+        if not self._name or self._done >= self._end > 0:
+            return None
+        unit = self._units[self._place()]
+        return unit.block, unit.function
+
+    def _enter(self, key: Key) -> None:
+        """Begin, or go on with, the passes that a function belongs to."""
+        self._stop_loading()
+        name = self._of[key]
+        now = self.schedules[name]
+        self._name, self._units, self._kept = name, now.units, frozenset(now.kept)
+        count = len(now.units)
+        self._done = self.orders[name].index(key)
+        hinted = self._hint[1] if self._hint[0] == name else None
+        self._end = 0 if hinted is None else hinted * count
+        self._hint = ("", None)
+        mine = {self.orders[name][i] for i in now.kept}
+        for other in [k for k in self._there if k in self.orders[name] and k not in mine]:
+            self._evict(other)
+        for other in [k for k in self._there if k not in mine]:  # as far as they are in the way
+            if now.peak_bytes + sum(b for k, b in self._there.items() if k not in mine) > (
+                now.room_bytes
+            ):
+                self._evict(other)
+        after = {load.unit: load.after for load in now.loads}
+        first = [
+            (i, after.get(i, -count))
+            for i in range(self._done, self._done + count)
+            if self.orders[name][i % count] not in self._there
+        ]
+        self._first = self._done
+        with self._change:
+            self._after = after
+            self._queue = sorted(
+                (i, (i // count) * count + after[i % count] if i % count in after else -count)
+                for i, _ in first
+            )
+            self._change.notify_all()
+
+    def _load_ahead(self) -> None:
+        """The thread: one load at a time, each when there is room for it."""
+        while True:
+            with self._change:
+                while not self._closed and not self._ready():
+                    self._change.wait()
+                if self._closed:
+                    return
+                index, _ = self._queue.pop(0)
+                count = len(self._units)
+                unit = self._units[index % count]
+                self._loading = True
+                if index % count in self._after:  # it streams: again in the next pass
+                    following = index + count
+                    if not self._end or following < self._end:
+                        border = following - index % count
+                        self._queue.append((following, border + self._after[index % count]))
+            key, failed = (unit.block, unit.function), None
+            kept = index % count not in self._after
+            cost = self.costs.kept(key) if kept else self.costs.streamed(key)
+            try:
+                self.engine.load(*key, cost.form)
+            except BaseException as cause:
+                failed = cause
+            with self._change:
+                self._loading = False
+                if failed is None:
+                    self._there[key] = cost.bytes
+                    self.loads += 1
+                else:
+                    self._failed = failed
+                    self._queue.clear()
+                self._change.notify_all()
+
+    def _ready(self) -> bool:
+        if not self._queue or self._failed is not None:
+            return False
+        after = self._queue[0][1]
+        return after < max(self._done, self._first)
+
+    def _stop_loading(self) -> None:
+        """Drop what is queued and wait for the load under way."""
+        with self._change:
+            self._queue.clear()
+            while self._loading:
+                self._change.wait()
+            self._failed = None
+
+    def _evict(self, key: Key) -> None:
+        self.engine.unload(*key)
+        self._there.pop(key, None)
+        return_freed()
