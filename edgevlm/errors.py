@@ -46,6 +46,10 @@ class RuntimeLoadError(EdgeVLMError):
     """An engine is missing or cannot load an artifact."""
 
 
+class DeviceError(EdgeVLMError):
+    """The file of a named device is damaged, or one of its figures has no source."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """One line that names an unknown `kind`, the nearest known name and all the known ones."""
     names = sorted(known)

@@ -42,6 +42,8 @@ OPSET = 20
 KV_FORM, KV_DTYPE = "shared_buffer", "f32"
 SCHEMES = ("none", *FORMATS)
 CALIBRATED = _onnx_linear.CALIBRATED
+# Schemes whose weights are float32 again in memory: sessions unpack them when they open.
+UNPACKED = tuple(name for name, how in FORMATS.items() if how.product == "float32")
 SUMMARY = f"ONNX opset {OPSET} for ONNX Runtime 1.22 and newer; weights of 32, 16, 8 or 4 bits"
 REQUIRES = Requires((("ai.onnx", str(OPSET)), ("com.microsoft", "1"), ("onnxruntime", "1.22")))
 ALIGN_BYTES = 64

@@ -78,7 +78,8 @@ def test_wheel_holds_each_file_once(wheel):
             if path.is_file() and not linked and "__pycache__" not in inside.parts:
                 expected.append(f"{package}/{inside.as_posix()}")
     assert contents(wheel) == sorted(expected)
-    data = ("embedded/model.safetensors", "photos/flower.jpg", "datasets/material/hands.jpg")
+    data = ("embedded/model.safetensors", "photos/flower.jpg", "datasets/material/hands.jpg",
+            "devices/iphone-15-pro.toml")  # fmt: skip
     assert {f"edgevlm/{name}" for name in data} <= set(expected)
     with zipfile.ZipFile(wheel) as file:
         (metadata,) = (name for name in file.namelist() if name.endswith("/METADATA"))
@@ -101,11 +102,13 @@ sys.path += {libraries!r}
 import edgevlm, edgevlm.cli, edgevlm.devices, edgevlm.exporters, edgevlm.runtimes.images
 import optimum.commands.register
 from edgevlm import registry
+from edgevlm.devices import _named
 modules = [m for name, m in sys.modules.items() if name.startswith("edgevlm")]
 print(json.dumps({{
     "files": [m.__file__ for m in modules],
     "optimum": list(optimum.commands.register.__path__),
     "names": {{name: getattr(registry, name).names() for name in {REGISTRIES!r}}},
+    "devices": [_named.load(name).name for name in _named.names()],
 }}))
 """
     found = json.loads(python("-I", "-S", "-c", script))
@@ -113,6 +116,7 @@ print(json.dumps({{
     assert str(tmp_path / Path(PLUG_IN).parent) in found["optimum"]
     assert found["names"] == {name: getattr(registry, name).names() for name in REGISTRIES}
     assert all(found["names"].values())
+    assert found["devices"] == sorted(path.stem for path in (ROOT / "devices").glob("*.toml"))
     assert (tmp_path / "bin" / "edgevlm").is_file()
 
 
@@ -121,8 +125,9 @@ def test_the_runtime_side_imports_nothing_of_the_export_side():
     for package in ("cli", "datasets"):
         files = (ROOT / "edgevlm" / package).glob("[!_]*.py")
         modules += [f"edgevlm.{package}.{path.stem}" for path in files]
-    for name in ("answerers", "api", "bundle", "cli", "documents", "errors", "evaluate", "examples",
-                 "plan", "recipe", "registry", "scores", "sweep", "sweep_files"):  # fmt: skip
+    for name in ("answerers", "api", "bundle", "cli", "devices._named", "documents", "errors",
+                 "evaluate", "examples", "fit", "plan", "recipe", "registry", "scores", "sweep",
+                 "sweep_files"):  # fmt: skip
         modules.append(f"edgevlm.{name}")
     script = f"""
 import importlib, sys

@@ -26,6 +26,7 @@ COMMANDS = (
     "methods",
     "targets",
     "engines",
+    "devices",
 )
 
 

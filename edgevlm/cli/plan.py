@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgevlm import api, fit
 from edgevlm.api import plan_with_cost, require_torch
 from edgevlm.cli import _options as o
+from edgevlm.cli._beside import beside
+from edgevlm.devices import _named
+from edgevlm.devices._named import Device
 from edgevlm.errors import RecipeError
 from edgevlm.plan import Part, Plan
 from edgevlm.recipe import Recipe, parse_bytes
@@ -19,7 +23,10 @@ if TYPE_CHECKING:
 
 def main(
     model: o.ModelArgument = o.Defaults.model,
-    target: o.Target = o.Defaults.target,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Target, see `edgevlm targets`; if not given, the device's or onnx."),
+    ] = None,
     tokens: o.Tokens = None,
     method: o.Methods = None,
     quantize: o.Quantize = o.Defaults.quantize,
@@ -37,13 +44,18 @@ def main(
     size: Annotated[
         str | None, typer.Option(help="With --sensitivity: the mixture of at most this, 60MB.")
     ] = None,
+    named: Annotated[
+        str | None,
+        typer.Option("--for", help="Named device, see `edgevlm devices`: does it fit, and how."),
+    ] = None,
     json: o.Json = False,
 ) -> None:
     """Print tokens, shapes, bytes and FLOPs of MODEL under this recipe."""
+    device = None if named is None else _named.load(named)
     recipe = o.recipe(
         model,
         revision,
-        target,
+        target or (device.target if device else o.Defaults.target),
         tokens,
         method,
         quantize,
@@ -57,10 +69,14 @@ def main(
     )
     if size is not None and not sensitivity:
         raise RecipeError("--size goes with --sensitivity: it chooses among what that measures")
+    if sensitivity and device:
+        raise RecipeError(
+            "--for and --sensitivity do not go together: one calculates, one measures"
+        )
     if sensitivity:
         _sensitivity(recipe, None if size is None else parse_bytes(size), json)
     else:
-        show(*plan_with_cost(recipe), json)
+        show(*plan_with_cost(recipe), json, device)
 
 
 def _sensitivity(recipe: Recipe, size: int | None, as_json: bool) -> None:
@@ -99,9 +115,13 @@ def _cost_of(cost: Cost) -> str:
     return f"{o.megabytes(cost.bytes)} {near}"
 
 
-def show(plan: Plan, cost: MethodCost | None, as_json: bool) -> None:
-    """Print a plan with the cost of its method, as text or JSON."""
-    o.answer(_document(plan, cost), _text(plan, cost), as_json)
+def show(plan: Plan, cost: MethodCost | None, as_json: bool, device: Device | None = None) -> None:
+    """Print a plan with the cost of its method, and beside a device, as text or JSON."""
+    document, text = _document(plan, cost), _text(plan, cost)
+    if device:
+        found = fit.fit(device, plan.recipe, fit.offered(plan.recipe), api.plan)
+        document["for"], text = found, f"{text}\n\n{beside(found)}"
+    o.answer(document, text, as_json)
 
 
 def _document(plan: Plan, cost: MethodCost | None) -> dict[str, object]:

@@ -1,0 +1,42 @@
+"""`edgevlm devices`: named devices and what is known of each."""
+
+from __future__ import annotations
+
+from edgevlm.cli import _options as o
+from edgevlm.devices import _named
+from edgevlm.devices._named import Device
+
+
+def main(json: o.Json = False) -> None:
+    """List the named devices with their figures; --json has the source of each."""
+    devices = [_named.load(name) for name in _named.names()]
+    rows = [
+        [
+            d.name,
+            d.os,
+            _figure(d, "memory_bytes", "GB"),
+            _figure(d, "app_limit_bytes", "GB"),
+            _figure(d, "bandwidth_bytes_per_s", "GB/s"),
+            _npu(d),
+            d.target,
+        ]
+        for d in devices
+    ]
+    text = o.table(["device", "os", "memory", "one app", "bandwidth", "NPU", "target"], rows)
+    text += "\n\n~ seen by users, or derived from other figures; - not known, --json says why"
+    o.answer(devices, text, json)
+
+
+def _figure(device: Device, name: str, unit: str) -> str:
+    """A figure in 10^9, marked if it is not somebody's statement."""
+    value = getattr(device, name)
+    if value is None:
+        return "-"
+    guess = device.sources[name].kind in ("observation", "derived")
+    return f"{'~' * guess}{value / 1e9:.1f} {unit}"
+
+
+def _npu(device: Device) -> str:
+    if device.npu is None:
+        return "-"
+    return device.npu + (f", {device.npu_tops:g} TOPS" if device.npu_tops else "")
