@@ -9,7 +9,7 @@ best a fixed choice can do; what was used last is what is needed last, so LRU wo
     room >= kept + every window of streamed units between the start of a load and the end of a run
 
 Which ones are kept is found by replaying the choices: all of them for few units, else by climbing
-from the best of several starts, a unit added, dropped or exchanged at a time.
+from the best of several starts.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from edgevlm.errors import PlanError
 
 # Passes that are replayed until the last one stands for all that follow.
 PASSES = 4
-# Up to here all choices are tried.
-FEW = 8
+# Up to here all choices are tried, and up to there two units at a time are dropped.
+FEW, PAIRS = 8, 16
+STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -180,16 +181,20 @@ def climb(
     rate: Callable[[frozenset[int]], tuple[float, int]],
     starts: Sequence[frozenset[int]],
 ) -> frozenset[int]:
-    """The best choice that adding, dropping or exchanging one unit leads to."""
-    best = min(starts, key=rate)
-    known = rate(best)
-    while True:
-        others = [best ^ {i} for i in range(count)]
-        others += [best - {i} | {j} for i in best for j in range(count) if j not in best]
-        found = min(((rate(c), sorted(c)) for c in others if fits(c)), default=(known, []))
-        if found[0] >= known:
-            return best
-        known, best = found[0], frozenset(found[1])
+    """The best choice that exchanging one or two units for one, a step at a time, leads to."""
+
+    def reached(best: frozenset[int]) -> frozenset[int]:
+        known = rate(best)
+        while True:
+            dropped = [best, *(best - {i} for i in best)]
+            dropped += [best - {*pair} for pair in combinations(best, 2)] if count <= PAIRS else []
+            near = {d | {j} for d in dropped for j in range(count)} | set(dropped)
+            found = min(((rate(c), sorted(c)) for c in near if fits(c)), default=(known, []))
+            if found[0] >= known:
+                return best
+            known, best = found[0], frozenset(found[1])
+
+    return min(map(reached, sorted(starts, key=rate)[:STARTS]), key=rate)
 
 
 def _fits(units: Sequence[Unit], room_bytes: int) -> Callable[[frozenset[int]], bool]:

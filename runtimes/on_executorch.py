@@ -1,6 +1,6 @@
 """ExecuTorch's runtime, with XNNPACK on the CPU.
 
-    program -> methods -> called over the host's arrays, nothing is copied in
+    program -> a method, prepared when it first runs -> over the host's arrays, nothing is copied in
 
 A method writes its new rows into the caches that it is given, so past and present are one array.
 XNNPACK packs its own copy of the matrices when a method is opened; `prefill` and `decode` of a
@@ -101,7 +101,9 @@ class Engine:
         self._given[block, function] = given
 
     def load(self, block: str, function: str | None = None, form: str = "own") -> None:
-        """Open the methods of a block, or one of them; nothing happens if they are open.
+        """Open the program of a block, once for each method; nothing happens if it is open.
+
+        XNNPACK packs the matrices of a method when it first runs.
 
         Raises:
             BundleError: If the file was changed.
@@ -113,21 +115,16 @@ class Engine:
         if not functions:
             return
         (path,) = set(self.bundle.files_of(planned).values())
-        try:
-            with _mute():
-                program = self._lib._load_program(str(path))
-                metas = {f.name: program.method_meta(f.name) for f in planned.functions}
-        except Exception as cause:
-            line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-            raise RuntimeLoadError(f"{block} does not load: {line}") from cause
         for wanted in functions:
-            _check_signature(metas[wanted.name], wanted, block)
             try:
                 with _mute():
-                    self._methods[block, wanted.name] = program.load_method(wanted.name)
+                    program = self._lib._load_for_executorch(str(path))
+                    meta = program.method_meta(wanted.name)
             except Exception as cause:
                 line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-                raise RuntimeLoadError(f"{block}.{wanted.name} does not load: {line}") from cause
+                raise RuntimeLoadError(f"{block} does not load: {line}") from cause
+            _check_signature(meta, wanted, block)
+            self._methods[block, wanted.name] = program
 
     def run(self, block: str, function: str) -> None:
         """Run a loaded function over its bound arrays.
@@ -137,7 +134,7 @@ class Engine:
         """
         given, arrays = self._given[block, function], self._arrays[block, function]
         try:
-            made = self._methods[block, function].call(given, False)
+            made = self._methods[block, function].run_method(function, given, False)
         except Exception as cause:
             line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
             raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause

@@ -11,6 +11,7 @@ promise holds there too.
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -144,7 +145,8 @@ class Costs:
         for key in keys:
             streamed, kept = self.streamed(key), self.kept(key)
             most = max(streamed.bytes, kept.bytes)
-            times = streamed.load_ms, streamed.first_ms + streamed.evict_ms, kept.run_ms
+            first = max(streamed.first_ms, kept.run_ms) + streamed.evict_ms
+            times = streamed.load_ms, first, kept.run_ms
             found.append(Unit(*key, most, *times))
         return found
 
@@ -207,11 +209,12 @@ class Streamed:
         """
         image = self.plan.host.image
         pixels = 2 * 4 * 3 * image.height * image.width * image.views
-        self._fixed = resident_bytes() + RESERVE_BYTES + self.costs.workspace_bytes
-        self._fixed += sum(self._arrays.values()) + pixels
-        self.schedules = schedules(self.costs, self.orders, self._fixed, self.budget_bytes)
-        self.minimum_budget_bytes = minimum_budget(self.costs, self.orders, self._fixed)
+        self.fixed_bytes = resident_bytes() + RESERVE_BYTES + self.costs.workspace_bytes
+        self.fixed_bytes += sum(self._arrays.values()) + pixels
+        self.schedules = schedules(self.costs, self.orders, self.fixed_bytes, self.budget_bytes)
+        self.minimum_budget_bytes = minimum_budget(self.costs, self.orders, self.fixed_bytes)
         threading.Thread(target=self._load_ahead, daemon=True).start()
+        atexit.register(self.close)  # Python must not end while the thread is inside an engine
 
     def set_budget(self, budget_bytes: int) -> None:
         """Another budget, from the next run on.
@@ -219,7 +222,7 @@ class Streamed:
         Raises:
             PlanError: If it is too small; the old one stays.
         """
-        schedules(self.costs, self.orders, self._fixed, budget_bytes)
+        schedules(self.costs, self.orders, self.fixed_bytes, budget_bytes)
         self._wanted = budget_bytes
 
     def begin(self, name: str, passes: int | None) -> None:
@@ -236,7 +239,7 @@ class Streamed:
         if self._wanted is not None:
             self._stop_loading()
             self.budget_bytes, self._wanted, self._name = self._wanted, None, ""
-            self.schedules = schedules(self.costs, self.orders, self._fixed, self.budget_bytes)
+            self.schedules = schedules(self.costs, self.orders, self.fixed_bytes, self.budget_bytes)
         if self._next() != key or self._hint[0] == self._of[key]:
             self._enter(key)
         with self._change:
@@ -253,8 +256,9 @@ class Streamed:
             self._change.notify_all()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread; a load under way is waited for."""
         self._stop_loading()
+        atexit.unregister(self.close)
         with self._change:
             self._closed = True
             self._change.notify_all()

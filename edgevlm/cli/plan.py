@@ -8,6 +8,7 @@ import typer
 
 from edgevlm import api, fit
 from edgevlm.api import plan_with_cost, require_torch
+from edgevlm.cli import _budget
 from edgevlm.cli import _options as o
 from edgevlm.cli._beside import beside
 from edgevlm.devices import _named
@@ -48,9 +49,16 @@ def main(
         str | None,
         typer.Option("--for", help="Named device, see `edgevlm devices`: does it fit, and how."),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="MODEL is a bundle: times and loads in this much memory, 300MB."),
+    ] = None,
     json: o.Json = False,
 ) -> None:
     """Print tokens, shapes, bytes and FLOPs of MODEL under this recipe."""
+    if memory is not None:
+        _budget.show(model, memory, json)
+        return
     device = None if named is None else _named.load(named)
     recipe = o.recipe(
         model,
@@ -151,8 +159,8 @@ def _document(plan: Plan, cost: MethodCost | None) -> dict[str, object]:
         "minimum_budget_bytes": None,
         "predicted": None,
         "not_measured": {
-            "minimum_budget_bytes": "this version keeps all blocks in memory",
-            "predicted": "no machine has been measured",
+            "minimum_budget_bytes": "measured on the machine that runs: plan BUNDLE --memory",
+            "predicted": "measured on the machine that runs: plan BUNDLE --memory",
         },
     }
 
