@@ -6,9 +6,11 @@ costs one row of the embedding table, one run per block, and no allocation of we
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ from edgevlm.runtimes.sequence import (
 from edgevlm.runtimes.streaming import Blocks
 
 Array = NDArray[Any]
+PICTURES = 4  # whose visual tokens are remembered
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,13 @@ class TextLoop:
         self.bundle, self.blocks, self.plan = bundle, blocks, bundle.plan
         self.tokenizer, self.table = load_tokenizer(bundle), load_table(bundle)
         self.load_ms = _timed(self._bind_and_open)
+        self._known: dict[bytes, Visual] = {}  # by hash of the pixels
+        self._written: list[int] = []  # what the cache was made from, a mark for each row
         self.reset()
 
     def reset(self) -> None:
-        """Forget the conversation."""
-        self.length, self.position, self.pruned = 0, 0, 0
+        """Forget the conversation; what the cache holds may serve the next one."""
+        self.length, self.position, self.pruned, self._plain = 0, 0, 0, True
         for arrays in self._steps.values():
             if "bias" in arrays:
                 arrays["bias"][:] = 0.0
@@ -77,13 +82,26 @@ class TextLoop:
     def see(
         self, pictures: Sequence[Image.Image], times: Sequence[float] = (), duration: float = 0.0
     ) -> Visual:
-        """Encode and reduce one image, or the frames of one clip."""
+        """Encode and reduce one image, or the frames of one clip; the last few are remembered."""
         image = self.plan.host.image
         if len(pictures) != image.frames:
             raise InputError(
                 f"the bundle takes {image.frames} frames per clip, got {len(pictures)}"
             )
         pixels = images.views(pictures, image)
+        key = hashlib.sha256(pixels.tobytes()).digest()
+        if key not in self._known:
+            self._known[key] = self._look(pixels)
+        made = self._known[key] = self._known.pop(key)  # the last one used is the last one to go
+        if len(self._known) > PICTURES:
+            self._known.pop(next(iter(self._known)))
+        if not times:
+            times = [float(i) for i in range(len(pictures))]
+            duration = float(len(pictures))
+        return replace(made, times=tuple(times), duration=duration)
+
+    def _look(self, pixels: Array) -> Visual:
+        image = self.plan.host.image
         count = self._seen["features"].shape[1] // image.views
         started = time.perf_counter()
         self.blocks.begin("encode", len(pixels))
@@ -96,16 +114,11 @@ class TextLoop:
         self.vision_ms += (time.perf_counter() - started) * 1e3
         self.blocks.begin("reduce", 1)
         self.reduce_ms += _timed(lambda: self.blocks.run("reduce-0", "reduce"))
-        if not times:
-            times = [float(i) for i in range(len(pictures))]
-            duration = float(len(pictures))
         logs = self._chosen.get("log_sizes")
         return Visual(
             self._chosen["visual_tokens"][0].copy(),
             self._chosen["kept_positions"][0].copy(),
-            tuple(times),
-            duration,
-            None if logs is None else logs[0].copy(),
+            log_sizes=None if logs is None else logs[0].copy(),
         )
 
     def ask(
@@ -146,7 +159,7 @@ class TextLoop:
                 f"the turn has {len(piece.rows)} tokens and {self.length} are in the context of"
                 f" {self.plan.host.kv.tokens}; export with a larger --context"
             )
-        self.prefill_ms = _timed(lambda: self.prefill(piece))
+        self.prefill_ms = _timed(lambda: self.prefill(self._further(piece)))
         choose = chooser(sampling)
         ids = [choose(self.logits())]
         first = time.perf_counter()
@@ -173,6 +186,22 @@ class TextLoop:
             loads=self.blocks.loads,
         )
 
+    def _further(self, piece: Piece) -> Piece:
+        """The rows of a new conversation that are not in the cache from the one before.
+
+        A system prompt, and a picture that is asked about again, are computed once.
+        """
+        kv = self.plan.host.kv
+        if self.length or piece.bias is not None or kv.gone:
+            return piece
+        marks = _marks(piece.rows, piece.positions)
+        most = min(len(marks) - 1, kv.tokens - self.plan.host.chunk)
+        shared = zip(marks[: max(0, most)], self._written, strict=False)
+        count = len(list(takewhile(lambda pair: pair[0] == pair[1], shared)))
+        if count:
+            self.length, self.position = count, int(piece.positions[count - 1]) + 1
+        return Piece(piece.rows[count:], piece.positions[count:])
+
     def prefill(self, piece: Piece) -> None:
         """Write rows into the cache: in chunks, and one by one where that is less work."""
         done, count = 0, len(piece.rows)
@@ -180,6 +209,7 @@ class TextLoop:
             self._prompt(piece)
             return
         if piece.bias is not None:
+            self._plain = False
             for arrays in self._steps.values():
                 arrays["bias"][..., self.length : self.length + count] = piece.bias
         calls = self._calls(count)
@@ -259,6 +289,8 @@ class TextLoop:
         for block in self.plan.stage("decoder"):
             self.blocks.run(block.name, name)
         self._last[0, 0] = arrays["result"][0, count - 1]
+        marks = _marks(rows, positions) if self._plain else []
+        self._written[self.length :] = marks if len(self._written) >= self.length else []
         self.length += count
         self.position = int(positions[-1]) + 1
 
@@ -378,6 +410,11 @@ def _reused(array: Array | None, needed: set[int], function: Function, name: str
     if array is None or id(array) in needed:
         return made
     return array if (array.shape, array.dtype) == (made.shape, made.dtype) else made
+
+
+def _marks(rows: Array, positions: Array) -> list[int]:
+    """A number for each row and its position; equal ones have the same, others hardly ever."""
+    return [hash((row.tobytes(), int(at))) for row, at in zip(rows, positions, strict=True)]
 
 
 def _timed(action: Callable[[], object]) -> float:

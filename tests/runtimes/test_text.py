@@ -134,6 +134,43 @@ def test_a_further_turn_equals_prefilling_the_whole_conversation(loop):
     assert turn.shape == whole.shape
 
 
+def test_a_picture_that_is_asked_about_again_is_computed_once(bundles, monkeypatch):
+    loop, fresh = (loop_over(bundles(chunk=16, context=512)) for _ in range(2))
+    runs, run = [], loop.blocks.run
+
+    def counted(block, function):
+        runs.append((block, function))
+        run(block, function)
+
+    monkeypatch.setattr(loop.blocks, "run", counted)
+    loop.ask(QUESTION, seeing(loop, FLOWER), max_new_tokens=4)
+    before = runs.copy()
+    for question in ("And what else?", QUESTION):  # the second has more in common with no answer
+        runs.clear()
+        loop.reset()
+        answer = loop.ask(question, seeing(loop, FLOWER), max_new_tokens=12)
+        fresh.reset()
+        fresh._written.clear()
+        fresh._known.clear()
+        assert (
+            answer.token_ids
+            == fresh.ask(question, seeing(fresh, FLOWER), max_new_tokens=12).token_ids
+        )
+        assert not {"encode", "reduce"} & {function for _, function in runs}
+        chunks = sum(function == "prefill" for _, function in runs)
+        assert 0 < chunks <= sum(function == "prefill" for _, function in before) / 2
+        assert answer.vision_ms == answer.reduce_ms == 0.0
+        assert answer.prompt_tokens > 64
+    loop.reset()
+    runs.clear()
+    loop.ask(QUESTION, seeing(loop, STREAM), max_new_tokens=1)
+    assert ("reduce-0", "reduce") in runs
+    assert len(loop._known) == 2
+    for shade in range(6):
+        loop.see([FLOWER.point(lambda value, shade=shade: value // (shade + 2))])
+    assert len(loop._known) == 4
+
+
 def test_a_reset_forgets(loop):
     one = loop.ask(QUESTION, seeing(loop, FLOWER), max_new_tokens=8)
     loop.ask("And why?", max_new_tokens=8)
@@ -300,6 +337,7 @@ def test_an_answer_streams_its_text(loop):
 
 def test_the_cache_is_one_buffer_written_in_place(loop):
     pointers = [one.ctypes.data for one in loop.cache]
+    loop._written.clear()  # else rows that an earlier test wrote are taken to be there
     for one in loop.cache:
         one[:] = 0
     for name in ("prefill", "decode"):
