@@ -88,7 +88,7 @@ def schedule(units: Sequence[Unit], room_bytes: int, share: float = 1.0) -> Sche
         units: The pass, in order.
         room_bytes: What they may take together.
         share: How fast a load and a run are beside each other, 1 alone: 1 where a core is free
-            for loading, 2/3 where both want two cores.
+            for loading. Under 1/2 nothing is loaded ahead: it would take longer.
 
     Raises:
         PlanError: If a unit alone is larger than the room.
@@ -100,8 +100,8 @@ def schedule(units: Sequence[Unit], room_bytes: int, share: float = 1.0) -> Sche
             f" at least {minimum_bytes(units):,} are needed"
         )
 
-    def rate(kept: frozenset[int]) -> tuple[float, int]:
-        loads = _loads(units, kept, room_bytes)
+    def rate(kept: frozenset[int], ahead: bool = True) -> tuple[float, int]:
+        loads = _loads(units, kept, room_bytes, ahead)
         times = replay(units, kept, loads, PASSES, share)
         return times[-1] - times[-2], sum(units[load.unit].bytes for load in loads)
 
@@ -115,7 +115,10 @@ def schedule(units: Sequence[Unit], room_bytes: int, share: float = 1.0) -> Sche
         kept = min((c for c in choices if fits(c)), key=rate)
     else:
         kept = climb(len(units), fits, rate, _starts(units, fits))
-    loads = _loads(units, kept, room_bytes)
+    most = min((_most(units, fits), kept), key=lambda choice: rate(choice, ahead=False))
+    ahead = rate(kept) <= rate(most, ahead=False)
+    kept = kept if ahead else most
+    loads = _loads(units, kept, room_bytes, ahead)
     times = replay(units, kept, loads, PASSES, share)
     return Schedule(
         units=units,
@@ -223,9 +226,29 @@ def _starts(units: Sequence[Unit], fits: Callable[[frozenset[int]], bool]) -> li
     return found
 
 
-def _loads(units: Sequence[Unit], kept: frozenset[int], room_bytes: int) -> tuple[Load, ...]:
-    """When each streamed unit may be loaded: as soon as those before it leave room."""
+def _most(units: Sequence[Unit], fits: Callable[[frozenset[int]], bool]) -> frozenset[int]:
+    """Keep as much as there is room for, what takes longest first."""
+    kept = frozenset[int]()
+    for i in sorted(range(len(units)), key=lambda i: -_saved(units[i]) / max(units[i].bytes, 1)):
+        if fits(kept | {i}):
+            kept |= {i}
+    return kept
+
+
+def _saved(unit: Unit) -> float:
+    return unit.load_ms + unit.first_ms - unit.run_ms
+
+
+def _loads(
+    units: Sequence[Unit], kept: frozenset[int], room_bytes: int, ahead: bool = True
+) -> tuple[Load, ...]:
+    """When each streamed unit may be loaded: as soon as those before it leave room.
+
+    If not `ahead`, when the run before its own is over.
+    """
     streamed = [i for i in range(len(units)) if i not in kept]
+    if not ahead:
+        return tuple(Load(unit, unit - 1) for unit in streamed)
     room, count = room_bytes - sum(units[i].bytes for i in kept), len(units)
     found = []
     for place, unit in enumerate(streamed):

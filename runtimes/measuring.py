@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,16 @@ from edgevlm.bundle import Bundle, cache_folder, sha256
 from edgevlm.documents import dumps, read
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.manifest import MANIFEST
+from edgevlm.plan import Plan
 from edgevlm.registry import ENGINES
+from edgevlm.runtimes.loader import PASSES, Schedule, replay
 from edgevlm.runtimes.memory import forget_peak, peak_rss_bytes, resident_bytes, return_freed
-from edgevlm.runtimes.streaming import Array, Cost, Costs, Key, passes
+from edgevlm.runtimes.streaming import Array, Cost, Costs, Key, Streamed, passes
 from edgevlm.runtimes.text import TextLoop
 
 # How often a function is loaded, and how long and how often it runs each time.
 LOADS, RUN_S, LEAST, MOST = 3, 0.05, 2, 8
+LEAST_SHARE = 0.2
 
 
 def measured(
@@ -70,7 +74,7 @@ class Measured:
     """Blocks for a loop that only binds: `open` measures every function in every form."""
 
     def __init__(self, bundle: Bundle, engine: Any) -> None:
-        self.engine, self.loads, self.keys = engine, 0, list[Key]()
+        self.plan, self.engine, self.loads, self.keys = bundle.plan, engine, 0, list[Key]()
         for keys in passes(bundle.plan).values():
             self.keys += keys
         self.costs: Costs
@@ -88,10 +92,8 @@ class Measured:
         found = [_cost(self.engine, key, form) for key in self.keys for form in self.engine.forms]
         return_freed()
         workspace = max(0, resident_bytes() - before)
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        wanted = self.engine.threads + 1
-        share = min(1.0, cores / wanted) if self.engine.loads_beside_runs else 0.5
-        self.costs = Costs(tuple(found), workspace, share)
+        alone = Costs(tuple(found), workspace, {})
+        self.costs = replace(alone, shares=_shares(self.plan, self.engine, alone))
 
     def begin(self, name: str, passes: int | None) -> None:
         """Nothing runs."""
@@ -126,6 +128,42 @@ def _once(engine: Any, key: Key, form: str) -> tuple[float, float, float, float,
     evict = time.perf_counter() - ended
     took = [b - a for a, b in pairwise(at)]
     return took[0], took[1], statistics.median(took[2:]), evict, max(0, size)
+
+
+def _shares(plan: Plan, engine: Any, costs: Costs) -> dict[str, float]:
+    """How fast loads and runs are beside each other, from passes with room for two functions."""
+    found = {}
+    for name, keys in passes(plan).items():
+        units = costs.units(keys)
+        if len(units) < 3:
+            continue
+        largest, second = sorted((unit.bytes for unit in units), reverse=True)[:2]
+        blocks = Streamed(plan, engine, costs, 0)
+        blocks.orders = {name: keys}
+        blocks.budget_bytes = largest + second
+        blocks.start()
+        blocks.begin(name, 1 + PASSES)
+        at = []
+        for _ in range(1 + PASSES):
+            for key in keys:
+                blocks.run(*key)
+            at.append(time.perf_counter())
+        blocks.close()
+        for key in keys:
+            engine.unload(*key)
+        took = 1e3 * statistics.median(b - a for a, b in pairwise(at))
+        found[name] = _fitting(blocks.schedules[name], took)
+    return found
+
+
+def _fitting(made: Schedule, took_ms: float) -> float:
+    """The share with which a replay of the schedule takes as long."""
+    low, high = LEAST_SHARE, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        times = replay(made.units, frozenset(made.kept), made.loads, PASSES, middle)
+        low, high = (low, middle) if times[-1] - times[-2] < took_ms else (middle, high)
+    return round(low, 3)
 
 
 def _machine() -> str:

@@ -64,7 +64,6 @@ class Engine:
 
     name = NAME
     forms = ("own",)
-    loads_beside_runs = False  # its Python holds the interpreter while it loads and runs
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         """`threads` holds for the process: ExecuTorch has one pool.

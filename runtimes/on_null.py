@@ -32,7 +32,6 @@ class Engine:
 
     name = NAME
     forms = ("own",)
-    loads_beside_runs = True
 
     def __init__(self, costs: Costs, speed: float = 1.0) -> None:
         """`speed` 10 makes 10 ms of a cost take 1 ms; 0 waits for nothing."""

@@ -49,7 +49,6 @@ class Engine:
 
     name = NAME
     forms = ("prepared", "mapped")
-    loads_beside_runs = True
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle
@@ -111,6 +110,9 @@ class Engine:
         options = ort.SessionOptions()
         options.log_severity_level = _LOG_FATAL
         options.add_session_config_entry("session.use_env_allocators", "1")
+        # Weights that are not mapped stay out of it: one in the middle of a large free piece makes
+        # the arena take another.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         options.enable_mem_pattern = (
             False  # it takes a second piece of the arena, and saves no time
         )

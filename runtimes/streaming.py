@@ -123,21 +123,27 @@ class Cost:
 class Costs:
     """What `measuring` found: every function in every form, and the engine's working memory.
 
-    `share` is how fast a load and a run are beside each other, see `loader.schedule`.
+    `shares` says, for each pass, how fast a load and a run are beside each other, see
+    `loader.schedule`; 1 for a pass that is not there.
     """
 
     costs: tuple[Cost, ...]
     workspace_bytes: int
-    share: float
+    shares: dict[str, float]
 
     def streamed(self, key: Key) -> Cost:
         """The form that is loaded and run once soonest."""
         return min(self._forms(key), key=lambda cost: cost.load_ms + cost.first_ms)
 
-    def kept(self, key: Key) -> Cost:
-        """The form that runs fastest, in no more memory than the streamed one."""
+    def kept(self, key: Key, times: int | None = None) -> Cost:
+        """The form that is best for so many runs (None: many), in no more memory."""
         most = 1.05 * self.streamed(key).bytes
-        return min((c for c in self._forms(key) if c.bytes <= most), key=lambda cost: cost.run_ms)
+
+        def takes(cost: Cost) -> float:
+            begun = 0.0 if times is None else cost.load_ms + cost.first_ms
+            return begun + cost.run_ms * (1 if times is None else times - 1)
+
+        return min((cost for cost in self._forms(key) if cost.bytes <= most), key=takes)
 
     def units(self, keys: Sequence[Key]) -> list[Unit]:
         """The functions of a pass."""
@@ -174,7 +180,10 @@ def schedules(
             f" taken before any block; the smallest budget is {-(-least // 10**6)} MB"
         )
     room = budget_bytes - fixed_bytes
-    return {name: schedule(costs.units(keys), room, costs.share) for name, keys in orders.items()}
+    return {
+        name: schedule(costs.units(keys), room, costs.shares.get(name, 1.0))
+        for name, keys in orders.items()
+    }
 
 
 class Streamed:
@@ -182,7 +191,7 @@ class Streamed:
 
     def __init__(self, plan: Plan, engine: Engine, costs: Costs, budget_bytes: int) -> None:
         self.plan, self.engine, self.costs = plan, engine, costs
-        self.budget_bytes, self.loads = budget_bytes, 0
+        self.budget_bytes, self.fixed_bytes, self.loads = budget_bytes, 0, 0
         self.orders = passes(plan)
         self._arrays: dict[int, int] = {}  # bytes of each array, by identity
         self._of = {key: name for name, keys in self.orders.items() for key in keys}
@@ -191,7 +200,7 @@ class Streamed:
         self._queue: list[tuple[int, int]] = []  # run, and the run that must be over before
         self._done = self._end = 0
         self._failed: BaseException | None = None
-        self._loading, self._closed = False, False
+        self._loading, self._running, self._closed = False, False, False
         self._name = ""
         self._hint: tuple[str, int | None] = ("", None)
         self._wanted: int | None = None
@@ -207,10 +216,19 @@ class Streamed:
         Raises:
             PlanError: If the budget is too small.
         """
+        return_freed()
         image = self.plan.host.image
         pixels = 2 * 4 * 3 * image.height * image.width * image.views
         self.fixed_bytes = resident_bytes() + RESERVE_BYTES + self.costs.workspace_bytes
         self.fixed_bytes += sum(self._arrays.values()) + pixels
+        self.start()
+
+    def start(self) -> None:
+        """`open` where `fixed_bytes` is known: what is taken before any block.
+
+        Raises:
+            PlanError: If the budget is too small.
+        """
         self.schedules = schedules(self.costs, self.orders, self.fixed_bytes, self.budget_bytes)
         self.minimum_budget_bytes = minimum_budget(self.costs, self.orders, self.fixed_bytes)
         threading.Thread(target=self._load_ahead, daemon=True).start()
@@ -248,12 +266,16 @@ class Streamed:
             if self._failed is not None:
                 failed, self._failed, self._name = self._failed, None, ""
                 raise failed
-        self.engine.run(block, function)
-        if self._place() not in self._kept:
-            self._evict(key)
-        with self._change:
-            self._done += 1
-            self._change.notify_all()
+        self._running = True
+        try:
+            self.engine.run(block, function)
+            if self._place() not in self._kept:
+                self._evict(key)
+        finally:
+            self._running = False
+            with self._change:
+                self._done += 1
+                self._change.notify_all()
 
     def close(self) -> None:
         """End the thread; a load under way is waited for."""
@@ -326,7 +348,9 @@ class Streamed:
                         self._queue.append((following, border + self._after[index % count]))
             key, failed = (unit.block, unit.function), None
             kept = index % count not in self._after
-            cost = self.costs.kept(key) if kept else self.costs.streamed(key)
+            times = self._end // count if self._end else None
+            cost = self.costs.kept(key, times) if kept else self.costs.streamed(key)
+            self._wait_for_room(cost.bytes)
             try:
                 self.engine.load(*key, cost.form)
             except BaseException as cause:
@@ -340,6 +364,14 @@ class Streamed:
                     self._failed = failed
                     self._queue.clear()
                 self._change.notify_all()
+
+    def _wait_for_room(self, size: int) -> None:
+        """What was measured may not be all that is there: then no load begins beside a run."""
+        with self._change:
+            while self._running and self.fixed_bytes:
+                if resident_bytes() + size <= self.budget_bytes:
+                    return
+                self._change.wait()
 
     def _ready(self) -> bool:
         if not self._queue or self._failed is not None:

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 
 from edgevlm.errors import BundleError, EdgeVLMError, PlanError
 from edgevlm.runtimes import on_null
-from edgevlm.runtimes.streaming import Cost, Costs, Streamed, passes, schedules
+from edgevlm.runtimes.streaming import Cost, Costs, Streamed, passes
 
 SHAPE = {"vision": 3, "decoder": 5, "head": 2}
 FUNCTIONS = {"vision": ("encode",), "reduce": ("reduce",), "decoder": ("prefill", "decode")}
@@ -35,19 +34,17 @@ PLAN = plan_of()
 KEYS = [key for keys in passes(PLAN).values() for key in keys]
 
 
-def costs_of(sizes, load=1.0, run=1.0, share=1.0):
+def costs_of(sizes, load=1.0, run=1.0):
     made = [
         Cost(*key, "own", size, load, run, run, 0.0) for key, size in zip(KEYS, sizes, strict=True)
     ]
-    return Costs(tuple(made), 0, share)
+    return Costs(tuple(made), 0, {})
 
 
 def streamed(costs, room, engine):
     """The executor over the null engine, with nothing else in the process to count."""
     made = Streamed(PLAN, engine, costs, room)
-    made.fixed_bytes = 0
-    made.schedules = schedules(costs, made.orders, 0, room)
-    threading.Thread(target=made._load_ahead, daemon=True).start()
+    made.start()
     return made
 
 
@@ -163,10 +160,11 @@ def test_the_faster_form_is_kept_and_the_sooner_one_streams():
         Cost(*key, "packed", 10, 30.0, 2.0, 1.0, 0.0),
         Cost(*key, "mapped", 10, 1.0, 4.0, 3.0, 0.0),
     ]
-    costs = Costs((*forms, Cost(*key, "large", 20, 1.0, 1.5, 0.5, 0.0)), 0, 1.0)
+    costs = Costs((*forms, Cost(*key, "large", 20, 1.0, 1.5, 0.5, 0.0)), 0, {})
     assert costs.streamed(key).form == "large"
-    costs = Costs(tuple(forms), 0, 1.0)
+    costs = Costs(tuple(forms), 0, {})
     assert (costs.streamed(key).form, costs.kept(key).form) == ("mapped", "packed")
+    assert [costs.kept(key, times).form for times in (1, 5, 50)] == ["mapped", "mapped", "packed"]
 
 
 # The real thing: processes with a budget, as `edgevlm run --memory` makes them.
