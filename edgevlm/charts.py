@@ -6,12 +6,13 @@ large on a phone as on a screen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from edgevlm.page import Html, colour, tag
 from edgevlm.profile import Event, Timeline
 
-HEIGHT = 18
+HEIGHT, TICKS = 18, 5
 SHOWN = ("load", "vision", "reduce", "prefill", "head", "decode", "evict")
 
 
@@ -26,10 +27,18 @@ def lanes(timeline: Timeline, budget_bytes: int | None) -> Html:
         most = max(sample.rss_bytes for sample in timeline.memory)
         label = tag("span", "memory", tag("br"), f"to {most / 1e6:,.0f} MB")
         found += [label, _memory(timeline, budget_bytes)]
-    marks = [f"{timeline.ms * i / 4:,.{1 if timeline.ms < 40 else 0}f}" for i in range(5)]
-    marks[-1] += " ms"
-    found += [tag("span"), tag("div", *(tag("span", mark) for mark in marks), class_="axis")]
+    found += [tag("span"), axis(timeline.ms)]
     return tag("div", *found, class_="lanes")
+
+
+def axis(ms: float) -> Html:
+    """Round times under a lane, and the unit at its end."""
+    size = 10.0 ** math.floor(math.log10(ms or 1.0))
+    step = next(x * size for x in (0.2, 0.5, 1.0, 2.0, 5.0) if x * size * TICKS >= ms)
+    at = [step * i for i in range(TICKS + 1) if step * i < 0.9 * ms]
+    digits = max(0, -math.floor(math.log10(step)))
+    marks = [tag("span", f"{t:,.{digits}f}", style=f"left:{100 * t / ms:.3f}%") for t in at]
+    return tag("div", *marks, tag("b", "ms"), class_="axis")
 
 
 def curve(points: Sequence[tuple[float, float]], name: str, height: int = 90) -> Html:

@@ -14,16 +14,16 @@ VOID = ("meta", "rect", "line", "path", "br")
 # Colours that people who confuse red and green tell apart (Okabe and Ito), by stage.
 COLOURS = {
     "picture": "--pink", "vision": "--blue", "reduce": "--yellow", "prefill": "--orange",
-    "head": "--sky", "decode": "--green", "evict": "--grey", "wait": "--grey", "host": "--grey",
+    "head": "--sky", "decode": "--green", "evict": "--violet", "wait": "--grey", "host": "--dim",
 }  # fmt: skip
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 STYLE = """
 :root{color-scheme:light dark;--ground:#fff;--ink:#1c2024;--soft:#5d666f;--line:#d9dee3;
 --card:#f5f7f9;--blue:#0072b2;--sky:#56b4e9;--green:#009e73;--yellow:#d9a800;--orange:#e0701a;
---pink:#cc79a7;--grey:#8b949e;--bad:#c0341d}
+--pink:#cc79a7;--grey:#8b949e;--dim:#b9c0c7;--violet:#7a5fb5;--bad:#c0341d}
 @media (prefers-color-scheme:dark){:root{--ground:#14171a;--ink:#e6e9ec;--soft:#9aa4ae;
 --line:#333a41;--card:#1d2226;--blue:#4aa3df;--sky:#8ccbf2;--green:#2bbf93;--yellow:#f0c84b;
---orange:#f28c3c;--pink:#dd9ac0;--grey:#79828b;--bad:#ff7a62}}
+--orange:#f28c3c;--pink:#dd9ac0;--grey:#79828b;--dim:#525b64;--violet:#a58be0;--bad:#ff7a62}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:1080px;padding:20px 16px 48px;background:var(--ground);
 color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;
@@ -42,8 +42,10 @@ p{margin:4px 0 10px}.soft{color:var(--soft)}small,.small{font-size:13px}
 .lanes{display:grid;grid-template-columns:max-content 1fr;gap:3px 10px;align-items:center}
 .lanes>span{font-size:13px;color:var(--soft);text-align:right}
 .lanes svg{display:block;width:100%;background:var(--card);border-radius:3px}
-.axis{display:flex;justify-content:space-between;font-size:12px;color:var(--soft);
+.axis{position:relative;height:18px;font-size:12px;color:var(--soft);
 font-variant-numeric:tabular-nums}
+.axis span{position:absolute;transform:translateX(-50%)}.axis span:first-child{transform:none}
+.axis b{position:absolute;right:0;font-weight:400}
 .bar{display:block;height:14px;border-radius:3px;min-width:2px;background:var(--blue)}
 .funnel{display:grid;grid-template-columns:max-content 1fr;gap:6px 12px;align-items:center}
 .funnel>span:nth-child(odd){font-size:13px;color:var(--soft)}
@@ -62,6 +64,7 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 14px;margin:6px 0;
 dt{color:var(--soft)}dd{margin:0}
 @media (max-width:620px){.hide{display:none}dl{grid-template-columns:1fr}dt{margin-top:6px}
 h1{font-size:20px}th{white-space:normal}.tile b{font-size:20px}.tiles{grid-template-columns:1fr 1fr}
+.tile:last-child:nth-child(odd){grid-column:1/-1}
 .lanes>span{font-size:11px}.lanes{gap:3px 6px}td.bars{min-width:40px}}
 """
 

@@ -147,16 +147,17 @@ def _sustained(profile: Profile) -> list[Html]:
     if not found:
         return []
     first, last = found[0], found[-1]
-    seconds = tag("div", tag("span", "0"), tag("span", f"{last.seconds:,.0f} s"), class_="axis")
-    drawn = [
-        tag("span", "tokens/s"),
-        curve([(s.seconds, s.decode_tokens_per_s) for s in found], "tokens per second"),
-        tag("span", "first token"),
-        curve([(s.seconds, s.ttft_ms) for s in found], "ms to the first token"),
+    seconds = tag("div", tag("span", "0"), tag("b", f"{last.seconds:,.0f} s"), class_="axis")
+    series = [
+        ("tokens/s", [(s.seconds, s.decode_tokens_per_s) for s in found]),
+        ("first token, ms", [(s.seconds, s.ttft_ms) for s in found]),
+        ("°C", [(s.seconds, s.temperature_c) for s in found if s.temperature_c is not None]),
     ]
-    hot = [(s.seconds, s.temperature_c) for s in found if s.temperature_c is not None]
-    if hot:
-        drawn += [tag("span", "temperature"), curve(hot, "degrees Celsius")]
+    drawn: list[Html] = []
+    for name, points in series:
+        if points:
+            top = milliseconds(max(y for _, y in points))
+            drawn += [tag("span", name, tag("br"), f"to {top}"), curve(points, name)]
     reason = profile.not_measured.get("sustained.temperature_c")
     return [
         tag("h2", "Without a pause"),
@@ -219,7 +220,7 @@ def _operators(profile: Profile) -> list[Html]:
 
 def _energy(profile: Profile) -> list[Html]:
     found, now, why = profile.energy_joules, profile.conditions, profile.not_measured
-    energy = f"not measured: {why['energy_joules']}"
+    energy = f"not measured: {why.get('energy_joules', '')}"
     if found is not None:
         energy = f"{found:.3f} J for an answer, all that the processor did in that time"
     hot = f"not measured: {why.get('temperature_c', '')}"
