@@ -128,7 +128,7 @@ def figures(made: Measured) -> Profile:
         engine_version=made.engine_version,
         threads=made.threads,
         recipe=plan.recipe,
-        bundle=made.bundle.path.resolve().name,
+        bundle=Path(os.path.abspath(made.bundle.path)).name,
         card=card,
         question=made.question,
         sites=plan.sites,
@@ -182,7 +182,7 @@ def timeline(
         first = first or (mark.kind == "run" and mark.function == "logits")
         if mark.kind == "step" or mark.end <= start:
             continue
-        part = _part(mark.function, first) or plan.block(mark.block).stage
+        part = _part(mark.function, first or mark.kind != "run") or plan.block(mark.block).stage
         begin = max(mark.start, start)
         events.append(
             Event(

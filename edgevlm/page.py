@@ -60,12 +60,13 @@ border-bottom:1px solid var(--line);vertical-align:middle}
 .name{min-width:92px;overflow-wrap:anywhere}td.bars{width:24%;min-width:70px}
 .note{border-left:4px solid var(--bad);background:var(--card);padding:8px 12px;margin:8px 0}
 .bad{color:var(--bad);font-weight:600}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 14px;margin:6px 0;font-size:13px}
+dl{display:grid;grid-template-columns:fit-content(40%) 1fr;gap:2px 14px;margin:6px 0;font-size:13px}
 dt{color:var(--soft)}dd{margin:0}
 @media (max-width:620px){.hide{display:none}dl{grid-template-columns:1fr}dt{margin-top:6px}
 h1{font-size:20px}th{white-space:normal}.tile b{font-size:20px}.tiles{grid-template-columns:1fr 1fr}
 .tile:last-child:nth-child(odd){grid-column:1/-1}
-.lanes>span{font-size:11px}.lanes{gap:3px 6px}td.bars{min-width:40px}}
+.lanes>span{font-size:11px}.lanes{gap:3px 6px}td.bars{min-width:40px}
+td.name{width:45%}}
 """
 
 

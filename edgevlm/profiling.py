@@ -20,7 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from edgevlm import figures
-from edgevlm.errors import InputError
+from edgevlm.errors import EdgeVLMError, InputError
 from edgevlm.figures import Answered, Measured, Opened
 from edgevlm.plan import Plan
 from edgevlm.profile import Placed, Profile, Question, SustainedSample
@@ -211,5 +211,8 @@ def _placed(engine: object, calls: Mapping[Key, int]) -> Placed | str:
     name = f"{home[0]}.operators_on_{home[2]}"
     if not home[2] or find_spec(name) is None:
         return f"the operators of engine '{getattr(engine, 'name', '')}' are not looked at"
-    placed: Placed = importlib.import_module(name).operators(engine, calls)
+    try:
+        placed: Placed = importlib.import_module(name).operators(engine, calls)
+    except EdgeVLMError as cause:  # what was measured before is not lost for it
+        return str(cause)
     return placed

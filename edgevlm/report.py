@@ -52,6 +52,14 @@ def megabytes(value: float) -> str:
     return f"{value / 1e6:,.1f}"
 
 
+def missing_by_reason(profile: Profile) -> dict[str, list[str]]:
+    """Names of what was not measured, for each reason."""
+    found: dict[str, list[str]] = {}
+    for name, reason in profile.not_measured.items():
+        found.setdefault(reason, []).append(name)
+    return found
+
+
 def threads_text(profile: Profile) -> str:
     """`1 thread`, `2 threads`."""
     count = profile.threads
@@ -253,7 +261,7 @@ def _rest(profile: Profile) -> list[Html]:
         ("methods", ", ".join(recipe.methods) or "the default"), ("a token", floor or why),
         ("edgevlm", profile.edgevlm_version),
     ]  # fmt: skip
-    missing = [(name, reason) for name, reason in profile.not_measured.items()]
+    missing = [(", ".join(names), reason) for reason, names in missing_by_reason(profile).items()]
     return [
         tag("h2", "Recipe and floor"),
         _facts(facts),

@@ -13,7 +13,7 @@ from edgevlm.cli import _options as o
 from edgevlm.errors import DeviceError, unknown_name
 from edgevlm.profile import PARTS, Profile, Stat, check_place, write_profile, write_text
 from edgevlm.profiling import PROMPT, Request, profile
-from edgevlm.report import MEANING, megabytes, milliseconds, threads_text
+from edgevlm.report import MEANING, megabytes, milliseconds, missing_by_reason, threads_text
 from edgevlm.report import report as page_of
 
 DEVICES = ("local",)
@@ -150,9 +150,7 @@ def _whole(found: Profile) -> str:
             f" {first.decode_tokens_per_s:,.1f} tokens/s at first,"
             f" {last.decode_tokens_per_s:,.1f} at last"
         )
-    reasons: dict[str, list[str]] = {}
-    for name, reason in found.not_measured.items():
-        reasons.setdefault(reason, []).append(name)
+    reasons = missing_by_reason(found)
     lines += [f"not measured: {', '.join(names)}: {why}" for why, names in reasons.items()]
     return "\n".join(lines)
 

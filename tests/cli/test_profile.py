@@ -70,6 +70,22 @@ def test_max_fallback_where_nobody_counts(run, exported, monkeypatch):
     assert last.startswith("edgevlm: fallback is not known: the operators of engine 'onnxruntime'")
 
 
+def test_operators_that_cannot_be_looked_at_lose_nothing_else(run, exported, monkeypatch):
+    from edgevlm.errors import BundleError
+    from edgevlm.runtimes import operators_on_onnxruntime
+
+    def fail(engine, calls):
+        raise BundleError("'a.kernels.json' is not valid")
+
+    monkeypatch.setattr(operators_on_onnxruntime, "operators", fail)
+    done = run("profile", exported.bundle.path, *QUICK, "--json")
+    assert done.exit_code == 0, done.stderr
+    found = parse_profile(done.stdout)
+    assert found.operators is found.placement is found.fallback is None
+    assert found.not_measured["placement"] == "'a.kernels.json' is not valid"
+    assert found.ttft_ms > 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
