@@ -306,7 +306,9 @@ def _machine() -> Machine:
     except (OSError, ValueError, AttributeError):
         memory = None
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    system = f"{platform.system()} {platform.release()}"
+    # What follows the second number names a build, of which a reader learns nothing.
+    release = ".".join(platform.release().split(".")[:2])
+    system = f"{platform.system()} {release}"
     return Machine(system, platform.machine(), name, cores, memory)
 
 
