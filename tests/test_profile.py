@@ -108,9 +108,14 @@ def test_an_answers_time_is_all_told(profile):
     assert all(a.start_ms + a.ms <= b.start_ms + 1e-3 for a, b in pairwise(events))
     ran = sum(event.ms for event in events)
     assert 0 < ran < profile.answer.ms
-    parts = sum(profile.stages[name].median for name in PARTS)
-    assert parts == pytest.approx(profile.end_to_end_ms.median, rel=0.3)  # medians of few
-    assert set(profile.stages) == set(PARTS)
+
+
+def test_the_parts_of_an_answer_are_all_of_it(exported):
+    found = measured(exported.bundle.path, runs=1)  # medians of one answer are that answer
+    assert set(found.stages) == set(PARTS)
+    parts = sum(found.stages[name].median for name in PARTS)
+    assert parts == pytest.approx(found.end_to_end_ms.median, rel=1e-3)
+    assert found.blocks_ms == pytest.approx(sum(found.stages[n].median for n in STAGES), rel=1e-3)
 
 
 def test_block_times_sum_to_an_answer(exported, slowed):
@@ -134,7 +139,6 @@ def test_a_slowed_block_stands_out(exported, profile, slowed):
     row = next(row for row in compared.blocks if row.name == "decoder-1.decode")
     assert row.slower
     assert row.ratio > 5
-    assert row.ratio == max(row.ratio for row in compared.blocks)
     page = comparison_page(compared)
     assert "Slower by more than a fifth: </b>" in page
     assert "decoder-1.decode" in page
