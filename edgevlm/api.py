@@ -21,6 +21,7 @@ from edgevlm.runtimes.text import Answer, TextLoop
 
 if TYPE_CHECKING:
     from edgevlm.cost import MethodCost
+    from edgevlm.profile import Profile
     from edgevlm.verify import Verification
 
 Picture = str | Path | Image.Image
@@ -177,6 +178,35 @@ class Model:
     ) -> Answer:
         """A further turn of the conversation that `generate` began."""
         return self._loop.ask(prompt, tuple, max_new_tokens, sampling, on_text)
+
+    def profile(
+        self,
+        image: str | Path | None = None,
+        prompt: str | None = None,
+        *,
+        runs: int = 10,
+        tokens_generated: int = 16,
+        minutes: float = 0.0,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Profile:
+        """Measure this bundle on this machine; ends the conversation.
+
+        Args:
+            image: A picture, for a clip each of its frames; one of ours if None.
+            prompt: The question; one of ours if None.
+            runs: Timed answers.
+            tokens_generated: Tokens of each answer, at least 2.
+            minutes: Further answers without a pause.
+            progress: Called with each step as it begins.
+
+        Raises:
+            InputError: If the picture cannot be read or the answer does not fit the context.
+        """
+        from edgevlm.profiling import PROMPT, Request, profile
+
+        asked = PROMPT if prompt is None else prompt
+        path = None if image is None else Path(image)
+        return profile(self._loop, Request(path, asked, runs, tokens_generated, minutes), progress)
 
     def _visuals(
         self, image: Picture | Sequence[Picture] | None, video: str | Path | None

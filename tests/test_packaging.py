@@ -79,7 +79,7 @@ def test_wheel_holds_each_file_once(wheel):
                 expected.append(f"{package}/{inside.as_posix()}")
     assert contents(wheel) == sorted(expected)
     data = ("embedded/model.safetensors", "photos/flower.jpg", "datasets/material/hands.jpg",
-            "devices/iphone-15-pro.toml")  # fmt: skip
+            "devices/iphone-15-pro.toml", "profile.schema.json")  # fmt: skip
     assert {f"edgevlm/{name}" for name in data} <= set(expected)
     with zipfile.ZipFile(wheel) as file:
         (metadata,) = (name for name in file.namelist() if name.endswith("/METADATA"))
@@ -126,7 +126,8 @@ def test_the_runtime_side_imports_nothing_of_the_export_side():
         files = (ROOT / "edgevlm" / package).glob("[!_]*.py")
         modules += [f"edgevlm.{package}.{path.stem}" for path in files]
     for name in ("answerers", "api", "bundle", "cli", "devices._named", "documents", "errors",
-                 "evaluate", "examples", "fit", "plan", "recipe", "registry", "scores", "sweep",
+                 "evaluate", "examples", "figures", "fit", "plan", "profile", "profile_schema",
+                 "profiling", "recipe", "registry", "report", "scores", "sweep",
                  "sweep_files"):  # fmt: skip
         modules.append(f"edgevlm.{name}")
     script = f"""

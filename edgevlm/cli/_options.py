@@ -117,6 +117,11 @@ def megabytes(size: float) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
+def printable(text: str) -> str:
+    """A text without characters that would steer a terminal: a name may come from a file."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def table(head: list[str], rows: list[list[Any]]) -> str:
     """Plain columns, numbers to the right."""
     cells = [head, *([str(c) for c in row] for row in rows)]

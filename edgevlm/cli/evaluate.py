@@ -118,13 +118,13 @@ def _many(request: Request, output: str, force: bool, json: bool) -> None:
 
 
 def _table(result: Evaluation) -> Table:
-    table = Table(title=Text(_printable(f"{result.model_or_bundle} on {result.dataset}")))
+    table = Table(title=Text(o.printable(f"{result.model_or_bundle} on {result.dataset}")))
     table.add_column("")
     for head in ("right", "95 %", "n"):
         table.add_column(head, justify="right")
     for part in (result.tasks, result.groups):
         for name, score in part.items():
-            table.add_row(Text(_printable(name)), *_cells(score))
+            table.add_row(Text(o.printable(name)), *_cells(score))
         table.add_section()
     whole = Score(result.accuracy, result.low, result.high, result.n)
     table.add_row("all", *_cells(whole))
@@ -194,7 +194,3 @@ def _seldom(step: Callable[[str], None]) -> Callable[[str], None]:
 
 def _terminal() -> bool:
     return Console(stderr=True).is_terminal
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)

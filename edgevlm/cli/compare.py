@@ -1,0 +1,38 @@
+"""`edgevlm compare`: two profiles side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgevlm.cli import _options as o
+from edgevlm.comparing import Comparison, Row, compare, comparison_page, figure
+from edgevlm.profile import read_profile, write_text
+
+
+def main(
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="A profile.")],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="What is put beside it.")],
+    report: Annotated[Path | None, typer.Option(help="A page to write: c.html.")] = None,
+    json: o.Json = False,
+) -> None:
+    """Put profile B beside profile A; functions that got slower by more than 20 % are marked."""
+    found = compare(read_profile(a), read_profile(b), (a.name, b.name))
+    if report is not None:
+        write_text(report, comparison_page(found))
+        o.say(f"wrote {report}")
+    o.answer(found, _text(found), json)
+
+
+def _text(found: Comparison) -> str:
+    rows = [
+        [o.printable(row.name), figure(row, row.a), figure(row, row.b), _ratio(row)]
+        for row in (*found.blocks, *found.totals)
+    ]
+    return o.table(["", "A", "B", "B / A"], rows) + f"\n{found.note}"
+
+
+def _ratio(row: Row) -> str:
+    return "-" if row.ratio is None else f"{row.ratio:.2f}" + "  SLOWER" * row.slower

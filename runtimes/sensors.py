@@ -1,0 +1,114 @@
+"""Energy, temperature and frequency, where Linux lets a program read them.
+
+    /sys/class/powercap/intel-rapl:N    energy of processor package N in microjoules (AMD's too)
+    /sys/class/thermal/thermal_zone*    temperatures in thousandths of a degree
+    /sys/devices/system/cpu             frequency of each core; how often it was slowed down
+
+Virtual machines have none of them, and most systems let only root read energy. None with a reason,
+never 0.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+SYS = Path("/sys")
+# Below this share of its frequency before, a core counts as slowed down where nothing counts it.
+SLOWED = 0.8
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the sensors say at one time; None where there is none.
+
+    `energy_uj` and `energy_ranges_uj` are of each package: the counter begins again at its range.
+    """
+
+    energy_uj: tuple[int, ...] | None
+    energy_ranges_uj: tuple[int, ...]
+    temperature_c: float | None
+    frequency_mhz: float | None
+    throttles: int | None
+    load: float | None
+    not_measured: dict[str, str]
+
+
+def look(system: Path = SYS) -> Reading:
+    """Read all sensors."""
+    reasons: dict[str, str] = {}
+    zones = sorted((system / "class/thermal").glob("thermal_zone*/temp"))
+    degrees = [value / 1e3 for path in zones if (value := _number(path)) is not None]
+    cores = system / "devices/system/cpu"
+    clocks = [_number(p) for p in sorted(cores.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))]
+    known = [clock for clock in clocks if clock is not None]
+    counts = [_number(p) for p in sorted(cores.glob("cpu[0-9]*/thermal_throttle/*_throttle_count"))]
+    counted = [count for count in counts if count is not None]
+    energy, ranges, reason = _energy(system / "class/powercap")
+    if reason:
+        reasons["energy"] = reason
+    if not degrees:
+        reasons["temperature"] = f"no temperature can be read in {system}/class/thermal"
+    if not known:
+        reasons["frequency"] = f"no core has a frequency in {cores}"
+    if not counted and not known:
+        reasons["throttled"] = "neither a count of slow-downs nor a frequency can be read"
+    try:
+        load: float | None = round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        load, reasons["load"] = None, "the system does not say"
+    return Reading(
+        energy,
+        ranges,
+        round(max(degrees), 1) if degrees else None,
+        round(sum(known) / len(known) / 1e3, 1) if known else None,
+        sum(counted) if counted else None,
+        load,
+        reasons,
+    )
+
+
+def joules(before: Reading, after: Reading) -> float | None:
+    """Energy between two readings, over all packages."""
+    if before.energy_uj is None or after.energy_uj is None:
+        return None
+    pairs = zip(before.energy_uj, after.energy_uj, before.energy_ranges_uj, strict=True)
+    return sum((b - a if b >= a else b - a + most) for a, b, most in pairs) / 1e6
+
+
+def throttled(before: Reading, after: Reading) -> bool | None:
+    """Whether the processor was slowed down in between: counted, else by its frequency."""
+    if before.throttles is not None and after.throttles is not None:
+        return after.throttles > before.throttles
+    if before.frequency_mhz is None or after.frequency_mhz is None:
+        return None
+    return after.frequency_mhz < SLOWED * before.frequency_mhz
+
+
+def _energy(folder: Path) -> tuple[tuple[int, ...] | None, tuple[int, ...], str]:
+    """Counters of the packages with their ranges, or why there are none."""
+    packages = [p for p in sorted(folder.glob("*-rapl:*")) if p.name.count(":") == 1]
+    packages = [p for p in packages if _text(p / "name").startswith("package")]
+    if not packages:
+        return None, (), f"the processor's energy counters (RAPL) are not in {folder}"
+    energy = [_number(p / "energy_uj") for p in packages]
+    ranges = [_number(p / "max_energy_range_uj") for p in packages]
+    known = tuple(e for e in energy if e is not None), tuple(r for r in ranges if r is not None)
+    if len(known[0]) < len(packages) or len(known[1]) < len(packages):
+        return None, (), f"this user may not read energy_uj in {packages[0]}; root may"
+    return *known, ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(_text(path))
+    except ValueError:
+        return None
