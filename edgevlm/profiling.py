@@ -107,7 +107,7 @@ def measure(loop: TextLoop, request: Request, progress: Callable[[str], None]) -
         if isinstance(recorder.blocks, Held):
             progress("load and evict each block")
             openings = tuple(_reopen(loop.plan, recorder) for _ in range(OPENINGS))
-        loop.reset()
+        loop.forget()
     calls = figures.calls(loop.plan, answers)
     progress("run each operator under the engine's profiler")
     first = answers[0].answer
@@ -137,7 +137,7 @@ def measure(loop: TextLoop, request: Request, progress: Callable[[str], None]) -
 def _answer(loop: TextLoop, recorder: Recorder, picture: Image.Image, request: Request) -> Answered:
     """One answer in a new conversation, with what the recorder noted."""
     frames = [picture] * loop.plan.host.image.frames
-    loop.reset()
+    loop.forget()
     recorder.clear()
     start = time.perf_counter()
     answer = loop.ask(request.prompt, lambda: [loop.see(frames)], request.tokens_generated)

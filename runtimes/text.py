@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -68,7 +69,7 @@ class TextLoop:
         self.tokenizer, self.table = load_tokenizer(bundle), load_table(bundle)
         self.load_ms = _timed(self._bind_and_open)
         self._known: dict[bytes, Visual] = {}  # by hash of the pixels
-        self._written: list[int] = []  # what the cache was made from, a mark for each row
+        self._written = array("q")  # what the cache was made from, a mark for each row
         self.reset()
 
     def reset(self) -> None:
@@ -78,6 +79,12 @@ class TextLoop:
             if "bias" in arrays:
                 arrays["bias"][:] = 0.0
         self.vision_ms = self.reduce_ms = 0.0
+
+    def forget(self) -> None:
+        """Forget the conversation, the pictures and all that the cache holds: for who measures."""
+        self.reset()
+        self._known.clear()
+        del self._written[:]
 
     def see(
         self, pictures: Sequence[Image.Image], times: Sequence[float] = (), duration: float = 0.0
@@ -266,8 +273,8 @@ class TextLoop:
                 f" clip of {self.plan.visual_tokens}"
             )
         arrays = self._steps["prefill"]
-        for name, array in prompt_state(self.plan, piece).items():
-            arrays[name][:] = array
+        for name, given in prompt_state(self.plan, piece).items():
+            arrays[name][:] = given
         self.blocks.begin("prefill", 1)
         for block in self.plan.stage("decoder"):
             self.blocks.run(block.name, "prefill")
@@ -289,8 +296,9 @@ class TextLoop:
         for block in self.plan.stage("decoder"):
             self.blocks.run(block.name, name)
         self._last[0, 0] = arrays["result"][0, count - 1]
-        marks = _marks(rows, positions) if self._plain else []
-        self._written[self.length :] = marks if len(self._written) >= self.length else []
+        complete = self._plain and len(self._written) >= self.length
+        del self._written[self.length :]
+        self._written.extend(_marks(rows, positions) if complete else ())
         self.length += count
         self.position = int(positions[-1]) + 1
 

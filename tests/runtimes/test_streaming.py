@@ -187,6 +187,7 @@ def logits():
 loop.logits = logits
 model = api.Model(loop)
 first = model.generate(picture, "What is this?", max_new_tokens=8)
+loop.forget()
 answer = model.generate(picture, "How many are there?", max_new_tokens=8)
 least = getattr(loop.blocks, "minimum_budget_bytes", 0)
 print(json.dumps({

@@ -149,9 +149,7 @@ def test_a_picture_that_is_asked_about_again_is_computed_once(bundles, monkeypat
         runs.clear()
         loop.reset()
         answer = loop.ask(question, seeing(loop, FLOWER), max_new_tokens=12)
-        fresh.reset()
-        fresh._written.clear()
-        fresh._known.clear()
+        fresh.forget()
         assert (
             answer.token_ids
             == fresh.ask(question, seeing(fresh, FLOWER), max_new_tokens=12).token_ids
@@ -337,7 +335,7 @@ def test_an_answer_streams_its_text(loop):
 
 def test_the_cache_is_one_buffer_written_in_place(loop):
     pointers = [one.ctypes.data for one in loop.cache]
-    loop._written.clear()  # else rows that an earlier test wrote are taken to be there
+    loop.forget()  # else rows that an earlier test wrote are taken to be there
     for one in loop.cache:
         one[:] = 0
     for name in ("prefill", "decode"):
