@@ -34,9 +34,9 @@ from edgevlm.profile import (
     stat,
 )
 from edgevlm.runtimes import sensors
+from edgevlm.runtimes.costs import Costs, Key
 from edgevlm.runtimes.recording import Mark
 from edgevlm.runtimes.sensors import Reading
-from edgevlm.runtimes.streaming import Costs, Key
 from edgevlm.runtimes.text import Answer
 
 STAGE_OF = {"encode": "vision", "reduce": "reduce", "prefill": "prefill", "logits": "head"}

@@ -27,9 +27,10 @@ from edgevlm.errors import RuntimeLoadError
 from edgevlm.manifest import MANIFEST
 from edgevlm.plan import Plan
 from edgevlm.registry import ENGINES
+from edgevlm.runtimes.costs import Cost, Costs, Key, passes
 from edgevlm.runtimes.loader import PASSES, Schedule, replay
 from edgevlm.runtimes.memory import forget_peak, peak_rss_bytes, resident_bytes, return_freed
-from edgevlm.runtimes.streaming import Array, Cost, Costs, Key, Streamed, passes
+from edgevlm.runtimes.streaming import Array, Streamed
 from edgevlm.runtimes.text import TextLoop
 
 # How often a function is loaded, and how long and how often it runs each time.

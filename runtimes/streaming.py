@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import atexit
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from edgevlm.errors import PlanError
 from edgevlm.plan import Plan
-from edgevlm.runtimes.loader import Schedule, Unit, minimum_bytes, schedule
+from edgevlm.runtimes.costs import Costs, Key, minimum_budget, passes, schedules
 from edgevlm.runtimes.memory import resident_bytes, return_freed
 
 Array = NDArray[Any]
-Key = tuple[str, str]  # block, function
 # For what is not counted: text, Python's own objects, pages of the tokenizer and of libraries.
 RESERVE_BYTES = 12 * 10**6
 
@@ -70,18 +67,6 @@ class Blocks(Protocol):
         """Run a function, loaded or not."""
 
 
-def passes(plan: Plan) -> dict[str, tuple[Key, ...]]:
-    """The orders in which a loop runs a bundle's functions, again and again."""
-    head = [(block.name, "logits") for block in plan.stage("head")]
-    decoder = [block.name for block in plan.stage("decoder")]
-    return {
-        "encode": tuple((block.name, "encode") for block in plan.stage("vision")),
-        "reduce": tuple((block.name, "reduce") for block in plan.stage("reduce")),
-        "prefill": tuple((name, "prefill") for name in decoder),
-        "decode": (*head, *((name, "decode") for name in decoder)),
-    }
-
-
 class Held:
     """Every block is in memory."""
 
@@ -101,91 +86,6 @@ class Held:
         """Nothing: all is there."""
 
 
-@dataclass(frozen=True)
-class Cost:
-    """A function in one form, measured: bytes in memory, and times alone with warm files.
-
-    `first_ms` is a run right after a load, which reads the pages of mapped weights; `evict_ms` is
-    what it takes to give the memory back.
-    """
-
-    block: str
-    function: str
-    form: str
-    bytes: int
-    load_ms: float
-    first_ms: float
-    run_ms: float
-    evict_ms: float
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What `measuring` found: every function in every form, and the engine's working memory.
-
-    `shares` says, for each pass, how fast a load and a run are beside each other, see
-    `loader.schedule`; 1 for a pass that is not there.
-    """
-
-    costs: tuple[Cost, ...]
-    workspace_bytes: int
-    shares: dict[str, float]
-
-    def streamed(self, key: Key) -> Cost:
-        """The form that is loaded and run once soonest."""
-        return min(self._forms(key), key=lambda cost: cost.load_ms + cost.first_ms)
-
-    def kept(self, key: Key, times: int | None = None) -> Cost:
-        """The form that is best for so many runs (None: many), in no more memory."""
-        most = 1.05 * self.streamed(key).bytes
-
-        def takes(cost: Cost) -> float:
-            begun = 0.0 if times is None else cost.load_ms + cost.first_ms
-            return begun + cost.run_ms * (1 if times is None else times - 1)
-
-        return min((cost for cost in self._forms(key) if cost.bytes <= most), key=takes)
-
-    def units(self, keys: Sequence[Key]) -> list[Unit]:
-        """The functions of a pass."""
-        found = []
-        for key in keys:
-            streamed, kept = self.streamed(key), self.kept(key)
-            most = max(streamed.bytes, kept.bytes)
-            first = max(streamed.first_ms, kept.run_ms) + streamed.evict_ms
-            times = streamed.load_ms, first, kept.run_ms
-            found.append(Unit(*key, most, *times))
-        return found
-
-    def _forms(self, key: Key) -> list[Cost]:
-        return [cost for cost in self.costs if (cost.block, cost.function) == key]
-
-
-def minimum_budget(costs: Costs, orders: Mapping[str, tuple[Key, ...]], fixed_bytes: int) -> int:
-    """The smallest budget: what is there anyway, and the largest function."""
-    return fixed_bytes + max(minimum_bytes(costs.units(keys)) for keys in orders.values())
-
-
-def schedules(
-    costs: Costs, orders: Mapping[str, tuple[Key, ...]], fixed_bytes: int, budget_bytes: int
-) -> dict[str, Schedule]:
-    """A schedule for each pass.
-
-    Raises:
-        PlanError: If the budget is too small; it says which one would do.
-    """
-    least = minimum_budget(costs, orders, fixed_bytes)
-    if budget_bytes < least:
-        raise PlanError(
-            f"a budget of {budget_bytes / 1e6:.0f} MB is too small: {fixed_bytes / 1e6:.0f} MB are"
-            f" taken before any block; the smallest budget is {-(-least // 10**6)} MB"
-        )
-    room = budget_bytes - fixed_bytes
-    return {
-        name: schedule(costs.units(keys), room, costs.shares.get(name, 1.0))
-        for name, keys in orders.items()
-    }
-
-
 class Streamed:
     """Blocks come and go, and the process stays within a budget."""
 
@@ -198,7 +98,8 @@ class Streamed:
         self._there: dict[Key, int] = {}
         self._change = threading.Condition()
         self._queue: list[tuple[int, int]] = []  # run, and the run that must be over before
-        self._done = self._end = 0
+        self._done = self._first = self._end = 0
+        self._after: dict[int, int] = {}
         self._failed: BaseException | None = None
         self._loading, self._running, self._closed = False, False, False
         self._name = ""
@@ -315,18 +216,13 @@ class Streamed:
             ):
                 self._evict(other)
         after = {load.unit: load.after for load in now.loads}
-        first = [
-            (i, after.get(i, -count))
-            for i in range(self._done, self._done + count)
-            if self.orders[name][i % count] not in self._there
-        ]
-        self._first = self._done
+        queue = []
+        for i in range(self._done, self._done + count):  # in the first pass, kept ones too
+            place = i % count
+            if self.orders[name][place] not in self._there:
+                queue.append((i, i - place + after[place] if place in after else -count))
         with self._change:
-            self._after = after
-            self._queue = sorted(
-                (i, (i // count) * count + after[i % count] if i % count in after else -count)
-                for i, _ in first
-            )
+            self._first, self._after, self._queue = self._done, after, queue
             self._change.notify_all()
 
     def _load_ahead(self) -> None:

@@ -27,8 +27,9 @@ from edgevlm import api
 from edgevlm.errors import EdgeVLMError
 from edgevlm.recipe import parse_bytes
 from edgevlm.runtimes import images
+from edgevlm.runtimes.costs import passes
 from edgevlm.runtimes.memory import footprint_bytes, forget_peak, peak_rss_bytes
-from edgevlm.runtimes.streaming import Streamed, passes
+from edgevlm.runtimes.streaming import Streamed
 
 PASSES = {"encode": 4, "prefill": 5, "decode": 12}
 PHOTO = Path(__file__).parents[2] / "edgevlm" / "photos" / "flower.jpg"

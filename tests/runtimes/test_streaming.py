@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from edgevlm.errors import BundleError, EdgeVLMError, PlanError
 from edgevlm.runtimes import on_null
-from edgevlm.runtimes.streaming import Cost, Costs, Streamed, passes
+from edgevlm.runtimes.costs import Cost, Costs, passes
+from edgevlm.runtimes.streaming import Streamed
 
 SHAPE = {"vision": 3, "decoder": 5, "head": 2}
 FUNCTIONS = {"vision": ("encode",), "reduce": ("reduce",), "decoder": ("prefill", "decode")}
