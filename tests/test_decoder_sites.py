@@ -99,7 +99,8 @@ def test_64_tokens_after_the_last_stage(preset, tmp_path):
     pieces = planned.pieces(checkpoint.load_model())
     steps = len(answer.token_ids)
     assert steps == 64 or answer.stopped == "stop"
-    expected = _pruned_reference(pieces, loop.plan, piece, visual.positions, steps)
+    made = tuple(torch.from_numpy(x)[None] for x in (visual.tokens, visual.positions))
+    expected = _pruned_reference(pieces, loop.plan, piece, made, steps)
     assert answer.token_ids == expected.tokens
 
 
