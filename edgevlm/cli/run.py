@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -42,9 +43,11 @@ def main(
         raise typer.BadParameter("nothing is asked; give --prompt TEXT, or --chat for questions")
     if image and video:
         raise typer.BadParameter("give --image or --video, not both")
-    model = api.Model(
-        api.load_loop(bundle or default_bundle(), engine, threads, memory, progress=o.say)
-    )
+    path = bundle or default_bundle()
+    if memory is not None and bundle is None and "torch" in sys.modules:
+        # The default was exported just now, and what that took would count in the budget.
+        os.execv(sys.executable, sys.orig_argv)
+    model = api.Model(api.load_loop(path, engine, threads, memory, progress=o.say))
     sampling = Sampling(temperature, top_p, seed)
 
     def stream(text: str) -> None:
