@@ -81,13 +81,16 @@ class Bundle:
     def files_of(self, block: Block) -> dict[str, Path]:
         """Checked artifact of each function of `block`; the weights beside them are checked too."""
         paths = {f.name: self.file(f.file) for f in block.functions}
-        for entry in self.plan.files:
-            folders = {PurePosixPath(f.file).parent for f in block.functions}
-            weights = PurePosixPath(entry.path)
-            mine = weights.name in (f"{block.name}.weights", "table.bin")
-            if mine and weights.parent in folders:
-                self.file(entry.path)
+        for entry in self.weights_of(block):
+            self.file(entry.path)
         return paths
+
+    def weights_of(self, block: Block) -> list[FileEntry]:
+        """Files of weights beside the artifacts of `block`."""
+        folders = {PurePosixPath(f.file).parent for f in block.functions}
+        names = (f"{block.name}.weights", "table.bin")
+        files = [(entry, PurePosixPath(entry.path)) for entry in self.plan.files]
+        return [e for e, path in files if path.name in names and path.parent in folders]
 
 
 class BundleWriter:
@@ -272,12 +275,15 @@ def _remembered() -> dict[str, list[object]]:
 
 
 def _remember(known: dict[str, list[object]]) -> None:
-    path = cache_folder() / "checked.json"
+    keep(cache_folder() / "checked.json", json.dumps(dict(list(known.items())[-4096:])))
+
+
+def keep(path: Path, text: str) -> None:
+    """Write a file of the cache, whole or not at all; without it there is more to do next time."""
     temporary = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = dict(list(known.items())[-4096:])
-        temporary.write_text(json.dumps(kept))
+        temporary.write_text(text, "utf-8")
         temporary.replace(path)
     except OSError:
-        return  # a cache that cannot be written costs time, nothing else
+        return

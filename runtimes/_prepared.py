@@ -41,11 +41,9 @@ def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> dict[s
         OSError: If the cache folder cannot be written.
     """
     files = bundle.files_of(block)
-    graphs = sorted(set(files.values()))
-    inside = {path.relative_to(bundle.path).as_posix() for path in graphs}
-    folders = {name.rpartition("/")[0] for name in inside}
-    weights = {f"{f}/{n}" for f in folders for n in (f"{block.name}.weights", "table.bin")}
-    hashes = [f"{f.path} {f.sha256}" for f in bundle.plan.files if f.path in inside | weights]
+    inside = {path.relative_to(bundle.path).as_posix() for path in files.values()}
+    inside |= {entry.path for entry in bundle.weights_of(block)}
+    hashes = [f"{f.path} {f.sha256}" for f in bundle.plan.files if f.path in inside]
     text = "\n".join((ort.__version__, processor(), *sorted(hashes)))
     done = cache_folder() / "onnxruntime" / hashlib.sha256(text.encode()).hexdigest()[:32]
     if not done.is_dir():

@@ -21,8 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle import Bundle, cache_folder, sha256
-from edgevlm.documents import dumps, read
+from edgevlm.bundle import Bundle, cache_folder, keep, sha256
+from edgevlm.documents import dumps, read, to_document
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.manifest import MANIFEST
 from edgevlm.plan import Plan
@@ -61,13 +61,7 @@ def measured(
         said = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise RuntimeLoadError(f"the blocks cannot be measured: {said}")
     costs = read(Costs, json.loads(done.stdout.splitlines()[-1]), "costs")
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}")
-        temporary.write_text(dumps(costs), "utf-8")
-        temporary.replace(kept)
-    except OSError:
-        pass  # measured again next time
+    keep(kept, dumps(costs))
     return costs
 
 
@@ -177,7 +171,7 @@ def main() -> None:
     bundle = Bundle.open(Path(path))
     blocks = Measured(bundle, ENGINES.load(engine).Engine(bundle, int(threads)))
     TextLoop(bundle, blocks)
-    print(json.dumps(json.loads(dumps(blocks.costs))))
+    print(json.dumps(to_document(blocks.costs)))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edgevlm.bundle import Bundle
 from edgevlm.errors import BundleError, RuntimeLoadError
-from edgevlm.plan import Function
+from edgevlm.plan import Block, Function
 from edgevlm.runtimes._arrays import check_arrays
 
 try:
@@ -82,17 +82,11 @@ class Engine:
         names = [name for name in names if (block, name) not in self._sessions]
         if not names:
             return
-        paths, options = self.bundle.files_of(planned), self.options()
-        if form == "prepared":
-            try:
-                paths = prepared(self.bundle, planned, self.options)
-                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            except BundleError:
-                raise
-            except Exception:  # no room, no rights; ONNX Runtime has types of its own
-                paths = self.bundle.files_of(planned)
-        elif form == "mapped":
+        paths, options = self.graphs(planned, form), self.options()
+        if form == "mapped":
             options.add_session_config_entry("session.disable_prepacking", "1")
+        elif not all(path.is_relative_to(self.bundle.path) for path in paths.values()):
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         for name in names:
             try:
                 session = ort.InferenceSession(
@@ -103,6 +97,21 @@ class Engine:
                 raise RuntimeLoadError(f"{block}.{name} does not load: {line}") from cause
             _check_signature(session, planned.function(name), block)
             self._sessions[block, name] = session
+
+    def graphs(self, block: Block, form: str) -> dict[str, Path]:
+        """The file that a session of each function opens: the bundle's, or the prepared one.
+
+        Raises:
+            BundleError: If a file was changed.
+        """
+        if form == "prepared":
+            try:
+                return prepared(self.bundle, block, self.options)
+            except BundleError:
+                raise
+            except Exception:  # no room, no rights; ONNX Runtime has types of its own
+                pass
+        return self.bundle.files_of(block)
 
     def options(self) -> Any:
         """Settings of every session."""

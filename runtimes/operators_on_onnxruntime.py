@@ -14,9 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgevlm.errors import BundleError
 from edgevlm.profile import Operator, Placed, stat
-from edgevlm.runtimes._prepared import prepared
 from edgevlm.runtimes.on_onnxruntime import Engine
 
 # The only provider that the engine asks for.
@@ -36,7 +34,7 @@ def operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> Placed:
     with tempfile.TemporaryDirectory() as folder:
         watched = _Watched(engine, Path(folder))
         for (block, function), count in calls.items():
-            path = _graph(engine, block, function)
+            path = engine.graphs(engine.bundle.plan.block(block), engine.forms[0])[function]
             modules = modules_of(path) if importlib.util.find_spec("onnx") else None
             for name, kind, provider, times in watched.times(block, function):
                 module = None if modules is None else modules.get(name, "")
@@ -126,14 +124,3 @@ def _parts(weight: str) -> list[str]:
     parts = weight.split(".")
     ends = [i for i, part in enumerate(parts) if part.startswith(("weight", "bias"))]
     return parts[: ends[-1]] if ends else parts[:-1]
-
-
-def _graph(engine: Engine, block: str, function: str) -> Path:
-    """The graph that a session of the first form runs."""
-    planned = engine.bundle.plan.block(block)
-    try:
-        return prepared(engine.bundle, planned, engine.options)[function]
-    except BundleError:
-        raise
-    except Exception:  # as in `Engine.load`: no room or no rights for the cache
-        return engine.bundle.files_of(planned)[function]

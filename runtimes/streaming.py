@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edgevlm.plan import Plan
 from edgevlm.runtimes.costs import Costs, Key, minimum_budget, passes, schedules
+from edgevlm.runtimes.loader import Schedule
 from edgevlm.runtimes.memory import resident_bytes, return_freed
 
 Array = NDArray[Any]
@@ -104,7 +105,7 @@ class Streamed:
         self._loading, self._running, self._closed = False, False, False
         self._name = ""
         self._hint: tuple[str, int | None] = ("", None)
-        self._wanted: int | None = None
+        self._wanted: tuple[int, dict[str, Schedule]] | None = None
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
         """Fix the arrays of a function; they count towards the budget."""
@@ -141,8 +142,8 @@ class Streamed:
         Raises:
             PlanError: If it is too small; the old one stays.
         """
-        schedules(self.costs, self.orders, self.fixed_bytes, budget_bytes)
-        self._wanted = budget_bytes
+        made = schedules(self.costs, self.orders, self.fixed_bytes, budget_bytes)
+        self._wanted = budget_bytes, made
 
     def begin(self, name: str, passes: int | None) -> None:
         """So many passes follow; none is loaded for after them."""
@@ -157,8 +158,8 @@ class Streamed:
         key = (block, function)
         if self._wanted is not None:
             self._stop_loading()
-            self.budget_bytes, self._wanted, self._name = self._wanted, None, ""
-            self.schedules = schedules(self.costs, self.orders, self.fixed_bytes, self.budget_bytes)
+            self.budget_bytes, self.schedules = self._wanted
+            self._wanted, self._name = None, ""
         if self._next() != key or self._hint[0] == self._of[key]:
             self._enter(key)
         with self._change:
