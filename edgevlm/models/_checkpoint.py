@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from edgevlm.errors import ModelError, unknown_name
@@ -86,6 +87,20 @@ class Checkpoint:
                 return template
         return None
 
+    def _weight_files(self) -> list[Path]:
+        """The one file of weights, or the ones that the index names."""
+        whole = self.folder / "model.safetensors"
+        if whole.is_file():
+            return [whole]
+        places = self.document("model.safetensors.index.json").get("weight_map")
+        names = set(places.values()) if isinstance(places, dict) else set()
+        if not names or any(Path(str(name)).name != name for name in names):
+            raise ModelError(
+                "expected model.safetensors, or model.safetensors.index.json with the names of"
+                " files beside it"
+            )
+        return [self.folder / name for name in sorted(names)]
+
     def empty_model(self) -> Any:
         """The model without memory for weights, for counting.
 
@@ -103,18 +118,24 @@ class Checkpoint:
     def load_model(self) -> Any:
         """The model with float32 weights.
 
+        Each tensor is read when it is its turn: of a mapped file, all pages would stay in memory
+        until the last one is.
+
         Raises:
             ModelError: If a weight file is damaged, or weights are missing.
         """
+        kind = type(self.empty_model())
         with _quiet():
             try:
-                model, report = AutoModelForImageTextToText.from_pretrained(
-                    self.folder,
+                tensors: dict[str, Any] = {}
+                for path in self._weight_files():
+                    file: Any = safe_open(path, "pt", backend="pread")
+                    tensors |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                model, report = kind.from_pretrained(
+                    None,
                     config=self.config,
+                    state_dict=tensors,
                     dtype=torch.float32,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    trust_remote_code=False,
                     output_loading_info=True,
                 )
             except Exception as cause:

@@ -196,6 +196,26 @@ def test_missing_weights_are_named(folder):
     assert "layers.1.mlp.down_proj" in text
 
 
+def test_weights_in_several_files_are_one_checkpoint(folder):
+    torch = pytest.importorskip("torch")
+    found = checkpoint.find(str(folder))
+    model = found.load_model()
+    model.save_pretrained(folder, max_shard_size="200KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    again = found.load_model().state_dict()
+    assert again.keys() == model.state_dict().keys()
+    assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("places", [None, [], {}, {"a": "../w.safetensors"}, {"a": 3}, {"a": ""}])
+def test_an_index_of_weights_that_leads_nowhere(folder, places):
+    (folder / "model.safetensors").rename(folder / "w.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    text = refused(checkpoint.find(str(folder)).load_model)
+    assert text.startswith(f"'{folder}' cannot be loaded: ")
+
+
 def test_weights_of_another_shape(folder):
     config(folder, [("text_config", "intermediate_size", 100)])
     assert f"'{folder}' cannot be loaded: " in refused(checkpoint.find(str(folder)).load_model)
