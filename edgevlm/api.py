@@ -13,7 +13,7 @@ from edgevlm.errors import InputError, RuntimeLoadError
 from edgevlm.plan import Plan
 from edgevlm.recipe import Recipe, parse_bytes
 from edgevlm.registry import ENGINES, engine_for
-from edgevlm.runtimes import images
+from edgevlm.runtimes import drafts, images
 from edgevlm.runtimes.sampling import Sampling
 from edgevlm.runtimes.sequence import Visual
 from edgevlm.runtimes.streaming import Held, Streamed
@@ -150,6 +150,7 @@ class Model:
         max_new_tokens: int = 64,
         sampling: Sampling = Sampling(),
         on_text: Callable[[str], None] = lambda _: None,
+        draft: str | None = None,
     ) -> Answer:
         """Answer one question about one or several pictures, or a clip, in a new conversation.
 
@@ -160,13 +161,15 @@ class Model:
             max_new_tokens: Most tokens to generate.
             sampling: Greedy by default.
             on_text: Called with each new piece of text.
+            draft: `lookup` or `skip=N`: tokens are guessed and checked together, see
+                `runtimes.drafts`; for bundles with a `check` function. The answer is the same.
 
         Raises:
             InputError: If a picture cannot be read or the prompt does not fit the context.
         """
         self._loop.reset()
         seen = self._visuals(image, video)
-        return self._loop.ask(prompt, seen, max_new_tokens, sampling, on_text)
+        return self._loop.ask(prompt, seen, max_new_tokens, sampling, on_text, self._draft(draft))
 
     def chat(
         self,
@@ -175,9 +178,10 @@ class Model:
         max_new_tokens: int = 64,
         sampling: Sampling = Sampling(),
         on_text: Callable[[str], None] = lambda _: None,
+        draft: str | None = None,
     ) -> Answer:
         """A further turn of the conversation that `generate` began."""
-        return self._loop.ask(prompt, tuple, max_new_tokens, sampling, on_text)
+        return self._loop.ask(prompt, tuple, max_new_tokens, sampling, on_text, self._draft(draft))
 
     def profile(
         self,
@@ -207,6 +211,9 @@ class Model:
         asked = PROMPT if prompt is None else prompt
         path = None if image is None else Path(image)
         return profile(self._loop, Request(path, asked, runs, tokens_generated, minutes), progress)
+
+    def _draft(self, text: str | None) -> drafts.Draft | None:
+        return None if text is None else drafts.parse(text, self.plan)
 
     def _visuals(
         self, image: Picture | Sequence[Picture] | None, video: str | Path | None

@@ -110,14 +110,14 @@ class DecoderBlock(nn.Module):
 
 
 class HeadBlock(nn.Module):
-    """`logits`: hidden [1, 1, C] -> logits [1, rows] of this block's rows of the vocabulary."""
+    """`logits`, `check`: hidden [1, n, C] -> logits [n, rows] of this block's rows of the words."""
 
     def __init__(self, matrix: Tensor, rows: tuple[int, int]) -> None:
         super().__init__()
         self.rows = nn.Parameter(matrix.detach()[rows[0] : rows[1]], requires_grad=False)  # a view
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return torch.nn.functional.linear(hidden[:, 0], self.rows)
+        return torch.nn.functional.linear(hidden[0], self.rows)
 
 
 def build(block: Block, pieces: object, method: object, shape: object) -> nn.Module:

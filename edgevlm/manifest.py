@@ -22,6 +22,7 @@ from edgevlm.documents import DocumentError, read, shown
 from edgevlm.errors import BundleError
 from edgevlm.packed import PACKINGS
 from edgevlm.plan import FORMAT_VERSION, SIGNALS, Block, Function, Part, Plan, Tensor
+from edgevlm.recipe import MOST_CHECKED
 
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT_BYTES = 32 * 10**6
@@ -31,8 +32,8 @@ TENSOR_LIMIT = 2**31
 DIMENSIONS = 6
 KV_LIMIT_BYTES = 64 * 10**9
 STAGES = {
-    "vision": ("encode",), "reduce": ("reduce",), "decoder": ("prefill", "decode"),
-    "head": ("logits",),
+    "vision": ("encode",), "reduce": ("reduce",), "decoder": ("prefill", "decode", "check"),
+    "head": ("logits", "check"),
 }  # fmt: skip
 PARTS = {
     "prompt": ("ids", "image", "user_text", "text"), "turn": ("ids", "user_text", "text"),
@@ -165,6 +166,12 @@ def _check_host(plan: Plan) -> None:
         good = good and kv.gone[0] >= 0 and kv.gone[-1] < kv.tokens
         _expect(good, f"host.kv.gone is {shown(str(list(kv.gone)))} for {kv.layers} layers")
     _expect(kv.bytes <= KV_LIMIT_BYTES, f"host.kv needs {kv.bytes} bytes")
+    _expect(
+        host.check in (0, *range(2, MOST_CHECKED + 1))
+        and host.check <= kv.tokens
+        and not (host.check and kv.gone),
+        f"host.check is {shown(host.check)}, expected 0 or 2 to {MOST_CHECKED} rows of the cache",
+    )
     _expect(host.chunk <= kv.tokens, f"host.chunk {host.chunk} is more than kv.tokens {kv.tokens}")
     _expect(host.vocabulary <= host.embedding.rows, "host.vocabulary is more than embedding.rows")
     tiles = image.rows * image.columns
@@ -227,8 +234,9 @@ def _check_chain(plan: Plan) -> None:
     for block in plan.blocks:
         where = f"block {shown(block.name)}.stage"
         _expect(block.stage in STAGES, f"{where} is {shown(block.stage)}, known: {known}")
-    for stage, functions in STAGES.items():
+    for stage, known_functions in STAGES.items():
         blocks = plan.stage(stage)
+        functions = tuple(name for name in known_functions if name != "check" or host.check)
         _expect(bool(blocks), f"the stage '{stage}' has no block")
         for index, block in enumerate(blocks):
             _expect(
@@ -249,12 +257,15 @@ def _check_chain(plan: Plan) -> None:
             _check_pruned(plan, index)
     else:
         for block in plan.stage("decoder"):
-            for function, rows in zip(block.functions, (host.chunk, 1), strict=True):
+            for function in block.functions:
+                rows = {"prefill": host.chunk, "decode": 1, "check": host.check}[function.name]
                 _check_decoder(plan, block, function, rows)
     for block in plan.stage("head"):
-        hidden = [Tensor("hidden", "f32", (1, 1, host.embedding.columns))]
-        logits = [Tensor("logits", "f32", (1, block.pieces[1] - block.pieces[0]))]
-        _check_signature(block, block.functions[0], hidden, logits)
+        for function in block.functions:
+            rows = {"logits": 1, "check": host.check}[function.name]
+            hidden = [Tensor("hidden", "f32", (1, rows, host.embedding.columns))]
+            logits = [Tensor("logits", "f32", (rows, block.pieces[1] - block.pieces[0]))]
+            _check_signature(block, function, hidden, logits)
 
 
 def _check_pieces(blocks: tuple[Block, ...], length: int | None) -> None:

@@ -11,7 +11,7 @@ rounding alone, the tokens that both keep are compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from edgevlm.models._family import Pieces
 from edgevlm.plan import SIGNALS, Block, Function
 from edgevlm.planning import Planned
 from edgevlm.registry import ENGINES, engine_for
+from edgevlm.runtimes.memory import return_freed
 from edgevlm.runtimes.sequence import (
     Piece,
     Visual,
@@ -139,6 +140,7 @@ class Runner:
             return self._head(self._pruned(piece, rows, positions))
         calls = [
             *self._chunks(piece),
+            *self._check(rows, positions, len(piece.rows)),
             *(
                 _Call("decode", len(piece.rows) + i, 1, row[None], positions[i : i + 1])
                 for i, row in enumerate(rows)
@@ -146,8 +148,10 @@ class Runner:
         ]
         for block in self.bundle.plan.stage("decoder"):
             calls = self._decoder(block, calls, piece.bias)
+        checked = [call.rows for call in calls if call.function == "check"]
+        calls = [call for call in calls if call.function != "check"]
         last = [call for call in calls if call.first + call.count >= len(piece.rows)]
-        return self._head(np.stack([call.rows[call.count - 1] for call in last]))
+        return self._head(np.stack([call.rows[call.count - 1] for call in last]), checked)
 
     def parity(self) -> Iterator[BlockParity]:
         """Every function in the plan's order: its worst call, its psnr over all calls."""
@@ -217,6 +221,16 @@ class Runner:
             positions[:n] = piece.positions[first : first + n]
             calls.append(_Call("prefill", first, n, rows, positions))
         return calls
+
+    def _check(self, rows: list[Array], positions: Array, first: int) -> list[_Call]:
+        """The rows that single steps will write again, in one call; as many as it takes."""
+        most = self.bundle.plan.host.check
+        if not most or first + most > self.bundle.plan.host.kv.tokens:
+            return []
+        count = min(most, len(rows))
+        given, at = np.zeros((most, rows[0].shape[0]), np.float32), np.zeros(most, np.int32)
+        given[:count], at[:count] = rows[:count], positions[:count]
+        return [_Call("check", first, count, given, at)]
 
     def _pruned(self, piece: Piece, rows: list[Array], positions: Array) -> Array:
         """Rows [steps, C] that reach the head: of a prompt in one call, then of single rows."""
@@ -296,19 +310,20 @@ class Runner:
                 done.append(_Call(call.function, call.first, call.count, out[0], call.positions))
         return done
 
-    def _head(self, hidden: Array) -> Array:
+    def _head(self, hidden: Array, checked: Sequence[Array] = ()) -> Array:
         logits = []
         for block in self.bundle.plan.stage("head"):
-            function = block.functions[0]
             part = []
             with self._open(block) as module:
-                for row in hidden:
-                    given = {"hidden": row[None, None]}
-                    out = self._call(block, function, given)["logits"]
-                    self._compare(
-                        block, function, [out], [module(torch.from_numpy(given["hidden"]))]
-                    )
-                    part.append(out[0])
+                for name, rows in [
+                    *(("logits", row[None]) for row in hidden),
+                    *(("check", rows) for rows in checked),
+                ]:
+                    function, given = block.function(name), rows[None]
+                    out = self._call(block, function, {"hidden": given})["logits"]
+                    self._compare(block, function, [out], [module(torch.from_numpy(given))])
+                    if name == "logits":
+                        part.append(out[0])
             logits.append(np.stack(part))
         return np.concatenate(logits, axis=1)
 
@@ -386,6 +401,7 @@ class _Opened:
     module: nn.Module
 
     def __enter__(self) -> nn.Module:
+        return_freed()  # what the block before took
         self.engine.load(self.block.name)
         return self.module
 

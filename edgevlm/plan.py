@@ -209,7 +209,11 @@ class KVCache:
 
 @dataclass(frozen=True)
 class Host:
-    """Constants that the program around the graphs needs."""
+    """Constants that the program around the graphs needs.
+
+    `chunk` and `check` are the rows that a call of these functions takes; a `check` of 0 says that
+    there is none.
+    """
 
     image: ImageSpec
     embedding: Embedding
@@ -219,6 +223,7 @@ class Host:
     positions: str
     vocabulary: int
     stop_ids: tuple[int, ...]
+    check: int = 0
 
 
 @dataclass(frozen=True)

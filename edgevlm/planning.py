@@ -144,6 +144,11 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
         )
     if pruning and pruning.method.contiguous and positions == "original":
         raise PlanError(f"{leaving[0].method} numbers rows anew, so positions=original cannot be")
+    if pruning and recipe.speculate:
+        raise PlanError(
+            f"{leaving[0].method} at site decoder takes single rows after the prompt, so there is"
+            " nothing to speculate with"
+        )
     pieces = replace(pieces, pruning=pruning)
     gone = tuple(pruning.gone(i) for i in range(len(pieces.decoder))) if pruning else ()
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -178,6 +183,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
             positions=positions,
             vocabulary=vocabulary,
             stop_ids=_stop_ids(checkpoint),
+            check=recipe.speculate,
         ),
         blocks=(),
         requires=Requires((*target.REQUIRES.versions, *backends)),
@@ -217,13 +223,16 @@ def _describe(checkpoint: Checkpoint, recipe: Recipe) -> Description:
 
 def _context(recipe: Recipe, draft: Plan, chunk: int, most: int) -> int:
     needed = draft.prompt_tokens + 1
+    if recipe.speculate:
+        needed += QUESTION_TOKENS + recipe.speculate
     wanted = recipe.context or min(draft.prompt_tokens + ROOM_TOKENS, most)
     if wanted > most:
         raise PlanError(f"context {wanted} is more than the model's {most} positions")
     if wanted <= needed:
+        more = ", and a checked answer some more" if recipe.speculate else ""
         raise PlanError(
             f"context {wanted} is too short: one image and the chat format take"
-            f" {draft.prompt_tokens} tokens; give more --context or fewer --tokens"
+            f" {draft.prompt_tokens} tokens{more}; give more --context or fewer --tokens"
         )
     if draft.host.kv.gone:  # one chunk holds the prompt; later turns go row by row
         return min(max(wanted, chunk), most)

@@ -12,6 +12,7 @@ from edgevlm.errors import RecipeError
 
 MB = 10**6
 MOST_FRAMES = 1024
+MOST_CHECKED = 64
 # No model has more positions; a cache of more would be sized before anything else is looked at.
 MOST_TOKENS = 2**24
 
@@ -36,6 +37,7 @@ class Recipe:
         calibrate: Pictures for schemes that round by what was seen: a number of scenes of the
             embedded dataset, a folder of pictures, or a file of questions.
         backend: Which of the target's backends computes; None is the target's first.
+        speculate: Tokens that one call of `check` takes, for speculative decoding; 0 is none.
     """
 
     model: str = "embedded"
@@ -51,6 +53,7 @@ class Recipe:
     chunk: int | None = None
     calibrate: str | None = None
     backend: str | None = None
+    speculate: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values that no model could serve."""
@@ -63,6 +66,10 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value > most:
                 raise RecipeError(f"{name} must be at most {most}, got {value}")
+        if self.speculate not in (0, *range(2, MOST_CHECKED + 1)):
+            raise RecipeError(
+                f"speculate is 0 or a number from 2 to {MOST_CHECKED}, got {self.speculate}"
+            )
         if self.calibrate is not None and not self.calibrate.strip("0"):
             raise RecipeError(f"calibrate is a number from 1 or a path, got '{self.calibrate}'")
         texts = (self.model, self.revision or "", self.target, self.quantize, *self.methods)

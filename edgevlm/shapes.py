@@ -128,9 +128,11 @@ def _decoder(
     joined = None if pieces.pruning is None else pieces.pruning.joined
     for index, (start, stop) in enumerate(cut(sizes, limit, joined)):
         if pieces.pruning is None:
-            rows = {"prefill": host.chunk, "decode": 1}
+            rows = {"prefill": host.chunk, "decode": 1, "check": host.check}
             calls = [
-                _step(host, name, count, stop - start, calibrated) for name, count in rows.items()
+                _step(host, name, count, stop - start, calibrated)
+                for name, count in rows.items()
+                if count
             ]
         else:
             calls = [_prompt(host, pieces, start, stop), _pruned_step(host, start, stop)]
@@ -214,10 +216,17 @@ def _head(host: Host, limit: int, pieces: Pieces, stored: Stored) -> list[Block]
     channels = host.embedding.columns
     blocks = []
     for index, (start, stop) in enumerate(cut_rows(pieces.head.shape[0], 4 * channels, limit)):
-        given = [Tensor("hidden", "f32", (1, 1, channels))]
-        made = [Tensor("logits", "f32", (1, stop - start))]
+        calls: list[Call] = [
+            (
+                name,
+                [Tensor("hidden", "f32", (1, rows, channels))],
+                [Tensor("logits", "f32", (rows, stop - start))],
+            )
+            for name, rows in (("logits", 1), ("check", host.check))
+            if rows
+        ]
         size = stored.matrix(stop - start, channels, "head")
-        blocks.append(_block("head", index, (start, stop), size, [("logits", given, made)]))
+        blocks.append(_block("head", index, (start, stop), size, calls))
     return blocks
 
 

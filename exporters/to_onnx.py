@@ -112,8 +112,8 @@ def write(
     if table is None:
         places = _write_weights(lowered, tensors, data)
     else:
-        (used,) = lowered.weights.values()
-        places = {w: (table[w.form == "scales"], 0) for w in used.values()}
+        every = [w for used in lowered.weights.values() for w in used.values()]
+        places = {w: (table[w.form == "scales"], 0) for w in every}
     done = []
     for function in block.functions:
         model = lowered.graphs[function.name]  # only places and names change from block to block

@@ -16,12 +16,16 @@ def passes(plan: Plan) -> dict[str, tuple[Key, ...]]:
     """The orders in which a loop runs a bundle's functions, again and again."""
     head = [(block.name, "logits") for block in plan.stage("head")]
     decoder = [block.name for block in plan.stage("decoder")]
-    return {
+    found = {
         "encode": tuple((block.name, "encode") for block in plan.stage("vision")),
         "reduce": tuple((block.name, "reduce") for block in plan.stage("reduce")),
         "prefill": tuple((name, "prefill") for name in decoder),
         "decode": (*head, *((name, "decode") for name in decoder)),
     }
+    if plan.host.check:
+        heads = (block.name for block in plan.stage("head"))
+        found["check"] = tuple((name, "check") for name in (*decoder, *heads))
+    return found
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def schedules(
     if budget_bytes < least:
         raise PlanError(
             f"a budget of {budget_bytes / 1e6:.0f} MB is too small: {fixed_bytes / 1e6:.0f} MB are"
-            f" taken before any block; the smallest budget is {-(-least // 10**6)} MB"
+            f" taken before any block; the smallest budget is {-(-least // 10**6)} MB, less with"
+            " smaller blocks (export --block-size)"
         )
     room = budget_bytes - fixed_bytes
     return {

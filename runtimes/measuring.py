@@ -68,6 +68,8 @@ def measured(
 class Measured:
     """Blocks for a loop that only binds: `open` measures every function in every form."""
 
+    keeps_all = False
+
     def __init__(self, bundle: Bundle, engine: Any) -> None:
         self.plan, self.engine, self.loads, self.keys = bundle.plan, engine, 0, list[Key]()
         for keys in passes(bundle.plan).values():

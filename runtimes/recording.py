@@ -36,7 +36,7 @@ class Recorder:
     """Blocks that note when they ran; `marks` and `memory` grow until `clear`."""
 
     def __init__(self, blocks: Blocks) -> None:
-        self.blocks, self.loads = blocks, blocks.loads
+        self.blocks, self.loads, self.keeps_all = blocks, blocks.loads, blocks.keeps_all
         self.engine: Any = _Clocked(blocks.engine, self)
         self.marks: list[Mark] = []
         self.memory: list[tuple[float, int]] = []

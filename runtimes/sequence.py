@@ -39,13 +39,15 @@ class Visual:
 class Piece:
     """A run of the sequence: rows [n, C], their rotary positions [n], which rows are visual.
 
-    `bias` [n] is what attention to each row gets; None is nothing.
+    `bias` [n] is what attention to each row gets; None is nothing. `ids` are the token of each row,
+    -1 for a visual one.
     """
 
     rows: Floats
     positions: Integers
     visual: tuple[int, ...] = ()
     bias: Floats | None = None
+    ids: tuple[int, ...] = ()
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
@@ -123,6 +125,7 @@ def assemble(
     positions: list[Integers] = []
     seen: list[int] = []
     weights: list[Floats] = []
+    said: list[int] = []
     original = plan.host.positions == "original"
     at, text = first_position, ""
 
@@ -137,8 +140,12 @@ def assemble(
         """Neighbouring texts are one to a tokenizer: a word may begin in one, end in the next."""
         nonlocal text
         if text:
-            put(table[tokenizer.encode(text, add_special_tokens=False).ids])
+            put_ids(tokenizer.encode(text, add_special_tokens=False).ids)
         text = ""
+
+    def put_ids(ids: Sequence[int]) -> None:
+        said.extend(ids)
+        put(table[list(ids)])
 
     def walk(parts: Sequence[Part], visual: Visual | None) -> None:
         nonlocal text
@@ -146,7 +153,7 @@ def assemble(
             if part.kind in ("ids", "visual"):
                 put_text()
             if part.kind == "ids":
-                put(table[list(part.ids)])
+                put_ids(part.ids)
             elif part.kind == "image":
                 for picture in visuals:
                     walk(plan.layout.image, picture)
@@ -154,6 +161,7 @@ def assemble(
                 here = (visual.positions >= part.start) & (visual.positions < part.stop)
                 offsets = visual.positions[here] - part.start if original else None
                 before = sum(map(len, rows))
+                said.extend([-1] * int(here.sum()))
                 seen.extend(range(before, before + int(here.sum())))
                 if visual.log_sizes is not None:
                     weights.append(visual.log_sizes[here])
@@ -169,7 +177,7 @@ def assemble(
         bias = np.zeros(len(whole), np.float32)
         bias[seen] = np.concatenate(weights)
     placed = np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32)
-    return Piece(whole, placed, tuple(seen), bias)
+    return Piece(whole, placed, tuple(seen), bias, tuple(said))
 
 
 def _text(part: Part, question: str, visual: Visual | None) -> str:

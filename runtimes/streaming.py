@@ -54,6 +54,7 @@ class Blocks(Protocol):
 
     engine: Engine
     loads: int
+    keeps_all: bool  # whether every function is in memory
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
         """Fix the arrays of a function."""
@@ -70,6 +71,8 @@ class Blocks(Protocol):
 
 class Held:
     """Every block is in memory."""
+
+    keeps_all = True
 
     def __init__(self, plan: Plan, engine: Engine) -> None:
         self.plan, self.engine, self.loads = plan, engine, 0
@@ -90,11 +93,12 @@ class Held:
 class Streamed:
     """Blocks come and go, and the process stays within a budget."""
 
+    keeps_all = False
+
     def __init__(self, plan: Plan, engine: Engine, costs: Costs, budget_bytes: int) -> None:
         self.plan, self.engine, self.costs = plan, engine, costs
         self.budget_bytes, self.fixed_bytes, self.loads = budget_bytes, 0, 0
         self.orders = passes(plan)
-        self._arrays: dict[int, int] = {}  # bytes of each array, by identity
         self._of = {key: name for name, keys in self.orders.items() for key in keys}
         self._there: dict[Key, int] = {}
         self._change = threading.Condition()
@@ -108,8 +112,9 @@ class Streamed:
         self._wanted: tuple[int, dict[str, Schedule]] | None = None
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
-        """Fix the arrays of a function; they count towards the budget."""
-        self._arrays |= {id(array): array.nbytes for array in arrays.values()}
+        """Fix the arrays of a function; they are set to zero, and count towards the budget."""
+        for array in arrays.values():
+            array[...] = 0  # now and whole, so that what is resident is what will be
         self.engine.bind(block, function, arrays)
 
     def open(self) -> None:
@@ -121,8 +126,7 @@ class Streamed:
         return_freed()
         image = self.plan.host.image
         pixels = 2 * 4 * 3 * image.height * image.width * image.views
-        self.fixed_bytes = resident_bytes() + RESERVE_BYTES + self.costs.workspace_bytes
-        self.fixed_bytes += sum(self._arrays.values()) + pixels
+        self.fixed_bytes = resident_bytes() + RESERVE_BYTES + self.costs.workspace_bytes + pixels
         self.start()
 
     def start(self) -> None:

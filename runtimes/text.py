@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import time
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
 from edgevlm.bundle import Bundle
 from edgevlm.errors import InputError
-from edgevlm.plan import Block, Function
 from edgevlm.runtimes import images
-from edgevlm.runtimes.memory import peak_rss_bytes
+from edgevlm.runtimes.binding import Array, bind
+from edgevlm.runtimes.drafts import Draft
+from edgevlm.runtimes.memory import peak_rss_bytes, return_freed
 from edgevlm.runtimes.sampling import Sampling, chooser
 from edgevlm.runtimes.sequence import (
     Piece,
@@ -37,7 +35,6 @@ from edgevlm.runtimes.sequence import (
 )
 from edgevlm.runtimes.streaming import Blocks
 
-Array = NDArray[Any]
 PICTURES = 4  # whose visual tokens are remembered
 
 
@@ -59,6 +56,9 @@ class Answer:
     peak_rss_bytes: int
     engine: str
     loads: int
+    checks: int
+    drafted: int
+    accepted: int
 
 
 class TextLoop:
@@ -67,24 +67,30 @@ class TextLoop:
     def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
         self.bundle, self.blocks, self.plan = bundle, blocks, bundle.plan
         self.tokenizer, self.table = load_tokenizer(bundle), load_table(bundle)
-        self.load_ms = _timed(self._bind_and_open)
+        return_freed()  # what parsing took: arrays would lie in it, and be counted twice
+        started = time.perf_counter()
+        self.arrays = bind(self.plan, blocks)
+        blocks.open()
+        self.load_ms = (time.perf_counter() - started) * 1e3
         self._known: dict[bytes, Visual] = {}  # by hash of the pixels
-        self._written = array("q")  # what the cache was made from, a mark for each row
+        self._marks = np.zeros(self.plan.host.kv.tokens, np.int64)  # of the cache's rows
+        self._marked = 0  # rows of the cache, from the first, whose marks are known
         self.reset()
 
     def reset(self) -> None:
         """Forget the conversation; what the cache holds may serve the next one."""
         self.length, self.position, self.pruned, self._plain = 0, 0, 0, True
-        for arrays in self._steps.values():
+        for arrays in self.arrays.steps.values():
             if "bias" in arrays:
                 arrays["bias"][:] = 0.0
         self.vision_ms = self.reduce_ms = 0.0
+        self._said: list[int] = []  # ids of the turns before
 
     def forget(self) -> None:
         """Forget the conversation, the pictures and all that the cache holds: for who measures."""
         self.reset()
         self._known.clear()
-        del self._written[:]
+        self._marked = 0
 
     def see(
         self, pictures: Sequence[Image.Image], times: Sequence[float] = (), duration: float = 0.0
@@ -109,22 +115,23 @@ class TextLoop:
 
     def _look(self, pixels: Array) -> Visual:
         image = self.plan.host.image
-        count = self._seen["features"].shape[1] // image.views
+        seen, chosen = self.arrays.seen, self.arrays.chosen
+        count = seen["features"].shape[1] // image.views
         started = time.perf_counter()
         self.blocks.begin("encode", len(pixels))
         for index, view in enumerate(pixels):
-            self._pixels[0] = view
+            self.arrays.pixels[0] = view
             for block in self.plan.stage("vision"):
                 self.blocks.run(block.name, "encode")
-            for name, whole in self._seen.items():
-                whole[:, index * count : (index + 1) * count] = self._view[name]
+            for name, whole in seen.items():
+                whole[:, index * count : (index + 1) * count] = self.arrays.view[name]
         self.vision_ms += (time.perf_counter() - started) * 1e3
         self.blocks.begin("reduce", 1)
         self.reduce_ms += _timed(lambda: self.blocks.run("reduce-0", "reduce"))
-        logs = self._chosen.get("log_sizes")
+        logs = chosen.get("log_sizes")
         return Visual(
-            self._chosen["visual_tokens"][0].copy(),
-            self._chosen["kept_positions"][0].copy(),
+            chosen["visual_tokens"][0].copy(),
+            chosen["kept_positions"][0].copy(),
             log_sizes=None if logs is None else logs[0].copy(),
         )
 
@@ -135,6 +142,7 @@ class TextLoop:
         max_new_tokens: int = 64,
         sampling: Sampling = Sampling(),
         on_text: Callable[[str], None] = lambda _: None,
+        draft: Draft | None = None,
     ) -> Answer:
         """Answer one turn.
 
@@ -144,12 +152,19 @@ class TextLoop:
             max_new_tokens: Most tokens to generate.
             sampling: How tokens are chosen.
             on_text: Called with each new piece of text.
+            draft: Guesses tokens that are then checked together, see `drafts`. The answer is the
+                one without it, as far as two graphs round alike.
 
         Raises:
-            InputError: If the turn does not fit the context, or no token may be generated.
+            InputError: If the turn does not fit the context, no token may be generated, or there is
+                a draft and nothing that checks it.
         """
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if draft is not None and not self.plan.host.check:
+            raise InputError(
+                "the bundle has no 'check' function for a draft; export it with --speculate 8"
+            )
         started = time.perf_counter()
         self.vision_ms = self.reduce_ms = 0.0
         seen = visuals()
@@ -167,15 +182,18 @@ class TextLoop:
                 f" {self.plan.host.kv.tokens}; export with a larger --context"
             )
         self.prefill_ms = _timed(lambda: self.prefill(self._further(piece)))
+        self.checks = self.drafted = self.accepted = 0
+        self._said += piece.ids
         choose = chooser(sampling)
         ids = [choose(self.logits())]
         first = time.perf_counter()
         shown = _Stream(self.tokenizer, on_text)
-        stopped = self._generate(ids, min(max_new_tokens, room), choose, shown)
+        stopped = self._generate(ids, min(max_new_tokens, room), choose, shown, draft)
         seconds = time.perf_counter() - first
         if stopped == "length":
             # The next turn's parts begin after the reply, so its last token goes in too.
             self._step_token(ids[-1])
+        self._said += ids
         return Answer(
             text=shown.finish(),
             token_ids=tuple(ids),
@@ -191,6 +209,9 @@ class TextLoop:
             peak_rss_bytes=peak_rss_bytes(),
             engine=self.blocks.engine.name,
             loads=self.blocks.loads,
+            checks=self.checks,
+            drafted=self.drafted,
+            accepted=self.accepted,
         )
 
     def _further(self, piece: Piece) -> Piece:
@@ -202,8 +223,8 @@ class TextLoop:
         if self.length or piece.bias is not None or kv.gone:
             return piece
         marks = _marks(piece.rows, piece.positions)
-        most = min(len(marks) - 1, kv.tokens - self.plan.host.chunk)
-        shared = zip(marks[: max(0, most)], self._written, strict=False)
+        most = min(len(marks) - 1, kv.tokens - self.plan.host.chunk, self._marked)
+        shared = zip(marks[: max(0, most)], self._marks, strict=False)
         count = len(list(takewhile(lambda pair: pair[0] == pair[1], shared)))
         if count:
             self.length, self.position = count, int(piece.positions[count - 1]) + 1
@@ -217,7 +238,7 @@ class TextLoop:
             return
         if piece.bias is not None:
             self._plain = False
-            for arrays in self._steps.values():
+            for arrays in self.arrays.steps.values():
                 arrays["bias"][..., self.length : self.length + count] = piece.bias
         calls = self._calls(count)
         self.blocks.begin("prefill", sum(name == "prefill" for name, _ in calls))
@@ -226,14 +247,20 @@ class TextLoop:
             done += rows
 
     def _calls(self, count: int) -> list[tuple[str, int]]:
-        """Functions that write so many rows, with the rows of each: chunks first, then single."""
-        chunk, kv, found, done = self.plan.host.chunk, self.plan.host.kv, [], 0
+        """Functions that write so many rows, with the rows of each: the largest calls first."""
+        host, found, done = self.plan.host, list[tuple[str, int]](), 0
+        check = host.check if self.blocks.keeps_all else 0
+        # A chunk costs about as much as chunk / 10 single tokens (docs/benchmarks.md), a check
+        # one and a half.
+        few = host.chunk // (4 if check else 10)
         while done < count:
-            rows = min(chunk, count - done)
-            fits = self.length + done + chunk <= kv.tokens and not kv.gone
-            # A chunk costs about as much as chunk / 10 single tokens (docs/benchmarks.md).
-            name = "prefill" if fits and rows > chunk // 10 else "decode"
-            found.append((name, rows if name == "prefill" else 1))
+            left, room = count - done, host.kv.tokens - self.length - done
+            if left > few and host.chunk <= room and not host.kv.gone:
+                found.append(("prefill", min(host.chunk, left)))
+            elif left > 1 and check and check <= room:
+                found.append(("check", min(check, left)))
+            else:
+                found.append(("decode", 1))
             done += found[-1][1]
         return found
 
@@ -241,19 +268,62 @@ class TextLoop:
         """Scores of the next token, f32 [V]."""
         for block in self.plan.stage("head"):
             self.blocks.run(block.name, "logits")
-        return self._logits
+        return self.arrays.logits
 
     def _generate(
-        self, ids: list[int], most: int, choose: Callable[[Array], int], shown: _Stream
+        self,
+        ids: list[int],
+        most: int,
+        choose: Callable[[Array], int],
+        shown: _Stream,
+        draft: Draft | None,
     ) -> str:
-        stops = set(self.plan.host.stop_ids)
-        while ids[-1] not in stops:
-            shown.add(ids[-1])
-            if len(ids) == most:
+        stops, said = set(self.plan.host.stop_ids), 0
+        while True:
+            for token in ids[said:]:
+                if token in stops:
+                    return "stop"
+                shown.add(token)
+            said = len(ids)
+            if said == most:
                 return "length"
-            self._step_token(ids[-1])
-            ids.append(choose(self.logits()))
-        return "stop"
+            guessed = self._guess(ids, most, draft, stops) if draft else None
+            if guessed is None:
+                self._step_token(ids[-1])
+                ids.append(choose(self.logits()))
+            else:
+                ids += self._check(ids[-1], guessed, choose)
+
+    def _guess(
+        self, ids: Sequence[int], most: int, draft: Draft, stops: set[int]
+    ) -> list[int] | None:
+        """What a draft thinks follows; None where a single step is the better way on."""
+        check, left = self.plan.host.check, self.plan.host.kv.tokens - self.length
+        if left < check:
+            return None
+        guessed = draft(self, [*self._said, *ids], min(check - 1, most - len(ids) - 1))
+        guessed = list(takewhile(lambda token: token not in stops, guessed))
+        # With a budget, going back and forth between two functions would load both each time.
+        return guessed if guessed or not self.blocks.keeps_all else None
+
+    def _check(
+        self, last: int, guessed: Sequence[int], choose: Callable[[Array], int]
+    ) -> list[int]:
+        """The tokens after `last`: the guesses that the model makes too, and one of its own."""
+        rows = np.asarray(self.table[[last, *guessed]])
+        positions = np.arange(self.position, self.position + len(rows), dtype=np.int32)
+        self.run("check", rows, positions)
+        for block in self.plan.stage("head"):
+            self.blocks.run(block.name, "check")
+        made: list[int] = []
+        for index in range(len(rows)):
+            made.append(choose(np.concatenate([part[index] for part in self.arrays.checked])))
+            if index == len(guessed) or made[-1] != guessed[index]:
+                break
+        self._advance(rows[: len(made)], positions)
+        self.checks, self.drafted = self.checks + 1, self.drafted + len(guessed)
+        self.accepted += len(made) - 1
+        return made
 
     def _step_token(self, token: int) -> None:
         if self.length < self.plan.host.kv.tokens:
@@ -272,17 +342,33 @@ class TextLoop:
                 f"the prompt has {len(piece.visual)} visual tokens, this bundle takes one image or"
                 f" clip of {self.plan.visual_tokens}"
             )
-        arrays = self._steps["prefill"]
+        arrays = self.arrays.steps["prefill"]
         for name, given in prompt_state(self.plan, piece).items():
             arrays[name][:] = given
         self.blocks.begin("prefill", 1)
         for block in self.plan.stage("decoder"):
             self.blocks.run(block.name, "prefill")
-        self._last[0, 0] = arrays["result"][0, 0]
+        self.arrays.last[0, 0] = arrays["result"][0, 0]
         self.length, self.position, self.pruned = count, int(piece.positions[-1]) + 1, 1
 
     def _step(self, name: str, rows: Array, positions: Array) -> None:
-        arrays = self._steps[name]
+        self.run(name, rows, positions)
+        self._advance(rows, positions)
+
+    def _advance(self, rows: Array, positions: Array) -> None:
+        """Rows of the cache that were just written are the conversation's."""
+        count = len(rows)
+        if self._plain and self._marked >= self.length:
+            self._marks[self.length : self.length + count] = _marks(rows, positions[:count])
+            self._marked = self.length + count
+        else:
+            self._marked = min(self._marked, self.length)
+        self.length += count
+        self.position = int(positions[count - 1]) + 1
+
+    def run(self, name: str, rows: Array, positions: Array, skipped: range = range(0)) -> None:
+        """Run rows through the decoder, or without some blocks; the cache has them at its end."""
+        arrays = self.arrays.steps[name]
         count = len(rows)
         arrays["hidden"][0, :count] = rows
         cos, sin = rotary_tables(self.plan, positions)
@@ -293,96 +379,16 @@ class TextLoop:
         if "mask" in arrays:
             size = arrays["mask"].shape
             arrays["mask"][:] = causal_mask(self.length, size[2], size[3])
-        for block in self.plan.stage("decoder"):
+        written = 0  # which of the two arrays has the rows
+        for index, block in enumerate(self.plan.stage("decoder")):
+            if index in skipped:
+                continue
+            if (index - written) % 2:
+                here, other = self.arrays.between[name][:: 1 if written % 2 == 0 else -1]
+                other[:] = here
             self.blocks.run(block.name, name)
-        self._last[0, 0] = arrays["result"][0, count - 1]
-        complete = self._plain and len(self._written) >= self.length
-        del self._written[self.length :]
-        self._written.extend(_marks(rows, positions) if complete else ())
-        self.length += count
-        self.position = int(positions[-1]) + 1
-
-    def _bind_and_open(self) -> None:
-        host, plan = self.plan.host, self.plan
-        channels = host.embedding.columns
-        vision = plan.stage("vision")
-        self._pixels = _empty(vision[0].functions[0], "pixel_values")
-        between = {"pixel_values": self._pixels}
-        self._view: dict[str, Array] = {}  # features and signals of one view
-        free: dict[str, Array] = {}  # what the block before last wrote, and nobody reads any more
-        for block in vision:
-            function = block.functions[0]
-            needed = {id(array) for array in between.values()}
-            made = {
-                t.name: _reused(free.get(t.name), needed, function, t.name)
-                for t in function.outputs
-            }
-            given = {tensor.name: between[tensor.name] for tensor in function.inputs}
-            free = {f"{name}_out": array for name, array in given.items() if name != "pixel_values"}
-            self.blocks.bind(block.name, "encode", given | made)
-            between |= {name.removesuffix("_out"): array for name, array in made.items()}
-            self._view |= made
-        reduce = plan.stage("reduce")[0].functions[0]
-        self._seen = {tensor.name: _empty(reduce, tensor.name) for tensor in reduce.inputs}
-        self._chosen = {tensor.name: _empty(reduce, tensor.name) for tensor in reduce.outputs}
-        self.blocks.bind("reduce-0", "reduce", self._seen | self._chosen)
-        self._bind_decoder(plan.stage("decoder"))
-        self._last = np.zeros((1, 1, channels), np.float32)
-        self._logits = np.zeros(host.vocabulary, np.float32)
-        for block in plan.stage("head"):
-            rows = self._logits[block.pieces[0] : block.pieces[1]][None]
-            self.blocks.bind(block.name, "logits", {"hidden": self._last, "logits": rows})
-        self.blocks.open()
-
-    def _bind_decoder(self, blocks: Sequence[Block]) -> None:
-        kv = self.plan.host.kv
-        self.cache = [np.zeros(kv.shape(i // 2), np.float32) for i in range(2 * kv.layers)]
-        self._steps: dict[str, dict[str, Array]] = {}
-        if kv.gone:
-            self._bind_pruned(blocks)
-            return
-        for name in ("prefill", "decode"):
-            function = blocks[0].function(name)
-            shared = {
-                t.name: _empty(function, t.name)
-                for t in function.inputs
-                if not t.name.startswith("past_")
-            }
-            pair = [shared["hidden"], np.zeros_like(shared["hidden"])]
-            for index, block in enumerate(blocks):
-                arrays = {**shared, "hidden": pair[index % 2], "hidden_out": pair[(index + 1) % 2]}
-                self.blocks.bind(block.name, name, arrays | self._caches(block))
-            self._steps[name] = {**shared, "result": pair[len(blocks) % 2]}
-
-    def _bind_pruned(self, blocks: Sequence[Block]) -> None:
-        """Rows, tables and indices go from block to block; some blocks leave them as they are."""
-        prompt: dict[str, Array] = {"visual_rows": np.zeros((1, self.plan.visual_tokens), np.int32)}
-        prompt["last"] = np.zeros(1, np.int32)
-        step = {name: np.zeros(1, np.int32) for name in ("position", "pruned")}
-        for name, further in (("prefill", prompt), ("decode", step)):
-            first = blocks[0].function(name)
-            tables = {key: _empty(first, key) for key in ("hidden", "cos", "sin")}
-            given = now = tables | further
-            for block in blocks:
-                function = block.function(name)
-                made = {
-                    t.name: _empty(function, t.name)
-                    for t in function.outputs
-                    if not t.name.startswith("present_")
-                }
-                self.blocks.bind(block.name, name, now | made | self._caches(block))
-                now = now | {key.removesuffix("_out"): array for key, array in made.items()}
-            self._steps[name] = {**given, "result": now["hidden"]}
-
-    def _caches(self, block: Block) -> dict[str, Array]:
-        """The caches of a block's layers by the names of its inputs and outputs."""
-        found = {}
-        for layer in range(*block.pieces):
-            for offset, part in enumerate(("key", "value")):
-                name = f"{part}_{layer - block.pieces[0]}"
-                cache = self.cache[2 * layer + offset]
-                found[f"past_{name}"] = found[f"present_{name}"] = cache
-        return found
+            written = index + 1
+        self.arrays.last[0, 0] = arrays["result"][0, count - 1]
 
 
 class _Stream:
@@ -405,19 +411,6 @@ class _Stream:
         if len(text) > len(self.shown):
             self.on_text(text[len(self.shown) :])
         return text
-
-
-def _empty(function: Function, name: str) -> Array:
-    spec = next(t for t in (*function.inputs, *function.outputs) if t.name == name)
-    return np.zeros(spec.shape, np.int32 if spec.dtype == "i32" else np.float32)
-
-
-def _reused(array: Array | None, needed: set[int], function: Function, name: str) -> Array:
-    """The array if it is one for this tensor and not needed any more, else a new one."""
-    made = _empty(function, name)
-    if array is None or id(array) in needed:
-        return made
-    return array if (array.shape, array.dtype) == (made.shape, made.dtype) else made
 
 
 def _marks(rows: Array, positions: Array) -> list[int]:

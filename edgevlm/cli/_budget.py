@@ -6,16 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm import api
+from edgevlm.bundle import MEASURED
 from edgevlm.cli import _options as o
+from edgevlm.documents import dumps
 from edgevlm.errors import RecipeError
 from edgevlm.manifest import MANIFEST
+from edgevlm.profile import write_text
 from edgevlm.runtimes.streaming import Streamed
 
-WORDS = {"encode": "a view", "prefill": "a chunk of the prompt", "decode": "a token"}
+WORDS = {
+    "encode": "a view", "prefill": "a chunk of the prompt", "decode": "a token",
+    "check": "a check of guesses",
+}  # fmt: skip
 
 
-def show(path: str, memory: str, as_json: bool) -> None:
-    """Print the schedule of each pass under a budget.
+def show(path: str, memory: str, save: bool, as_json: bool) -> None:
+    """Print the schedule of each pass under a budget, and `save` it in the bundle for apps.
 
     Raises:
         RecipeError: If `path` is no bundle: times are measured, so there has to be one.
@@ -59,4 +65,9 @@ def show(path: str, memory: str, as_json: bool) -> None:
         + o.table(["pass", "kept", "loads", "ms", "all kept, ms", "blocks"], rows)
     )
     blocks.close()
+    if save:
+        file = Path(path) / MEASURED / f"schedule-{blocks.engine.name}-{memory}.json"
+        file.parent.mkdir(exist_ok=True)
+        write_text(file, dumps(document))
+        o.say(f"wrote {file}")
     o.answer(document, text, as_json)

@@ -41,6 +41,9 @@ Calibrate = Annotated[
 Backend = Annotated[
     str | None, typer.Option(help="ExecuTorch: xnnpack, or ahead of time coreml or vulkan.")
 ]
+Speculate = Annotated[
+    int, typer.Option(help="Tokens that one call checks, for `run --draft`; 0 is none, 8 is usual.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Last stdout line is one JSON document.")]
 Force = Annotated[bool, typer.Option(help="Replace a bundle that is there.")]
 
@@ -59,6 +62,7 @@ def recipe(
     chunk: int | None,
     calibrate: str | None,
     backend: str | None,
+    speculate: int,
 ) -> Recipe:
     """The recipe that the options spell."""
     return Recipe(
@@ -75,6 +79,7 @@ def recipe(
         chunk=chunk,
         calibrate=calibrate,
         backend=backend,
+        speculate=speculate,
     )
 
 

@@ -30,6 +30,7 @@ def main(
     chunk: o.Chunk = None,
     calibrate: o.Calibrate = None,
     backend: o.Backend = None,
+    speculate: o.Speculate = 0,
     revision: o.Revision = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and write nothing.")] = False,
     force: o.Force = False,
@@ -50,6 +51,7 @@ def main(
         chunk,
         calibrate,
         backend,
+        speculate,
     )
     check_free(Path(output), force)
     if dry_run:

@@ -38,6 +38,7 @@ def main(
     chunk: o.Chunk = None,
     calibrate: o.Calibrate = None,
     backend: o.Backend = None,
+    speculate: o.Speculate = 0,
     revision: o.Revision = None,
     sensitivity: Annotated[
         bool, typer.Option(help="Export in every scheme; print what each costs each block.")
@@ -53,11 +54,15 @@ def main(
         str | None,
         typer.Option(help="MODEL is a bundle: times and loads in this much memory, 300MB."),
     ] = None,
+    save: Annotated[
+        bool,
+        typer.Option(help="With --memory: write the schedules into BUNDLE/measured, for apps."),
+    ] = False,
     json: o.Json = False,
 ) -> None:
     """Print tokens, shapes, bytes and FLOPs of MODEL under this recipe."""
     if memory is not None:
-        _budget.show(model, memory, json)
+        _budget.show(model, memory, save, json)
         return
     device = None if named is None else _named.load(named)
     recipe = o.recipe(
@@ -74,7 +79,10 @@ def main(
         chunk,
         calibrate,
         backend,
+        speculate,
     )
+    if save:
+        raise RecipeError("--save goes with --memory: it writes the schedules of a budget")
     if size is not None and not sensitivity:
         raise RecipeError("--size goes with --sensitivity: it chooses among what that measures")
     if sensitivity and device:

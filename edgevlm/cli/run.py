@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from edgevlm.cli import _options as o
 from edgevlm.cli._default import default_bundle
 from edgevlm.errors import InputError
 from edgevlm.runtimes.sampling import Sampling
+from edgevlm.runtimes.streaming import Streamed
 from edgevlm.runtimes.text import Answer
 
 
@@ -35,6 +37,9 @@ def main(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Mass that sampling keeps.")] = 1.0,
+    draft: Annotated[
+        str | None, typer.Option(help="Guess and check: lookup, or skip=N (export --speculate).")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     json: o.Json = False,
 ) -> None:
@@ -47,7 +52,10 @@ def main(
     if memory is not None and bundle is None and "torch" in sys.modules:
         # The default was exported just now, and what that took would count in the budget.
         os.execv(sys.executable, sys.orig_argv)
-    model = api.Model(api.load_loop(path, engine, threads, memory, progress=o.say))
+    loop = api.load_loop(path, engine, threads, memory, progress=o.say)
+    if isinstance(loop.blocks, Streamed):
+        _listen(loop.blocks)
+    model = api.Model(loop)
     sampling = Sampling(temperature, top_p, seed)
 
     def stream(text: str) -> None:
@@ -59,13 +67,21 @@ def main(
         o.say(_summary(answer))
 
     pictures = list(image or ()) or None
-    options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "on_text": stream}
+    options = {
+        "max_new_tokens": max_new_tokens, "sampling": sampling, "on_text": stream, "draft": draft,
+    }  # fmt: skip
     question = _text(prompt) if prompt is not None else _read("> ")
     if question is None:
         return
     finish(model.generate(pictures, question, video=video, **options))  # type: ignore[arg-type]
     while chat and (question := _read("> ")):
         finish(model.chat(question, **options))  # type: ignore[arg-type]
+
+
+def _listen(blocks: Streamed) -> None:
+    """SIGUSR1 says that memory is short: from the next block on, the smallest budget."""
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, lambda *_: blocks.set_budget(blocks.minimum_budget_bytes))
 
 
 def _read(mark: str) -> str | None:
@@ -90,6 +106,7 @@ def _summary(answer: Answer) -> str:
         f" first token {answer.ttft_ms:.0f} ms (vision {answer.vision_ms:.0f}, reduce"
         f" {answer.reduce_ms:.1f}, prefill {answer.prefill_ms:.0f});"
         + (f" {speed:.1f} tokens/s;" if speed else "")
+        + (f" {answer.accepted} of {answer.drafted} guesses right;" if answer.drafted else "")
         + f" {answer.loads} loads;"
         + f" peak {o.megabytes(answer.peak_rss_bytes)}; {answer.engine}"
     )

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _encode(loop: TextLoop) -> Callable[[], None]:
-    loop._pixels[:] = np.random.default_rng(0).standard_normal(loop._pixels.shape)
+    loop.arrays.pixels[:] = np.random.default_rng(0).standard_normal(loop.arrays.pixels.shape)
 
     def run() -> None:
         for block in loop.plan.stage("vision"):

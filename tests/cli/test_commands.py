@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -112,6 +113,48 @@ def test_run(run, exported, photo):
     plain = run(*asked, "--max-new-tokens", "4")
     assert plain.stdout == answer["text"] + "\n"
     assert plain.stderr.startswith("16 visual + ")
+
+
+def test_schedules_are_saved_in_the_bundle(run, bundle_copy):
+    asked = ("plan", bundle_copy, "--memory", "2GB")
+    done = run(*asked, "--save", "--json")
+    file = bundle_copy / "measured" / "schedule-onnxruntime-2GB.json"
+    assert json.loads(file.read_text("utf-8")) == document(done)
+    assert f"wrote {file}" in done.stderr
+    assert set(document(done)["schedules"]) == {"encode", "reduce", "prefill", "decode"}
+    assert run("inspect", bundle_copy).exit_code == 0
+    assert "--save goes with --memory" in run("plan", "--save").stderr
+
+
+def test_a_draft_needs_its_function(run, exported):
+    for draft, message in (("lookup", "export it with --speculate 8"), ("x", "a draft is lookup")):
+        done = run("run", exported.bundle.path, "--prompt", "?", "--draft", draft)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr.startswith("edgevlm: ")
+        assert message in done.stderr.splitlines()[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_a_signal_lowers_the_budget(exported, command):
+    """Python sends it to itself between two questions of a chat."""
+    signalled = """
+import os, signal
+class Questions:
+    asked = 0
+    def readline(self):
+        Questions.asked += 1
+        if Questions.asked == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return "What is this?" if Questions.asked < 3 else ""
+sys.stdin = Questions()
+"""
+    asked = ("run", exported.bundle.path, "--memory", "2GB", "--chat", "--max-new-tokens", "4")
+    done = command(*asked, "--json", before=signalled)
+    assert done.code == 0, done.err
+    first, second = [json.loads(line) for line in done.out.splitlines()]
+    blocks = sum(len(b.functions) for b in exported.bundle.plan.blocks if b.stage != "vision")
+    assert first["loads"] < blocks  # without a picture, each once
+    assert second["loads"] >= first["loads"] + 2 * 4  # at least the two blocks, for each token
 
 
 def test_run_without_a_picture(run, exported):

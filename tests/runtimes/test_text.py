@@ -334,9 +334,9 @@ def test_an_answer_streams_its_text(loop):
 
 
 def test_the_cache_is_one_buffer_written_in_place(loop):
-    pointers = [one.ctypes.data for one in loop.cache]
+    pointers = [one.ctypes.data for one in loop.arrays.cache]
     loop.forget()  # else rows that an earlier test wrote are taken to be there
-    for one in loop.cache:
+    for one in loop.arrays.cache:
         one[:] = 0
     for name in ("prefill", "decode"):
         arrays = loop.blocks.engine._arrays["decoder-0", name]
@@ -346,8 +346,8 @@ def test_the_cache_is_one_buffer_written_in_place(loop):
                 assert past is present
                 assert past.ctypes.data in pointers
     loop.ask(QUESTION, seeing(loop, FLOWER), max_new_tokens=20)
-    assert pointers == [one.ctypes.data for one in loop.cache]
-    for one in loop.cache:
+    assert pointers == [one.ctypes.data for one in loop.arrays.cache]
+    for one in loop.arrays.cache:
         assert np.abs(one[:, :, : loop.length]).min(axis=(0, 1, 3)).size == loop.length
         assert (np.abs(one[0, :, : loop.length]).max(-1) > 0).all()
         assert (one[:, :, loop.length + loop.plan.host.chunk :] == 0).all()
@@ -378,7 +378,7 @@ def test_a_token_costs_the_same_in_a_longer_context(bundles, loop):
 def test_tokens_allocate_nothing_that_stays(loop):
     loop.prefill(Piece(np.array(loop.table[:32]), np.arange(32, dtype=np.int32)))
     loop._step_token(5)
-    one_cache = loop.cache[0].nbytes
+    one_cache = loop.arrays.cache[0].nbytes
     tracemalloc.start()
     try:
         for _ in range(10):
