@@ -54,6 +54,8 @@ def test_every_scheme_with_every_method(model, scheme, method, graphs, preset, t
         stage = block.name.rpartition("-")[0]
         if scheme == "none" or stage == "reduce":
             assert block.rel_error <= 1e-3, block
+        elif block.half_psnr_db is not None:  # merges hang on rounding in PyTorch's float16 too
+            assert block.psnr_db >= min(LEAST_DB[scheme], block.half_psnr_db - 3), block
         else:
             assert block.psnr_db is None or block.psnr_db >= LEAST_DB[scheme], block
     assert INSIDE.get(method, "tokens") in [site.site for site in done.bundle.plan.sites]

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -311,16 +312,33 @@ def test_a_file_that_changes_or_vanishes_is_one_line(loop, bundle_copy):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
-def test_hundreds_of_passes_take_no_more_memory(loop):
+@pytest.mark.parametrize("passes", [120, pytest.param(1000, marks=pytest.mark.slow)])
+def test_hundreds_of_passes_take_no_more_memory(loop, passes):
     from edgevlm.runtimes.memory import resident_bytes, return_freed
 
     sizes = []
     for _ in range(40):
-        for _ in range(3):
+        for _ in range(passes // 40):
             run_once(loop)
         return_freed()
         sizes.append(resident_bytes())
     assert max(sizes[-5:]) <= max(sizes[5:10]) + 2 * 10**6
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_who_is_killed_leaves_nothing_that_the_next_one_reads(exported, start, command, tmp_path):
+    """In the middle of measuring, of packing matrices, or of an answer."""
+    cache = f"import os\nos.environ['XDG_CACHE_HOME'] = {str(tmp_path)!r}"
+    asked = ("run", exported.bundle.path, "--prompt", "What?", "--json", "--max-new-tokens", "4")
+    wanted = json.loads(command(*asked).out)["token_ids"]
+    for seconds in (1.0, 2.0, 3.5):
+        process = start(*asked, "--memory", "1GB", before=cache)
+        time.sleep(seconds)
+        process.kill()
+        process.communicate()
+    done = command(*asked, "--memory", "1GB", before=cache)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["token_ids"] == wanted
 
 
 def test_no_room_for_prepared_graphs_is_no_fault(bundle_copy, tmp_path, monkeypatch, picture):
