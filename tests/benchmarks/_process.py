@@ -12,9 +12,11 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +25,8 @@ from typing import Any, TextIO
 
 import numpy as np
 from peer._given import DECODED, PROMPTS, Array, Given, Peer
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
@@ -41,6 +45,7 @@ def main() -> None:
     if asked.action == "prepare":
         module.prepare(given, asked.variant)
         return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a stopped process sees no end
     started = time.perf_counter()
     peer = module.open(given, asked.variant)
     opened = (time.perf_counter() - started) * 1e3

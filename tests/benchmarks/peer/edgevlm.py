@@ -60,7 +60,8 @@ class Loop:
 
     def see(self) -> Array:
         """Features [64, C]; `see` of the loop would resize, and remember the picture."""
-        return self._loop._look(self._pixels).tokens
+        features: Array = self._loop._look(self._pixels).tokens
+        return features
 
     def prefill(self, ids: Array) -> Array:
         """Scores [V]."""
@@ -74,4 +75,5 @@ class Loop:
     def _run(self, ids: Array) -> Array:
         positions = self._loop.position + np.arange(len(ids), dtype=np.int32)
         self._loop.prefill(self._piece(np.asarray(self._loop.table[ids]), positions))
-        return self._loop.logits()
+        scores: Array = self._loop.logits()
+        return scores
