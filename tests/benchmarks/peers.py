@@ -33,14 +33,13 @@ import numpy as np
 from _environments import Skipped, environment
 from _floors import Floors
 from _measure import PAUSE_S, finish, machine, parser, say
-from _peer_tables import cold_table, parity_table, speed_tables, verdicts
+from _peer_tables import REFERENCE, cold_table, parity_table, speed_tables, verdicts
 from _running import Form, Running, Start, cold_start
 from peer._given import DECODED, PROMPTS, Given
 from PIL import Image
 
 from edgevlm.verify import PHOTOS
 
-REFERENCE = "pytorch"
 WARMUPS = 2
 OUTPUTS = ("vision", *(f"prefill-{rows}" for rows in PROMPTS), "decode")
 
@@ -216,7 +215,8 @@ def _parity(form: Form, given: Given) -> dict[str, dict[str, float]]:
         found[name] = {
             "relative": float(np.abs(wrong).max()) / largest,
             "psnr_db": float(20 * np.log10(largest / rmse)),
-            "argmax": float((got.argmax(-1) == wanted.argmax(-1)).mean()),
+            "equal_best": float((got.argmax(-1) == wanted.argmax(-1)).sum()),
+            "rows": float(wanted.size // wanted.shape[-1]),
         }
     return found
 
