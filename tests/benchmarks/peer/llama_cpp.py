@@ -79,10 +79,8 @@ class Context:
         data = flat.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         picture = mtmd.mtmd_bitmap_init(width, height, data)
         self._chunks = mtmd.mtmd_input_chunks_init()
-        text = mtmd.mtmd_input_text()
-        text.text = mtmd.mtmd_default_marker()
-        if hasattr(text, "text_len"):
-            text.text_len = len(text.text)
+        marker = mtmd.mtmd_default_marker()
+        text = mtmd.mtmd_input_text(marker, len(marker), False, True)
         bitmaps = (mtmd.mtmd_bitmap_p_ctypes * 1)(picture)
         failed = mtmd.mtmd_tokenize(self._encoder, self._chunks, ctypes.byref(text), bitmaps, 1)
         chunks = range(mtmd.mtmd_input_chunks_size(self._chunks))
