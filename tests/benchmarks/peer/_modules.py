@@ -14,15 +14,21 @@ def vision(given: Given) -> Any:
 
     whole = AutoModelForImageTextToText.from_pretrained(given.model, dtype=torch.float32).model
 
+    tower = whole.vision_model
+
     class Vision(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.encoder, self.connector = whole.vision_model, whole.connector
+            # Nothing is padded, so patch i has position i: the search for it (`bucketize`) has no
+            # kernel in ExecuTorch's runtime for Python.
+            self.patches = tower.embeddings.patch_embedding
+            self.positions = tower.embeddings.position_embedding.weight
+            self.layers, self.norm = tower.encoder, tower.post_layernorm
+            self.connector = whole.connector
 
         def forward(self, pixels: torch.Tensor) -> Any:
-            side = pixels.shape[-1] // whole.config.vision_config.patch_size
-            mask = torch.ones(1, side, side, dtype=torch.bool)
-            seen = self.encoder(pixel_values=pixels, patch_attention_mask=mask)
-            return self.connector(seen.last_hidden_state)
+            rows = self.patches(pixels).flatten(2).transpose(1, 2) + self.positions
+            hidden = self.layers(inputs_embeds=rows, attention_mask=None).last_hidden_state
+            return self.connector(self.norm(hidden))
 
     return Vision().eval()
