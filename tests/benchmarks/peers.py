@@ -1,321 +1,243 @@
-"""edgevlm beside what `transformers.exporters` writes for the same weights, both on ONNX Runtime.
+"""edgevlm beside what else can be installed, from the same weights.
 
     python tests/benchmarks/peers.py --model SMOLVLM_256M --work FOLDER
 
-The peer is transformers' own exporter (OnnxExporter, dynamic shapes, ort_fusions="cpu"): image
-encoder, connector, language model (prefill), lm_head, decode with cache. `export_for_generation`
-leaves the encoder out, so encoder and connector come from `decompose_multimodal`. Both sides get
-the same pixels, the same rows and all visual tokens (the peer cannot reduce), the same number of
-threads, all of ONNX Runtime's optimizations, bound caches. The peer encodes views one at a time or
-in batches, whichever is faster here. Measured in rounds, ours and theirs in turn, for 1, 5 and 17
-views (64, 320, 1,088 visual tokens) and 32 text tokens:
+Each file in `peer/` is a peer, edgevlm among them, in one or more precisions, and says there what
+it does. A peer whose packages are missing gets an environment in FOLDER; one that cannot be
+installed, converted or run is named with the reason. Everything gets the same tile, the same token
+ids and the same number of threads, in a process each, of which one at a time runs (the others are
+stopped). In rounds over all of them, in another order each time:
 
-    vision   pixels of all views to features (ours: with `reduce`, which keeps all)
-    prefill  all rows into an empty cache
-    logits   one row of scores; ttft is the sum of the three
-    decode   one token: embedding row, all layers, scores; the mean of 32 after 352 rows
+    vision        one tile of 512 x 512 px, 1,024 patches, to 64 features
+    prefill N     N tokens into an empty cache, and one row of scores
+    ttft          vision and the prefill of 96 rows, in the same round
+    decode        a token after the 352 rows: the mean of 32
 
-A comparison counts only if the logits agree (relative error below 1e-3), after prefill and after
-the last decoded token.
+A ratio is the median over rounds of theirs / edgevlm's in the same precision: above 1, edgevlm is
+faster. A floor (`_floors`) is measured in the same rounds. Outputs are compared with PyTorch's. At
+the end each form starts afresh, for the time to its first token and for its memory. Linux only.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-from _measure import PAUSE_S, Row, bundle, finish, machine, open_loop, parser, report, row, say
-from numpy.typing import NDArray
+from _environments import Skipped, environment
+from _floors import Floors
+from _measure import PAUSE_S, finish, machine, parser, say
+from _peer_tables import REFERENCE, cold_table, parity_table, speed_tables, verdicts
+from _running import Form, Running, Start, cold_start
+from peer._given import DECODED, PROMPTS, Given
 from PIL import Image
 
-from edgevlm.models._checkpoint import find
-from edgevlm.recipe import Recipe
-from edgevlm.runtimes import images
-from edgevlm.runtimes.sequence import Piece
-from edgevlm.runtimes.text import TextLoop
-from edgevlm.verify import PHOTOS, difference
+from edgevlm.verify import PHOTOS
 
-GRIDS = {1: (1, 1), 5: (2, 2), 17: (4, 4)}
-TEXT_TOKENS = 32
-DECODE_AT = 5  # views: 352 rows
-DECODE_TOKENS = 32
-BATCHES = (1, 5)
 WARMUPS = 2
-LIMIT = 1e-3
-
-Array = NDArray[Any]
-
-
-def main() -> None:
-    """Export what is missing, measure, print."""
-    made = parser(__doc__)
-    made.add_argument("--views", type=int, nargs="+", default=list(GRIDS), choices=list(GRIDS))
-    options = made.parse_args()
-    where = machine(options.threads)
-    peer = open_peer(options.model, options.work, options.threads)
-    picture = images.load(PHOTOS[0])
-    rows: list[Row] = []
-    errors: dict[str, float] = {}
-    for views in options.views:
-        recipe = Recipe(model=options.model, tiles=GRIDS[views])
-        loop = open_loop(bundle(recipe, options.work), options.threads)
-        say(f"measure {views} views")
-        case = Case(loop, peer, picture, views)
-        errors |= case.parity()
-        measured = case.measure(options.repeats)
-        report(f"{case.name}, peer in batches of {case.batch}", measured, where, "theirs / ours")
-        rows += measured
-        del case, loop  # the next bundle takes their memory
-    for name, error in errors.items():
-        print(f"{name}: relative difference {error:.1e}, at most {LIMIT:.0e}")
-    finish(options.json, {"where": where, "rows": rows, "differences": errors})
-    if max(errors.values()) > LIMIT:
-        raise SystemExit("the two sides do not compute the same: the times do not compare")
+OUTPUTS = ("vision", *(f"prefill-{rows}" for rows in PROMPTS), "decode")
 
 
 @dataclass
-class Case:
-    """One number of views, ours and theirs."""
+class Measured:
+    """All that is known of one form."""
 
-    loop: TextLoop
-    peer: Peer
-    picture: Image.Image
-    views: int
+    form: Form
+    sees: bool = False
+    open_ms: float = 0.0
     times: dict[str, list[float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.pixels = images.views([self.picture], self.loop.plan.host.image)
-        self.batch = min(
-            (b for b in BATCHES if b <= self.views), key=lambda b: self._best_view_ms(b)
-        )
-        tokens = self._see().tokens
-        self.text = np.arange(100, 100 + TEXT_TOKENS)
-        self.rows = np.concatenate([tokens, self.loop.table[self.text]])
-        self.piece = Piece(self.rows, np.arange(len(self.rows), dtype=np.int32))
-        self.name = f"{self.views} view{'s' * (self.views > 1)}, {len(self.rows)} rows"
-
-    def parity(self) -> dict[str, float]:
-        """Relative differences of features and logits on the same inputs."""
-        theirs = self.peer.encode(self.pixels, self.batch)
-        found = {f"features, {self.name}": difference(self.rows[: len(theirs)], theirs)[0]}
-        ours, peer = self._prefilled()
-        found[f"logits, {self.name}"] = difference(ours, peer)[0]
-        if self.views == DECODE_AT:
-            for token in self._tokens():
-                ours, peer = self._our_token(token), self.peer.decode(token)
-            found[f"logits after {DECODE_TOKENS} tokens"] = difference(ours, peer)[0]
-        return found
-
-    def measure(self, repeats: int) -> list[Row]:
-        """Rounds of ours and theirs; table lines in pairs."""
-        for index in range(WARMUPS + repeats):
-            self._round(keep=index >= WARMUPS)
-            say(f"  round {index + 1} of {WARMUPS + repeats}")
-        for side in ("edgevlm", "peer"):
-            parts = (self.times[f"{part}, {side}"] for part in ("vision", "prefill", "logits"))
-            self.times[f"ttft, {side}"] = [sum(ms) for ms in zip(*parts, strict=True)]
-        rows = []
-        for part in ("vision", "prefill", "logits", "ttft", "decode"):
-            if f"{part}, peer" in self.times:
-                ours, theirs = self.times[f"{part}, edgevlm"], self.times[f"{part}, peer"]
-                rows.append(row(f"{part}, edgevlm, {self.name}", ours, theirs))
-                rows.append(row(f"{part}, transformers.exporters, {self.name}", theirs))
-        return rows
-
-    def _round(self, keep: bool) -> None:
-        actions: dict[str, Callable[[], object]] = {
-            "vision, edgevlm": self._see,
-            "vision, peer": lambda: self.peer.encode(self.pixels, self.batch),
-            "prefill, edgevlm": self._our_prefill,
-            "logits, edgevlm": self.loop.logits,
-            "prefill, peer": lambda: self.peer.prefill(self.rows),
-            "logits, peer": self.peer.logits,
-        }
-        if self.views == DECODE_AT:
-            actions["decode, edgevlm"] = lambda: [self._our_token(t) for t in self._tokens()]
-            actions["decode, peer"] = lambda: [self.peer.decode(t) for t in self._tokens()]
-        for name, action in actions.items():
-            if not name.startswith("logits"):  # scores follow the prefill at once, as in a real run
-                time.sleep(PAUSE_S)
-            started = time.perf_counter()
-            action()
-            spent = (time.perf_counter() - started) * 1e3
-            if keep:
-                each = DECODE_TOKENS if name.startswith("decode") else 1
-                self.times.setdefault(name, []).append(spent / each)
-
-    def _see(self) -> Any:
-        # `see` would also resize the picture, which the peer does not do.
-        loop = self.loop
-        for index, view in enumerate(self.pixels):
-            loop._pixels[0] = view
-            for block in loop.plan.stage("vision"):
-                loop.engine.run(block.name, "encode")
-            count = loop._view.shape[1]
-            loop._features[0, index * count : (index + 1) * count] = loop._view[0]
-        loop.engine.run("reduce-0", "reduce")
-        return _Tokens(loop._tokens[0].copy())
-
-    def _our_prefill(self) -> None:
-        self.loop.reset()
-        self.loop.prefill(self.piece)
-
-    def _our_token(self, token: int) -> Array:
-        self.loop._step_token(token)
-        return self.loop.logits()
-
-    def _prefilled(self) -> tuple[Array, Array]:
-        self._our_prefill()
-        self.peer.prefill(self.rows)
-        return self.loop.logits().copy(), self.peer.logits()
-
-    def _tokens(self) -> range:
-        return range(500, 500 + DECODE_TOKENS)
-
-    def _best_view_ms(self, batch: int) -> float:
-        spent = []
-        for _ in range(2):
-            started = time.perf_counter()
-            self.peer.encode(self.pixels[:batch], batch)
-            spent.append((time.perf_counter() - started) / batch)
-        return min(spent)
+    starts: list[Start] = field(default_factory=list)
+    parity: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    tokens: Array
+def main() -> None:
+    """Make environments and files, measure, print."""
+    made = parser(__doc__)
+    known = sorted(p.stem for p in Path(__file__).with_name("peer").glob("[!_]*.py"))
+    made.add_argument("--peers", nargs="+", choices=known, default=known)
+    made.add_argument("--starts", type=int, default=3, help="fresh processes of each form")
+    made.set_defaults(repeats=20)
+    options = made.parse_args()
+    given = Given(str(Path(options.model).resolve()), options.work.resolve(), options.threads)
+    where = machine(options.threads) | {"dtype": "as named"}
+    _write_photo(given)
+    skipped: dict[str, str] = {}
+    forms = list(_forms(_with_reference(options.peers, given), given, skipped))
+    measured, floors, versions = _measure(forms, given, options, skipped)
+    where["versions"] |= versions
+    for item in measured:
+        item.parity = _parity(item.form, given)
+    say("cold starts")
+    _cold(measured, given, options.starts, skipped)
+    speed_tables(measured, floors, where)
+    parity_table(measured)
+    cold_table(measured)
+    goals = verdicts(measured)
+    for name, reason in skipped.items():
+        print(f"skipped: {name}: {reason}")
+    document = {"where": where, "measured": measured, "goals": goals, "skipped": skipped}
+    rates = {**floors.rates, "bytes": floors.bytes_per_s}
+    finish(options.json, document | {"rates_per_s": rates})
 
 
-def open_peer(model: str, work: Path, threads: int) -> Peer:
-    """The peer's graphs in `work`, exported if they are not there yet."""
-    folder = work / "transformers-exporters"
-    if not (folder / "text" / "export.json").exists():
-        _export_peer(model, folder)
-    return Peer(folder, threads, find(model).config.vision_config.patch_size)
-
-
-class Peer:
-    """The exporter's graphs, driven as its own runner drives them: everything bound, no copies."""
-
-    def __init__(self, folder: Path, threads: int, patch: int) -> None:
-        self.patch = patch
-        settings = ort.SessionOptions()
-        settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        settings.log_severity_level = 3
-        names = {
-            "vision": ("image_encoder", "connector"),
-            "text": ("language_model", "lm_head", "decode"),
-        }
-        self.sessions = {
-            name: ort.InferenceSession(part, settings, ["CPUExecutionProvider"])
-            for group, members in names.items()
-            for name in members
-            if (part := folder / group / f"{name}.onnx")
-        }
-        self.past: list[Any] = []
-        self.length = 0
-        self.columns = int(self.sessions["lm_head"].get_inputs()[0].shape[-1])
-        self.bytes = sum(  # of one language model; `decode` holds head and embedding too
-            path.stat().st_size for path in (folder / "text").glob("decode.onnx*")
-        )
-
-    def encode(self, pixels: Array, batch: int) -> Array:
-        """Features [P*N, C] of views [P, 3, h_px, w_px], `batch` views at a time."""
-        parts = []
-        for first in range(0, len(pixels), batch):
-            views = np.ascontiguousarray(pixels[first : first + batch])
-            side = views.shape[2] // self.patch
-            given = {
-                "pixel_values": views,
-                "patch_attention_mask": np.ones((len(views), side, side), bool),
-            }
-            (hidden,) = self._run("image_encoder", given)
-            (out,) = self._run("connector", {"image_hidden_states": hidden})
-            parts.append(out.numpy().reshape(-1, out.shape()[-1]))
-        return np.concatenate(parts)
-
-    def prefill(self, rows: Array) -> None:
-        """Write rows [S, C] into an empty cache."""
-        positions = np.arange(len(rows), dtype=np.int64)[None]
-        given = {"inputs_embeds": rows[None], "position_ids": positions}
-        hidden, *self.past = self._run("language_model", given)
-        self.length = len(rows)
-        self._last = np.ascontiguousarray(hidden.numpy()[:, -1:])
-
-    def logits(self) -> Array:
-        """Scores [V] after the last row of the prefill."""
-        (out,) = self._run("lm_head", {"input": self._last})
-        return out.numpy()[0, 0]
-
-    def decode(self, token: int) -> Array:
-        """Scores [V] after one more token."""
-        given: dict[str, Any] = {
-            "input_ids": np.asarray([[token]], np.int64),
-            "position_ids": np.asarray([[self.length]], np.int64),
-        }
-        names = [node.name for node in self.sessions["decode"].get_inputs()]
-        caches = [name for name in names if name not in given]
-        given |= dict(zip(caches, self.past, strict=True))
-        out, *self.past = self._run("decode", given)
-        self.length += 1
-        return out.numpy()[0, 0]
-
-    def _run(self, name: str, given: dict[str, Any]) -> list[Any]:
-        session = self.sessions[name]
-        binding = session.io_binding()
-        for node in session.get_inputs():
-            value = given[node.name]
-            if isinstance(value, np.ndarray):
-                value = ort.OrtValue.ortvalue_from_numpy(value)
-            binding.bind_ortvalue_input(node.name, value)
-        for node in session.get_outputs():
-            binding.bind_output(node.name)
-        session.run_with_iobinding(binding)
-        return list(binding.get_outputs())
-
-
-def _export_peer(model: str, folder: Path) -> None:
-    """Write the peer's graphs; takes minutes."""
-    import torch
-    from transformers import AutoModelForImageTextToText
-    from transformers.exporters.base import ExportedModel
-    from transformers.exporters.configs import OnnxConfig
-    from transformers.exporters.exporter_onnx import OnnxExporter
-    from transformers.exporters.utils import decompose_multimodal
-
-    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
-    vision = loaded.config.vision_config
-    patches = vision.image_size // vision.patch_size
-    tokens = (patches // loaded.config.scale_factor) ** 2
-    views = 2  # with one view the exporter would fix the batch at 1
-    ids = torch.cat(
-        [
-            torch.full((1, views * tokens), loaded.config.image_token_id),
-            torch.arange(100, 100 + TEXT_TOKENS)[None],
-        ],
-        1,
+def _with_reference(names: Sequence[str], given: Given) -> list[str]:
+    """PyTorch is one of them, unless an earlier run left what it gives."""
+    there = all(
+        (given.work / "outputs" / f"{REFERENCE}-fp32" / f"{n}.npy").exists() for n in OUTPUTS
     )
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "pixel_values": torch.randn(1, views, 3, vision.image_size, vision.image_size),
-    }
-    exporter, config = OnnxExporter(), OnnxConfig(dynamic=True, ort_fusions="cpu")
-    say("export the peer's encoder and connector")
-    parts = decompose_multimodal(loaded, inputs)
-    components = {
-        name: exporter._export_component(*parts[name], config)
-        for name in ("image_encoder", "connector")
-    }
-    ExportedModel(components, exporter.export_format).save_pretrained(folder / "vision")
-    say("export the peer's language model")
-    exporter.export_for_generation(loaded, inputs, config).save_pretrained(folder / "text")
+    return list(names) if there or REFERENCE in names else [REFERENCE, *names]
+
+
+def _forms(names: Sequence[str], given: Given, skipped: dict[str, str]) -> Iterator[Form]:
+    """Forms that can be measured, with their files made."""
+    for name in names:
+        peer = importlib.import_module(f"peer.{name}")
+        try:
+            python = environment(name, peer, given.work)
+        except Skipped as reason:
+            skipped[name] = str(reason)
+            continue
+        for variant, precision in peer.VARIANTS.items():
+            form = Form(name, variant, precision, peer.SAYS[variant], str(python))
+            say(f"prepare {form.name}")
+            log = given.folder("logs") / f"prepare-{name}-{variant}.txt"
+            with log.open("w") as out:
+                done = subprocess.run(form.command(given, "prepare"), stdout=out, stderr=out)
+            if done.returncode:
+                lines = log.read_text(errors="replace").strip().splitlines()
+                skipped[form.name] = f"cannot be prepared: {(lines or ['?'])[-1][:200]}"
+                continue
+            yield form
+
+
+def _measure(
+    forms: Sequence[Form],
+    given: Given,
+    options: argparse.Namespace,
+    skipped: dict[str, str],
+) -> tuple[list[Measured], Floors, dict[str, str]]:
+    """Rounds over all forms, the floors' products among them."""
+    running: dict[str, tuple[Measured, Running]] = {}
+    versions: dict[str, str] = {}
+    for form in forms:
+        say(f"open {form.name}")
+        try:
+            process = Running(form, given)
+            opened = process.open()
+        except Skipped as reason:
+            skipped[form.name] = f"does not open: {reason}"
+            continue
+        versions |= opened["versions"]
+        running[form.name] = (Measured(form, opened["sees"], opened["open_ms"]), process)
+    floors = Floors(given)
+    try:
+        for index in range(WARMUPS + options.repeats):
+            floors.measure()
+            _round(index, running, given, skipped)
+            say(f"  round {index + 1} of {WARMUPS + options.repeats}")
+    finally:
+        for _, process in running.values():
+            process.end()
+    measured = [item for item, _ in running.values()]
+    for item in measured:
+        if item.sees:
+            pairs = zip(item.times["vision"], item.times[f"prefill {PROMPTS[0]}"], strict=True)
+            item.times["ttft"] = [a + b for a, b in pairs]
+    return measured, floors, versions
+
+
+def _round(
+    index: int, running: dict[str, tuple[Measured, Running]], given: Given, skipped: dict[str, str]
+) -> None:
+    """Every form does every work, all forms one work after another; each round begins elsewhere."""
+    names = list(running)
+    turn = index % max(1, len(names))
+    for work in ("vision", *(f"prefill {rows}" for rows in PROMPTS)):
+        for name in names[turn:] + names[:turn]:
+            if name in running:
+                _turn(name, work, index, running, given, skipped)
+
+
+def _turn(
+    name: str,
+    work: str,
+    index: int,
+    running: dict[str, tuple[Measured, Running]],
+    given: Given,
+    skipped: dict[str, str],
+) -> None:
+    """One form does one work; after the longer prompt it decodes. Warm-ups save what came out."""
+    item, process = running[name]
+    if work == "vision" and not item.sees:
+        return
+    time.sleep(PAUSE_S)
+    kind, _, rows = work.partition(" ")
+    asked: list[tuple[str, dict[str, Any]]] = [(work, {"do": kind, "rows": int(rows or 0)})]
+    if rows == str(max(PROMPTS)):
+        asked.append(("decode", {"do": "decode"}))
+    try:
+        for what, question in asked:
+            if index == 0:
+                question["save"] = str(_output(item.form, given, what))
+            ms = process.ask(**question)["ms"] / (DECODED if what == "decode" else 1)
+            if index >= WARMUPS:
+                item.times.setdefault(what, []).append(ms)
+    except Skipped as reason:
+        skipped[name] = f"stopped at {work}: {reason}"
+        process.end()
+        del running[name]
+
+
+def _output(form: Form, given: Given, work: str) -> Path:
+    folder = given.folder("outputs") / f"{form.peer}-{form.variant}"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{work.replace(' ', '-')}.npy"
+
+
+def _parity(form: Form, given: Given) -> dict[str, dict[str, float]]:
+    """Features, scores after both prompts, and scores of 32 tokens against PyTorch's."""
+    found = {}
+    for name in OUTPUTS:
+        ours = _output(form, given, name)
+        exact = given.folder("outputs") / f"{REFERENCE}-fp32" / ours.name
+        if not ours.exists() or not exact.exists():
+            continue
+        wanted = np.load(exact)
+        got = np.load(ours).reshape(wanted.shape)
+        largest, wrong = float(np.abs(wanted).max()), got - wanted
+        rmse = max(float(np.sqrt(np.square(wrong, dtype=np.float64).mean())), 1e-30)
+        found[name] = {
+            "relative": float(np.abs(wrong).max()) / largest,
+            "psnr_db": float(20 * np.log10(largest / rmse)),
+            "equal_best": float((got.argmax(-1) == wanted.argmax(-1)).sum()),
+            "rows": float(wanted.size // wanted.shape[-1]),
+        }
+    return found
+
+
+def _cold(measured: Sequence[Measured], given: Given, starts: int, skipped: dict[str, str]) -> None:
+    """Fresh processes in turn; the last of each is sampled for its memory, and not timed."""
+    for index in range(starts + 1):
+        for item in measured:
+            try:
+                item.starts.append(cold_start(item.form, given, sample=index == starts))
+            except Skipped as reason:
+                skipped[f"{item.form.name}, cold"] = str(reason)
+
+
+def _write_photo(given: Given) -> None:
+    path = given.work / "photo.npy"
+    if not path.exists():
+        given.work.mkdir(parents=True, exist_ok=True)
+        side = given.config["vision_config"]["image_size"]
+        picture = Image.open(PHOTOS[0]).convert("RGB").resize((side, side))
+        np.save(path, np.asarray(picture))
 
 
 if __name__ == "__main__":

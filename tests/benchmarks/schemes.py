@@ -4,7 +4,7 @@
 
 Decoder and head (with the embedding table) of the model, in float32 and in each scheme, over the
 same random rows: a prompt of 256, and one token after it, on ONNX Runtime and on ExecuTorch, and
-beside them what transformers.exporters writes for ONNX Runtime (`peers`). Cases run in rounds; the
+beside them what transformers.exporters writes for ONNX Runtime (`peer`). Cases run in rounds; the
 ratio is float32 of the first target / this.
 """
 
@@ -27,7 +27,8 @@ from _measure import (
     row,
     token,
 )
-from peers import open_peer
+from peer import transformers_onnx
+from peer._given import Given
 
 from edgevlm.bundle import Bundle
 from edgevlm.recipe import Recipe
@@ -57,11 +58,14 @@ def main() -> None:
             sizes[target, scheme] = _bytes(found)
             cases[f"{target} {scheme}, prefill"] = prefill(loop, ROWS)
             cases[f"{target} {scheme}, token"] = token(loop)
-    peer = open_peer(options.model, options.work, options.threads)
-    random = np.random.default_rng(0).standard_normal((ROWS, peer.columns)).astype(np.float32)
-    cases["transformers.exporters none, prefill"] = lambda: peer.prefill(random)
-    cases["transformers.exporters none, token"] = lambda: peer.decode(500)
-    sizes["transformers.exporters", "none"] = peer.bytes
+    given = Given(options.model, options.work, options.threads)
+    transformers_onnx.prepare(given, "fp32")
+    peer = transformers_onnx.open(given, "fp32")
+    columns = given.config["text_config"]["hidden_size"]
+    random = np.random.default_rng(0).standard_normal((ROWS, columns)).astype(np.float32)
+    cases["transformers.exporters none, prefill"] = lambda: peer.prefill_rows(random)
+    cases["transformers.exporters none, token"] = lambda: peer.step(500)
+    sizes["transformers.exporters", "none"] = peer.text_bytes
     times = rounds(cases, options.repeats)
     rows = []
     for name, ms in times.items():

@@ -1,0 +1,79 @@
+"""edgevlm itself: bundles of one tile and all its 64 tokens, target onnx, by default settings.
+
+The chunk is the plan's own, 112 rows for this prompt; so a prompt of 96 rows computes 112 and one
+of 352 computes 448. The 4-bit form keeps the encoder in 8 bits: fewer would save bytes, not time.
+Matrices are packed once per machine, in edgevlm's cache, before anything is measured.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from peer._given import Array, Given
+
+PACKAGES: tuple[str, ...] = ()
+CHECK = "edgevlm"
+SETTINGS: dict[str, str] = {}
+VARIANTS = {"fp32": "fp32", "w8a8": "int8", "w4g32a8": "int4"}
+SAYS = {
+    "fp32": "ONNX Runtime, float32",
+    "w8a8": "ONNX Runtime, every stage w8a8",
+    "w4g32a8": "ONNX Runtime, decoder and head w4g32a8, encoder w8a8",
+}
+QUANTIZE = {"fp32": "none", "w8a8": "w8a8", "w4g32a8": "w8a8,decoder=w4g32a8,head=w4g32a8"}
+
+
+def prepare(given: Given, variant: str) -> None:
+    """Export the bundle, and open it once so that its matrices are packed."""
+    from edgevlm.pipeline import export
+    from edgevlm.recipe import Recipe
+
+    path = _path(given, variant)
+    if not path.exists():
+        export(Recipe(model=given.model, quantize=QUANTIZE[variant]), path)
+        open(given, variant)
+
+
+def open(given: Given, variant: str) -> Loop:
+    """The bundle, without a budget."""
+    return Loop(_path(given, variant), given)
+
+
+def _path(given: Given, variant: str) -> Path:
+    return given.folder("edgevlm") / f"{variant}.edgevlm"
+
+
+class Loop:
+    """The text loop of a bundle."""
+
+    def __init__(self, path: Path, given: Given) -> None:
+        import onnxruntime
+
+        from edgevlm import api
+        from edgevlm.runtimes.sequence import Piece
+
+        self.versions = {"onnxruntime": onnxruntime.__version__}
+        self._loop, self._piece = api.load_loop(path, threads=given.threads), Piece
+        self._pixels = given.pixels
+
+    def see(self) -> Array:
+        """Features [64, C]; `see` of the loop would resize, and remember the picture."""
+        features: Array = self._loop._look(self._pixels).tokens
+        return features
+
+    def prefill(self, ids: Array) -> Array:
+        """Scores [V]."""
+        self._loop.forget()
+        return self._run(ids)
+
+    def step(self, token: int) -> Array:
+        """Scores [V]."""
+        return self._run(np.asarray([token]))
+
+    def _run(self, ids: Array) -> Array:
+        positions = self._loop.position + np.arange(len(ids), dtype=np.int32)
+        self._loop.prefill(self._piece(np.asarray(self._loop.table[ids]), positions))
+        scores: Array = self._loop.logits()
+        return scores
