@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from edgevlm import __version__
+from edgevlm.cache import cache_folder, keep
 from edgevlm.documents import dumps, read, to_document
 from edgevlm.errors import BundleError, EdgeVLMError
 from edgevlm.manifest import MANIFEST, read_manifest
@@ -209,11 +210,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def cache_folder() -> Path:
-    """The user's cache folder for edgevlm (`XDG_CACHE_HOME` or ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgevlm"
-
-
 def _begin(partial: Path, text: str) -> None:
     """Keep the finished blocks of an export with the same `text`, or empty the folder."""
     mark = partial / "plan.json"
@@ -276,14 +272,3 @@ def _remembered() -> dict[str, list[object]]:
 
 def _remember(known: dict[str, list[object]]) -> None:
     keep(cache_folder() / "checked.json", json.dumps(dict(list(known.items())[-4096:])))
-
-
-def keep(path: Path, text: str) -> None:
-    """Write a file of the cache, whole or not at all; without it there is more to do next time."""
-    temporary = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
-    except OSError:
-        return

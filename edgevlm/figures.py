@@ -98,6 +98,7 @@ class Measured:
     peak_footprint_bytes: int | None
     sensors: tuple[Reading, Reading, Reading, Reading]
     placed: Placed | str
+    compile_ms: Mapping[str, float | None]  # by block
 
 
 def figures(made: Measured) -> Profile:
@@ -246,6 +247,7 @@ def _blocks(plan: Plan, made: Measured) -> tuple[BlockProfile, ...]:
         return stat([(m.end - m.start) * 1e3 for m in chosen])
 
     for block in plan.blocks:
+        compiled = made.compile_ms.get(block.name)
         for function in block.functions:
             key = (block.name, function.name)
             resident = None
@@ -262,7 +264,7 @@ def _blocks(plan: Plan, made: Measured) -> tuple[BlockProfile, ...]:
                     flops=function.flops,
                     calls=counts[key],
                     load_ms=times(loads, "load", key),
-                    compile_ms=None,
+                    compile_ms=None if compiled is None else stat([compiled]),
                     run_ms=times(marks, "run", key),
                     answer_ms=stat(_per_answer(made.answers, key)) if counts[key] else None,
                     evict_ms=times(loads, "evict", key),
@@ -329,7 +331,8 @@ def _reasons(
         ("threads", made.threads is None, "the engine does not say"),
         ("card.bandwidth_bytes_per_s", card.bandwidth_bytes_per_s is None, "reading it failed"),
         ("card.token_floor_ms", card.token_floor_ms is None, "the bandwidth is not known"),
-        ("blocks.compile_ms", True, "the engine does not tell it apart from load_ms"),
+        ("blocks.compile_ms", any(b.compile_ms is None for b in blocks),
+         "nothing was compiled, or by an edgevlm that did not note how long it took"),
         ("blocks.load_ms", any(b.load_ms is None for b in blocks),
          "a function that was in memory already is not loaded"),
         *((f"blocks.{name}", any(b.run_ms is None for b in blocks),

@@ -118,7 +118,8 @@ class BlockProfile:
         flops: Of one call, as planned.
         calls: In one answer.
         load_ms: Opening it.
-        compile_ms: The part of it that compiles.
+        compile_ms: What the engine did once on this machine for all functions of the block, and
+            kept: compiling it, or packing its matrices. No part of `load_ms`.
         run_ms: One call, in the timed answers.
         answer_ms: All calls of one answer together.
         evict_ms: Closing it and giving its memory back.

@@ -129,6 +129,7 @@ def measure(loop: TextLoop, request: Request, progress: Callable[[str], None]) -
         budget_bytes=getattr(loop.blocks, "budget_bytes", None),
         costs=getattr(loop.blocks, "costs", None),
         peak_rss_bytes=peak,
+        compile_ms=dict(getattr(engine, "compile_ms", {})),
         peak_footprint_bytes=recorder.peak_footprint_bytes,
         sensors=(before, started, ended, after),
         placed=_placed(engine, calls),

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 import edgevlm
 from edgevlm.answerers import BundleAnswerer
 from edgevlm.api import require_torch
-from edgevlm.bundle import cache_folder, sha256
+from edgevlm.bundle import sha256
+from edgevlm.cache import cache_folder
 from edgevlm.documents import dumps
 from edgevlm.errors import EdgeVLMError, RecipeError
 from edgevlm.evaluate import Dataset, Evaluation, evaluate

@@ -10,10 +10,8 @@ and on the release, so both are in the name of the folder.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,15 +19,16 @@ from typing import Any
 
 import onnxruntime as ort
 
-from edgevlm.bundle import Bundle, cache_folder, sha256
+from edgevlm.bundle import Bundle, sha256
+from edgevlm.cache import made_once
 from edgevlm.plan import Block
 
 # Smaller weights stay inside the graph.
 LEAST_BYTES = 1024
 
 
-def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> dict[str, Path]:
-    """Graph of each function of a block, written if it is not in the cache.
+def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
+    """Folder with the graph `FUNCTION/BLOCK.onnx` of each function, written if it is not there.
 
     Args:
         bundle: The bundle; its files are checked.
@@ -44,18 +43,16 @@ def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> dict[s
     inside = {path.relative_to(bundle.path).as_posix() for path in files.values()}
     inside |= {entry.path for entry in bundle.weights_of(block)}
     hashes = [f"{f.path} {f.sha256}" for f in bundle.plan.files if f.path in inside]
-    text = "\n".join((ort.__version__, processor(), *sorted(hashes)))
-    done = cache_folder() / "onnxruntime" / hashlib.sha256(text.encode()).hexdigest()[:32]
-    if not done.is_dir():
-        done.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=done.parent) as work:
-            made = Path(work) / "made"
-            for name, path in files.items():
-                _write(path, made / name, block.name, options())
-            _share(made, block.name)
-            if not done.is_dir():  # another process may have been faster
-                os.rename(made, done)
-    return {name: done / name / f"{block.name}.onnx" for name in files}
+
+    def make(work: Path) -> Path:
+        made = work / "made"
+        for name, path in files.items():
+            _write(path, made / name, block.name, options())
+        _share(made, block.name)
+        return made
+
+    contents = "\n".join((ort.__version__, processor(), *sorted(hashes)))
+    return made_once("onnxruntime", contents, make)
 
 
 def _write(artifact: Path, folder: Path, name: str, options: Any) -> None:

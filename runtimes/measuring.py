@@ -21,7 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle import Bundle, cache_folder, keep, sha256
+from edgevlm.bundle import Bundle, sha256
+from edgevlm.cache import cache_folder, keep
 from edgevlm.documents import dumps, read, to_document
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.manifest import MANIFEST

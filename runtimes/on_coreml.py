@@ -12,10 +12,7 @@ stand-in that executes the packages (`on_coreml_reference`). On a Mac it was nev
 
 from __future__ import annotations
 
-import hashlib
-import os
 import platform
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.bundle import Bundle, cache_folder
+from edgevlm.bundle import Bundle
+from edgevlm.cache import made_once, making_ms
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.plan import Block
 from edgevlm.runtimes._silent import silent
@@ -58,6 +56,7 @@ class Engine:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         """Core ML chooses its threads itself."""
         self.bundle = bundle
+        self.compile_ms: dict[str, float | None] = {}  # by block, once
         self._models: dict[tuple[str, str], Any] = {}
         self._states: dict[str, Any] = {}
         self._arrays: dict[tuple[str, str], Mapping[str, Array]] = {}
@@ -76,10 +75,11 @@ class Engine:
         if any(name == block for name, _ in self._models):
             return
         planned = self.bundle.plan.block(block)
-        path, units = str(compiled(self.bundle, planned)), _units(planned)
+        folder, units = compiled(self.bundle, planned), _units(planned)
+        self.compile_ms[block] = making_ms(folder)
         for wanted in planned.functions:
             try:
-                model = ct.models.CompiledMLModel(path, units, wanted.name)
+                model = ct.models.CompiledMLModel(str(folder), units, wanted.name)
             except Exception as cause:
                 line = str(cause).strip().splitlines()[0]
                 raise RuntimeLoadError(f"{block}.{wanted.name} does not load: {line}") from cause
@@ -136,19 +136,15 @@ def compiled(bundle: Bundle, block: Block) -> Path:
     (package,) = set(bundle.files_of(block).values())
     inside = package.relative_to(bundle.path).as_posix()
     hashes = [f"{f.path} {f.sha256}" for f in bundle.plan.files if f.path.startswith(inside)]
-    digest = hashlib.sha256("\n".join(sorted(hashes)).encode()).hexdigest()[:32]
-    done = cache_folder() / "coreml" / f"{digest}.mlmodelc"
-    if not done.is_dir():
-        done.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=done.parent) as work:
-            try:
-                made = ct.models.utils.compile_model(str(package), f"{work}/{done.name}")
-            except Exception as cause:
-                line = str(cause).strip().splitlines()[0]
-                raise RuntimeLoadError(f"{block.name} does not compile: {line}") from cause
-            if not done.is_dir():  # another process may have been faster
-                os.rename(made, done)
-    return done
+
+    def make(work: Path) -> Path:
+        try:
+            return Path(ct.models.utils.compile_model(str(package), f"{work}/made.mlmodelc"))
+        except Exception as cause:
+            line = str(cause).strip().splitlines()[0]
+            raise RuntimeLoadError(f"{block.name} does not compile: {line}") from cause
+
+    return made_once("coreml", "\n".join(sorted(hashes)), make, ".mlmodelc")
 
 
 def placement(bundle: Bundle) -> dict[str, dict[str, int]]:

@@ -23,6 +23,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgevlm.bundle import Bundle
+from edgevlm.cache import making_ms
 from edgevlm.errors import BundleError, RuntimeLoadError
 from edgevlm.plan import Block, Function
 from edgevlm.runtimes._arrays import check_arrays
@@ -53,6 +54,7 @@ class Engine:
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle
         self.threads = threads or _cores()
+        self.compile_ms: dict[str, float | None] = {}  # by block: packing its matrices, once
         self._sessions: dict[tuple[str, str], Any] = {}
         self._arrays: dict[tuple[str, str], Mapping[str, NDArray[Any]]] = {}
         self._bound: dict[tuple[str, str], Any] = {}
@@ -106,7 +108,9 @@ class Engine:
         """
         if form == "prepared":
             try:
-                return prepared(self.bundle, block, self.options)
+                folder = prepared(self.bundle, block, self.options)
+                self.compile_ms[block.name] = making_ms(folder)
+                return {f.name: folder / f.name / f"{block.name}.onnx" for f in block.functions}
             except BundleError:
                 raise
             except Exception:  # no room, no rights; ONNX Runtime has types of its own

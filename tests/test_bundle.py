@@ -8,7 +8,8 @@ import os
 import pytest
 
 from edgevlm import api
-from edgevlm.bundle import Bundle, cache_folder, check_free, writing
+from edgevlm.bundle import Bundle, check_free, writing
+from edgevlm.cache import cache_folder
 from edgevlm.errors import BundleError, EdgeVLMError, ExportError, RuntimeLoadError
 from edgevlm.manifest import read_manifest
 from edgevlm.plan import Plan

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import edgevlm
 from edgevlm.api import require_torch
-from edgevlm.bundle import cache_folder
+from edgevlm.cache import cache_folder
 from edgevlm.cli import _options as o
 from edgevlm.documents import dumps
 from edgevlm.recipe import Recipe

@@ -55,7 +55,7 @@ def _encode(loop: TextLoop) -> Callable[[], None]:
 
     def run() -> None:
         for block in loop.plan.stage("vision"):
-            loop.engine.run(block.name, "encode")
+            loop.blocks.run(block.name, "encode")
 
     return run
 
