@@ -17,7 +17,7 @@ from edgevlm import registry
 ROOT = Path(__file__).parents[1]
 PLUG_IN = "optimum/commands/register/register_edgevlm.py"
 LINKS = ("devices", "exporters", "runtimes")
-REGISTRIES = ("FAMILIES", "METHODS", "DATASETS", "TARGETS", "ENGINES")
+REGISTRIES = ("FAMILIES", "METHODS", "DATASETS", "TARGETS", "ENGINES", "DEVICES")
 # What a machine that only runs bundles does not have.
 EXPORT_ONLY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "optimum")
 
