@@ -1,0 +1,175 @@
+"""Devices on loopback: a real sshd with keys of its own, and a link that can be cut."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+# Not the user's: a client that finds no other configuration takes no key and no host of theirs.
+CLIENT = """
+Host *
+  User {user}
+  Port {port}
+  IdentityFile {home}/id
+  IdentitiesOnly yes
+  IdentityAgent none
+  GlobalKnownHostsFile /dev/null
+  UserKnownHostsFile {home}/known_hosts
+"""
+SERVER = """
+ListenAddress 127.0.0.1:{port}
+HostKey {home}/host
+AuthorizedKeysFile {home}/authorized
+PidFile none
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+SetEnv HOME={device} XDG_CACHE_HOME={device}/cache PATH={path} {environment}
+{more}
+"""
+
+
+class Sshd:
+    """A server of this user on a free port. What it runs has `device` for its home."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.device, self.port = home, home / "device", free_port()
+        self.remote = self.device / "cache" / "edgevlm" / "remote"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.device.mkdir()
+        for name in ("id", "host"):
+            self.key(name)
+        shutil.copy(home / "id.pub", home / "authorized")
+        self.know()
+        self.client(self.port)
+
+    def key(self, name):
+        for path in (self.home / name, self.home / f"{name}.pub"):
+            path.unlink(missing_ok=True)
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.home / name]
+        subprocess.run(command, check=True)
+
+    def know(self):
+        """The client knows this server's key, whatever port it comes by."""
+        key = " ".join((self.home / "host.pub").read_text().split()[:2])
+        (self.home / "known_hosts").write_text(f"* {key}\n")
+
+    def client(self, port):
+        """Write a client's configuration, and an `ssh` that reads it instead of the user's."""
+        text = CLIENT.format(user=getpass.getuser(), port=port, home=self.home)
+        (self.home / "config").write_text(text)
+        folder = self.home / "bin"
+        folder.mkdir(exist_ok=True)
+        program = folder / "ssh"
+        program.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {self.home}/config "$@"\n')
+        program.chmod(0o755)
+
+    def start(self, *more, path=None, environment=""):
+        path = path or f"{Path(sys.executable).parent}:/usr/bin:/bin"
+        (self.home / "sshd_config").write_text(
+            SERVER.format(
+                port=self.port, home=self.home, device=self.device, path=path,
+                environment=environment, more="\n".join(more),
+            )
+        )  # fmt: skip
+        if os.getuid() == 0:
+            Path("/run/sshd").mkdir(exist_ok=True)  # it wants to be confined there
+        command = [SSHD, "-D", "-f", self.home / "sshd_config", "-E", self.home / "sshd.log"]
+        self.process = subprocess.Popen(command)
+        end = time.monotonic() + 10
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return self
+            except OSError:
+                time.sleep(0.02)
+        raise RuntimeError((self.home / "sshd.log").read_text())
+
+    def stop(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+class Link:
+    """A way to a port that counts the bytes that go there, and is cut after `cut_after` of them."""
+
+    def __init__(self, port: int) -> None:
+        self.target, self.sent, self.cut_after = port, 0, None
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port, self.open = self.server.getsockname()[1], []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self):
+        for end in self.open:
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def close(self):
+        self.server.close()
+        self.cut()
+
+    def _accept(self):
+        while True:
+            try:
+                here, _ = self.server.accept()
+            except OSError:
+                return
+            there = socket.create_connection(("127.0.0.1", self.target))
+            self.open += [here, there]
+            for pair in ((here, there, True), (there, here, False)):
+                threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    def _carry(self, source, sink, counted):
+        try:
+            while data := source.recv(4096):
+                sink.sendall(data)
+                if counted:
+                    self.sent += len(data)
+                    if self.cut_after is not None and self.sent >= self.cut_after:
+                        self.cut()
+        except OSError:
+            pass
+        for end in (source, sink):
+            end.close()
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture
+def sshd(tmp_path, monkeypatch):
+    """A server that the test starts; `ssh` on the path finds it at any host name."""
+    if not Path(SSHD).is_file() or shutil.which("ssh") is None:
+        pytest.skip("sshd is not installed (openssh-server)")
+    home = tmp_path / "ssh"
+    home.mkdir()
+    server = Sshd(home)
+    monkeypatch.setenv("PATH", f"{home / 'bin'}:{os.environ['PATH']}")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def link(sshd):
+    """A link between the client and the server."""
+    made = Link(sshd.port)
+    sshd.client(made.port)
+    yield made
+    made.close()
