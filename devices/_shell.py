@@ -42,6 +42,8 @@ SMALL = 4 * 10**6
 AGAIN = "run the same command again: what was copied stays"
 # macOS has no sha256sum.
 SHA = 'S=sha256sum; command -v $S >/dev/null 2>&1 || S="shasum -a 256"'
+# What a login shell prints before it is none of ours.
+BEGIN = "edgevlm-begin"
 # Reasons of the shell's own programs, and what they mean for us.
 FULL, DENIED = (
     ("No space left", "Disk quota exceeded", "File too large"),
@@ -86,26 +88,32 @@ class Shell:
         """One line if the way there failed, None if the script did."""
         raise NotImplementedError
 
-    def send(self, file: File, skip: int, sent: Callable[[int], None]) -> None:
-        """Add a file's bytes after the first `skip` to `partial/SHA256`; report bytes as they go.
+    def send(self, file: File, skip: int, then: str, sent: Callable[[int], None]) -> str:
+        """Bring `partial/SHA256` of a file to its end, and run a script; what that prints.
 
-        By `cat`, because sftp and scp end where they cannot seek or begin anew; where a transport
-        has its own quick way to send, it takes that.
+        By `cat`, which goes on at the end of what is there; a transport that has a quicker way of
+        its own takes that.
+
+        Args:
+            file: The file.
+            skip: Bytes that are there already.
+            then: The script.
+            sent: Called with each number of bytes as they go.
         """
-        argv = self.argv(self._in_root(f"cat >> {shlex.quote(self._partial(file))}"))
+        into = f"cat {'>>' if skip else '>'} {shlex.quote(self._partial(file))}"
+        argv = self.argv(self._in_root(f"{into} && {{ {then}; }}"))
         with _running(argv, stdin=subprocess.PIPE) as (process, errors):
-            assert process.stdin is not None
-            with file.source.open("rb") as data:
+            assert process.stdin is not None and process.stdout is not None
+            # The other end may have gone: its own words say why, below.
+            with suppress(BrokenPipeError), file.source.open("rb") as data, process.stdin as pipe:
                 data.seek(skip)
-                # The other end may have gone: its own words say why, below.
-                with suppress(BrokenPipeError):
-                    while piece := data.read(2**18):
-                        process.stdin.write(piece)
-                        process.stdin.flush()
-                        sent(len(piece))
-            with suppress(BrokenPipeError):
-                process.stdin.close()
+                while piece := data.read(2**18):
+                    pipe.write(piece)
+                    pipe.flush()
+                    sent(len(piece))
+            out = process.stdout.read(SMALL)
             self._check(process.wait(), _text(errors))
+            return out.decode("utf-8", "replace")
 
     @contextmanager
     def connected(self, progress: Step) -> Iterator[None]:
@@ -158,7 +166,7 @@ class Shell:
             if len(out) > limit:
                 raise DeviceError(f"{self.name} sent more than {limit} bytes where few belong")
             self._check(process.wait(), _text(errors))
-            return out
+            return out.partition(f"{BEGIN}\n".encode())[2]
 
     def stream(self, script: str, progress: Step) -> tuple[int, str]:
         """Run a script and show each line that it prints; its exit code and its errors.
@@ -170,7 +178,8 @@ class Shell:
         with _running(argv, stdin=subprocess.PIPE) as (process, errors):
             assert process.stdout is not None
             while line := process.stdout.readline(4096):
-                if text := one_line(line.decode("utf-8", "replace")):
+                text = one_line(line.decode("utf-8", "replace"))
+                if text and text != BEGIN:
                     progress(f"{self.name}: {text}")
             code, said = process.wait(), _text(errors)
             if failure := self.failure(code, said):
@@ -269,16 +278,16 @@ class Shell:
     def _put(self, folder: str, file: File, skip: int, sent: Callable[[int], None]) -> None:
         """One file by way of `partial/`; if what was there before is no part of it, once more."""
         part, path = shlex.quote(self._partial(file)), PurePosixPath(folder) / file.path
+        # A link that is cut ends `cat` too: what is too short may go on, only the rest is damage.
+        then = (
+            f"{SHA}; case $($S {part}) in {file.sha256}*) mkdir -p {_quoted(path.parent)}"
+            f" && mv {part} {_quoted(path)} && echo edgevlm-arrived;;"
+            f" *) [ $(wc -c < {part}) -lt {file.bytes} ] || rm -f {part};; esac"
+        )
         for begun in dict.fromkeys((skip, 0)):
-            if not begun:
-                self.sh(f"rm -f {part}")
-            self.send(file, begun, sent)
-            arrived = self.sh(f"{SHA}; $S {part}").split()
-            if arrived[:1] == [file.sha256]:
-                self.sh(f"mkdir -p {_quoted(path.parent)} && mv {part} {_quoted(path)}")
+            if "edgevlm-arrived" in self.send(file, begun, then, sent):
                 return
-        self.sh(f"rm -f {part}")
-        raise DeviceError(f"{self.name}: '{file.path}' arrived damaged, twice; is the disk sound?")
+        raise DeviceError(f"{self.name}: '{file.path}' arrived damaged; is the disk there sound?")
 
     def _look(self, folder: str) -> tuple[dict[str, str], dict[str, int]]:
         """sha256 of each file of a folder, and the size of each partial file by its sha256."""
@@ -309,7 +318,9 @@ class Shell:
         return f"{self.root}/partial/{file.sha256}"
 
     def _in_root(self, script: str) -> str:
-        return f"export LC_ALL=C; umask 077; cd {shlex.quote(self.root)} || exit 1; {script}"
+        # The shell itself stays: of a command that a signal ends, ssh tells no exit code.
+        root = shlex.quote(self.root)
+        return f"echo {BEGIN}; export LC_ALL=C; umask 077; cd {root} || exit 1; {script}; exit $?"
 
     def _check(self, code: int, errors: str) -> None:
         if code:

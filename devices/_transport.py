@@ -24,9 +24,10 @@ from pathlib import Path
 
 from edgevlm.bundle import Bundle
 from edgevlm.documents import DocumentError, dumps, read
-from edgevlm.errors import DeviceError, InputError
+from edgevlm.errors import DeviceError, InputError, RecipeError, unknown_name
 from edgevlm.profile import Profile, parse_profile, write_text
 from edgevlm.profiling import PHOTO, Request
+from edgevlm.registry import ENGINES
 from edgevlm.runtimes import images
 
 FORMAT_VERSION = 1
@@ -131,7 +132,10 @@ def opened(job: Job) -> Bundle:
     Raises:
         BundleError: If it is damaged.
         InputError: If the picture cannot be read.
+        RecipeError: If there is no such engine.
     """
+    if job.engine is not None and job.engine not in ENGINES.names():
+        raise RecipeError(unknown_name("engine", job.engine, ENGINES.names()))
     images.load(job.picture)
     return Bundle.open(job.bundle)
 

@@ -72,8 +72,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
             host.put_bundle(bundle, progress)
 
             def start(run: str) -> str:
-                script = f"exec {host.runner(python, package)} {run}"
-                code, said = host.stream(script, progress)
+                code, said = host.stream(f"{host.runner(python, package)} {run}", progress)
                 why = ", which is often too little memory" if code in (137, 139) else ""
                 return f"the run there ended with exit code {code}{why}; {one_line(said[-200:])}"
 
@@ -152,25 +151,25 @@ class Host(Shell):
             return f"the link to {self.name} was cut; {AGAIN}"
         return f"{self.name}: {one_line(said[-1]) if said else 'ssh failed without a word'}"
 
-    def pythons(self, engine_folder: str) -> list[str]:
-        """Pythons there that are new enough, as absolute paths, the likeliest first.
+    def pythons(self, environment: str) -> list[str]:
+        """Pythons there that are new enough, the likeliest first.
 
         Raises:
             DeviceError: If there is none.
         """
-        names = " ".join([f"{engine_folder}/bin/python", *PYTHONS])
+        names = " ".join([f"{environment}/bin/python", *PYTHONS])
         out = self.sh(
-            f"for p in {names}; do command -v $p >/dev/null 2>&1 || continue;"
-            ' $p -c \'import sys; print("edgevlm-python:", sys.version_info >= (3, 11),'
-            ' sys.executable, sep="|")\' 2>/dev/null; done; true'
+            f"for p in {names}; do p=$(command -v $p) || continue;"
+            " \"$p\" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null;"
+            ' echo "$?|$p"; done; true'
         )
-        found = re.findall(r"^edgevlm-python:\|(True|False)\|(/.+)$", out, re.M)
+        found = re.findall(r"^(\d+)\|(.+)$", out, re.M)
         if not found:
             raise DeviceError(f"{self.name} has no Python; install Python 3.11 or newer there")
-        good = list(dict.fromkeys(path for new, path in found if new == "True"))
+        good = list(dict.fromkeys(path for old, path in found if old == "0"))
         if not good:
             raise DeviceError(
-                f"{self.name} has only a Python that is too old ({one_line(found[0][1])}); install"
+                f"{self.name} has only a Python older than 3.11 ({one_line(found[0][1])}); install"
                 " Python 3.11 or newer there"
             )
         return good

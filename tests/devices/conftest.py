@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+SSH, SSHD = shutil.which("ssh"), shutil.which("sshd") or "/usr/sbin/sshd"
 # Not the user's: a client that finds no other configuration takes no key and no host of theirs.
 CLIENT = """
 Host *
@@ -72,7 +72,7 @@ class Sshd:
         folder = self.home / "bin"
         folder.mkdir(exist_ok=True)
         program = folder / "ssh"
-        program.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {self.home}/config "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {SSH} -F {self.home}/config "$@"\n')
         program.chmod(0o755)
 
     def start(self, *more, path=None, environment=""):
@@ -141,6 +141,7 @@ class Link:
                 if counted:
                     self.sent += len(data)
                     if self.cut_after is not None and self.sent >= self.cut_after:
+                        time.sleep(0.5)  # what has arrived is written there
                         self.cut()
         except OSError:
             pass
@@ -156,7 +157,7 @@ def free_port():
 @pytest.fixture
 def sshd(tmp_path, monkeypatch):
     """A server that the test starts; `ssh` on the path finds it at any host name."""
-    if not Path(SSHD).is_file() or shutil.which("ssh") is None:
+    if not Path(SSHD).is_file() or SSH is None:
         pytest.skip("sshd is not installed (openssh-server)")
     home = tmp_path / "ssh"
     home.mkdir()
