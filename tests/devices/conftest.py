@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib.util
 import os
 import shutil
 import socket
@@ -174,3 +175,43 @@ def link(sshd):
     sshd.client(made.port)
     yield made
     made.close()
+
+
+@pytest.fixture
+def phones(tmp_path, monkeypatch):
+    """`phones(state=…)`: a scripted phone that a real adb server, of the test's own, knows."""
+    adb = shutil.which("adb")
+    if adb is None:
+        pytest.skip("adb is not installed")
+    path = Path(__file__).with_name("scripted_phone.py")
+    spec = importlib.util.spec_from_file_location("scripted_phone", path)
+    scripted = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scripted)
+    monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(free_port()))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # for adb's own key
+    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
+    (tmp_path / "home").mkdir()
+    made = []
+
+    def make(**options):
+        phone = scripted.Phone(tmp_path / f"phone-{len(made)}", **options)
+        made.append(phone)
+        command = [adb, "connect", phone.serial]
+        if phone.state == "offline":  # it answers when it has waited for ten seconds
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        else:
+            subprocess.run(command, check=True, capture_output=True, timeout=60)
+        end = time.monotonic() + 20
+        while f"{phone.serial}\t{phone.state}" not in _devices(adb):
+            assert time.monotonic() < end, _devices(adb)
+            time.sleep(0.05)
+        return phone
+
+    yield make
+    for phone in made:
+        phone.unplug()
+    subprocess.run([adb, "kill-server"], capture_output=True, timeout=60)
+
+
+def _devices(adb):
+    return subprocess.run([adb, "devices"], capture_output=True, text=True, timeout=60).stdout
