@@ -32,13 +32,12 @@ from typing import IO
 
 from edgevlm.bundle import Bundle, sha256
 from edgevlm.devices import _transport as t
-from edgevlm.devices._transport import Job, one_line
+from edgevlm.devices._transport import Job, Step, one_line
 from edgevlm.errors import DeviceError
 from edgevlm.manifest import MANIFEST
-from edgevlm.profile import LIMIT_BYTES, Profile
+from edgevlm.profile import Profile
 
-Step = Callable[[str], None]
-SMALL = 4 * 10**6
+SMALL = t.LOG_BYTES
 AGAIN = "run the same command again: what was copied stays"
 # macOS has no sha256sum.
 SHA = 'S=sha256sum; command -v $S >/dev/null 2>&1 || S="shasum -a 256"'
@@ -245,7 +244,7 @@ class Shell:
             kind, _, said = self.read(
                 f"cd {run}; if [ -f {t.ERROR} ]; then echo error; head -c {SMALL} {t.ERROR};"
                 f" elif [ -f {t.PROFILE} ]; then echo profile; cat {t.PROFILE}; fi",
-                LIMIT_BYTES,
+                t.PROFILE_BYTES,
             ).partition(b"\n")
             if kind == b"profile":
                 return t.received(said, job, bundle, self.name)

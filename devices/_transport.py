@@ -19,13 +19,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgevlm.bundle import Bundle
 from edgevlm.documents import DocumentError, dumps, read
 from edgevlm.errors import DeviceError, InputError, RecipeError, unknown_name
-from edgevlm.profile import Profile, parse_profile, write_text
+from edgevlm.profile import LIMIT_BYTES, Profile, parse_profile, write_text
 from edgevlm.profiling import PHOTO, Request
 from edgevlm.registry import ENGINES
 from edgevlm.runtimes import images
@@ -33,8 +34,10 @@ from edgevlm.runtimes import images
 FORMAT_VERSION = 1
 REQUEST, PICTURE = "request.json", "picture"
 PROFILE, ERROR, LOG = "profile.json", "error.txt", "log.txt"
+PROFILE_BYTES, LOG_BYTES = LIMIT_BYTES, 4 * 10**6
 # Longest line that is shown of what a device says.
 LINE = 300
+Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)

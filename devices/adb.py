@@ -24,8 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgevlm.devices import _transport as t
-from edgevlm.devices._shell import AGAIN, SMALL, File, Shell, Step
-from edgevlm.devices._transport import Job, Reachable, one_line
+from edgevlm.devices._shell import AGAIN, SMALL, File, Shell
+from edgevlm.devices._transport import Job, Reachable, Step, one_line
 from edgevlm.errors import DeviceError
 from edgevlm.profile import Profile
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from edgevlm import api, profiling
-from edgevlm.devices._transport import Job, Reachable
+from edgevlm.devices._transport import Job, Reachable, Step
 from edgevlm.errors import DeviceError
 from edgevlm.figures import machine
 from edgevlm.profile import Profile
 
 
-def profile(address: str, job: Job, progress: Callable[[str], None]) -> Profile:
+def profile(address: str, job: Job, progress: Step) -> Profile:
     """Measure here.
 
     Raises:

@@ -33,8 +33,8 @@ from pathlib import Path
 import edgevlm
 from edgevlm import __version__
 from edgevlm.devices import _transport as t
-from edgevlm.devices._shell import AGAIN, File, Shell, Step
-from edgevlm.devices._transport import Job, Reachable, one_line
+from edgevlm.devices._shell import AGAIN, File, Shell
+from edgevlm.devices._transport import Job, Reachable, Step, one_line
 from edgevlm.errors import DeviceError
 from edgevlm.profile import Profile
 from edgevlm.registry import engine_for

@@ -165,9 +165,10 @@ def app(tmp_path):
 def test_an_app(measure, phones, app, runner, tmp_path):
     phone, out = phones(), tmp_path / "p.json"
     runs = (
-        f"for last; do :; done; touch {phone.folder}/alive\n"
-        f"(sleep 100 | PYTHONPATH={ROOT} XDG_CACHE_HOME={tmp_path}/cache {sys.executable}"
-        f' -m edgevlm.devices._runner "$last"; rm {phone.folder}/alive) >/dev/null 2>&1 &'
+        f"for last; do :; done; touch {phone.folder}/alive; mkfifo $last/in\n"
+        f"(PYTHONPATH={ROOT} XDG_CACHE_HOME={tmp_path}/cache {sys.executable}"
+        f" -m edgevlm.devices._runner $last <> $last/in; rm {phone.folder}/alive)"
+        " >/dev/null 2>&1 &"
     )
     done = measure("--runner", app(phone, runs), "-o", out)
     assert done.exit_code == 0, done.stderr
