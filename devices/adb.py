@@ -83,7 +83,8 @@ def reachable() -> list[Reachable]:
     try:
         phones = _phones()
     except DeviceError as cause:
-        return [Reachable("adb", "not installed", str(cause))]
+        state = "failed" if shutil.which("adb") else "not installed"
+        return [Reachable("adb", state, str(cause))]
     return [
         Reachable(f"adb:{serial}", "ready" if state == READY else state, STATES.get(state, note))
         for serial, (state, note) in phones.items()
@@ -242,7 +243,7 @@ def _adb(*arguments: str, failing: bool = False) -> str:
         raise DeviceError("adb does not answer; try 'adb kill-server', then again") from cause
     if done.returncode and not failing:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
-        raise DeviceError(f"adb failed: {one_line(lines[-1])}")
+        raise DeviceError(f"adb failed: {one_line(lines[-1].removeprefix('adb: '))}")
     return done.stdout + (done.stderr if failing else "")
 
 

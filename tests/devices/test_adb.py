@@ -6,6 +6,7 @@ profiles are real. What only a phone has (its app, its log) is a script of a lin
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -254,6 +255,13 @@ def test_phones_that_are_not_ready(refused, run, phones):
     asleep = phones(state="offline")
     again = "unplug it and plug it in again, or turn its USB debugging off and on"
     assert refused(device=f"adb:{asleep.serial}") == f"adb:{asleep.serial} is offline: {again}"
+    ready = phones()
+    seen = {r["device"]: r for r in json.loads(run("devices", "--json").stdout)["reachable"]}
+    assert seen[f"adb:{locked.serial}"] == {
+        "device": f"adb:{locked.serial}", "state": "unauthorized", "note": words
+    }  # fmt: skip
+    assert seen[f"adb:{asleep.serial}"]["note"] == again
+    assert seen[f"adb:{ready.serial}"]["state"] == "ready"
     old = phones(features="cmd")
     assert refused(device=f"adb:{old.serial}") == (
         f"adb:{old.serial} is too old: Android 7 or newer is needed"
