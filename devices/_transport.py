@@ -193,7 +193,6 @@ def received(text: bytes, job: Job, bundle: Bundle, device: str) -> Profile:
         "question.prompt": (found.question.prompt, asked.prompt),
         "question.tokens_generated": (found.question.tokens_generated, asked.tokens_generated),
         "runs": (found.runs, asked.runs),
-        "threads": (found.threads, found.threads if job.threads is None else job.threads),
         "engine": (found.engine, found.engine if job.engine is None else job.engine),
         "budget_bytes": (found.budget_bytes, job.memory_bytes),
         "blocks": (

@@ -17,7 +17,9 @@ from edgevlm.profiling import Request
 
 @pytest.fixture(scope="module")
 def job(exported):
-    return t.Job(exported.bundle.path, Request(runs=1, tokens_generated=2), threads=1)
+    return t.Job(
+        exported.bundle.path, Request(runs=1, tokens_generated=2), "onnxruntime", threads=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,13 @@ def test_an_answer_gets_the_names_that_only_this_side_knows(job, good, exported)
     )  # fmt: skip
 
 
+def test_an_engine_that_does_not_tell_its_threads(job, good, exported):
+    there = good | {"threads": None}
+    there["not_measured"] = good["not_measured"] | {"threads": "the engine does not say"}
+    found = t.received(json.dumps(there).encode(), job, exported.bundle, "ssh:board")
+    assert found.threads is None
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -44,7 +53,7 @@ def test_an_answer_gets_the_names_that_only_this_side_knows(job, good, exported)
         (lambda d: d | {"ttft_ms": None}, "sent no profile: profile.json.ttft_ms must be float"),
         (lambda d: d | {"recipe": d["recipe"] | {"tokens": 17}}, "its recipe is not what"),
         (lambda d: d | {"runs": 100}, "its runs is not what was asked"),
-        (lambda d: d | {"threads": 8}, "its threads is not what was asked"),
+        (lambda d: d | {"engine": "null"}, "its engine is not what was asked"),
         (lambda d: d | {"blocks": d["blocks"][1:]}, "its blocks is not what was asked"),
         (lambda d: d | {"question": d["question"] | {"prompt": "?"}}, "its question.prompt is not"),
     ],
@@ -68,7 +77,7 @@ def test_a_request_is_read_as_it_was_written(job, exported, tmp_path):
     path = tmp_path / "request.json"
     path.write_text(t.request_text(job, exported.bundle), "utf-8")
     assert t.read_request(path) == t.RunRequest(
-        1, "tiny.edgevlm", job.request.prompt, 1, 2, 0.0, None, 1, None
+        1, "tiny.edgevlm", job.request.prompt, 1, 2, 0.0, "onnxruntime", 1, None
     )
 
 
