@@ -208,8 +208,8 @@ class Shell:
         self._remove(folder, [whole.path, *others])  # in this order: no half bundle looks whole
         missing = [*(f for f in missing if f is not whole), whole]
         begun = {f: partial.get(f.sha256, 0) if self.resumes else 0 for f in missing}
-        size = sum(f.bytes for f in missing)
-        need = size - sum(begun.values())
+        begun = {f: have if have <= f.bytes else 0 for f, have in begun.items()}
+        need = sum(f.bytes - have for f, have in begun.items())
         free = self._free_bytes()
         if free is not None and need > free:
             raise DeviceError(
@@ -258,7 +258,8 @@ class Shell:
 
     def log(self, run: str) -> bytes:
         """What the device wrote while it ran."""
-        return self.read(f"head -c {SMALL - 1} {run}/{t.LOG}", SMALL)
+        path = f"{run}/{t.LOG}"
+        return self.read(f"[ ! -f {path} ] || head -c {SMALL - 100} {path}", SMALL)
 
     def failure(self, code: int, errors: str) -> str | None:
         """One line if a command failed for the way there, or for the disk; None otherwise."""

@@ -123,9 +123,8 @@ class Phone(Shell):
 
     def log(self, run: str) -> bytes:
         """The run's log, then what the phone's system and apps logged since it began."""
-        own = self.read(f"[ ! -f {run}/{t.LOG} ] || head -c {SMALL - 100} {run}/{t.LOG}", SMALL)
         words = f"logcat -d -v threadtime -T '{self.began}' 2>&1 | tail -c {SMALL - 100}"
-        return own + b"--- logcat\n" + self.read(words, SMALL)
+        return super().log(run) + b"--- logcat\n" + self.read(words, SMALL)
 
     def run_app(self, run: str, progress: Step) -> str:
         """Start the app with a run, and wait until its profile or error is there.

@@ -13,11 +13,13 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
     """Measure here.
 
     Raises:
-        DeviceError: If there is an address or a runner: this machine needs none.
+        DeviceError: If there is an address, a runner or a log: this machine needs none.
     """
     if address:
         raise DeviceError(f"device 'local' is this machine and takes no address, got '{address}'")
     job.without_runner("local")
+    if job.log is not None:
+        raise DeviceError("--log is what another device wrote; this machine writes to the terminal")
     loop = api.load_loop(job.bundle, job.engine, job.threads, job.memory_bytes, progress)
     return profiling.profile(loop, job.request, progress)
 

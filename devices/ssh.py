@@ -111,9 +111,8 @@ class Host(Shell):
 
     def argv(self, script: str) -> list[str]:
         """`ssh … HOST exec sh -c SCRIPT`; the login shell there may be any."""
-        # The master is the first; it has made its socket before it answers.
-        socket = self.control.exists()
-        more = ("ControlMaster=no", "ProxyCommand=false") if socket else ("ControlMaster=yes",)
+        # The master is the first, and it has answered with the folder's path before any other.
+        more = ("ControlMaster=no", "ProxyCommand=false") if self.root else ("ControlMaster=yes",)
         options = [word for option in (*OPTIONS, *more) for word in ("-o", option)]
         port = ["-p", self.port] if self.port else []
         control = ["-T", "-o", f"ControlPath={self.control}"]
@@ -124,6 +123,8 @@ class Host(Shell):
         """What ssh itself says, and what to do; it ends with 255 where it fails."""
         if code != 255:
             return None
+        if self.root:
+            return f"the link to {self.name} was cut; {AGAIN}"
         host = self.destination.rpartition("@")[2]
         by_hand = f"ssh {f'-p {self.port} ' if self.port else ''}{self.destination}"
         known = f"'[{host}]:{self.port}'" if self.port not in (None, "22") else host
@@ -147,8 +148,6 @@ class Host(Shell):
             if words in errors:
                 return f"{self.name}: {what}"
         said = [line for line in errors.splitlines() if line.strip()]
-        if self.root:
-            return f"the link to {self.name} was cut; {AGAIN}"
         return f"{self.name}: {one_line(said[-1]) if said else 'ssh failed without a word'}"
 
     def pythons(self, environment: str) -> list[str]:

@@ -122,7 +122,7 @@ print(json.dumps({{
 
 def test_the_runtime_side_imports_nothing_of_the_export_side():
     modules = [f"edgevlm.runtimes.{path.stem}" for path in (ROOT / "runtimes").glob("[!_]*.py")]
-    modules += [f"edgevlm.devices.{path.stem}" for path in (ROOT / "devices").glob("*.py")]
+    modules += [f"edgevlm.devices.{path.stem}" for path in (ROOT / "devices").glob("*[!_].py")]
     for package in ("cli", "datasets"):
         files = (ROOT / "edgevlm" / package).glob("[!_]*.py")
         modules += [f"edgevlm.{package}.{path.stem}" for path in files]
