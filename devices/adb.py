@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from edgevlm.devices import _transport as t
@@ -132,9 +133,17 @@ class Phone(Shell):
         Raises:
             DeviceError: If the phone goes away.
         """
-        said = self.sh(f"am start -W -n {PACKAGE}/{ACTIVITY} --es run {run} 2>&1")
-        if "Error" in said:
-            return f"the app cannot be started: {one_line(said)}"
+        try:
+            said = self.sh(f"am start -W -n {PACKAGE}/{ACTIVITY} --es run {run} 2>&1")
+            if "Error" in said:
+                return f"the app cannot be started: {one_line(said)}"
+            return self._wait(run, progress)
+        except KeyboardInterrupt:
+            with suppress(DeviceError):
+                self.sh(f"am force-stop {PACKAGE}")  # it would measure on for nobody
+            raise
+
+    def _wait(self, run: str, progress: Step) -> str:
         gone = False
         while True:
             out = self.sh(

@@ -208,7 +208,8 @@ class Host(Shell):
         words = " ".join(map(shlex.quote, needs))
         progress(f"{self.name}: make {self.root}/{folder}, once: {', '.join(needs)}")
         code, said = self.stream(
-            f"[ ! -L {folder} ] || {{ echo 'it is a link of yours' >&2; exit 1; }};"
+            f"export XDG_CACHE_HOME={shlex.quote(self.root)}/cache;"
+            f" [ ! -L {folder} ] || {{ echo 'it is a link of yours' >&2; exit 1; }};"
             f" rm -rf .{folder} && {shlex.quote(python)} -m venv .{folder} >&2"
             f" && .{folder}/bin/python -m pip install --disable-pip-version-check {words}"
             f" && rm -rf {folder} && mv .{folder} {folder}",

@@ -185,6 +185,22 @@ def test_an_app(measure, phones, app, runner, tmp_path):
     assert "copied" not in again.stderr
 
 
+def test_an_app_is_stopped_when_the_command_is(start, phones, app, exported, tmp_path):
+    phone, said = phones(), tmp_path / "am"
+    package = app(phone, f'echo "$*" >> {said}; touch {phone.folder}/alive')
+    process = start("profile", exported.bundle.path, *QUICK, "--device", "adb", "--runner", package)
+    end = time.monotonic() + 60
+    while not said.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert err.splitlines()[-1].startswith("edgevlm: stopped; nothing is half-written")
+    first, *rest = said.read_text().splitlines()
+    assert first.startswith("start -W -n org.edgevlm.app/.ProfileActivity --es run runs/")
+    assert rest == ["force-stop org.edgevlm.app"]
+
+
 def test_an_app_that_fails(refused, phones, app):
     phone = phones()
     package = app(phone, "echo 'Error type 3'; echo 'Error: Activity class does not exist.'")
