@@ -63,6 +63,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
         with host.connected(progress):
             target = bundle.plan.recipe.target
             environment = t.safe_name(f"venv-{job.engine or target}")
+            progress(f"{host.name}: find a Python that has what the bundle needs")
             pythons = host.pythons(environment)
             package = host.put_package(pythons[0], Path(folder), progress)
             python = host.fitting(pythons, package, target, job.engine)
