@@ -17,21 +17,19 @@ folder; texts are bounded, and shown as one line.
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import shlex
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from edgevlm.bundle import Bundle, sha256
 from edgevlm.devices import _transport as t
+from edgevlm.devices._process import errors_of, last_line, meter, running
 from edgevlm.devices._transport import Job, Step, one_line
 from edgevlm.errors import DeviceError
 from edgevlm.manifest import MANIFEST
@@ -101,7 +99,7 @@ class Shell:
         """
         into = f"cat {'>>' if skip else '>'} {shlex.quote(self._partial(file))}"
         argv = self.argv(self._in_root(f"{into} && {{ {then}; }}"))
-        with _running(argv, stdin=subprocess.PIPE) as (process, errors):
+        with running(argv, stdin=subprocess.PIPE) as (process, errors):
             assert process.stdin is not None and process.stdout is not None
             # The other end may have gone: its own words say why, below.
             with suppress(BrokenPipeError), file.source.open("rb") as data, process.stdin as pipe:
@@ -111,7 +109,7 @@ class Shell:
                     pipe.flush()
                     sent(len(piece))
             out = process.stdout.read(SMALL)
-            self._check(process.wait(), _text(errors))
+            self._check(process.wait(), errors_of(errors))
             return out.decode("utf-8", "replace")
 
     @contextmanager
@@ -129,7 +127,7 @@ class Shell:
             ' e=$(flock -n 9 2>&1) || [ -n "$e" ] || { echo edgevlm-busy; exit 0; }; fi;'
             ' echo "edgevlm-root:$PWD"; exec cat >/dev/null'
         )
-        with _running(self.argv(script), stdin=subprocess.PIPE) as (process, errors):
+        with running(self.argv(script), stdin=subprocess.PIPE) as (process, errors):
             assert process.stdin is not None and process.stdout is not None
             self.root = ""
             while not self.root and (line := process.stdout.readline(4096)):
@@ -139,7 +137,7 @@ class Shell:
                 if text.startswith("edgevlm-root:/"):
                     self.root = text.removeprefix("edgevlm-root:")
             if not self.root:
-                self._check(process.wait() or 1, _text(errors))
+                self._check(process.wait() or 1, errors_of(errors))
             try:
                 self.sh("rm -rf runs && mkdir runs")  # of a visit that was cut off
                 yield
@@ -159,12 +157,12 @@ class Shell:
 
     def read(self, script: str, limit: int) -> bytes:
         """What a script prints, as bytes."""
-        with _running(self.argv(self._in_root(script))) as (process, errors):
+        with running(self.argv(self._in_root(script))) as (process, errors):
             assert process.stdout is not None
             out = process.stdout.read(limit + 1)
             if len(out) > limit:
                 raise DeviceError(f"{self.name} sent more than {limit} bytes where few belong")
-            self._check(process.wait(), _text(errors))
+            self._check(process.wait(), errors_of(errors))
             return out.partition(f"{BEGIN}\n".encode())[2]
 
     def stream(self, script: str, progress: Step) -> tuple[int, str]:
@@ -174,13 +172,13 @@ class Shell:
             DeviceError: If the link fails.
         """
         argv = self.argv(self._in_root(script))
-        with _running(argv, stdin=subprocess.PIPE) as (process, errors):
+        with running(argv, stdin=subprocess.PIPE) as (process, errors):
             assert process.stdout is not None
             while line := process.stdout.readline(4096):
                 text = one_line(line.decode("utf-8", "replace"))
                 if text and text != BEGIN:
                     progress(f"{self.name}: {text}")
-            code, said = process.wait(), _text(errors)
+            code, said = process.wait(), errors_of(errors)
             if failure := self.failure(code, said):
                 raise DeviceError(failure)
             return code, said
@@ -216,7 +214,7 @@ class Shell:
                 f"{self.name} has {free / 1e6:,.1f} MB free for '{self.root}' and {folder} needs"
                 f" {need / 1e6:,.1f} MB more; make room there, and {AGAIN}"
             )
-        sent = _meter(f"{self.name}: copy {folder}", need, progress)
+        sent = meter(f"{self.name}: copy {folder}", need, progress)
         for file in missing:
             self._put(folder, file, begun[file], sent)
         kept = sum(f.bytes for f in files) - need
@@ -265,7 +263,7 @@ class Shell:
         """One line if a command failed for the way there, or for the disk; None otherwise."""
         if line := self.link_failure(code, errors):
             return line
-        last = _last(errors)
+        last = last_line(errors)
         if any(reason in last for reason in FULL):
             return (
                 f"{self.name} has no room left in '{self.root}' ({last}); make room there, and"
@@ -324,56 +322,10 @@ class Shell:
 
     def _check(self, code: int, errors: str) -> None:
         if code:
-            told = _last(errors) or f"a command there ended with exit code {code}"
+            told = last_line(errors) or f"a command there ended with exit code {code}"
             raise DeviceError(self.failure(code, errors) or f"{self.name}: {told}")
-
-
-@contextmanager
-def _running(
-    argv: Sequence[str], stdin: int = subprocess.DEVNULL
-) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    """A process and the file of its stderr; it does not outlive the body."""
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(argv, stdin=stdin, stdout=subprocess.PIPE, stderr=errors)
-        try:
-            yield process, errors
-        finally:
-            if process.poll() is None:
-                process.kill()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with suppress(OSError):
-                        pipe.close()
-            process.wait()
-
-
-def _text(errors: IO[bytes]) -> str:
-    """The end of what a process wrote to its stderr."""
-    size = errors.seek(0, os.SEEK_END)
-    errors.seek(max(0, size - 20_000))
-    return errors.read().decode("utf-8", "replace")
-
-
-def _last(errors: str) -> str:
-    """The last line that says something."""
-    lines = [line for line in errors.splitlines() if line.strip()]
-    return one_line(lines[-1]) if lines else ""
 
 
 def _quoted(path: PurePosixPath) -> str:
     """A path in our folder as one shell word that no program takes for an option."""
     return shlex.quote(f"./{path}")
-
-
-def _meter(what: str, size: int, progress: Step) -> Callable[[int], None]:
-    """Takes bytes as they go, and says every two seconds how many went."""
-    done, shown = 0, time.monotonic()
-
-    def sent(count: int) -> None:
-        nonlocal done, shown
-        done += count
-        if time.monotonic() - shown >= 2:
-            shown = time.monotonic()
-            progress(f"{what}: {done / 1e6:,.1f} of {size / 1e6:,.1f} MB")
-
-    return sent

@@ -192,16 +192,14 @@ def _is_app(serial: str, runner: Path | None, progress: Step) -> bool:
     look = f"[ -f {PROGRAM_FOLDER}/program/runner ] && echo program; pm path {PACKAGE} 2>/dev/null"
     there = _adb("-s", serial, "shell", f"{look}; true").split()
     app = any(word.startswith("package:") for word in there)
-    if app and (runner is not None or "program" not in there):
-        return True
-    if "program" in there and runner is None:
-        return False
-    if runner is not None:
+    if runner is not None and not app:
         raise DeviceError(f"'{runner}' is not the app {PACKAGE}, which is the one that is started")
-    raise DeviceError(
-        f"adb:{serial} has nothing that runs bundles; give --runner FILE, an app (.apk) or a"
-        " program for it that keeps to docs/devices.md"
-    )
+    if not app and "program" not in there:
+        raise DeviceError(
+            f"adb:{serial} has nothing that runs bundles; give --runner FILE, an app (.apk) or a"
+            " program for it that keeps to docs/devices.md"
+        )
+    return runner is not None or "program" not in there
 
 
 def _chosen(address: str) -> str:
@@ -245,7 +243,7 @@ def _adb(*arguments: str, failing: bool = False) -> str:
     try:
         done = subprocess.run(
             [_program(), *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            errors="replace", timeout=120, check=False,
+            errors="replace", timeout=None if failing else 120, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as cause:
         raise DeviceError("adb does not answer; try 'adb kill-server', then again") from cause

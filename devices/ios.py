@@ -124,6 +124,9 @@ class Phone:
             return
         (self.local / "empty").write_bytes(b"")
         self.send(self.local / "empty", f"{folder}/{MANIFEST}")
+        # What is about to be written over is no longer what the note says.
+        noted = {f.path: f.sha256 for f in bundle.plan.files if f not in missing}
+        self._note(folder, noted)
         total, done, since = sum(f.bytes for f in missing), 0, 0
         for file in missing:
             progress(f"{self.name}: copy {folder}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
@@ -131,9 +134,8 @@ class Phone:
             noted[file.path] = file.sha256
             done, since = done + file.bytes, since + file.bytes
             if since >= NOTE_BYTES or file is missing[-1]:
-                note, since = self.local / "note", 0
-                note.write_text(json.dumps(noted), "utf-8")
-                self.send(note, f"{folder}.copied.json")
+                self._note(folder, noted)
+                since = 0
         self.send(bundle.path / MANIFEST, f"{folder}/{MANIFEST}")
 
     def measure(self, job: Job, bundle: Bundle, progress: Step) -> Profile:
@@ -166,6 +168,12 @@ class Phone:
             if lines := log.split("\n")[:-1]:
                 progress(f"{self.name}: {one_line(lines[-1])}")
             time.sleep(POLL_S)
+
+    def _note(self, folder: str, noted: dict[str, str]) -> None:
+        """Write down what is copied, beside the bundle."""
+        note = self.local / "note"
+        note.write_text(json.dumps(noted), "utf-8")
+        self.send(note, f"{folder}.copied.json")
 
     def _noted(self, folder: str) -> dict[str, str]:
         """sha256 of each file that was copied, as an earlier copy noted it."""
