@@ -47,7 +47,7 @@ class RuntimeLoadError(EdgeVLMError):
 
 
 class DeviceError(EdgeVLMError):
-    """The file of a named device is damaged, or one of its figures has no source."""
+    """A device cannot be reached or fails on the way, or the file of a named one is damaged."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -124,7 +124,7 @@ def figures(made: Measured) -> Profile:
         schema_version=SCHEMA_VERSION,
         edgevlm_version=__version__,
         device="local",
-        machine=_machine(),
+        machine=machine(),
         engine=made.engine,
         engine_version=made.engine_version,
         threads=made.threads,
@@ -298,11 +298,15 @@ def _card(plan: Plan, speed: float | None) -> Card:
     )
 
 
-def _machine() -> Machine:
+def machine() -> Machine:
+    """The machine that this process runs on."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        board = Path("/proc/device-tree/model")  # ARM boards name no processor, but themselves
+        if not names and board.is_file():
+            names = [board.read_text("utf-8").strip("\0\n")]
         name = next(iter(names), name)
         memory: int | None = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError, AttributeError):
@@ -327,7 +331,7 @@ def _reasons(
     unplaced = made.placed if isinstance(made.placed, str) else ""
     answers = made.sustained or ()
     nulls: list[tuple[str, bool, str]] = [
-        ("machine.memory_bytes", _machine().memory_bytes is None, "the system does not say"),
+        ("machine.memory_bytes", machine().memory_bytes is None, "the system does not say"),
         ("threads", made.threads is None, "the engine does not say"),
         ("card.bandwidth_bytes_per_s", card.bandwidth_bytes_per_s is None, "reading it failed"),
         ("card.token_floor_ms", card.token_floor_ms is None, "the bandwidth is not known"),
@@ -363,7 +367,7 @@ def _reasons(
 
 
 def _warnings(made: Measured, whole: Stat, conditions: Conditions) -> list[str]:
-    found, cores = [], _machine().cores
+    found, cores = [], machine().cores
     if conditions.throttled:
         found.append("the processor was slowed down for its temperature while this was measured")
     if (load := conditions.load_before) is not None and load > BUSY * cores:

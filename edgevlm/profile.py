@@ -276,7 +276,7 @@ class Profile:
     Attributes:
         schema_version: Of this document.
         edgevlm_version: What wrote it.
-        device: `local`.
+        device: As `--device` named it, such as `local` or `ssh:me@board`.
         machine: Where it ran.
         engine: Name of the engine.
         engine_version: What the engine says of itself.

@@ -2,7 +2,7 @@
 
     family   edgevlm/models/<name>.py         method   edgevlm/compress/<name>.py
     target   exporters/to_<name>.py           engine   runtimes/on_<name>.py
-    dataset  edgevlm/datasets/<name>.py
+    dataset  edgevlm/datasets/<name>.py       device   devices/<name>.py, a way to reach one
 
 Files that begin with `_` are shared code of their folder, not plug-ins. A name on the command line
 may use `-` where the file has `_`.
@@ -74,6 +74,7 @@ METHODS = Registry("method", "edgevlm.compress")
 DATASETS = Registry("dataset", "edgevlm.datasets")
 TARGETS = Registry("target", "edgevlm.exporters", "to_")
 ENGINES = Registry("engine", "edgevlm.runtimes", "on_")
+DEVICES = Registry("device", "edgevlm.devices")
 
 
 def engine_for(target: str) -> str:

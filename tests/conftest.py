@@ -102,6 +102,21 @@ def tree():
     return read
 
 
+@pytest.fixture
+def run():
+    """Run a command in this process; anything but our own exit fails the test."""
+    from typer.testing import CliRunner
+
+    from edgevlm.cli import app
+
+    def call(*arguments, stdin=None):
+        result = CliRunner().invoke(app, [str(a) for a in arguments], input=stdin)
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def start():
     """Start the `edgevlm` command as a process of its own; `before` is Python that runs first."""

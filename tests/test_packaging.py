@@ -17,7 +17,7 @@ from edgevlm import registry
 ROOT = Path(__file__).parents[1]
 PLUG_IN = "optimum/commands/register/register_edgevlm.py"
 LINKS = ("devices", "exporters", "runtimes")
-REGISTRIES = ("FAMILIES", "METHODS", "DATASETS", "TARGETS", "ENGINES")
+REGISTRIES = ("FAMILIES", "METHODS", "DATASETS", "TARGETS", "ENGINES", "DEVICES")
 # What a machine that only runs bundles does not have.
 EXPORT_ONLY = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "safetensors", "optimum")
 
@@ -122,10 +122,11 @@ print(json.dumps({{
 
 def test_the_runtime_side_imports_nothing_of_the_export_side():
     modules = [f"edgevlm.runtimes.{path.stem}" for path in (ROOT / "runtimes").glob("[!_]*.py")]
+    modules += [f"edgevlm.devices.{path.stem}" for path in (ROOT / "devices").glob("*[!_].py")]
     for package in ("cli", "datasets"):
         files = (ROOT / "edgevlm" / package).glob("[!_]*.py")
         modules += [f"edgevlm.{package}.{path.stem}" for path in files]
-    for name in ("answerers", "api", "bundle", "cli", "devices._named", "documents", "errors",
+    for name in ("answerers", "api", "bundle", "cli", "documents", "errors",
                  "evaluate", "examples", "figures", "fit", "plan", "profile", "profile_schema",
                  "profiling", "recipe", "registry", "report", "scores", "sweep",
                  "sweep_files"):  # fmt: skip

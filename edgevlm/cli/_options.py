@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from edgevlm.documents import to_document
 from edgevlm.recipe import Recipe, parse_bytes, parse_tiles
@@ -111,10 +112,11 @@ def progress() -> Iterator[Any]:
     """Steps as they begin: a spinner on a terminal, a line each elsewhere."""
     console, started = Console(stderr=True), time.perf_counter()
     if not console.is_terminal:
-        yield lambda step: say(f"[{time.perf_counter() - started:6.1f} s] {step}")
+        yield lambda step: say(f"[{time.perf_counter() - started:6.1f} s] {printable(step)}")
         return
     with console.status("…") as status:
-        yield lambda step: status.update(f"{step} …")
+        # A step may have words of a device, which are no markup and steer no terminal.
+        yield lambda step: status.update(escape(f"{printable(step)} …"))
 
 
 def megabytes(size: float) -> str:

@@ -1,15 +1,25 @@
-"""`edgevlm devices`: named devices and what is known of each."""
+"""`edgevlm devices`: what can be reached now, and the named devices with what is known of each."""
 
 from __future__ import annotations
 
 from edgevlm.cli import _options as o
 from edgevlm.devices import _named
 from edgevlm.devices._named import Device
+from edgevlm.registry import DEVICES
 
 
 def main(json: o.Json = False) -> None:
-    """List the named devices with their figures; --json has the source of each."""
+    """List what `profile --device` reaches now, and named devices with their figures.
+
+    --json has the source of each figure.
+    """
+    with o.progress() as step:
+        reachable = []
+        for name in DEVICES.names():
+            step(f"look for devices: {name}")
+            reachable += DEVICES.load(name).reachable()
     devices = [_named.load(name) for name in _named.names()]
+    here = o.table(["--device", "now", ""], [[r.device, r.state, r.note] for r in reachable])
     rows = [
         [
             d.name,
@@ -23,8 +33,9 @@ def main(json: o.Json = False) -> None:
         for d in devices
     ]
     text = o.table(["device", "os", "memory", "one app", "bandwidth", "NPU", "target"], rows)
+    text = f"{here}\n\n{text}"
     text += "\n\n~ seen by users, or derived from other figures; - not known, --json says why"
-    o.answer(devices, text, json)
+    o.answer({"reachable": reachable, "named": devices}, text, json)
 
 
 def _figure(device: Device, name: str, unit: str) -> str:

@@ -1,4 +1,4 @@
-"""`edgevlm profile`: what a bundle takes on this machine, block by block."""
+"""`edgevlm profile`: what a bundle takes on this machine or another device, block by block."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from typing import Annotated
 
 import typer
 
-from edgevlm import api
 from edgevlm.chrome_trace import chrome_trace
 from edgevlm.cli import _options as o
-from edgevlm.errors import DeviceError, unknown_name
+from edgevlm.devices._transport import Job
 from edgevlm.profile import PARTS, Profile, Stat, check_place, write_profile, write_text
-from edgevlm.profiling import PROMPT, Request, profile
+from edgevlm.profiling import PROMPT, Request
+from edgevlm.recipe import parse_bytes
+from edgevlm.registry import DEVICES
 from edgevlm.report import MEANING, megabytes, milliseconds, missing_by_reason, threads_text
 from edgevlm.report import report as page_of
 
-DEVICES = ("local",)
 _DEFAULT = Request()
 
 
 def main(
     bundle: o.BundleArgument,
-    device: Annotated[str, typer.Option(help="Where: local.")] = DEVICES[0],
+    device: Annotated[
+        str, typer.Option(help="Where: local, ssh:USER@HOST[:PORT], adb[:SERIAL] or ios[:DEVICE].")
+    ] = "local",
     memory: Annotated[
-        str | None, typer.Option(help="Most memory of this process, such as 300MB.")
+        str | None, typer.Option(help="Most memory of the process that measures, such as 300MB.")
     ] = None,
     engine: Annotated[str | None, typer.Option(help="Engine, see `edgevlm engines`.")] = None,
     threads: Annotated[
@@ -47,17 +49,22 @@ def main(
     ] = None,
     report: Annotated[Path | None, typer.Option(help="A page to look at: r.html.")] = None,
     trace: Annotated[Path | None, typer.Option(help="For Perfetto and Chrome: t.json.")] = None,
+    runner: Annotated[
+        Path | None, typer.Option(help="Phones: the app or program to put there, which runs it.")
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="What the device wrote: device.log.")] = None,
     json: o.Json = False,
 ) -> None:
     """Measure BUNDLE: time and memory of each block, tokens, operators, energy where it can be."""
-    if device not in DEVICES:
-        raise DeviceError(unknown_name("device", device, DEVICES))
+    name, _, address = device.partition(":")
+    transport = DEVICES.load(name)
     request = Request(image, prompt, runs, tokens_generated, minutes)
-    for path in filter(None, (output, report, trace)):
+    budget = None if memory is None else parse_bytes(memory)
+    job = Job(Path(bundle), request, engine, threads, budget, runner, log)
+    for path in filter(None, (output, report, trace, log)):
         check_place(path)
     with o.progress() as step:
-        loop = api.load_loop(bundle, engine, threads, memory, progress=step)
-        found = profile(loop, request, step)
+        found = transport.profile(address, job, step)
     if output is not None:
         write_profile(found, output)
     if report is not None:

@@ -20,8 +20,24 @@ def document(done):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_devices_as_text(run):
-    lines = run("devices").stdout.splitlines()
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """No adb, no ssh, no Mac: nothing of this machine's is asked."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return tmp_path / "bin"
+
+
+def test_devices_as_text(run, alone):
+    here, named, note = run("devices").stdout.strip().split("\n\n")
+    lines = here.splitlines()
+    assert lines[0].split() == ["--device", "now"]
+    assert lines[1].split()[:2] == ["adb", "not"]
+    assert "there is no 'adb' here; install Android's platform tools (package adb)" in lines[1]
+    assert lines[2].endswith("there is no 'xcrun' here")
+    assert lines[3].split()[:2] == ["local", "ready"]
+    assert lines[4].endswith("install OpenSSH's client (openssh-client)")
+    lines = named.splitlines()
     assert lines[0].split() == [
         "device",
         "os",
@@ -32,18 +48,22 @@ def test_devices_as_text(run):
         "NPU",
         "target",
     ]
-    rows = {line.split()[0]: line for line in lines[1:] if line and line[0] != "~"}
+    rows = {line.split()[0]: line for line in lines[1:]}
     assert sorted(rows) == _named.names()
     assert "~3.5 GB" in rows["iphone-15-pro"]  # seen by a user
     assert " 8.0 GB" in rows["iphone-15-pro"]
     assert "35 TOPS" in rows["iphone-15-pro"]
     assert rows["pixel-9"].split("GB")[1].split()[:2] == ["-", "-"]  # neither limit nor bandwidth
-    assert "~ seen by users, or derived" in lines[-1]
+    assert "~ seen by users, or derived" in note
 
 
-def test_devices_as_json_have_their_sources(run):
+def test_devices_as_json_have_their_sources(run, alone):
     done = run("devices", "--json")
-    rows = {row["name"]: row for row in document(done)}
+    found = document(done)
+    assert set(found) == {"reachable", "named"}
+    assert [seen["device"] for seen in found["reachable"]] == ["adb", "ios", "local", "ssh"]
+    assert all(set(seen) == {"device", "state", "note"} for seen in found["reachable"])
+    rows = {row["name"]: row for row in found["named"]}
     assert list(rows) == _named.names()
     phone = rows["iphone-15-pro"]
     assert phone["app_limit_bytes"] == 3376 * 2**20
@@ -53,11 +73,24 @@ def test_devices_as_json_have_their_sources(run):
     assert done.stdout.count("\n") == 1
 
 
-def test_devices_needs_no_torch(command):
+def test_hosts_that_the_user_has_named(run, alone, tmp_path, monkeypatch):
+    from edgevlm.devices import ssh
+
+    (alone / "ssh").touch(0o755)
+    config = tmp_path / "config"
+    config.write_text("Host orin\n  User me\n")
+    monkeypatch.setattr(ssh, "CONFIG", config)
+    reachable = document(run("devices", "--json"))["reachable"]
+    assert [(seen["device"], seen["state"]) for seen in reachable[3:]] == [
+        ("ssh:USER@HOST[:PORT]", "ready"), ("ssh:orin", "not contacted")
+    ]  # fmt: skip
+
+
+def test_devices_needs_no_torch(command, alone):
     done = command(
         "devices", before="sys.modules.update(dict.fromkeys(['torch', 'numpy.testing']))"
     )
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0, done.err
     assert "raspberry-pi-5" in done.out
 
 

@@ -1,0 +1,263 @@
+"""`adb[:SERIAL]`: an Android phone, by Android's own `adb`.
+
+What runs bundles there is no part of this package. `--runner FILE` puts it on the phone, where it
+stays, and the files of docs/devices.md are all it needs to know:
+
+    a program    pushed to /data/local/tmp/edgevlm/program, run as `runner runs/ID` in that folder's
+                 parent; it prints its steps, and ends when its stdin does
+    an .apk      installed; the app `PACKAGE` has its own folder, of which `edgevlm` is ours. It is
+                 started with the run's folder, and its files are looked at every second
+
+Files go by `adb push`, whole: a file that was cut begins anew, a bundle goes on at it. Scripts need
+the exit codes of Android 7 (`shell_v2`). Tested with the real adb and a scripted phone; nothing
+here, the app's way least of all, has met a real one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from edgevlm.devices import _transport as t
+from edgevlm.devices._shell import AGAIN, SMALL, File, Shell
+from edgevlm.devices._transport import Job, Reachable, Step, one_line
+from edgevlm.errors import DeviceError
+from edgevlm.profile import Profile
+
+PACKAGE, ACTIVITY = "org.edgevlm.app", ".ProfileActivity"
+PROGRAM_FOLDER = "/data/local/tmp/edgevlm"
+APP_FOLDER = f"/sdcard/Android/data/{PACKAGE}/files/edgevlm"
+POLL_S = 1.0
+READY = "device"
+# What to do on the phone, by the state that adb tells.
+STATES = {
+    "unauthorized": "unlock it and allow USB debugging for this computer on its screen",
+    "authorizing": "unlock it and allow USB debugging for this computer on its screen",
+    "offline": "unplug it and plug it in again, or turn its USB debugging off and on",
+    "connecting": "wait a moment, or unplug it and plug it in again",
+    "no permissions": "this user may not open it: install adb's udev rules, then plug it in again",
+    "recovery": "restart it: it is in recovery mode",
+    "sideload": "restart it: it waits for an update",
+    "bootloader": "restart it: it is in its bootloader",
+}
+NONE = "no phone is connected; plug one in with 'USB debugging' on in its Developer options"
+
+
+def profile(address: str, job: Job, progress: Step) -> Profile:
+    """Measure on a phone.
+
+    Raises:
+        DeviceError: If there is none, it is not ready, nothing there runs bundles, or it fails.
+    """
+    bundle = t.opened(job)
+    _check_runner(job.runner)
+    serial = _chosen(address)
+    if "shell_v2" not in _adb("-s", serial, "features").split():
+        raise DeviceError(f"adb:{serial} is too old: Android 7 or newer is needed")
+    is_app = _is_app(serial, job.runner, progress)
+    phone = Phone(serial, APP_FOLDER if is_app else PROGRAM_FOLDER)
+    with phone.connected(progress):
+        if job.runner is not None and not is_app:
+            phone.put("program", [File.of("runner", job.runner)], progress)
+        phone.put_bundle(bundle, progress)
+
+        def start(run: str) -> str:
+            phone.began = phone.sh("date '+%m-%d %H:%M:%S.000'").strip()
+            if is_app:
+                return phone.run_app(run, progress)
+            code, said = phone.stream(f"chmod 700 program/runner; ./program/runner {run}", progress)
+            if code in (126, 127):
+                return f"the runner cannot be executed there; is it built for it? {one_line(said)}"
+            return f"the runner there ended with exit code {code}; {one_line(said[-200:])}"
+
+        return phone.measure(job, bundle, start)
+
+
+def reachable() -> list[Reachable]:
+    """Phones that adb sees, each with what to do where it is not ready."""
+    try:
+        phones = _phones()
+    except DeviceError as cause:
+        state = "failed" if shutil.which("adb") else "not installed"
+        return [Reachable("adb", state, str(cause))]
+    return [
+        Reachable(f"adb:{serial}", "ready" if state == READY else state, STATES.get(state, note))
+        for serial, (state, note) in phones.items()
+    ] or [Reachable("adb", "none", NONE)]
+
+
+class Phone(Shell):
+    """One phone; `began` is its time when the run did."""
+
+    resumes = False
+
+    def __init__(self, serial: str, folder: str) -> None:
+        super().__init__(f"adb:{serial}", folder)
+        self.serial, self.began = serial, ""
+
+    def argv(self, script: str) -> list[str]:
+        """`adb shell` runs it with the phone's `sh`."""
+        return [_program(), "-s", self.serial, "shell", script]
+
+    def link_failure(self, code: int, errors: str) -> str | None:
+        """Whether the phone is still there, as adb tells; what it said may be the script's."""
+        if _phones().get(self.serial, ("gone", ""))[0] == READY:
+            return None
+        return f"the link to {self.name} was cut; plug the phone in again, and {AGAIN}"
+
+    def send(self, file: File, skip: int, then: str, sent: Callable[[int], None]) -> str:
+        """`adb push`, then the script."""
+        command = [_program(), "-s", self.serial, "push", str(file.source), self._partial(file)]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            check=False,
+        )  # fmt: skip
+        self._check(done.returncode, done.stderr or done.stdout)
+        sent(file.bytes)
+        return self.sh(then)
+
+    def log(self, run: str) -> bytes:
+        """The run's log, then what the phone's system and apps logged since it began."""
+        words = f"logcat -d -v threadtime -T '{self.began}' 2>&1 | tail -c {SMALL - 100}"
+        return super().log(run) + b"--- logcat\n" + self.read(words, SMALL)
+
+    def run_app(self, run: str, progress: Step) -> str:
+        """Start the app with a run, and wait until its profile or error is there.
+
+        Raises:
+            DeviceError: If the phone goes away.
+        """
+        try:
+            said = self.sh(f"am start -W -n {PACKAGE}/{ACTIVITY} --es run {run} 2>&1")
+            if "Error" in said:
+                return f"the app cannot be started: {one_line(said)}"
+            return self._wait(run, progress)
+        except KeyboardInterrupt:
+            with suppress(DeviceError):
+                self.sh(f"am force-stop {PACKAGE}")  # it would measure on for nobody
+            raise
+
+    def _wait(self, run: str, progress: Step) -> str:
+        gone = False
+        while True:
+            out = self.sh(
+                f"ls {run}; pidof {PACKAGE} >/dev/null || echo edgevlm-gone;"
+                f" echo edgevlm-log; tail -n 1 {run}/{t.LOG} 2>/dev/null; true"
+            )
+            names, _, line = out.partition("edgevlm-log\n")
+            if {t.PROFILE, t.ERROR} & {*names.split()}:
+                return ""
+            if gone:
+                return "the app there ended without an answer; --log FILE keeps what it logged"
+            gone = "edgevlm-gone" in names  # once more: it may have ended just after its answer
+            if line.strip():
+                progress(f"{self.name}: {one_line(line)}")
+            time.sleep(POLL_S)
+
+
+def _check_runner(runner: Path | None) -> None:
+    if runner is None:
+        return
+    try:
+        with runner.open("rb") as file:
+            begin = file.read(4)
+    except OSError as cause:
+        raise DeviceError(f"no runner at '{runner}': {cause.strerror}") from cause
+    if not begin.startswith((b"\x7fELF", b"#!", b"PK\x03\x04")):
+        raise DeviceError(
+            f"'{runner}' is no runner: expected an .apk, or a program for the phone (ELF or #!)"
+        )
+
+
+def _is_app(serial: str, runner: Path | None, progress: Step) -> bool:
+    """Whether the app runs the bundle, installed now if it is given; else a program does.
+
+    Raises:
+        DeviceError: If neither is given nor there, or the app cannot be installed.
+    """
+    if runner is not None:
+        with runner.open("rb") as file:
+            if file.read(2) != b"PK":
+                return False
+        progress(f"adb:{serial}: install {runner.name}")
+        said = _adb("-s", serial, "install", "-r", str(runner), failing=True)
+        if "Success" not in said:
+            raise DeviceError(f"adb:{serial} does not install '{runner}': {one_line(said)}")
+    look = f"[ -f {PROGRAM_FOLDER}/program/runner ] && echo program; pm path {PACKAGE} 2>/dev/null"
+    there = _adb("-s", serial, "shell", f"{look}; true").split()
+    app = any(word.startswith("package:") for word in there)
+    if runner is not None and not app:
+        raise DeviceError(f"'{runner}' is not the app {PACKAGE}, which is the one that is started")
+    if not app and "program" not in there:
+        raise DeviceError(
+            f"adb:{serial} has nothing that runs bundles; give --runner FILE, an app (.apk) or a"
+            " program for it that keeps to docs/devices.md"
+        )
+    return runner is not None or "program" not in there
+
+
+def _chosen(address: str) -> str:
+    """The serial number of the phone that is meant, which is ready.
+
+    Raises:
+        DeviceError: If there is none, several, or it is not ready; says what to do on it.
+    """
+    phones, wanted = _phones(), address or os.environ.get("ANDROID_SERIAL", "")
+    names = ", ".join(f"adb:{serial}" for serial in phones)
+    if not phones:
+        raise DeviceError(NONE)
+    if not wanted and len(phones) > 1:
+        raise DeviceError(f"several phones are connected; choose with --device, one of {names}")
+    serial = wanted or next(iter(phones))
+    if serial not in phones:
+        raise DeviceError(f"no phone 'adb:{one_line(serial)}' is connected; there are: {names}")
+    state, note = phones[serial]
+    if state != READY:
+        raise DeviceError(f"adb:{serial} is {state}: {STATES.get(state, note or 'restart it')}")
+    return serial
+
+
+def _phones() -> dict[str, tuple[str, str]]:
+    """State and model of each phone, by its serial number."""
+    found = {}
+    for line in _adb("devices", "-l").splitlines():
+        if match := re.match(r"(\S+)\s+(no permissions|\S+)(.*)", line):
+            model = re.search(r"model:(\S+)", match[3])
+            if not line.startswith(("List of", "*")):
+                found[match[1]] = (match[2], model[1] if model else "")
+    return found
+
+
+def _adb(*arguments: str, failing: bool = False) -> str:
+    """What `adb` prints.
+
+    Raises:
+        DeviceError: If it fails, unless that is looked for.
+    """
+    try:
+        done = subprocess.run(
+            [_program(), *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors="replace", timeout=None if failing else 120, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as cause:
+        raise DeviceError("adb does not answer; try 'adb kill-server', then again") from cause
+    if done.returncode and not failing:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
+        raise DeviceError(f"adb failed: {one_line(lines[-1].removeprefix('adb: '))}")
+    return done.stdout + (done.stderr if failing else "")
+
+
+def _program() -> str:
+    found = shutil.which("adb")
+    if found is None:
+        raise DeviceError(
+            "there is no 'adb' here; install Android's platform tools (package adb), then plug the"
+            " phone in"
+        )
+    return found

@@ -1,0 +1,258 @@
+"""`ios[:DEVICE]`: an iPhone or iPad, from a Mac with Xcode 15, by `xcrun devicectl`.
+
+The app `APP` runs bundles there; `--runner` installs it, an .app or .ipa that is signed for the
+device. Its Documents/edgevlm is the folder of docs/devices.md: the same files as everywhere.
+
+`devicectl` copies files in and out of the container of an app that is signed for development, but
+can neither hash nor delete. So what was copied is noted beside the bundle, in NAME.copied.json, and
+an empty manifest.json marks a bundle that is not whole; the app checks hashes as any reader does.
+
+NOT RUN ON A DEVICE: these command lines follow the tool's own help and were tested against a
+scripted `xcrun` only. Unproved most of all: whether `copy to` makes the folders of its destination.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from edgevlm.bundle import Bundle
+from edgevlm.devices import _transport as t
+from edgevlm.devices._transport import Job, Reachable, Step, one_line
+from edgevlm.errors import DeviceError
+from edgevlm.manifest import MANIFEST
+from edgevlm.profile import Profile
+
+APP, FOLDER = "org.edgevlm.app", "Documents/edgevlm"
+POLL_S = 2.0
+# A note of what was copied is sent after so many bytes: what a cut link costs at most.
+NOTE_BYTES = 64 * 10**6
+NO_MAC = "device 'ios' needs a Mac with Xcode 15 or newer: there is no 'xcrun' here"
+
+
+def profile(address: str, job: Job, progress: Step) -> Profile:
+    """Measure on an iPhone or iPad.
+
+    Raises:
+        DeviceError: If there is none, it is not ready, the app is missing, or it fails.
+    """
+    bundle = t.opened(job)
+    if job.runner is not None and job.runner.suffix not in (".app", ".ipa"):
+        raise DeviceError(f"'{job.runner}' is no runner for iOS: expected an .app or .ipa")
+    if job.runner is not None and not job.runner.exists():
+        raise DeviceError(f"no runner at '{job.runner}'")
+    with tempfile.TemporaryDirectory() as folder:
+        phone = Phone(_chosen(address), Path(folder))
+        if job.runner is not None:
+            progress(f"{phone.name}: install {job.runner.name}")
+            phone.ctl("install", "app", str(job.runner))
+        phone.check_app()
+        phone.put_bundle(bundle, progress)
+        return phone.measure(job, bundle, progress)
+
+
+def reachable() -> list[Reachable]:
+    """Devices that devicectl knows, each with what to do where it is not ready."""
+    if shutil.which("xcrun") is None:
+        return [Reachable("ios", "not here", NO_MAC)]
+    try:
+        devices = _devices()
+    except DeviceError as cause:
+        return [Reachable("ios", "failed", str(cause))]
+    found = []
+    for identifier, (name, what) in devices.items():
+        found.append(Reachable(f"ios:{identifier}", "not ready" if what else "ready", what or name))
+    return found or [Reachable("ios", "none", "no device is known; connect one and trust this Mac")]
+
+
+class Phone:
+    """One device; `folder` is ours, for files on their way."""
+
+    def __init__(self, identifier: str, folder: Path) -> None:
+        self.identifier, self.name, self.local = identifier, f"ios:{identifier}", folder
+
+    def ctl(self, *words: str) -> dict[str, Any]:
+        """`devicectl device WORDS`, what it answers as JSON.
+
+        Raises:
+            DeviceError: If it fails.
+        """
+        return _ctl("device", *words[:2], "--device", self.identifier, *words[2:])
+
+    def check_app(self) -> None:
+        """Refuse a device without the app."""
+        apps = self.ctl("info", "apps", "--bundle-id", APP).get("apps")
+        if not apps:
+            raise DeviceError(
+                f"{self.name} has no app {APP}, which runs bundles; build it for the device, and"
+                " install it with --runner FILE or with Xcode"
+            )
+
+    def send(self, source: Path, path: str) -> None:
+        """Copy a file into our folder."""
+        self.ctl("copy", "to", *_container(), "--source", str(source),
+                 "--destination", f"{FOLDER}/{path}")  # fmt: skip
+
+    def fetch(self, path: str, limit: int) -> bytes | None:
+        """A file of our folder; None if it is not there."""
+        target = self.local / "fetched"
+        target.unlink(missing_ok=True)
+        try:
+            self.ctl("copy", "from", *_container(), "--source", f"{FOLDER}/{path}",
+                     "--destination", str(target))  # fmt: skip
+        except DeviceError:
+            return None
+        if not target.is_file() or target.is_symlink():
+            return None
+        if target.stat().st_size > limit:
+            raise DeviceError(f"{self.name} sent more than {limit} bytes where few belong")
+        return target.read_bytes()
+
+    def put_bundle(self, bundle: Bundle, progress: Step) -> None:
+        """Copy a bundle, of which only what differs from the note of an earlier copy."""
+        folder = f"bundles/{t.folder_of(bundle)}"
+        noted = self._noted(folder)
+        missing = [f for f in bundle.plan.files if noted.get(f.path) != f.sha256]
+        manifest = (bundle.path / MANIFEST).read_bytes()
+        if not missing and self.fetch(f"{folder}/{MANIFEST}", len(manifest)) == manifest:
+            return
+        (self.local / "empty").write_bytes(b"")
+        self.send(self.local / "empty", f"{folder}/{MANIFEST}")
+        # What is about to be written over is no longer what the note says.
+        noted = {f.path: f.sha256 for f in bundle.plan.files if f not in missing}
+        self._note(folder, noted)
+        total, done, since = sum(f.bytes for f in missing), 0, 0
+        for file in missing:
+            progress(f"{self.name}: copy {folder}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
+            self.send(bundle.file(file.path), f"{folder}/{file.path}")
+            noted[file.path] = file.sha256
+            done, since = done + file.bytes, since + file.bytes
+            if since >= NOTE_BYTES or file is missing[-1]:
+                self._note(folder, noted)
+                since = 0
+        self.send(bundle.path / MANIFEST, f"{folder}/{MANIFEST}")
+
+    def measure(self, job: Job, bundle: Bundle, progress: Step) -> Profile:
+        """One run: request in, app started, profile out."""
+        run = f"runs/{secrets.token_hex(6)}"
+        request = self.local / t.REQUEST
+        request.write_text(t.request_text(job, bundle), "utf-8")
+        self.send(job.picture, f"{run}/{t.PICTURE}")
+        self.send(request, f"{run}/{t.REQUEST}")
+        launch = ("process", "launch", "--terminate-existing", APP, "--run", run)
+        pid = self.ctl(*launch).get("process", {}).get("processIdentifier")
+        try:
+            return self._wait(run, pid, job, bundle, progress)
+        finally:
+            if job.log is not None:
+                t.keep_log(job, self.fetch(f"{run}/{t.LOG}", t.LOG_BYTES) or b"")
+
+    def _wait(self, run: str, pid: object, job: Job, bundle: Bundle, progress: Step) -> Profile:
+        gone = False
+        while True:
+            if (text := self.fetch(f"{run}/{t.PROFILE}", t.PROFILE_BYTES)) is not None:
+                return t.received(text, job, bundle, self.name)
+            if (text := self.fetch(f"{run}/{t.ERROR}", t.LOG_BYTES)) is not None:
+                raise DeviceError(f"{self.name}: {one_line(text.decode('utf-8', 'replace'))}")
+            if gone:
+                raise DeviceError(f"{self.name}: the app there ended without an answer")
+            running = self.ctl("info", "processes").get("runningProcesses", [])
+            gone = all(process.get("processIdentifier") != pid for process in running)
+            log = (self.fetch(f"{run}/{t.LOG}", t.LOG_BYTES) or b"").decode("utf-8", "replace")
+            if lines := log.split("\n")[:-1]:
+                progress(f"{self.name}: {one_line(lines[-1])}")
+            time.sleep(POLL_S)
+
+    def _note(self, folder: str, noted: dict[str, str]) -> None:
+        """Write down what is copied, beside the bundle."""
+        note = self.local / "note"
+        note.write_text(json.dumps(noted), "utf-8")
+        self.send(note, f"{folder}.copied.json")
+
+    def _noted(self, folder: str) -> dict[str, str]:
+        """sha256 of each file that was copied, as an earlier copy noted it."""
+        try:
+            noted = json.loads(self.fetch(f"{folder}.copied.json", t.LOG_BYTES) or b"{}")
+        except (ValueError, RecursionError):
+            return {}
+        return noted if isinstance(noted, dict) else {}
+
+
+def _container() -> tuple[str, ...]:
+    return ("--domain-type", "appDataContainer", "--domain-identifier", APP)
+
+
+def _chosen(address: str) -> str:
+    """Identifier of the device that is meant, which is ready.
+
+    Raises:
+        DeviceError: If there is none, several, or it is not ready.
+    """
+    if shutil.which("xcrun") is None:
+        raise DeviceError(NO_MAC)
+    devices = _devices()
+    names = ", ".join(f"ios:{identifier}" for identifier in devices)
+    if not devices:
+        raise DeviceError("no iOS device is known; connect one and trust this Mac on its screen")
+    if not address and len(devices) > 1:
+        raise DeviceError(f"several iOS devices are known; choose with --device, one of {names}")
+    chosen = address or next(iter(devices))
+    if chosen not in devices:
+        raise DeviceError(f"no device 'ios:{one_line(chosen)}' is known; there are: {names}")
+    if what := devices[chosen][1]:
+        raise DeviceError(f"ios:{chosen} is not ready: {what}")
+    return chosen
+
+
+def _devices() -> dict[str, tuple[str, str]]:
+    """Name of each device by its identifier, and what to do if it is not ready."""
+    found = {}
+    for device in _ctl("list", "devices").get("devices", []):
+        hardware, link = (
+            device.get("hardwareProperties", {}),
+            device.get("connectionProperties", {}),
+        )
+        own, what = device.get("deviceProperties", {}), ""
+        if hardware.get("platform") not in ("iOS", "iPadOS"):
+            continue
+        if link.get("pairingState") != "paired":
+            what = "unlock it and trust this Mac on its screen"
+        elif own.get("developerModeStatus") == "disabled":
+            what = "turn on Developer Mode in its Settings, Privacy & Security"
+        elif link.get("tunnelState") == "unavailable":
+            what = "connect it by cable, or to the same network, and unlock it"
+        name = f"{own.get('name')}, {hardware.get('marketingName')}"
+        found[str(device.get("identifier"))] = (one_line(name), what)
+    return found
+
+
+def _ctl(*words: str) -> dict[str, Any]:
+    """`xcrun devicectl WORDS`: the `result` of its JSON answer.
+
+    Raises:
+        DeviceError: If it fails; its last line.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        # Before the words: what follows an app's name is the app's.
+        command = ["xcrun", "devicectl", *words[:3], "--json-output", str(answer), *words[3:]]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            check=False,
+        )  # fmt: skip
+        if done.returncode:
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
+            raise DeviceError(f"devicectl failed: {one_line(lines[0])}")
+        try:
+            found = json.loads(answer.read_text("utf-8")).get("result", {})
+        except (OSError, ValueError, AttributeError, RecursionError) as cause:
+            raise DeviceError(
+                "devicectl gave no JSON answer; Xcode 15 or newer is needed"
+            ) from cause
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,30 @@
+"""`local`: this machine, in this process."""
+
+from __future__ import annotations
+
+from edgevlm import api, profiling
+from edgevlm.devices._transport import Job, Reachable, Step
+from edgevlm.errors import DeviceError
+from edgevlm.figures import machine
+from edgevlm.profile import Profile
+
+
+def profile(address: str, job: Job, progress: Step) -> Profile:
+    """Measure here.
+
+    Raises:
+        DeviceError: If there is an address, a runner or a log: this machine needs none.
+    """
+    if address:
+        raise DeviceError(f"device 'local' is this machine and takes no address, got '{address}'")
+    job.without_runner("local")
+    if job.log is not None:
+        raise DeviceError("--log is what another device wrote; this machine writes to the terminal")
+    loop = api.load_loop(job.bundle, job.engine, job.threads, job.memory_bytes, progress)
+    return profiling.profile(loop, job.request, progress)
+
+
+def reachable() -> list[Reachable]:
+    """Always."""
+    here = machine()
+    return [Reachable("local", "ready", f"{here.processor}, {here.cores} cores, {here.system}")]
