@@ -70,6 +70,32 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     return tokenizer
 
 
+class Rows:
+    """A matrix in a file, of which rows are read as they are asked for: `matrix[rows]`.
+
+    It is not mapped: pages of a mapped file stay resident, some more with each token.
+    """
+
+    def __init__(self, path: Path, dtype: Any, shape: tuple[int, int], offset: int = 0) -> None:
+        self.shape, self._dtype, self._offset = shape, np.dtype(dtype), offset
+        self._file = path.open("rb", buffering=0)
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        """Rows by number, slice or numbers, as numpy would give them.
+
+        Raises:
+            BundleError: If the file ends before.
+        """
+        places = np.arange(self.shape[0])[rows]
+        found = np.empty((*places.shape, self.shape[1]), self._dtype)
+        size = self.shape[1] * self._dtype.itemsize
+        for row, place in zip(found.reshape(-1, self.shape[1]), places.flat, strict=True):
+            self._file.seek(self._offset + int(place) * size)
+            if self._file.readinto(row.data) != size:
+                raise BundleError(f"'{self._file.name}' ends before row {place} of its table")
+        return found
+
+
 class PackedTable:
     """A table of few bits that is read as float32: `table[rows]` unpacks these rows."""
 
@@ -78,27 +104,24 @@ class PackedTable:
         self._packing = PACKINGS[embedding.dtype]
         numbers, scales = embedding.row_bytes
         _, start = embedding.place(0)
-        self._numbers = np.memmap(path, np.uint8, "r", shape=(embedding.rows, numbers))
-        shape = (embedding.rows, scales // 4)
-        self._scales: Floats = np.zeros(shape, np.float32)
-        if scales:
-            self._scales = np.memmap(path, np.float32, "r", offset=start, shape=shape)
+        self._numbers = Rows(path, np.uint8, (embedding.rows, numbers))
+        self._scales = Rows(path, np.float32, (embedding.rows, scales // 4), start)
 
     def __getitem__(self, rows: Any) -> Floats:
         """Rows by number, slice or numbers, as numpy would give them."""
         return unpack(self._numbers[rows], self._scales[rows], self._packing, self.shape[1])
 
 
-Table = Floats | PackedTable
+Table = Floats | Rows | PackedTable
 
 
 def load_table(bundle: Bundle) -> Table:
-    """The bundle's embedding table [rows, C], mapped: a row is read when it is used."""
+    """The bundle's embedding table [rows, C]: a row is read when it is used."""
     embedding = bundle.plan.host.embedding
     path = bundle.file(embedding.file)
     if embedding.dtype != "f32":
         return PackedTable(path, embedding)
-    return np.memmap(path, np.float32, "r", shape=(embedding.rows, embedding.columns))
+    return Rows(path, np.float32, (embedding.rows, embedding.columns))
 
 
 def assemble(

@@ -52,9 +52,9 @@ def main() -> None:
         return
     weights = asked.weights or sum(f.stat().st_size for f in asked.bundle.rglob("*.weights"))
     found: dict[str, list[dict[str, Any]]] = {}
+    sizes = {text: budget(asked.bundle, asked.threads, text, weights) for text in asked.budgets}
     for round_ in range(asked.rounds):
-        for text in asked.budgets:
-            size = budget(asked.bundle, asked.threads, text, weights)
+        for text, size in sizes.items():
             print(f"round {round_ + 1}: {text}", file=sys.stderr)
             found.setdefault(text, []).append(apart(asked, size))
     show(found)
