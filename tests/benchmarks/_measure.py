@@ -61,6 +61,7 @@ def bundle(recipe: Recipe, work: Path) -> Bundle:
     rows, columns = recipe.tiles
     chunk = f"-chunk-{recipe.chunk}" if recipe.chunk else ""
     quantize = (recipe.quantize,) if recipe.quantize != "none" else ()
+    chunk += f"-check-{recipe.speculate}" if recipe.speculate else ""
     methods = "".join("-" + re.sub(r"\W+", "-", text) for text in (*recipe.methods, *quantize))
     target = "" if recipe.target == "onnx" else f"{recipe.target}-"
     path = work / f"{target}{rows}x{columns}-{recipe.tokens or 'all'}{chunk}{methods}.edgevlm"
