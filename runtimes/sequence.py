@@ -89,7 +89,8 @@ class Rows:
         places = np.arange(self.shape[0])[rows]
         found = np.empty((*places.shape, self.shape[1]), self._dtype)
         size = self.shape[1] * self._dtype.itemsize
-        for row, place in zip(found.reshape(-1, self.shape[1]), places.flat, strict=True):
+        flat = found.reshape(places.size, self.shape[1])
+        for row, place in zip(flat, places.flat, strict=True):
             self._file.seek(self._offset + int(place) * size)
             if self._file.readinto(row.data) != size:
                 raise BundleError(f"'{self._file.name}' ends before row {place} of its table")

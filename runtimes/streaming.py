@@ -25,7 +25,7 @@ from edgevlm.runtimes.memory import resident_bytes, return_freed
 
 Array = NDArray[Any]
 # For what is not counted: text, Python's own objects, pages of the tokenizer and of libraries.
-RESERVE_BYTES = 5 * 10**6
+RESERVE_BYTES = 12 * 10**6
 
 
 class Engine(Protocol):
