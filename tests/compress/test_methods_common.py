@@ -109,7 +109,7 @@ def test_shape_law_with_tiles(name: str, tokens: int, features: Tensor) -> None:
 
 
 @methods
-@pytest.mark.parametrize("tokens", [4, 33])
+@pytest.mark.parametrize("tokens", [33, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_tiled_picture_in_onnx(
     name: str, tokens: int, features: Tensor, trace: Any, engine: Any
 ) -> None:

@@ -331,7 +331,7 @@ def test_who_is_killed_leaves_nothing_that_the_next_one_reads(exported, start, c
     cache = f"import os\nos.environ['XDG_CACHE_HOME'] = {str(tmp_path)!r}"
     asked = ("run", exported.bundle.path, "--prompt", "What?", "--json", "--max-new-tokens", "4")
     wanted = json.loads(command(*asked).out)["token_ids"]
-    for seconds in (1.0, 2.0, 3.5):
+    for seconds in (1.5, 3.5):
         process = start(*asked, "--memory", "1GB", before=cache)
         time.sleep(seconds)
         process.kill()
