@@ -243,11 +243,8 @@ class Runner:
         calls = []
         for first in range(0, count, chunk):
             n = min(chunk, count - first)
-            rows = np.zeros((chunk, piece.rows.shape[1]), np.float32)
-            positions = np.zeros(chunk, np.int32)
-            rows[:n] = piece.rows[first : first + n]
-            positions[:n] = piece.positions[first : first + n]
-            calls.append(_Call("prefill", first, n, rows, positions))
+            rows, positions = piece.rows[first : first + n], piece.positions[first : first + n]
+            calls.append(_filled_up("prefill", chunk, first, rows, positions))
         return calls
 
     def _check(self, rows: list[Array], positions: Array, first: int) -> list[_Call]:
@@ -256,9 +253,7 @@ class Runner:
         if not most or first + most > self.bundle.plan.host.kv.tokens:
             return []
         count = min(most, len(rows))
-        given, at = np.zeros((most, rows[0].shape[0]), np.float32), np.zeros(most, np.int32)
-        given[:count], at[:count] = rows[:count], positions[:count]
-        return [_Call("check", first, count, given, at)]
+        return [_filled_up("check", most, first, np.stack(rows[:count]), positions[:count])]
 
     def _pruned(self, piece: Piece, rows: list[Array], positions: Array) -> Array:
         """Rows [steps, C] that reach the head: of a prompt in one call, then of single rows."""
@@ -426,6 +421,13 @@ class _Call:
     count: int
     rows: Array
     positions: Array
+
+
+def _filled_up(function: str, size: int, first: int, rows: Array, positions: Array) -> _Call:
+    """A call of `size` rows of which these are the first and the others nothing."""
+    given, at = np.zeros((size, rows.shape[1]), np.float32), np.zeros(size, np.int32)
+    given[: len(rows)], at[: len(rows)] = rows, positions
+    return _Call(function, first, len(rows), given, at)
 
 
 @dataclass(frozen=True)

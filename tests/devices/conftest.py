@@ -156,6 +156,21 @@ def free_port():
 
 
 @pytest.fixture
+def refused(measure):
+    """Run a module's `measure` and give the one line of its refusal."""
+
+    def call(*more, **options):
+        done = measure(*more, **options)
+        assert (done.exit_code, done.stdout) == (1, "")
+        lines = done.stderr.splitlines()
+        assert lines[-1].startswith("edgevlm: ")
+        assert all(line.startswith("[") for line in lines[:-1])
+        return lines[-1].removeprefix("edgevlm: ")
+
+    return call
+
+
+@pytest.fixture
 def sshd(tmp_path, monkeypatch):
     """A server that the test starts; `ssh` on the path finds it at any host name."""
     if not Path(SSHD).is_file() or SSH is None:

@@ -38,21 +38,6 @@ def measure(run, exported):
 
 
 @pytest.fixture
-def refused(measure):
-    """Run it and give the one line of its refusal."""
-
-    def call(*more, **options):
-        done = measure(*more, **options)
-        assert (done.exit_code, done.stdout) == (1, "")
-        lines = done.stderr.splitlines()
-        assert lines[-1].startswith("edgevlm: ")
-        assert all(line.startswith("[") for line in lines[:-1])
-        return lines[-1].removeprefix("edgevlm: ")
-
-    return call
-
-
-@pytest.fixture
 def runner(tmp_path):
     """A program that keeps the contract: this package's own runner."""
     path = tmp_path / "runner"

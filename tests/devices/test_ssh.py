@@ -39,21 +39,6 @@ def measure(run, exported):
 
 
 @pytest.fixture
-def refused(measure):
-    """Run it and give the one line of its refusal."""
-
-    def call(*more, **options):
-        done = measure(*more, **options)
-        assert (done.exit_code, done.stdout) == (1, "")
-        lines = done.stderr.splitlines()
-        assert lines[-1].startswith("edgevlm: ")
-        assert all(line.startswith("[") for line in lines[:-1])
-        return lines[-1].removeprefix("edgevlm: ")
-
-    return call
-
-
-@pytest.fixture
 def tools(tmp_path):
     """A folder with the programs that a device has, and no Python."""
 
