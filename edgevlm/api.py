@@ -105,7 +105,7 @@ def load_loop(
     runs = module.Engine(bundle, threads)
     if memory is None:
         return TextLoop(bundle, Held(bundle.plan, runs))
-    if not hasattr(runs, "forms"):
+    if not runs.budgets:
         raise RuntimeLoadError(f"engine '{module.NAME}' keeps to no budget; leave out --memory")
     from edgevlm.runtimes.measuring import measured
 

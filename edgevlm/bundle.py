@@ -12,11 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import posixpath
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from functools import cached_property
+from pathlib import Path
 
 from edgevlm import __version__
 from edgevlm.cache import cache_folder, keep
@@ -55,17 +57,17 @@ class Bundle:
         Raises:
             BundleError: If the manifest has no such file or the contents differ.
         """
-        entry = next((f for f in self.plan.files if f.path == name), None)
-        inside = [f.path for f in self.plan.files if f.path.startswith(f"{name}/")]
-        for part in inside:
-            self.file(part)
-        if inside:
-            return self.path / name
+        entry = self._entries.get(name)
         if entry is None:
-            raise BundleError(f"{MANIFEST}: no file '{name}' is listed")
-        path = self.path / entry.path
+            inside = [part for part in self._entries if part.startswith(f"{name}/")]
+            if not inside:
+                raise BundleError(f"{MANIFEST}: no file '{name}' is listed")
+            for part in inside:
+                self.file(part)
+            return self.path / name
+        path, key = self.path / name, f"{self._place}/{name}"
         try:
-            state, key = path.stat(), str(path.resolve())
+            state = path.stat()
             # A change that sets the modification time back still moves the inode's own time.
             mark = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, entry.sha256]
             if _CHECKED.get(key) != mark:
@@ -88,10 +90,18 @@ class Bundle:
 
     def weights_of(self, block: Block) -> list[FileEntry]:
         """Files of weights beside the artifacts of `block`."""
-        folders = {PurePosixPath(f.file).parent for f in block.functions}
+        folders = {posixpath.dirname(f.file) for f in block.functions}
         names = (f"{block.name}.weights", "table.bin")
-        files = [(entry, PurePosixPath(entry.path)) for entry in self.plan.files]
-        return [e for e, path in files if path.name in names and path.parent in folders]
+        paths = (posixpath.join(folder, name) for folder in sorted(folders) for name in names)
+        return [self._entries[path] for path in paths if path in self._entries]
+
+    @cached_property
+    def _entries(self) -> dict[str, FileEntry]:
+        return {entry.path: entry for entry in self.plan.files}
+
+    @cached_property
+    def _place(self) -> Path:
+        return self.path.resolve()
 
 
 class BundleWriter:

@@ -188,7 +188,6 @@ def _sustained(
 def _reopen(plan: Plan, recorder: Recorder) -> Opened:
     """Close every function, then load each and run it once: all is there again."""
     engine, keys = recorder.engine, [(b.name, f.name) for b in plan.blocks for f in b.functions]
-    form = getattr(engine, "forms", ("own",))[0]
     recorder.clear()
     for key in keys:
         engine.unload(*key)
@@ -198,7 +197,7 @@ def _reopen(plan: Plan, recorder: Recorder) -> Opened:
     start = time.perf_counter()
     for key in keys:
         held = resident_bytes()
-        engine.load(*key, form)
+        engine.load(*key, engine.forms(key[0])[0])
         engine.run(*key)
         resident[key] = max(0, resident_bytes() - held)
         recorder.look(now=True)

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -37,6 +37,7 @@ from edgevlm.runtimes.text import TextLoop
 # How often a function is loaded, and how long and how often it runs each time.
 LOADS, RUN_S, LEAST, MOST = 3, 0.05, 2, 8
 LEAST_SHARE = 0.2
+CACHES = 64 * 10**6  # bytes
 
 
 def measured(
@@ -72,9 +73,7 @@ class Measured:
     keeps_all = False
 
     def __init__(self, bundle: Bundle, engine: Any) -> None:
-        self.plan, self.engine, self.loads, self.keys = bundle.plan, engine, 0, list[Key]()
-        for keys in passes(bundle.plan).values():
-            self.keys += keys
+        self.plan, self.engine, self.loads = bundle.plan, engine, 0
         self.costs: Costs
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
@@ -85,9 +84,18 @@ class Measured:
 
     def open(self) -> None:
         """Measure."""
+        groups = [
+            (form, group)
+            for keys in passes(self.plan).values()
+            for form in dict.fromkeys(f for key in keys for f in self.engine.forms(key[0]))
+            for group in _groups(self.plan, [k for k in keys if form in self.engine.forms(k[0])])
+        ]
+        for form, group in groups:
+            for key in group:
+                self.engine.prepare(*key, form)
         return_freed()
         before = resident_bytes()
-        found = [_cost(self.engine, key, form) for key in self.keys for form in self.engine.forms]
+        found = [cost for form, group in groups for cost in _costs(self.engine, group, form)]
         return_freed()
         workspace = max(0, resident_bytes() - before)
         alone = Costs(tuple(found), workspace, {})
@@ -100,32 +108,56 @@ class Measured:
         """Nothing runs."""
 
 
-def _cost(engine: Any, key: Key, form: str) -> Cost:
+def _groups(plan: Plan, keys: Sequence[Key]) -> Iterator[tuple[Key, ...]]:
+    """Functions of a pass in its order, as many together as no processor keeps in a cache.
+
+    In a pass, what a run reads was last read a pass ago; alone it would find it where it left it.
+    """
+    group, held = list[Key](), 0
+    for key in keys:
+        group.append(key)
+        held += plan.block(key[0]).weights_bytes
+        if held > CACHES:
+            yield tuple(group)
+            group, held = [], 0
+    if group:
+        yield tuple(group)
+
+
+def _costs(engine: Any, keys: Sequence[Key], form: str) -> list[Cost]:
     """Loaded, run and evicted a few times; the first time warms files and working memory."""
-    tried = [_once(engine, key, form) for _ in range(1 + LOADS)][1:]
-    load, first, run, evict, size = (
-        statistics.median(column) for column in zip(*tried, strict=True)
-    )
-    return Cost(*key, form, int(size), load * 1e3, first * 1e3, run * 1e3, evict * 1e3)
+    tried = [_once(engine, keys, form) for _ in range(1 + LOADS)][1:]
+    found = []
+    for key in keys:
+        columns = zip(*(once[key] for once in tried), strict=True)
+        load, first, run, evict, size = (statistics.median(column) for column in columns)
+        found.append(Cost(*key, form, int(size), load * 1e3, first * 1e3, run * 1e3, evict * 1e3))
+    return found
 
 
-def _once(engine: Any, key: Key, form: str) -> tuple[float, float, float, float, int]:
-    """Seconds to load, to run first, to run again and to evict; bytes in memory at most."""
-    empty = resident_bytes()
-    forget_peak()
-    at = [time.perf_counter()]
-    engine.load(*key, form)
-    at.append(time.perf_counter())
-    while len(at) < 2 + LEAST or (at[-1] - at[2] < RUN_S and len(at) < 2 + MOST):
-        engine.run(*key)
-        at.append(time.perf_counter())
-    size = peak_rss_bytes() - empty
-    ended = time.perf_counter()
-    engine.unload(*key)
-    return_freed()
-    evict = time.perf_counter() - ended
-    took = [b - a for a, b in pairwise(at)]
-    return took[0], took[1], statistics.median(took[2:]), evict, max(0, size)
+def _once(engine: Any, keys: Sequence[Key], form: str) -> dict[Key, tuple[float, ...]]:
+    """Of each: seconds to load, to run first, to run again, to evict; bytes in memory at most."""
+    begun, sizes = dict[Key, tuple[float, float]](), dict[Key, int]()
+    for key in keys:
+        empty = resident_bytes()
+        forget_peak()
+        load = _timed(engine.load, *key, form)
+        begun[key] = load, _timed(engine.run, *key)
+        sizes[key] = max(0, peak_rss_bytes() - empty)
+    runs, started = {key: list[float]() for key in keys}, time.perf_counter()
+    for index in range(MOST):
+        for key in keys:
+            runs[key].append(_timed(engine.run, *key))
+        if index + 1 >= LEAST and time.perf_counter() - started > RUN_S * len(keys):
+            break
+    gone = {key: _timed(engine.unload, *key) + _timed(return_freed) for key in keys}
+    return {key: (*begun[key], statistics.median(runs[key]), gone[key], sizes[key]) for key in keys}
+
+
+def _timed(action: Callable[..., object], *given: object) -> float:
+    started = time.perf_counter()
+    action(*given)
+    return time.perf_counter() - started
 
 
 def _shares(plan: Plan, engine: Any, costs: Costs) -> dict[str, float]:

@@ -52,6 +52,7 @@ class Engine:
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns."""
 
     name = NAME
+    budgets = False
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         """Core ML chooses its threads itself."""
@@ -64,6 +65,13 @@ class Engine:
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
         """Fix the arrays of a function's inputs and outputs, by name; they must stay alive."""
         self._arrays[block, function] = arrays
+
+    def forms(self, block: str) -> tuple[str, ...]:
+        """One."""
+        return ("own",)
+
+    def prepare(self, block: str, function: str, form: str) -> None:
+        """Nothing."""
 
     def load(self, block: str, function: str | None = None, form: str = "own") -> None:
         """Open all models of a block; nothing happens if they are open.

@@ -56,6 +56,7 @@ class Engine:
     """
 
     name = NAME
+    budgets = False
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle
@@ -68,6 +69,13 @@ class Engine:
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
         """Fix the arrays of a function's inputs and outputs, by name; they must stay alive."""
         self._arrays[block, function] = arrays
+
+    def forms(self, block: str) -> tuple[str, ...]:
+        """One."""
+        return ("own",)
+
+    def prepare(self, block: str, function: str, form: str) -> None:
+        """Nothing."""
 
     def load(self, block: str, function: str | None = None, form: str = "own") -> None:
         """Read all programs of a block; nothing happens if they are there.

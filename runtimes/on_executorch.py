@@ -63,7 +63,7 @@ class Engine:
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns."""
 
     name = NAME
-    forms = ("own",)
+    budgets = True
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         """`threads` holds for the process: ExecuTorch has one pool.
@@ -98,6 +98,13 @@ class Engine:
         self._arrays[block, function] = arrays
         given = [self._torch.from_numpy(arrays[spec.name]) for spec in made.inputs]
         self._given[block, function] = given
+
+    def forms(self, block: str) -> tuple[str, ...]:
+        """One: a program has its matrices packed when it first runs."""
+        return ("own",)
+
+    def prepare(self, block: str, function: str, form: str) -> None:
+        """Nothing."""
 
     def load(self, block: str, function: str | None = None, form: str = "own") -> None:
         """Open the program of a block, once for each method; nothing happens if it is open.

@@ -31,7 +31,7 @@ class Engine:
     """
 
     name = NAME
-    forms = ("own",)
+    budgets = True
 
     def __init__(self, costs: Costs, speed: float = 1.0) -> None:
         """`speed` 10 makes 10 ms of a cost take 1 ms; 0 waits for nothing."""
@@ -42,6 +42,13 @@ class Engine:
         self._counting = threading.Lock()
 
     def bind(self, block: str, function: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Nothing."""
+
+    def forms(self, block: str) -> tuple[str, ...]:
+        """One."""
+        return ("own",)
+
+    def prepare(self, block: str, function: str, form: str) -> None:
         """Nothing."""
 
     def load(self, block: str, function: str | None = None, form: str = "own") -> None:

@@ -8,14 +8,16 @@ A function is opened in one of three forms:
 
     own       the session packs its matrices into memory of its own
     prepared  packed once on this machine and mapped (`_prepared`); functions share what is equal
-    mapped    the bundle's file as it is, mapped and never packed: open at once, slower to run
+    shared    one session for all blocks whose graphs are equal, over the bundle's weights, mapped
+              and never packed (`_shared`): there at once, slower to run
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ try:
     from onnxruntime.capi.onnxruntime_pybind11_state import OrtMemoryInfo, OrtMemType
 
     from edgevlm.runtimes._prepared import prepared
+    from edgevlm.runtimes._shared import Maps, Weight, without_weights
 except ImportError as cause:
     raise RuntimeLoadError(
         "engine 'onnxruntime' is not installed; pip install 'edgevlm[onnxruntime]'"
@@ -41,6 +44,7 @@ except ImportError as cause:
 NAME = "onnxruntime"
 SUMMARY = f"ONNX Runtime {ort.__version__}, CPU"
 TARGETS = ("onnx",)
+UNPACKED = ("fp16", "w8a32")  # matrices that a session makes float32 when it opens
 # Ours are checked by the manifest; a session says only what is fatal.
 _LOG_FATAL = 4
 
@@ -49,13 +53,17 @@ class Engine:
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns."""
 
     name = NAME
-    forms = ("prepared", "mapped")
+    budgets = True
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle
         self.threads = threads or _cores()
         self.compile_ms: dict[str, float | None] = {}  # by block: packing its matrices, once
         self._sessions: dict[tuple[str, str], Any] = {}
+        self._shared: dict[bytes, Any] = {}  # sessions by hash of their graph without weights
+        self._common: dict[Path, tuple[Any, tuple[Weight, ...]]] = {}
+        self._maps = Maps()
+        self._weights: dict[tuple[str, str], Mapping[str, NDArray[Any]]] = {}
         self._arrays: dict[tuple[str, str], Mapping[str, NDArray[Any]]] = {}
         self._bound: dict[tuple[str, str], Any] = {}
 
@@ -69,6 +77,24 @@ class Engine:
         check_arrays(block, made, arrays)
         self._arrays[block, function] = arrays
         self._bound.pop((block, function), None)
+
+    def forms(self, block: str) -> tuple[str, ...]:
+        """Forms worth opening a block in, the best for one that stays first.
+
+        Matrices that a session makes float32 would be so at each run of a shared one.
+        """
+        scheme = self.bundle.plan.recipe.scheme(self.bundle.plan.block(block).stage)
+        return ("prepared",) if scheme in UNPACKED else ("prepared", "shared")
+
+    def prepare(self, block: str, function: str, form: str) -> None:
+        """Open the session that shared blocks have in common.
+
+        Raises:
+            BundleError: If a file was changed.
+            RuntimeLoadError: If ONNX Runtime refuses the artifact.
+        """
+        if form == "shared":
+            self._session(self.bundle.plan.block(block), function)
 
     def load(self, block: str, function: str | None = None, form: str = "own") -> None:
         """Open a block, or one function of it; nothing happens if it is open.
@@ -84,19 +110,14 @@ class Engine:
         names = [name for name in names if (block, name) not in self._sessions]
         if not names:
             return
+        if form == "shared":
+            self._share(planned, names)
+            return
         paths, options = self.graphs(planned, form), self.options()
-        if form == "mapped":
-            options.add_session_config_entry("session.disable_prepacking", "1")
-        elif not all(path.is_relative_to(self.bundle.path) for path in paths.values()):
+        if not all(path.is_relative_to(self.bundle.path) for path in paths.values()):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         for name in names:
-            try:
-                session = ort.InferenceSession(
-                    paths[name], options, providers=["CPUExecutionProvider"]
-                )
-            except Exception as cause:
-                line = str(cause).strip().splitlines()[0]
-                raise RuntimeLoadError(f"{block}.{name} does not load: {line}") from cause
+            session = _open(paths[name], options, f"{block}.{name}")
             _check_signature(session, planned.function(name), block)
             self._sessions[block, name] = session
 
@@ -139,6 +160,27 @@ class Engine:
             options.add_session_config_entry("session.x64quantprecision", "1")
         return options
 
+    def _session(self, block: Block, function: str) -> tuple[Any, tuple[Weight, ...]]:
+        """The session of a function's graph without weights, and the weights that are its own."""
+        path = self.bundle.files_of(block)[function]
+        if path not in self._common:
+            graph, weights = without_weights(path)
+            digest = hashlib.sha256(graph).digest()
+            if digest not in self._shared:
+                self._shared[digest] = _open(graph, self.options(), f"{block.name}.{function}")
+            _check_signature(self._shared[digest], block.function(function), block.name, weights)
+            self._common[path] = self._shared[digest], weights
+        return self._common[path]
+
+    def _share(self, block: Block, names: list[str]) -> None:
+        """Map a block's weights."""
+        paths = [self.bundle.path / entry.path for entry in self.bundle.weights_of(block)]
+        files = {path.name: path for path in paths}
+        for name in names:
+            session, weights = self._session(block, name)
+            self._weights[block.name, name] = self._maps.weights(weights, files)
+            self._sessions[block.name, name] = session
+
     def run(self, block: str, function: str) -> None:
         """Run a loaded function over its bound arrays."""
         key = (block, function)
@@ -154,6 +196,7 @@ class Engine:
         for key in [key for key in list(self._sessions) if key[0] == block]:
             if function in (None, key[1]):
                 self._bound.pop(key, None)
+                self._weights.pop(key, None)
                 del self._sessions[key]
 
     def _bind(self, key: tuple[str, str]) -> Any:
@@ -163,17 +206,30 @@ class Engine:
             for spec in specs:
                 array = arrays[spec.name]
                 bind(spec.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in self._weights.get(key, {}).items():
+            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         return binding
 
 
-def _check_signature(session: Any, function: Function, block: str) -> None:
+def _open(graph: Path | bytes, options: Any, name: str) -> Any:
+    try:
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as cause:
+        line = str(cause).strip().splitlines()[0]
+        raise RuntimeLoadError(f"{name} does not load: {line}") from cause
+
+
+def _check_signature(
+    session: Any, function: Function, block: str, weights: Sequence[Weight] = ()
+) -> None:
     """Refuse an artifact whose inputs and outputs are not the manifest's: binding trusts them."""
     types = {"f32": "tensor(float)", "i32": "tensor(int32)"}
+    bound = {weight.name for weight in weights}
     for nodes, specs in (
         (session.get_inputs(), function.inputs),
         (session.get_outputs(), function.outputs),
     ):
-        got = {node.name: (node.type, *node.shape) for node in nodes}
+        got = {n.name: (n.type, *n.shape) for n in nodes if n.name not in bound}
         wanted = {spec.name: (types[spec.dtype], *spec.shape) for spec in specs}
         for name in sorted(got.keys() | wanted.keys()):
             if got.get(name) != wanted.get(name):

@@ -21,6 +21,7 @@ from edgevlm.runtimes.on_onnxruntime import Engine
 WANTED = "cpu"
 RUNS, WARM_UPS = 5, 1
 SUFFIX = "_kernel_time"
+_OUTSIDE = "session.optimized_model_external_initializers_file_name"
 
 
 def operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> Placed:
@@ -34,9 +35,9 @@ def operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> Placed:
     with tempfile.TemporaryDirectory() as folder:
         watched = _Watched(engine, Path(folder))
         for (block, function), count in calls.items():
-            path = engine.graphs(engine.bundle.plan.block(block), engine.forms[0])[function]
-            modules = modules_of(path) if importlib.util.find_spec("onnx") else None
-            for name, kind, provider, times in watched.times(block, function):
+            times_of = watched.times(block, function)
+            modules = modules_of(watched.graph) if importlib.util.find_spec("onnx") else None
+            for name, kind, provider, times in times_of:
                 module = None if modules is None else modules.get(name, "")
                 took = stat([t / 1e3 for t in times])
                 assert took is not None
@@ -52,22 +53,25 @@ def operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> Placed:
 
 
 class _Watched(Engine):
-    """An engine of the same arrays whose sessions write profiles into a folder."""
+    """An engine of the same arrays whose sessions write profiles and their graphs into a folder."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         super().__init__(engine.bundle, engine.threads)
-        self._arrays, self._folder = engine._arrays, folder
+        self._arrays, self._folder, self.graph = engine._arrays, folder, folder / "run.onnx"
 
     def options(self) -> Any:
         """Settings of every session, with the profiler on."""
         options = super().options()
         options.enable_profiling = True
         options.profile_file_prefix = str(self._folder / "profile")
+        options.optimized_model_filepath = str(self.graph)
+        options.add_session_config_entry(_OUTSIDE, "run.matrices")
         return options
 
     def times(self, block: str, function: str) -> list[tuple[str, str, str, list[int]]]:
         """Name, kind, provider and microseconds of each operator, in the order of the runs."""
-        self.load(block, function, self.forms[0])
+        self._shared.clear()  # a session writes one profile
+        self.load(block, function, self.forms(block)[0])
         for _ in range(WARM_UPS + RUNS):
             self.run(block, function)
         file = Path(self._sessions[block, function].end_profiling())
@@ -91,7 +95,7 @@ def modules_of(path: Path) -> dict[str, str]:
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
-    weights = {i.name for i in graph.initializer if "." in i.name}
+    weights = {i.name for i in (*graph.initializer, *graph.input) if "." in i.name}
     made: dict[str, str] = {}  # by tensor
     found: dict[str, str] = {}
     for node in graph.node:

@@ -32,9 +32,16 @@ class Engine(Protocol):
     """What runs functions; `on_onnxruntime.Engine` documents each call."""
 
     name: str
+    budgets: bool  # whether functions can come and go one by one
+
+    def forms(self, block: str) -> tuple[str, ...]:
+        """Ways to open a block, the best for one that stays first."""
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
         """Fix the arrays of a function."""
+
+    def prepare(self, block: str, function: str, form: str) -> None:
+        """Do once what loads of this form need; it takes memory that is not given back."""
 
     def load(self, block: str, function: str | None = None, form: str = "own") -> None:
         """Open a block, or a function of it."""
@@ -80,9 +87,8 @@ class Held:
 
     def open(self) -> None:
         """Load every block, in the engine's best form."""
-        form = getattr(self.engine, "forms", ("own",))[0]
         for block in self.plan.blocks:
-            self.engine.load(block.name, None, form)
+            self.engine.load(block.name, None, self.engine.forms(block.name)[0])
             self.loads += 1
         return_freed()
 
@@ -123,6 +129,9 @@ class Streamed:
         Raises:
             PlanError: If the budget is too small.
         """
+        for key in self._of:
+            for form in {self.costs.streamed(key).form, self.costs.kept(key).form}:
+                self.engine.prepare(*key, form)
         return_freed()
         image = self.plan.host.image
         pixels = 2 * 4 * 3 * image.height * image.width * image.views
@@ -166,12 +175,7 @@ class Streamed:
             self._wanted, self._name = None, ""
         if self._next() != key or self._hint[0] == self._of[key]:
             self._enter(key)
-        with self._change:
-            while key not in self._there and self._failed is None:
-                self._change.wait()
-            if self._failed is not None:
-                failed, self._failed, self._name = self._failed, None, ""
-                raise failed
+        self._wait_for(key)
         self._running = True
         try:
             self.engine.run(block, function)
@@ -230,41 +234,71 @@ class Streamed:
             self._first, self._after, self._queue = self._done, after, queue
             self._change.notify_all()
 
-    def _load_ahead(self) -> None:
-        """The thread: one load at a time, each when there is room for it."""
+    def _wait_for(self, key: Key) -> None:
+        """Until a function is there: what nobody loads, the loop loads itself.
+
+        Raises:
+            EdgeVLMError: What loading raised.
+        """
         while True:
             with self._change:
-                while not self._closed and not self._ready():
+                while not (key in self._there or self._failed or self._ready(ahead=False)):
+                    self._change.wait()
+                if self._failed is not None:
+                    failed, self._failed, self._name = self._failed, None, ""
+                    raise failed
+                if key in self._there:
+                    return
+                index = self._take()
+            self._load(index)
+
+    def _load_ahead(self) -> None:
+        """The thread: one load at a time, each when there is room for it.
+
+        A load that cannot begin before the run before its own is over is left to the loop: to wake
+        a thread and be woken by it takes as long as a small load.
+        """
+        while True:
+            with self._change:
+                while not self._closed and not self._ready(ahead=True):
                     self._change.wait()
                 if self._closed:
                     return
-                index, _ = self._queue.pop(0)
-                count = len(self._units)
-                unit = self._units[index % count]
-                self._loading = True
-                if index % count in self._after:  # it streams: again in the next pass
-                    following = index + count
-                    if not self._end or following < self._end:
-                        border = following - index % count
-                        self._queue.append((following, border + self._after[index % count]))
-            key, failed = (unit.block, unit.function), None
-            kept = index % count not in self._after
-            times = self._end // count if self._end else None
-            cost = self.costs.kept(key, times) if kept else self.costs.streamed(key)
-            self._wait_for_room(cost.bytes)
-            try:
-                self.engine.load(*key, cost.form)
-            except BaseException as cause:
-                failed = cause
-            with self._change:
-                self._loading = False
-                if failed is None:
-                    self._there[key] = cost.bytes
-                    self.loads += 1
-                else:
-                    self._failed = failed
-                    self._queue.clear()
-                self._change.notify_all()
+                index = self._take()
+            self._load(index)
+
+    def _take(self) -> int:
+        """The next load is the caller's."""
+        index, _ = self._queue.pop(0)
+        count = len(self._units)
+        self._loading = True
+        if index % count in self._after:  # it streams: again in the next pass
+            following = index + count
+            if not self._end or following < self._end:
+                border = following - index % count
+                self._queue.append((following, border + self._after[index % count]))
+        return index
+
+    def _load(self, index: int) -> None:
+        place = index % len(self._units)
+        key, failed = (self._units[place].block, self._units[place].function), None
+        times = self._end // len(self._units) if self._end else None
+        streams = place in self._after
+        cost = self.costs.streamed(key) if streams else self.costs.kept(key, times)
+        self._wait_for_room(cost.bytes)
+        try:
+            self.engine.load(*key, cost.form)
+        except BaseException as cause:
+            failed = cause
+        with self._change:
+            self._loading = False
+            if failed is None:
+                self._there[key] = cost.bytes
+                self.loads += 1
+            else:
+                self._failed = failed
+                self._queue.clear()
+            self._change.notify_all()
 
     def _wait_for_room(self, size: int) -> None:
         """What was measured may not be all that is there: then no load begins beside a run."""
@@ -274,11 +308,12 @@ class Streamed:
                     return
                 self._change.wait()
 
-    def _ready(self) -> bool:
-        if not self._queue or self._failed is not None:
+    def _ready(self, ahead: bool) -> bool:
+        """Whether a load may begin; if `ahead`, one that may while something runs."""
+        if not self._queue or self._loading or self._failed is not None:
             return False
-        after = self._queue[0][1]
-        return after < max(self._done, self._first)
+        index, after = self._queue[0]
+        return after < max(self._done, self._first) and not (ahead and after == index - 1)
 
     def _stop_loading(self) -> None:
         """Drop what is queued and wait for the load under way."""

@@ -1,0 +1,177 @@
+"""Graphs without weights: one session serves all blocks whose graphs are equal.
+
+    artifact -> its weights become inputs, the block's name goes -> one session for equal graphs
+    weights  -> mapped from the block's file -> bound to those inputs where they lie
+
+So a block is loaded by mapping its file: nothing is parsed, copied or packed. Only the messages of
+ONNX that this needs are declared; what is not is carried over as it is.
+
+Source: onnx.proto (ModelProto, GraphProto, TensorProto, ValueInfoProto and their field numbers).
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from edgevlm.errors import RuntimeLoadError
+
+AROUND = 65_536  # bytes that a system maps at a time where a page is missing; Linux, by default
+_EXTERNAL = 1
+_TYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 10: np.float16}
+# Of each message its fields: number, name, type; `*` repeats.
+_FIELDS: dict[str, Sequence[tuple[int, str, str]]] = {
+    "Model": [(7, "graph", "Graph"), (14, "metadata_props", "Entry*")],
+    "Graph": [(5, "initializer", "Tensor*"), (11, "input", "Value*")],
+    "Tensor": [
+        (1, "dims", "int64*"),
+        (2, "data_type", "int32"),
+        (8, "name", "string"),
+        (13, "external_data", "Entry*"),
+        (14, "data_location", "int32"),
+    ],
+    "Entry": [(1, "key", "string"), (2, "value", "string")],
+    "Value": [(1, "name", "string"), (2, "type", "Type")],
+    "Type": [(1, "tensor_type", "TensorType")],
+    "TensorType": [(1, "elem_type", "int32"), (2, "shape", "Shape")],
+    "Shape": [(1, "dim", "Dimension*")],
+    "Dimension": [(1, "dim_value", "int64")],
+}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight of a graph: an input now, and where its numbers lie."""
+
+    name: str
+    dtype: Any
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * int(np.dtype(self.dtype).itemsize)
+
+
+def without_weights(artifact: Path) -> tuple[bytes, tuple[Weight, ...]]:
+    """A graph whose weights outside the file are inputs, and these weights.
+
+    Raises:
+        RuntimeLoadError: If it is no ONNX graph, or has a weight of a type that is not ours.
+    """
+    model = _messages()["Model"]()
+    try:
+        model.ParseFromString(artifact.read_bytes())
+        found = [_weight(x) for x in model.graph.initializer if x.data_location == _EXTERNAL]
+    except (DecodeError, KeyError, ValueError) as cause:
+        raise RuntimeLoadError(f"'{artifact.name}' is no ONNX graph of ours: {cause!r}") from cause
+    for index in reversed(range(len(model.graph.initializer))):
+        if (tensor := model.graph.initializer[index]).data_location == _EXTERNAL:
+            value = model.graph.input.add(name=tensor.name).type.tensor_type
+            value.elem_type = tensor.data_type
+            for size in tensor.dims:
+                value.shape.dim.add(dim_value=size)
+            del model.graph.initializer[index]
+    del model.metadata_props[:]  # the block's name
+    return model.SerializeToString(deterministic=True), tuple(found)
+
+
+class Maps:
+    """Mapped pieces of files; a piece that is in use is not mapped a second time."""
+
+    def __init__(self) -> None:
+        self._open: WeakValueDictionary[tuple[Path, int, int], mmap.mmap] = WeakValueDictionary()
+
+    def weights(
+        self, weights: Sequence[Weight], files: Mapping[str, Path]
+    ) -> dict[str, NDArray[Any]]:
+        """Weights by name, as they lie in their files; their pages are brought in now.
+
+        Args:
+            weights: Those of one block.
+            files: The files they may lie in, by the name in the graph.
+
+        Raises:
+            RuntimeLoadError: If a weight is not inside its file.
+        """
+        found, ends = dict[str, NDArray[Any]](), dict[str, tuple[int, int]]()
+        for weight in weights:
+            size = files[weight.file].stat().st_size if weight.file in files else 0
+            if not 0 <= weight.offset <= size - weight.bytes:
+                raise RuntimeLoadError(f"weight '{weight.name}' is not inside '{weight.file}'")
+            first, last = ends.get(weight.file, (weight.offset, 0))
+            last = max(last, weight.offset + weight.bytes)
+            ends[weight.file] = min(first, weight.offset), last
+        for weight in weights:
+            first, last = ends[weight.file]
+            first -= first % mmap.ALLOCATIONGRANULARITY
+            piece = self._piece(files[weight.file], first, last)
+            count = math.prod(weight.shape)
+            numbers = np.frombuffer(piece, weight.dtype, count, weight.offset - first)
+            numbers.view(np.uint8)[::AROUND].max(initial=0)
+            found[weight.name] = numbers.reshape(weight.shape)
+        return found
+
+    def _piece(self, path: Path, first: int, last: int) -> mmap.mmap:
+        piece = self._open.get((path, first, last))
+        if piece is None:
+            with path.open("rb") as file:
+                piece = mmap.mmap(
+                    file.fileno(), last - first, access=mmap.ACCESS_READ, offset=first
+                )
+            self._open[path, first, last] = piece
+        return piece
+
+
+def _weight(tensor: Any) -> Weight:
+    places = {entry.key: entry.value for entry in tensor.external_data}
+    weight = Weight(
+        tensor.name,
+        _TYPES[tensor.data_type],
+        tuple(tensor.dims),
+        places["location"],
+        int(places.get("offset", 0)),
+    )
+    if min(weight.shape, default=0) < 0:
+        raise ValueError(f"'{weight.name}' has a shape of {weight.shape}")
+    return weight
+
+
+@cache
+def _messages() -> dict[str, Any]:
+    """Classes of the messages."""
+    scalars = descriptor_pb2.FieldDescriptorProto
+    kinds = {
+        "int32": scalars.TYPE_INT32,
+        "int64": scalars.TYPE_INT64,
+        "string": scalars.TYPE_STRING,
+    }
+    file = descriptor_pb2.FileDescriptorProto(name="edgevlm/onnx.proto", package="edgevlm.onnx")
+    for name, fields in _FIELDS.items():
+        message = file.message_type.add(name=name)
+        for number, field, text in fields:
+            kind = text.removesuffix("*")
+            label = scalars.LABEL_REPEATED if text.endswith("*") else scalars.LABEL_OPTIONAL
+            made = message.field.add(name=field, number=number, label=label)
+            made.type = kinds.get(kind, scalars.TYPE_MESSAGE)
+            if kind not in kinds:
+                made.type_name = f".edgevlm.onnx.{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"edgevlm.onnx.{name}"))
+        for name in _FIELDS
+    }
