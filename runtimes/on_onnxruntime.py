@@ -34,7 +34,7 @@ try:
     import onnxruntime as ort
     from onnxruntime.capi.onnxruntime_pybind11_state import OrtMemoryInfo, OrtMemType
 
-    from edgevlm.runtimes._prepared import prepared
+    from edgevlm.runtimes._prepared import open_session, prepared
     from edgevlm.runtimes._shared import Maps, Weight, without_weights
 except ImportError as cause:
     raise RuntimeLoadError(
@@ -213,7 +213,7 @@ class Engine:
 
 def _open(graph: Path | bytes, options: Any, name: str) -> Any:
     try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return open_session(graph, options)
     except Exception as cause:
         line = str(cause).strip().splitlines()[0]
         raise RuntimeLoadError(f"{name} does not load: {line}") from cause
