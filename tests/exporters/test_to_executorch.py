@@ -197,8 +197,14 @@ def test_methods_inside_agree_with_pytorch(methods, preset, tmp_path):
     assert done.verification.tokens_equal == 1.0
 
 
-CASES = [("tiny-smolvlm", scheme) for scheme in to_executorch.SCHEMES] + [
-    pytest.param("tiny-llava-onevision", scheme, marks=pytest.mark.slow)
+QUICK = [("tiny-smolvlm", "no"), ("tiny-smolvlm", "w8")]
+CASES = [
+    pytest.param(
+        model,
+        scheme,
+        marks=() if (model, scheme[:2]) in QUICK else pytest.mark.slow,
+    )
+    for model in ("tiny-smolvlm", "tiny-llava-onevision")
     for scheme in to_executorch.SCHEMES
 ]
 

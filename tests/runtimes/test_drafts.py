@@ -153,7 +153,8 @@ def test_with_a_budget_every_step_is_a_check(bundle, loop):
     assert found.checks + found.accepted + 1 == len(found.token_ids)
 
 
-@pytest.mark.parametrize("target", ["coreml", pytest.param("executorch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["coreml", "executorch"])
 def test_other_targets_check_too(target, tiny_model, tmp_path):
     pytest.importorskip({"coreml": "coremltools"}.get(target, target))
     recipe = Recipe(tiny_model, target=target, tokens=16, chunk=16, context=96, speculate=CHECK)

@@ -76,7 +76,9 @@ def seeing(loop, *pictures):
     return lambda: [loop.see([picture]) for picture in pictures]
 
 
-@pytest.mark.parametrize(("chunk", "context"), [(8, 512), (64, 8192)])
+@pytest.mark.parametrize(
+    ("chunk", "context"), [(8, 512), pytest.param(64, 8192, marks=pytest.mark.slow)]
+)
 def test_the_chunk_changes_no_token(bundles, loop, chunk, context):
     other = loop_over(bundles(chunk=chunk, context=context))
     for pictures in ((FLOWER,), (STREAM, FLOWER)):
