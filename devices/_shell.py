@@ -22,6 +22,7 @@ import secrets
 import shlex
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class File:
         return cls(path, source, source.stat().st_size, sha256(source))
 
 
-class Shell:
+class Shell(ABC):
     """One visit to a device; a transport says how a script gets there and what its errors mean.
 
     Attributes:
@@ -77,13 +78,13 @@ class Shell:
     def __init__(self, name: str, folder: str) -> None:
         self.name, self.folder, self.root = name, folder, ""
 
+    @abstractmethod
     def argv(self, script: str) -> list[str]:
         """The command here that runs a script there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def link_failure(self, code: int, errors: str) -> str | None:
         """One line if the way there failed, None if the script did."""
-        raise NotImplementedError
 
     def send(self, file: File, skip: int, then: str, sent: Callable[[int], None]) -> str:
         """Bring `partial/SHA256` of a file to its end, and run a script; what that prints.
