@@ -2,10 +2,10 @@
 
     python tests/benchmarks/memory.py BUNDLE --budgets 1/2 1/3 1/4 least
 
-A budget is a size (300MB), a share of the float32 weights, `least` (4 MB more than the smallest that
-this bundle can keep to) or `all` (no budget at all). Each has a process of its own, and rounds go
-through all of them, so that none has a good minute alone. A pass is measured between its second and its last repetition; what `loader` predicted is in
-brackets.
+A budget is a size (300MB), a share of the float32 weights, `least` (4 MB more than the smallest
+that this bundle can keep to) or `all` (no budget at all). Each has a process of its own, and rounds
+go through all of them, so that none has a good minute alone. A pass is measured between its second
+and its last repetition; what `loader` predicted is in brackets.
 `--cold` drops the bundle's files from the page cache before every pass.
 """
 
