@@ -146,7 +146,8 @@ class Streamed:
         """
         self.schedules = schedules(self.costs, self.orders, self.fixed_bytes, self.budget_bytes)
         self.minimum_budget_bytes = minimum_budget(self.costs, self.orders, self.fixed_bytes)
-        threading.Thread(target=self._load_ahead, daemon=True).start()
+        self._thread = threading.Thread(target=self._load_ahead, daemon=True)
+        self._thread.start()
         atexit.register(self.close)  # Python must not end while the thread is inside an engine
 
     def set_budget(self, budget_bytes: int) -> None:
@@ -194,6 +195,7 @@ class Streamed:
         with self._change:
             self._closed = True
             self._change.notify_all()
+        self._thread.join()
 
     def _place(self) -> int:
         return self._done % len(self._units)

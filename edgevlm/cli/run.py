@@ -14,6 +14,7 @@ from edgevlm import api
 from edgevlm.cli import _options as o
 from edgevlm.cli._default import default_bundle
 from edgevlm.errors import InputError
+from edgevlm.runtimes import pressure
 from edgevlm.runtimes.sampling import Sampling
 from edgevlm.runtimes.streaming import Streamed
 from edgevlm.runtimes.text import Answer
@@ -79,9 +80,14 @@ def main(
 
 
 def _listen(blocks: Streamed) -> None:
-    """SIGUSR1 says that memory is short: from the next block on, the smallest budget."""
+    """The smallest budget from the next block on, when SIGUSR1 or Linux says memory is short."""
+
+    def lower(*_: object) -> None:
+        blocks.set_budget(blocks.minimum_budget_bytes)
+
+    pressure.watch(lower)
     if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, lambda *_: blocks.set_budget(blocks.minimum_budget_bytes))
+        signal.signal(signal.SIGUSR1, lower)
 
 
 def _read(mark: str) -> str | None:
