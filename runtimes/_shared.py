@@ -33,7 +33,8 @@ _TYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 10: 
 # Of each message its fields: number, name, type; `*` repeats.
 _FIELDS: dict[str, Sequence[tuple[int, str, str]]] = {
     "Model": [(7, "graph", "Graph"), (14, "metadata_props", "Entry*")],
-    "Graph": [(5, "initializer", "Tensor*"), (11, "input", "Value*")],
+    "Graph": [(1, "node", "Node*"), (5, "initializer", "Tensor*"), (11, "input", "Value*")],
+    "Node": [(4, "op_type", "string")],
     "Tensor": [
         (1, "dims", "int64*"),
         (2, "data_type", "int32"),
@@ -66,17 +67,26 @@ class Weight:
         return math.prod(self.shape) * int(np.dtype(self.dtype).itemsize)
 
 
+@cache
+def operators(artifact: Path) -> frozenset[str]:
+    """Kinds of operators in a graph.
+
+    Raises:
+        RuntimeLoadError: If it is no ONNX graph.
+    """
+    return frozenset(node.op_type for node in _read(artifact).graph.node)
+
+
 def without_weights(artifact: Path) -> tuple[bytes, tuple[Weight, ...]]:
     """A graph whose weights outside the file are inputs, and these weights.
 
     Raises:
         RuntimeLoadError: If it is no ONNX graph, or has a weight of a type that is not ours.
     """
-    model = _messages()["Model"]()
+    model = _read(artifact)
     try:
-        model.ParseFromString(artifact.read_bytes())
         found = [_weight(x) for x in model.graph.initializer if x.data_location == _EXTERNAL]
-    except (DecodeError, KeyError, ValueError) as cause:
+    except (KeyError, ValueError) as cause:
         raise RuntimeLoadError(f"'{artifact.name}' is no ONNX graph of ours: {cause!r}") from cause
     for index in reversed(range(len(model.graph.initializer))):
         if (tensor := model.graph.initializer[index]).data_location == _EXTERNAL:
@@ -134,6 +144,15 @@ class Maps:
                 )
             self._open[path, first, last] = piece
         return piece
+
+
+def _read(artifact: Path) -> Any:
+    model = _messages()["Model"]()
+    try:
+        model.ParseFromString(artifact.read_bytes())
+    except DecodeError as cause:
+        raise RuntimeLoadError(f"'{artifact.name}' is no ONNX graph of ours: {cause!r}") from cause
+    return model
 
 
 def _weight(tensor: Any) -> Weight:

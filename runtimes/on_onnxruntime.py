@@ -35,7 +35,7 @@ try:
     from onnxruntime.capi.onnxruntime_pybind11_state import OrtMemoryInfo, OrtMemType
 
     from edgevlm.runtimes._prepared import open_session, prepared
-    from edgevlm.runtimes._shared import Maps, Weight, without_weights
+    from edgevlm.runtimes._shared import Maps, Weight, operators, without_weights
 except ImportError as cause:
     raise RuntimeLoadError(
         "engine 'onnxruntime' is not installed; pip install 'edgevlm[onnxruntime]'"
@@ -44,6 +44,7 @@ except ImportError as cause:
 NAME = "onnxruntime"
 SUMMARY = f"ONNX Runtime {ort.__version__}, CPU"
 TARGETS = ("onnx",)
+UNEQUAL = {"Conv", "MatMulNBits"}  # computed another way where their weights are inputs
 UNPACKED = ("fp16", "w8a32")  # matrices that a session makes float32 when it opens
 # Ours are checked by the manifest; a session says only what is fatal.
 _LOG_FATAL = 4
@@ -81,10 +82,18 @@ class Engine:
     def forms(self, block: str) -> tuple[str, ...]:
         """Forms worth opening a block in, the best for one that stays first.
 
-        Matrices that a session makes float32 would be so at each run of a shared one.
+        Matrices that a session makes float32 would be so at each run of a shared one. And where
+        rows are rounded, all forms must compute alike to the last bit: another byte is another row.
         """
-        scheme = self.bundle.plan.recipe.scheme(self.bundle.plan.block(block).stage)
-        return ("prepared",) if scheme in UNPACKED else ("prepared", "shared")
+        planned = self.bundle.plan.block(block)
+        scheme = self.bundle.plan.recipe.scheme(planned.stage)
+        if scheme in UNPACKED:
+            return ("prepared",)
+        if scheme != "none":
+            kinds = set[str]().union(*map(operators, self.bundle.files_of(planned).values()))
+            if kinds & UNEQUAL:
+                return ("prepared",)
+        return ("prepared", "shared")
 
     def prepare(self, block: str, function: str, form: str) -> None:
         """Open the session that shared blocks have in common.
@@ -117,7 +126,8 @@ class Engine:
         if not all(path.is_relative_to(self.bundle.path) for path in paths.values()):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         for name in names:
-            session = _open(paths[name], options, f"{block}.{name}")
+            scheme = self.bundle.plan.recipe.scheme(planned.stage)
+            session = _open(paths[name], options, scheme, f"{block}.{name}")
             _check_signature(session, planned.function(name), block)
             self._sessions[block, name] = session
 
@@ -167,7 +177,9 @@ class Engine:
             graph, weights = without_weights(path)
             digest = hashlib.sha256(graph).digest()
             if digest not in self._shared:
-                self._shared[digest] = _open(graph, self.options(), f"{block.name}.{function}")
+                scheme = self.bundle.plan.recipe.scheme(block.stage)
+                name = f"{block.name}.{function}"
+                self._shared[digest] = _open(graph, self.options(), scheme, name)
             _check_signature(self._shared[digest], block.function(function), block.name, weights)
             self._common[path] = self._shared[digest], weights
         return self._common[path]
@@ -211,9 +223,9 @@ class Engine:
         return binding
 
 
-def _open(graph: Path | bytes, options: Any, name: str) -> Any:
+def _open(graph: Path | bytes, options: Any, scheme: str, name: str) -> Any:
     try:
-        return open_session(graph, options)
+        return open_session(graph, options, scheme)
     except Exception as cause:
         line = str(cause).strip().splitlines()[0]
         raise RuntimeLoadError(f"{name} does not load: {line}") from cause

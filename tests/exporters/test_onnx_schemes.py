@@ -73,7 +73,7 @@ def _computed(artifact):
     """Operators that the engine's sessions run."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(artifact.with_name("run.onnx"))
-    open_session(artifact, options)
+    open_session(artifact, options, "w8a8s")
     graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
     return {node.op_type for node in graph.node}
 
