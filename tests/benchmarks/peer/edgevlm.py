@@ -1,10 +1,10 @@
 """edgevlm itself: bundles of one tile and all its 64 tokens, target onnx.
 
-Options are those of a laptop that has room for everything: one block for each stage (but
-the default ones in 4 bits), and a chunk of the 96 rows that the first prompt has, so that one of 352 computes 384. The 4-bit form keeps the
-encoder in 8 bits: fewer would save bytes, not time. `w8a8s` has an encoder whose rows are rounded
-with scales that scenes gave beforehand. Matrices are packed once per machine, in edgevlm's cache,
-before anything is measured.
+Options are those of a laptop that has room for everything: one block for each stage (the default
+ones in 4 bits), and a chunk of the 96 rows that the first prompt has, so that one of 352 computes
+384. The 4-bit form keeps the encoder in 8 bits: fewer would save bytes, not time. `w8a8s` has an
+encoder whose rows are rounded with scales that scenes gave beforehand. Matrices are packed once per
+machine, in edgevlm's cache, before anything is measured.
 """
 
 from __future__ import annotations
