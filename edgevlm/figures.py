@@ -97,6 +97,7 @@ class Measured:
     peak_rss_bytes: int
     peak_footprint_bytes: int | None
     sensors: tuple[Reading, Reading, Reading, Reading]
+    rail_joules: float | None  # of the timed answers
     placed: Placed | str
     compile_ms: Mapping[str, float | None]  # by block
 
@@ -108,6 +109,7 @@ def figures(made: Measured) -> Profile:
     card = _card(plan, made.bandwidth_bytes_per_s)
     blocks = _blocks(plan, made)
     energy = sensors.joules(started, ended)
+    energy = made.rail_joules if energy is None else energy
     placed = made.placed if isinstance(made.placed, Placed) else None
     middle = sorted(answers, key=lambda a: a.ms)[(len(answers) - 1) // 2]
     opening = None

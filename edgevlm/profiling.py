@@ -95,9 +95,10 @@ def measure(loop: TextLoop, request: Request, progress: Callable[[str], None]) -
         progress(f"{WARM_UPS} answers to warm up")
         warm = tuple(answer() for _ in range(WARM_UPS))
         started, answers = sensors.look(), list[Answered]()
-        for index in range(request.runs):
-            progress(f"answer {index + 1} of {request.runs}")
-            answers.append(answer())
+        with sensors.Meter() as meter:
+            for index in range(request.runs):
+                progress(f"answer {index + 1} of {request.runs}")
+                answers.append(answer())
         ended = sensors.look()
         recorder.watch_footprint = True
         answer()
@@ -132,6 +133,7 @@ def measure(loop: TextLoop, request: Request, progress: Callable[[str], None]) -
         compile_ms=dict(getattr(engine, "compile_ms", {})),
         peak_footprint_bytes=recorder.peak_footprint_bytes,
         sensors=(before, started, ended, after),
+        rail_joules=meter.joules,
         placed=_placed(engine, calls),
     )  # fmt: skip
 

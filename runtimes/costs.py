@@ -60,8 +60,8 @@ class Costs:
     shares: dict[str, float]
 
     def streamed(self, key: Key) -> Cost:
-        """The form that is loaded and run once soonest."""
-        return min(self._forms(key), key=lambda cost: cost.load_ms + cost.first_ms)
+        """The form that is loaded, run once and evicted soonest."""
+        return min(self._forms(key), key=lambda c: c.load_ms + c.first_ms + c.evict_ms)
 
     def kept(self, key: Key, times: int | None = None) -> Cost:
         """The form that is best for so many runs (None: many), in no more memory."""

@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from edgevlm import __version__
 from edgevlm.bundle import Bundle, sha256
 from edgevlm.cache import cache_folder, keep
 from edgevlm.documents import dumps, read, to_document
@@ -49,7 +50,8 @@ def measured(
         RuntimeLoadError: If they cannot be measured; the message has the first reason.
     """
     module = ENGINES.load(engine)
-    key = (sha256(bundle.path / MANIFEST), module.SUMMARY, _machine(), str(threads))
+    machine = (module.SUMMARY, _machine(), str(threads))
+    key = (__version__, sha256(bundle.path / MANIFEST), *machine)
     name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
     kept = cache_folder() / "measured" / f"{name}.json"
     try:

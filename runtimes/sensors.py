@@ -1,8 +1,13 @@
 """Energy, temperature and frequency, where Linux lets a program read them.
 
     /sys/class/powercap/intel-rapl:N    energy of processor package N in microjoules (AMD's too)
+    /sys/class/hwmon/hwmon*             voltage and current of each rail of a Jetson (INA3221)
     /sys/class/thermal/thermal_zone*    temperatures in thousandths of a degree
     /sys/devices/system/cpu             frequency of each core; how often it was slowed down
+
+A rail has a power, no count of energy: `Meter` adds it up. Source of its files: Linux,
+Documentation/hwmon/ina3221.rst; of which rails count: NVIDIA Jetson Linux Developer Guide, platform
+power and performance. Not tried on a Jetson.
 
 Virtual machines have none of them, and most systems let only root read energy. None with a reason,
 never 0.
@@ -11,12 +16,18 @@ never 0.
 from __future__ import annotations
 
 import os
+import threading
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 SYS = Path("/sys")
 # Below this share of its frequency before, a core counts as slowed down where nothing counts it.
 SLOWED = 0.8
+# Rails behind which all of a module lies: others are parts of them.
+WHOLE = ("VDD_IN", "VIN", "POM_5V_IN")
+METER_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -86,12 +97,77 @@ def throttled(before: Reading, after: Reading) -> bool | None:
     return after.frequency_mhz < SLOWED * before.frequency_mhz
 
 
+@dataclass(frozen=True)
+class Rail:
+    """Where a rail's voltage (mV) and current (mA) are read."""
+
+    name: str
+    volts: Path
+    amperes: Path
+
+    def watts(self) -> float | None:
+        """Power now."""
+        volts, amperes = _number(self.volts), _number(self.amperes)
+        return None if volts is None or amperes is None else volts * amperes / 1e6
+
+
+def rails(system: Path = SYS) -> tuple[Rail, ...]:
+    """Rails that together are all of a module: its input if that is measured, else every one."""
+    found = []
+    for folder in sorted((system / "class/hwmon").glob("hwmon*")):
+        if _text(folder / "name") != "ina3221":
+            continue
+        for label in sorted(folder.glob("in[123]_label")):
+            number = label.name[2]
+            rail = Rail(_text(label), folder / f"in{number}_input", folder / f"curr{number}_input")
+            if rail.name not in ("", "NC") and rail.watts() is not None:
+                found.append(rail)
+    whole = tuple(rail for rail in found if rail.name in WHOLE)
+    return whole or tuple(found)
+
+
+class Meter:
+    """Energy of rails while its body runs: their power, twenty times a second.
+
+    Attributes:
+        joules: What it came to, once the body has ended; None without rails.
+    """
+
+    def __init__(self, measured: Sequence[Rail] | None = None) -> None:
+        self._rails = rails() if measured is None else tuple(measured)
+        self.joules: float | None = None
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Meter:
+        if self._rails:
+            self.joules = 0.0
+            self._thread = threading.Thread(target=self._add_up, daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._rails:
+            self._thread.join()
+
+    def _add_up(self) -> None:
+        """Between two looks the power is the mean of both."""
+        total, at, power = 0.0, time.perf_counter(), self._watts()
+        while not self._ended.wait(METER_S):
+            now, next_power = time.perf_counter(), self._watts()
+            total, at, power = total + (now - at) * (power + next_power) / 2, now, next_power
+        self.joules = total + (time.perf_counter() - at) * power
+
+    def _watts(self) -> float:
+        return sum(rail.watts() or 0.0 for rail in self._rails)
+
+
 def _energy(folder: Path) -> tuple[tuple[int, ...] | None, tuple[int, ...], str]:
     """Counters of the packages with their ranges, or why there are none."""
     packages = [p for p in sorted(folder.glob("*-rapl:*")) if p.name.count(":") == 1]
     packages = [p for p in packages if _text(p / "name").startswith("package")]
     if not packages:
-        return None, (), f"the processor's energy counters (RAPL) are not in {folder}"
+        return None, (), f"neither energy counters (RAPL) in {folder} nor rails (INA3221)"
     energy = [_number(p / "energy_uj") for p in packages]
     ranges = [_number(p / "max_energy_range_uj") for p in packages]
     known = tuple(e for e in energy if e is not None), tuple(r for r in ranges if r is not None)

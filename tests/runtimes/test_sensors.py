@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -80,3 +81,49 @@ def test_counted_slow_downs_say_more_than_a_frequency(system):
     assert sensors.throttled(before, slow) is False
     system(**{counter: 4})
     assert sensors.throttled(before, sensors.look(path)) is True
+
+
+@pytest.fixture
+def jetson(tmp_path):
+    """A function that writes rails (number, label, mV, mA) of one chip into a made-up /sys."""
+
+    def write(*found, chip="hwmon3"):
+        folder = tmp_path / "class" / "hwmon" / chip
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "name").write_text("ina3221\n")
+        for number, label, millivolts, milliamperes in found:
+            (folder / f"in{number}_label").write_text(f"{label}\n")
+            (folder / f"in{number}_input").write_text(f"{millivolts}\n")
+            (folder / f"curr{number}_input").write_text(f"{milliamperes}\n")
+        return tmp_path
+
+    return write
+
+
+def test_the_input_of_a_module_is_all_of_it(jetson):
+    path = jetson((1, "VDD_IN", 5000, 2000), (2, "VDD_CPU_GPU_CV", 5000, 900))
+    (found,) = sensors.rails(path)
+    assert (found.name, found.watts()) == ("VDD_IN", pytest.approx(10.0))
+
+
+def test_without_it_every_rail_counts(jetson):
+    jetson((1, "VDD_GPU_SOC", 12000, 500), (2, "VDD_CPU_CV", 12000, 250), (3, "NC", 0, 0))
+    path = jetson((1, "VIN_SYS_5V0", 5000, 1000), chip="hwmon4")
+    assert sum(rail.watts() for rail in sensors.rails(path)) == pytest.approx(6 + 3 + 5)
+
+
+def test_a_meter_adds_power_up(jetson):
+    path = jetson((1, "VDD_IN", 5000, 2000))
+    started = time.perf_counter()
+    with sensors.Meter(sensors.rails(path)) as meter:
+        time.sleep(0.3)
+        jetson((1, "VDD_IN", 5000, 4000))
+        time.sleep(0.3)
+    took = time.perf_counter() - started
+    assert meter.joules == pytest.approx(10 * 0.3 + 20 * (took - 0.3), rel=0.25)
+
+
+def test_no_rails_no_energy(tmp_path):
+    with sensors.Meter(sensors.rails(tmp_path)) as meter:
+        pass
+    assert meter.joules is None
