@@ -16,5 +16,5 @@ def operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> Placed:
     found = [told[f"{block}.{function}"] for block, function in calls]
     left = sum(item.count for kernel in found for item in kernel.left)
     placement = {backend: sum(kernel.delegated for kernel in found), "portable kernels": left}
-    reason = "the engine opens programs without ExecuTorch's event tracer"
+    reason = "this build of ExecuTorch has no event tracer (EXECUTORCH_ENABLE_EVENT_TRACER)"
     return Placed(None, placement, left, {"operators": reason})
