@@ -199,7 +199,7 @@ def _reopen(plan: Plan, recorder: Recorder) -> Opened:
     start = time.perf_counter()
     for key in keys:
         held = resident_bytes()
-        engine.load(*key, engine.forms(key[0])[0])
+        engine.load(*key, engine.best)
         engine.run(*key)
         resident[key] = max(0, resident_bytes() - held)
         recorder.look(now=True)

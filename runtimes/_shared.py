@@ -67,7 +67,6 @@ class Weight:
         return math.prod(self.shape) * int(np.dtype(self.dtype).itemsize)
 
 
-@cache
 def operators(artifact: Path) -> frozenset[str]:
     """Kinds of operators in a graph.
 
@@ -118,9 +117,9 @@ class Maps:
             RuntimeLoadError: If a weight is not inside its file.
         """
         found, ends = dict[str, NDArray[Any]](), dict[str, tuple[int, int]]()
+        sizes = {name: path.stat().st_size for name, path in files.items()}
         for weight in weights:
-            size = files[weight.file].stat().st_size if weight.file in files else 0
-            if not 0 <= weight.offset <= size - weight.bytes:
+            if not 0 <= weight.offset <= sizes.get(weight.file, 0) - weight.bytes:
                 raise RuntimeLoadError(f"weight '{weight.name}' is not inside '{weight.file}'")
             first, last = ends.get(weight.file, (weight.offset, 0))
             last = max(last, weight.offset + weight.bytes)

@@ -56,7 +56,7 @@ class Engine:
     """
 
     name = NAME
-    budgets = False
+    budgets, best = False, "own"
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle

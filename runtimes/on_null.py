@@ -31,7 +31,7 @@ class Engine:
     """
 
     name = NAME
-    budgets = True
+    budgets, best = True, "own"
 
     def __init__(self, costs: Costs, speed: float = 1.0) -> None:
         """`speed` 10 makes 10 ms of a cost take 1 ms; 0 waits for nothing."""

@@ -54,7 +54,7 @@ class Engine:
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns."""
 
     name = NAME
-    budgets = True
+    budgets, best = True, "prepared"
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle
@@ -80,7 +80,7 @@ class Engine:
         self._bound.pop((block, function), None)
 
     def forms(self, block: str) -> tuple[str, ...]:
-        """Forms worth opening a block in, the best for one that stays first.
+        """Forms worth measuring for a block.
 
         Matrices that a session makes float32 would be so at each run of a shared one. And where
         rows are rounded, all forms must compute alike to the last bit: another byte is another row.

@@ -71,7 +71,7 @@ class _Watched(Engine):
     def times(self, block: str, function: str) -> list[tuple[str, str, str, list[int]]]:
         """Name, kind, provider and microseconds of each operator, in the order of the runs."""
         self._shared.clear()  # a session writes one profile
-        self.load(block, function, self.forms(block)[0])
+        self.load(block, function, self.best)
         for _ in range(WARM_UPS + RUNS):
             self.run(block, function)
         file = Path(self._sessions[block, function].end_profiling())

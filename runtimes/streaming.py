@@ -33,9 +33,10 @@ class Engine(Protocol):
 
     name: str
     budgets: bool  # whether functions can come and go one by one
+    best: str  # the form for a block that stays where memory is no matter
 
     def forms(self, block: str) -> tuple[str, ...]:
-        """Ways to open a block, the best for one that stays first."""
+        """Ways to open a block."""
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
         """Fix the arrays of a function."""
@@ -88,7 +89,7 @@ class Held:
     def open(self) -> None:
         """Load every block, in the engine's best form."""
         for block in self.plan.blocks:
-            self.engine.load(block.name, None, self.engine.forms(block.name)[0])
+            self.engine.load(block.name, None, self.engine.best)
             self.loads += 1
         return_freed()
 
