@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,10 +35,11 @@ from edgevlm.runtimes.memory import forget_peak, peak_rss_bytes, resident_bytes,
 from edgevlm.runtimes.streaming import Array, Streamed
 from edgevlm.runtimes.text import TextLoop
 
-# How often a function is loaded, and how long and how often it runs each time.
-LOADS, RUN_S, LEAST, MOST = 3, 0.05, 2, 8
+TIMES = ("load", "first", "run", "evict", "bytes")
+# A pass is repeated so often with each third of its functions kept, after one that warms files and
+# working memory.
+THIRDS, REPEATS = 3, 2
 LEAST_SHARE = 0.2
-CACHES = 64 * 10**6  # bytes
 
 
 def measured(
@@ -59,14 +60,23 @@ def measured(
     except (OSError, ValueError):
         pass  # not there, or of another release
     progress(f"measure {len(bundle.plan.blocks)} blocks on this machine, once")
-    command = [sys.executable, "-m", __name__, str(bundle.path), engine, str(threads)]
+    costs = measure_costs(bundle.path, engine, threads)
+    keep(kept, dumps(costs))
+    return costs
+
+
+def measure_costs(bundle: Path, engine: str, threads: int) -> Costs:
+    """`measured`, now and not kept.
+
+    Raises:
+        RuntimeLoadError: If they cannot be measured; the message has the first reason.
+    """
+    command = [sys.executable, "-m", __name__, str(bundle), engine, str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise RuntimeLoadError(f"the blocks cannot be measured: {said}")
-    costs = read(Costs, json.loads(done.stdout.splitlines()[-1]), "costs")
-    keep(kept, dumps(costs))
-    return costs
+    return read(Costs, json.loads(done.stdout.splitlines()[-1]), "costs")
 
 
 class Measured:
@@ -86,18 +96,19 @@ class Measured:
 
     def open(self) -> None:
         """Measure."""
-        groups = [
-            (form, group)
-            for keys in passes(self.plan).values()
-            for form in dict.fromkeys(f for key in keys for f in self.engine.forms(key[0]))
-            for group in _groups(self.plan, [k for k in keys if form in self.engine.forms(k[0])])
-        ]
-        for form, group in groups:
-            for key in group:
-                self.engine.prepare(*key, form)
+        orders = passes(self.plan).values()
+        found = list[Cost]()
+        for keys in orders:
+            for form in dict.fromkeys(f for key in keys for f in self.engine.forms(key[0])):
+                for key in keys:
+                    if form in self.engine.forms(key[0]):
+                        self.engine.prepare(*key, form)
         return_freed()
         before = resident_bytes()
-        found = [cost for form, group in groups for cost in _costs(self.engine, group, form)]
+        for keys in orders:
+            for form in dict.fromkeys(f for key in keys for f in self.engine.forms(key[0])):
+                able = [key for key in keys if form in self.engine.forms(key[0])]
+                found += _costs(self.engine, able, form)
         return_freed()
         workspace = max(0, resident_bytes() - before)
         alone = Costs(tuple(found), workspace, {})
@@ -110,50 +121,43 @@ class Measured:
         """Nothing runs."""
 
 
-def _groups(plan: Plan, keys: Sequence[Key]) -> Iterator[tuple[Key, ...]]:
-    """Functions of a pass in its order, as many together as no processor keeps in a cache.
-
-    In a pass, what a run reads was last read a pass ago; alone it would find it where it left it.
-    """
-    group, held = list[Key](), 0
-    for key in keys:
-        group.append(key)
-        held += plan.block(key[0]).weights_bytes
-        if held > CACHES:
-            yield tuple(group)
-            group, held = [], 0
-    if group:
-        yield tuple(group)
-
-
 def _costs(engine: Any, keys: Sequence[Key], form: str) -> list[Cost]:
-    """Loaded, run and evicted a few times; the first time warms files and working memory."""
-    tried = [_once(engine, keys, form) for _ in range(1 + LOADS)][1:]
+    """Times and bytes in passes as a budget makes them: some functions stay, the others stream.
+
+    In turn each third stays. What a run reads is then as far from the processor as it will be: in a
+    cache for small models, in memory where the others have pushed it out since the last pass.
+    """
+    times = {key: {name: list[float]() for name in TIMES} for key in keys}
+    for first in range(THIRDS):
+        kept = set(keys[first::THIRDS])
+        for key in kept:
+            engine.load(*key, form)
+        for repetition in range(1 + REPEATS):
+            for key in keys:
+                once = (
+                    {"run": _timed(engine.run, *key)} if key in kept else _once(engine, key, form)
+                )
+                for name, value in once.items() if repetition else ():
+                    times[key][name].append(value)
+        for key in kept:
+            engine.unload(*key)
+        return_freed()
     found = []
     for key in keys:
-        columns = zip(*(once[key] for once in tried), strict=True)
-        load, first, run, evict, size = (statistics.median(column) for column in columns)
-        found.append(Cost(*key, form, int(size), load * 1e3, first * 1e3, run * 1e3, evict * 1e3))
+        load, first_run, run, evict, size = (statistics.median(times[key][n]) for n in TIMES)
+        times_ms = (1e3 * t for t in (load, first_run, run, evict))
+        found.append(Cost(*key, form, int(size), *times_ms))
     return found
 
 
-def _once(engine: Any, keys: Sequence[Key], form: str) -> dict[Key, tuple[float, ...]]:
-    """Of each: seconds to load, to run first, to run again, to evict; bytes in memory at most."""
-    begun, sizes = dict[Key, tuple[float, float]](), dict[Key, int]()
-    for key in keys:
-        empty = resident_bytes()
-        forget_peak()
-        load = _timed(engine.load, *key, form)
-        begun[key] = load, _timed(engine.run, *key)
-        sizes[key] = max(0, peak_rss_bytes() - empty)
-    runs, started = {key: list[float]() for key in keys}, time.perf_counter()
-    for index in range(MOST):
-        for key in keys:
-            runs[key].append(_timed(engine.run, *key))
-        if index + 1 >= LEAST and time.perf_counter() - started > RUN_S * len(keys):
-            break
-    gone = {key: _timed(engine.unload, *key) + _timed(return_freed) for key in keys}
-    return {key: (*begun[key], statistics.median(runs[key]), gone[key], sizes[key]) for key in keys}
+def _once(engine: Any, key: Key, form: str) -> dict[str, float]:
+    """Seconds to load, run and evict a function, and bytes in memory at most."""
+    empty = resident_bytes()
+    forget_peak()
+    load, first = _timed(engine.load, *key, form), _timed(engine.run, *key)
+    size = max(0, peak_rss_bytes() - empty)
+    evict = _timed(engine.unload, *key) + _timed(return_freed)
+    return {"load": load, "first": first, "evict": evict, "bytes": size}
 
 
 def _timed(action: Callable[..., object], *given: object) -> float:

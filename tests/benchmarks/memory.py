@@ -5,8 +5,9 @@
 A budget is a size (300MB), a share of the float32 weights, `least` (4 MB more than the smallest
 that this bundle can keep to) or `all` (no budget at all). Each has a process of its own, and rounds
 go through all of them, so that none has a good minute alone. A pass is measured between its second
-and its last repetition; what `loader` predicted is in brackets.
-`--cold` drops the bundle's files from the page cache before every pass.
+and its last repetition. In brackets is what `loader` predicts, from costs that each round measures
+anew: those in the cache are of another minute, and a machine may be half as fast in the next.
+`--cold` drops the files of the bundle and of the cache from the page cache before every pass.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ from typing import Any
 import numpy as np
 
 from edgevlm import api
+from edgevlm.bundle import Bundle
+from edgevlm.cache import cache_folder
 from edgevlm.errors import EdgeVLMError
 from edgevlm.recipe import parse_bytes
 from edgevlm.runtimes import images
-from edgevlm.runtimes.costs import passes
+from edgevlm.runtimes.costs import passes, schedules
+from edgevlm.runtimes.measuring import measure_costs
 from edgevlm.runtimes.memory import footprint_bytes, forget_peak, peak_rss_bytes
 from edgevlm.runtimes.streaming import Streamed
 
+ENGINE = "onnxruntime"
 PASSES = {"encode": 4, "prefill": 5, "decode": 12}
 PHOTO = Path(__file__).parents[2] / "edgevlm" / "photos" / "flower.jpg"
 SLACK = 4 * 10**6  # processes differ by as much
@@ -46,6 +51,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--json", type=Path, help="write every round there")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one is not None:
@@ -54,11 +60,20 @@ def main() -> None:
     weights = asked.weights or sum(f.stat().st_size for f in asked.bundle.rglob("*.weights"))
     found: dict[str, list[dict[str, Any]]] = {}
     sizes = {text: budget(asked.bundle, asked.threads, text, weights) for text in asked.budgets}
+    plan = Bundle.open(asked.bundle).plan
     for round_ in range(asked.rounds):
+        print(f"round {round_ + 1}: measure", file=sys.stderr)
+        costs = measure_costs(asked.bundle, ENGINE, asked.threads)
         for text, size in sizes.items():
             print(f"round {round_ + 1}: {text}", file=sys.stderr)
-            found.setdefault(text, []).append(apart(asked, size))
+            made = apart(asked, size)
+            if "fixed" in made:
+                planned = schedules(costs, passes(plan), made["fixed"], size)
+                made["predicted"] = {name: s.pass_ms for name, s in planned.items()}
+            found.setdefault(text, []).append(made)
     show(found)
+    if asked.json:
+        asked.json.write_text(json.dumps(found))
 
 
 def budget(bundle: Path, threads: int, text: str, weights: int) -> int:
@@ -103,7 +118,7 @@ def measure(bundle: Path, threads: int, size: int, cold: bool) -> dict[str, Any]
         "logits": loop.logits().astype(float).tolist(),
     }
     for name, times in PASSES.items():
-        loop.blocks.begin(name, times + 1)
+        loop.blocks.begin(name, None)
         at = []
         for _ in range(times + 1):
             if cold:
@@ -115,14 +130,14 @@ def measure(bundle: Path, threads: int, size: int, cold: bool) -> dict[str, Any]
         made[name] = at[1:]
     made |= {"peak": peak_rss_bytes(), "private": footprint_bytes(), "loads": loop.blocks.loads}
     if isinstance(loop.blocks, Streamed):
-        made["predicted"] = {n: s.pass_ms for n, s in loop.blocks.schedules.items()}
+        made["fixed"] = loop.blocks.fixed_bytes
         loop.blocks.close()
     return made
 
 
 def drop(bundle: Path) -> None:
     """Have the system forget the bundle's files."""
-    for path in bundle.rglob("*"):
+    for path in (*bundle.rglob("*"), *(cache_folder() / ENGINE).rglob("*")):
         if path.is_file():
             file = os.open(path, os.O_RDONLY)
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -130,7 +145,7 @@ def drop(bundle: Path) -> None:
 
 
 def show(found: dict[str, list[dict[str, Any]]]) -> None:
-    """A Markdown table."""
+    """A Markdown table; in brackets the prediction, and measured / predicted, of the same round."""
     print("| budget | peak | private | open | first token | a view | a chunk | a token | ids |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---|")
     reference = found.get("all", next(iter(found.values())))[0]
@@ -144,12 +159,16 @@ def show(found: dict[str, list[dict[str, Any]]]) -> None:
         cells += [shown([r[k] for r in rounds]) for k in ("open_ms", "ttft_ms")]
         for key in PASSES:
             times = [1e3 * t for r in rounds for t in r[key]]
-            said = rounds[0].get("predicted", {}).get(key)
-            cells.append(shown(times) + (f" ({said:.0f})" if said else ""))
+            cell = shown(times)
+            if "predicted" in rounds[0]:
+                said = [r["predicted"][key] for r in rounds]
+                apart = [1e3 * np.median(r[key]) / p for r, p in zip(rounds, said, strict=True)]
+                cell += f" ({np.median(said):.0f}, {np.median(apart):.2f})"
+            cells.append(cell)
         same = all(r["ids"] == reference["ids"] for r in rounds)
         wanted = np.array(reference["logits"])
-        apart = max(np.abs(np.array(r["logits"]) - wanted).max() for r in rounds)
-        cells.append(f"{'equal' if same else 'differ'}, {apart / np.abs(wanted).max():.0e}")
+        error = max(np.abs(np.array(r["logits"]) - wanted).max() for r in rounds)
+        cells.append(f"{'equal' if same else 'differ'}, {error / np.abs(wanted).max():.0e}")
         print(f"| {name}{size} | " + " | ".join(cells) + " |")
 
 
