@@ -81,12 +81,16 @@ class Rows:
         self._file = path.open("rb", buffering=0)
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        """Rows by number, slice or numbers, as numpy would give them.
+        """Rows by number, slice or numbers from 0 on, as numpy would give them.
 
         Raises:
             BundleError: If the file ends before.
+            IndexError: If there is no such row.
         """
-        places = np.arange(self.shape[0])[rows]
+        count = self.shape[0]
+        places = np.arange(*rows.indices(count)) if isinstance(rows, slice) else np.asarray(rows)
+        if places.size and not 0 <= places.min() <= places.max() < count:
+            raise IndexError(f"rows {places.min()} to {places.max()} of a table of {count}")
         found = np.empty((*places.shape, self.shape[1]), self._dtype)
         size = self.shape[1] * self._dtype.itemsize
         flat = found.reshape(places.size, self.shape[1])
