@@ -52,7 +52,7 @@ class Engine:
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns."""
 
     name = NAME
-    budgets, best = False, "own"
+    budgets, best, openers = False, "own", 1
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         """Core ML chooses its threads itself."""

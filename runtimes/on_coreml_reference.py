@@ -56,7 +56,7 @@ class Engine:
     """
 
     name = NAME
-    budgets, best = False, "own"
+    budgets, best, openers = False, "own", 1
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle

@@ -63,7 +63,7 @@ class Engine:
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns."""
 
     name = NAME
-    budgets, best = True, "own"
+    budgets, best, openers = True, "own", 1
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         """`threads` holds for the process: ExecuTorch has one pool.

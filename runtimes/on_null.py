@@ -31,7 +31,7 @@ class Engine:
     """
 
     name = NAME
-    budgets, best = True, "own"
+    budgets, best, openers = True, "own", 1
 
     def __init__(self, costs: Costs, speed: float = 1.0) -> None:
         """`speed` 10 makes 10 ms of a cost take 1 ms; 0 waits for nothing."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -58,7 +59,8 @@ class Engine:
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle = bundle
-        self.threads = threads or _cores()
+        self.threads = self.openers = threads or _cores()
+        self._packing = threading.Lock()
         self.compile_ms: dict[str, float | None] = {}  # by block: packing its matrices, once
         self._sessions: dict[tuple[str, str], Any] = {}
         self._shared: dict[bytes, Any] = {}  # sessions by hash of their graph without weights
@@ -139,7 +141,8 @@ class Engine:
         """
         if form == "prepared":
             try:
-                folder = prepared(self.bundle, block, self.options)
+                with self._packing:  # once for all functions of a block
+                    folder = prepared(self.bundle, block, self.options)
                 self.compile_ms[block.name] = making_ms(folder)
                 return {f.name: folder / f.name / f"{block.name}.onnx" for f in block.functions}
             except BundleError:

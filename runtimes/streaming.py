@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ class Engine(Protocol):
     name: str
     budgets: bool  # whether functions can come and go one by one
     best: str  # the form for a block that stays where memory is no matter
+    openers: int  # threads that may load at a time
 
     def forms(self, block: str) -> tuple[str, ...]:
         """Ways to open a block."""
@@ -87,10 +89,11 @@ class Held:
         self.bind, self.run = engine.bind, engine.run
 
     def open(self) -> None:
-        """Load every block, in the engine's best form."""
-        for block in self.plan.blocks:
-            self.engine.load(block.name, None, self.engine.best)
-            self.loads += 1
+        """Load every function in the engine's best form, as many at a time as the engine can."""
+        keys = [(block.name, f.name) for block in self.plan.blocks for f in block.functions]
+        with ThreadPoolExecutor(self.engine.openers) as pool:
+            list(pool.map(lambda key: self.engine.load(*key, self.engine.best), keys))
+        self.loads = len(self.plan.blocks)
         return_freed()
 
     def begin(self, name: str, passes: int | None) -> None:
