@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgevlm.errors import BundleError, EdgeVLMError, PlanError
-from edgevlm.runtimes import on_null
+from edgevlm.runtimes import measuring, on_null
 from edgevlm.runtimes.costs import Cost, Costs, passes
 from edgevlm.runtimes.streaming import Streamed
 
@@ -118,6 +118,20 @@ def test_a_pass_takes_the_time_that_was_predicted():
     predicted = blocks.schedules["prefill"].pass_ms
     assert predicted == pytest.approx(100)  # every load behind a run
     assert took == pytest.approx(predicted, rel=0.15)
+
+
+def test_a_form_is_measured_in_passes_that_keep_a_third_of_it():
+    costs = costs_of([10] * len(KEYS), load=8.0, run=4.0)
+    engine, keys = on_null.Engine(costs), passes(PLAN)["prefill"]
+    found = measuring._costs(engine, keys, "own")
+    assert [(c.block, c.function) for c in found] == list(keys)
+    for cost in found:
+        assert 8.0 <= cost.load_ms < 12.0
+        assert 4.0 <= cost.first_ms < 7.0
+        assert 4.0 <= cost.run_ms < 7.0
+    assert engine.runs == 3 * (1 + measuring.REPEATS) * list(keys)  # in its order, every time
+    assert 10 * 2 < engine.most_bytes <= 10 * (2 + 1)  # five functions: two of them, and one more
+    assert not engine.there
 
 
 def test_no_pass_follows_and_nothing_is_loaded_for_one():
