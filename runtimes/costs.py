@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from edgevlm.errors import PlanError
 from edgevlm.plan import Plan
@@ -85,7 +86,14 @@ class Costs:
         return found
 
     def _forms(self, key: Key) -> list[Cost]:
-        return [cost for cost in self.costs if (cost.block, cost.function) == key]
+        return self._of[key]
+
+    @cached_property
+    def _of(self) -> dict[Key, list[Cost]]:
+        found: dict[Key, list[Cost]] = {}
+        for cost in self.costs:
+            found.setdefault((cost.block, cost.function), []).append(cost)
+        return found
 
 
 def minimum_budget(costs: Costs, orders: Mapping[str, tuple[Key, ...]], fixed_bytes: int) -> int:

@@ -190,7 +190,7 @@ class Streamed:
             self._running = False
             with self._change:
                 self._done += 1
-                self._change.notify_all()
+                self._tell()
 
     def close(self) -> None:
         """End the thread; a load under way is waited for."""
@@ -257,6 +257,9 @@ class Streamed:
                     return
                 index = self._take()
             self._load(index)
+            with self._change:
+                self._loading = False
+                self._tell()
 
     def _load_ahead(self) -> None:
         """The thread: one load at a time, each when there is room for it.
@@ -272,6 +275,9 @@ class Streamed:
                     return
                 index = self._take()
             self._load(index)
+            with self._change:
+                self._loading = False
+                self._change.notify_all()
 
     def _take(self) -> int:
         """The next load is the caller's."""
@@ -297,14 +303,12 @@ class Streamed:
         except BaseException as cause:
             failed = cause
         with self._change:
-            self._loading = False
             if failed is None:
                 self._there[key] = cost.bytes
                 self.loads += 1
             else:
                 self._failed = failed
                 self._queue.clear()
-            self._change.notify_all()
 
     def _wait_for_room(self, size: int) -> None:
         """What was measured may not be all that is there: then no load begins beside a run."""
@@ -320,6 +324,11 @@ class Streamed:
             return False
         index, after = self._queue[0]
         return after < max(self._done, self._first) and not (ahead and after == index - 1)
+
+    def _tell(self) -> None:
+        """Wake the thread if there is anything for it: to be woken for nothing takes a core."""
+        if self._loading or self._ready(ahead=True):
+            self._change.notify_all()
 
     def _stop_loading(self) -> None:
         """Drop what is queued and wait for the load under way."""

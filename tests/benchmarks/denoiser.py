@@ -99,6 +99,7 @@ def stack(folder: Path, count: int, tokens: int) -> Bundle:
         blocks=tuple(blocks),
         files=tuple(files),
         host=SimpleNamespace(check=0),
+        recipe=SimpleNamespace(scheme=lambda stage: "none"),
         stage=lambda name: tuple(blocks) if name == "vision" else (),
         block=lambda name: next(b for b in blocks if b.name == name),
     )
