@@ -5,8 +5,9 @@
 A budget is a size (300MB), a share of the float32 weights, `least` (4 MB more than the smallest
 that this bundle can keep to) or `all` (no budget at all). Each has a process of its own, and rounds
 go through all of them, so that none has a good minute alone. A pass is measured between its second
-and its last repetition. In brackets is what `loader` predicts, from costs that each round measures
-anew: those in the cache are of another minute, and a machine may be half as fast in the next.
+and its last repetition. In brackets are what `loader` predicts, from costs that each round measures
+anew (those in the cache are of another minute, and a machine may be half as fast in the next), what
+was measured / predicted, and what was measured / max(sum of loads, sum of runs) + first load.
 `--cold` drops the files of the bundle and of the cache from the page cache before every pass.
 """
 
@@ -18,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,14 @@ from edgevlm.bundle import Bundle
 from edgevlm.cache import cache_folder
 from edgevlm.errors import EdgeVLMError
 from edgevlm.recipe import parse_bytes
+from edgevlm.registry import engine_for
 from edgevlm.runtimes import images
 from edgevlm.runtimes.costs import passes, schedules
+from edgevlm.runtimes.loader import Unit
 from edgevlm.runtimes.measuring import measure_costs
 from edgevlm.runtimes.memory import footprint_bytes, forget_peak, peak_rss_bytes
 from edgevlm.runtimes.streaming import Streamed
 
-ENGINE = "onnxruntime"
 PASSES = {"encode": 4, "prefill": 5, "decode": 12}
 PHOTO = Path(__file__).parents[2] / "edgevlm" / "photos" / "flower.jpg"
 SLACK = 4 * 10**6  # processes differ by as much
@@ -63,13 +66,14 @@ def main() -> None:
     plan = Bundle.open(asked.bundle).plan
     for round_ in range(asked.rounds):
         print(f"round {round_ + 1}: measure", file=sys.stderr)
-        costs = measure_costs(asked.bundle, ENGINE, asked.threads)
+        costs = measure_costs(asked.bundle, engine_for(plan.recipe.target), asked.threads)
         for text, size in sizes.items():
             print(f"round {round_ + 1}: {text}", file=sys.stderr)
             made = apart(asked, size)
             if "fixed" in made:
                 planned = schedules(costs, passes(plan), made["fixed"], size)
                 made["predicted"] = {name: s.pass_ms for name, s in planned.items()}
+                made["bound"] = {name: bound(s.units) for name, s in planned.items()}
             found.setdefault(text, []).append(made)
     show(found)
     if asked.json:
@@ -85,6 +89,11 @@ def budget(bundle: Path, threads: int, text: str, weights: int) -> int:
         assert isinstance(loop.blocks, Streamed)
         return int(loop.blocks.minimum_budget_bytes) + SLACK
     return int(weights * Fraction(text)) if "/" in text else parse_bytes(text)
+
+
+def bound(units: Sequence[Unit]) -> float:
+    """What a pass takes at least where nothing is kept, in ms."""
+    return max(sum(u.load_ms for u in units), sum(u.run_ms for u in units)) + units[0].load_ms
 
 
 def apart(asked: argparse.Namespace, size: int) -> dict[str, Any]:
@@ -137,7 +146,7 @@ def measure(bundle: Path, threads: int, size: int, cold: bool) -> dict[str, Any]
 
 def drop(bundle: Path) -> None:
     """Have the system forget the bundle's files."""
-    for path in (*bundle.rglob("*"), *(cache_folder() / ENGINE).rglob("*")):
+    for path in (*bundle.rglob("*"), *cache_folder().rglob("*.matrices")):
         if path.is_file():
             file = os.open(path, os.O_RDONLY)
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -145,7 +154,7 @@ def drop(bundle: Path) -> None:
 
 
 def show(found: dict[str, list[dict[str, Any]]]) -> None:
-    """A Markdown table; in brackets the prediction, and measured / predicted, of the same round."""
+    """A Markdown table; the ratios in brackets are of the same round, the median over rounds."""
     print("| budget | peak | private | open | first token | a view | a chunk | a token | ids |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---|")
     reference = found.get("all", next(iter(found.values())))[0]
@@ -162,8 +171,12 @@ def show(found: dict[str, list[dict[str, Any]]]) -> None:
             cell = shown(times)
             if "predicted" in rounds[0]:
                 said = [r["predicted"][key] for r in rounds]
-                apart = [1e3 * np.median(r[key]) / p for r, p in zip(rounds, said, strict=True)]
-                cell += f" ({np.median(said):.0f}, {np.median(apart):.2f})"
+                took = [1e3 * np.median(r[key]) for r in rounds]
+                ratios = (
+                    np.median([t / r[of][key] for t, r in zip(took, rounds, strict=True)])
+                    for of in ("predicted", "bound")
+                )
+                cell += f" ({np.median(said):.0f}, " + ", ".join(f"{r:.2f}" for r in ratios) + ")"
             cells.append(cell)
         same = all(r["ids"] == reference["ids"] for r in rounds)
         wanted = np.array(reference["logits"])
