@@ -250,9 +250,10 @@ class TextLoop:
         """Functions that write so many rows, with the rows of each: the largest calls first."""
         host, found, done = self.plan.host, list[tuple[str, int]](), 0
         check = host.check if self.blocks.keeps_all else 0
-        # A chunk costs about as much as chunk / 10 single tokens (docs/benchmarks.md), a check
-        # one and a half.
-        few = host.chunk // (4 if check else 10)
+        # A chunk takes as long as chunk / 20 single tokens, with a budget a fifth of that
+        # (docs/benchmarks.md). But for checks the calls are the same ones with and without: where
+        # rows are rounded, another call is another answer. A check takes one and a half tokens.
+        few = host.chunk // (4 if check else 32)
         while done < count:
             left, room = count - done, host.kv.tokens - self.length - done
             if left > few and host.chunk <= room and not host.kv.gone:
