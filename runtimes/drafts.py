@@ -1,6 +1,6 @@
 """Guesses of what a model will say next, for speculative decoding.
 
-A `check` call runs all guesses at once and costs little more than one token, since the weights are
+A `check` call runs all guesses at once and costs less than two tokens, since the weights are
 read once. A token is kept if it is the one that the model chooses there itself, so answers are
 those without a draft, greedy or sampled.
 

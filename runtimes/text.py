@@ -252,7 +252,7 @@ class TextLoop:
         check = host.check if self.blocks.keeps_all else 0
         # A chunk takes as long as chunk / 20 single tokens, with a budget a fifth of that
         # (docs/benchmarks.md). But for checks the calls are the same ones with and without: where
-        # rows are rounded, another call is another answer. A check takes one and a half tokens.
+        # rows are rounded, another call is another answer. A check takes nearly two tokens.
         few = host.chunk // (4 if check else 32)
         while done < count:
             left, room = count - done, host.kv.tokens - self.length - done
