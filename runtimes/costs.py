@@ -80,9 +80,9 @@ class Costs:
         for key in keys:
             streamed, kept = self.streamed(key), self.kept(key)
             most = int(MARGIN * max(streamed.bytes, kept.bytes))
-            first = max(streamed.first_ms, kept.run_ms) + streamed.evict_ms
-            times = streamed.load_ms, first, kept.run_ms
-            found.append(Unit(*key, most, *times))
+            load = streamed.evict_ms + streamed.load_ms  # who loads evicts what is over
+            first = max(streamed.first_ms, kept.run_ms)
+            found.append(Unit(*key, most, load, first, kept.run_ms))
         return found
 
     def _forms(self, key: Key) -> list[Cost]:

@@ -36,7 +36,8 @@ FREE = 0.85
 class Unit:
     """A function of a block as a pass needs it: its bytes in memory, and its times alone.
 
-    A run right after a load takes `first_ms`, and the eviction is in it; any other one `run_ms`.
+    In `load_ms` is the eviction of what was there before. A run right after a load takes
+    `first_ms`, any other one `run_ms`.
     """
 
     block: str

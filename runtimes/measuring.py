@@ -125,11 +125,12 @@ def _costs(engine: Any, keys: Sequence[Key], form: str) -> list[Cost]:
     """Times and bytes in passes as a budget makes them: some functions stay, the others stream.
 
     In turn each third stays. What a run reads is then as far from the processor as it will be: in a
-    cache for small models, in memory where the others have pushed it out since the last pass.
+    cache for small models, in memory where the others have pushed it out since the last pass. At
+    last nothing stays: functions that are there together may have working memory in common.
     """
     times = {key: {name: list[float]() for name in TIMES} for key in keys}
-    for first in range(THIRDS):
-        kept = set(keys[first::THIRDS])
+    for first in range(THIRDS + 1):
+        kept = set(keys[first::THIRDS]) if first < THIRDS else set()
         for key in kept:
             engine.load(*key, form)
         for repetition in range(1 + REPEATS):
@@ -144,9 +145,9 @@ def _costs(engine: Any, keys: Sequence[Key], form: str) -> list[Cost]:
         return_freed()
     found = []
     for key in keys:
-        load, first_run, run, evict, size = (statistics.median(times[key][n]) for n in TIMES)
-        times_ms = (1e3 * t for t in (load, first_run, run, evict))
-        found.append(Cost(*key, form, int(size), *times_ms))
+        *seconds, sizes = (times[key][name] for name in TIMES)
+        times_ms = (1e3 * statistics.median(t) for t in seconds)
+        found.append(Cost(*key, form, int(max(sizes)), *times_ms))
     return found
 
 

@@ -111,6 +111,7 @@ class Streamed:
         self.orders = passes(plan)
         self._of = {key: name for name, keys in self.orders.items() for key in keys}
         self._there: dict[Key, int] = {}
+        self._gone: list[Key] = []  # over, and to be evicted by who loads next
         self._change = threading.Condition()
         self._queue: list[tuple[int, int]] = []  # run, and the run that must be over before
         self._done = self._first = self._end = 0
@@ -168,7 +169,7 @@ class Streamed:
         self._hint = (name, passes)
 
     def run(self, block: str, function: str) -> None:
-        """Run a function as soon as it is loaded; evict it if it does not stay.
+        """Run a function as soon as it is loaded; if it does not stay, the next load evicts it.
 
         Raises:
             EdgeVLMError: What loading or running raised.
@@ -185,7 +186,9 @@ class Streamed:
         try:
             self.engine.run(block, function)
             if self._place() not in self._kept:
-                self._evict(key)
+                with self._change:
+                    self._there.pop(key)
+                    self._gone.append(key)
         finally:
             self._running = False
             with self._change:
@@ -214,6 +217,7 @@ class Streamed:
     def _enter(self, key: Key) -> None:
         """Begin, or go on with, the passes that a function belongs to."""
         self._stop_loading()
+        self._evict_gone()
         name = self._of[key]
         now = self.schedules[name]
         self._name, self._units, self._kept = name, now.units, frozenset(now.kept)
@@ -297,8 +301,9 @@ class Streamed:
         times = self._end // len(self._units) if self._end else None
         streams = place in self._after
         cost = self.costs.streamed(key) if streams else self.costs.kept(key, times)
-        self._wait_for_room(cost.bytes)
         try:
+            self._evict_gone()
+            self._wait_for_room(cost.bytes)
             self.engine.load(*key, cost.form)
         except BaseException as cause:
             failed = cause
@@ -338,7 +343,15 @@ class Streamed:
                 self._change.wait()
             self._failed = None
 
+    def _evict_gone(self) -> None:
+        with self._change:
+            gone, self._gone = self._gone, []
+        for key in gone:
+            self.engine.unload(*key)
+        if gone:
+            return_freed()
+
     def _evict(self, key: Key) -> None:
+        self._there.pop(key)
         self.engine.unload(*key)
-        self._there.pop(key, None)
         return_freed()
