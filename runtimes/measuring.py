@@ -36,9 +36,9 @@ from edgevlm.runtimes.streaming import Array, Streamed
 from edgevlm.runtimes.text import TextLoop
 
 TIMES = ("load", "first", "run", "evict", "bytes")
-# A pass is repeated so often with each third of its functions kept, after one that warms files and
-# working memory.
-THIRDS, REPEATS = 3, 2
+# A pass is repeated so often with each third of its functions kept, and so often with none, after
+# one that warms files and working memory.
+THIRDS, REPEATS, STREAMED = 3, 2, 4
 LEAST_SHARE = 0.2
 
 
@@ -124,22 +124,25 @@ class Measured:
 def _costs(engine: Any, keys: Sequence[Key], form: str) -> list[Cost]:
     """Times and bytes in passes as a budget makes them: some functions stay, the others stream.
 
-    In turn each third stays. What a run reads is then as far from the processor as it will be: in a
-    cache for small models, in memory where the others have pushed it out since the last pass. At
-    last nothing stays: functions that are there together may have working memory in common.
+    In turn each third stays, and its runs are timed. What they read is then as far from the
+    processor as it will be: in a cache for small models, in memory where the others have pushed it
+    out since the last pass. At last nothing stays, and what it takes to come and go is timed:
+    functions that are there together may have working memory in common.
     """
     times = {key: {name: list[float]() for name in TIMES} for key in keys}
     for first in range(THIRDS + 1):
         kept = set(keys[first::THIRDS]) if first < THIRDS else set()
         for key in kept:
             engine.load(*key, form)
-        for repetition in range(1 + REPEATS):
+        for repetition in range(1 + (REPEATS if first < THIRDS else STREAMED)):
             for key in keys:
-                once = (
-                    {"run": _timed(engine.run, *key)} if key in kept else _once(engine, key, form)
-                )
-                for name, value in once.items() if repetition else ():
-                    times[key][name].append(value)
+                if key in kept:
+                    once = {"run": _timed(engine.run, *key)}
+                else:
+                    once = _once(engine, key, form)
+                if repetition and ("run" in once or first == THIRDS):
+                    for name, value in once.items():
+                        times[key][name].append(value)
         for key in kept:
             engine.unload(*key)
         return_freed()

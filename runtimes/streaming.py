@@ -1,7 +1,8 @@
 """Blocks in memory while a loop runs: all of them, or as many as a budget allows.
 
     Held       every block is loaded before the first run
-    Streamed   schedules of `loader`, carried out: one thread loads ahead, the loop runs and evicts
+    Streamed   schedules of `loader`, carried out: the loop runs; it loads, or a thread ahead of it,
+               and who loads first evicts what is over
 
 A budget is about the process: its resident memory as the kernel counts it (VmRSS), so the Python
 that runs, the cache, the arrays between blocks, the engine's working memory and the pages of mapped
