@@ -84,6 +84,7 @@ class Engine:
                 self._lib._unsafe_reset_threadpool(threads)
             self.threads = int(self._lib._threadpool_get_thread_count())
         self._methods: dict[tuple[str, str], Any] = {}
+        self._kept: Any = None
         self._arrays: dict[tuple[str, str], Mapping[str, Array]] = {}
         self._given: dict[tuple[str, str], list[Any]] = {}
 
@@ -104,7 +105,16 @@ class Engine:
         return ("own",)
 
     def prepare(self, block: str, function: str, form: str) -> None:
-        """Nothing."""
+        """Keep the block with the fewest weights open, aside from what is loaded.
+
+        XNNPACK's programs share the memory that they compute in, and it goes with the last of them:
+        a block that comes alone would take it anew at each run.
+        """
+        least = min(self.bundle.plan.blocks, key=lambda planned: planned.weights_bytes)
+        if block == least.name and self._kept is None:
+            self.load(block, function)
+            self.run(block, function)
+            self._kept = self._methods.pop((block, function))
 
     def load(self, block: str, function: str | None = None, form: str = "own") -> None:
         """Open the program of a block, once for each method; nothing happens if it is open.

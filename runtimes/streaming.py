@@ -93,7 +93,9 @@ class Held:
         """Load every function in the engine's best form, as many at a time as the engine can."""
         keys = [(block.name, f.name) for block in self.plan.blocks for f in block.functions]
         with ThreadPoolExecutor(self.engine.openers) as pool:
-            list(pool.map(lambda key: self.engine.load(*key, self.engine.best), keys))
+            load, best = self.engine.load, self.engine.best
+            for opened in [pool.submit(load, block, function, best) for block, function in keys]:
+                opened.result()
         self.loads = len(self.plan.blocks)
         return_freed()
 
@@ -261,10 +263,12 @@ class Streamed:
                 if key in self._there:
                     return
                 index = self._take()
-            self._load(index)
-            with self._change:
-                self._loading = False
-                self._tell()
+            try:
+                self._load(index)
+            finally:  # Ctrl-C too
+                with self._change:
+                    self._loading = False
+                    self._tell()
 
     def _load_ahead(self) -> None:
         """The thread: one load at a time, each when there is room for it.

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/forms.py BUNDLE [--engine onnxruntime] [--rounds 3]
 
-These are the costs that a budget is planned with, measured anew in each round, in passes in which a
-third of the functions stays; a figure is the sum over a pass, the median over rounds.
+These are the costs that a budget is planned with, measured anew in each round: what comes and goes
+where nothing stays, runs again where a third does. A figure is the sum over a pass, the median over
+rounds.
 """
 
 from __future__ import annotations
