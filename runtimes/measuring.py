@@ -96,19 +96,17 @@ class Measured:
 
     def open(self) -> None:
         """Measure."""
-        orders = passes(self.plan).values()
-        found = list[Cost]()
-        for keys in orders:
-            for form in dict.fromkeys(f for key in keys for f in self.engine.forms(key[0])):
-                for key in keys:
-                    if form in self.engine.forms(key[0]):
-                        self.engine.prepare(*key, form)
+        groups = [
+            (form, [key for key in keys if form in self.engine.forms(key[0])])
+            for keys in passes(self.plan).values()
+            for form in dict.fromkeys(f for key in keys for f in self.engine.forms(key[0]))
+        ]
+        for form, keys in groups:
+            for key in keys:
+                self.engine.prepare(*key, form)
         return_freed()
         before = resident_bytes()
-        for keys in orders:
-            for form in dict.fromkeys(f for key in keys for f in self.engine.forms(key[0])):
-                able = [key for key in keys if form in self.engine.forms(key[0])]
-                found += _costs(self.engine, able, form)
+        found = [cost for form, keys in groups for cost in _costs(self.engine, keys, form)]
         return_freed()
         workspace = max(0, resident_bytes() - before)
         alone = Costs(tuple(found), workspace, {})

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from _measure import machine, say
+from memory import bound
 from torch import Tensor, nn
 
 from edgevlm.bundle import Bundle, sha256
@@ -128,7 +129,7 @@ def measure(bundle: Bundle, asked: argparse.Namespace) -> None:
     say("measure the blocks alone")
     alone.open()
     units = alone.costs.units([(name, "encode") for name in names])
-    bound = max(sum(u.load_ms for u in units), sum(u.run_ms for u in units)) + units[0].load_ms
+    least = bound(units)
     times: dict[str, list[float]] = {}
     peaks: dict[str, float] = {}
     said: dict[str, float] = {}
@@ -173,7 +174,7 @@ def measure(bundle: Bundle, asked: argparse.Namespace) -> None:
         apart = np.abs(ends[room] - ends["all"]).max() / np.abs(ends["all"]).max()
         shown = f"{ms:.0f} / {np.percentile(found, 90):.0f}"
         print(
-            f"| {what} | {peaks[room]:.0f} MB | {shown} | {plan} | {ms / bound:.2f} |"
+            f"| {what} | {peaks[room]:.0f} MB | {shown} | {plan} | {ms / least:.2f} |"
             f" {ms / whole:.2f} | {apart:.0e} |"
         )
 
