@@ -8,7 +8,7 @@
     w8a8       each row that comes in is rounded to 8 bits with one scale, each output channel's
                weights with another: a product of whole numbers
     w8a8s      the same matrices; all rows of a layer are rounded with one scale that `calibrate`
-               found, as QuantizeLinear and DequantizeLinear pairs around MatMul
+               found
 
 Rounding rows is scale = max|x| / 127, byte = round(x / scale) + 128; of a single row, in one
 operator, scale = (max(x, 0) - min(x, 0)) / 255 with a zero point of its own. The head of `w8a8` and
@@ -141,11 +141,20 @@ class Writer:
         elif self._format.product == "rows8" and not head:
             nodes = self._whole_numbers(x, matrix)
         elif self._format.product == "steps8" and not head:
-            nodes = self._pairs(x, matrix)
+            nodes = self._one_scale(x, matrix, bias)
         else:
             nodes = [self._packed(x, matrix, self._format)]
-        if bias and nodes[-1].op_type != "Gemm":
+        if bias and bias[0] not in nodes[-1].inputs:
             nodes.append(ir.node("Add", [nodes[-1].outputs[0], bias[0]]))
+        self.replace(node, nodes)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether products are of whole numbers."""
+        return self._format is not None and self._format.product in WHOLE
+
+    def replace(self, node: ir.Node, nodes: list[ir.Node]) -> None:
+        """Put nodes in the place of one; the last gives its output."""
         self._graph.insert_before(node, nodes)
         out, new = node.outputs[0], nodes[-1].outputs[0]
         new.shape, new.type, name = out.shape, out.type, out.name
@@ -194,17 +203,17 @@ class Writer:
             nodes.append(ir.node(kind, [nodes[-1].outputs[0], *inputs], attributes))
 
         if scales:
-            last = self._constant("last", np.asarray([-1], np.int64))
-            then("Sub", self._constant("half", np.float32(128)))
+            last = self.constant("last", np.asarray([-1], np.int64))
+            then("Sub", self.constant("half", np.float32(128)))
             each = ir.node("Unsqueeze", [scales[0], last])
             nodes.insert(0, each)
             then("Mul", each.outputs[0])
-            then("Reshape", self._constant(f"rows.{rows}", np.asarray([rows, -1], np.int64)))
+            then("Reshape", self.constant(f"rows.{rows}", np.asarray([rows, -1], np.int64)))
             if columns % PACKINGS[packing].group:
                 starts, ends = (np.asarray([n], np.int64) for n in (0, columns))
-                axes = self._constant("second", np.asarray([1], np.int64))
-                first = self._constant("first", starts)
-                then("Slice", first, self._constant(f"columns.{columns}", ends), axes)
+                axes = self.constant("second", np.asarray([1], np.int64))
+                first = self.constant("first", starts)
+                then("Slice", first, self.constant(f"columns.{columns}", ends), axes)
         then("Transpose", perm=[1, 0])
         nodes.append(ir.node("MatMul", [x, nodes[-1].outputs[0]]))
         return nodes
@@ -216,8 +225,8 @@ class Writer:
             return [ir.node("DynamicQuantizeMatMul", [x, numbers, scales], domain=DOMAIN)]
         nodes = [] if x in self._rows else self._round_rows(x)
         rounded, row_scales = self._rows[x]
-        inputs = [rounded, numbers, self._constant("one", np.float32(1)), scales]
-        inputs.append(self._constant("zero", np.uint8(128)))
+        inputs = [rounded, numbers, self.constant("one", np.float32(1)), scales]
+        inputs.append(self.constant("zero", np.uint8(128)))
         product = ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN)
         return [*nodes, product, ir.node("Mul", [product.outputs[0], row_scales])]
 
@@ -228,39 +237,33 @@ class Writer:
         scales = self._outside(matrix, Weight(name, "scales"), (rows,), ir.DataType.FLOAT)
         return numbers, scales
 
-    def _pairs(self, x: ir.Value, matrix: ir.Value) -> list[ir.Node]:
-        """MatMul of what QuantizeLinear and DequantizeLinear make of both sides."""
+    def _one_scale(self, x: ir.Value, matrix: ir.Value, bias: list[ir.Value]) -> list[ir.Node]:
+        """A product of whole numbers, times the scales of output channels and of what comes in."""
         numbers, scales = self._channels(matrix)
-        nodes = []
+        zero, nodes = self.constant("zero", np.uint8(128)), []
         if x not in self._rows:
             step = self._outside(matrix, Weight(str(matrix.name), "step"), (), ir.DataType.FLOAT)
-            inputs = [step, self._constant("zero", np.uint8(128))]
-            there = ir.node("QuantizeLinear", [x, *inputs])
-            back = ir.node("DequantizeLinear", [there.outputs[0], *inputs])
-            nodes += [there, back]
-            self._rows[x] = back.outputs[0], step
-        count = _shape(matrix)[0]
-        zeros = self._constant(f"zeros.{count}", np.zeros(count, np.int8))
-        wide = ir.node("DequantizeLinear", [numbers, scales, zeros], {"axis": 1})
-        product = ir.node("MatMul", [self._rows[x][0], wide.outputs[0]])
-        return [*nodes, wide, product]
+            nodes = [ir.node("QuantizeLinear", [x, step, zero])]
+            self._rows[x] = nodes[0].outputs[0], step
+        rounded, step = self._rows[x]
+        inputs = [rounded, numbers, step, scales, zero, None, *bias]
+        return [*nodes, ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN)]
 
     def _round_rows(self, x: ir.Value) -> list[ir.Node]:
         """Rows of 8 bits and their scales [1, S, 1]; layers that read the same rows share them."""
         assert x.shape is not None
-        *_, count, _ = x.shape.numpy()
-        last = self._constant("last", np.asarray([-1], np.int64))
-        zeros = self._constant(f"zeros.{count}", np.full(count, 128, np.uint8))
+        *_, count, columns = x.shape.numpy()
+        last = self.constant("last", np.asarray([-1], np.int64))
+        zeros = self.constant(f"zeros.{count}", np.full((1, count, 1), 128, np.uint8))
         sizes = ir.node("Abs", [x])
         top = ir.node("ReduceMax", [sizes.outputs[0], last], {"keepdims": 1})
-        least = self._constant("least", LEAST)
-        held = ir.node("Max", [top.outputs[0], least])
-        scale = ir.node("Div", [held.outputs[0], self._constant("steps", np.float32(127))])
-        flat = ir.node("Reshape", [scale.outputs[0], last])
-        inputs = [x, flat.outputs[0], zeros]
-        rounded = ir.node("QuantizeLinear", inputs, {"axis": len(x.shape) - 2})
+        held = ir.node("Max", [top.outputs[0], self.constant("least", LEAST)])
+        scale = ir.node("Div", [held.outputs[0], self.constant("steps", np.float32(127))])
+        inputs = [x, scale.outputs[0], zeros]
+        # Runs as long as a row: with an axis, ONNX Runtime takes longer for the same bytes.
+        rounded = ir.node("QuantizeLinear", inputs, {"axis": -1, "block_size": columns})
         self._rows[x] = rounded.outputs[0], scale.outputs[0]
-        return [sizes, top, held, scale, flat, rounded]
+        return [sizes, top, held, scale, rounded]
 
     def _outside(
         self, matrix: ir.Value, weight: Weight, shape: tuple[int, ...], dtype: ir.DataType
@@ -274,7 +277,7 @@ class Writer:
             self.weights[name] = weight
         return self._graph.initializers[name]
 
-    def _constant(self, name: str, array: Array | np.generic) -> ir.Value:
+    def constant(self, name: str, array: Array | np.generic) -> ir.Value:
         """A constant inside the graph."""
         name = f"edgevlm.{name}"
         if name not in self._graph.initializers:

@@ -38,7 +38,7 @@ from edgevlm.exporters._onnx_operators import LOWERINGS
 from edgevlm.plan import Block, Function, Requires
 from edgevlm.plan import Tensor as Spec
 
-OPSET = 20
+OPSET = 21
 KV_FORM, KV_DTYPE = "shared_buffer", "f32"
 SCHEMES = ("none", *FORMATS)
 CALIBRATED = _onnx_linear.CALIBRATED

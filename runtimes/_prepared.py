@@ -25,11 +25,6 @@ from edgevlm.plan import Block
 
 # Smaller weights stay inside the graph.
 LEAST_BYTES = 1024
-# Schemes with QuantizeLinear and DequantizeLinear pairs. This fusion makes Gemm of a product and
-# its bias, and what stands between the pairs is then not computed in bytes. In float32 it costs an
-# encoder 5 % of its time, and saves 13 MB of working memory, so it stays there.
-PAIRS = ("w8a8s",)
-NOT_WANTED = ["MatMulAddFusion"]
 
 
 def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
@@ -49,12 +44,10 @@ def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
     inside |= {entry.path for entry in bundle.weights_of(block)}
     hashes = [f"{f.path} {f.sha256}" for f in bundle.plan.files if f.path in inside]
 
-    scheme = bundle.plan.recipe.scheme(block.stage)
-
     def make(work: Path) -> Path:
         made = work / "made"
         for name, path in files.items():
-            _write(path, made / name, block.name, options(), scheme)
+            _write(path, made / name, block.name, options())
         _share(made, block.name)
         return made
 
@@ -62,15 +55,7 @@ def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
     return made_once("onnxruntime", contents, make)
 
 
-def open_session(graph: Path | bytes, options: Any, scheme: str) -> Any:
-    """A session on the CPU for a graph in a scheme."""
-    unwanted = NOT_WANTED if scheme in PAIRS else []
-    return ort.InferenceSession(
-        graph, options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
-    )
-
-
-def _write(artifact: Path, folder: Path, name: str, options: Any, scheme: str) -> None:
+def _write(artifact: Path, folder: Path, name: str, options: Any) -> None:
     """Have ONNX Runtime write what it makes of an artifact."""
     folder.mkdir(parents=True)
     for key, value in (
@@ -80,7 +65,7 @@ def _write(artifact: Path, folder: Path, name: str, options: Any, scheme: str) -
     ):
         options.add_session_config_entry(f"session.{key}", value)
     options.optimized_model_filepath = str(folder / f"{name}.onnx")
-    open_session(artifact, options, scheme)
+    ort.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
 
 
 def _share(made: Path, name: str) -> None:

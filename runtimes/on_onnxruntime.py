@@ -35,7 +35,7 @@ try:
     import onnxruntime as ort
     from onnxruntime.capi.onnxruntime_pybind11_state import OrtMemoryInfo, OrtMemType
 
-    from edgevlm.runtimes._prepared import open_session, prepared
+    from edgevlm.runtimes._prepared import prepared
     from edgevlm.runtimes._shared import Maps, Weight, operators, without_weights
 except ImportError as cause:
     raise RuntimeLoadError(
@@ -128,8 +128,7 @@ class Engine:
         if not all(path.is_relative_to(self.bundle.path) for path in paths.values()):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         for name in names:
-            scheme = self.bundle.plan.recipe.scheme(planned.stage)
-            session = _open(paths[name], options, scheme, f"{block}.{name}")
+            session = _open(paths[name], options, f"{block}.{name}")
             _check_signature(session, planned.function(name), block)
             self._sessions[block, name] = session
 
@@ -180,9 +179,8 @@ class Engine:
             graph, weights = without_weights(path)
             digest = hashlib.sha256(graph).digest()
             if digest not in self._shared:
-                scheme = self.bundle.plan.recipe.scheme(block.stage)
                 name = f"{block.name}.{function}"
-                self._shared[digest] = _open(graph, self.options(), scheme, name)
+                self._shared[digest] = _open(graph, self.options(), name)
             _check_signature(self._shared[digest], block.function(function), block.name, weights)
             self._common[path] = self._shared[digest], weights
         return self._common[path]
@@ -226,9 +224,9 @@ class Engine:
         return binding
 
 
-def _open(graph: Path | bytes, options: Any, scheme: str, name: str) -> Any:
+def _open(graph: Path | bytes, options: Any, name: str) -> Any:
     try:
-        return open_session(graph, options, scheme)
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as cause:
         line = str(cause).strip().splitlines()[0]
         raise RuntimeLoadError(f"{name} does not load: {line}") from cause
