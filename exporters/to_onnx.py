@@ -33,6 +33,7 @@ from torch.export import ExportedProgram
 
 from edgevlm.errors import ExportError
 from edgevlm.exporters import _onnx_linear
+from edgevlm.exporters._onnx_attention import attention_in_bytes
 from edgevlm.exporters._onnx_linear import FORMATS, Weight, Writer, stored
 from edgevlm.exporters._onnx_operators import LOWERINGS
 from edgevlm.plan import Block, Function, Requires
@@ -219,6 +220,8 @@ def _take_out_weights(graph: ir.Graph, known: set[str], scheme: str) -> dict[str
     for node in list(graph):
         if node.op_type == "Linear" and node.domain == "edgevlm":
             writer.write_out(node)
+        elif node.op_type == "MultiHeadAttention" and writer.rounds:
+            attention_in_bytes(node, writer)
     weights = writer.weights
     for name, value in list(graph.initializers.items()):
         if not value.uses():

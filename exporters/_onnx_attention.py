@@ -1,0 +1,121 @@
+"""Attention of an encoder in products of bytes, for the schemes that round rows to 8 bits.
+
+    q, k, v -> bytes; of each head: q k -> softmax -> bytes -> times v; heads side by side
+
+ONNX Runtime's own attention is float32, two fifths of the time of an encoder whose linear layers
+are products of bytes. Here queries and values have one scale a head, keys one a row and head, and
+each row of the softmax its own, so that a row that looks at many patches loses no more than one
+that looks at a few. All scales are found at each run.
+
+Source: SageAttention (arXiv 2410.02367, section 4) rounds the same four. There the softmax is
+rounded before it is divided by its sum, where its largest number is 1: the same bytes. Its blocks
+of queries are heads here, and no mean is taken from keys. onnxruntime docs/ContribOperators.md
+(MatMulIntegerToFloat).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgevlm.exporters._onnx_linear import DOMAIN, LEAST, Writer
+
+# Scores of a head from which this is faster (docs/benchmarks.md).
+LEAST_SCORES = 400 * 400
+
+
+def attention_in_bytes(node: ir.Node, writer: Writer) -> None:
+    """Replace a MultiHeadAttention, unless it has a bias or too few rows to be faster."""
+    query, key, value, *bias = node.inputs
+    assert query is not None and key is not None and value is not None
+    if any(bias) or _shape(query)[0] * _shape(key)[0] < LEAST_SCORES:
+        return
+    heads = node.attributes["num_heads"].as_int()
+    writer.replace(node, _Bytes(writer, heads, _shape(query)[1] // heads).nodes(query, key, value))
+
+
+class _Bytes:
+    """The operators of one attention: H heads of size D, S queries, T keys."""
+
+    def __init__(self, writer: Writer, heads: int, size: int) -> None:
+        self._constant, self._heads, self._size = writer.constant, heads, size
+        self._nodes: list[ir.Node] = []
+
+    def nodes(self, query: ir.Value, key: ir.Value, value: ir.Value) -> list[ir.Node]:
+        """softmax(Q K^T / sqrt(D)) V of [1, S, H*D] and twice [1, T, H*D], in order."""
+        root = self._constant(f"root.{self._size}", np.float32(1 / math.sqrt(self._size)))
+        (rows, _), (keys, width) = _shape(query), _shape(key)
+        q, q_step = self._round_heads(query, np.uint8(128))
+        v, v_step = self._round_heads(value, np.int8(0))
+        k_step = self._steps(key)
+        k = self._round(key, k_step, np.int8(0), (keys, self._heads), self._size)
+        k = self._then("Transpose", k, perm=[0, 2, 1])
+        k = self._then("Reshape", k, self._numbers(width, keys))
+        k_step = self._then("Transpose", k_step, perm=[0, 2, 1])
+        q_step = self._then("Mul", q_step, root)
+        scales = (self._then("Reshape", x, self._numbers(-1)) for x in (q_step, k_step, v_step))
+        operands = ((q, 2), (k, 0), (v, 2), *((x, 0) for x in scales))
+        heads = zip(*(self._split(x, axis) for x, axis in operands), strict=True)
+        self._then("Concat", *(self._head(head, rows, keys) for head in heads), axis=2)
+        return self._nodes
+
+    def _head(self, head: tuple[ir.Value, ...], rows: int, keys: int) -> ir.Value:
+        """What the queries [1, S, D] of a head see: its keys [D, T], values [1, T, D], scales."""
+        q, k, v, q_step, k_step, v_step = head
+        one, byte = (self._constant(f"{x:.4f}", np.float32(x)) for x in (1, 1 / 255))
+        zero = self._constant("zero", np.uint8(128))
+        scores = self._then("MatMulIntegerToFloat", q, k, q_step, k_step, zero)
+        shares = self._then("Softmax", scores, axis=-1)
+        top = self._then("ReduceMax", shares, self._numbers(-1), keepdims=1)
+        step = self._then("Mul", top, byte)
+        rounded = self._round(shares, step, np.uint8(0), (rows, 1), keys)
+        seen = self._then("MatMulIntegerToFloat", rounded, v, one, v_step)
+        return self._then("Mul", seen, step)
+
+    def _steps(self, x: ir.Value) -> ir.Value:
+        """The scale of each row and head, [1, rows, H]."""
+        split = self._numbers(1, -1, self._heads, self._size)
+        sizes = self._then("Reshape", self._then("Abs", x), split)
+        top = self._then("ReduceMax", sizes, self._numbers(-1), keepdims=0)
+        held = self._then("Max", top, self._constant("least", LEAST))
+        return self._then("Div", held, self._constant("steps", np.float32(127)))
+
+    def _round_heads(self, x: ir.Value, zero: np.generic) -> tuple[ir.Value, ir.Value]:
+        """Bytes with one scale a head, and the scales, [1, 1, H]."""
+        shape = _shape(x)[0], self._heads
+        step = self._then("ReduceMax", self._steps(x), self._numbers(1), keepdims=1)
+        every = self._then("Expand", step, self._numbers(1, *shape))
+        return self._round(x, every, zero, shape, self._size), step
+
+    def _round(
+        self, x: ir.Value, step: ir.Value, zero: np.generic, shape: tuple[int, int], run: int
+    ) -> ir.Value:
+        """Bytes: `shape` scales, each of a run of a row."""
+        name = f"zeros.{zero.dtype}.{zero}.{shape[0]}.{shape[1]}"
+        zeros = self._constant(name, np.full((1, *shape), zero))
+        return self._then("QuantizeLinear", x, step, zeros, axis=2, block_size=run)
+
+    def _numbers(self, *numbers: int) -> ir.Value:
+        name = "numbers." + ".".join(map(str, numbers))
+        return self._constant(name, np.asarray(numbers, np.int64))
+
+    def _split(self, x: ir.Value, axis: int) -> Sequence[ir.Value]:
+        attributes = {"axis": axis, "num_outputs": self._heads}
+        self._nodes.append(ir.node("Split", [x], attributes, num_outputs=self._heads))
+        return self._nodes[-1].outputs
+
+    def _then(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        domain = DOMAIN if kind == "MatMulIntegerToFloat" else ""
+        self._nodes.append(ir.node(kind, inputs, attributes, domain=domain))
+        return self._nodes[-1].outputs[0]
+
+
+def _shape(x: ir.Value) -> tuple[int, int]:
+    """Rows and width of [1, rows, width]."""
+    assert x.shape is not None
+    _, rows, width = (int(n) for n in x.shape.numpy())
+    return rows, width
