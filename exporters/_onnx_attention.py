@@ -1,16 +1,17 @@
-"""Attention of an encoder in products of bytes, for the schemes that round rows to 8 bits.
+"""Attention of an encoder: one operator, or products of bytes where a scheme rounds rows.
 
     q, k, v -> bytes; of each head: q k -> softmax -> bytes -> times v; heads side by side
 
-ONNX Runtime's own attention is float32, two fifths of the time of an encoder whose linear layers
-are products of bytes. Here queries and values have one scale a head, keys one a row and head, and
-each row of the softmax its own, so that a row that looks at many patches loses no more than one
-that looks at a few. All scales are found at each run.
+ONNX Runtime's MultiHeadAttention is float32, two fifths of the time of an encoder whose linear
+layers are products of bytes. In bytes, queries and values have one scale a head, keys one a row and
+head, and each row of the softmax its own, so that a row that looks at many patches loses no more
+than one that looks at a few. All scales are found at each run.
 
 Source: SageAttention (arXiv 2410.02367, section 4) rounds the same four. There the softmax is
 rounded before it is divided by its sum, where its largest number is 1: the same bytes. Its blocks
 of queries are heads here, and no mean is taken from keys. onnxruntime docs/ContribOperators.md
-(MatMulIntegerToFloat).
+(MatMulIntegerToFloat,
+MultiHeadAttention).
 """
 
 from __future__ import annotations
@@ -28,14 +29,24 @@ from edgevlm.exporters._onnx_linear import DOMAIN, LEAST, Writer
 LEAST_SCORES = 400 * 400
 
 
-def attention_in_bytes(node: ir.Node, writer: Writer) -> None:
-    """Replace a MultiHeadAttention, unless it has a bias or too few rows to be faster."""
-    query, key, value, *bias = node.inputs
+def write_attention(node: ir.Node, writer: Writer) -> None:
+    """Replace one Attention: query [1, S, H*D], key and value [1, T, H*D], bias [1, 1, 1, T]."""
+    query, key, value, *rest = node.inputs
     assert query is not None and key is not None and value is not None
-    if any(bias) or _shape(query)[0] * _shape(key)[0] < LEAST_SCORES:
+    bias, heads = next(iter(rest), None), node.attributes["num_heads"].as_int()
+    (rows, width), (keys, _) = _shape(query), _shape(key)
+    if writer.rounds and rows * keys >= LEAST_SCORES:
+        write = _Bytes(writer, heads, width // heads)
+        writer.replace(node, write.nodes(query, key, value, bias))
         return
-    heads = node.attributes["num_heads"].as_int()
-    writer.replace(node, _Bytes(writer, heads, _shape(query)[1] // heads).nodes(query, key, value))
+    nodes: list[ir.Node] = []
+    inputs: list[ir.Value | None] = [query, key, value]
+    if bias is not None:  # the operator repeats it over heads alone; the two between are unused
+        shape = np.asarray([1, 1, rows, keys], np.int64)
+        nodes.append(ir.node("Expand", [bias, writer.constant(f"bias.{rows}.{keys}", shape)]))
+        inputs += [None, None, nodes[0].outputs[0]]
+    nodes.append(ir.node("MultiHeadAttention", inputs, {"num_heads": heads}, domain=DOMAIN))
+    writer.replace(node, nodes)
 
 
 class _Bytes:
@@ -45,8 +56,10 @@ class _Bytes:
         self._constant, self._heads, self._size = writer.constant, heads, size
         self._nodes: list[ir.Node] = []
 
-    def nodes(self, query: ir.Value, key: ir.Value, value: ir.Value) -> list[ir.Node]:
-        """softmax(Q K^T / sqrt(D)) V of [1, S, H*D] and twice [1, T, H*D], in order."""
+    def nodes(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value | None
+    ) -> list[ir.Node]:
+        """softmax(Q K^T / sqrt(D) + bias) V, in the order in which they compute."""
         root = self._constant(f"root.{self._size}", np.float32(1 / math.sqrt(self._size)))
         (rows, _), (keys, width) = _shape(query), _shape(key)
         q, q_step = self._round_heads(query, np.uint8(128))
@@ -60,15 +73,19 @@ class _Bytes:
         scales = (self._then("Reshape", x, self._numbers(-1)) for x in (q_step, k_step, v_step))
         operands = ((q, 2), (k, 0), (v, 2), *((x, 0) for x in scales))
         heads = zip(*(self._split(x, axis) for x, axis in operands), strict=True)
-        self._then("Concat", *(self._head(head, rows, keys) for head in heads), axis=2)
+        added = () if bias is None else (None, self._then("Reshape", bias, self._numbers(-1)))
+        seen = [self._head(head, added, rows, keys) for head in heads]
+        self._then("Concat", *seen, axis=2)
         return self._nodes
 
-    def _head(self, head: tuple[ir.Value, ...], rows: int, keys: int) -> ir.Value:
+    def _head(
+        self, head: tuple[ir.Value, ...], added: Sequence[ir.Value | None], rows: int, keys: int
+    ) -> ir.Value:
         """What the queries [1, S, D] of a head see: its keys [D, T], values [1, T, D], scales."""
         q, k, v, q_step, k_step, v_step = head
         one, byte = (self._constant(f"{x:.4f}", np.float32(x)) for x in (1, 1 / 255))
         zero = self._constant("zero", np.uint8(128))
-        scores = self._then("MatMulIntegerToFloat", q, k, q_step, k_step, zero)
+        scores = self._then("MatMulIntegerToFloat", q, k, q_step, k_step, zero, *added)
         shares = self._then("Softmax", scores, axis=-1)
         top = self._then("ReduceMax", shares, self._numbers(-1), keepdims=1)
         step = self._then("Mul", top, byte)
@@ -108,7 +125,7 @@ class _Bytes:
         self._nodes.append(ir.node("Split", [x], attributes, num_outputs=self._heads))
         return self._nodes[-1].outputs
 
-    def _then(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+    def _then(self, kind: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         domain = DOMAIN if kind == "MatMulIntegerToFloat" else ""
         self._nodes.append(ir.node(kind, inputs, attributes, domain=domain))
         return self._nodes[-1].outputs[0]

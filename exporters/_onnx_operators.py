@@ -2,8 +2,7 @@
 
 The tensors here are symbols: each function puts one node into the graph and says its shape.
 
-Source: onnxruntime docs/ContribOperators.md (GroupQueryAttention, MultiHeadAttention,
-RotaryEmbedding, QuickGelu).
+Source: onnxruntime docs/ContribOperators.md (GroupQueryAttention, RotaryEmbedding, QuickGelu).
 """
 
 from __future__ import annotations
@@ -20,11 +19,10 @@ from edgevlm.ops import ATTENTION, ATTENTION_KV, ROTARY
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None
 ) -> Tensor:
-    inputs: tuple[Tensor | None, ...] = (query, key, value)
-    if bias is not None:  # the operator repeats it over heads alone; the two between are unused
-        inputs += (None, None, bias.expand(1, 1, query.shape[1], -1))
+    # Written out once the graph is there: in float32 or in bytes.
+    inputs = (query, key, value) if bias is None else (query, key, value, bias)
     return symbolic(
-        "com.microsoft::MultiHeadAttention",
+        "edgevlm::Attention",
         inputs,
         {"num_heads": heads},
         dtype=query.dtype,

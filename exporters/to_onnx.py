@@ -33,7 +33,7 @@ from torch.export import ExportedProgram
 
 from edgevlm.errors import ExportError
 from edgevlm.exporters import _onnx_linear
-from edgevlm.exporters._onnx_attention import attention_in_bytes
+from edgevlm.exporters._onnx_attention import write_attention
 from edgevlm.exporters._onnx_linear import FORMATS, Weight, Writer, stored
 from edgevlm.exporters._onnx_operators import LOWERINGS
 from edgevlm.plan import Block, Function, Requires
@@ -211,17 +211,17 @@ def _name_constant_outputs(graph: ir.Graph) -> None:
 
 
 def _take_out_weights(graph: ir.Graph, known: set[str], scheme: str) -> dict[str, Weight]:
-    """Write out our Linear as operators of ONNX; list the weights that the graph reads.
+    """Write out our Linear and Attention; list the weights that the graph reads.
 
     All weights leave the graph, small ones too: blocks of one signature share it. Constants that
     torch.onnx made stay inside.
     """
     writer = Writer(graph, scheme)
     for node in list(graph):
-        if node.op_type == "Linear" and node.domain == "edgevlm":
+        if node.domain == "edgevlm" and node.op_type == "Linear":
             writer.write_out(node)
-        elif node.op_type == "MultiHeadAttention" and writer.rounds:
-            attention_in_bytes(node, writer)
+        elif node.domain == "edgevlm" and node.op_type == "Attention":
+            write_attention(node, writer)
     weights = writer.weights
     for name, value in list(graph.initializers.items()):
         if not value.uses():

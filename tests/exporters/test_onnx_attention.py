@@ -82,13 +82,19 @@ def test_a_head_does_not_lose_by_the_numbers_of_another(tmp_path):
     assert difference(found, expected)[1] >= 40
 
 
-@pytest.mark.parametrize(
-    ("rows", "bias", "scheme"),
-    [(ROWS - 1, False, "w8a8"), (ROWS, True, "w8a8"), (ROWS, False, "w4g32a8")],
-)
-def test_what_is_not_faster_in_bytes_stays_float32(rows, bias, scheme, tmp_path):
+@pytest.mark.parametrize("scheme", ["w8a8", "none"])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_a_bias_of_keys_is_added(scheme, heads, tmp_path):
+    given = [normal(ROWS, heads * SIZE, seed=seed) for seed in range(3)]
+    bias = 4 * normal(1, 1, ROWS, seed=3)
+    found, kinds, expected = attend([*given, bias], heads, scheme, tmp_path)
+    assert ("MultiHeadAttention" in kinds) == (scheme == "none")
+    assert difference(found, expected)[1] >= (40 if scheme == "w8a8" else 110)
+
+
+@pytest.mark.parametrize(("rows", "scheme"), [(ROWS - 1, "w8a8"), (ROWS, "w4g32a8")])
+def test_what_is_not_faster_in_bytes_stays_float32(rows, scheme, tmp_path):
     given = [normal(rows, SIZE, seed=seed) for seed in range(3)]
-    given += [normal(1, 1, rows, seed=3)] * bias
     found, kinds, expected = attend(given, 1, scheme, tmp_path)
     assert "MultiHeadAttention" in kinds
     assert difference(found, expected)[0] <= 1e-5
