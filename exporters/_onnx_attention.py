@@ -25,7 +25,7 @@ import onnx_ir as ir
 
 from edgevlm.exporters._onnx_linear import DOMAIN, LEAST, Writer
 
-# Scores of a head from which this is faster (docs/benchmarks.md).
+# Scores of a head from which bytes are faster (`tests/benchmarks/attention.py`).
 LEAST_SCORES = 400 * 400
 
 

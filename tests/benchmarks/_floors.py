@@ -2,7 +2,8 @@
 
 A floor is the work divided by the best rate that any round saw:
 
-    vision, prefill   linear layers at the rate of the precision, attention at that of float32
+    vision            linear layers and attention at the rate of the precision
+    prefill           linear layers at the rate of the precision, attention at that of float32
     decode            weights of all layers and of the head read once, and a float32 cache
 
 8 bits: ONNX Runtime's DynamicQuantizeMatMul, rounding of the rows included. 4 bits need what 8 bits
@@ -61,11 +62,10 @@ class Floors:
             return self.ms("vision", precision) + self.ms(f"prefill {PROMPTS[0]}", precision)
         if work == "decode":
             return 1e3 * _token_bytes(self.given, precision) / self.bytes_per_s
-        if work == "vision":
-            linear, attention = _vision_work(self.given.config)
-        else:
-            linear, attention = _prefill_work(self.given.config, int(work.split()[1]))
         rate = self.rates["fp32" if precision == "fp32" else "int8"]
+        if work == "vision":
+            return 1e3 * sum(_vision_work(self.given.config)) / rate
+        linear, attention = _prefill_work(self.given.config, int(work.split()[1]))
         return 1e3 * (linear / rate + attention / self.rates["fp32"])
 
 

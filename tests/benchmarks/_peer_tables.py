@@ -121,7 +121,7 @@ def verdicts(measured: Sequence[Measured]) -> dict[str, dict[str, Any]]:
 
 
 def against_ours(item: Measured, measured: Sequence[Measured], work: str) -> float | None:
-    """Median over rounds of theirs / those of edgevlm's fastest form of the same precision."""
+    """Median over rounds of theirs / edgevlm's fastest of the same precision that agrees."""
     ours = _fastest(measured, item.form.precision, work)
     return None if ours is None or _ours(item) else _ratio(item, ours, work)
 
@@ -144,6 +144,7 @@ def agrees(item: Measured, work: str) -> str:
 
 def _fastest(measured: Sequence[Measured], precision: str, work: str) -> Measured | None:
     same = [m for m in measured if _ours(m) and m.form.precision == precision and work in m.times]
+    same = [m for m in same if not any("**no**" in agrees(m, w) for w in (work, "vision"))]
     return min(same, key=lambda m: float(np.median(m.times[work])), default=None)
 
 

@@ -3,8 +3,10 @@
 Options are those of a laptop that has room for everything: one block for each stage (of ten layers
 in 4 bits), and a chunk of the 96 rows that the first prompt has, so that one of 352 computes
 384. The 4-bit form keeps the encoder in 8 bits: fewer would save bytes, not time. `w8a8s` has an
-encoder whose rows are rounded with scales that scenes gave beforehand. Matrices are packed once per
-machine, in edgevlm's cache, before anything is measured.
+encoder whose rows are rounded with scales that scenes gave beforehand. Two forms of it merge
+patches inside the encoder, to a half and to a quarter: what they give is not what all patches give,
+so no peer is compared with them. Matrices are packed once per machine, in edgevlm's cache, before
+anything is measured.
 """
 
 from __future__ import annotations
@@ -18,12 +20,25 @@ from peer._given import PROMPTS, Array, Given
 PACKAGES: tuple[str, ...] = ()
 CHECK = "edgevlm"
 SETTINGS: dict[str, str] = {}
-VARIANTS = {"fp32": "fp32", "w8a8": "int8", "w8a8s": "int8", "w4g32a8": "int4"}
+VARIANTS = {
+    "fp32": "fp32",
+    "w8a8": "int8",
+    "w8a8s": "int8",
+    "w8a8s-half": "int8",
+    "w8a8s-quarter": "int8",
+    "w4g32a8": "int4",
+}
 SAYS = {
     "fp32": "ONNX Runtime, float32",
     "w8a8": "ONNX Runtime, every stage w8a8",
     "w8a8s": "ONNX Runtime, encoder w8a8s, decoder and head w8a8",
+    "w8a8s-half": "the same, tome@vision:patches=512,by=6",
+    "w8a8s-quarter": "the same, tome@vision:patches=256,by=8",
     "w4g32a8": "ONNX Runtime, decoder and head w4g32a8, encoder w8a8",
+}
+METHODS = {
+    "w8a8s-half": ("tome@vision:patches=512,by=6",),
+    "w8a8s-quarter": ("tome@vision:patches=256,by=8",),
 }
 QUANTIZE = {
     "fp32": "none",
@@ -45,10 +60,11 @@ def prepare(given: Given, variant: str) -> None:
     if not path.exists():
         recipe = Recipe(
             model=given.model,
-            quantize=QUANTIZE[variant],
+            quantize=QUANTIZE[variant.partition("-")[0]],
+            methods=METHODS.get(variant, ()),
             chunk=min(PROMPTS),
             block_size_bytes=BLOCK_BYTES.get(variant, WHOLE),
-            calibrate=SCENES if variant == "w8a8s" else None,
+            calibrate=SCENES if variant.startswith("w8a8s") else None,
         )
         export(recipe, path)
         open(given, variant)
