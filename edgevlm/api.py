@@ -14,9 +14,10 @@ from edgevlm.plan import Plan
 from edgevlm.recipe import Recipe, parse_bytes
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes import drafts, images
+from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.sampling import Sampling
 from edgevlm.runtimes.sequence import Visual
-from edgevlm.runtimes.streaming import Held, Streamed
+from edgevlm.runtimes.streaming import Streamed
 from edgevlm.runtimes.text import Answer, TextLoop
 
 if TYPE_CHECKING:

@@ -27,9 +27,9 @@ from edgevlm.profile import Placed, Profile, Question, SustainedSample
 from edgevlm.registry import ENGINES
 from edgevlm.runtimes import bandwidth, images, sensors
 from edgevlm.runtimes.costs import Key
+from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.memory import peak_rss_bytes, resident_bytes
 from edgevlm.runtimes.recording import Recorder, recording
-from edgevlm.runtimes.streaming import Held
 from edgevlm.runtimes.text import TextLoop
 
 PHOTO = Path(__file__).parent / "photos" / "scene.png"

@@ -16,8 +16,8 @@ from pathlib import Path
 from edgevlm.bundle import Bundle
 from edgevlm.runtimes import _ml_program as program
 from edgevlm.runtimes import images
+from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.on_coreml_reference import Engine
-from edgevlm.runtimes.streaming import Held
 from edgevlm.runtimes.text import TextLoop
 
 FALL_BACK = (

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.plan import Block, Function, Plan
-from edgevlm.runtimes.streaming import Blocks
+from edgevlm.runtimes.engine import Blocks
 
 Array = NDArray[Any]
 

@@ -30,9 +30,10 @@ from edgevlm.manifest import MANIFEST
 from edgevlm.plan import Plan
 from edgevlm.registry import ENGINES
 from edgevlm.runtimes.costs import Cost, Costs, Key, passes
+from edgevlm.runtimes.engine import Array
 from edgevlm.runtimes.loader import PASSES, Schedule, replay
 from edgevlm.runtimes.memory import forget_peak, peak_rss_bytes, resident_bytes, return_freed
-from edgevlm.runtimes.streaming import Array, Streamed
+from edgevlm.runtimes.streaming import Streamed
 from edgevlm.runtimes.text import TextLoop
 
 TIMES = ("load", "first", "run", "evict", "bytes")

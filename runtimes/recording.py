@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from edgevlm.runtimes.engine import Array, Blocks
 from edgevlm.runtimes.memory import footprint_bytes, resident_bytes, return_freed
-from edgevlm.runtimes.streaming import Array, Blocks
 from edgevlm.runtimes.text import TextLoop
 
 # Reading memory takes some hundredths of a millisecond; so it is at most a per cent.

@@ -1,8 +1,7 @@
-"""Blocks in memory while a loop runs: all of them, or as many as a budget allows.
+"""As many blocks in memory as a budget allows, while a loop runs.
 
-    Held       every block is loaded before the first run
-    Streamed   schedules of `loader`, carried out: the loop runs; it loads, or a thread ahead of it,
-               and who loads first evicts what is over
+Schedules of `loader`, carried out: the loop runs; it loads, or a thread ahead of it, and who loads
+first evicts what is over.
 
 A budget is about the process: its resident memory as the kernel counts it (VmRSS), so the Python
 that runs, the cache, the arrays between blocks, the engine's working memory and the pages of mapped
@@ -14,93 +13,16 @@ from __future__ import annotations
 
 import atexit
 import threading
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from collections.abc import Mapping, Sequence
 
 from edgevlm.plan import Plan
 from edgevlm.runtimes.costs import Costs, Key, minimum_budget, passes, schedules
+from edgevlm.runtimes.engine import Array, Engine
 from edgevlm.runtimes.loader import Schedule
 from edgevlm.runtimes.memory import resident_bytes, return_freed
 
-Array = NDArray[Any]
 # For what is not counted: text, Python's own objects, pages of the tokenizer and of libraries.
 RESERVE_BYTES = 12 * 10**6
-
-
-class Engine(Protocol):
-    """What runs functions; `on_onnxruntime.Engine` documents each call."""
-
-    name: str
-    budgets: bool  # whether functions can come and go one by one
-    best: str  # the form for a block that stays where memory is no matter
-    openers: int  # threads that may load at a time
-
-    def forms(self, block: str) -> tuple[str, ...]:
-        """Ways to open a block."""
-
-    def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
-        """Fix the arrays of a function."""
-
-    def prepare(self, block: str, function: str, form: str) -> None:
-        """Do once what loads of this form need; it takes memory that is not given back."""
-
-    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
-        """Open a block, or a function of it."""
-
-    def run(self, block: str, function: str) -> None:
-        """Run a function over its arrays."""
-
-    def sync(self, block: str) -> None:
-        """Bring the host's arrays of a block's cache up to date."""
-
-    def unload(self, block: str, function: str | None = None) -> None:
-        """Close a block, or a function of it."""
-
-
-class Blocks(Protocol):
-    """What a loop asks for: bind everything, open, then run in the order of the plan's passes."""
-
-    engine: Engine
-    loads: int
-    keeps_all: bool  # whether every function is in memory
-
-    def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
-        """Fix the arrays of a function."""
-
-    def open(self) -> None:
-        """All functions are bound: load what has to be there."""
-
-    def begin(self, name: str, passes: int | None) -> None:
-        """So many passes of this name follow; None is as many as come."""
-
-    def run(self, block: str, function: str) -> None:
-        """Run a function, loaded or not."""
-
-
-class Held:
-    """Every block is in memory."""
-
-    keeps_all = True
-
-    def __init__(self, plan: Plan, engine: Engine) -> None:
-        self.plan, self.engine, self.loads = plan, engine, 0
-        self.bind, self.run = engine.bind, engine.run
-
-    def open(self) -> None:
-        """Load every function in the engine's best form, as many at a time as the engine can."""
-        keys = [(block.name, f.name) for block in self.plan.blocks for f in block.functions]
-        with ThreadPoolExecutor(self.engine.openers) as pool:
-            load, best = self.engine.load, self.engine.best
-            for opened in [pool.submit(load, block, function, best) for block, function in keys]:
-                opened.result()
-        self.loads = len(self.plan.blocks)
-        return_freed()
-
-    def begin(self, name: str, passes: int | None) -> None:
-        """Nothing: all is there."""
 
 
 class Streamed:
@@ -231,12 +153,12 @@ class Streamed:
         self._hint = ("", None)
         mine = {self.orders[name][i] for i in now.kept}
         for other in [k for k in self._there if k in self.orders[name] and k not in mine]:
-            self._evict(other)
+            self._evict([other])
         for other in [k for k in self._there if k not in mine]:  # as far as they are in the way
             if now.peak_bytes + sum(b for k, b in self._there.items() if k not in mine) > (
                 now.room_bytes
             ):
-                self._evict(other)
+                self._evict([other])
         after = {load.unit: load.after for load in now.loads}
         queue = []
         for i in range(self._done, self._done + count):  # in the first pass, kept ones too
@@ -351,12 +273,11 @@ class Streamed:
     def _evict_gone(self) -> None:
         with self._change:
             gone, self._gone = self._gone, []
-        for key in gone:
-            self.engine.unload(*key)
-        if gone:
-            return_freed()
+        self._evict(gone)
 
-    def _evict(self, key: Key) -> None:
-        self._there.pop(key)
-        self.engine.unload(*key)
-        return_freed()
+    def _evict(self, keys: Sequence[Key]) -> None:
+        for key in keys:
+            self._there.pop(key, None)
+            self.engine.unload(*key)
+        if keys:
+            return_freed()

@@ -21,6 +21,7 @@ from edgevlm.errors import InputError
 from edgevlm.runtimes import images
 from edgevlm.runtimes.binding import Array, bind
 from edgevlm.runtimes.drafts import Draft
+from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.memory import peak_rss_bytes, return_freed
 from edgevlm.runtimes.sampling import Sampling, chooser
 from edgevlm.runtimes.sequence import (
@@ -33,7 +34,6 @@ from edgevlm.runtimes.sequence import (
     prompt_state,
     rotary_tables,
 )
-from edgevlm.runtimes.streaming import Blocks
 
 PICTURES = 4  # whose visual tokens are remembered
 

@@ -20,9 +20,9 @@ from edgevlm.models._pruning import PrunedDecoderBlock
 from edgevlm.pipeline import export
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe
+from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.on_onnxruntime import Engine
 from edgevlm.runtimes.sequence import assemble
-from edgevlm.runtimes.streaming import Held
 from edgevlm.runtimes.text import TextLoop
 from edgevlm.verify import _pruned_reference
 

@@ -26,8 +26,8 @@ from edgevlm.bundle import Bundle
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import ENGINES, engine_for
+from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.sequence import Piece
-from edgevlm.runtimes.streaming import Held
 from edgevlm.runtimes.text import TextLoop
 
 # Long enough for the threads of one engine to stop spinning before another one is measured.

@@ -33,10 +33,11 @@ from edgevlm.exporters import to_onnx
 from edgevlm.ops import attention
 from edgevlm.plan import Block, FileEntry, Function
 from edgevlm.plan import Tensor as Spec
+from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.measuring import Measured
 from edgevlm.runtimes.memory import forget_peak, peak_rss_bytes, resident_bytes, return_freed
 from edgevlm.runtimes.on_onnxruntime import Engine
-from edgevlm.runtimes.streaming import Held, Streamed
+from edgevlm.runtimes.streaming import Streamed
 from edgevlm.trace import trace, weights
 
 WIDTH, HEADS, STEPS = 1152, 16, 3

@@ -28,10 +28,10 @@ from edgevlm.errors import InputError
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes import images
+from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.on_onnxruntime import Engine
 from edgevlm.runtimes.sampling import Sampling, chooser
 from edgevlm.runtimes.sequence import Piece, assemble
-from edgevlm.runtimes.streaming import Held
 from edgevlm.runtimes.text import TextLoop, _Stream
 
 ROOT = Path(__file__).resolve().parents[2]
