@@ -1,7 +1,6 @@
-"""The text loop: pictures -> views -> encode -> reduce -> prefill in chunks -> decode.
+"""The text loop: pictures -> views -> encode -> reduce -> a prompt's rows -> tokens -> text.
 
-The host owns every array, the cache among them, and binds them to the engine once; a token then
-costs one row of the embedding table, one run per block, and no allocation of weights or cache.
+What the decoder does with rows is in `decoder`; a token costs one row of the embedding table more.
 """
 
 from __future__ import annotations
@@ -19,21 +18,13 @@ from tokenizers import Tokenizer
 from edgevlm.bundle import Bundle
 from edgevlm.errors import InputError
 from edgevlm.runtimes import images
-from edgevlm.runtimes.binding import Array, bind
+from edgevlm.runtimes.binding import Array
+from edgevlm.runtimes.decoder import DecoderLoop
 from edgevlm.runtimes.drafts import Draft
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.memory import peak_rss_bytes, return_freed
 from edgevlm.runtimes.sampling import Sampling, chooser
-from edgevlm.runtimes.sequence import (
-    Piece,
-    Visual,
-    assemble,
-    causal_mask,
-    load_table,
-    load_tokenizer,
-    prompt_state,
-    rotary_tables,
-)
+from edgevlm.runtimes.sequence import Visual, assemble, load_table, load_tokenizer
 
 PICTURES = 4  # whose visual tokens are remembered
 
@@ -61,36 +52,25 @@ class Answer:
     accepted: int
 
 
-class TextLoop:
+class TextLoop(DecoderLoop):
     """A conversation over one bundle. Not safe for two threads."""
 
     def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
-        self.bundle, self.blocks, self.plan = bundle, blocks, bundle.plan
         self.tokenizer, self.table = load_tokenizer(bundle), load_table(bundle)
         return_freed()  # what parsing took: arrays would lie in it, and be counted twice
-        started = time.perf_counter()
-        self.arrays = bind(self.plan, blocks)
-        blocks.open()
-        self.load_ms = (time.perf_counter() - started) * 1e3
         self._known: dict[bytes, Visual] = {}  # by hash of the pixels
-        self._marks = np.zeros(self.plan.host.kv.tokens, np.int64)  # of the cache's rows
-        self._marked = 0  # rows of the cache, from the first, whose marks are known
-        self.reset()
+        super().__init__(bundle, blocks)
 
     def reset(self) -> None:
         """Forget the conversation; what the cache holds may serve the next one."""
-        self.length, self.position, self.pruned, self._plain = 0, 0, 0, True
-        for arrays in self.arrays.steps.values():
-            if "bias" in arrays:
-                arrays["bias"][:] = 0.0
+        super().reset()
         self.vision_ms = self.reduce_ms = 0.0
         self._said: list[int] = []  # ids of the turns before
 
     def forget(self) -> None:
         """Forget the conversation, the pictures and all that the cache holds: for who measures."""
-        self.reset()
+        super().forget()
         self._known.clear()
-        self._marked = 0
 
     def see(
         self, pictures: Sequence[Image.Image], times: Sequence[float] = (), duration: float = 0.0
@@ -181,7 +161,7 @@ class TextLoop:
                 f"the turn has {len(piece.rows)} tokens and {self.length} are in the context of"
                 f" {self.plan.host.kv.tokens}; export with a larger --context"
             )
-        self.prefill_ms = _timed(lambda: self.prefill(self._further(piece)))
+        self.prefill_ms = _timed(lambda: self.prefill(self.further(piece)))
         self.checks = self.drafted = self.accepted = 0
         self._said += piece.ids
         choose = chooser(sampling)
@@ -213,63 +193,6 @@ class TextLoop:
             drafted=self.drafted,
             accepted=self.accepted,
         )
-
-    def _further(self, piece: Piece) -> Piece:
-        """The rows of a new conversation that are not in the cache from the one before.
-
-        A system prompt, and a picture that is asked about again, are computed once.
-        """
-        kv = self.plan.host.kv
-        if self.length or piece.bias is not None or kv.gone:
-            return piece
-        marks = _marks(piece.rows, piece.positions)
-        most = min(len(marks) - 1, kv.tokens - self.plan.host.chunk, self._marked)
-        shared = zip(marks[: max(0, most)], self._marks, strict=False)
-        count = len(list(takewhile(lambda pair: pair[0] == pair[1], shared)))
-        if count:
-            self.length, self.position = count, int(piece.positions[count - 1]) + 1
-        return Piece(piece.rows[count:], piece.positions[count:])
-
-    def prefill(self, piece: Piece) -> None:
-        """Write rows into the cache: in chunks, and one by one where that is less work."""
-        done, count = 0, len(piece.rows)
-        if self.plan.host.kv.gone and piece.visual:  # it is one call; all else are single rows
-            self._prompt(piece)
-            return
-        if piece.bias is not None:
-            self._plain = False
-            for arrays in self.arrays.steps.values():
-                arrays["bias"][..., self.length : self.length + count] = piece.bias
-        calls = self._calls(count)
-        self.blocks.begin("prefill", sum(name == "prefill" for name, _ in calls))
-        for name, rows in calls:
-            self._step(name, piece.rows[done : done + rows], piece.positions[done : done + rows])
-            done += rows
-
-    def _calls(self, count: int) -> list[tuple[str, int]]:
-        """Functions that write so many rows, with the rows of each: the largest calls first."""
-        host, found, done = self.plan.host, list[tuple[str, int]](), 0
-        check = host.check if self.blocks.keeps_all else 0
-        # A chunk takes as long as chunk / 20 single tokens, with a budget a fifth of that
-        # (docs/benchmarks.md). But for checks the calls are the same ones with and without: where
-        # rows are rounded, another call is another answer. A check takes nearly two tokens.
-        few = host.chunk // (4 if check else 32)
-        while done < count:
-            left, room = count - done, host.kv.tokens - self.length - done
-            if left > few and host.chunk <= room and not host.kv.gone:
-                found.append(("prefill", min(host.chunk, left)))
-            elif left > 1 and check and check <= room:
-                found.append(("check", min(check, left)))
-            else:
-                found.append(("decode", 1))
-            done += found[-1][1]
-        return found
-
-    def logits(self) -> Array:
-        """Scores of the next token, f32 [V]."""
-        for block in self.plan.stage("head"):
-            self.blocks.run(block.name, "logits")
-        return self.arrays.logits
 
     def _generate(
         self,
@@ -321,75 +244,14 @@ class TextLoop:
             made.append(choose(np.concatenate([part[index] for part in self.arrays.checked])))
             if index == len(guessed) or made[-1] != guessed[index]:
                 break
-        self._advance(rows[: len(made)], positions)
+        self.advance(rows[: len(made)], positions)
         self.checks, self.drafted = self.checks + 1, self.drafted + len(guessed)
         self.accepted += len(made) - 1
         return made
 
     def _step_token(self, token: int) -> None:
         if self.length < self.plan.host.kv.tokens:
-            self._step("decode", self.table[token][None], np.asarray([self.position], np.int32))
-
-    def _prompt(self, piece: Piece) -> None:
-        """Run a prompt with a picture where visual tokens leave inside the decoder."""
-        count, most = len(piece.rows), self.plan.host.chunk
-        if count > most:
-            raise InputError(
-                f"the prompt has {count} tokens, this bundle takes {most} in its one call; export"
-                " with a larger --chunk"
-            )
-        if len(piece.visual) != self.plan.visual_tokens:
-            raise InputError(
-                f"the prompt has {len(piece.visual)} visual tokens, this bundle takes one image or"
-                f" clip of {self.plan.visual_tokens}"
-            )
-        arrays = self.arrays.steps["prefill"]
-        for name, given in prompt_state(self.plan, piece).items():
-            arrays[name][:] = given
-        self.blocks.begin("prefill", 1)
-        for block in self.plan.stage("decoder"):
-            self.blocks.run(block.name, "prefill")
-        self.arrays.last[0, 0] = arrays["result"][0, 0]
-        self.length, self.position, self.pruned = count, int(piece.positions[-1]) + 1, 1
-
-    def _step(self, name: str, rows: Array, positions: Array) -> None:
-        self.run(name, rows, positions)
-        self._advance(rows, positions)
-
-    def _advance(self, rows: Array, positions: Array) -> None:
-        """Rows of the cache that were just written are the conversation's."""
-        count = len(rows)
-        if self._plain and self._marked >= self.length:
-            self._marks[self.length : self.length + count] = _marks(rows, positions[:count])
-            self._marked = self.length + count
-        else:
-            self._marked = min(self._marked, self.length)
-        self.length += count
-        self.position = int(positions[count - 1]) + 1
-
-    def run(self, name: str, rows: Array, positions: Array, skipped: range = range(0)) -> None:
-        """Run rows through the decoder, or without some blocks; the cache has them at its end."""
-        arrays = self.arrays.steps[name]
-        count = len(rows)
-        arrays["hidden"][0, :count] = rows
-        cos, sin = rotary_tables(self.plan, positions)
-        arrays["cos"][0, :count], arrays["sin"][0, :count] = cos, sin
-        arrays["position"][0] = self.length
-        if "pruned" in arrays:
-            arrays["pruned"][0] = self.pruned
-        if "mask" in arrays:
-            size = arrays["mask"].shape
-            arrays["mask"][:] = causal_mask(self.length, size[2], size[3])
-        written = 0  # which of the two arrays has the rows
-        for index, block in enumerate(self.plan.stage("decoder")):
-            if index in skipped:
-                continue
-            if (index - written) % 2:
-                here, other = self.arrays.between[name][:: 1 if written % 2 == 0 else -1]
-                other[:] = here
-            self.blocks.run(block.name, name)
-            written = index + 1
-        self.arrays.last[0, 0] = arrays["result"][0, count - 1]
+            self.step("decode", self.table[token][None], np.asarray([self.position], np.int32))
 
 
 class _Stream:
@@ -412,11 +274,6 @@ class _Stream:
         if len(text) > len(self.shown):
             self.on_text(text[len(self.shown) :])
         return text
-
-
-def _marks(rows: Array, positions: Array) -> list[int]:
-    """A number for each row and its position; equal ones have the same, others hardly ever."""
-    return [hash((row.tobytes(), int(at))) for row, at in zip(rows, positions, strict=True)]
 
 
 def _timed(action: Callable[[], object]) -> float:

@@ -141,7 +141,7 @@ def test_few_rows_go_in_by_checks(loop):
     together = loop.logits().copy()
     loop.reset()
     for i in range(19):
-        loop._step("decode", rows[i : i + 1], np.asarray([i], np.int32))
+        loop.step("decode", rows[i : i + 1], np.asarray([i], np.int32))
     np.testing.assert_allclose(loop.logits(), together, atol=1e-4 * np.abs(together).max())
 
 

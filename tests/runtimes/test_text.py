@@ -100,7 +100,7 @@ def test_prefill_in_chunks_equals_one_token_at_a_time(shared, length):
     chunked = shared.logits().copy()
     shared.reset()
     for i in range(length):
-        shared._step("decode", rows[i : i + 1], positions[i : i + 1])
+        shared.step("decode", rows[i : i + 1], positions[i : i + 1])
     np.testing.assert_allclose(shared.logits(), chunked, atol=1e-4 * np.abs(chunked).max())
 
 
@@ -366,7 +366,7 @@ def test_a_token_costs_the_same_in_a_longer_context(bundles, loop):
         times = []
         for i in range(60):
             started = time.perf_counter()
-            one._step("decode", row, np.asarray([128 + i], np.int32))
+            one.step("decode", row, np.asarray([128 + i], np.int32))
             times.append(time.perf_counter() - started)
         return statistics.median(times) * 1e3
 
