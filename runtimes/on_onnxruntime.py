@@ -86,6 +86,7 @@ class Engine:
 
         Matrices that a session makes float32 would be so at each run of a shared one. And where
         rows are rounded, all forms must compute alike to the last bit: another byte is another row.
+        What keeps products of 8 bits from overflowing changes matrices when a session opens.
         """
         planned = self.bundle.plan.block(block)
         scheme = self.bundle.plan.recipe.scheme(planned.stage)
@@ -93,7 +94,7 @@ class Engine:
             return ("prepared",)
         if scheme != "none":
             kinds = set[str]().union(*map(operators, self.bundle.files_of(planned).values()))
-            if kinds & UNEQUAL:
+            if kinds & UNEQUAL or _adds_in_16_bits():
                 return ("prepared",)
         return ("prepared", "shared")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from peer._given import PROMPTS
+from peer.edgevlm import METHODS as FEWER
 
 if TYPE_CHECKING:
     from _floors import Floors
@@ -121,7 +122,7 @@ def verdicts(measured: Sequence[Measured]) -> dict[str, dict[str, Any]]:
 
 
 def against_ours(item: Measured, measured: Sequence[Measured], work: str) -> float | None:
-    """Median over rounds of theirs / edgevlm's fastest of the same precision that agrees."""
+    """Median over rounds of theirs / edgevlm's fastest of the same precision and all patches."""
     ours = _fastest(measured, item.form.precision, work)
     return None if ours is None or _ours(item) else _ratio(item, ours, work)
 
@@ -139,12 +140,14 @@ def agrees(item: Measured, work: str) -> str:
         worst = max(v["relative"] for v in found)
         return f"{worst:.0e}" if worst < RELATIVE else f"**no**, {worst:.0e}"
     least = min(v["psnr_db"] for v in found)
+    if item.form.variant in FEWER and work in ("vision", "ttft"):
+        return f"fewer patches, {least:.0f} dB"
     return f"{least:.0f} dB" if least >= PSNR_DB[item.form.precision] else f"**no**, {least:.0f} dB"
 
 
 def _fastest(measured: Sequence[Measured], precision: str, work: str) -> Measured | None:
     same = [m for m in measured if _ours(m) and m.form.precision == precision and work in m.times]
-    same = [m for m in same if not any("**no**" in agrees(m, w) for w in (work, "vision"))]
+    same = [m for m in same if m.form.variant not in FEWER]
     return min(same, key=lambda m: float(np.median(m.times[work])), default=None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ pytest.importorskip("google.protobuf")
 
 from edgevlm.bundle import Bundle
 from edgevlm.errors import BundleError, RuntimeLoadError
+from edgevlm.runtimes import on_onnxruntime
 from edgevlm.runtimes._shared import Maps, without_weights
 from edgevlm.runtimes.on_onnxruntime import UNPACKED, Engine
 from edgevlm.runtimes.text import TextLoop
@@ -115,6 +117,21 @@ def test_a_changed_file_is_refused(bundle_copy):
     (bundle_copy / f"blocks/decoder/{block.name}.weights").write_bytes(b"\0")
     with pytest.raises(BundleError, match=r"\.weights' was changed"):
         Engine(bundle, 1).load(block.name, "decode", "shared")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "overflows", "count"), [("none", 1, 2), ("w8a8", 0, 2), ("w8a8", 1, 1)]
+)
+def test_matrices_that_a_session_changes_are_no_inputs(
+    exported, monkeypatch, scheme, overflows, count
+):
+    """x86 without VNNI adds products of 8 bits in 16; ONNX Runtime then changes the matrices."""
+    monkeypatch.setattr(on_onnxruntime, "_adds_in_16_bits", lambda: bool(overflows))
+    plan = exported.bundle.plan
+    bundle = Bundle(
+        exported.bundle.path, replace(plan, recipe=replace(plan.recipe, quantize=scheme))
+    )
+    assert Engine(bundle, 1).forms("decoder-0") == ("prepared", "shared")[:count]
 
 
 def test_schemes_that_unpack_are_the_exporters():

@@ -1,15 +1,9 @@
-"""The text loop on exported tiny bundles: chunks, turns, context, sampling, streaming, memory."""
+"""The text loop on exported tiny bundles: turns, pictures, context, sampling, streaming."""
 
 from __future__ import annotations
 
-import gc
-import json
-import os
-import statistics
 import subprocess
 import sys
-import time
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,17 +14,15 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edgevlm.bundle import Bundle
 from edgevlm.errors import InputError
-from edgevlm.pipeline import export
-from edgevlm.recipe import Recipe
 from edgevlm.runtimes import images
 from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.on_onnxruntime import Engine
-from edgevlm.runtimes.sampling import Sampling, chooser
+from edgevlm.runtimes.sampling import Sampling
 from edgevlm.runtimes.sequence import Piece, assemble
 from edgevlm.runtimes.text import TextLoop, _Stream
 
@@ -41,37 +33,6 @@ FLOWER, STREAM = (
 QUESTION = "What is in this picture?"
 
 
-@pytest.fixture(scope="module")
-def bundles(tiny_model, tmp_path_factory):
-    """The tiny model exported with some options, each combination once."""
-    root, made = tmp_path_factory.mktemp("bundles"), {}
-
-    def make(**options) -> Bundle:
-        key = json.dumps(options)
-        if key not in made:
-            recipe = Recipe(model=tiny_model, **options)
-            made[key] = export(recipe, root / f"{len(made)}.edgevlm").bundle
-        return made[key]
-
-    return make
-
-
-def loop_over(bundle: Bundle) -> TextLoop:
-    return TextLoop(bundle, Held(bundle.plan, Engine(bundle, threads=1)))
-
-
-@pytest.fixture(scope="module")
-def shared(bundles):
-    return loop_over(bundles(chunk=16, context=512))
-
-
-@pytest.fixture
-def loop(shared):
-    """A new conversation with all 64 visual tokens, chunk 16, context 512."""
-    shared.reset()
-    return shared
-
-
 def seeing(loop, *pictures):
     return lambda: [loop.see([picture]) for picture in pictures]
 
@@ -79,8 +40,8 @@ def seeing(loop, *pictures):
 @pytest.mark.parametrize(
     ("chunk", "context"), [(8, 512), pytest.param(64, 8192, marks=pytest.mark.slow)]
 )
-def test_the_chunk_changes_no_token(bundles, loop, chunk, context):
-    other = loop_over(bundles(chunk=chunk, context=context))
+def test_the_chunk_changes_no_token(loop_of, loop, chunk, context):
+    other = loop_of(chunk=chunk, context=context)
     for pictures in ((FLOWER,), (STREAM, FLOWER)):
         loop.reset()
         other.reset()
@@ -88,30 +49,6 @@ def test_the_chunk_changes_no_token(bundles, loop, chunk, context):
         two = other.ask(QUESTION, seeing(other, *pictures), max_new_tokens=24)
         assert one.token_ids == two.token_ids
         assert one.prompt_tokens == two.prompt_tokens
-
-
-@settings(max_examples=12, deadline=None)
-@given(length=st.integers(1, 70))
-def test_prefill_in_chunks_equals_one_token_at_a_time(shared, length):
-    rows = np.array(shared.table[np.arange(length) * 7 % 1000])
-    positions = np.arange(length, dtype=np.int32)
-    shared.reset()
-    shared.prefill(Piece(rows, positions))
-    chunked = shared.logits().copy()
-    shared.reset()
-    for i in range(length):
-        shared.step("decode", rows[i : i + 1], positions[i : i + 1])
-    np.testing.assert_allclose(shared.logits(), chunked, atol=1e-4 * np.abs(chunked).max())
-
-
-def test_prefill_to_the_last_row_of_the_context(loop):
-    rows = np.array(loop.table[np.arange(512) % 1000])
-    loop.prefill(Piece(rows[:500], np.arange(500, dtype=np.int32)))  # 12 rows are no whole chunk
-    loop.prefill(Piece(rows[500:], np.arange(500, 512, dtype=np.int32)))
-    whole = loop.logits().copy()
-    loop.reset()
-    loop.prefill(Piece(rows, np.arange(512, dtype=np.int32)))
-    np.testing.assert_allclose(loop.logits(), whole, atol=1e-4 * np.abs(whole).max())
 
 
 def test_a_further_turn_equals_prefilling_the_whole_conversation(loop):
@@ -136,8 +73,8 @@ def test_a_further_turn_equals_prefilling_the_whole_conversation(loop):
     assert turn.shape == whole.shape
 
 
-def test_a_picture_that_is_asked_about_again_is_computed_once(bundles, monkeypatch):
-    loop, fresh = (loop_over(bundles(chunk=16, context=512)) for _ in range(2))
+def test_a_picture_that_is_asked_about_again_is_computed_once(loop_of, monkeypatch):
+    loop, fresh = (loop_of(chunk=16, context=512) for _ in range(2))
     runs, run = [], loop.blocks.run
 
     def counted(block, function):
@@ -245,7 +182,8 @@ def test_a_stop_token_ends_the_answer_and_is_not_text(loop):
     stop = free.token_ids[6]
     first = free.token_ids.index(stop)
     host = replace(loop.plan.host, stop_ids=(stop,))
-    stopping = loop_over(Bundle(loop.bundle.path, replace(loop.plan, host=host)))
+    bundle = Bundle(loop.bundle.path, replace(loop.plan, host=host))
+    stopping = TextLoop(bundle, Held(bundle.plan, Engine(bundle, threads=1)))
     shown = []
     answer = stopping.ask(
         QUESTION, seeing(stopping, FLOWER), max_new_tokens=12, on_text=shown.append
@@ -270,33 +208,6 @@ def test_sampling_follows_its_seed(loop):
     greedy = sampled(top_p=0.0)
     loop.reset()
     assert greedy == loop.ask(QUESTION, seeing(loop, FLOWER), 16).token_ids
-
-
-@pytest.mark.parametrize(
-    ("top_p", "kept"),
-    [(0.0, {2}), (0.5, {2}), (0.51, {0, 2}), (0.8, {0, 2}), (0.9, {0, 1, 2}), (1.0, {0, 1, 2, 3})],
-)
-def test_top_p_keeps_the_smallest_set_of_that_mass(top_p, kept):
-    logits = np.log(np.asarray([0.3, 0.125, 0.5, 0.075], np.float32))
-    choose = chooser(Sampling(temperature=1.0, top_p=top_p, seed=1))
-    assert {choose(logits) for _ in range(400)} == kept
-
-
-def test_temperature_sharpens():
-    logits = np.log(np.asarray([0.4, 0.6], np.float32))
-
-    def share(temperature):
-        choose = chooser(Sampling(temperature=temperature, seed=0))
-        return sum(choose(logits) for _ in range(500)) / 500
-
-    assert share(0.0) == 1.0
-    assert share(0.1) > share(1.0) > share(10.0)
-    assert abs(share(1.0) - 0.6) < 0.06
-
-
-def test_equal_scores_give_the_first_token():
-    assert chooser(Sampling())(np.zeros(5, np.float32)) == 0
-    assert chooser(Sampling(1.0, top_p=0.0))(np.zeros(5, np.float32)) == 0
 
 
 @given(st.text(max_size=40))
@@ -355,68 +266,10 @@ def test_the_cache_is_one_buffer_written_in_place(loop):
         assert (one[:, :, loop.length + loop.plan.host.chunk :] == 0).all()
 
 
-def test_a_token_costs_the_same_in_a_longer_context(bundles, loop):
-    long = loop_over(bundles(chunk=64, context=8192))
-    rows = np.array(loop.table[:128])
-    row, ratios = rows[:1], []
-
-    def step_ms(one):
-        one.reset()
-        one.prefill(Piece(rows, np.arange(128, dtype=np.int32)))
-        times = []
-        for i in range(60):
-            started = time.perf_counter()
-            one.step("decode", row, np.asarray([128 + i], np.int32))
-            times.append(time.perf_counter() - started)
-        return statistics.median(times) * 1e3
-
-    for _ in range(6):  # another process may disturb one try
-        ratios.append(step_ms(long) / step_ms(loop))
-        if ratios[-1] < 1.5:
-            return
-    pytest.fail(f"a decode step with 16 times the context takes {ratios} times as long")
-
-
-def test_tokens_allocate_nothing_that_stays(loop):
-    loop.prefill(Piece(np.array(loop.table[:32]), np.arange(32, dtype=np.int32)))
-    loop._step_token(5)
-    one_cache = loop.arrays.cache[0].nbytes
-    tracemalloc.start()
-    try:
-        for _ in range(10):
-            loop._step_token(5)
-        tracemalloc.reset_peak()
-        before, _ = tracemalloc.get_traced_memory()
-        for _ in range(200):
-            loop._step_token(5)
-            loop.logits()
-        gc.collect()  # ONNX Runtime's own calls leave some for the collector
-        after, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert after - before < 16_384
-    assert peak - before < one_cache / 2
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_tokens_do_not_grow_the_process(loop):
-    def resident_bytes():
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-
-    loop.prefill(Piece(np.array(loop.table[:32]), np.arange(32, dtype=np.int32)))
-    for _ in range(50):
-        loop._step_token(5)
-    before = resident_bytes()
-    for _ in range(200):
-        loop._step_token(5)
-    assert resident_bytes() - before < 2_000_000
-
-
 @pytest.fixture(scope="module")
-def original(bundles):
+def original(loop_of):
     methods = ("divprune:positions=original",)
-    return loop_over(bundles(chunk=16, context=512, tokens=16, methods=methods))
+    return loop_of(chunk=16, context=512, tokens=16, methods=methods)
 
 
 def test_original_positions_are_those_of_the_full_sequence(loop, original):
