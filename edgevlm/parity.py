@@ -7,7 +7,8 @@ steps, and is unloaded, so memory stays at one block whatever the size of the mo
 
 Where `reduce` keeps other tokens than PyTorch, and PyTorch itself would with inputs that differ by
 rounding alone, the tokens that both keep are compared. Where tokens merge inside a rounded encoder,
-what PyTorch itself has in float16 is accepted: which tokens merge hangs on rounding there too.
+the place of each patch is compared, and what PyTorch itself has in float16 is accepted: which
+tokens merge hangs on rounding there too.
 """
 
 from __future__ import annotations
@@ -196,15 +197,30 @@ class Runner:
                     if index < COMPARED_VIEWS:
                         theirs = module(*map(torch.from_numpy, given.values()))
                         theirs = list(theirs) if isinstance(theirs, tuple) else [theirs]
-                        self._compare(block, function, list(made.values()), theirs)
-                        self._try_half(block, module, given, theirs[0])
+                        mine = list(map(torch.from_numpy, made.values()))
+                        self._compare(block, function, *self._comparable(function, mine, theirs))
+                        self._try_half(block, function, module, given, theirs)
                     between[index] = view | {k.removesuffix("_out"): v for k, v in made.items()}
                     for name in made.keys() & {"features", *SIGNALS}:
                         found.setdefault(name, []).append(made[name])
         return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
 
+    def _comparable(
+        self, function: Function, mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]
+    ) -> tuple[list[Array], list[torch.Tensor]]:
+        """Both sides of an encoder's block, by places where it is rounded and tokens merge."""
+        names = [t.name.removesuffix("_out") for t in function.outputs]
+        if not self.thresholds["vision"].exact and "origin" in names:
+            mine, theirs = _at_places(names, mine, theirs)
+        return [t.float().numpy() for t in mine], list(theirs)
+
     def _try_half(
-        self, block: Block, module: nn.Module, given: Mapping[str, Array], exact: torch.Tensor
+        self,
+        block: Block,
+        function: Function,
+        module: nn.Module,
+        given: Mapping[str, Array],
+        exact: Sequence[torch.Tensor],
     ) -> None:
         """How far float16 alone moves a rounded block in which tokens merge."""
         pieces = self.pieces.vision[slice(*block.pieces)]
@@ -214,8 +230,9 @@ class Runner:
         for _ in range(TRIALS):
             with torch.autocast("cpu", dtype=torch.float16):
                 out = module(*_near(given, random, HALF_NOISE))
-            first = out[0] if isinstance(out, tuple) else out
-            _, psnr = difference(first.float().numpy(), exact.numpy())
+            rounded = out if isinstance(out, tuple) else (out,)
+            (mine, *_), (theirs, *_) = self._comparable(function, rounded, exact)
+            _, psnr = difference(mine, theirs.numpy())
             if psnr is not None:
                 self.half[block.name] = min(psnr, self.half.get(block.name, psnr))
 
@@ -384,6 +401,23 @@ class Runner:
             squares += float(np.square(wide - b64).sum())
             top = max(top, float(np.abs(b64).max()))
             self.sums[*key, index] = (top, squares, count + b64.size)
+
+
+def _at_places(names: Sequence[str], *sides: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """What the place of each patch has: rounding merges others, and numbers them otherwise.
+
+    How many patches a token stands for is left where both sides merged the same ones.
+    """
+    named = [dict(zip(names, side, strict=True)) for side in sides]
+    origins = [side.pop("origin")[0] for side in named]
+    together = [at[:, None] == at for at in origins]
+    alike = (together[0] == together[1]).all(1)
+    alike = alike if alike.any() else torch.ones_like(alike)
+    for side, at in zip(named, origins, strict=True):
+        side["hidden"] = side["hidden"].index_select(1, at)
+        if "size" in side:
+            side["size"] = side["size"].index_select(1, at)[:, alike]
+    return [list(side.values()) for side in named]
 
 
 def _hangs_on_rounding(

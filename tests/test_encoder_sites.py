@@ -58,6 +58,20 @@ def test_a_bundle_agrees_with_pytorch(preset, tmp_path, family, method):
     assert parity.tokens_equal == 1.0
 
 
+def test_a_rounded_bundle_agrees_with_pytorch_though_it_merges_otherwise(preset, tmp_path):
+    recipe = Recipe(
+        model=str(preset("tiny-smolvlm")),
+        tokens=12,
+        methods=("tome@vision:r=4", "fastervlm"),
+        block_size_bytes=100_000,
+        quantize="vision=w8a8",
+    )
+    parity = export(recipe, tmp_path / "tiny.edgevlm").verification
+    merging = [b.psnr_db for b in parity.blocks if b.half_psnr_db is not None]
+    assert len(merging) > 1
+    assert min(merging) > 30
+
+
 def test_nothing_merges_where_all_is_alike_but_in_value(preset):
     """Patches of one colour differ by position alone; with r = 0 merges nothing would change."""
     recipe = Recipe(model=str(preset("tiny-smolvlm")), methods=("dymu:merges=0",))
