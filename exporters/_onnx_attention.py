@@ -11,8 +11,7 @@ products with a byte then fit the 16 that x86 without VNNI adds in.
 Source: SageAttention (arXiv 2410.02367, section 4) rounds the same four. There the softmax is
 rounded before it is divided by its sum, where its largest number is 1: the same bytes. Its blocks
 of queries are heads here, and no mean is taken from keys. onnxruntime docs/ContribOperators.md
-(MatMulIntegerToFloat,
-MultiHeadAttention).
+(MatMulIntegerToFloat, MultiHeadAttention).
 """
 
 from __future__ import annotations

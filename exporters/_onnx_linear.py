@@ -14,7 +14,8 @@ Rounding rows is scale = max|x| / 127, byte = round(x / scale) + 128; of a singl
 operator, scale = (max(x, 0) - min(x, 0)) / 255 with a zero point of its own. The head of `w8a8` and
 `w8a8s` is MatMulNBits in 8 bits, because its rows are those of the embedding table. (MatMulNBits of
 8 bits in float32 would be w8a32 too, but ONNX Runtime then unpacks the matrix at every call: a
-token of SmolVLM-256M takes ten times as long.)
+token of SmolVLM-256M takes ten times as long.) Under `w8a8` and `w8a8s` attention of an encoder is
+in bytes too: `_onnx_attention`.
 
 Source: onnxruntime docs/ContribOperators.md (MatMulNBits, MatMulIntegerToFloat,
 DynamicQuantizeMatMul).
