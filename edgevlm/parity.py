@@ -3,7 +3,8 @@
 The chain of hidden states is the engine's own; every call of a block is repeated by the same block
 in PyTorch on the same inputs, with a cache of its own; where the engine's cache is rounded, or its
 weights are, with a copy of the engine's. A block is loaded, runs all prefill chunks and decode
-steps, and is unloaded, so memory stays at one block whatever the size of the model.
+steps, and is unloaded, so memory stays at one block whatever the size of the model. It is one
+module because each stage goes on with what the one before gave, and all compare in the same way.
 
 Where `reduce` keeps other tokens than PyTorch, and PyTorch itself would with inputs that differ by
 rounding alone, the tokens that both keep are compared. Where tokens merge inside a rounded encoder,
@@ -198,18 +199,18 @@ class Runner:
                         theirs = module(*map(torch.from_numpy, given.values()))
                         theirs = list(theirs) if isinstance(theirs, tuple) else [theirs]
                         mine = list(map(torch.from_numpy, made.values()))
-                        self._compare(block, function, *self._comparable(function, mine, theirs))
-                        self._try_half(block, function, module, given, theirs)
+                        self._compare(block, function, *self._comparable(block, mine, theirs))
+                        self._try_half(block, module, given, theirs)
                     between[index] = view | {k.removesuffix("_out"): v for k, v in made.items()}
                     for name in made.keys() & {"features", *SIGNALS}:
                         found.setdefault(name, []).append(made[name])
         return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
 
     def _comparable(
-        self, function: Function, mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]
+        self, block: Block, mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]
     ) -> tuple[list[Array], list[torch.Tensor]]:
         """Both sides of an encoder's block, by places where it is rounded and tokens merge."""
-        names = [t.name.removesuffix("_out") for t in function.outputs]
+        names = [t.name.removesuffix("_out") for t in block.functions[0].outputs]
         if not self.thresholds["vision"].exact and "origin" in names:
             mine, theirs = _at_places(names, mine, theirs)
         return [t.float().numpy() for t in mine], list(theirs)
@@ -217,7 +218,6 @@ class Runner:
     def _try_half(
         self,
         block: Block,
-        function: Function,
         module: nn.Module,
         given: Mapping[str, Array],
         exact: Sequence[torch.Tensor],
@@ -231,7 +231,7 @@ class Runner:
             with torch.autocast("cpu", dtype=torch.float16):
                 out = module(*_near(given, random, HALF_NOISE))
             rounded = out if isinstance(out, tuple) else (out,)
-            (mine, *_), (theirs, *_) = self._comparable(function, rounded, exact)
+            (mine, *_), (theirs, *_) = self._comparable(block, rounded, exact)
             _, psnr = difference(mine, theirs.numpy())
             if psnr is not None:
                 self.half[block.name] = min(psnr, self.half.get(block.name, psnr))
