@@ -16,7 +16,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgevlm.documents import DocumentError, read
+from edgevlm.bundle.documents import DocumentError, read
 from edgevlm.errors import DeviceError, RecipeError, unknown_name
 
 FOLDER = Path(__file__).parent

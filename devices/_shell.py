@@ -28,12 +28,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edgevlm.bundle import Bundle, sha256
+from edgevlm.bundle.files import Bundle, sha256
+from edgevlm.bundle.manifest import MANIFEST
 from edgevlm.devices import _transport as t
 from edgevlm.devices._process import errors_of, last_line, meter, running
 from edgevlm.devices._transport import Job, Step, one_line
 from edgevlm.errors import DeviceError
-from edgevlm.manifest import MANIFEST
 from edgevlm.profile import Profile
 
 SMALL = t.LOG_BYTES

@@ -23,8 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgevlm.bundle import Bundle
-from edgevlm.documents import DocumentError, dumps, read
+from edgevlm.bundle.documents import DocumentError, dumps, read
+from edgevlm.bundle.files import Bundle
 from edgevlm.errors import DeviceError, InputError, RecipeError, unknown_name
 from edgevlm.profile import LIMIT_BYTES, Profile, parse_profile, write_text
 from edgevlm.profiling import PHOTO, Request

@@ -22,11 +22,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.manifest import MANIFEST
 from edgevlm.devices import _transport as t
 from edgevlm.devices._transport import Job, Reachable, Step, one_line
 from edgevlm.errors import DeviceError
-from edgevlm.manifest import MANIFEST
 from edgevlm.profile import Profile
 
 APP, FOLDER = "org.edgevlm.app", "Documents/edgevlm"

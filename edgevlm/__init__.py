@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgevlm.api import Model, export, load, plan, verify
-    from edgevlm.bundle import Bundle
+    from edgevlm.bundle.files import Bundle
     from edgevlm.errors import EdgeVLMError
     from edgevlm.recipe import Recipe
 
 __version__ = "0.1.0"
 __all__ = ["Bundle", "EdgeVLMError", "Model", "Recipe", "export", "load", "plan", "verify"]
 
-_HOMES = {"Bundle": "bundle", "EdgeVLMError": "errors", "Recipe": "recipe"}
+_HOMES = {"Bundle": "bundle.files", "EdgeVLMError": "errors", "Recipe": "recipe"}
 
 
 class _Package(ModuleType):

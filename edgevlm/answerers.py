@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from edgevlm import api
+from edgevlm.bundle.manifest import MANIFEST
 from edgevlm.errors import RecipeError
 from edgevlm.evaluate import MAX_NEW_TOKENS, Answerer, Reply
-from edgevlm.manifest import MANIFEST
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.sequence import Visual
 

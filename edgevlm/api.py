@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.plan import Plan
 from edgevlm.errors import InputError, RuntimeLoadError
-from edgevlm.plan import Plan
 from edgevlm.recipe import Recipe, parse_bytes
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes import drafts, images

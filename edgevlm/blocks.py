@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevlm.bundle.plan import Block
 from edgevlm.models._merging import merges
 from edgevlm.models._pruning import PrunedDecoderBlock
 from edgevlm.models._signals import encode, pack
-from edgevlm.plan import Block
 
 
 def cut(sizes: Sequence[int], limit: int, joined: int | None = None) -> list[tuple[int, int]]:

@@ -13,9 +13,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from edgevlm import __version__
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.plan import Plan
 from edgevlm.fit import token_bytes
-from edgevlm.plan import Plan
 from edgevlm.profile import (
     PARTS,
     SCHEMA_VERSION,

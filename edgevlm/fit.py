@@ -20,8 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
+from edgevlm.bundle.plan import Plan
 from edgevlm.devices._named import Device
-from edgevlm.plan import Plan
 from edgevlm.recipe import MB, Recipe
 from edgevlm.registry import TARGETS
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from edgevlm.bundle.plan import Layout, Part
 from edgevlm.errors import ModelError
 from edgevlm.models._family import TABLE_ROW, Description
-from edgevlm.plan import Layout, Part
 
 # Private-use characters: no tokenizer text and no question holds them.
 _QUESTION, _REPLY = "\ue000", "\ue001"

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgevlm.blocks import build
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.plan import SIGNALS, Block, Function
 from edgevlm.models._family import Pieces
 from edgevlm.models._merging import merges
-from edgevlm.plan import SIGNALS, Block, Function
 from edgevlm.planning import Planned
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.memory import return_freed

@@ -12,14 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from edgevlm.blocks import build
-from edgevlm.bundle import Bundle, BundleWriter, check_free, writing
+from edgevlm.bundle.documents import dumps
+from edgevlm.bundle.files import Bundle, BundleWriter, check_free, writing
+from edgevlm.bundle.packed import PACKINGS, pack
+from edgevlm.bundle.plan import Block, Function, Plan
 from edgevlm.calibrate import Calibration, calibrate
-from edgevlm.documents import dumps
 from edgevlm.errors import ExportError
 from edgevlm.models._checkpoint import find
 from edgevlm.models._family import Pieces
-from edgevlm.packed import PACKINGS, pack
-from edgevlm.plan import Block, Function, Plan
 from edgevlm.planning import Planned, make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import ENGINES, TARGETS, engine_for

@@ -11,15 +11,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from edgevlm.choosing import choose_decoder_method, choose_encoder_method, choose_method
-from edgevlm.errors import ModelError, PlanError, RecipeError
-from edgevlm.layout import make_layout
-from edgevlm.models._checkpoint import Checkpoint
-from edgevlm.models._family import Description, Pieces
-from edgevlm.models._merging import merge
-from edgevlm.models._pruning import Pruning
-from edgevlm.models._signals import observe
-from edgevlm.plan import (
+from edgevlm.bundle.plan import (
     FORMAT_VERSION,
     Embedding,
     Host,
@@ -29,6 +21,14 @@ from edgevlm.plan import (
     Rope,
     Source,
 )
+from edgevlm.choosing import choose_decoder_method, choose_encoder_method, choose_method
+from edgevlm.errors import ModelError, PlanError, RecipeError
+from edgevlm.layout import make_layout
+from edgevlm.models._checkpoint import Checkpoint
+from edgevlm.models._family import Description, Pieces
+from edgevlm.models._merging import merge
+from edgevlm.models._pruning import Pruning
+from edgevlm.models._signals import observe
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
 from edgevlm.shapes import Stored, make_blocks

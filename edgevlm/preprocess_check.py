@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from edgevlm.bundle.plan import ImageSpec
 from edgevlm.models._checkpoint import Checkpoint
-from edgevlm.plan import ImageSpec
 from edgevlm.runtimes import images
 
 # A mean of more than one step of 8 bit is another filter or another grid, not another rounding.

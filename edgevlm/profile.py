@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from edgevlm.documents import DocumentError, dumps, read, shown
+from edgevlm.bundle.documents import DocumentError, dumps, read, shown
+from edgevlm.bundle.plan import SiteTokens
 from edgevlm.errors import InputError
-from edgevlm.plan import SiteTokens
 from edgevlm.recipe import Recipe
 
 SCHEMA_VERSION = 1

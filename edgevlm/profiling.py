@@ -20,9 +20,9 @@ from pathlib import Path
 from PIL import Image
 
 from edgevlm import figures
+from edgevlm.bundle.plan import Plan
 from edgevlm.errors import EdgeVLMError, InputError
 from edgevlm.figures import Answered, Measured, Opened
-from edgevlm.plan import Plan
 from edgevlm.profile import Placed, Profile, Question, SustainedSample
 from edgevlm.registry import ENGINES
 from edgevlm.runtimes import bandwidth, images, sensors

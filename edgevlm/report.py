@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from edgevlm.bundle.documents import to_document
 from edgevlm.charts import bar, curve, lanes, split
-from edgevlm.documents import to_document
 from edgevlm.page import Html, data, legend, page, rows, tag, tile
 from edgevlm.profile import PARTS, Profile, Stat
 

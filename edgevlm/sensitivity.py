@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+from edgevlm.bundle.plan import Plan
 from edgevlm.errors import PlanError
 from edgevlm.pipeline import export
-from edgevlm.plan import Plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
 from edgevlm.verify import Verification

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 import edgevlm
 from edgevlm.answerers import BundleAnswerer
 from edgevlm.api import require_torch
-from edgevlm.bundle import sha256
-from edgevlm.cache import cache_folder
-from edgevlm.documents import dumps
+from edgevlm.bundle.cache import cache_folder
+from edgevlm.bundle.documents import dumps
+from edgevlm.bundle.files import sha256
 from edgevlm.errors import EdgeVLMError, RecipeError
 from edgevlm.evaluate import Dataset, Evaluation, evaluate
 from edgevlm.recipe import MOST_TOKENS, Recipe

@@ -12,8 +12,8 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from edgevlm.bundle.plan import Block, Function
 from edgevlm.errors import TraceError
-from edgevlm.plan import Block, Function
 
 # Operators that break at least one target, or give it a shape that depends on data.
 BANNED = (

@@ -29,14 +29,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.plan import Plan
 from edgevlm.errors import BundleError, RecipeError
 from edgevlm.models._checkpoint import find
 from edgevlm.models._family import Pieces
 from edgevlm.models._pruning import PrunedDecoderBlock
 from edgevlm.models._signals import method_inputs
 from edgevlm.parity import QUESTION, Array, BlockParity, Runner, Threshold, difference
-from edgevlm.plan import Plan
 from edgevlm.planning import Planned, make_plan
 from edgevlm.preprocess_check import LIMIT as PREPROCESSING_LIMIT
 from edgevlm.preprocess_check import preprocessing_error

@@ -2,7 +2,7 @@
 
     none       MatMul with the matrix turned, [in, out]; the head's rows as they stand (Gemm)
     fp16       the same; matrices are float16 in the file, and float32 once a session has opened
-    w8a32      the same with packed rows of 8 bits (`edgevlm.packed`)
+    w8a32      the same with packed rows of 8 bits (`edgevlm.bundle.packed`)
     w4g32a32   MatMulNBits over packed rows of 4 bits, computed in float32
     w4g32a8    the same; the rows that come in are rounded to 8 bits run by run
     w8a8       each row that comes in is rounded to 8 bits with one scale, each output channel's
@@ -32,8 +32,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgevlm.bundle.packed import PACKINGS, Packing, pack
 from edgevlm.errors import ExportError
-from edgevlm.packed import PACKINGS, Packing, pack
 
 Array = NDArray[Any]
 

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from tqdm import tqdm
 
+from edgevlm.bundle.plan import Block, Function, Requires
 from edgevlm.errors import ExportError, RuntimeLoadError
-from edgevlm.plan import Block, Function, Requires
-from edgevlm.runtimes._silent import silent
+from edgevlm.libraries import silent
 from edgevlm.trace import DTYPES, with_weights
 
 with silent():

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from edgevlm.documents import dumps
+from edgevlm.bundle.documents import dumps
+from edgevlm.bundle.kernels import Kernels, Left
+from edgevlm.bundle.plan import Block, Function, Requires
 from edgevlm.errors import ExportError
 from edgevlm.exporters._executorch_operators import LOWERINGS
-from edgevlm.plan import Block, Function, Requires
-from edgevlm.runtimes._kernels import Kernels, Left
-from edgevlm.runtimes._silent import silent
+from edgevlm.libraries import silent
 from edgevlm.trace import example, with_weights
 
 with silent():

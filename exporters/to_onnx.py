@@ -31,13 +31,13 @@ from onnxscript.optimizer import optimize_ir
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from edgevlm.bundle.plan import Block, Function, Requires
+from edgevlm.bundle.plan import Tensor as Spec
 from edgevlm.errors import ExportError
 from edgevlm.exporters import _onnx_linear
 from edgevlm.exporters._onnx_attention import write_attention
 from edgevlm.exporters._onnx_linear import FORMATS, Weight, Writer, stored
 from edgevlm.exporters._onnx_operators import LOWERINGS
-from edgevlm.plan import Block, Function, Requires
-from edgevlm.plan import Tensor as Spec
 
 OPSET = 21
 KV_FORM, KV_DTYPE = "shared_buffer", "f32"

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.bundle.plan import Function
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.plan import Function
 
 DTYPES = {"f32": np.float32, "i32": np.int32}
 

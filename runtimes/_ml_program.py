@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import BundleError
-from edgevlm.runtimes._silent import silent
+from edgevlm.libraries import silent
 
 Array = NDArray[Any]
 # MIL.proto, DataType. In memory float16 is float32 whose values are rounded.

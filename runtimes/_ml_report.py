@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
 from edgevlm.runtimes import _ml_program as program
 from edgevlm.runtimes import images
 from edgevlm.runtimes.engine import Held

@@ -19,9 +19,9 @@ from typing import Any
 
 import onnxruntime as ort
 
-from edgevlm.bundle import Bundle, sha256
-from edgevlm.cache import made_once
-from edgevlm.plan import Block
+from edgevlm.bundle.cache import made_once
+from edgevlm.bundle.files import Bundle, sha256
+from edgevlm.bundle.plan import Block
 
 # Smaller weights stay inside the graph.
 LEAST_BYTES = 1024

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.plan import Block, Function, Plan
+from edgevlm.bundle.plan import Block, Function, Plan
 from edgevlm.runtimes.engine import Blocks
 
 Array = NDArray[Any]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from edgevlm.bundle.plan import Plan
 from edgevlm.errors import PlanError
-from edgevlm.plan import Plan
 from edgevlm.runtimes.loader import Schedule, Unit, minimum_bytes, schedule
 
 Key = tuple[str, str]  # block, function

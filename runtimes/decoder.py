@@ -13,7 +13,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError
 from edgevlm.runtimes.binding import Array, bind
 from edgevlm.runtimes.engine import Blocks

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgevlm.bundle.plan import Plan
 from edgevlm.errors import InputError
-from edgevlm.plan import Plan
 
 if TYPE_CHECKING:
     from edgevlm.runtimes.text import TextLoop

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from edgevlm.plan import Plan
+from edgevlm.bundle.plan import Plan
 from edgevlm.runtimes.memory import return_freed
 
 Array = NDArray[Any]

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from edgevlm.bundle.plan import ImageSpec
 from edgevlm.errors import InputError
-from edgevlm.plan import ImageSpec
 
 # 50 million pixels are 150 MB of RGB: more than any phone camera gives, less than a bomb needs.
 PIXEL_LIMIT = 50_000_000

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm import __version__
-from edgevlm.bundle import Bundle, sha256
-from edgevlm.cache import cache_folder, keep
-from edgevlm.documents import dumps, read, to_document
+from edgevlm.bundle.cache import cache_folder, keep
+from edgevlm.bundle.documents import dumps, read, to_document
+from edgevlm.bundle.files import Bundle, sha256
+from edgevlm.bundle.manifest import MANIFEST
+from edgevlm.bundle.plan import Plan
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.manifest import MANIFEST
-from edgevlm.plan import Plan
 from edgevlm.registry import ENGINES
 from edgevlm.runtimes.costs import Cost, Costs, Key, passes
 from edgevlm.runtimes.engine import Array

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.bundle import Bundle
-from edgevlm.cache import made_once, making_ms
+from edgevlm.bundle.cache import made_once, making_ms
+from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.plan import Block
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.plan import Block
-from edgevlm.runtimes._silent import silent
+from edgevlm.libraries import silent
 
 if platform.system() != "Darwin":
     raise RuntimeLoadError(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.runtimes import _ml_program as program
 from edgevlm.runtimes._ml_operators import CASTS, LISTS, OPERATORS, STATES

@@ -22,11 +22,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.plan import Function
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.plan import Function
+from edgevlm.libraries import silent
 from edgevlm.runtimes._arrays import check_arrays
-from edgevlm.runtimes._silent import silent
 
 if importlib.util.find_spec("executorch") is None:  # it brings torch, so only when one is made
     raise RuntimeLoadError(

@@ -25,10 +25,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgevlm.bundle import Bundle
-from edgevlm.cache import making_ms
+from edgevlm.bundle.cache import making_ms
+from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.plan import Block, Function
 from edgevlm.errors import BundleError, RuntimeLoadError
-from edgevlm.plan import Block, Function
 from edgevlm.runtimes._arrays import check_arrays
 
 try:

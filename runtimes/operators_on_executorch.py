@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgevlm.bundle.kernels import kernels
 from edgevlm.profile import Placed
-from edgevlm.runtimes._kernels import kernels
 from edgevlm.runtimes.on_executorch import Engine
 
 

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.packed import PACKINGS, unpack
+from edgevlm.bundle.plan import Embedding, Part, Plan
 from edgevlm.errors import BundleError
-from edgevlm.packed import PACKINGS, unpack
-from edgevlm.plan import Embedding, Part, Plan
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]

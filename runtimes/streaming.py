@@ -15,7 +15,7 @@ import atexit
 import threading
 from collections.abc import Mapping, Sequence
 
-from edgevlm.plan import Plan
+from edgevlm.bundle.plan import Plan
 from edgevlm.runtimes.costs import Costs, Key, minimum_budget, passes, schedules
 from edgevlm.runtimes.engine import Array, Engine
 from edgevlm.runtimes.loader import Schedule

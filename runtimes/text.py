@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError
 from edgevlm.runtimes import images
 from edgevlm.runtimes.binding import Array

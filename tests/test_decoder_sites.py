@@ -13,7 +13,7 @@ pytest.importorskip("onnxscript")
 import torch
 from PIL import Image
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError, PlanError
 from edgevlm.models._checkpoint import find
 from edgevlm.models._pruning import PrunedDecoderBlock

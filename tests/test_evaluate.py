@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from edgevlm import evaluate as module
-from edgevlm.documents import to_document
+from edgevlm.bundle.documents import to_document
 from edgevlm.errors import InputError, RecipeError
 from edgevlm.evaluate import Reply, evaluate, find_dataset
 from edgevlm.examples import Example, Question

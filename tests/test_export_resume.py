@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from edgevlm.bundle import Bundle, writing
+from edgevlm.bundle.files import Bundle, writing
 from edgevlm.cli import app
 from edgevlm.errors import ExportError
 

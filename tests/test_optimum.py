@@ -8,7 +8,7 @@ from importlib import metadata
 
 import pytest
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
 
 pytest.importorskip("optimum.commands.optimum_cli")
 pytest.importorskip("onnxscript")

@@ -15,9 +15,9 @@ pytest.importorskip("onnxruntime")
 
 import edgevlm
 from edgevlm import profile_schema
+from edgevlm.bundle.documents import to_document
 from edgevlm.chrome_trace import chrome_trace
 from edgevlm.comparing import compare, comparison_page
-from edgevlm.documents import to_document
 from edgevlm.errors import InputError
 from edgevlm.profile import (
     PARTS,

@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 import edgevlm
+from edgevlm.bundle.documents import to_document
 from edgevlm.comparing import compare, comparison_page
-from edgevlm.documents import to_document
 from edgevlm.page import Html, data, tag
 from edgevlm.profile import Profile, parse_profile
 from edgevlm.report import megabytes, milliseconds, report

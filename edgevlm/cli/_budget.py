@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm import api
-from edgevlm.bundle import MEASURED
+from edgevlm.bundle.documents import dumps
+from edgevlm.bundle.files import MEASURED
+from edgevlm.bundle.manifest import MANIFEST
 from edgevlm.cli import _options as o
-from edgevlm.documents import dumps
 from edgevlm.errors import RecipeError
-from edgevlm.manifest import MANIFEST
 from edgevlm.profile import write_text
 from edgevlm.runtimes.streaming import Streamed
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import edgevlm
 from edgevlm.api import require_torch
-from edgevlm.cache import cache_folder
+from edgevlm.bundle.cache import cache_folder
+from edgevlm.bundle.documents import dumps
 from edgevlm.cli import _options as o
-from edgevlm.documents import dumps
 from edgevlm.recipe import Recipe
 
 RECIPE = Recipe(tokens=98)

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from edgevlm.documents import to_document
+from edgevlm.bundle.documents import to_document
 from edgevlm.recipe import Recipe, parse_bytes, parse_tiles
 
 _DEFAULT = Recipe()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgevlm.api import plan_with_cost, require_torch
-from edgevlm.bundle import check_free
+from edgevlm.bundle.files import check_free
 from edgevlm.cli import _options as o
 from edgevlm.cli.plan import show
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.kernels import Kernels, kernels
 from edgevlm.cli import _options as o
 from edgevlm.errors import RecipeError, RuntimeLoadError
 from edgevlm.registry import ENGINES
-from edgevlm.runtimes._kernels import Kernels, kernels
 
 if TYPE_CHECKING:
     from edgevlm.runtimes._ml_report import FunctionReport, Largest

@@ -8,13 +8,13 @@ import typer
 
 from edgevlm import api, fit
 from edgevlm.api import plan_with_cost, require_torch
+from edgevlm.bundle.plan import Part, Plan
 from edgevlm.cli import _budget
 from edgevlm.cli import _options as o
 from edgevlm.cli._beside import beside
 from edgevlm.devices import _named
 from edgevlm.devices._named import Device
 from edgevlm.errors import RecipeError
-from edgevlm.plan import Part, Plan
 from edgevlm.recipe import Recipe, parse_bytes
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgevlm.documents import shown
+from edgevlm.bundle.documents import shown
 from edgevlm.errors import InputError
 
 LINE_LIMIT = 10_000_000  # characters; 100 times the longest line of NLVR

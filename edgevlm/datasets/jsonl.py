@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from edgevlm.bundle.documents import DocumentError, read
 from edgevlm.datasets._lines import first_scenes, inside, objects
-from edgevlm.documents import DocumentError, read
 from edgevlm.errors import InputError
 from edgevlm.examples import Example, Question
 from edgevlm.runtimes import images

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgevlm.bundle.documents import shown
 from edgevlm.datasets._lines import first_scenes, inside, objects
-from edgevlm.documents import shown
 from edgevlm.errors import InputError
 from edgevlm.examples import Example, Question
 from edgevlm.runtimes import images

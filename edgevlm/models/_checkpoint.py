@@ -21,8 +21,8 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from edgevlm.errors import ModelError, unknown_name
+from edgevlm.libraries import silent
 from edgevlm.registry import FAMILIES
-from edgevlm.runtimes._silent import silent
 
 EMBEDDED = "embedded"
 # The most that a config may say.

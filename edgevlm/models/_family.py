@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from edgevlm.bundle.plan import ImageSpec, Part
 from edgevlm.compress._primitives import VisualShape
-from edgevlm.plan import ImageSpec, Part
 
 TABLE_ROW = "table_row"
 

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevlm.bundle.plan import Tensor as TensorSpec
 from edgevlm.models._family import Pieces
 from edgevlm.models._layers import EncoderLayer
-from edgevlm.plan import Tensor as TensorSpec
 
 
 class MergingLayer(nn.Module):

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevlm.bundle.plan import ImageSpec, Part
 from edgevlm.compress._primitives import VisualShape
 from edgevlm.errors import PlanError
 from edgevlm.models._family import RESAMPLE, Description, Pieces, three
 from edgevlm.models._layers import ClassPatchEmbedding, DecoderLayer, EncoderLayer, FinalNorm
 from edgevlm.models.llava_onevision import NEWLINE, Pack, newline_rows, processor_views
-from edgevlm.plan import ImageSpec, Part
 from edgevlm.recipe import Recipe
 
 __all__ = ["describe", "pieces", "processor_views", "reference_features"]

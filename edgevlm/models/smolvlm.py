@@ -14,11 +14,11 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
+from edgevlm.bundle.plan import ImageSpec, Part
 from edgevlm.compress._primitives import VisualShape
 from edgevlm.errors import PlanError
 from edgevlm.models._family import RESAMPLE, Description, Pieces, three
 from edgevlm.models._layers import DecoderLayer, EncoderLayer, FinalNorm, PatchEmbedding
-from edgevlm.plan import ImageSpec, Part
 from edgevlm.recipe import Recipe
 
 FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import ENGINES, engine_for

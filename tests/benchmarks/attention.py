@@ -22,10 +22,10 @@ from _measure import finish, machine, report, rounds, row
 from torch import Tensor, nn
 
 from edgevlm import ops
+from edgevlm.bundle.plan import Block, Function
+from edgevlm.bundle.plan import Tensor as Spec
 from edgevlm.exporters import _onnx_attention
 from edgevlm.exporters.to_onnx import lower, write
-from edgevlm.plan import Block, Function
-from edgevlm.plan import Tensor as Spec
 from edgevlm.trace import trace
 
 LAYERS = 12

@@ -28,11 +28,11 @@ from _measure import machine, say
 from memory import bound
 from torch import Tensor, nn
 
-from edgevlm.bundle import Bundle, sha256
+from edgevlm.bundle.files import Bundle, sha256
+from edgevlm.bundle.plan import Block, FileEntry, Function
+from edgevlm.bundle.plan import Tensor as Spec
 from edgevlm.exporters import to_onnx
 from edgevlm.ops import attention
-from edgevlm.plan import Block, FileEntry, Function
-from edgevlm.plan import Tensor as Spec
 from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.measuring import Measured
 from edgevlm.runtimes.memory import forget_peak, peak_rss_bytes, resident_bytes, return_freed

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
 from edgevlm.runtimes.costs import passes
 from edgevlm.runtimes.measuring import measure_costs
 

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from edgevlm import api
-from edgevlm.bundle import Bundle
-from edgevlm.cache import cache_folder
+from edgevlm.bundle.cache import cache_folder
+from edgevlm.bundle.files import Bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.recipe import parse_bytes
 from edgevlm.registry import engine_for

@@ -24,9 +24,9 @@ import torch
 from _measure import bundle, machine, open_loop, parser, rounds, say
 
 from edgevlm.blocks import ReduceBlock
+from edgevlm.bundle.plan import Block, Function, Tensor
 from edgevlm.compress._primitives import VisualShape
 from edgevlm.errors import PlanError
-from edgevlm.plan import Block, Function, Tensor
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS, TARGETS, sites_of
 from edgevlm.runtimes.sequence import Piece

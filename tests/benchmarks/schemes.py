@@ -30,7 +30,7 @@ from _measure import (
 from peer import transformers_onnx
 from peer._given import Given
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
 

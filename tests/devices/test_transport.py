@@ -24,7 +24,7 @@ def job(exported):
 
 @pytest.fixture(scope="module")
 def good(job):
-    from edgevlm.documents import to_document
+    from edgevlm.bundle.documents import to_document
 
     return json.loads(json.dumps(to_document(local.profile("", job, lambda _: None))))
 

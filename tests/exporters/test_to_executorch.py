@@ -23,12 +23,12 @@ from torch import nn  # noqa: E402
 from edgevlm import pipeline  # noqa: E402
 from edgevlm.api import load_loop  # noqa: E402
 from edgevlm.blocks import build  # noqa: E402
+from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
 from edgevlm.errors import BundleError, ExportError, RecipeError, RuntimeLoadError  # noqa: E402
 from edgevlm.exporters import to_executorch  # noqa: E402
 from edgevlm.models._checkpoint import find  # noqa: E402
 from edgevlm.parity import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
-from edgevlm.plan import Block, Function, Tensor  # noqa: E402
 from edgevlm.planning import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import METHODS, sites_of  # noqa: E402

@@ -104,7 +104,7 @@ def test_a_process_keeps_to_its_budget(target, scheme, picture, tmp_path):
 
 
 def _plan(path):
-    from edgevlm.bundle import Bundle
+    from edgevlm.bundle.files import Bundle
 
     return Bundle.open(path).plan
 

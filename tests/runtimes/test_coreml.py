@@ -23,7 +23,7 @@ from coremltools.models.compute_plan import MLComputePlan  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 from edgevlm.api import load  # noqa: E402
-from edgevlm.bundle import Bundle  # noqa: E402
+from edgevlm.bundle.files import Bundle  # noqa: E402
 from edgevlm.cli import app  # noqa: E402
 from edgevlm.errors import RuntimeLoadError  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("coremltools")
 pytest.importorskip("onnxscript")
 
-from edgevlm.bundle import Bundle  # noqa: E402
+from edgevlm.bundle.files import Bundle  # noqa: E402
 from edgevlm.errors import BundleError, RuntimeLoadError  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402

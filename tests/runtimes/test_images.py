@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgevlm.bundle.plan import ImageSpec
 from edgevlm.errors import InputError
-from edgevlm.plan import ImageSpec
 from edgevlm.runtimes import images
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -62,8 +62,8 @@ def test_without_the_library_that_reads_graphs(exported, monkeypatch):
 
 def test_executorch_counts_what_its_backend_left(monkeypatch):
     pytest.importorskip("executorch")
+    from edgevlm.bundle.kernels import Kernels, Left
     from edgevlm.runtimes import operators_on_executorch as on_executorch
-    from edgevlm.runtimes._kernels import Kernels, Left
 
     told = {
         "a.encode": Kernels(30, 2, (Left("aten.where", 3, "no"), Left("aten.topk", 1, "no"))),

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("google.protobuf")
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
 from edgevlm.errors import BundleError, RuntimeLoadError
 from edgevlm.runtimes import on_onnxruntime
 from edgevlm.runtimes._shared import Maps, without_weights

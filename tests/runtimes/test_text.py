@@ -17,7 +17,7 @@ pytest.importorskip("onnxscript")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgevlm.bundle import Bundle
+from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError
 from edgevlm.runtimes import images
 from edgevlm.runtimes.engine import Held

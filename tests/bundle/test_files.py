@@ -8,11 +8,11 @@ import os
 import pytest
 
 from edgevlm import api
-from edgevlm.bundle import Bundle, check_free, writing
-from edgevlm.cache import cache_folder
+from edgevlm.bundle.cache import cache_folder
+from edgevlm.bundle.files import Bundle, check_free, writing
+from edgevlm.bundle.manifest import read_manifest
+from edgevlm.bundle.plan import Plan
 from edgevlm.errors import BundleError, EdgeVLMError, ExportError, RuntimeLoadError
-from edgevlm.manifest import read_manifest
-from edgevlm.plan import Plan
 
 WEIGHTS = "blocks/decoder/decoder-0.weights"
 
@@ -69,7 +69,9 @@ def test_a_flipped_byte_is_found_after_a_load(bundle_copy):
 def test_a_checked_file_is_not_read_again(bundle_copy, monkeypatch):
     bundle = Bundle.open(bundle_copy)
     bundle.file(WEIGHTS)
-    monkeypatch.setattr("edgevlm.bundle.sha256", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(
+        "edgevlm.bundle.files.sha256", lambda path: pytest.fail(f"{path} is read again")
+    )
     assert bundle.file(WEIGHTS) == bundle_copy / WEIGHTS
 
 
@@ -252,7 +254,7 @@ def test_only_the_same_export_goes_on(plan, tmp_path, monkeypatch, change):
     elif change == "weights":
         weights = "others"
     elif change == "version":
-        monkeypatch.setattr("edgevlm.bundle.__version__", "0.0.0")
+        monkeypatch.setattr("edgevlm.bundle.files.__version__", "0.0.0")
     assert finished(out, plan, weights) == (2 if change == "nothing" else 0)
 
 

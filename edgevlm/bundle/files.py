@@ -21,11 +21,11 @@ from functools import cached_property
 from pathlib import Path
 
 from edgevlm import __version__
-from edgevlm.cache import cache_folder, keep
-from edgevlm.documents import dumps, read, to_document
+from edgevlm.bundle.cache import cache_folder, keep
+from edgevlm.bundle.documents import dumps, read, to_document
+from edgevlm.bundle.manifest import MANIFEST, read_manifest
+from edgevlm.bundle.plan import Block, FileEntry, Function, Plan
 from edgevlm.errors import BundleError, EdgeVLMError
-from edgevlm.manifest import MANIFEST, read_manifest
-from edgevlm.plan import Block, FileEntry, Function, Plan
 
 MEASURED = "measured"
 # What an unfinished export needs to go on; none of it is part of a bundle.

@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from edgevlm.bundle import Bundle
-from edgevlm.documents import DocumentError, read
+from edgevlm.bundle.documents import DocumentError, read
+from edgevlm.bundle.files import Bundle
 from edgevlm.errors import BundleError
 
 

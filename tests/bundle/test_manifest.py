@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgevlm import manifest
-from edgevlm.bundle import Bundle
+from edgevlm.bundle import manifest
+from edgevlm.bundle.files import Bundle
 from edgevlm.errors import BundleError
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgevlm.packed import PACKINGS
+from edgevlm.bundle.packed import PACKINGS
 from edgevlm.recipe import Recipe
 
 FORMAT_VERSION = 1
@@ -140,7 +140,7 @@ class ImageSpec:
 class Embedding:
     """The table whose rows the host reads: `rows` x `columns`, row-major.
 
-    `dtype` is `f32`, or a packing of `edgevlm.packed`: the numbers of all rows, then all scales.
+    `dtype` is `f32`, or a packing of `bundle.packed`: the numbers of all rows, then all scales.
     `tied`: the head reads its matrix from the same file.
     """
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from edgevlm.packed import PACKINGS, Packing, pack, unpack
+from edgevlm.bundle.packed import PACKINGS, Packing, pack, unpack
 
 NUMBERS = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgevlm import documents
-from edgevlm.documents import DocumentError, dumps, read, shown
-from edgevlm.plan import (
+from edgevlm.bundle import documents
+from edgevlm.bundle.documents import DocumentError, dumps, read, shown
+from edgevlm.bundle.plan import (
     Block,
     Embedding,
     FileEntry,

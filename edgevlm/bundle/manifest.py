@@ -18,10 +18,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgevlm.documents import DocumentError, read, shown
+from edgevlm.bundle.documents import DocumentError, read, shown
+from edgevlm.bundle.packed import PACKINGS
+from edgevlm.bundle.plan import FORMAT_VERSION, SIGNALS, Block, Function, Part, Plan, Tensor
 from edgevlm.errors import BundleError
-from edgevlm.packed import PACKINGS
-from edgevlm.plan import FORMAT_VERSION, SIGNALS, Block, Function, Part, Plan, Tensor
 from edgevlm.recipe import MOST_CHECKED
 
 MANIFEST = "manifest.json"
