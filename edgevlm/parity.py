@@ -24,11 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgevlm.blocks import build
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import SIGNALS, Block, Function
+from edgevlm.graphs.blocks import build
+from edgevlm.graphs.merging import merges
 from edgevlm.models._family import Pieces
-from edgevlm.models._merging import merges
 from edgevlm.planning import Planned
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.memory import return_freed

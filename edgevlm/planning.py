@@ -23,12 +23,12 @@ from edgevlm.bundle.plan import (
 )
 from edgevlm.choosing import choose_decoder_method, choose_encoder_method, choose_method
 from edgevlm.errors import ModelError, PlanError, RecipeError
+from edgevlm.graphs.merging import merge
+from edgevlm.graphs.pruning import Pruning
+from edgevlm.graphs.signals import observe
 from edgevlm.layout import make_layout
 from edgevlm.models._checkpoint import Checkpoint
 from edgevlm.models._family import Description, Pieces
-from edgevlm.models._merging import merge
-from edgevlm.models._pruning import Pruning
-from edgevlm.models._signals import observe
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
 from edgevlm.shapes import Stored, make_blocks

@@ -15,14 +15,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgevlm.blocks import build, cut, cut_rows
 from edgevlm.bundle.plan import Block, Function, Host, Tensor
-from edgevlm.compress._primitives import VisualShape
+from edgevlm.graphs.blocks import build, cut, cut_rows
+from edgevlm.graphs.merging import hidden_shapes, merges
+from edgevlm.graphs.selection import VisualShape
+from edgevlm.graphs.signals import Observed, signal_shape
+from edgevlm.graphs.trace import DTYPES
 from edgevlm.models._family import Description, Pieces
-from edgevlm.models._merging import hidden_shapes, merges
-from edgevlm.models._signals import Observed, signal_shape
 from edgevlm.recipe import Recipe
-from edgevlm.trace import DTYPES
 
 Call = tuple[str, list[Tensor], list[Tensor]]  # name, inputs, outputs
 

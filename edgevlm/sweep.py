@@ -32,7 +32,7 @@ from edgevlm.registry import METHODS, sites_of
 from edgevlm.scores import Score
 
 if TYPE_CHECKING:  # it comes with torch
-    from edgevlm.compress._primitives import VisualShape
+    from edgevlm.graphs.selection import VisualShape
     from edgevlm.pipeline import Graphs
 
 ALL = "all"

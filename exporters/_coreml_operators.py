@@ -1,6 +1,6 @@
 """How the operators of a trace become ML program operators where coremltools 9.0 does not know.
 
-The three of `edgevlm.ops` are translated as they stand. A translation is registered under the
+The three of `edgevlm.graphs.ops` are translated as they stand. A translation is registered under the
 name that the trace has, once, and only for the version of coremltools that it was written for.
 """
 
@@ -24,11 +24,11 @@ from coremltools.converters.mil.frontend.torch.utils import NUM_TO_NUMPY_DTYPE
 from coremltools.converters.mil.mil.ops.defs._utils import promote_input_dtypes
 from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
 
-import edgevlm.ops  # noqa: F401  # defines what is translated here
+import edgevlm.graphs.ops  # noqa: F401  # defines what is translated here
 
 
 def attention(context: Any, node: Any) -> None:
-    """`edgevlm.ops.attention`: softmax(Q K^T / sqrt(D) + bias) V, tensors [1, S, H*D]."""
+    """`edgevlm.graphs.ops.attention`: softmax(Q K^T / sqrt(D) + bias) V, tensors [1, S, H*D]."""
     query, key, value, heads, *rest = _get_inputs(context, node)
     split = [_split(x, int(heads.val)) for x in (query, key, value)]
     bias = rest[0] if rest else None
@@ -41,7 +41,7 @@ def attention(context: Any, node: Any) -> None:
 
 
 def attention_kv(context: Any, node: Any) -> None:
-    """`edgevlm.ops.attention_kv`: S rows go into the cache at `position`, then attend to it.
+    """`edgevlm.graphs.ops.attention_kv`: S rows go into the cache at `position`, then attend to it.
 
     The queries of a group's heads stand one after the other as rows of one head, so that keys and
     values need not be repeated.
@@ -67,7 +67,7 @@ def attention_kv(context: Any, node: Any) -> None:
 
 
 def rotary(context: Any, node: Any) -> None:
-    """`edgevlm.ops.rotary`: x cos + (-x2, x1) sin, x [1, S, H*D], tables [1, S, D]."""
+    """`edgevlm.graphs.ops.rotary`: x cos + (-x2, x1) sin, x [1, S, H*D], tables [1, S, D]."""
     x, cos, sin, heads = _get_inputs(context, node)
     rows, size = x.shape[1], x.shape[2] // int(heads.val)
     wide = mb.reshape(x=x, shape=[1, rows, int(heads.val), size])

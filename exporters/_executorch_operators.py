@@ -15,13 +15,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from edgevlm.ops import ATTENTION, ATTENTION_KV, ROTARY
+from edgevlm.graphs.ops import ATTENTION, ATTENTION_KV, ROTARY
 
 
 def attention(
     query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None
 ) -> Tensor:
-    """`edgevlm.ops.attention`: softmax(Q K^T / sqrt(D) + bias) V, tensors [1, S, H*D]."""
+    """`edgevlm.graphs.ops.attention`: softmax(Q K^T / sqrt(D) + bias) V, tensors [1, S, H*D]."""
     count = query.shape[1]
     q, k, v = (x.view(count, heads, -1).transpose(0, 1) for x in (query, key, value))
     scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
@@ -41,7 +41,7 @@ def attention_kv(
     heads: int,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`edgevlm.ops.attention_kv`; the new rows are written into the caches that came in.
+    """`edgevlm.graphs.ops.attention_kv`; the new rows are written into the caches that came in.
 
     Query heads that share keys are rows of one product, so no key is repeated.
     """
@@ -61,7 +61,7 @@ def attention_kv(
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    """`edgevlm.ops.rotary`: tensors [1, S, H*D], tables [1, S, D]."""
+    """`edgevlm.graphs.ops.rotary`: tensors [1, S, H*D], tables [1, S, D]."""
     x = x.view(1, x.shape[1], heads, -1)
     half = x.shape[-1] // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
-from edgevlm.ops import ATTENTION, ATTENTION_KV, ROTARY
+from edgevlm.graphs.ops import ATTENTION, ATTENTION_KV, ROTARY
 
 
 def _attention(

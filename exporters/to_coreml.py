@@ -32,8 +32,8 @@ from tqdm import tqdm
 
 from edgevlm.bundle.plan import Block, Function, Requires
 from edgevlm.errors import ExportError, RuntimeLoadError
+from edgevlm.graphs.trace import DTYPES, with_weights
 from edgevlm.libraries import silent
-from edgevlm.trace import DTYPES, with_weights
 
 with silent():
     import coremltools as ct

@@ -28,8 +28,8 @@ from edgevlm.bundle.kernels import Kernels, Left
 from edgevlm.bundle.plan import Block, Function, Requires
 from edgevlm.errors import ExportError
 from edgevlm.exporters._executorch_operators import LOWERINGS
+from edgevlm.graphs.trace import example, with_weights
 from edgevlm.libraries import silent
-from edgevlm.trace import example, with_weights
 
 with silent():
     from executorch.backends.xnnpack.partition.config import (

@@ -11,8 +11,8 @@ pytest.importorskip("onnxscript")
 import torch
 
 from edgevlm.errors import PlanError, RecipeError
+from edgevlm.graphs.signals import encode
 from edgevlm.models._checkpoint import find
-from edgevlm.models._signals import encode
 from edgevlm.pipeline import export
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe

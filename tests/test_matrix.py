@@ -15,8 +15,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import VisualShape
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS, TARGETS, sites_of

@@ -15,7 +15,7 @@ from edgevlm.bundle.packed import PACKINGS
 from edgevlm.recipe import Recipe
 
 FORMAT_VERSION = 1
-# What `encode` may give beside features, for methods; edgevlm/models/_signals.py defines each.
+# What `encode` may give beside features, for methods; edgevlm/graphs/signals.py defines each.
 SIGNALS = (
     "cls_attention", "early_cls_attention", "flat_cls_attention", "keys", "flat_keys",
     "global_attention",

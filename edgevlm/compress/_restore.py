@@ -21,13 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import (
-    ROUNDING,
-    VisualShape,
-    in_raster_order,
-    square_shape,
-    unit_rows,
-)
+from edgevlm.graphs.selection import ROUNDING, VisualShape, in_raster_order, square_shape, unit_rows
 
 
 class Restored:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import VisualShape, ascending, places
 from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import VisualShape, ascending, places
 
 # Above any score: attention and its sums are at most a few.
 FIRST = 1e4

@@ -19,8 +19,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._matching import bipartite_soft_matching
-from edgevlm.compress._primitives import (
+from edgevlm.compress._stages import stages
+from edgevlm.compress.fastv import best
+from edgevlm.graphs.matching import bipartite_soft_matching
+from edgevlm.graphs.pruning import Look
+from edgevlm.graphs.selection import (
     VisualShape,
     check_shape,
     grid_budgets,
@@ -29,9 +32,6 @@ from edgevlm.compress._primitives import (
     kept_tokens,
     square_shape,
 )
-from edgevlm.compress._stages import stages
-from edgevlm.compress.fastv import best
-from edgevlm.models._pruning import Look
 
 SOURCE = (
     "AIM (arXiv 2412.03248), sections 3.2 and 3.3, LaVi-Lab/AIM@edc24e9"

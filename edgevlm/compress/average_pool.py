@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgevlm.compress._primitives import (
+from edgevlm.graphs.selection import (
     VisualShape,
     check_shape,
     grid_budgets,

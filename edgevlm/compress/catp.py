@@ -16,7 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import (
+from edgevlm.compress._stages import stages
+from edgevlm.compress.fastv import best
+from edgevlm.errors import PlanError
+from edgevlm.graphs.pruning import Look
+from edgevlm.graphs.selection import (
     ROUNDING,
     VisualShape,
     check_shape,
@@ -28,10 +32,6 @@ from edgevlm.compress._primitives import (
     square_shape,
     unit_rows,
 )
-from edgevlm.compress._stages import stages
-from edgevlm.compress.fastv import best
-from edgevlm.errors import PlanError
-from edgevlm.models._pruning import Look
 
 SOURCE = "CATP (Contextually Adaptive Token Pruning, AAAI 2026), section 3"
 SUMMARY = "keeps the tokens that are nearest to all others; later those the question turns to"

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import (
+from edgevlm.graphs.selection import (
     ROUNDING,
     VisualShape,
     descending,

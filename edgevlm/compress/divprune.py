@@ -23,7 +23,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import (
+from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import (
     ROUNDING,
     VisualShape,
     ascending,
@@ -32,7 +33,6 @@ from edgevlm.compress._primitives import (
     kept_tokens,
     unit_rows,
 )
-from edgevlm.errors import PlanError
 
 SOURCE = (
     "DivPrune (arXiv 2503.02175), max-min diversity problem, vbdi/divprune@799e2d9"

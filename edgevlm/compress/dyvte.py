@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from edgevlm.compress._stages import stages
-from edgevlm.models._pruning import Look
+from edgevlm.graphs.pruning import Look
 
 SOURCE = (
     "DyVTE (arXiv 2411.19628), section 3; the same step is the second stage of ToDRE"

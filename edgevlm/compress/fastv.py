@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from edgevlm.compress._primitives import largest, marked_indices
 from edgevlm.compress._stages import stages
-from edgevlm.models._pruning import Look
+from edgevlm.graphs.pruning import Look
+from edgevlm.graphs.selection import largest, marked_indices
 
 SOURCE = (
     "FastV (arXiv 2403.06764), section 4, pkunlp-icler/FastV@d165972"

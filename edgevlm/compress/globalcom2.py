@@ -15,14 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import (
-    SMALLEST_NORM,
-    VisualShape,
-    keep_all,
-    keep_rows,
-    kept_tokens,
-)
 from edgevlm.compress._tiles import keep_best, on_tiles, regions, share, thumbnail, tile_of
+from edgevlm.graphs.selection import SMALLEST_NORM, VisualShape, keep_all, keep_rows, kept_tokens
 
 SOURCE = (
     "GlobalCom2 (arXiv 2501.05179), section 3, xuyang-liu16/GlobalCom2@96b2d00"

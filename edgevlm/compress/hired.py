@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import VisualShape, keep_all, keep_rows, kept_tokens
 from edgevlm.compress._tiles import keep_best, regions, share, thumbnail, tile_of
+from edgevlm.graphs.selection import VisualShape, keep_all, keep_rows, kept_tokens
 
 SOURCE = (
     "HiRED (arXiv 2408.10945), hasanar1f/HiRED@502d6dd transformers/.../llava_next/"

@@ -13,10 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import ROUNDING, marked, marked_indices, unit_rows
 from edgevlm.compress._stages import stages
 from edgevlm.compress.fastv import best
-from edgevlm.models._pruning import Look
+from edgevlm.graphs.pruning import Look
+from edgevlm.graphs.selection import ROUNDING, marked, marked_indices, unit_rows
 
 SOURCE = (
     "HoliTom (arXiv 2505.21334), section 3.4, cokeshao/HoliTom@e9b2972"

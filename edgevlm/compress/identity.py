@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from edgevlm.compress._primitives import VisualShape, keep_all
 from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import VisualShape, keep_all
 
 SOURCE = ""
 SUMMARY = "keeps all visual tokens"

@@ -18,11 +18,11 @@ import math
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import after_first, descending, marked_indices, unit_rows
 from edgevlm.compress._stages import check_fewer, numbers, stages
 from edgevlm.compress.fastv import best
 from edgevlm.errors import PlanError
-from edgevlm.models._pruning import Look
+from edgevlm.graphs.pruning import Look
+from edgevlm.graphs.selection import after_first, descending, marked_indices, unit_rows
 
 SOURCE = (
     "MustDrop (arXiv 2411.10803), sections 3.2 and 3.3, liuting20/MustDrop@909afa5"

@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import (
+from edgevlm.graphs.selection import (
     ROUNDING,
     VisualShape,
     ascending,

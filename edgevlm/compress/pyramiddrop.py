@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgevlm.compress._stages import numbers, stages
 from edgevlm.compress.fastv import best
-from edgevlm.models._pruning import Look
+from edgevlm.graphs.pruning import Look
 
 SOURCE = (
     "PyramidDrop (arXiv 2410.17247), section 3.2, Cooperx521/PyramidDrop@6444f30"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import VisualShape, gather_rows, keep_all, kept_tokens
+from edgevlm.graphs.selection import VisualShape, gather_rows, keep_all, kept_tokens
 
 SOURCE = "baseline: uniform draw without replacement, numpy.random.default_rng(seed)"
 SUMMARY = "keeps K tokens drawn by chance, the same ones for every image"

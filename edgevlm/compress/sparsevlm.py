@@ -18,9 +18,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import descending, in_raster_order, largest, marked_indices
 from edgevlm.compress._stages import numbers, stages
-from edgevlm.models._pruning import Look
+from edgevlm.graphs.pruning import Look
+from edgevlm.graphs.selection import descending, in_raster_order, largest, marked_indices
 
 SOURCE = (
     "SparseVLM (arXiv 2410.04417), section 3, Gumpest/SparseVLMs@26a5f48"

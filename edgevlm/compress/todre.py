@@ -16,7 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import (
+from edgevlm.compress._tiles import thumbnail
+from edgevlm.graphs.selection import (
     ROUNDING,
     VisualShape,
     ascending,
@@ -25,7 +26,6 @@ from edgevlm.compress._primitives import (
     kept_tokens,
     unit_rows,
 )
-from edgevlm.compress._tiles import thumbnail
 
 SOURCE = "ToDRE (arXiv 2505.18757v2), stage 1, diversity-driven selection; from the paper's text"
 SUMMARY = (

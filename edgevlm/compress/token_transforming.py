@@ -16,9 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import after_first, unit_rows
 from edgevlm.compress._stages import check_fewer
 from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import after_first, unit_rows
 
 SOURCE = "Token Transforming (arXiv 2506.05709), many-to-many matrix; from the abstract alone"
 SUMMARY = "shares every patch out among a few after one layer of the encoder, by likeness"

@@ -18,10 +18,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from edgevlm.compress._matching import bipartite_soft_matching
-from edgevlm.compress._primitives import VisualShape, in_raster_order, keep_all, kept_tokens
 from edgevlm.compress._stages import check_fewer
 from edgevlm.errors import PlanError
+from edgevlm.graphs.matching import bipartite_soft_matching
+from edgevlm.graphs.selection import VisualShape, in_raster_order, keep_all, kept_tokens
 
 SOURCE = (
     "ToMe (arXiv 2210.09461), section 3, facebookresearch/ToMe@af95e4b tome/merge.py:"

@@ -18,8 +18,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._matching import Matching, match
-from edgevlm.compress._primitives import (
+from edgevlm.errors import PlanError
+from edgevlm.graphs.matching import Matching, match
+from edgevlm.graphs.selection import (
     VisualShape,
     check_shape,
     grid_budgets,
@@ -28,7 +29,6 @@ from edgevlm.compress._primitives import (
     kept_tokens,
     square_shape,
 )
-from edgevlm.errors import PlanError
 
 SOURCE = (
     "ToMe for Stable Diffusion (arXiv 2303.17604), section 4, dbolya/tomesd@27a14a3"

@@ -18,7 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import (
+from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import (
     SMALLEST_NORM,
     VisualShape,
     check_shape,
@@ -28,7 +29,6 @@ from edgevlm.compress._primitives import (
     places,
     square_shape,
 )
-from edgevlm.errors import PlanError
 
 SOURCE = (
     "VFlowOpt (arXiv 2508.05211), section 3, sihany077/VFlowOpt@129eeef"

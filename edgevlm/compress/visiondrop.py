@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edgevlm.compress._stages import numbers, stages
 from edgevlm.compress.visionzip import reduce_grid
-from edgevlm.models._pruning import Look
+from edgevlm.graphs.pruning import Look
 
 SOURCE = (
     "VisionDrop (arXiv 2506.22283), section 3, Ruixxxx/VisionDrop@f7a9444"

@@ -20,7 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import (
+from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import (
     ROUNDING,
     VisualShape,
     ascending,
@@ -34,7 +35,6 @@ from edgevlm.compress._primitives import (
     square_shape,
     unit_rows,
 )
-from edgevlm.errors import PlanError
 
 SOURCE = (
     "VisionZip (arXiv 2412.04467), section 3, dvlab-research/VisionZip@3151f6d"

@@ -25,7 +25,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import (
+from edgevlm.graphs.selection import (
     ROUNDING,
     VisualShape,
     keep_all,

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from edgevlm.bundle.plan import ImageSpec, Part
-from edgevlm.compress._primitives import VisualShape
+from edgevlm.graphs.selection import VisualShape
 
 TABLE_ROW = "table_row"
 

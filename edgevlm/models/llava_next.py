@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from edgevlm.bundle.plan import ImageSpec, Part
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.errors import PlanError
+from edgevlm.graphs.layers import ClassPatchEmbedding, DecoderLayer, EncoderLayer, FinalNorm
+from edgevlm.graphs.selection import VisualShape
 from edgevlm.models._family import RESAMPLE, Description, Pieces, three
-from edgevlm.models._layers import ClassPatchEmbedding, DecoderLayer, EncoderLayer, FinalNorm
 from edgevlm.models.llava_onevision import NEWLINE, Pack, newline_rows, processor_views
 from edgevlm.recipe import Recipe
 

@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edgevlm.bundle.plan import ImageSpec, Part
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.errors import PlanError
+from edgevlm.graphs.layers import DecoderLayer, EncoderLayer, FinalNorm, PatchEmbedding
+from edgevlm.graphs.selection import VisualShape
 from edgevlm.models._family import RESAMPLE, TABLE_ROW, Description, Pieces, three
-from edgevlm.models._layers import DecoderLayer, EncoderLayer, FinalNorm, PatchEmbedding
 from edgevlm.recipe import Recipe
 
 NEWLINE = Part(TABLE_ROW, start=0)

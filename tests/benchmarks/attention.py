@@ -21,12 +21,12 @@ import torch
 from _measure import finish, machine, report, rounds, row
 from torch import Tensor, nn
 
-from edgevlm import ops
 from edgevlm.bundle.plan import Block, Function
 from edgevlm.bundle.plan import Tensor as Spec
 from edgevlm.exporters import _onnx_attention
 from edgevlm.exporters.to_onnx import lower, write
-from edgevlm.trace import trace
+from edgevlm.graphs import ops
+from edgevlm.graphs.trace import trace
 
 LAYERS = 12
 SHAPES = [(196, 16, 64), (256, 16, 64), (400, 16, 64), (576, 16, 64), (729, 16, 72), (1024, 12, 64)]

@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from _measure import bundle, machine, open_loop, parser, rounds, say
 
-from edgevlm.blocks import ReduceBlock
 from edgevlm.bundle.plan import Block, Function, Tensor
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.errors import PlanError
+from edgevlm.graphs.blocks import ReduceBlock
+from edgevlm.graphs.selection import VisualShape
+from edgevlm.graphs.trace import trace, weights
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS, TARGETS, sites_of
 from edgevlm.runtimes.sequence import Piece
-from edgevlm.trace import trace, weights
 
 CHANNELS = 576
 SHAPES = {

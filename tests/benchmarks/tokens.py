@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 from _measure import Row, bundle, finish, machine, open_loop, parser, report, rounds, row, say
 
-from edgevlm.blocks import build
+from edgevlm.graphs.blocks import build
+from edgevlm.graphs.trace import trace, weights
 from edgevlm.models._checkpoint import find
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
 from edgevlm.runtimes.sequence import Piece
 from edgevlm.runtimes.text import TextLoop
-from edgevlm.trace import trace, weights
 
 TILES = (4, 4)
 TEXT_TOKENS = 32

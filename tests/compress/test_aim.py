@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress.aim import Method, halve
+from edgevlm.graphs.selection import VisualShape
 
 
 def test_by_hand() -> None:

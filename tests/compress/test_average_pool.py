@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress.average_pool import Method, band_count, cells
 from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import VisualShape
 
 
 def test_by_hand() -> None:

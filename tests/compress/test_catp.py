@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress.catp import DecoderMethod, Method, cover
 from edgevlm.errors import PlanError
-from edgevlm.models._pruning import Look, Pruning
+from edgevlm.graphs.pruning import Look, Pruning
+from edgevlm.graphs.selection import VisualShape
 
 
 def test_by_hand() -> None:

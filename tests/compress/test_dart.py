@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgevlm.compress._primitives import descending, marked, unit_rows
 from edgevlm.compress.dart import Method, take_unlike
+from edgevlm.graphs.selection import descending, marked, unit_rows
 
 
 def directions(*degrees: float) -> torch.Tensor:

@@ -24,8 +24,8 @@ from edgevlm.compress import (
 from edgevlm.compress.fastv import best
 from edgevlm.compress.holitom import fold
 from edgevlm.errors import PlanError
-from edgevlm.models._layers import DecoderLayer
-from edgevlm.models._pruning import Look, PrunedDecoderBlock, Pruning
+from edgevlm.graphs.layers import DecoderLayer
+from edgevlm.graphs.pruning import Look, PrunedDecoderBlock, Pruning
 
 
 def test_fastv_equals_reference(vectors: Any) -> None:

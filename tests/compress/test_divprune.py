@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress.divprune import Method, select
 from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import VisualShape
 
 
 def test_by_hand() -> None:

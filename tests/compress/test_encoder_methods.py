@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from edgevlm.compress import dymu, mustdrop, token_transforming, tome
-from edgevlm.compress._matching import bipartite_soft_matching
 from edgevlm.compress.mustdrop import merge_windows
 from edgevlm.errors import PlanError
+from edgevlm.graphs.matching import bipartite_soft_matching
 
 
 def test_windows_by_hand() -> None:

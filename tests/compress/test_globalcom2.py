@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress._tiles import keep_best, on_tiles
 from edgevlm.compress.globalcom2 import Method, both, scales
 from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import VisualShape
 
 
 def test_by_hand() -> None:

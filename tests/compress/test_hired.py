@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress._tiles import share, tile_of
 from edgevlm.compress.hired import Method
 from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import VisualShape
 
 # A thumbnail of 2x2 before two tiles of 2x2, side by side.
 SMALL = VisualShape(((2, 2), (2, 2), (2, 2)), 3, (1, 2), "first")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import VisualShape
 from edgevlm.registry import METHODS, sites_of
 
 SHAPE = VisualShape(((8, 8),), 16)

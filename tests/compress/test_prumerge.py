@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress.prumerge import NEIGHBOURS, Method, merge_weights
+from edgevlm.graphs.selection import VisualShape
 
 
 def cases(vectors: Any) -> Any:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from edgevlm.compress import divprune, strided
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress._restore import Restored, groups, middle
 from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import VisualShape
 from edgevlm.pipeline import export
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress.strided import Method, middles
 from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import VisualShape
 
 
 def test_by_hand() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress.todre import Method, select
+from edgevlm.graphs.selection import VisualShape
 
 
 def plain(features: torch.Tensor, attention: torch.Tensor, kept: int) -> list[int]:

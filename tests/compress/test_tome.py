@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgevlm.compress._matching import Matching, bipartite_soft_matching
 from edgevlm.compress.tome import Method
+from edgevlm.graphs.matching import Matching, bipartite_soft_matching
 
 
 def test_by_hand() -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress.tomesd import Method, match_cells
 from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import VisualShape
 
 
 def test_by_hand() -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress.vflowopt import Method, cells_of, recycle
 from edgevlm.errors import PlanError
-from edgevlm.models._signals import global_rows
+from edgevlm.graphs.selection import VisualShape
+from edgevlm.graphs.signals import global_rows
 
 
 def test_by_hand() -> None:

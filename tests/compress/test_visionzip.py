@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress.visionzip import Method
 from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import VisualShape
 
 
 def cases(vectors: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.compress.vispruner import Method, select
+from edgevlm.graphs.selection import VisualShape
 
 
 def directions(*degrees: float) -> torch.Tensor:

@@ -14,9 +14,9 @@ pytest.importorskip("torch")
 pytest.importorskip("coremltools")
 pytest.importorskip("onnxscript")
 
-from edgevlm.compress._primitives import VisualShape
 from edgevlm.errors import PlanError
 from edgevlm.exporters.to_coreml import SCHEMES
+from edgevlm.graphs.selection import VisualShape
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS, sites_of

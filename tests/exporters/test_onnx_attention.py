@@ -12,11 +12,11 @@ pytest.importorskip("onnxscript")
 
 from torch import nn  # noqa: E402
 
-from edgevlm import ops  # noqa: E402
 from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
 from edgevlm.exporters.to_onnx import lower, write  # noqa: E402
+from edgevlm.graphs import ops  # noqa: E402
+from edgevlm.graphs.trace import trace  # noqa: E402
 from edgevlm.parity import difference  # noqa: E402
-from edgevlm.trace import trace  # noqa: E402
 
 ROWS, SIZE = 400, 16
 

@@ -21,13 +21,13 @@ from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
 from edgevlm.errors import RecipeError  # noqa: E402
 from edgevlm.exporters._onnx_linear import FORMATS  # noqa: E402
 from edgevlm.exporters.to_onnx import lower, write  # noqa: E402
+from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models._checkpoint import find  # noqa: E402
 from edgevlm.parity import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.runtimes.sequence import load_table  # noqa: E402
-from edgevlm.trace import trace, weights  # noqa: E402
 from edgevlm.verify import THRESHOLDS  # noqa: E402
 
 PRODUCTS = {"Cast", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"}

@@ -20,11 +20,11 @@ from torch import nn  # noqa: E402
 
 from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
 from edgevlm.exporters import to_coreml  # noqa: E402
+from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.parity import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import METHODS, sites_of  # noqa: E402
-from edgevlm.trace import trace, weights  # noqa: E402
 
 NAMES = [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]
 

@@ -22,10 +22,11 @@ from torch import nn  # noqa: E402
 
 from edgevlm import pipeline  # noqa: E402
 from edgevlm.api import load_loop  # noqa: E402
-from edgevlm.blocks import build  # noqa: E402
 from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
 from edgevlm.errors import BundleError, ExportError, RecipeError, RuntimeLoadError  # noqa: E402
 from edgevlm.exporters import to_executorch  # noqa: E402
+from edgevlm.graphs.blocks import build  # noqa: E402
+from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models._checkpoint import find  # noqa: E402
 from edgevlm.parity import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
@@ -33,7 +34,6 @@ from edgevlm.planning import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import METHODS, sites_of  # noqa: E402
 from edgevlm.runtimes.on_executorch import Engine  # noqa: E402
-from edgevlm.trace import trace, weights  # noqa: E402
 from edgevlm.verify import THRESHOLDS  # noqa: E402
 
 NAMES = [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]

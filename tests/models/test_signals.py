@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgevlm.models._signals import method_inputs, observe
+from edgevlm.graphs.signals import method_inputs, observe
 
 SIGNALS = ("cls_attention", "early_cls_attention", "keys")
 

@@ -5,7 +5,7 @@ a model is made canonical, and these are the rewrites, each exact and each compa
 transformers' own forward in tests/models:
 
     position lookup of a view (fractions, buckets)  -> the whole table added      PatchEmbedding
-    attention by module setting                     -> one operator, [1, S, H*D]  edgevlm.ops
+    attention by module setting                     -> one operator, [1, S, H*D]  edgevlm.graphs.ops
     cache objects, masks made inside                -> plain inputs and outputs   DecoderLayer
     rotary tables made inside, from positions       -> inputs that the host makes DecoderLayer
     RMSNorm in five operators                       -> one                        rms_norm
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm.ops import attention, attention_kv, rotary
+from edgevlm.graphs.ops import attention, attention_kv, rotary
 
 
 class PatchEmbedding(nn.Module):

@@ -12,7 +12,7 @@ from hypothesis import assume, given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
 
-from edgevlm.blocks import DecoderBlock, HeadBlock, ReduceBlock, VisionBlock, cut, cut_rows  # noqa: E402
+from edgevlm.graphs.blocks import DecoderBlock, HeadBlock, ReduceBlock, VisionBlock, cut, cut_rows  # noqa: E402
 
 SIZES = st.lists(st.integers(0, 50), max_size=12)
 

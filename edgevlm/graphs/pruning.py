@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm.compress._primitives import marked, marked_indices
-from edgevlm.models._layers import DecoderLayer, rms_norm
-from edgevlm.ops import rotary
+from edgevlm.graphs.layers import DecoderLayer, rms_norm
+from edgevlm.graphs.ops import rotary
+from edgevlm.graphs.selection import marked, marked_indices
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgevlm.compress._primitives import ROUNDING, ascending, places, unit_rows
+from edgevlm.graphs.selection import ROUNDING, ascending, places, unit_rows
 
 # Below any cosine: a token with this score is the last to merge.
 NEVER = -2.0

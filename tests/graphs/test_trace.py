@@ -11,7 +11,7 @@ from torch.export import Dim  # noqa: E402
 
 from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
 from edgevlm.errors import TraceError  # noqa: E402
-from edgevlm.trace import BANNED, check, example, signature, trace, weights  # noqa: E402
+from edgevlm.graphs.trace import BANNED, check, example, signature, trace, weights  # noqa: E402
 
 
 class Calls(nn.Module):

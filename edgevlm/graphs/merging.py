@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from edgevlm.bundle.plan import Tensor as TensorSpec
+from edgevlm.graphs.layers import EncoderLayer
 from edgevlm.models._family import Pieces
-from edgevlm.models._layers import EncoderLayer
 
 
 class MergingLayer(nn.Module):

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from edgevlm.bundle.plan import Block
-from edgevlm.models._merging import merges
-from edgevlm.models._pruning import PrunedDecoderBlock
-from edgevlm.models._signals import encode, pack
+from edgevlm.graphs.merging import merges
+from edgevlm.graphs.pruning import PrunedDecoderBlock
+from edgevlm.graphs.signals import encode, pack
 
 
 def cut(sizes: Sequence[int], limit: int, joined: int | None = None) -> list[tuple[int, int]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgevlm.compress._primitives import (
+from edgevlm.errors import PlanError
+from edgevlm.graphs.selection import (
     VisualShape,
     ascending,
     check_shape,
@@ -19,7 +20,6 @@ from edgevlm.compress._primitives import (
     square_shape,
     unit_rows,
 )
-from edgevlm.errors import PlanError
 
 
 def test_shape_counts_all_grids() -> None:

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevlm.graphs.layers import EncoderLayer
+from edgevlm.graphs.merging import MergingLayer, log_size
 from edgevlm.models._family import Pieces
-from edgevlm.models._layers import EncoderLayer
-from edgevlm.models._merging import MergingLayer, log_size
 
 EARLY, GLOBAL = "early_cls_attention", "global_attention"
 GLOBAL_TIMES = 39.3
