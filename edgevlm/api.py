@@ -39,7 +39,7 @@ def export(recipe: Recipe, out: str | Path, force: bool = False) -> Bundle:
 def plan(recipe: Recipe) -> Plan:
     """The recipe in numbers, before any graph exists; see `edgevlm.planning.make_plan`."""
     require_torch()
-    from edgevlm.models._checkpoint import find
+    from edgevlm.models.checkpoint import find
     from edgevlm.planning import make_plan
 
     return make_plan(recipe, find(recipe.model, recipe.revision)).plan
@@ -49,7 +49,7 @@ def plan_with_cost(recipe: Recipe) -> tuple[Plan, MethodCost | None]:
     """The plan, and what its method of site `tokens` costs itself; see `edgevlm.cost`."""
     require_torch()
     from edgevlm.cost import method_cost
-    from edgevlm.models._checkpoint import find
+    from edgevlm.models.checkpoint import find
     from edgevlm.planning import make_plan
 
     planned = make_plan(recipe, find(recipe.model, recipe.revision))

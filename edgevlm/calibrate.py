@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edgevlm.errors import InputError
 from edgevlm.evaluate import find_dataset
 from edgevlm.examples import Example, Question
-from edgevlm.models._checkpoint import Checkpoint
+from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.parity import QUESTION
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe

@@ -6,11 +6,11 @@ import inspect
 from typing import Any
 
 from edgevlm.bundle.plan import Rope, SiteTokens
-from edgevlm.compress._restore import Restored
+from edgevlm.compress.shared.restore import Restored
 from edgevlm.errors import RecipeError
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.selection import VisualShape
-from edgevlm.models._family import Pieces
+from edgevlm.models.family import Pieces
 from edgevlm.recipe import MethodChoice, Recipe, parse_method
 from edgevlm.registry import METHODS, SITE_CLASSES, sites_of
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from edgevlm.bundle.plan import Layout, Part
 from edgevlm.errors import ModelError
-from edgevlm.models._family import TABLE_ROW, Description
+from edgevlm.models.family import TABLE_ROW, Description
 
 # Private-use characters: no tokenizer text and no question holds them.
 _QUESTION, _REPLY = "\ue000", "\ue001"

@@ -28,7 +28,7 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import SIGNALS, Block, Function
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.merging import merges
-from edgevlm.models._family import Pieces
+from edgevlm.models.family import Pieces
 from edgevlm.planning import Planned
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.memory import return_freed

@@ -19,8 +19,8 @@ from edgevlm.calibrate import Calibration, calibrate
 from edgevlm.errors import ExportError
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.trace import signature, trace, weights
-from edgevlm.models._checkpoint import find
-from edgevlm.models._family import Pieces
+from edgevlm.models.checkpoint import find
+from edgevlm.models.family import Pieces
 from edgevlm.planning import Planned, make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import ENGINES, TARGETS, engine_for

@@ -27,8 +27,8 @@ from edgevlm.graphs.merging import merge
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.signals import observe
 from edgevlm.layout import make_layout
-from edgevlm.models._checkpoint import Checkpoint
-from edgevlm.models._family import Description, Pieces
+from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.models.family import Description, Pieces
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
 from edgevlm.shapes import Stored, make_blocks

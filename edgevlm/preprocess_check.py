@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from edgevlm.bundle.plan import ImageSpec
-from edgevlm.models._checkpoint import Checkpoint
+from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.runtimes import images
 
 # A mean of more than one step of 8 bit is another filter or another grid, not another rounding.

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from edgevlm.errors import InputError
 from edgevlm.evaluate import MAX_NEW_TOKENS, Reply
-from edgevlm.models._checkpoint import find
+from edgevlm.models.checkpoint import find
 from edgevlm.planning import Planned, make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes import images

@@ -21,7 +21,7 @@ from edgevlm.graphs.merging import hidden_shapes, merges
 from edgevlm.graphs.selection import VisualShape
 from edgevlm.graphs.signals import Observed, signal_shape
 from edgevlm.graphs.trace import DTYPES
-from edgevlm.models._family import Description, Pieces
+from edgevlm.models.family import Description, Pieces
 from edgevlm.recipe import Recipe
 
 Call = tuple[str, list[Tensor], list[Tensor]]  # name, inputs, outputs

@@ -132,7 +132,7 @@ def sweep(
         EdgeVLMError: If the model cannot be exported at all, or the dataset not be read.
     """
     require_torch()
-    from edgevlm.models._checkpoint import find
+    from edgevlm.models.checkpoint import find
     from edgevlm.planning import make_plan
 
     checkpoint = find(request.model)

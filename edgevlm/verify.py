@@ -34,8 +34,8 @@ from edgevlm.bundle.plan import Plan
 from edgevlm.errors import BundleError, RecipeError
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.graphs.signals import method_inputs
-from edgevlm.models._checkpoint import find
-from edgevlm.models._family import Pieces
+from edgevlm.models.checkpoint import find
+from edgevlm.models.family import Pieces
 from edgevlm.parity import QUESTION, Array, BlockParity, Runner, Threshold, difference
 from edgevlm.planning import Planned, make_plan
 from edgevlm.preprocess_check import LIMIT as PREPROCESSING_LIMIT

@@ -1,6 +1,6 @@
 """How the operators of a trace become ML program operators where coremltools 9.0 does not know.
 
-The three of `edgevlm.graphs.ops` are translated as they stand. A translation is registered under the
+The three of `graphs.ops` are translated as they stand. A translation is registered under the
 name that the trace has, once, and only for the version of coremltools that it was written for.
 """
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from edgevlm.cost import method_cost, most_bytes
-from edgevlm.models._checkpoint import find
+from edgevlm.models.checkpoint import find
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe
 

@@ -12,7 +12,7 @@ import torch
 
 from edgevlm.errors import PlanError, RecipeError
 from edgevlm.graphs.signals import encode
-from edgevlm.models._checkpoint import find
+from edgevlm.models.checkpoint import find
 from edgevlm.pipeline import export
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe

@@ -13,7 +13,7 @@ from PIL import Image
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgevlm.models._checkpoint import find
+from edgevlm.models.checkpoint import find
 from edgevlm.preprocess_check import LIMIT, preprocessing_error
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes import images

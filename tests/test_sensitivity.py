@@ -14,7 +14,7 @@ pytest.importorskip("onnxscript")
 from edgevlm.cli import app
 from edgevlm.errors import PlanError
 from edgevlm.exporters import to_onnx
-from edgevlm.models._checkpoint import find
+from edgevlm.models.checkpoint import find
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.sensitivity import EXACT_DB, Sensitivity

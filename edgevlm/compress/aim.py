@@ -19,8 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._stages import stages
 from edgevlm.compress.fastv import best
+from edgevlm.compress.shared.stages import stages
 from edgevlm.graphs.matching import bipartite_soft_matching
 from edgevlm.graphs.pruning import Look
 from edgevlm.graphs.selection import (

@@ -9,7 +9,7 @@ Source: DyMU (arXiv 2504.17040), MikeWangWZHL/dymu. Limits: those of `tome` at s
 from __future__ import annotations
 
 from edgevlm.compress import tome
-from edgevlm.compress._stages import numbers
+from edgevlm.compress.shared.stages import numbers
 from edgevlm.errors import PlanError
 
 SOURCE = (

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from edgevlm.compress._stages import stages
+from edgevlm.compress.shared.stages import stages
 from edgevlm.graphs.pruning import Look
 
 SOURCE = (

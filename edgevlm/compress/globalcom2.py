@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._tiles import keep_best, on_tiles, regions, share, thumbnail, tile_of
+from edgevlm.compress.shared.tiles import keep_best, on_tiles, regions, share, thumbnail, tile_of
 from edgevlm.graphs.selection import SMALLEST_NORM, VisualShape, keep_all, keep_rows, kept_tokens
 
 SOURCE = (

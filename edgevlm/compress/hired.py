@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._tiles import keep_best, regions, share, thumbnail, tile_of
+from edgevlm.compress.shared.tiles import keep_best, regions, share, thumbnail, tile_of
 from edgevlm.graphs.selection import VisualShape, keep_all, keep_rows, kept_tokens
 
 SOURCE = (

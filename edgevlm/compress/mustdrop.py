@@ -18,8 +18,8 @@ import math
 import torch
 from torch import Tensor
 
-from edgevlm.compress._stages import check_fewer, numbers, stages
 from edgevlm.compress.fastv import best
+from edgevlm.compress.shared.stages import check_fewer, numbers, stages
 from edgevlm.errors import PlanError
 from edgevlm.graphs.pruning import Look
 from edgevlm.graphs.selection import after_first, descending, marked_indices, unit_rows

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from edgevlm.compress._stages import numbers, stages
 from edgevlm.compress.fastv import best
+from edgevlm.compress.shared.stages import numbers, stages
 from edgevlm.graphs.pruning import Look
 
 SOURCE = (

@@ -10,7 +10,7 @@ Source: "Searching Optimal Vision Token Reduction" (CVPR 2025), for the schedule
 from __future__ import annotations
 
 from edgevlm.compress import fastv
-from edgevlm.compress._stages import stages
+from edgevlm.compress.shared.stages import stages
 from edgevlm.errors import PlanError
 
 SOURCE = (

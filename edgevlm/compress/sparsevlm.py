@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._stages import numbers, stages
+from edgevlm.compress.shared.stages import numbers, stages
 from edgevlm.graphs.pruning import Look
 from edgevlm.graphs.selection import descending, in_raster_order, largest, marked_indices
 

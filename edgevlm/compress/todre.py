@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._tiles import thumbnail
+from edgevlm.compress.shared.tiles import thumbnail
 from edgevlm.graphs.selection import (
     ROUNDING,
     VisualShape,

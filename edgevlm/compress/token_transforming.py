@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress._stages import check_fewer
+from edgevlm.compress.shared.stages import check_fewer
 from edgevlm.errors import PlanError
 from edgevlm.graphs.selection import after_first, unit_rows
 

@@ -18,7 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from edgevlm.compress._stages import check_fewer
+from edgevlm.compress.shared.stages import check_fewer
 from edgevlm.errors import PlanError
 from edgevlm.graphs.matching import bipartite_soft_matching
 from edgevlm.graphs.selection import VisualShape, in_raster_order, keep_all, kept_tokens

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from edgevlm.compress._stages import numbers, stages
+from edgevlm.compress.shared.stages import numbers, stages
 from edgevlm.compress.visionzip import reduce_grid
 from edgevlm.graphs.pruning import Look
 

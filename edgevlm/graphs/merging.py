@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.plan import Tensor as TensorSpec
 from edgevlm.graphs.layers import EncoderLayer
-from edgevlm.models._family import Pieces
+from edgevlm.models.family import Pieces
 
 
 class MergingLayer(nn.Module):

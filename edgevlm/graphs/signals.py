@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from edgevlm.graphs.layers import EncoderLayer
 from edgevlm.graphs.merging import MergingLayer, log_size
-from edgevlm.models._family import Pieces
+from edgevlm.models.family import Pieces
 
 EARLY, GLOBAL = "early_cls_attention", "global_attention"
 GLOBAL_TIMES = 39.3

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgevlm.compress._tiles import keep_best, on_tiles
 from edgevlm.compress.globalcom2 import Method, both, scales
+from edgevlm.compress.shared.tiles import keep_best, on_tiles
 from edgevlm.errors import PlanError
 from edgevlm.graphs.selection import VisualShape
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgevlm.compress._tiles import share, tile_of
 from edgevlm.compress.hired import Method
+from edgevlm.compress.shared.tiles import share, tile_of
 from edgevlm.errors import PlanError
 from edgevlm.graphs.selection import VisualShape
 

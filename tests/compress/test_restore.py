@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edgevlm.compress import divprune, strided
-from edgevlm.compress._restore import Restored, groups, middle
+from edgevlm.compress.shared.restore import Restored, groups, middle
 from edgevlm.errors import PlanError
 from edgevlm.graphs.selection import VisualShape
 from edgevlm.pipeline import export
@@ -129,7 +129,7 @@ def test_a_bundle_agrees_with_the_models_own_attention(
 
 def test_what_cannot_be_together(preset: Any) -> None:
     """A method of site `decoder` makes its own masks."""
-    from edgevlm.models._checkpoint import find
+    from edgevlm.models.checkpoint import find
 
     methods = ("divprune:calibrate=size", "fastv:layer=1")
     recipe = Recipe(model=str(preset("tiny-smolvlm")), tokens=16, methods=methods)

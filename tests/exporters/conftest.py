@@ -16,7 +16,7 @@ from edgevlm.bundle.plan import Block, Function, Requires, Tensor  # noqa: E402
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
-from edgevlm.models._checkpoint import find  # noqa: E402
+from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.planning import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import ENGINES, TARGETS  # noqa: E402

@@ -22,7 +22,7 @@ from edgevlm.errors import RecipeError  # noqa: E402
 from edgevlm.exporters._onnx_linear import FORMATS  # noqa: E402
 from edgevlm.exporters.to_onnx import lower, write  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
-from edgevlm.models._checkpoint import find  # noqa: E402
+from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.parity import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning import make_plan  # noqa: E402

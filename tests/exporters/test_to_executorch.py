@@ -27,7 +27,7 @@ from edgevlm.errors import BundleError, ExportError, RecipeError, RuntimeLoadErr
 from edgevlm.exporters import to_executorch  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
-from edgevlm.models._checkpoint import find  # noqa: E402
+from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.parity import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning import make_plan  # noqa: E402

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from edgevlm.exporters.to_onnx import ALIGN_BYTES, OPSET, lower, write  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import signature, trace, weights  # noqa: E402
-from edgevlm.models._checkpoint import find  # noqa: E402
+from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402

@@ -120,7 +120,7 @@ class Prompt:
 @pytest.fixture(scope="session")
 def tiny(preset) -> Callable[..., Tiny]:
     """`tiny("tiny-smolvlm", tiles=(2, 2))`: a recipe's plan with the model; weights load once."""
-    from edgevlm.models._checkpoint import find
+    from edgevlm.models.checkpoint import find
     from edgevlm.planning import make_plan
     from edgevlm.recipe import Recipe
 

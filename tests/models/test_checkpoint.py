@@ -12,7 +12,7 @@ import edgevlm
 from edgevlm.errors import ModelError
 
 pytest.importorskip("torch")
-checkpoint = pytest.importorskip("edgevlm.models._checkpoint")
+checkpoint = pytest.importorskip("edgevlm.models.checkpoint")
 EMBEDDED = Path(edgevlm.__path__[0]) / "embedded"
 
 
@@ -51,7 +51,7 @@ def test_the_embedded_checkpoint_and_a_copy_of_it_are_found(tmp_path):
 
 def test_a_checkpoint_is_read_by_its_family(folder):
     found = checkpoint.find(str(folder))
-    assert found.family.__name__ == "edgevlm.models.smolvlm"
+    assert found.family.__name__ == "edgevlm.models.vlm.smolvlm"
     assert found.chat_template()
     assert found.processor()["resample"] == 1
 

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from edgevlm import api
 from edgevlm.errors import BundleError, InputError, PlanError, RecipeError
-from edgevlm.models._checkpoint import find
+from edgevlm.models.checkpoint import find
 from edgevlm.pipeline import export
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe

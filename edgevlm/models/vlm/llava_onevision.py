@@ -22,7 +22,7 @@ from edgevlm.bundle.plan import ImageSpec, Part
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import DecoderLayer, EncoderLayer, FinalNorm, PatchEmbedding
 from edgevlm.graphs.selection import VisualShape
-from edgevlm.models._family import RESAMPLE, TABLE_ROW, Description, Pieces, three
+from edgevlm.models.family import RESAMPLE, TABLE_ROW, Description, Pieces, three
 from edgevlm.recipe import Recipe
 
 NEWLINE = Part(TABLE_ROW, start=0)

@@ -26,8 +26,8 @@ from edgevlm.bundle.plan import ImageSpec, Part
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import ClassPatchEmbedding, DecoderLayer, EncoderLayer, FinalNorm
 from edgevlm.graphs.selection import VisualShape
-from edgevlm.models._family import RESAMPLE, Description, Pieces, three
-from edgevlm.models.llava_onevision import NEWLINE, Pack, newline_rows, processor_views
+from edgevlm.models.family import RESAMPLE, Description, Pieces, three
+from edgevlm.models.vlm.llava_onevision import NEWLINE, Pack, newline_rows, processor_views
 from edgevlm.recipe import Recipe
 
 __all__ = ["describe", "pieces", "processor_views", "reference_features"]

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edgevlm.errors import PlanError  # noqa: E402
-from edgevlm.models._checkpoint import find  # noqa: E402
+from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.parity import difference  # noqa: E402
 from edgevlm.planning import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402

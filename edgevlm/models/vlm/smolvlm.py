@@ -18,7 +18,7 @@ from edgevlm.bundle.plan import ImageSpec, Part
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import DecoderLayer, EncoderLayer, FinalNorm, PatchEmbedding
 from edgevlm.graphs.selection import VisualShape
-from edgevlm.models._family import RESAMPLE, Description, Pieces, three
+from edgevlm.models.family import RESAMPLE, Description, Pieces, three
 from edgevlm.recipe import Recipe
 
 FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
