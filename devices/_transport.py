@@ -29,7 +29,7 @@ from edgevlm.errors import DeviceError, InputError, RecipeError, unknown_name
 from edgevlm.profile import LIMIT_BYTES, Profile, parse_profile, write_text
 from edgevlm.profiling import PHOTO, Request
 from edgevlm.registry import ENGINES
-from edgevlm.runtimes import images
+from edgevlm.runtimes.loops import images
 
 FORMAT_VERSION = 1
 REQUEST, PICTURE = "request.json", "picture"

@@ -16,7 +16,7 @@ from edgevlm.bundle.manifest import MANIFEST
 from edgevlm.errors import RecipeError
 from edgevlm.evaluate import MAX_NEW_TOKENS, Answerer, Reply
 from edgevlm.recipe import Recipe
-from edgevlm.runtimes.sequence import Visual
+from edgevlm.runtimes.loops.sequence import Visual
 
 
 def is_bundle(name: str) -> bool:

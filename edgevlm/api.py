@@ -13,12 +13,12 @@ from edgevlm.bundle.plan import Plan
 from edgevlm.errors import InputError, RuntimeLoadError
 from edgevlm.recipe import Recipe, parse_bytes
 from edgevlm.registry import ENGINES, engine_for
-from edgevlm.runtimes import drafts, images
 from edgevlm.runtimes.engine import Held
-from edgevlm.runtimes.sampling import Sampling
-from edgevlm.runtimes.sequence import Visual
-from edgevlm.runtimes.streaming import Streamed
-from edgevlm.runtimes.text import Answer, TextLoop
+from edgevlm.runtimes.loops import drafts, images
+from edgevlm.runtimes.loops.sampling import Sampling
+from edgevlm.runtimes.loops.sequence import Visual
+from edgevlm.runtimes.loops.text import Answer, TextLoop
+from edgevlm.runtimes.residency.streamed import Streamed
 
 if TYPE_CHECKING:
     from edgevlm.cost import MethodCost
@@ -108,7 +108,7 @@ def load_loop(
         return TextLoop(bundle, Held(bundle.plan, runs))
     if not runs.budgets:
         raise RuntimeLoadError(f"engine '{module.NAME}' keeps to no budget; leave out --memory")
-    from edgevlm.runtimes.measuring import measured
+    from edgevlm.runtimes.residency.measure import measured
 
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
     costs = measured(bundle, module.NAME, runs.threads, progress)

@@ -26,7 +26,7 @@ from edgevlm.parity import QUESTION
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.reference import TorchAnswerer
-from edgevlm.runtimes import images
+from edgevlm.runtimes.loops import images
 
 TOKENS = 8  # of each answer
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

@@ -34,10 +34,10 @@ from edgevlm.profile import (
     stat,
 )
 from edgevlm.runtimes import sensors
-from edgevlm.runtimes.costs import Costs, Key
+from edgevlm.runtimes.loops.text import Answer
 from edgevlm.runtimes.recording import Mark
+from edgevlm.runtimes.residency.costs import Costs, Key
 from edgevlm.runtimes.sensors import Reading
-from edgevlm.runtimes.text import Answer
 
 STAGE_OF = {"encode": "vision", "reduce": "reduce", "prefill": "prefill", "logits": "head"}
 # Processes that wanted a core before; beyond this share of the cores the figures are of both.

@@ -31,8 +31,7 @@ from edgevlm.graphs.merging import merges
 from edgevlm.models.family import Pieces
 from edgevlm.planning import Planned
 from edgevlm.registry import ENGINES, engine_for
-from edgevlm.runtimes.memory import return_freed
-from edgevlm.runtimes.sequence import (
+from edgevlm.runtimes.loops.sequence import (
     Piece,
     Visual,
     assemble,
@@ -42,6 +41,7 @@ from edgevlm.runtimes.sequence import (
     prompt_state,
     rotary_tables,
 )
+from edgevlm.runtimes.residency.memory import return_freed
 
 NOISE, TRIALS = 2.0**-22, 8  # of the test whether a choice of tokens hangs on rounding
 HALF_NOISE, HALF_MARGIN_DB = 2.0**-11, 3.0  # of merging in float16

@@ -24,7 +24,7 @@ from edgevlm.models.family import Pieces
 from edgevlm.planning import Planned, make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import ENGINES, TARGETS, engine_for
-from edgevlm.runtimes.memory import peak_rss_bytes
+from edgevlm.runtimes.residency.memory import peak_rss_bytes
 from edgevlm.verify import Verification, verify_model
 
 TABLE_ROWS = 4096  # of the embedding table at a time

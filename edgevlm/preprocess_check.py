@@ -20,7 +20,7 @@ from PIL import Image
 
 from edgevlm.bundle.plan import ImageSpec
 from edgevlm.models.checkpoint import Checkpoint
-from edgevlm.runtimes import images
+from edgevlm.runtimes.loops import images
 
 # A mean of more than one step of 8 bit is another filter or another grid, not another rounding.
 LIMIT = 0.01

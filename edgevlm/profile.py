@@ -216,7 +216,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Placed:
-    """Where operators run: what `runtimes/operators_on_ENGINE.py` finds.
+    """Where operators run: what `operators.py` beside an engine finds.
 
     Attributes:
         operators: Each, with its time; None where the engine does not time them.

@@ -25,12 +25,13 @@ from edgevlm.errors import EdgeVLMError, InputError
 from edgevlm.figures import Answered, Measured, Opened
 from edgevlm.profile import Placed, Profile, Question, SustainedSample
 from edgevlm.registry import ENGINES
-from edgevlm.runtimes import bandwidth, images, sensors
-from edgevlm.runtimes.costs import Key
+from edgevlm.runtimes import bandwidth, sensors
 from edgevlm.runtimes.engine import Held
-from edgevlm.runtimes.memory import peak_rss_bytes, resident_bytes
+from edgevlm.runtimes.loops import images
+from edgevlm.runtimes.loops.text import TextLoop
 from edgevlm.runtimes.recording import Recorder, recording
-from edgevlm.runtimes.text import TextLoop
+from edgevlm.runtimes.residency.costs import Key
+from edgevlm.runtimes.residency.memory import peak_rss_bytes, resident_bytes
 
 PHOTO = Path(__file__).parent / "photos" / "scene.png"
 PROMPT = "What is in this picture?"
@@ -209,10 +210,9 @@ def _reopen(plan: Plan, recorder: Recorder) -> Opened:
 
 
 def _placed(engine: object, calls: Mapping[Key, int]) -> Placed | str:
-    """What `runtimes/operators_on_ENGINE.py` finds; a reason where there is no such file."""
-    home = type(engine).__module__.rpartition(".on_")
-    name = f"{home[0]}.operators_on_{home[2]}"
-    if not home[2] or find_spec(name) is None:
+    """What `operators.py` beside the engine finds; a reason where there is no such file."""
+    name = f"{type(engine).__module__.rpartition('.')[0]}.operators"
+    if find_spec(name) is None:
         return f"the operators of engine '{getattr(engine, 'name', '')}' are not looked at"
     try:
         placed: Placed = importlib.import_module(name).operators(engine, calls)

@@ -19,8 +19,8 @@ from edgevlm.evaluate import MAX_NEW_TOKENS, Reply
 from edgevlm.models.checkpoint import find
 from edgevlm.planning import Planned, make_plan
 from edgevlm.recipe import Recipe
-from edgevlm.runtimes import images
-from edgevlm.runtimes.sequence import Floats, Piece, Visual, assemble
+from edgevlm.runtimes.loops import images
+from edgevlm.runtimes.loops.sequence import Floats, Piece, Visual, assemble
 
 
 class TorchAnswerer:

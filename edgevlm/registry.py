@@ -100,8 +100,8 @@ def sites_of(module: ModuleType) -> list[str]:
 FAMILIES = Registry("model family", "edgevlm.models", nested=True)
 METHODS = Registry("method", "edgevlm.compress")
 DATASETS = Registry("dataset", "edgevlm.datasets")
-TARGETS = Registry("target", "edgevlm.exporters", "to_")
-ENGINES = Registry("engine", "edgevlm.runtimes", "on_")
+TARGETS = Registry("target", "edgevlm.exporters", "to_", "target")
+ENGINES = Registry("engine", "edgevlm.runtimes", "on_", "engine")
 DEVICES = Registry("device", "edgevlm.devices")
 
 

@@ -40,8 +40,8 @@ from edgevlm.parity import QUESTION, Array, BlockParity, Runner, Threshold, diff
 from edgevlm.planning import Planned, make_plan
 from edgevlm.preprocess_check import LIMIT as PREPROCESSING_LIMIT
 from edgevlm.preprocess_check import preprocessing_error
-from edgevlm.runtimes import images
-from edgevlm.runtimes.sequence import Piece, causal_mask, prompt_state, rotary_tables
+from edgevlm.runtimes.loops import images
+from edgevlm.runtimes.loops.sequence import Piece, causal_mask, prompt_state, rotary_tables
 
 STEPS = 32
 PHOTOS = tuple(Path(__file__).parent / "photos" / name for name in ("flower.jpg", "stream.jpg"))

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from edgevlm.bundle.plan import Plan
-from edgevlm.runtimes.memory import return_freed
+from edgevlm.runtimes.residency.memory import return_freed
 
 Array = NDArray[Any]
 

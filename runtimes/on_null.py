@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.runtimes.costs import Cost, Costs, Key
+from edgevlm.runtimes.residency.costs import Cost, Costs, Key
 
 NAME = "null"
 SUMMARY = "no compute: carries schedules out, to count bytes and loads"

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from edgevlm.runtimes.engine import Array, Blocks
-from edgevlm.runtimes.memory import footprint_bytes, resident_bytes, return_freed
-from edgevlm.runtimes.text import TextLoop
+from edgevlm.runtimes.loops.text import TextLoop
+from edgevlm.runtimes.residency.memory import footprint_bytes, resident_bytes, return_freed
 
 # Reading memory takes some hundredths of a millisecond; so it is at most a per cent.
 PAUSE_S = 0.01

@@ -21,9 +21,9 @@ from edgevlm.pipeline import export
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.engine import Held
-from edgevlm.runtimes.on_onnxruntime import Engine
-from edgevlm.runtimes.sequence import assemble
-from edgevlm.runtimes.text import TextLoop
+from edgevlm.runtimes.loops.sequence import assemble
+from edgevlm.runtimes.loops.text import TextLoop
+from edgevlm.runtimes.on_onnxruntime.engine import Engine
 from edgevlm.verify import _pruned_reference
 
 PICTURE = Image.linear_gradient("L").convert("RGB")

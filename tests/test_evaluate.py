@@ -193,7 +193,7 @@ def test_a_bundle_answers_as_generate_and_chat_do(exported, flower, stream):
 
 def test_a_bundle_encodes_a_picture_once(exported, flower, monkeypatch):
     from edgevlm.answerers import BundleAnswerer
-    from edgevlm.runtimes.text import TextLoop
+    from edgevlm.runtimes.loops.text import TextLoop
 
     who, seen, see = BundleAnswerer(exported.bundle.path, threads=1), [], TextLoop.see
     monkeypatch.setattr(TextLoop, "see", lambda *a: seen.append(1) or see(*a))
@@ -247,7 +247,7 @@ def test_a_model_answers_as_without_any_cache(reference, flower):
     """The whole sequence through transformers' forward again for each token, no position given."""
     import torch
 
-    from edgevlm.runtimes.sequence import assemble
+    from edgevlm.runtimes.loops.sequence import assemble
 
     reference.show([flower])
     reply = reference.ask("What is this?", further=False)

@@ -2,7 +2,7 @@
 
 By default each method runs once on ONNX, with the families in turn, and each family with each grid
 and clip at least once; the full cross stands behind the marker `slow`, other targets too
-(tests/exporters/test_to_coreml.py has a choice of theirs).
+(tests/exporters/to_coreml/test_target.py has a choice of theirs).
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_installed_wheel_finds_its_plug_ins(wheel, tmp_path):
 import json, sys
 sys.path[:0] = [{str(tmp_path)!r}]
 sys.path += {libraries!r}
-import edgevlm, edgevlm.cli, edgevlm.devices, edgevlm.exporters, edgevlm.runtimes.images
+import edgevlm, edgevlm.cli, edgevlm.devices, edgevlm.exporters, edgevlm.runtimes.loops.images
 import optimum.commands.register
 from edgevlm import registry
 from edgevlm.devices import _named

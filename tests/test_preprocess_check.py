@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 from edgevlm.models.checkpoint import find
 from edgevlm.preprocess_check import LIMIT, preprocessing_error
 from edgevlm.recipe import Recipe
-from edgevlm.runtimes import images
+from edgevlm.runtimes.loops import images
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = [images.load(ROOT / "edgevlm" / "photos" / f"{n}.jpg") for n in ("flower", "stream")]

@@ -29,7 +29,7 @@ from edgevlm.profile import (
     write_profile,
 )
 from edgevlm.profiling import Request
-from edgevlm.runtimes.on_onnxruntime import Engine
+from edgevlm.runtimes.on_onnxruntime.engine import Engine
 
 KEYS = {
     "schema_version", "device", "engine", "threads", "recipe", "blocks", "ttft_ms",

@@ -13,7 +13,7 @@ pytest.importorskip("onnxscript")
 
 from edgevlm.cli import app
 from edgevlm.errors import PlanError
-from edgevlm.exporters import to_onnx
+from edgevlm.exporters.to_onnx import target as to_onnx
 from edgevlm.models.checkpoint import find
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe

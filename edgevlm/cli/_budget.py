@@ -12,7 +12,7 @@ from edgevlm.bundle.manifest import MANIFEST
 from edgevlm.cli import _options as o
 from edgevlm.errors import RecipeError
 from edgevlm.profile import write_text
-from edgevlm.runtimes.streaming import Streamed
+from edgevlm.runtimes.residency.streamed import Streamed
 
 WORDS = {
     "encode": "a view", "prefill": "a chunk of the prompt", "decode": "a token",

@@ -14,7 +14,7 @@ from edgevlm.errors import RecipeError, RuntimeLoadError
 from edgevlm.registry import ENGINES
 
 if TYPE_CHECKING:
-    from edgevlm.runtimes._ml_report import FunctionReport, Largest
+    from edgevlm.runtimes.on_coreml_reference.ml_report import FunctionReport, Largest
 
 
 FLOAT16_MAX = 65_504
@@ -75,7 +75,7 @@ def _programs(bundle: Bundle) -> list[FunctionReport] | None:
     if bundle.plan.recipe.target != "coreml":
         return None
     ENGINES.load("coreml-reference")  # says what is missing
-    from edgevlm.runtimes._ml_report import static_report
+    from edgevlm.runtimes.on_coreml_reference.ml_report import static_report
 
     return static_report(bundle)
 
@@ -84,7 +84,7 @@ def _largest(bundle: Bundle, pictures: list[Path], prompt: str) -> Largest:
     """Largest numbers in float16, see `_ml_report`."""
     if bundle.plan.recipe.target != "coreml":
         raise RecipeError(f"--image is for Core ML, the bundle is for {bundle.plan.recipe.target}")
-    from edgevlm.runtimes._ml_report import largest_numbers
+    from edgevlm.runtimes.on_coreml_reference.ml_report import largest_numbers
 
     with o.progress() as step:
         step(f"run {len(pictures)} pictures in numpy")

@@ -14,10 +14,10 @@ from edgevlm import api
 from edgevlm.cli import _options as o
 from edgevlm.cli._default import default_bundle
 from edgevlm.errors import InputError
-from edgevlm.runtimes import pressure
-from edgevlm.runtimes.sampling import Sampling
-from edgevlm.runtimes.streaming import Streamed
-from edgevlm.runtimes.text import Answer
+from edgevlm.runtimes.loops.sampling import Sampling
+from edgevlm.runtimes.loops.text import Answer
+from edgevlm.runtimes.residency import pressure
+from edgevlm.runtimes.residency.streamed import Streamed
 
 
 def main(

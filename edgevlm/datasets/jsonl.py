@@ -23,7 +23,7 @@ from edgevlm.bundle.documents import DocumentError, read
 from edgevlm.datasets._lines import first_scenes, inside, objects
 from edgevlm.errors import InputError
 from edgevlm.examples import Example, Question
-from edgevlm.runtimes import images
+from edgevlm.runtimes.loops import images
 
 SUMMARY = "your own questions, a JSON line a scene"
 PATH = "a .jsonl file; its pictures and videos lie in the same folder"

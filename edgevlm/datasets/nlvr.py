@@ -23,7 +23,7 @@ from edgevlm.bundle.documents import shown
 from edgevlm.datasets._lines import first_scenes, inside, objects
 from edgevlm.errors import InputError
 from edgevlm.examples import Example, Question
-from edgevlm.runtimes import images
+from edgevlm.runtimes.loops import images
 
 SUMMARY = "NLVR, true or false of a sentence about drawn shapes (ACL 2017)"
 PATH = "the folder of NLVR, or of one split: nlvr/test"

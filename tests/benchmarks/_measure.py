@@ -27,8 +27,8 @@ from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.engine import Held
-from edgevlm.runtimes.sequence import Piece
-from edgevlm.runtimes.text import TextLoop
+from edgevlm.runtimes.loops.sequence import Piece
+from edgevlm.runtimes.loops.text import TextLoop
 
 # Long enough for the threads of one engine to stop spinning before another one is measured.
 PAUSE_S = 0.2

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.plan import Block, Function
 from edgevlm.bundle.plan import Tensor as Spec
-from edgevlm.exporters import _onnx_attention
-from edgevlm.exporters.to_onnx import lower, write
+from edgevlm.exporters.to_onnx import attention
+from edgevlm.exporters.to_onnx.target import lower, write
 from edgevlm.graphs import ops
 from edgevlm.graphs.trace import trace
 
@@ -49,7 +49,7 @@ def main() -> None:
     made.add_argument("--json", action="store_true", help="last line: one JSON document")
     options = made.parse_args()
     where = machine(options.threads)
-    _onnx_attention.LEAST_SCORES = 0
+    attention.LEAST_SCORES = 0
     tables = []
     for patches, heads, size in SHAPES:
         with TemporaryDirectory() as work:

@@ -13,7 +13,7 @@ import numpy as np
 from _measure import bundle, finish, machine, open_loop, parser, report, rounds, row
 
 from edgevlm.recipe import Recipe
-from edgevlm.runtimes.text import TextLoop
+from edgevlm.runtimes.loops.text import TextLoop
 
 ROWS = 200
 

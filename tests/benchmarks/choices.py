@@ -29,8 +29,8 @@ from _measure import (
 )
 
 from edgevlm.recipe import Recipe
-from edgevlm.runtimes.on_onnxruntime import Engine
-from edgevlm.runtimes.text import TextLoop
+from edgevlm.runtimes.loops.text import TextLoop
+from edgevlm.runtimes.on_onnxruntime.engine import Engine
 
 ROWS = 1120
 CHUNKS = (128, 64, 192, 256, 560, 1120)

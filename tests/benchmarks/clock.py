@@ -16,7 +16,7 @@ import numpy as np
 
 from edgevlm.api import load_loop
 from edgevlm.cli._default import default_bundle
-from edgevlm.runtimes import images
+from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.recording import recording
 from edgevlm.verify import PHOTOS
 

@@ -31,14 +31,19 @@ from torch import Tensor, nn
 from edgevlm.bundle.files import Bundle, sha256
 from edgevlm.bundle.plan import Block, FileEntry, Function
 from edgevlm.bundle.plan import Tensor as Spec
-from edgevlm.exporters import to_onnx
+from edgevlm.exporters.to_onnx import target as to_onnx
 from edgevlm.graphs.ops import attention
 from edgevlm.graphs.trace import trace, weights
 from edgevlm.runtimes.engine import Held
-from edgevlm.runtimes.measuring import Measured
-from edgevlm.runtimes.memory import forget_peak, peak_rss_bytes, resident_bytes, return_freed
-from edgevlm.runtimes.on_onnxruntime import Engine
-from edgevlm.runtimes.streaming import Streamed
+from edgevlm.runtimes.on_onnxruntime.engine import Engine
+from edgevlm.runtimes.residency.measure import Measured
+from edgevlm.runtimes.residency.memory import (
+    forget_peak,
+    peak_rss_bytes,
+    resident_bytes,
+    return_freed,
+)
+from edgevlm.runtimes.residency.streamed import Streamed
 
 WIDTH, HEADS, STEPS = 1152, 16, 3
 

@@ -16,7 +16,7 @@ import numpy as np
 from _measure import bundle, finish, machine, open_loop, parser, report, rounds, row, say
 
 from edgevlm.recipe import Recipe
-from edgevlm.runtimes.text import TextLoop
+from edgevlm.runtimes.loops.text import TextLoop
 
 # Patches, the layer by which they are left, and how many times faster than without.
 GOALS = {(512, 6): 1.4, (256, 8): 1.6}

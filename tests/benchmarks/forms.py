@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from edgevlm.bundle.files import Bundle
-from edgevlm.runtimes.costs import passes
-from edgevlm.runtimes.measuring import measure_costs
+from edgevlm.runtimes.residency.costs import passes
+from edgevlm.runtimes.residency.measure import measure_costs
 
 COLUMNS = ("bytes", "load_ms", "first_ms", "run_ms", "evict_ms")
 

@@ -32,12 +32,12 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.errors import EdgeVLMError
 from edgevlm.recipe import parse_bytes
 from edgevlm.registry import engine_for
-from edgevlm.runtimes import images
-from edgevlm.runtimes.costs import passes, schedules
-from edgevlm.runtimes.loader import Unit
-from edgevlm.runtimes.measuring import measure_costs
-from edgevlm.runtimes.memory import footprint_bytes, forget_peak, peak_rss_bytes
-from edgevlm.runtimes.streaming import Streamed
+from edgevlm.runtimes.loops import images
+from edgevlm.runtimes.residency.costs import passes, schedules
+from edgevlm.runtimes.residency.measure import measure_costs
+from edgevlm.runtimes.residency.memory import footprint_bytes, forget_peak, peak_rss_bytes
+from edgevlm.runtimes.residency.schedule import Unit
+from edgevlm.runtimes.residency.streamed import Streamed
 
 PASSES = {"encode": 4, "prefill": 5, "decode": 12}
 PHOTO = Path(__file__).parents[2] / "edgevlm" / "photos" / "flower.jpg"

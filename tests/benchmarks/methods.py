@@ -30,7 +30,7 @@ from edgevlm.graphs.selection import VisualShape
 from edgevlm.graphs.trace import trace, weights
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS, TARGETS, sites_of
-from edgevlm.runtimes.sequence import Piece
+from edgevlm.runtimes.loops.sequence import Piece
 
 CHANNELS = 576
 SHAPES = {

@@ -28,8 +28,8 @@ from edgevlm.models.checkpoint import find
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
-from edgevlm.runtimes.sequence import Piece
-from edgevlm.runtimes.text import TextLoop
+from edgevlm.runtimes.loops.sequence import Piece
+from edgevlm.runtimes.loops.text import TextLoop
 
 TILES = (4, 4)
 TEXT_TOKENS = 32

@@ -48,7 +48,7 @@ def test_json_is_the_last_line(run, exported):
 
 
 def test_too_many_operators_elsewhere(run, exported, monkeypatch):
-    from edgevlm.runtimes import operators_on_onnxruntime
+    from edgevlm.runtimes.on_onnxruntime import operators as operators_on_onnxruntime
 
     monkeypatch.setattr(operators_on_onnxruntime, "WANTED", "npu")
     done = run("profile", exported.bundle.path, *QUICK, "--max-fallback", "3", "--json")
@@ -72,7 +72,7 @@ def test_max_fallback_where_nobody_counts(run, exported, monkeypatch):
 
 def test_operators_that_cannot_be_looked_at_lose_nothing_else(run, exported, monkeypatch):
     from edgevlm.errors import BundleError
-    from edgevlm.runtimes import operators_on_onnxruntime
+    from edgevlm.runtimes.on_onnxruntime import operators as operators_on_onnxruntime
 
     def fail(engine, calls):
         raise BundleError("'a.kernels.json' is not valid")

@@ -478,7 +478,9 @@ def test_the_sources_that_are_sent_are_the_same_bytes_every_time(tmp_path):
     assert packed == ssh.sources()
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         names = archive.namelist()
-    assert {"edgevlm/api.py", "edgevlm/runtimes/text.py", "edgevlm/devices/_runner.py"} <= {*names}
+    assert {"edgevlm/api.py", "edgevlm/runtimes/loops/text.py", "edgevlm/devices/_runner.py"} <= {
+        *names
+    }
     assert not [name for name in names if name.endswith((".safetensors", ".png", ".pyc"))]
     assert len(packed) < 2_000_000
 

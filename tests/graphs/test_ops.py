@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from edgevlm.graphs.ops import attention, attention_kv, rotary  # noqa: E402
-from edgevlm.runtimes.sequence import causal_mask  # noqa: E402
+from edgevlm.runtimes.loops.sequence import causal_mask  # noqa: E402
 
 
 def split(x, heads):

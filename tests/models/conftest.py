@@ -49,7 +49,7 @@ class Tiny:
 
     def views(self, picture: Image.Image) -> np.ndarray:
         """Our preprocessing of one picture."""
-        from edgevlm.runtimes import images
+        from edgevlm.runtimes.loops import images
 
         return images.views([picture], self.plan.host.image)
 
@@ -107,7 +107,7 @@ class Prompt:
         return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
     def _assemble(self, table, question, visuals, times, duration, turn) -> Any:
-        from edgevlm.runtimes.sequence import Visual, assemble
+        from edgevlm.runtimes.loops.sequence import Visual, assemble
 
         layout = self.plan.layout
         seen = [
@@ -201,7 +201,7 @@ def photo() -> Callable[..., Image.Image]:
 def decoder_difference() -> Callable[[Tiny], float]:
     """Worst rel_error of the last hidden state: chunks and single tokens against one full call."""
     from edgevlm.parity import difference
-    from edgevlm.runtimes.sequence import causal_mask, rotary_tables
+    from edgevlm.runtimes.loops.sequence import causal_mask, rotary_tables
 
     def measure(made: Tiny) -> float:
         kv, length = made.plan.host.kv, 24

@@ -13,8 +13,8 @@ def loop_of(tiny_model, tmp_path_factory):
     from edgevlm.pipeline import export
     from edgevlm.recipe import Recipe
     from edgevlm.runtimes.engine import Held
-    from edgevlm.runtimes.on_onnxruntime import Engine
-    from edgevlm.runtimes.text import TextLoop
+    from edgevlm.runtimes.loops.text import TextLoop
+    from edgevlm.runtimes.on_onnxruntime.engine import Engine
 
     root, made = tmp_path_factory.mktemp("bundles"), {}
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from edgevlm.runtimes import operators_on_onnxruntime as on_onnxruntime
+from edgevlm.runtimes.on_onnxruntime import operators as on_onnxruntime
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_without_the_library_that_reads_graphs(exported, monkeypatch):
 def test_executorch_counts_what_its_backend_left(monkeypatch):
     pytest.importorskip("executorch")
     from edgevlm.bundle.kernels import Kernels, Left
-    from edgevlm.runtimes import operators_on_executorch as on_executorch
+    from edgevlm.runtimes.on_executorch import operators as on_executorch
 
     told = {
         "a.encode": Kernels(30, 2, (Left("aten.where", 3, "no"), Left("aten.topk", 1, "no"))),

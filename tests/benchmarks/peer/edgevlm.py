@@ -86,7 +86,7 @@ class Loop:
         import onnxruntime
 
         from edgevlm import api
-        from edgevlm.runtimes.sequence import Piece
+        from edgevlm.runtimes.loops.sequence import Piece
 
         self.versions = {"onnxruntime": onnxruntime.__version__}
         self._loop, self._piece = api.load_loop(path, threads=given.threads), Piece

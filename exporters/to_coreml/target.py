@@ -1,0 +1,275 @@
+"""Core ML: one `.mlpackage` per block, with a function for each of the block's.
+
+    traced function -> cache rows become states -> coremltools -> compressed -> functions joined
+
+The functions of a block share their weights in one file. Keys and values are states (KV form
+`states`), named as the inputs `past_*` without that word; Core ML keeps them in float16. Numbers in
+and out stay float32.
+
+Source: coremltools 9.0 (iOS 18 programs); `operators` for what it does not know itself.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from tqdm import tqdm
+
+from edgevlm.bundle.plan import Block, Function, Requires
+from edgevlm.errors import ExportError, RuntimeLoadError
+from edgevlm.graphs.trace import DTYPES, with_weights
+from edgevlm.libraries import silent
+
+with silent():
+    import coremltools as ct
+    from coremltools.proto import Model_pb2
+
+    if ct.__version__.split(".")[0] != "9":  # translations use what is private to this version
+        raise RuntimeLoadError(f"target 'coreml' needs coremltools 9, got {ct.__version__}")
+
+    from edgevlm.exporters.to_coreml import operators  # noqa: F401  # registers translations
+
+KV_FORM, KV_DTYPE = "states", "f16"
+SCHEMES = ("none", "fp16", "w8a16", "w4g32a16", "p6", "p4")
+SUMMARY = "Core ML packages for iOS 18 and macOS 15: states, shared weights, 4 to 32 bits"
+REQUIRES = Requires((("ios", "18.0"), ("macos", "15.0")))
+# Weights as whole numbers with a scale for each output channel, or for each 32 of its inputs.
+COMPRESSED: dict[str, dict[str, Any]] = {
+    "w8a16": {"dtype": "int8", "granularity": "per_channel"},
+    "w4g32a16": {"dtype": "int4", "granularity": "per_block", "block_size": 32},
+}
+SMALLEST = 2048  # numbers; what is smaller stays as it is
+# Weights as places in a table of 2^bits numbers for each matrix. Below this size coremltools would
+# want scikit-learn to find the table.
+PALETTES, SMALLEST_PALETTE = {"p6": 6, "p4": 4}, 10_000
+
+# Shown by Xcode beside each input, output and state.
+MEANINGS = {
+    "pixel_values": "one view: RGB, channels first, (value / 255 - mean) / std",
+    "features": "features of the views, in the width of the language model",
+    "visual_tokens": "the visual tokens that are kept or merged",
+    "kept_positions": "where each was among all, ascending",
+    "log_sizes": "logarithm of how many tokens each stands for",
+    "hidden": "rows of the embedding table and visual tokens, or what the block before gave",
+    "cos": "rotary cosines of the rows' positions, both halves equal",
+    "sin": "rotary sines of the rows' positions, both halves equal",
+    "mask": "0 where a row may look, -1e4 elsewhere",
+    "bias": "what attention to each row of the cache gets",
+    "position": "row of the cache where the first new row goes",
+    "visual_rows": "rows of the visual tokens",
+    "last": "the prompt's last row",
+    "pruned": "1 after a prompt with a picture, else 0",
+    "logits": "scores of the vocabulary",
+    "key": "keys of a layer",
+    "value": "values of a layer",
+}
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The traced functions of one signature; every block converts them with its own weights."""
+
+    programs: Mapping[str, ExportedProgram]
+    scheme: str
+
+
+def table_format(scheme: str) -> str:
+    """Format of the embedding table: the host reads it, whatever the scheme."""
+    return "f32"
+
+
+def matrix_bytes(rows: int, columns: int, scheme: str, stage: str) -> int:
+    """Bytes of a linear layer's matrix under a scheme."""
+    count = rows * columns
+    palette = PALETTES.get(scheme)
+    if palette and count >= SMALLEST_PALETTE:
+        return count * palette // 8 + (2 << palette)
+    if scheme == "w8a16" and count >= SMALLEST:
+        return count + 2 * rows
+    if scheme == "w4g32a16" and count >= SMALLEST:
+        return count // 2 + count // 16
+    return count * number_bytes(scheme)
+
+
+def number_bytes(scheme: str) -> int:
+    """Bytes of any other weight under a scheme."""
+    return 4 if scheme == "none" else 2
+
+
+def lower(programs: Mapping[str, ExportedProgram], block: Block, scheme: str) -> Lowered:
+    """Keep the traced functions of one signature."""
+    return Lowered(programs, scheme)
+
+
+def write(
+    lowered: Lowered,
+    block: Block,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    table: tuple[int, int] | None,
+) -> tuple[Function, ...]:
+    """Write the block's package into `folder`; return its functions with their file.
+
+    Args:
+        lowered: Traces of the block's signature.
+        block: The block.
+        tensors: Its weights by traced name.
+        folder: An existing folder.
+        table: Not used: a package holds all its weights.
+
+    Raises:
+        ExportError: If coremltools cannot convert a function.
+    """
+    package = folder / f"{block.name}.mlpackage"
+    joined = ct.utils.MultiFunctionDescriptor()
+    with tempfile.TemporaryDirectory() as work, _quiet():
+        for function in block.functions:
+            where = f"{block.name}.{function.name}"
+            part = str(Path(work) / f"{function.name}.mlpackage")
+            program, scheme = lowered.programs[function.name], lowered.scheme
+            try:
+                _convert(program, function, block, tensors, scheme).save(part)
+            except (NotImplementedError, ValueError, RuntimeError) as cause:
+                line = str(cause).strip().splitlines()[0]
+                raise ExportError(f"{where} does not convert to Core ML: {line}") from cause
+            joined.add_function(part, src_function_name="main", target_function_name=function.name)
+        joined.default_function_name = block.functions[0].name
+        shutil.rmtree(package, ignore_errors=True)
+        ct.utils.save_multifunction(joined, str(package))
+    _name_parts(package, block)
+    _describe(package, block, lowered.scheme)
+    gc.collect()  # programs refer to themselves, and hold the block's weights
+    for path in package.rglob("*"):  # coremltools leaves some readable by their owner alone
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return tuple(replace(function, file=package.name) for function in block.functions)
+
+
+class Stateful(nn.Module):
+    """A traced function whose caches are buffers that it writes to."""
+
+    def __init__(self, inner: nn.Module, function: Function) -> None:
+        super().__init__()
+        self.inner = inner
+        self.given = [t.name for t in function.inputs if not t.name.startswith("past_")]
+        self.kept = [t.name[5:] for t in function.inputs if t.name.startswith("past_")]
+        for spec in function.inputs:
+            if spec.name.startswith("past_"):
+                self.register_buffer(spec.name[5:], torch.zeros(spec.shape))
+
+    def forward(self, **given: Tensor) -> tuple[Tensor, ...]:
+        """Call it, and keep what comes out for each cache."""
+        states = [getattr(self, name) for name in self.kept]
+        made = self.inner(*(given[name] for name in self.given), *states)
+        made = made if isinstance(made, tuple | list) else (made,)
+        own = len(made) - len(states)
+        for state, new in zip(states, made[own:], strict=True):
+            state.copy_(new)
+        # An output that is an input would lose its own name.
+        return tuple(out.clone() for out in made[:own])
+
+
+def _convert(
+    program: ExportedProgram,
+    function: Function,
+    block: Block,
+    tensors: Mapping[str, Tensor],
+    scheme: str,
+) -> Any:
+    module = Stateful(with_weights(program, tensors), function)
+    given = {
+        t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype])
+        for t in function.inputs
+        if not t.name.startswith("past_")
+    }
+    with torch.no_grad():
+        again = torch.export.export(module, (), given, strict=False).run_decompositions({})
+    outputs = [t.name for t in function.outputs if not t.name.startswith("present_")]
+    exact = scheme == "none"
+    model = ct.convert(
+        again,
+        outputs=[ct.TensorType(name=name) for name in outputs],
+        minimum_deployment_target=ct.target.iOS18,
+        compute_precision=ct.precision.FLOAT32 if exact else ct.precision.FLOAT16,
+        skip_model_load=True,
+    )
+    return _compress(model, scheme)
+
+
+def _compress(model: Any, scheme: str) -> Any:
+    """The converted function with weights of few bits."""
+    optimize = ct.optimize.coreml
+    if scheme in COMPRESSED:
+        how = optimize.OpLinearQuantizerConfig(
+            mode="linear_symmetric", weight_threshold=SMALLEST, **COMPRESSED[scheme]
+        )
+        config = optimize.OptimizationConfig(global_config=how)
+        return optimize.linear_quantize_weights(model, config)
+    if scheme in PALETTES:
+        how = optimize.OpPalettizerConfig(
+            mode="kmeans", nbits=PALETTES[scheme], weight_threshold=SMALLEST_PALETTE
+        )
+        config = optimize.OptimizationConfig(global_config=how)
+        return optimize.palettize_weights(model, config)
+    return model
+
+
+def _name_parts(package: Path, block: Block) -> None:
+    """Identifiers that follow from the block's name: the same recipe gives the same bytes."""
+    path = package / "Manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    items = manifest["itemInfoEntries"]
+    new = {
+        old: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{block.name}/{item['path']}"))
+        for old, item in items.items()
+    }
+    manifest["itemInfoEntries"] = {new[old]: item for old, item in items.items()}
+    manifest["rootModelIdentifier"] = new[manifest["rootModelIdentifier"]]
+    path.write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n", "utf-8")
+
+
+def _describe(package: Path, block: Block, scheme: str) -> None:
+    """Say inside the package what it is and what its inputs, outputs and states mean."""
+    path = package / "Data" / "com.apple.CoreML" / "model.mlmodel"
+    model = Model_pb2.Model.FromString(path.read_bytes())
+    about = model.description.metadata
+    names = ", ".join(function.name for function in block.functions)
+    about.shortDescription = f"{block.name} of an edgevlm bundle: {names}"
+    about.userDefined.clear()
+    for key, value in (("block", block.name), ("stage", block.stage), ("scheme", scheme)):
+        about.userDefined[f"edgevlm.{key}"] = value
+    for function in model.description.functions:
+        for feature in (*function.input, *function.output, *function.state):
+            name = feature.name.removesuffix("_out").rstrip("_0123456789")
+            feature.shortDescription = MEANINGS.get(name, "")
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """coremltools talks about its passes; a user cannot act on it."""
+    logger, bars = logging.getLogger("coremltools"), tqdm.__init__
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        tqdm.__init__ = partialmethod(bars, disable=True)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            tqdm.__init__ = bars

@@ -1,0 +1,326 @@
+"""ExecuTorch: one `.pte` program per block, with a method for each of the block's functions.
+
+    traced function -> our operators in XNNPACK's forms -> quantized -> XNNPACK takes what it can
+
+The methods of a program share their weights. The caches are plain inputs that a method writes in
+place (KV form `shared_buffer`): the program that calls owns them, and every block of one bundle
+loads for itself. A linear layer is all that is quantized: its matrix beforehand, the rows that come
+in at run time, each with its own scale (`a8`).
+
+Source: ExecuTorch 1.4, torchao 0.18; `_executorch_operators` for what XNNPACK does not take.
+"""
+
+from __future__ import annotations
+
+import gc
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from edgevlm.bundle.documents import dumps
+from edgevlm.bundle.kernels import Kernels, Left
+from edgevlm.bundle.plan import Block, Function, Requires
+from edgevlm.errors import ExportError
+from edgevlm.exporters.to_executorch.operators import LOWERINGS
+from edgevlm.graphs.trace import example, with_weights
+from edgevlm.libraries import silent
+
+with silent():
+    from executorch.backends.xnnpack.partition.config import (
+        gemm_configs,
+        generic_node_configs,
+        node_configs,
+        xnnpack_config,
+    )
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import (
+        EdgeCompileConfig,
+        ExecutorchBackendConfig,
+        to_edge_transform_and_lower,
+    )
+    from executorch.exir.delegate import executorch_call_delegate
+    from executorch.exir.dialects._ops import ops
+    from executorch.exir.memory import alloc
+    from executorch.exir.passes import MemoryPlanningPass
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
+    from torchao.quantization.granularity import PerAxis, PerGroup
+
+KV_FORM, KV_DTYPE = "shared_buffer", "f32"
+SCHEMES = ("none", "w8a8", "w4g32a8")
+SUMMARY = "ExecuTorch programs for XNNPACK (CPUs of phones and boards); weights of 32, 8 or 4 bits"
+REQUIRES = Requires((("executorch", "1.4"),))
+# Schemes of each backend. Only the first can be run everywhere, so only it is verified.
+BACKENDS = {"xnnpack": SCHEMES, "coreml": ("none",), "vulkan": ("none", "w4g32a8")}
+# Schemes that do not pay, with what was measured (tests/benchmarks/static_rows.py).
+REFUSED = {
+    "w8a8s": "on XNNPACK scales of rows found beforehand are 0.9 to 1.1 times as fast as w8a8, no"
+    " smaller, and lose 5 to 10 dB; take w8a8"
+}
+GROUP = 32
+COPY = ops.edge.aten.copy.default
+
+
+class _Reasons(dict[str, str]):
+    """Why XNNPACK left a node, by its name: what its partitioner writes into its log."""
+
+    def debug(self, why: Any) -> None:
+        """Take what a logger would be given."""
+        self.setdefault(why.node.name, why.reason)
+
+
+REASONS = _Reasons()
+for _configs in (gemm_configs, generic_node_configs, node_configs, xnnpack_config):
+    _configs.why.logger = REASONS
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The traced functions of one signature; every block converts them with its own weights."""
+
+    programs: Mapping[str, ExportedProgram]
+    scheme: str
+    backend: str
+
+
+def table_format(scheme: str) -> str:
+    """Format of the embedding table; 4 bits in any scheme, as the head has a copy of its own."""
+    return "f32" if scheme == "none" else "w4g32"
+
+
+def matrix_bytes(rows: int, columns: int, scheme: str, stage: str) -> int:
+    """Bytes of a linear layer's matrix under a scheme."""
+    if scheme == "none":
+        return 4 * rows * columns
+    if scheme == "w4g32a8" and columns % GROUP == 0:
+        return rows * columns // 2 + rows * columns // GROUP * 2
+    return rows * columns + 4 * rows
+
+
+def number_bytes(scheme: str) -> int:
+    """Bytes of any other weight under a scheme: they stay float32."""
+    return 4
+
+
+def lower(
+    programs: Mapping[str, ExportedProgram], block: Block, scheme: str, backend: str = "xnnpack"
+) -> Lowered:
+    """Keep the traced functions of one signature."""
+    return Lowered(programs, scheme, backend)
+
+
+def write(
+    lowered: Lowered,
+    block: Block,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    table: tuple[int, int] | None,
+) -> tuple[Function, ...]:
+    """Write the block's program into `folder`; return its functions with their file.
+
+    Args:
+        lowered: Traces of the block's signature.
+        block: The block.
+        tensors: Its weights by traced name.
+        folder: An existing folder.
+        table: Not used: a program holds all its weights.
+
+    Raises:
+        ExportError: If ExecuTorch cannot convert a function.
+    """
+    file, names = folder / f"{block.name}.pte", [function.name for function in block.functions]
+    REASONS.clear()
+    try:
+        with silent(), torch.no_grad():
+            edge = _partitioned(lowered, block, tensors)
+            for name in names:
+                _drop_copies(edge.exported_program(name))
+            planning = MemoryPlanningPass(alloc_graph_input=False)
+            made = edge.to_executorch(
+                ExecutorchBackendConfig(memory_planning_pass=planning, run_reinplace_pass=True)
+            )
+    except Exception as cause:  # of many types; the first line says what happened
+        line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        raise ExportError(f"{block.name} does not convert to ExecuTorch: {line}") from cause
+    with file.open("wb") as out:
+        made.write_to_file(out)
+    kernels = {name: _kernels(edge.exported_program(name), REASONS) for name in names}
+    (folder / f"{block.name}.kernels.json").write_text(dumps(kernels), "utf-8")
+    del edge, made
+    gc.collect()  # programs refer to themselves, and hold the block's weights
+    return tuple(replace(function, file=file.name) for function in block.functions)
+
+
+def _partitioned(lowered: Lowered, block: Block, tensors: Mapping[str, Tensor]) -> Any:
+    """The block's functions as an edge program in which the backend has taken its operators.
+
+    Where XNNPACK's grouping makes a circle (prompts in which tokens leave), each operator is a call
+    of its own.
+    """
+
+    def lowered_by(partitioner: Any) -> Any:
+        programs = {f.name: _prepared(lowered, f, tensors) for f in block.functions}
+        # `index_put_` into a cache is no operator of the core set.
+        config = EdgeCompileConfig(_check_ir_validity=False)
+        return to_edge_transform_and_lower(
+            programs, partitioner=[partitioner], compile_config=config
+        )
+
+    try:
+        return lowered_by(_partitioner(lowered.backend))
+    except AssertionError as cause:
+        if lowered.backend != "xnnpack" or "dependency cycles" not in str(cause):
+            raise
+    return lowered_by(XnnpackPartitioner(per_op_mode=True))
+
+
+def _partitioner(backend: str) -> Any:
+    """What chooses the operators that a backend computes; it may not take the writes to a cache."""
+    with silent():
+        if backend == "coreml":
+            import coremltools as ct
+            from executorch.backends.apple.coreml.compiler import CoreMLBackend
+            from executorch.backends.apple.coreml.partition import CoreMLPartitioner
+
+            specs = CoreMLBackend.generate_compile_specs(minimum_deployment_target=ct.target.iOS18)
+            left = ["aten.index_put.default", "aten.copy.default"]
+            return CoreMLPartitioner(skip_ops_for_coreml_delegation=left, compile_specs=specs)
+        if backend == "vulkan":
+            from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+            return VulkanPartitioner({}, operator_blocklist=[COPY])
+    return XnnpackPartitioner()
+
+
+def _drop_copies(program: ExportedProgram) -> None:
+    """Take out `copy(x, y)`, which is y: a trace of a trace has one for each write into an input.
+
+    What writes into a cache is then the last to touch it, and can do so in place.
+    """
+    renamed = {}
+    for node in list(program.graph.nodes):
+        if node.op == "call_function" and node.target is COPY:
+            renamed[node.name] = node.args[1].name
+            node.replace_all_uses_with(node.args[1])
+            program.graph.erase_node(node)
+    for spec in program.graph_signature.output_specs:
+        while spec.arg.name in renamed:
+            spec.arg.name = renamed[spec.arg.name]
+    program.graph_module.recompile()
+
+
+def _kernels(program: ExportedProgram, reasons: Mapping[str, str]) -> Kernels:
+    """Count what a lowered function is made of."""
+    nodes = [n for n in program.graph.nodes if n.op == "call_function"]
+    calls = [n for n in nodes if n.target is executorch_call_delegate]
+    taken = [
+        inner
+        for call in calls
+        for inner in getattr(
+            program.graph_module, call.args[0].target
+        ).original_module.graph_module.graph.nodes
+        if inner.op == "call_function" and inner.target is not operator.getitem
+    ]
+    left: dict[str, Left] = {}
+    for node in nodes:
+        if node not in calls and node.target not in (operator.getitem, alloc):
+            kind = node.target.__name__.removeprefix("aten.").partition(".")[0]
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and value.dtype != torch.float32:
+                reason = f"{str(value.dtype).removeprefix('torch.')}, not float32"
+            else:
+                reason = reasons.get(node.name, "no operator of the backend")
+            known = left.get(kind, Left(kind, 0, reason))
+            left[kind] = replace(known, count=known.count + 1)
+    return Kernels(len(taken), len(calls), tuple(left[kind] for kind in sorted(left)))
+
+
+def _prepared(
+    lowered: Lowered, function: Function, tensors: Mapping[str, Tensor]
+) -> ExportedProgram:
+    """A traced function with the block's weights, quantized, in XNNPACK's forms."""
+    inner = with_weights(lowered.programs[function.name], tensors)
+    if lowered.scheme != "none":
+        _quantize(inner, lowered.scheme)
+    return torch.export.export(Rewritten(inner, function), example(function), strict=False)
+
+
+class Rewritten(nn.Module):
+    """A traced function in XNNPACK's forms; caches are written in place and are no outputs."""
+
+    def __init__(self, inner: fx.GraphModule, function: Function) -> None:
+        super().__init__()
+        self.inner = inner
+        self.outputs = sum(not t.name.startswith("present_") for t in function.outputs)
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """Call it."""
+        made = _Rewriter(self.inner).run(*given)
+        made = made if isinstance(made, tuple | list) else (made,)
+        caches = made[self.outputs :]
+        for past, present in zip(given[len(given) - len(caches) :], caches, strict=True):
+            if present is not past:  # made anew, where tokens leave inside the decoder
+                past.copy_(present)
+        # An output that is an input would be no output of its own.
+        return tuple(out.clone() for out in made[: self.outputs])
+
+
+class _Rewriter(fx.Interpreter):
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        rewritten = LOWERINGS.get(target)
+        return (
+            rewritten(*args, **kwargs) if rewritten else super().call_function(target, args, kwargs)
+        )
+
+
+def _quantize(inner: fx.GraphModule, scheme: str) -> None:
+    """Linear layers become modules, which torchao quantizes."""
+    linears: dict[tuple[str, ...], str] = {}
+    for node in list(inner.graph.nodes):
+        if node.target is torch.ops.aten.linear.default:
+            x, *names = node.args
+            key = tuple(str(name.target) for name in names if name is not None)
+            name = linears.setdefault(key, f"linear_{len(linears)}")
+            if not hasattr(inner, name):
+                inner.add_submodule(name, _linear(inner, *key))
+            with inner.graph.inserting_before(node):
+                new = inner.graph.call_module(name, (x,))
+            new.meta = node.meta
+            node.replace_all_uses_with(new)
+            inner.graph.erase_node(node)
+    inner.graph.eliminate_dead_code()
+    inner.delete_all_unused_submodules()
+    inner.recompile()
+    wide = Int8DynamicActivationIntxWeightConfig(torch.int8, PerAxis(0))
+    narrow = Int8DynamicActivationIntxWeightConfig(torch.int4, PerGroup(GROUP))  # type: ignore[attr-defined]
+    if scheme == "w4g32a8":
+        quantize_(inner, narrow, lambda m, _: _is_linear(m) and m.in_features % GROUP == 0)
+        quantize_(inner, wide, lambda m, _: _is_linear(m) and m.in_features % GROUP != 0)
+    else:
+        quantize_(inner, wide, lambda m, _: _is_linear(m))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+def _linear(inner: fx.GraphModule, weight: str, bias: str | None = None) -> nn.Linear:
+    rows, columns = (matrix := _tensor(inner, weight)).shape
+    made = nn.Linear(columns, rows, bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(matrix, requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(_tensor(inner, bias), requires_grad=False)
+    return made
+
+
+def _tensor(inner: fx.GraphModule, name: str) -> Tensor:
+    found: Any = inner
+    for part in name.split("."):
+        found = getattr(found, part)
+    tensor: Tensor = found.detach()
+    return tensor

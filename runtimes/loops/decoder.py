@@ -1,0 +1,175 @@
+"""Rows through the decoder: which of them the cache holds, and how further ones get there.
+
+    rows -> those that the cache has already -> in chunks, one by one, or as one whole prompt
+
+The host owns every array, the cache among them, and binds them to the engine once; a token then
+costs one run per block, and no allocation of weights or cache.
+"""
+
+from __future__ import annotations
+
+import time
+from itertools import takewhile
+
+import numpy as np
+
+from edgevlm.bundle.files import Bundle
+from edgevlm.errors import InputError
+from edgevlm.runtimes.engine import Blocks
+from edgevlm.runtimes.loops.buffers import Array, bind
+from edgevlm.runtimes.loops.sequence import Piece, causal_mask, prompt_state, rotary_tables
+
+
+class DecoderLoop:
+    """The blocks of one bundle over arrays of the host, and its cache.
+
+    Attributes:
+        length: Rows of the cache that are the conversation's.
+        position: Rotary position of the next row.
+    """
+
+    def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
+        self.bundle, self.blocks, self.plan = bundle, blocks, bundle.plan
+        started = time.perf_counter()
+        self.arrays = bind(self.plan, blocks)
+        blocks.open()
+        self.load_ms = (time.perf_counter() - started) * 1e3
+        self._marks = np.zeros(self.plan.host.kv.tokens, np.int64)  # of the cache's rows
+        self._marked = 0  # rows of the cache, from the first, whose marks are known
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation; what the cache holds may serve the next one."""
+        self.length, self.position, self.pruned, self._plain = 0, 0, 0, True
+        for arrays in self.arrays.steps.values():
+            if "bias" in arrays:
+                arrays["bias"][:] = 0.0
+
+    def forget(self) -> None:
+        """Forget what the cache holds too."""
+        self.reset()
+        self._marked = 0
+
+    def further(self, piece: Piece) -> Piece:
+        """The rows of a new conversation that are not in the cache from the one before.
+
+        A system prompt, and a picture that is asked about again, are computed once.
+        """
+        kv = self.plan.host.kv
+        if self.length or piece.bias is not None or kv.gone:
+            return piece
+        marks = _marks(piece.rows, piece.positions)
+        most = min(len(marks) - 1, kv.tokens - self.plan.host.chunk, self._marked)
+        shared = zip(marks[: max(0, most)], self._marks, strict=False)
+        count = len(list(takewhile(lambda pair: pair[0] == pair[1], shared)))
+        if count:
+            self.length, self.position = count, int(piece.positions[count - 1]) + 1
+        return Piece(piece.rows[count:], piece.positions[count:])
+
+    def prefill(self, piece: Piece) -> None:
+        """Write rows into the cache: in chunks, and one by one where that is less work."""
+        done, count = 0, len(piece.rows)
+        if self.plan.host.kv.gone and piece.visual:  # it is one call; all else are single rows
+            self._prompt(piece)
+            return
+        if piece.bias is not None:
+            self._plain = False
+            for arrays in self.arrays.steps.values():
+                arrays["bias"][..., self.length : self.length + count] = piece.bias
+        calls = self._calls(count)
+        self.blocks.begin("prefill", sum(name == "prefill" for name, _ in calls))
+        for name, rows in calls:
+            self.step(name, piece.rows[done : done + rows], piece.positions[done : done + rows])
+            done += rows
+
+    def _calls(self, count: int) -> list[tuple[str, int]]:
+        """Functions that write so many rows, with the rows of each: the largest calls first."""
+        host, found, done = self.plan.host, list[tuple[str, int]](), 0
+        check = host.check if self.blocks.keeps_all else 0
+        # A chunk takes as long as chunk / 20 single tokens, with a budget a fifth of that
+        # (docs/benchmarks.md). But for checks the calls are the same ones with and without: where
+        # rows are rounded, another call is another answer. A check takes nearly two tokens.
+        few = host.chunk // (4 if check else 32)
+        while done < count:
+            left, room = count - done, host.kv.tokens - self.length - done
+            if left > few and host.chunk <= room and not host.kv.gone:
+                found.append(("prefill", min(host.chunk, left)))
+            elif left > 1 and check and check <= room:
+                found.append(("check", min(check, left)))
+            else:
+                found.append(("decode", 1))
+            done += found[-1][1]
+        return found
+
+    def logits(self) -> Array:
+        """Scores of the next token, f32 [V]."""
+        for block in self.plan.stage("head"):
+            self.blocks.run(block.name, "logits")
+        return self.arrays.logits
+
+    def _prompt(self, piece: Piece) -> None:
+        """Run a prompt with a picture where visual tokens leave inside the decoder."""
+        count, most = len(piece.rows), self.plan.host.chunk
+        if count > most:
+            raise InputError(
+                f"the prompt has {count} tokens, this bundle takes {most} in its one call; export"
+                " with a larger --chunk"
+            )
+        if len(piece.visual) != self.plan.visual_tokens:
+            raise InputError(
+                f"the prompt has {len(piece.visual)} visual tokens, this bundle takes one image or"
+                f" clip of {self.plan.visual_tokens}"
+            )
+        arrays = self.arrays.steps["prefill"]
+        for name, given in prompt_state(self.plan, piece).items():
+            arrays[name][:] = given
+        self.blocks.begin("prefill", 1)
+        for block in self.plan.stage("decoder"):
+            self.blocks.run(block.name, "prefill")
+        self.arrays.last[0, 0] = arrays["result"][0, 0]
+        self.length, self.position, self.pruned = count, int(piece.positions[-1]) + 1, 1
+
+    def step(self, name: str, rows: Array, positions: Array) -> None:
+        """Run rows; they are the conversation's."""
+        self.run(name, rows, positions)
+        self.advance(rows, positions)
+
+    def advance(self, rows: Array, positions: Array) -> None:
+        """Rows of the cache that were just written are the conversation's."""
+        count = len(rows)
+        if self._plain and self._marked >= self.length:
+            self._marks[self.length : self.length + count] = _marks(rows, positions[:count])
+            self._marked = self.length + count
+        else:
+            self._marked = min(self._marked, self.length)
+        self.length += count
+        self.position = int(positions[count - 1]) + 1
+
+    def run(self, name: str, rows: Array, positions: Array, skipped: range = range(0)) -> None:
+        """Run rows through the decoder, or without some blocks; the cache has them at its end."""
+        arrays = self.arrays.steps[name]
+        count = len(rows)
+        arrays["hidden"][0, :count] = rows
+        cos, sin = rotary_tables(self.plan, positions)
+        arrays["cos"][0, :count], arrays["sin"][0, :count] = cos, sin
+        arrays["position"][0] = self.length
+        if "pruned" in arrays:
+            arrays["pruned"][0] = self.pruned
+        if "mask" in arrays:
+            size = arrays["mask"].shape
+            arrays["mask"][:] = causal_mask(self.length, size[2], size[3])
+        written = 0  # which of the two arrays has the rows
+        for index, block in enumerate(self.plan.stage("decoder")):
+            if index in skipped:
+                continue
+            if (index - written) % 2:
+                here, other = self.arrays.between[name][:: 1 if written % 2 == 0 else -1]
+                other[:] = here
+            self.blocks.run(block.name, name)
+            written = index + 1
+        self.arrays.last[0, 0] = arrays["result"][0, count - 1]
+
+
+def _marks(rows: Array, positions: Array) -> list[int]:
+    """A number for each row and its position; equal ones have the same, others hardly ever."""
+    return [hash((row.tobytes(), int(at))) for row, at in zip(rows, positions, strict=True)]

@@ -1,0 +1,282 @@
+"""The text loop: pictures -> views -> encode -> reduce -> a prompt's rows -> tokens -> text.
+
+What the decoder does with rows is in `decoder`; a token costs one row of the embedding table more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+
+from edgevlm.bundle.files import Bundle
+from edgevlm.errors import InputError
+from edgevlm.runtimes.engine import Blocks
+from edgevlm.runtimes.loops import images
+from edgevlm.runtimes.loops.buffers import Array
+from edgevlm.runtimes.loops.decoder import DecoderLoop
+from edgevlm.runtimes.loops.drafts import Draft
+from edgevlm.runtimes.loops.sampling import Sampling, chooser
+from edgevlm.runtimes.loops.sequence import Visual, assemble, load_table, load_tokenizer
+from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
+
+PICTURES = 4  # whose visual tokens are remembered
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer with its measurements; times in ms, `ttft_ms` from the decoded image on."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    stopped: str
+    visual_tokens: int
+    prompt_tokens: int
+    load_ms: float
+    vision_ms: float
+    reduce_ms: float
+    prefill_ms: float
+    ttft_ms: float
+    decode_tokens_per_s: float | None
+    peak_rss_bytes: int
+    engine: str
+    loads: int
+    checks: int
+    drafted: int
+    accepted: int
+
+
+class TextLoop(DecoderLoop):
+    """A conversation over one bundle. Not safe for two threads."""
+
+    def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
+        self.tokenizer, self.table = load_tokenizer(bundle), load_table(bundle)
+        return_freed()  # what parsing took: arrays would lie in it, and be counted twice
+        self._known: dict[bytes, Visual] = {}  # by hash of the pixels
+        super().__init__(bundle, blocks)
+
+    def reset(self) -> None:
+        """Forget the conversation; what the cache holds may serve the next one."""
+        super().reset()
+        self.vision_ms = self.reduce_ms = 0.0
+        self._said: list[int] = []  # ids of the turns before
+
+    def forget(self) -> None:
+        """Forget the conversation, the pictures and all that the cache holds: for who measures."""
+        super().forget()
+        self._known.clear()
+
+    def see(
+        self, pictures: Sequence[Image.Image], times: Sequence[float] = (), duration: float = 0.0
+    ) -> Visual:
+        """Encode and reduce one image, or the frames of one clip; the last few are remembered."""
+        image = self.plan.host.image
+        if len(pictures) != image.frames:
+            raise InputError(
+                f"the bundle takes {image.frames} frames per clip, got {len(pictures)}"
+            )
+        pixels = images.views(pictures, image)
+        key = hashlib.sha256(pixels.tobytes()).digest()
+        if key not in self._known:
+            self._known[key] = self._look(pixels)
+        made = self._known[key] = self._known.pop(key)  # the last one used is the last one to go
+        if len(self._known) > PICTURES:
+            self._known.pop(next(iter(self._known)))
+        if not times:
+            times = [float(i) for i in range(len(pictures))]
+            duration = float(len(pictures))
+        return replace(made, times=tuple(times), duration=duration)
+
+    def _look(self, pixels: Array) -> Visual:
+        image = self.plan.host.image
+        seen, chosen = self.arrays.seen, self.arrays.chosen
+        count = seen["features"].shape[1] // image.views
+        started = time.perf_counter()
+        self.blocks.begin("encode", len(pixels))
+        for index, view in enumerate(pixels):
+            self.arrays.pixels[0] = view
+            for block in self.plan.stage("vision"):
+                self.blocks.run(block.name, "encode")
+            for name, whole in seen.items():
+                whole[:, index * count : (index + 1) * count] = self.arrays.view[name]
+        self.vision_ms += (time.perf_counter() - started) * 1e3
+        self.blocks.begin("reduce", 1)
+        self.reduce_ms += _timed(lambda: self.blocks.run("reduce-0", "reduce"))
+        logs = chosen.get("log_sizes")
+        return Visual(
+            chosen["visual_tokens"][0].copy(),
+            chosen["kept_positions"][0].copy(),
+            log_sizes=None if logs is None else logs[0].copy(),
+        )
+
+    def ask(
+        self,
+        question: str,
+        visuals: Callable[[], Sequence[Visual]] = tuple,
+        max_new_tokens: int = 64,
+        sampling: Sampling = Sampling(),
+        on_text: Callable[[str], None] = lambda _: None,
+        draft: Draft | None = None,
+    ) -> Answer:
+        """Answer one turn.
+
+        Args:
+            question: The user's text.
+            visuals: Gives the images or clips of this turn; called inside the measured time.
+            max_new_tokens: Most tokens to generate.
+            sampling: How tokens are chosen.
+            on_text: Called with each new piece of text.
+            draft: Guesses tokens that are then checked together, see `drafts`. The answer is the
+                one without it, as far as two graphs round alike.
+
+        Raises:
+            InputError: If the turn does not fit the context, no token may be generated, or there is
+                a draft and nothing that checks it.
+        """
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if draft is not None and not self.plan.host.check:
+            raise InputError(
+                "the bundle has no 'check' function for a draft; export it with --speculate 8"
+            )
+        started = time.perf_counter()
+        self.vision_ms = self.reduce_ms = 0.0
+        seen = visuals()
+        layout = self.plan.layout
+        parts = layout.turn if self.length else layout.prompt if seen else layout.text
+        if self.length and seen:
+            raise InputError("pictures belong to the first turn; start a new conversation")
+        piece = assemble(
+            self.plan, parts, self.table, self.tokenizer, question, seen, self.position
+        )
+        room = self.plan.host.kv.tokens - self.length - len(piece.rows)
+        if room < 1:
+            raise InputError(
+                f"the turn has {len(piece.rows)} tokens and {self.length} are in the context of"
+                f" {self.plan.host.kv.tokens}; export with a larger --context"
+            )
+        self.prefill_ms = _timed(lambda: self.prefill(self.further(piece)))
+        self.checks = self.drafted = self.accepted = 0
+        self._said += piece.ids
+        choose = chooser(sampling)
+        ids = [choose(self.logits())]
+        first = time.perf_counter()
+        shown = _Stream(self.tokenizer, on_text)
+        stopped = self._generate(ids, min(max_new_tokens, room), choose, shown, draft)
+        seconds = time.perf_counter() - first
+        if stopped == "length":
+            # The next turn's parts begin after the reply, so its last token goes in too.
+            self._step_token(ids[-1])
+        self._said += ids
+        return Answer(
+            text=shown.finish(),
+            token_ids=tuple(ids),
+            stopped=stopped,
+            visual_tokens=sum(len(v.tokens) for v in seen),
+            prompt_tokens=len(piece.rows),
+            load_ms=self.load_ms,
+            vision_ms=self.vision_ms,
+            reduce_ms=self.reduce_ms,
+            prefill_ms=self.prefill_ms,
+            ttft_ms=(first - started) * 1e3,
+            decode_tokens_per_s=(len(ids) - 1) / seconds if len(ids) > 1 else None,
+            peak_rss_bytes=peak_rss_bytes(),
+            engine=self.blocks.engine.name,
+            loads=self.blocks.loads,
+            checks=self.checks,
+            drafted=self.drafted,
+            accepted=self.accepted,
+        )
+
+    def _generate(
+        self,
+        ids: list[int],
+        most: int,
+        choose: Callable[[Array], int],
+        shown: _Stream,
+        draft: Draft | None,
+    ) -> str:
+        stops, said = set(self.plan.host.stop_ids), 0
+        while True:
+            for token in ids[said:]:
+                if token in stops:
+                    return "stop"
+                shown.add(token)
+            said = len(ids)
+            if said == most:
+                return "length"
+            guessed = self._guess(ids, most, draft, stops) if draft else None
+            if guessed is None:
+                self._step_token(ids[-1])
+                ids.append(choose(self.logits()))
+            else:
+                ids += self._check(ids[-1], guessed, choose)
+
+    def _guess(
+        self, ids: Sequence[int], most: int, draft: Draft, stops: set[int]
+    ) -> list[int] | None:
+        """What a draft thinks follows; None where a single step is the better way on."""
+        check, left = self.plan.host.check, self.plan.host.kv.tokens - self.length
+        if left < check:
+            return None
+        guessed = draft(self, [*self._said, *ids], min(check - 1, most - len(ids) - 1))
+        guessed = list(takewhile(lambda token: token not in stops, guessed))
+        # With a budget, going back and forth between two functions would load both each time.
+        return guessed if guessed or not self.blocks.keeps_all else None
+
+    def _check(
+        self, last: int, guessed: Sequence[int], choose: Callable[[Array], int]
+    ) -> list[int]:
+        """The tokens after `last`: the guesses that the model makes too, and one of its own."""
+        rows = np.asarray(self.table[[last, *guessed]])
+        positions = np.arange(self.position, self.position + len(rows), dtype=np.int32)
+        self.run("check", rows, positions)
+        for block in self.plan.stage("head"):
+            self.blocks.run(block.name, "check")
+        made: list[int] = []
+        for index in range(len(rows)):
+            made.append(choose(np.concatenate([part[index] for part in self.arrays.checked])))
+            if index == len(guessed) or made[-1] != guessed[index]:
+                break
+        self.advance(rows[: len(made)], positions)
+        self.checks, self.drafted = self.checks + 1, self.drafted + len(guessed)
+        self.accepted += len(made) - 1
+        return made
+
+    def _step_token(self, token: int) -> None:
+        if self.length < self.plan.host.kv.tokens:
+            self.step("decode", self.table[token][None], np.asarray([self.position], np.int32))
+
+
+class _Stream:
+    """Text of the ids so far; holds back what a following token may still change."""
+
+    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None]) -> None:
+        self.tokenizer, self.on_text = tokenizer, on_text
+        self.ids: list[int] = []
+        self.shown = ""
+
+    def add(self, token: int) -> None:
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if not text.endswith("\ufffd") and len(text) > len(self.shown):
+            self.on_text(text[len(self.shown) :])
+            self.shown = text
+
+    def finish(self) -> str:
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if len(text) > len(self.shown):
+            self.on_text(text[len(self.shown) :])
+        return text
+
+
+def _timed(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return (time.perf_counter() - started) * 1e3

@@ -1,0 +1,228 @@
+"""Core ML packages, executed operation by operation in numpy: the program's meaning, anywhere.
+
+It reads what `export --target coreml` saved (`ml_program`) and computes each operation as Apple
+documents it (`ml_operators`), rounded to float16 where the program says so. That proves the saved
+program and its weights. It does not prove the Neural Engine's or the GPU's kernels, nor how fast
+they are: those need a device.
+
+Limits: only operations that exports of today use; another is refused by name when a block is
+loaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevlm.bundle.files import Bundle
+from edgevlm.errors import RuntimeLoadError
+from edgevlm.runtimes.on_coreml_reference import ml_program as program
+from edgevlm.runtimes.on_coreml_reference.ml_operators import CASTS, LISTS, OPERATORS, STATES
+
+if importlib.util.find_spec("coremltools") is None:  # slow to import, so only when a block is read
+    raise RuntimeLoadError(
+        "engine 'coreml-reference' needs coremltools; pip install 'edgevlm[coreml]'"
+    )
+
+NAME = "coreml-reference"
+SUMMARY = "Core ML programs in numpy, operation by operation; slow, for checking"
+TARGETS = ("coreml",)
+Array = NDArray[Any]
+# These give no number that was not there before; what hides rows in a mask is large on purpose.
+MOVES = ("cast", "concat", "expand_dims", "gather", "reshape", "select", "split", "tile",
+         "transpose")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operation with its constants; `free` are values that nobody reads after it."""
+
+    operation: program.Operation
+    inputs: Mapping[str, tuple[Any, ...]]
+    free: tuple[str, ...]
+
+
+class Engine:
+    """Loads blocks of one bundle, and runs their functions over arrays that the host owns.
+
+    A state of a program is the array bound as `past_*`. `largest` has, for each function and each
+    kind of operation, the largest finite or infinite number that was rounded to float16: what is
+    near 65,504 may overflow with another picture.
+    """
+
+    name = NAME
+    budgets, best, openers = False, "own", 1
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.largest: dict[tuple[str, str], dict[str, float]] = {}
+        self._functions: dict[tuple[str, str], program.Function] = {}
+        self._steps: dict[tuple[str, str], list[Step]] = {}
+        self._constants: dict[tuple[str, str], dict[str, Array]] = {}
+        self._arrays: dict[tuple[str, str], Mapping[str, Array]] = {}
+
+    def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
+        """Fix the arrays of a function's inputs and outputs, by name; they must stay alive."""
+        self._arrays[block, function] = arrays
+
+    def forms(self, block: str) -> tuple[str, ...]:
+        """One."""
+        return ("own",)
+
+    def prepare(self, block: str, function: str, form: str) -> None:
+        """Nothing."""
+
+    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
+        """Read all programs of a block; nothing happens if they are there.
+
+        Raises:
+            BundleError: If a file was changed, or is not a program.
+            RuntimeLoadError: If a program has an operation that is not known here, or is not the
+                one of the manifest.
+        """
+        if any(name == block for name, _ in self._functions):
+            return
+        planned = self.bundle.plan.block(block)
+        paths = self.bundle.files_of(planned)
+        read = {path: program.read_package(path) for path in set(paths.values())}
+        for wanted in planned.functions:
+            found = read[paths[wanted.name]].get(wanted.name)
+            if found is None:
+                raise RuntimeLoadError(f"{block}: the package has no function '{wanted.name}'")
+            _check_signature(found, wanted, block)
+            self._prepare((block, wanted.name), found)
+
+    def run(self, block: str, function: str) -> None:
+        """Run a loaded function over its bound arrays.
+
+        Raises:
+            RuntimeLoadError: If an operation's inputs do not fit it.
+        """
+        key = (block, function)
+        made, arrays = self._functions[key], self._arrays[key]
+        values: dict[str, Any] = dict(self._constants[key])
+        values |= {v.name: _as(np.array(arrays[v.name]), v.dtype) for v in made.inputs}
+        states = {v.name: arrays[f"past_{v.name}"] for v in made.states}
+        for step in self._steps[key]:
+            given = {
+                name: _resolve(parts, values, name in LISTS)
+                for name, parts in step.inputs.items()
+                if step.operation.kind not in STATES
+            }
+            if step.operation.kind == "read_state":
+                results: Any = states[step.inputs["input"][0]].copy()
+            elif step.operation.kind == "write_state":
+                state = states[step.inputs["input"][0]]
+                state[:] = _resolve(step.inputs["data"], values, False)
+                continue
+            else:
+                try:
+                    results = OPERATORS[step.operation.kind](**given)
+                except (ValueError, TypeError, IndexError) as cause:
+                    kind = step.operation.kind
+                    raise RuntimeLoadError(f"{block}.{function}: {kind}: {cause}") from cause
+            _keep(values, step, results)
+            self._watch(key, step, values)
+        for name in made.outputs:
+            arrays[name][:] = values[name]
+
+    def sync(self, block: str) -> None:
+        """Nothing: the host's arrays are the cache."""
+
+    def unload(self, block: str, function: str | None = None) -> None:
+        """Give the block's memory back."""
+        for key in [key for key in self._functions if key[0] == block]:
+            del self._functions[key], self._steps[key], self._constants[key]
+
+    def _watch(self, key: tuple[str, str], step: Step, values: Mapping[str, Any]) -> None:
+        if step.operation.kind in MOVES:
+            return
+        for value in step.operation.outputs:
+            if value.dtype == "fp16" and value.name in values:
+                found = values[value.name]
+                top = max(float(found.max()), -float(found.min()))
+                kinds = self.largest.setdefault(key, {})
+                kinds[step.operation.kind] = max(top, kinds.get(step.operation.kind, 0.0))
+
+    def _prepare(self, key: tuple[str, str], made: program.Function) -> None:
+        """Compute what is constant once, and find when each value is read last."""
+        constants: dict[str, Any] = {}
+        steps: list[Step] = []
+        for operation in made.operations:
+            known = operation.kind in OPERATORS or operation.kind in STATES
+            if not known:
+                raise RuntimeLoadError(
+                    f"{key[0]}.{key[1]}: operation '{operation.kind}' is not one that"
+                    " coreml-reference knows"
+                )
+            step = Step(operation, operation.inputs, ())
+            if operation.kind == "const":  # as it was read: functions share the weights
+                constants[operation.outputs[0].name] = operation.inputs["val"][0]
+            elif operation.kind.startswith("constexpr_"):
+                given = {n: _resolve(p, constants, n in LISTS) for n, p in step.inputs.items()}
+                given.pop("name", None)
+                _keep(constants, step, OPERATORS[operation.kind](**given))
+            else:
+                steps.append(step)
+        last = {name: i for i, step in enumerate(steps) for name in program.names(step.inputs)}
+        kept = {*constants, *made.outputs}
+        self._functions[key], self._constants[key] = made, constants
+        self._steps[key] = [
+            Step(
+                step.operation,
+                step.inputs,
+                tuple(n for n, at in last.items() if at == index and n not in kept),
+            )
+            for index, step in enumerate(steps)
+        ]
+
+
+def _resolve(parts: tuple[Any, ...], values: Mapping[str, Any], several: bool) -> Any:
+    """Names as their values; a list for inputs that are lists."""
+    found = [values[part] if isinstance(part, str) and part in values else part for part in parts]
+    return tuple(found) if several else found[0]
+
+
+def _keep(values: dict[str, Any], step: Step, results: Any) -> None:
+    """Store an operation's results as their declared type; forget what is read no more."""
+    outputs = step.operation.outputs
+    for value, result in zip(outputs, results if len(outputs) > 1 else (results,), strict=False):
+        if isinstance(result, tuple):
+            (result,) = result
+        values[value.name] = result if isinstance(result, str) else _as(result, value.dtype)
+    for name in step.free:
+        values.pop(name, None)
+
+
+def _as(array: Any, dtype: str) -> Array:
+    """An array of a type of the program; float16 is float32 with rounded values."""
+    if dtype == "fp16":
+        with np.errstate(over="ignore"):  # too large is infinite, as on the device
+            return np.asarray(array).astype(np.float16).astype(np.float32)
+    return np.asarray(array).astype(CASTS.get(dtype, np.int32), copy=False)
+
+
+def _check_signature(found: program.Function, function: Any, block: str) -> None:
+    """Refuse a program whose inputs, states and outputs are not the manifest's."""
+    types = {"f32": "fp32", "i32": "int32"}
+    wanted = {
+        t.name: (types[t.dtype], t.shape) for t in function.inputs if not t.name.startswith("past_")
+    }
+    states = (
+        {t.name.removeprefix("past_"): t.shape for t in function.inputs} if found.states else {}
+    )
+    outputs = {t.name for t in function.outputs if not t.name.startswith("present_")}
+    good = (
+        {v.name: (v.dtype, v.shape) for v in found.inputs} == wanted
+        and all(states.get(v.name) == v.shape for v in found.states)
+        and set(found.outputs) == outputs
+    )
+    if not good:
+        raise RuntimeLoadError(
+            f"{block}.{function.name}: inputs and outputs of the package are not the manifest's"
+        )

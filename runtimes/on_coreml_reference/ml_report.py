@@ -1,0 +1,132 @@
+"""What can be said of a Core ML program without a Mac: its operations, and which may leave the NPU.
+
+Where an operation runs is decided on the device. Two things are known beforehand: the Neural Engine
+computes in float16 alone, and on devices top-k and gathering by computed indices have been seen on
+the CPU (roboflow/rf-detr, pull request 1495). Such operations cut a program in two, so it matters
+where they stand: `reduce` has them in a block of its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevlm.bundle.files import Bundle
+from edgevlm.runtimes.engine import Held
+from edgevlm.runtimes.loops import images
+from edgevlm.runtimes.loops.text import TextLoop
+from edgevlm.runtimes.on_coreml_reference import ml_program as program
+from edgevlm.runtimes.on_coreml_reference.engine import Engine
+
+FALL_BACK = (
+    "argsort",
+    "gather",
+    "gather_along_axis",
+    "gather_nd",
+    "non_zero",
+    "scatter_nd",
+    "topk",
+)
+BYTES = {
+    "fp16": 2,
+    "fp32": 4,
+    "int32": 4,
+    "int16": 2,
+    "uint16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+TOKENS = 8  # of each answer, so that `decode` runs too
+Largest = dict[str, dict[str, float]]
+# Operations that cost nothing, or are done when the program is compiled.
+SILENT = ("const", "read_state", "write_state")
+
+
+@dataclass(frozen=True)
+class FunctionReport:
+    """Counts of one function.
+
+    Attributes:
+        block: Block.
+        function: Function.
+        operations: Operations that compute or move something.
+        rank: Most dimensions of a tensor; the Neural Engine takes 5.
+        float32: Operations that give float32, which the Neural Engine does not compute.
+        fall_back: Those that have been seen on the CPU, with their numbers.
+        largest_bytes: Largest tensor that an operation makes.
+    """
+
+    block: str
+    function: str
+    operations: int
+    rank: int
+    float32: int
+    fall_back: dict[str, int]
+    largest_bytes: int
+
+
+def static_report(bundle: Bundle) -> list[FunctionReport]:
+    """A report for each function of a bundle of target `coreml`."""
+    made = []
+    for block in bundle.plan.blocks:
+        paths = bundle.files_of(block)
+        read = {path: program.read_package(path) for path in set(paths.values())}
+        for name, path in paths.items():
+            made.append(_report(block.name, name, read[path][name]))
+    return made
+
+
+def largest_numbers(bundle: Bundle, pictures: Sequence[Path], question: str) -> Largest:
+    """Largest numbers in float16 while a question about each picture is answered.
+
+    Args:
+        bundle: A bundle of target `coreml`.
+        pictures: What is shown, one after another; a clip shows one picture all along.
+        question: What is asked; a few tokens of the answer are made.
+
+    Returns:
+        For each `block.function` that computes in float16, the largest number by kind of operation,
+        descending.
+
+    Raises:
+        InputError: If a picture cannot be read.
+    """
+    engine = Engine(bundle)
+    loop = TextLoop(bundle, Held(bundle.plan, engine))
+    for picture in pictures:
+        frames = [images.load(picture)] * bundle.plan.host.image.frames
+        loop.reset()
+        loop.ask(question, lambda frames=frames: [loop.see(frames)], TOKENS)  # type: ignore[misc]
+    return {
+        f"{block}.{function}": dict(sorted(kinds.items(), key=lambda item: -item[1]))
+        for (block, function), kinds in engine.largest.items()
+    }
+
+
+def _report(block: str, name: str, function: program.Function) -> FunctionReport:
+    counted = [
+        op
+        for op in function.operations
+        if op.kind not in SILENT and not op.kind.startswith("constexpr_")
+    ]
+    made = [value for op in counted for value in op.outputs]
+    kinds = Counter(op.kind for op in counted)
+    return FunctionReport(
+        block=block,
+        function=name,
+        operations=len(counted),
+        rank=max((len(value.shape) for value in made), default=0),
+        float32=sum(op.outputs[0].dtype == "fp32" for op in counted if op.kind != "cast"),
+        fall_back={kind: kinds[kind] for kind in FALL_BACK if kinds[kind]},
+        largest_bytes=max((_bytes(value) for value in made), default=0),
+    )
+
+
+def _bytes(value: program.Value) -> int:
+    count = 1
+    for size in value.shape:
+        count *= size
+    return count * BYTES.get(value.dtype, 4)

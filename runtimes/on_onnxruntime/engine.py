@@ -1,0 +1,288 @@
+"""ONNX Runtime on the CPU.
+
+Every shape is static, so each function is bound once to the host's arrays and a call allocates
+nothing: the cache's past and present are one array, written in place. All sessions of a process
+share one arena.
+
+A function is opened in one of three forms:
+
+    own       the session packs its matrices into memory of its own
+    prepared  packed once on this machine and mapped (`prepacked`); functions share what is equal
+    shared    one session for all blocks whose graphs are equal, over the bundle's weights, mapped
+              and never packed (`shared_graphs`): there at once, slower to run
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgevlm.bundle.cache import making_ms
+from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.plan import Block, Function
+from edgevlm.errors import BundleError, RuntimeLoadError
+from edgevlm.runtimes.arrays import check_arrays
+
+try:
+    import onnxruntime as ort
+    from onnxruntime.capi.onnxruntime_pybind11_state import OrtMemoryInfo, OrtMemType
+
+    from edgevlm.runtimes.on_onnxruntime.prepacked import prepared
+    from edgevlm.runtimes.on_onnxruntime.shared_graphs import (
+        Maps,
+        Weight,
+        operators,
+        without_weights,
+    )
+except ImportError as cause:
+    raise RuntimeLoadError(
+        "engine 'onnxruntime' is not installed; pip install 'edgevlm[onnxruntime]'"
+    ) from cause
+
+NAME = "onnxruntime"
+SUMMARY = f"ONNX Runtime {ort.__version__}, CPU"
+TARGETS = ("onnx",)
+UNEQUAL = {"Conv", "MatMulNBits"}  # computed another way where their weights are inputs
+UNPACKED = ("fp16", "w8a32")  # matrices that a session makes float32 when it opens
+# Ours are checked by the manifest; a session says only what is fatal.
+_LOG_FATAL = 4
+
+
+class Engine:
+    """Loads blocks of one bundle, and runs their functions over arrays that the host owns."""
+
+    name = NAME
+    budgets, best = True, "prepared"
+
+    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+        self.bundle = bundle
+        self.threads = self.openers = threads or _cores()
+        self._packing = threading.Lock()
+        self.compile_ms: dict[str, float | None] = {}  # by block: packing its matrices, once
+        self._sessions: dict[tuple[str, str], Any] = {}
+        self._shared: dict[bytes, Any] = {}  # sessions by hash of their graph without weights
+        self._common: dict[Path, tuple[Any, tuple[Weight, ...]]] = {}
+        self._maps = Maps()
+        self._weights: dict[tuple[str, str], Mapping[str, NDArray[Any]]] = {}
+        self._arrays: dict[tuple[str, str], Mapping[str, NDArray[Any]]] = {}
+        self._bound: dict[tuple[str, str], Any] = {}
+
+    def bind(self, block: str, function: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Fix the arrays of a function's inputs and outputs, by name; they must stay alive.
+
+        Raises:
+            RuntimeLoadError: If an array is missing or has another shape or dtype.
+        """
+        made = self.bundle.plan.block(block).function(function)
+        check_arrays(block, made, arrays)
+        self._arrays[block, function] = arrays
+        self._bound.pop((block, function), None)
+
+    def forms(self, block: str) -> tuple[str, ...]:
+        """Forms worth measuring for a block.
+
+        Matrices that a session makes float32 would be so at each run of a shared one. And where
+        rows are rounded, all forms must compute alike to the last bit: another byte is another row.
+        What keeps products of 8 bits from overflowing changes matrices when a session opens.
+        """
+        planned = self.bundle.plan.block(block)
+        scheme = self.bundle.plan.recipe.scheme(planned.stage)
+        if scheme in UNPACKED:
+            return ("prepared",)
+        if scheme != "none":
+            kinds = set[str]().union(*map(operators, self.bundle.files_of(planned).values()))
+            if kinds & UNEQUAL or _adds_in_16_bits():
+                return ("prepared",)
+        return ("prepared", "shared")
+
+    def prepare(self, block: str, function: str, form: str) -> None:
+        """Open the session that shared blocks have in common.
+
+        Raises:
+            BundleError: If a file was changed.
+            RuntimeLoadError: If ONNX Runtime refuses the artifact.
+        """
+        if form == "shared":
+            self._session(self.bundle.plan.block(block), function)
+
+    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
+        """Open a block, or one function of it; nothing happens if it is open.
+
+        Where the prepared graph cannot be written, a session packs for itself.
+
+        Raises:
+            BundleError: If a file was changed.
+            RuntimeLoadError: If ONNX Runtime refuses an artifact.
+        """
+        planned = self.bundle.plan.block(block)
+        names = [function] if function else [f.name for f in planned.functions]
+        names = [name for name in names if (block, name) not in self._sessions]
+        if not names:
+            return
+        if form == "shared":
+            self._share(planned, names)
+            return
+        paths, options = self.graphs(planned, form), self.options()
+        if not all(path.is_relative_to(self.bundle.path) for path in paths.values()):
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        for name in names:
+            session = _open(paths[name], options, f"{block}.{name}")
+            _check_signature(session, planned.function(name), block)
+            self._sessions[block, name] = session
+
+    def graphs(self, block: Block, form: str) -> dict[str, Path]:
+        """The file that a session of each function opens: the bundle's, or the prepared one.
+
+        Raises:
+            BundleError: If a file was changed.
+        """
+        if form == "prepared":
+            try:
+                with self._packing:  # once for all functions of a block
+                    folder = prepared(self.bundle, block, self.options)
+                self.compile_ms[block.name] = making_ms(folder)
+                return {f.name: folder / f.name / f"{block.name}.onnx" for f in block.functions}
+            except BundleError:
+                raise
+            except Exception:  # no room, no rights; ONNX Runtime has types of its own
+                pass
+        return self.bundle.files_of(block)
+
+    def options(self) -> Any:
+        """Settings of every session."""
+        _share_arena()
+        options = ort.SessionOptions()
+        options.log_severity_level = _LOG_FATAL
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        # Weights that are not mapped stay out of it: one in the middle of a large free piece makes
+        # the arena take another.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+        options.enable_mem_pattern = (
+            False  # it takes a second piece of the arena, and saves no time
+        )
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        # Each session has its own threads: with shared ones, ONNX Runtime refuses sessions that
+        # somebody else opens in this process. Left spinning after a run, they hold the cores that
+        # the next block, or who loads it, needs (docs/benchmarks.md has what that costs).
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if _adds_in_16_bits():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        return options
+
+    def _session(self, block: Block, function: str) -> tuple[Any, tuple[Weight, ...]]:
+        """The session of a function's graph without weights, and the weights that are its own."""
+        path = self.bundle.files_of(block)[function]
+        if path not in self._common:
+            graph, weights = without_weights(path)
+            digest = hashlib.sha256(graph).digest()
+            if digest not in self._shared:
+                name = f"{block.name}.{function}"
+                self._shared[digest] = _open(graph, self.options(), name)
+            _check_signature(self._shared[digest], block.function(function), block.name, weights)
+            self._common[path] = self._shared[digest], weights
+        return self._common[path]
+
+    def _share(self, block: Block, names: list[str]) -> None:
+        """Map a block's weights."""
+        paths = [self.bundle.path / entry.path for entry in self.bundle.weights_of(block)]
+        files = {path.name: path for path in paths}
+        for name in names:
+            session, weights = self._session(block, name)
+            self._weights[block.name, name] = self._maps.weights(weights, files)
+            self._sessions[block.name, name] = session
+
+    def run(self, block: str, function: str) -> None:
+        """Run a loaded function over its bound arrays."""
+        key = (block, function)
+        if key not in self._bound:
+            self._bound[key] = self._bind(key)
+        self._sessions[key].run_with_iobinding(self._bound[key])
+
+    def sync(self, block: str) -> None:
+        """Nothing: the host's arrays are the cache."""
+
+    def unload(self, block: str, function: str | None = None) -> None:
+        """Give the memory of a block, or of one function of it, back."""
+        for key in [key for key in list(self._sessions) if key[0] == block]:
+            if function in (None, key[1]):
+                self._bound.pop(key, None)
+                self._weights.pop(key, None)
+                del self._sessions[key]
+
+    def _bind(self, key: tuple[str, str]) -> Any:
+        made = self.bundle.plan.block(key[0]).function(key[1])
+        arrays, binding = self._arrays[key], self._sessions[key].io_binding()
+        for specs, bind in ((made.inputs, binding.bind_input), (made.outputs, binding.bind_output)):
+            for spec in specs:
+                array = arrays[spec.name]
+                bind(spec.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in self._weights.get(key, {}).items():
+            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        return binding
+
+
+def _open(graph: Path | bytes, options: Any, name: str) -> Any:
+    try:
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as cause:
+        line = str(cause).strip().splitlines()[0]
+        raise RuntimeLoadError(f"{name} does not load: {line}") from cause
+
+
+def _check_signature(
+    session: Any, function: Function, block: str, weights: Sequence[Weight] = ()
+) -> None:
+    """Refuse an artifact whose inputs and outputs are not the manifest's: binding trusts them."""
+    types = {"f32": "tensor(float)", "i32": "tensor(int32)"}
+    bound = {weight.name for weight in weights}
+    for nodes, specs in (
+        (session.get_inputs(), function.inputs),
+        (session.get_outputs(), function.outputs),
+    ):
+        got = {n.name: (n.type, *n.shape) for n in nodes if n.name not in bound}
+        wanted = {spec.name: (types[spec.dtype], *spec.shape) for spec in specs}
+        for name in sorted(got.keys() | wanted.keys()):
+            if got.get(name) != wanted.get(name):
+                raise RuntimeLoadError(
+                    f"{block}.{function.name}: '{name}' is {got.get(name)} in the artifact,"
+                    f" {wanted.get(name)} in the manifest"
+                )
+
+
+@cache
+def _share_arena() -> None:
+    """One arena for the working memory of all sessions of the process."""
+    memory = OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, OrtMemType.DEFAULT)
+    # 1: grow by what is asked for, not to twice the size.
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
+
+
+@cache
+def _adds_in_16_bits() -> bool:
+    """Whether products of 8 bits may overflow: on x86 without VNNI. The cure takes twice the time.
+
+    Where the processor cannot be asked, it is taken for one of those.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text("utf-8").split()
+    except OSError:
+        return True
+    return not {"avx512_vnni", "avx_vnni", "avxvnni"} & {*flags}
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1

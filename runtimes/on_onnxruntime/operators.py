@@ -1,0 +1,130 @@
+"""What ONNX Runtime's own profiler says of each operator, in runs of their own.
+
+Each function is opened once more, alone, over the same arrays, run a few times with the profiler
+on, and closed. The names of weights in the graph are the names of the model's modules; an operator
+without weights belongs where its inputs come from.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgevlm.profile import Operator, Placed, stat
+from edgevlm.runtimes.on_onnxruntime.engine import Engine
+
+# The only provider that the engine asks for.
+WANTED = "cpu"
+RUNS, WARM_UPS = 5, 1
+SUFFIX = "_kernel_time"
+_OUTSIDE = "session.optimized_model_external_initializers_file_name"
+
+
+def operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> Placed:
+    """Time every operator of every function.
+
+    Args:
+        engine: Its arrays are bound, and have what the last answer left.
+        calls: How often one answer runs each function, by block and function.
+    """
+    found: list[Operator] = []
+    with tempfile.TemporaryDirectory() as folder:
+        watched = _Watched(engine, Path(folder))
+        for (block, function), count in calls.items():
+            times_of = watched.times(block, function)
+            modules = modules_of(watched.graph) if importlib.util.find_spec("onnx") else None
+            for name, kind, provider, times in times_of:
+                module = None if modules is None else modules.get(name, "")
+                took = stat([t / 1e3 for t in times])
+                assert took is not None
+                where = provider.removesuffix("ExecutionProvider").lower()
+                found.append(Operator(block, function, name, kind, module, where, count, took))
+    placement: dict[str, int] = {}
+    for operator in found:
+        placement[operator.device] = placement.get(operator.device, 0) + 1
+    away = sum(count for device, count in placement.items() if device != WANTED)
+    named = all(operator.module is not None for operator in found)
+    reason = {} if named else {"operators.module": "reading the graphs needs the library 'onnx'"}
+    return Placed(tuple(found), placement, away, reason)
+
+
+class _Watched(Engine):
+    """An engine of the same arrays whose sessions write profiles and their graphs into a folder."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        super().__init__(engine.bundle, engine.threads)
+        self._arrays, self._folder, self.graph = engine._arrays, folder, folder / "run.onnx"
+
+    def options(self) -> Any:
+        """Settings of every session, with the profiler on."""
+        options = super().options()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(self._folder / "profile")
+        options.optimized_model_filepath = str(self.graph)
+        options.add_session_config_entry(_OUTSIDE, "run.matrices")
+        return options
+
+    def times(self, block: str, function: str) -> list[tuple[str, str, str, list[int]]]:
+        """Name, kind, provider and microseconds of each operator, in the order of the runs."""
+        self._shared.clear()  # a session writes one profile
+        self.load(block, function, self.best)
+        for _ in range(WARM_UPS + RUNS):
+            self.run(block, function)
+        file = Path(self._sessions[block, function].end_profiling())
+        self.unload(block, function)
+        events = json.loads(file.read_text("utf-8"))
+        file.unlink()
+        found: dict[tuple[str, str], tuple[str, str, str, list[int]]] = {}
+        for event in events:
+            name, told = str(event["name"]), event.get("args", {})
+            if event.get("cat") != "Node" or not name.endswith(SUFFIX):
+                continue
+            name = name.removesuffix(SUFFIX)
+            fresh = (name, str(told["op_name"]), str(told["provider"]), list[int]())
+            # Some names stand twice in a graph, a number does not.
+            found.setdefault((told["node_index"], name), fresh)[3].append(int(event["dur"]))
+        return [(*entry[:3], entry[3][WARM_UPS:]) for entry in found.values()]
+
+
+def modules_of(path: Path) -> dict[str, str]:
+    """Module of each node of a graph, by the node's name; empty where no weight tells."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    weights = {i.name for i in (*graph.initializer, *graph.input) if "." in i.name}
+    made: dict[str, str] = {}  # by tensor
+    found: dict[str, str] = {}
+    for node in graph.node:
+        own = [name for name in node.input if name in weights]
+        if own:
+            module = _common([_parts(name) for name in own])
+            inside = module[:-1]
+        else:
+            sources = [made[name].split(".") for name in node.input if made.get(name)]
+            # A sum over two layers belongs to the later one: sources of its layer alone count.
+            sources = [s for s in sources if s[:2] == sources[-1][:2]]
+            module = inside = _common(sources) if sources else []
+        found[node.name] = ".".join(module)
+        made |= dict.fromkeys(node.output, ".".join(inside))
+    return found
+
+
+def _common(paths: Sequence[Sequence[str]]) -> list[str]:
+    """The parts with which all of them begin."""
+    found: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len({*parts}) > 1:
+            break
+        found.append(parts[0])
+    return found
+
+
+def _parts(weight: str) -> list[str]:
+    """`layers.0.mlp.up_proj.weight.transposed` -> its module, in parts."""
+    parts = weight.split(".")
+    ends = [i for i, part in enumerate(parts) if part.startswith(("weight", "bias"))]
+    return parts[: ends[-1]] if ends else parts[:-1]

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgevlm.bundle.plan import ImageSpec
+from edgevlm.errors import InputError
+from edgevlm.runtimes.loops import images
+
+ROOT = Path(__file__).resolve().parents[3]
+FLOWER = ROOT / "edgevlm" / "photos" / "flower.jpg"
+ODD = ROOT.parent / "shared" / "data" / "odd_images.tar.gz"
+
+
+def png(path: Path, width: int, height: int) -> Path:
+    """A PNG whose header claims a size, and which has almost no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )  # fmt: skip
+    return path
+
+
+def refused(path: Path) -> str:
+    """The one line with which `path` is refused."""
+    with pytest.raises(InputError) as error:
+        images.load(path)
+    assert "\n" not in str(error.value).strip()
+    return str(error.value)
+
+
+def test_a_bomb_is_refused_before_its_pixels_are_read(tmp_path):
+    bomb = png(tmp_path / "bomb.png", 100_000, 100_000)
+    assert "has too many pixels; at most 50 million are read, 65535 a side" in refused(bomb)
+
+
+def test_a_huge_picture_is_refused_with_its_size(tmp_path):
+    huge = png(tmp_path / "huge.png", 10_000, 8_000)
+    assert "has 10000x8000 pixels; at most 50 million are read" in refused(huge)
+
+
+@pytest.mark.parametrize("size", [(40_000_000, 1), (1, 40_000_000)])
+def test_a_line_of_millions_of_pixels_is_refused(tmp_path, size):
+    line = png(tmp_path / "line.png", *size)
+    expected = f"has {size[0]}x{size[1]} pixels; at most 50 million are read, 65535 a side"
+    assert expected in refused(line)
+
+
+def test_a_picture_without_its_pixels_is_refused(tmp_path):
+    assert "cannot be read as an image" in refused(png(tmp_path / "short.png", 64, 64))
+
+
+def test_a_truncated_jpeg_is_refused(tmp_path):
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(FLOWER.read_bytes()[:20_000])
+    assert "cannot be read as an image: image file is truncated" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("empty.jpg", b""), ("text.png", b"not a picture\n"), ("noise.jpg", bytes(range(256)) * 9),
+     ("drawing.svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'),
+     ("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n"),
+     ("page.pdf", b"%PDF-1.4\n"), ("weights.gif", b"GIF89a")],
+)  # fmt: skip
+def test_what_is_no_picture_is_refused(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data)
+    assert refused(path) in (
+        f"'{path}' is not an image that can be read",
+        f"'{path}' cannot be read as an image: not a GIF file",
+    )
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    assert refused(tmp_path / "no.jpg") == f"no image at '{tmp_path / 'no.jpg'}'"
+    assert refused(tmp_path) == f"'{tmp_path}' is a folder, expected an image"
+
+
+def save(picture: Image.Image, path: Path) -> Image.Image:
+    """`picture` after a round through a file and `load`."""
+    picture.save(path)
+    return images.load(path)
+
+
+def test_transparency_is_over_white(tmp_path):
+    picture = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    picture.putpixel((1, 0), (0, 0, 0, 0))
+    loaded = save(picture, tmp_path / "alpha.png")
+    assert [loaded.getpixel((x, 0)) for x in range(2)] == [(255, 0, 0), (255, 255, 255)]
+
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 0, 255, 9, 9, 9])
+    palette.putpixel((1, 0), 1)
+    palette.info["transparency"] = 1
+    loaded = save(palette, tmp_path / "palette.png")
+    assert [loaded.getpixel((x, 0)) for x in range(2)] == [(0, 0, 255), (255, 255, 255)]
+
+    grey = save(Image.new("LA", (1, 1), (0, 0)), tmp_path / "la.png")
+    assert grey.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_keeps_its_upper_bits(tmp_path):
+    values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    for name in ("ramp.png", "ramp.tif", "ramp.pgm"):
+        loaded = save(Image.fromarray(values), tmp_path / name)
+        assert np.array_equal(np.asarray(loaded)[..., 0], values // 256), name
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "I", "F"])
+def test_other_modes_become_rgb(tmp_path, mode):
+    picture = Image.open(FLOWER).convert("L" if mode in "IF" else "RGB").convert(mode)
+    loaded = save(picture, tmp_path / "picture.tif")
+    assert loaded.mode == "RGB"
+    assert loaded.size == picture.size
+    assert 30 < np.asarray(loaded).mean() < 225
+
+
+def test_views_take_pictures_of_any_mode():
+    spec = ImageSpec(4, 4, 1, 1, "last", 1, "lanczos", (0.5,) * 3, (0.5,) * 3)
+    for mode in ("RGBA", "L", "P", "CMYK", "I;16"):
+        assert images.views([Image.new(mode, (9, 5))], spec).shape == (1, 3, 4, 4)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """Images that break decoders, with what Pillow does with each."""
+    if not ODD.is_file():
+        pytest.skip("the archive of odd images is not in this checkout")
+    folder = tmp_path_factory.mktemp("odd")
+    with tarfile.open(ODD) as archive:
+        archive.extractall(folder, filter="data")
+    root = folder / "odd_images"
+    lines = (root / "manifest.jsonl").read_text().splitlines()
+    return root / "files", [json.loads(line) for line in lines]
+
+
+def test_odd_images_load_or_are_refused_in_one_line(odd):
+    folder, entries = odd
+    assert len(entries) > 100
+    for entry in entries:
+        path = folder / entry["path"]
+        if entry["result"] == "ok":
+            width, height = entry["size"]
+            turned = (entry.get("orient") or 1) >= 5
+            size = (height, width) if turned else (width, height)
+            assert images.load(path).size == size, path
+        else:
+            refused(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_odd_images_leave_stderr_and_memory_alone(odd):
+    folder, entries = odd
+    script = (
+        "import pathlib, sys\n"
+        "from edgevlm.errors import InputError\n"
+        "from edgevlm.runtimes import images\n"
+        "for path in sys.stdin.read().splitlines():\n"
+        "    try:\n"
+        "        images.load(path)\n"
+        "    except InputError:\n"
+        "        pass\n"
+        "print(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
+    )
+    paths = "\n".join(str(folder / entry["path"]) for entry in entries)
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", script], input=paths, cwd=ROOT,
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert int(done.stdout) < 300_000  # kB; getrusage would count this process too
+
+
+def test_all_orientations_give_one_picture(odd):
+    folder, _ = odd
+    pictures = [images.load(p) for p in sorted((folder / "bad_exif").glob("Portrait_*.jpg"))]
+    assert len(pictures) == 9
+    small = [np.asarray(p.resize((45, 60)), np.float32) for p in pictures]
+    for other in small[1:]:
+        assert np.abs(other - small[0]).mean() < 3
