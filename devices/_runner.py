@@ -47,10 +47,11 @@ def check(target: str, engine: str = "") -> int:
 
 def run(folder: Path) -> int:
     """Measure what the folder's request asks; profile.json or error.txt is there afterwards."""
-    from edgevlm import __version__, api
+    from edgevlm import api
     from edgevlm.devices import _transport as t
     from edgevlm.profile import write_profile, write_text
     from edgevlm.profiling import Request, profile
+    from edgevlm.version import VERSION
 
     started = time.perf_counter()
 
@@ -58,7 +59,7 @@ def run(folder: Path) -> int:
         print(step, flush=True)
         print(f"[{time.perf_counter() - started:6.1f} s] {step}", file=sys.stderr, flush=True)
 
-    print(f"edgevlm {__version__}, Python {sys.version.split()[0]}", file=sys.stderr, flush=True)
+    print(f"edgevlm {VERSION}, Python {sys.version.split()[0]}", file=sys.stderr, flush=True)
     try:
         asked = t.read_request(folder / t.REQUEST)
         bundle = folder.resolve().parents[1] / "bundles" / asked.bundle

@@ -31,13 +31,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import edgevlm
-from edgevlm import __version__
 from edgevlm.devices import _transport as t
 from edgevlm.devices._shell import AGAIN, File, Shell
 from edgevlm.devices._transport import Job, Reachable, Step, one_line
 from edgevlm.errors import DeviceError
 from edgevlm.profile import Profile
 from edgevlm.registry import engine_for
+from edgevlm.version import VERSION
 
 PYTHONS = ("python3", "python3.14", "python3.13", "python3.12", "python3.11")
 # A link that carries nothing for so long is cut: three questions without an answer.
@@ -181,7 +181,7 @@ class Host(Shell):
         file = File.of("edgevlm.zip", archive)
         name = f"package/{file.sha256[:16]}"
         if self.sh(f"[ -d {name} ] && echo there || true").strip() != "there":
-            progress(f"{self.name}: send edgevlm {__version__}, {file.bytes / 1e6:.1f} MB")
+            progress(f"{self.name}: send edgevlm {VERSION}, {file.bytes / 1e6:.1f} MB")
             self.sh("rm -rf package .package && mkdir .package")
             self._put(".package", file, 0, lambda _: None)
             self.sh(

@@ -10,9 +10,12 @@ Exporting needs torch (`edgevlm[onnx]`); loading and running a bundle does not.
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from edgevlm.version import VERSION as __version__  # noqa: F401  # a public name
 
 if TYPE_CHECKING:
     from edgevlm.api import Model, export, load, plan, verify
@@ -20,30 +23,31 @@ if TYPE_CHECKING:
     from edgevlm.errors import EdgeVLMError
     from edgevlm.recipe import Recipe
 
-__version__ = "0.1.0"
 __all__ = ["Bundle", "EdgeVLMError", "Model", "Recipe", "export", "load", "plan", "verify"]
 
 _HOMES = {"Bundle": "bundle.files", "EdgeVLMError": "errors", "Recipe": "recipe"}
-
-
-class _Package(ModuleType):
-    """Keeps `edgevlm.plan` and `edgevlm.verify` functions.
-
-    They are modules too, and Python would put a module in the function's place when it is imported.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in __all__ and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import edgevlm` costs nothing."""
     if name not in __all__:
         raise AttributeError(f"module 'edgevlm' has no attribute '{name}'")
-    import importlib
+    return getattr(import_module(f"edgevlm.{_HOMES.get(name, 'api')}"), name)
 
-    return getattr(importlib.import_module(f"edgevlm.{_HOMES.get(name, 'api')}"), name)
+
+def _check_links() -> None:
+    """Refuse to mix two copies: the three linked folders must lie in the tree of this file.
+
+    Where git writes links as text files, another installed copy would answer for them.
+    """
+    tree = Path(__file__).resolve().parents[1]
+    for name in ("exporters", "runtimes", "devices"):
+        spec = find_spec(f"edgevlm.{name}")
+        if spec is None or not spec.origin or not Path(spec.origin).resolve().is_relative_to(tree):
+            raise ImportError(
+                f"'{tree}' has no link edgevlm/{name} to ../{name}, so it cannot be imported as it"
+                f" is; run: pip install -e '{tree}'"
+            )
+
+
+_check_links()

@@ -21,9 +21,9 @@ from edgevlm.runtimes.loops.text import Answer, TextLoop
 from edgevlm.runtimes.residency.streamed import Streamed
 
 if TYPE_CHECKING:
-    from edgevlm.cost import MethodCost
+    from edgevlm.parity.verify import Verification
+    from edgevlm.planning.method_cost import MethodCost
     from edgevlm.profile import Profile
-    from edgevlm.verify import Verification
 
 Picture = str | Path | Image.Image
 
@@ -37,29 +37,29 @@ def export(recipe: Recipe, out: str | Path, force: bool = False) -> Bundle:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """The recipe in numbers, before any graph exists; see `edgevlm.planning.make_plan`."""
+    """The recipe in numbers, before any graph exists; see `edgevlm.planning.vlm.make_plan`."""
     require_torch()
     from edgevlm.models.checkpoint import find
-    from edgevlm.planning import make_plan
+    from edgevlm.planning.vlm import make_plan
 
     return make_plan(recipe, find(recipe.model, recipe.revision)).plan
 
 
 def plan_with_cost(recipe: Recipe) -> tuple[Plan, MethodCost | None]:
-    """The plan, and what its method of site `tokens` costs itself; see `edgevlm.cost`."""
+    """The plan, and what its method of site `tokens` costs; see `planning.method_cost`."""
     require_torch()
-    from edgevlm.cost import method_cost
     from edgevlm.models.checkpoint import find
-    from edgevlm.planning import make_plan
+    from edgevlm.planning.method_cost import method_cost
+    from edgevlm.planning.vlm import make_plan
 
     planned = make_plan(recipe, find(recipe.model, recipe.revision))
     return planned.plan, method_cost(planned)
 
 
 def verify(path: str | Path, model: str | None = None) -> Verification:
-    """Parity of a bundle with PyTorch; see `edgevlm.verify.verify`."""
+    """Parity of a bundle with PyTorch; see `edgevlm.parity.verify.verify`."""
     require_torch()
-    from edgevlm.verify import verify as check
+    from edgevlm.parity.verify import verify as check
 
     return check(path, model)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from edgevlm import __version__
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.fit import token_bytes
@@ -38,6 +37,7 @@ from edgevlm.runtimes.loops.text import Answer
 from edgevlm.runtimes.recording import Mark
 from edgevlm.runtimes.residency.costs import Costs, Key
 from edgevlm.runtimes.sensors import Reading
+from edgevlm.version import VERSION
 
 STAGE_OF = {"encode": "vision", "reduce": "reduce", "prefill": "prefill", "logits": "head"}
 # Processes that wanted a core before; beyond this share of the cores the figures are of both.
@@ -124,7 +124,7 @@ def figures(made: Measured) -> Profile:
     nothing = _reasons(made, card, blocks, conditions, energy)
     return Profile(
         schema_version=SCHEMA_VERSION,
-        edgevlm_version=__version__,
+        edgevlm_version=VERSION,
         device="local",
         machine=machine(),
         engine=made.engine,

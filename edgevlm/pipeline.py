@@ -15,17 +15,17 @@ from edgevlm.bundle.documents import dumps
 from edgevlm.bundle.files import Bundle, BundleWriter, check_free, writing
 from edgevlm.bundle.packed import PACKINGS, pack
 from edgevlm.bundle.plan import Block, Function, Plan
-from edgevlm.calibrate import Calibration, calibrate
 from edgevlm.errors import ExportError
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.trace import signature, trace, weights
 from edgevlm.models.checkpoint import find
 from edgevlm.models.family import Pieces
-from edgevlm.planning import Planned, make_plan
+from edgevlm.parity.verify import Verification, verify_model
+from edgevlm.planning.vlm import Planned, make_plan
+from edgevlm.quantization.calibrate import Calibration, calibrate
 from edgevlm.recipe import Recipe
 from edgevlm.registry import ENGINES, TARGETS, engine_for
 from edgevlm.runtimes.residency.memory import peak_rss_bytes
-from edgevlm.verify import Verification, verify_model
 
 TABLE_ROWS = 4096  # of the embedding table at a time
 Progress = Callable[[str], None]

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from edgevlm.errors import InputError
 from edgevlm.evaluate import MAX_NEW_TOKENS, Reply
 from edgevlm.models.checkpoint import find
-from edgevlm.planning import Planned, make_plan
+from edgevlm.planning.vlm import Planned, make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.sequence import Floats, Piece, Visual, assemble

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import PlanError
+from edgevlm.parity.verify import Verification
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
-from edgevlm.verify import Verification
 
 STAGES = ("vision", "decoder", "head")
 EXACT_DB = 200.0  # of float32: more than any rounding gives

@@ -133,7 +133,7 @@ def sweep(
     """
     require_torch()
     from edgevlm.models.checkpoint import find
-    from edgevlm.planning import make_plan
+    from edgevlm.planning.vlm import make_plan
 
     checkpoint = find(request.model)
     whole = Recipe(model=request.model, frames=request.frames, methods=(REFERENCE,))
@@ -188,7 +188,7 @@ def _row(
     graphs: Graphs,
     progress: Say,
 ) -> Row:
-    from edgevlm.choosing import choose_method
+    from edgevlm.planning.methods import choose_method
 
     (method,), tokens = recipe.methods, recipe.tokens or 0
     try:

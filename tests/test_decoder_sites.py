@@ -17,14 +17,14 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError, PlanError
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.models.checkpoint import find
+from edgevlm.parity.verify import _pruned_reference
 from edgevlm.pipeline import export
-from edgevlm.planning import make_plan
+from edgevlm.planning.vlm import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.loops.sequence import assemble
 from edgevlm.runtimes.loops.text import TextLoop
 from edgevlm.runtimes.on_onnxruntime.engine import Engine
-from edgevlm.verify import _pruned_reference
 
 PICTURE = Image.linear_gradient("L").convert("RGB")
 FAMILIES = ("tiny-smolvlm", "tiny-llava-onevision", "tiny-llava-next")

@@ -14,7 +14,7 @@ from edgevlm.errors import PlanError, RecipeError
 from edgevlm.graphs.signals import encode
 from edgevlm.models.checkpoint import find
 from edgevlm.pipeline import export
-from edgevlm.planning import make_plan
+from edgevlm.planning.vlm import make_plan
 from edgevlm.recipe import Recipe
 
 FAMILIES = ("tiny-smolvlm", "tiny-llava-onevision", "tiny-llava-next")

@@ -20,12 +20,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from edgevlm import __version__
 from edgevlm.bundle.cache import cache_folder, keep
 from edgevlm.bundle.documents import dumps, read, to_document
 from edgevlm.bundle.manifest import MANIFEST, read_manifest
 from edgevlm.bundle.plan import Block, FileEntry, Function, Plan
 from edgevlm.errors import BundleError, EdgeVLMError
+from edgevlm.version import VERSION
 
 MEASURED = "measured"
 # What an unfinished export needs to go on; none of it is part of a bundle.
@@ -175,7 +175,7 @@ def writing(out: Path, plan: Plan, weights: str, force: bool) -> Iterator[Bundle
     with _locked(partial, out):
         try:
             check_free(out, force)  # again: another export may have ended in between
-            _begin(partial, f"edgevlm {__version__}\n{weights}\n{dumps(plan)}")
+            _begin(partial, f"edgevlm {VERSION}\n{weights}\n{dumps(plan)}")
             yield BundleWriter(partial, plan)
             for name in ("done", "plan.json"):
                 path = partial / name

@@ -1,7 +1,7 @@
 """The plan: a recipe in numbers, before any graph exists; with files, a bundle's manifest.
 
 Importing this module needs neither torch nor transformers: a phone-side or numpy-only reader of a
-bundle uses the same types. `edgevlm.planning` makes a plan from a recipe and a checkpoint.
+bundle uses the same types. `edgevlm.planning.vlm` makes a plan from a recipe and a checkpoint.
 
 Shapes: P tiles or frames, N tokens of one tile, K kept tokens, C channels, S tokens of a call,
 T cache rows (`kv.tokens`), D head size.

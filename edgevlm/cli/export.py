@@ -13,7 +13,7 @@ from edgevlm.cli import _options as o
 from edgevlm.cli.plan import show
 
 if TYPE_CHECKING:
-    from edgevlm.verify import Verification
+    from edgevlm.parity.verify import Verification
 
 
 def main(

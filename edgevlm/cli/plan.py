@@ -18,7 +18,7 @@ from edgevlm.errors import RecipeError
 from edgevlm.recipe import Recipe, parse_bytes
 
 if TYPE_CHECKING:
-    from edgevlm.cost import MethodCost
+    from edgevlm.planning.method_cost import MethodCost
     from edgevlm.sensitivity import Cost
 
 

@@ -20,7 +20,7 @@ def main(
 ) -> None:
     """Compare every function of BUNDLE with PyTorch; exit 1 if one differs."""
     require_torch()
-    from edgevlm.verify import verify
+    from edgevlm.parity.verify import verify
 
     with o.progress() as step:
         result = verify(bundle, model, progress=step, engine=engine)

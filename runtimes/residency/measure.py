@@ -21,7 +21,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from edgevlm import __version__
 from edgevlm.bundle.cache import cache_folder, keep
 from edgevlm.bundle.documents import dumps, read, to_document
 from edgevlm.bundle.files import Bundle, sha256
@@ -40,6 +39,7 @@ from edgevlm.runtimes.residency.memory import (
 )
 from edgevlm.runtimes.residency.schedule import PASSES, Schedule, replay
 from edgevlm.runtimes.residency.streamed import Streamed
+from edgevlm.version import VERSION
 
 TIMES = ("load", "first", "run", "evict", "bytes")
 # A pass is repeated so often with each third of its functions kept, and so often with none, after
@@ -58,7 +58,7 @@ def measured(
     """
     module = ENGINES.load(engine)
     machine = (module.SUMMARY, _machine(), str(threads))
-    key = (__version__, sha256(bundle.path / MANIFEST), *machine)
+    key = (VERSION, sha256(bundle.path / MANIFEST), *machine)
     name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
     kept = cache_folder() / "measured" / f"{name}.json"
     try:

@@ -16,9 +16,9 @@ import numpy as np
 
 from edgevlm.api import load_loop
 from edgevlm.cli._default import default_bundle
+from edgevlm.parity.verify import PHOTOS
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.recording import recording
-from edgevlm.verify import PHOTOS
 
 WARM_UPS = 4
 

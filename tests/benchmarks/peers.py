@@ -38,7 +38,7 @@ from _running import Form, Running, Start, cold_start
 from peer._given import DECODED, PROMPTS, Given
 from PIL import Image
 
-from edgevlm.verify import PHOTOS
+from edgevlm.parity.verify import PHOTOS
 
 WARMUPS = 2
 OUTPUTS = ("vision", *(f"prefill-{rows}" for rows in PROMPTS), "decode")

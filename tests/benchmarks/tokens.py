@@ -25,7 +25,7 @@ from _measure import Row, bundle, finish, machine, open_loop, parser, report, ro
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.trace import trace, weights
 from edgevlm.models.checkpoint import find
-from edgevlm.planning import make_plan
+from edgevlm.planning.vlm import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
 from edgevlm.runtimes.loops.sequence import Piece

@@ -254,7 +254,7 @@ def test_only_the_same_export_goes_on(plan, tmp_path, monkeypatch, change):
     elif change == "weights":
         weights = "others"
     elif change == "version":
-        monkeypatch.setattr("edgevlm.bundle.files.__version__", "0.0.0")
+        monkeypatch.setattr("edgevlm.bundle.files.VERSION", "0.0.0")
     assert finished(out, plan, weights) == (2 if change == "nothing" else 0)
 
 

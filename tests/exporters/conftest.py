@@ -17,7 +17,7 @@ from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.planning import make_plan  # noqa: E402
+from edgevlm.planning.vlm import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import ENGINES, TARGETS  # noqa: E402
 

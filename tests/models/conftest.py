@@ -121,7 +121,7 @@ class Prompt:
 def tiny(preset) -> Callable[..., Tiny]:
     """`tiny("tiny-smolvlm", tiles=(2, 2))`: a recipe's plan with the model; weights load once."""
     from edgevlm.models.checkpoint import find
-    from edgevlm.planning import make_plan
+    from edgevlm.planning.vlm import make_plan
     from edgevlm.recipe import Recipe
 
     models: dict[str, Any] = {}
@@ -200,7 +200,7 @@ def photo() -> Callable[..., Image.Image]:
 @pytest.fixture(scope="session")
 def decoder_difference() -> Callable[[Tiny], float]:
     """Worst rel_error of the last hidden state: chunks and single tokens against one full call."""
-    from edgevlm.parity import difference
+    from edgevlm.parity.runner import difference
     from edgevlm.runtimes.loops.sequence import causal_mask, rotary_tables
 
     def measure(made: Tiny) -> float:

@@ -28,13 +28,13 @@ from edgevlm.exporters.to_executorch import target as to_executorch  # noqa: E40
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.parity import difference  # noqa: E402
+from edgevlm.parity.runner import difference  # noqa: E402
+from edgevlm.parity.verify import THRESHOLDS  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
-from edgevlm.planning import make_plan  # noqa: E402
+from edgevlm.planning.vlm import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import METHODS, sites_of  # noqa: E402
 from edgevlm.runtimes.on_executorch.engine import Engine  # noqa: E402
-from edgevlm.verify import THRESHOLDS  # noqa: E402
 
 NAMES = [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]
 SMALL = {"w8a8": 0.27, "w4g32a8": 0.15}  # of float32

@@ -23,12 +23,12 @@ from edgevlm.exporters.to_onnx.linear import FORMATS  # noqa: E402
 from edgevlm.exporters.to_onnx.target import lower, write  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.parity import difference  # noqa: E402
+from edgevlm.parity.runner import difference  # noqa: E402
+from edgevlm.parity.verify import THRESHOLDS  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
-from edgevlm.planning import make_plan  # noqa: E402
+from edgevlm.planning.vlm import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.runtimes.loops.sequence import load_table  # noqa: E402
-from edgevlm.verify import THRESHOLDS  # noqa: E402
 
 PRODUCTS = {"Cast", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"}
 SMALL = {"fp": 0.51, "w8": 0.30, "w4": 0.18}  # of float32, embedding and head included

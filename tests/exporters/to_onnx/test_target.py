@@ -22,7 +22,7 @@ from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import signature, trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
-from edgevlm.planning import make_plan  # noqa: E402
+from edgevlm.planning.vlm import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
 # Each layer of the tiny model becomes a block, and its head two.

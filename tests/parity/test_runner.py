@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgevlm.parity import _at_places, _hangs_on_rounding  # noqa: E402
+from edgevlm.parity.runner import _at_places, _hangs_on_rounding  # noqa: E402
 
 
 class Largest(torch.nn.Module):

@@ -14,11 +14,11 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgevlm.models.checkpoint import find
-from edgevlm.preprocess_check import LIMIT, preprocessing_error
+from edgevlm.parity.preprocessing import LIMIT, preprocessing_error
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = [images.load(ROOT / "edgevlm" / "photos" / f"{n}.jpg") for n in ("flower", "stream")]
 
 

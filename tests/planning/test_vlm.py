@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 from edgevlm.errors import PlanError, RecipeError  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.planning import make_plan  # noqa: E402
+from edgevlm.planning.vlm import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
 

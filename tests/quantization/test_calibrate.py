@@ -14,14 +14,14 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
-from edgevlm.calibrate import calibrate  # noqa: E402
 from edgevlm.errors import EdgeVLMError, InputError, RecipeError  # noqa: E402
 from edgevlm.exporters.to_onnx.target import CALIBRATED  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.planning import make_plan  # noqa: E402
+from edgevlm.planning.vlm import make_plan  # noqa: E402
+from edgevlm.quantization.calibrate import calibrate  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
-PHOTOS = Path(__file__).resolve().parents[1] / "edgevlm" / "photos"
+PHOTOS = Path(__file__).resolve().parents[2] / "edgevlm" / "photos"
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ pass anything. kept_equal is the share of the visual tokens that PyTorch keeps t
 1 because the choice hangs on rounding (`parity`), or tokens merge otherwise because a scheme rounds
 the encoder, both sides go on with the engine's; `reduce` itself is compared on the same inputs.
 largest_float16 is, for each function that computes in float16, the largest number in it and the
-operation that gave it. preprocessing_error is that of `edgevlm.preprocess_check`, null where it
+operation that gave it. preprocessing_error is that of `edgevlm.parity.preprocessing`, null where it
 cannot be measured.
 """
 
@@ -36,15 +36,15 @@ from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.graphs.signals import method_inputs
 from edgevlm.models.checkpoint import find
 from edgevlm.models.family import Pieces
-from edgevlm.parity import QUESTION, Array, BlockParity, Runner, Threshold, difference
-from edgevlm.planning import Planned, make_plan
-from edgevlm.preprocess_check import LIMIT as PREPROCESSING_LIMIT
-from edgevlm.preprocess_check import preprocessing_error
+from edgevlm.parity.preprocessing import LIMIT as PREPROCESSING_LIMIT
+from edgevlm.parity.preprocessing import preprocessing_error
+from edgevlm.parity.runner import QUESTION, Array, BlockParity, Runner, Threshold, difference
+from edgevlm.planning.vlm import Planned, make_plan
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.sequence import Piece, causal_mask, prompt_state, rotary_tables
 
 STEPS = 32
-PHOTOS = tuple(Path(__file__).parent / "photos" / name for name in ("flower.jpg", "stream.jpg"))
+PHOTOS = tuple(Path(__file__).parents[1] / "photos" / name for name in ("flower.jpg", "stream.jpg"))
 
 
 THRESHOLDS = {

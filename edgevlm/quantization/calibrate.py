@@ -22,8 +22,8 @@ from edgevlm.errors import InputError
 from edgevlm.evaluate import find_dataset
 from edgevlm.examples import Example, Question
 from edgevlm.models.checkpoint import Checkpoint
-from edgevlm.parity import QUESTION
-from edgevlm.planning import make_plan
+from edgevlm.parity.runner import QUESTION
+from edgevlm.planning.vlm import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.reference import TorchAnswerer
 from edgevlm.runtimes.loops import images

@@ -12,9 +12,9 @@ pytest.importorskip("torch")
 import torch
 from torch import nn
 
-from edgevlm.cost import method_cost, most_bytes
 from edgevlm.models.checkpoint import find
-from edgevlm.planning import make_plan
+from edgevlm.planning.method_cost import method_cost, most_bytes
+from edgevlm.planning.vlm import make_plan
 from edgevlm.recipe import Recipe
 
 

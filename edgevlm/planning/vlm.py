@@ -21,17 +21,17 @@ from edgevlm.bundle.plan import (
     Rope,
     Source,
 )
-from edgevlm.choosing import choose_decoder_method, choose_encoder_method, choose_method
 from edgevlm.errors import ModelError, PlanError, RecipeError
 from edgevlm.graphs.merging import merge
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.signals import observe
-from edgevlm.layout import make_layout
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import Description, Pieces
+from edgevlm.planning.blocks import Stored, make_blocks
+from edgevlm.planning.methods import choose_decoder_method, choose_encoder_method, choose_method
+from edgevlm.planning.prompt import make_layout
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
-from edgevlm.shapes import Stored, make_blocks
 
 # Stages that have schemes; `reduce` chooses, and has no weights.
 QUANTIZED = ("vision", "embed", "decoder", "head")

@@ -29,7 +29,7 @@ from edgevlm.bundle.plan import SIGNALS, Block, Function
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.merging import merges
 from edgevlm.models.family import Pieces
-from edgevlm.planning import Planned
+from edgevlm.planning.vlm import Planned
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.loops.sequence import (
     Piece,

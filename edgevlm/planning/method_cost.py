@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from edgevlm.planning import Planned
+from edgevlm.planning.vlm import Planned
 
 REPEATS, WARMUPS = 5, 2
 
