@@ -24,11 +24,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from edgevlm.devices import _transport as t
-from edgevlm.devices._shell import AGAIN, SMALL, File, Shell
-from edgevlm.devices._transport import Job, Reachable, Step, one_line
+from edgevlm.devices.shared import contract as t
+from edgevlm.devices.shared.contract import Job, Reachable, Step, one_line
+from edgevlm.devices.shared.shell import AGAIN, SMALL, File, Shell
 from edgevlm.errors import DeviceError
-from edgevlm.profile import Profile
+from edgevlm.profiling.document import Profile
 
 PACKAGE, ACTIVITY = "org.edgevlm.app", ".ProfileActivity"
 PROGRAM_FOLDER = "/data/local/tmp/edgevlm"

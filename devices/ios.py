@@ -24,10 +24,10 @@ from typing import Any
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.manifest import MANIFEST
-from edgevlm.devices import _transport as t
-from edgevlm.devices._transport import Job, Reachable, Step, one_line
+from edgevlm.devices.shared import contract as t
+from edgevlm.devices.shared.contract import Job, Reachable, Step, one_line
 from edgevlm.errors import DeviceError
-from edgevlm.profile import Profile
+from edgevlm.profiling.document import Profile
 
 APP, FOLDER = "org.edgevlm.app", "Documents/edgevlm"
 POLL_S = 2.0

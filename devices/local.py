@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from edgevlm import api, profiling
-from edgevlm.devices._transport import Job, Reachable, Step
+from edgevlm import api
+from edgevlm.devices.shared.contract import Job, Reachable, Step
 from edgevlm.errors import DeviceError
-from edgevlm.figures import machine
-from edgevlm.profile import Profile
+from edgevlm.profiling import measure as profiling
+from edgevlm.profiling.document import Profile
+from edgevlm.profiling.figures import machine
 
 
 def profile(address: str, job: Job, progress: Step) -> Profile:

@@ -31,11 +31,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import edgevlm
-from edgevlm.devices import _transport as t
-from edgevlm.devices._shell import AGAIN, File, Shell
-from edgevlm.devices._transport import Job, Reachable, Step, one_line
+from edgevlm.devices.shared import contract as t
+from edgevlm.devices.shared.contract import Job, Reachable, Step, one_line
+from edgevlm.devices.shared.shell import AGAIN, File, Shell
 from edgevlm.errors import DeviceError
-from edgevlm.profile import Profile
+from edgevlm.profiling.document import Profile
 from edgevlm.registry import engine_for
 from edgevlm.version import VERSION
 
@@ -234,7 +234,7 @@ class Host(Shell):
         root = shlex.quote(self.root)
         return (
             f"env PYTHONPATH={root}/{package} XDG_CACHE_HOME={root}/cache PYTHONUNBUFFERED=1"
-            f" {shlex.quote(python)} -m edgevlm.devices._runner"
+            f" {shlex.quote(python)} -m edgevlm.devices.shared.runner"
         )
 
 

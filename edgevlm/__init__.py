@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgevlm.version import VERSION as __version__  # noqa: F401  # a public name
+from edgevlm.version import VERSION
 
 if TYPE_CHECKING:
     from edgevlm.api import Model, export, load, plan, verify
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgevlm.errors import EdgeVLMError
     from edgevlm.recipe import Recipe
 
+__version__ = VERSION
 __all__ = ["Bundle", "EdgeVLMError", "Model", "Recipe", "export", "load", "plan", "verify"]
 
 _HOMES = {"Bundle": "bundle.files", "EdgeVLMError": "errors", "Recipe": "recipe"}

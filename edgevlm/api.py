@@ -23,7 +23,7 @@ from edgevlm.runtimes.residency.streamed import Streamed
 if TYPE_CHECKING:
     from edgevlm.parity.verify import Verification
     from edgevlm.planning.method_cost import MethodCost
-    from edgevlm.profile import Profile
+    from edgevlm.profiling.document import Profile
 
 Picture = str | Path | Image.Image
 
@@ -207,7 +207,7 @@ class Model:
         Raises:
             InputError: If the picture cannot be read or the answer does not fit the context.
         """
-        from edgevlm.profiling import PROMPT, Request, profile
+        from edgevlm.profiling.measure import PROMPT, Request, profile
 
         asked = PROMPT if prompt is None else prompt
         path = None if image is None else Path(image)

@@ -62,8 +62,7 @@ def export(
         progress: Called with one line per step.
         graphs: Graphs of earlier exports, and of this one afterwards. Exports may share them that
             differ in the budget or in the method of site `tokens` alone.
-        accept_all: Keep a bundle that misses its thresholds; `edgevlm.sensitivity` asks by how
-            much.
+        accept_all: Keep a bundle that misses its thresholds; `studies.sensitivity` asks by how much.
 
     Raises:
         EdgeVLMError: One line that says what cannot work, or which block differs from PyTorch.

@@ -2,7 +2,7 @@
 
     family   edgevlm/models/<kind>/<name>.py  method   edgevlm/compress/<name>.py
     target   exporters/to_<name>.py           engine   runtimes/on_<name>.py
-    dataset  edgevlm/datasets/<name>.py       device   devices/<name>.py, a way to reach one
+    dataset  evaluation/datasets/<name>.py    device   devices/<name>.py, a way to reach one
 
 A plug-in of several files is a folder of that name; its `main` file (`target.py`, `engine.py`) has
 what is asked of a plug-in. The folder `shared` of a package is code that its plug-ins have in
@@ -99,7 +99,7 @@ def sites_of(module: ModuleType) -> list[str]:
 
 FAMILIES = Registry("model family", "edgevlm.models", nested=True)
 METHODS = Registry("method", "edgevlm.compress")
-DATASETS = Registry("dataset", "edgevlm.datasets")
+DATASETS = Registry("dataset", "edgevlm.evaluation.datasets")
 TARGETS = Registry("target", "edgevlm.exporters", "to_", "target")
 ENGINES = Registry("engine", "edgevlm.runtimes", "on_", "engine")
 DEVICES = Registry("device", "edgevlm.devices")

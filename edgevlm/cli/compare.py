@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from edgevlm.cli import _options as o
-from edgevlm.comparing import Comparison, Row, compare, comparison_page, figure
-from edgevlm.profile import read_profile, write_text
+from edgevlm.cli.shared import options as o
+from edgevlm.profiling.document import read_profile, write_text
+from edgevlm.profiling.report.comparison import Comparison, Row, compare, comparison_page, figure
 
 
 def main(

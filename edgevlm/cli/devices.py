@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edgevlm.cli import _options as o
-from edgevlm.devices import _named
-from edgevlm.devices._named import Device
+from edgevlm.cli.shared import options as o
+from edgevlm.devices.shared import named
+from edgevlm.devices.shared.named import Device
 from edgevlm.registry import DEVICES
 
 
@@ -18,7 +18,7 @@ def main(json: o.Json = False) -> None:
         for name in DEVICES.names():
             step(f"look for devices: {name}")
             reachable += DEVICES.load(name).reachable()
-    devices = [_named.load(name) for name in _named.names()]
+    devices = [named.load(name) for name in named.names()]
     here = o.table(["--device", "now", ""], [[r.device, r.state, r.note] for r in reachable])
     rows = [
         [

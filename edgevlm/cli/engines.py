@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgevlm.cli import _options as o
+from edgevlm.cli.shared import options as o
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.registry import ENGINES
 

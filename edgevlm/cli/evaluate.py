@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgevlm.answerers import answerer, is_bundle
-from edgevlm.cli import _options as o
-from edgevlm.evaluate import Evaluation, evaluate, find_dataset
+from edgevlm.cli.shared import options as o
+from edgevlm.evaluation.answerers import answerer, is_bundle
+from edgevlm.evaluation.evaluate import Evaluation, evaluate, find_dataset
+from edgevlm.evaluation.scores import Score
 from edgevlm.recipe import MOST_FRAMES
-from edgevlm.scores import Score
-from edgevlm.sweep import ALL, Request, Row, parse_methods, parse_sweep, sweep
-from edgevlm.sweep_files import check_prefix, require_matplotlib, write
+from edgevlm.studies.sweep import ALL, Request, Row, parse_methods, parse_sweep, sweep
+from edgevlm.studies.sweep_files import check_prefix, require_matplotlib, write
 
 PAUSE_S = 10.0  # between two lines of a sweep's log
 

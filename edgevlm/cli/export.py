@@ -9,8 +9,8 @@ import typer
 
 from edgevlm.api import plan_with_cost, require_torch
 from edgevlm.bundle.files import check_free
-from edgevlm.cli import _options as o
 from edgevlm.cli.plan import show
+from edgevlm.cli.shared import options as o
 
 if TYPE_CHECKING:
     from edgevlm.parity.verify import Verification

@@ -9,7 +9,7 @@ import typer
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.kernels import Kernels, kernels
-from edgevlm.cli import _options as o
+from edgevlm.cli.shared import options as o
 from edgevlm.errors import RecipeError, RuntimeLoadError
 from edgevlm.registry import ENGINES
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgevlm.api import require_torch
-from edgevlm.cli import _options as o
+from edgevlm.cli.shared import options as o
 from edgevlm.registry import METHODS, sites_of
 
 

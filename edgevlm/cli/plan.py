@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgevlm import api, fit
+from edgevlm import api
 from edgevlm.api import plan_with_cost, require_torch
 from edgevlm.bundle.plan import Part, Plan
-from edgevlm.cli import _budget
-from edgevlm.cli import _options as o
-from edgevlm.cli._beside import beside
-from edgevlm.devices import _named
-from edgevlm.devices._named import Device
+from edgevlm.cli.shared import budget
+from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.device_fit import beside
+from edgevlm.devices.shared import fit
+from edgevlm.devices.shared import named as named_devices
+from edgevlm.devices.shared.named import Device
 from edgevlm.errors import RecipeError
 from edgevlm.recipe import Recipe, parse_bytes
 
 if TYPE_CHECKING:
     from edgevlm.planning.method_cost import MethodCost
-    from edgevlm.sensitivity import Cost
+    from edgevlm.studies.sensitivity import Cost
 
 
 def main(
@@ -62,9 +63,9 @@ def main(
 ) -> None:
     """Print tokens, shapes, bytes and FLOPs of MODEL under this recipe."""
     if memory is not None:
-        _budget.show(model, memory, save, json)
+        budget.show(model, memory, save, json)
         return
-    device = None if named is None else _named.load(named)
+    device = None if named is None else named_devices.load(named)
     recipe = o.recipe(
         model,
         revision,
@@ -98,7 +99,7 @@ def main(
 def _sensitivity(recipe: Recipe, size: int | None, as_json: bool) -> None:
     """A table of blocks and schemes, and the mixture for a size."""
     require_torch()
-    from edgevlm.sensitivity import measure
+    from edgevlm.studies.sensitivity import measure
 
     with o.progress() as step:
         found = measure(recipe, step)

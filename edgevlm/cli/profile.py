@@ -7,15 +7,21 @@ from typing import Annotated
 
 import typer
 
-from edgevlm.chrome_trace import chrome_trace
-from edgevlm.cli import _options as o
-from edgevlm.devices._transport import Job
-from edgevlm.profile import PARTS, Profile, Stat, check_place, write_profile, write_text
-from edgevlm.profiling import PROMPT, Request
+from edgevlm.cli.shared import options as o
+from edgevlm.devices.shared.contract import Job
+from edgevlm.profiling.document import PARTS, Profile, Stat, check_place, write_profile, write_text
+from edgevlm.profiling.measure import PROMPT, Request
+from edgevlm.profiling.report.chrome_trace import chrome_trace
+from edgevlm.profiling.report.page import (
+    MEANING,
+    megabytes,
+    milliseconds,
+    missing_by_reason,
+    threads_text,
+)
+from edgevlm.profiling.report.page import report as page_of
 from edgevlm.recipe import parse_bytes
 from edgevlm.registry import DEVICES
-from edgevlm.report import MEANING, megabytes, milliseconds, missing_by_reason, threads_text
-from edgevlm.report import report as page_of
 
 _DEFAULT = Request()
 

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from edgevlm import api
-from edgevlm.cli import _options as o
-from edgevlm.cli._default import default_bundle
+from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.default_bundle import default_bundle
 from edgevlm.errors import InputError
 from edgevlm.runtimes.loops.sampling import Sampling
 from edgevlm.runtimes.loops.text import Answer

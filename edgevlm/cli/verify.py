@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edgevlm.api import require_torch
-from edgevlm.cli import _options as o
+from edgevlm.cli.shared import options as o
 
 
 def main(

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from edgevlm.errors import InputError
-from edgevlm.evaluate import find_dataset
-from edgevlm.examples import Example, Question
+from edgevlm.evaluation.evaluate import find_dataset
+from edgevlm.evaluation.examples import Example, Question
+from edgevlm.evaluation.pytorch import TorchAnswerer
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.parity.runner import QUESTION
 from edgevlm.planning.vlm import make_plan
 from edgevlm.recipe import Recipe
-from edgevlm.reference import TorchAnswerer
 from edgevlm.runtimes.loops import images
 
 TOKENS = 8  # of each answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgevlm.bundle.kernels import kernels
-from edgevlm.profile import Placed
+from edgevlm.profiling.document import Placed
 from edgevlm.runtimes.on_executorch.engine import Engine
 
 

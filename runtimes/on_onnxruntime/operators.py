@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgevlm.profile import Operator, Placed, stat
+from edgevlm.profiling.document import Operator, Placed, stat
 from edgevlm.runtimes.on_onnxruntime.engine import Engine
 
 # The only provider that the engine asks for.

@@ -50,10 +50,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from edgevlm.datasets import _clips, _questions
-from edgevlm.datasets._material import training_material
+from edgevlm.evaluation.datasets.shared import clips, questions
+from edgevlm.evaluation.datasets.shared.material import training_material
 
-SCORES = ("all", *_questions.IMAGE_TASKS, *_clips.CLIP_TASKS, "describe", "nlvr")
+SCORES = ("all", *questions.IMAGE_TASKS, *clips.CLIP_TASKS, "describe", "nlvr")
 LOSSES = ("answer_loss", "dense_loss", "word_loss", "phrase_loss")
 COLUMNS = ("step", "seconds", "pictures", "rate", *LOSSES, *SCORES)
 SAVE_SECONDS = 240

@@ -16,10 +16,18 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from edgevlm.datasets import _clips, _questions, _scenes
-from edgevlm.datasets._drawing import CELL, SIZE, Item, background, cells, draw, letters
-from edgevlm.datasets._material import Material
-from edgevlm.examples import Question
+from edgevlm.evaluation.datasets.shared import clips, questions, scenes
+from edgevlm.evaluation.datasets.shared.drawing import (
+    CELL,
+    SIZE,
+    Item,
+    background,
+    cells,
+    draw,
+    letters,
+)
+from edgevlm.evaluation.datasets.shared.material import Material
+from edgevlm.evaluation.examples import Question
 
 STILL = {"objects": 0.37, "odd": 0.28, "text": 0.23, "sign": 0.08, "nlvr": 0.04}
 CLIPS = {"move": 0.3, "turn": 0.2, "order": 0.5}
@@ -84,12 +92,12 @@ class Batches(Dataset):
         """Many items and nothing to say: shapes and texts side by side, or one or four hands."""
         m = self.material
         if rng.random() < HANDS_SHARE:
-            scene = _scenes.hands(rng, len(m.photos), rng.choice((1, 4)))
+            scene = scenes.hands(rng, len(m.photos), rng.choice((1, 4)))
             shown: Any = {}
             for number in (int(item.name) for item in scene.items):
                 shown[number] = vary(m.photos[number], rng)
         else:
-            scene, shown = _scenes.crowd(rng, len(m.emoji)), m.emoji
+            scene, shown = scenes.crowd(rng, len(m.emoji)), m.emoji
         picture = draw(background(rng), scene.items, shown)
         return Sample([picture], [dense(scene.items, m.digits)], [], {}, False)
 
@@ -99,10 +107,10 @@ class Batches(Dataset):
         if kind == "nlvr":
             return self.sentence(rng)
         m = self.material
-        scene = _scenes.draw_scene(rng, self.split, kind, len(m.photos), len(m.emoji))
-        asked = _questions.questions(scene, rng, m.digits)
+        scene = scenes.draw_scene(rng, self.split, kind, len(m.photos), len(m.emoji))
+        asked = questions.questions(scene, rng, m.digits)
         if rng.random() < 0.5:
-            asked += _questions.description(scene, rng)
+            asked += questions.description(scene, rng)
         if self.split == "train":
             asked += located(scene)
         if kind == "sign":
@@ -131,13 +139,13 @@ class Batches(Dataset):
         m = self.material
         if rng.random() < 0.1:
             kind = rng.choice(("objects", "odd", "text"))
-            scene = _scenes.draw_scene(rng, self.split, kind, 0, len(m.emoji))
+            scene = scenes.draw_scene(rng, self.split, kind, 0, len(m.emoji))
             picture = draw(background(rng), scene.items, m.emoji)
-            asked = balanced(_questions.questions(scene, rng), rng)
+            asked = balanced(questions.questions(scene, rng), rng)
             labels = [dense(scene.items, ())] * frames
             return Sample([picture] * frames, labels, asked, in_scene(scene), False)
         kind = rng.choices(list(CLIPS), list(CLIPS.values()))[0]
-        clip = _clips.draw_clip(rng, self.split, kind, frames, len(m.emoji))
+        clip = clips.draw_clip(rng, self.split, kind, frames, len(m.emoji))
         ground = background(rng)
         pictures = [draw(ground, items, m.emoji) for items in clip.frames]
         labels = [dense(items, ()) for items in clip.frames]
@@ -227,13 +235,13 @@ def focus(what: Tensor, rng: Random) -> tuple[Tensor, int]:
     return (there + noise).topk(kept).indices.sort().values, count
 
 
-def located(scene: _scenes.Scene) -> list[Question]:
+def located(scene: scenes.Scene) -> list[Question]:
     """In which ninth of the picture each item is: a step towards where two are to each other."""
     third = SIZE / 3
     asked = []
-    for item, name, _ in _questions.names(scene.items):
+    for item, name, _ in questions.names(scene.items):
         if all(6 < v % third < third - 6 for v in (item.x, item.y)):
-            place = _questions.PLACES[int(item.y / third)][int(item.x / third)]
+            place = questions.PLACES[int(item.y / third)][int(item.x / third)]
             asked.append(Question("locate", f"Where is the {name}?", place))
     return asked
 

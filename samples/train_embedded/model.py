@@ -14,9 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from edgevlm.datasets import _clips, _questions, _scenes
-from edgevlm.datasets._drawing import CELL, CHARACTERS, COLOURS, SHAPES, SIZE, WIDTHS
-from edgevlm.datasets._material import Material
+from edgevlm.evaluation.datasets.shared import clips, questions, scenes
+from edgevlm.evaluation.datasets.shared.drawing import (
+    CELL,
+    CHARACTERS,
+    COLOURS,
+    SHAPES,
+    SIZE,
+    WIDTHS,
+)
+from edgevlm.evaluation.datasets.shared.material import Material
 
 SIDE = SIZE // CELL  # visual tokens a side
 PAD, END, USER, ASSISTANT, IMAGE, VIDEO = SPECIAL = (
@@ -73,11 +80,11 @@ def train_tokenizer(material: Material) -> Tokenizer:
     rng, texts = Random("edgevlm tokenizer"), [s.prompt for s in material.sentences]
     for index in range(6000):
         kind = ("objects", "odd", "text")[index % 3]
-        scene = _scenes.draw_scene(rng, "train", kind)
-        asked = _questions.questions(scene, rng) + _questions.description(scene, rng)
+        scene = scenes.draw_scene(rng, "train", kind)
+        asked = questions.questions(scene, rng) + questions.description(scene, rng)
         if index % 3 == 0:
-            kind = _clips.KINDS[index // 3 % 3]
-            asked += _clips.draw_clip(rng, "train", kind, 6).questions
+            kind = clips.KINDS[index // 3 % 3]
+            asked += clips.draw_clip(rng, "train", kind, 6).questions
         texts += [q.prompt for q in asked] + [q.answer for q in asked if q.task != "read"]
     texts += ["Which digit does the hand show?", "What number is the hand signing?"] * 200
     tokenizer = Tokenizer(models.BPE())

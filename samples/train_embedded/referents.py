@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 from model import COLOUR, FRAMES, REFERRED, SIDE, SIZES, WHAT
 
-from edgevlm.datasets import _questions
-from edgevlm.datasets._clips import COMES, Clip
-from edgevlm.datasets._drawing import CELL, COLOURS, SHAPES, Item
-from edgevlm.datasets._scenes import Scene
+from edgevlm.evaluation.datasets.shared import questions
+from edgevlm.evaluation.datasets.shared.clips import COMES, Clip
+from edgevlm.evaluation.datasets.shared.drawing import CELL, COLOURS, SHAPES, Item
+from edgevlm.evaluation.datasets.shared.scenes import Scene
 
 IGNORE = -100
 Phrases = dict[str, list[int]]  # what a phrase refers to: one class for each of `REFERRED`
@@ -26,7 +26,7 @@ def in_scene(scene: Scene) -> Phrases:
     """Phrases of questions about a still scene."""
     items = scene.items
     found = {word: _many(n) for word, n in _counted(items)}
-    found |= {f"the {name}": _one([item]) for item, name, _ in _questions.names(items)}
+    found |= {f"the {name}": _one([item]) for item, name, _ in questions.names(items)}
     texts = [i for i in items if i.kind == "text"]
     for item in texts:
         if len(texts) == 1:
@@ -97,6 +97,6 @@ def _counted(items: tuple[Item, ...]) -> Iterator[tuple[str, int]]:
     for colour in COLOURS:
         yield f"{colour} objects", colours[colour]
         for shape in SHAPES:
-            yield f"{colour} {_questions.plural(shape)}", both[colour, shape]
+            yield f"{colour} {questions.plural(shape)}", both[colour, shape]
     for shape in SHAPES:
-        yield _questions.plural(shape), shapes[shape]
+        yield questions.plural(shape), shapes[shape]

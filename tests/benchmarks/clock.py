@@ -15,10 +15,10 @@ import time
 import numpy as np
 
 from edgevlm.api import load_loop
-from edgevlm.cli._default import default_bundle
+from edgevlm.cli.shared.default_bundle import default_bundle
 from edgevlm.parity.verify import PHOTOS
+from edgevlm.profiling.recording import recording
 from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.recording import recording
 
 WARM_UPS = 4
 

@@ -207,16 +207,16 @@ def test_a_question_that_is_no_text(exported, command):
 def test_the_embedded_model_is_exported_once_into_the_cache(run, photo, tmp_path, monkeypatch):
     for module in ("torch", "transformers", "onnx_ir", "onnxscript", "onnxruntime"):
         pytest.importorskip(module)
-    from edgevlm.cli import _default
+    from edgevlm.cli.shared import default_bundle
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = ("run", "--image", photo, "--prompt", "What is this?", "--max-new-tokens", "4")
     first, again = (run(*asked, "--json") for _ in range(2))
     answer = document(first)
-    assert answer["visual_tokens"] == _default.RECIPE.tokens
+    assert answer["visual_tokens"] == default_bundle.RECIPE.tokens
     assert answer["token_ids"]
     assert document(again)["token_ids"] == answer["token_ids"]
-    path = _default.default_bundle()
+    path = default_bundle.default_bundle()
     assert path.parent == tmp_path / "edgevlm"
     assert f"exporting the embedded model, once, to {path}" in first.stderr
     assert "export" not in again.stderr

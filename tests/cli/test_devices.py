@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from edgevlm.devices import _named
+from edgevlm.devices.shared import named
 
 FOR = {
     "device", "target", "limit_bytes", "limit_from", "reserve_bytes", "budget_bytes", "asked",
@@ -49,7 +49,7 @@ def test_devices_as_text(run, alone):
         "target",
     ]
     rows = {line.split()[0]: line for line in lines[1:]}
-    assert sorted(rows) == _named.names()
+    assert sorted(rows) == named.names()
     assert "~3.5 GB" in rows["iphone-15-pro"]  # seen by a user
     assert " 8.0 GB" in rows["iphone-15-pro"]
     assert "35 TOPS" in rows["iphone-15-pro"]
@@ -64,7 +64,7 @@ def test_devices_as_json_have_their_sources(run, alone):
     assert [seen["device"] for seen in found["reachable"]] == ["adb", "ios", "local", "ssh"]
     assert all(set(seen) == {"device", "state", "note"} for seen in found["reachable"])
     rows = {row["name"]: row for row in found["named"]}
-    assert list(rows) == _named.names()
+    assert list(rows) == named.names()
     phone = rows["iphone-15-pro"]
     assert phone["app_limit_bytes"] == 3376 * 2**20
     assert set(phone["sources"]["app_limit_bytes"]) == {"kind", "url", "says"}
@@ -153,11 +153,11 @@ def test_a_target_that_is_given_is_kept(run, tiny_model):
 
 def test_a_plan_that_does_not_fit(run, tiny_model, tmp_path, monkeypatch):
     pytest.importorskip("onnx_ir")
-    text = (_named.FOLDER / "raspberry-pi-5.toml").read_text()
+    text = (named.FOLDER / "raspberry-pi-5.toml").read_text()
     # Half of 513 MB, less the reserve: a budget of 500 kB.
     small = text.replace("raspberry-pi-5", "watch").replace("8_000_000_000", "513_000_000")
     (tmp_path / "watch.toml").write_text(small)
-    monkeypatch.setattr(_named, "FOLDER", tmp_path)
+    monkeypatch.setattr(named, "FOLDER", tmp_path)
     done = run("plan", tiny_model, "--for", "watch")
     assert "run --memory 0MB" in done.stdout
     assert "MB: does not fit" in done.stdout

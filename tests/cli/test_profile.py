@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from edgevlm.profile import parse_profile, read_profile
+from edgevlm.profiling.document import parse_profile, read_profile
 
 QUICK = ("--threads", "1", "--runs", "2", "--tokens-generated", "3")
 
@@ -61,7 +61,7 @@ def test_too_many_operators_elsewhere(run, exported, monkeypatch):
 
 
 def test_max_fallback_where_nobody_counts(run, exported, monkeypatch):
-    from edgevlm import profiling
+    from edgevlm.profiling import measure as profiling
 
     monkeypatch.setattr(profiling, "find_spec", lambda name: None)
     done = run("profile", exported.bundle.path, *QUICK, "--max-fallback", "3")

@@ -20,7 +20,7 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 import edgevlm
-from edgevlm.profile import read_profile
+from edgevlm.profiling.document import read_profile
 
 ROOT = Path(edgevlm.__file__).parents[1]
 QUICK = ("--threads", "1", "--runs", "1", "--tokens-generated", "2")
@@ -43,7 +43,7 @@ def runner(tmp_path):
     path = tmp_path / "runner"
     path.write_text(
         f"#!/bin/sh\nexport PYTHONPATH={ROOT} XDG_CACHE_HOME={tmp_path}/runner-cache\n"
-        f'exec {sys.executable} -m edgevlm.devices._runner "$1"\n'
+        f'exec {sys.executable} -m edgevlm.devices.shared.runner "$1"\n'
     )
     return path
 
@@ -129,7 +129,7 @@ def _runs(phone):
             home, words = os.readlink(entry / "cwd"), (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        if home.startswith(str(phone.folder)) and b"edgevlm.devices._runner" in words:
+        if home.startswith(str(phone.folder)) and b"edgevlm.devices.shared.runner" in words:
             return True
     return False
 
@@ -153,7 +153,7 @@ def test_an_app(measure, phones, app, runner, tmp_path):
     runs = (
         f"for last; do :; done; touch {phone.folder}/alive; mkfifo $last/in\n"
         f"(PYTHONPATH={ROOT} XDG_CACHE_HOME={tmp_path}/cache {sys.executable}"
-        f" -m edgevlm.devices._runner $last <> $last/in; rm {phone.folder}/alive)"
+        f" -m edgevlm.devices.shared.runner $last <> $last/in; rm {phone.folder}/alive)"
         " >/dev/null 2>&1 &"
     )
     done = measure("--runner", app(phone, runs), "-o", out)

@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime")
 
 import edgevlm
 from edgevlm.devices import ios
-from edgevlm.profile import read_profile
+from edgevlm.profiling.document import read_profile
 
 ROOT = Path(edgevlm.__file__).parents[1]
 QUICK = ("--threads", "1", "--runs", "1", "--tokens-generated", "2")
@@ -97,7 +97,7 @@ def mac(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     monkeypatch.setattr(ios, "POLL_S", 0.1)
-    app = f"env PYTHONPATH={ROOT} {sys.executable} -m edgevlm.devices._runner"
+    app = f"env PYTHONPATH={ROOT} {sys.executable} -m edgevlm.devices.shared.runner"
     known = {"devices": [DEVICE], "apps": [{"name": "app"}], "copies": 1000, "app": app}
 
     def change(**values):

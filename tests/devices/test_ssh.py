@@ -19,7 +19,7 @@ pytest.importorskip("onnxruntime")
 
 from edgevlm.devices import ssh
 from edgevlm.errors import DeviceError
-from edgevlm.profile import read_profile
+from edgevlm.profiling.document import read_profile
 
 QUICK = ("--threads", "1", "--runs", "1", "--tokens-generated", "2")
 HOST = "ssh:127.0.0.1"
@@ -77,7 +77,7 @@ def runners(device):
             home = os.readlink(entry.parent / "cwd")
         except OSError:
             continue
-        if b"edgevlm.devices._runner" in words and home.startswith(str(device)):
+        if b"edgevlm.devices.shared.runner" in words and home.startswith(str(device)):
             found.append(int(entry.parent.name))
     return found
 
@@ -478,9 +478,11 @@ def test_the_sources_that_are_sent_are_the_same_bytes_every_time(tmp_path):
     assert packed == ssh.sources()
     with zipfile.ZipFile(io.BytesIO(packed)) as archive:
         names = archive.namelist()
-    assert {"edgevlm/api.py", "edgevlm/runtimes/loops/text.py", "edgevlm/devices/_runner.py"} <= {
-        *names
-    }
+    assert {
+        "edgevlm/api.py",
+        "edgevlm/runtimes/loops/text.py",
+        "edgevlm/devices/shared/runner.py",
+    } <= {*names}
     assert not [name for name in names if name.endswith((".safetensors", ".png", ".pyc"))]
     assert len(packed) < 2_000_000
 

@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("onnxruntime")
 
-from edgevlm.devices import _transport as t
 from edgevlm.devices import local
+from edgevlm.devices.shared import contract as t
 from edgevlm.errors import DeviceError, RecipeError
-from edgevlm.profiling import Request
+from edgevlm.profiling.measure import Request
 
 
 @pytest.fixture(scope="module")

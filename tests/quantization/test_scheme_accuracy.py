@@ -8,9 +8,9 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from edgevlm.answerers import answerer
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.evaluate import evaluate, find_dataset
+from edgevlm.evaluation.answerers import answerer
+from edgevlm.evaluation.evaluate import evaluate, find_dataset
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS

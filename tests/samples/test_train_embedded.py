@@ -20,9 +20,9 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgevlm.datasets import _material  # noqa: E402
-from edgevlm.datasets._drawing import Item, text_size  # noqa: E402
-from edgevlm.examples import Question  # noqa: E402
+from edgevlm.evaluation.datasets.shared import material  # noqa: E402
+from edgevlm.evaluation.datasets.shared.drawing import Item, text_size  # noqa: E402
+from edgevlm.evaluation.examples import Question  # noqa: E402
 
 SCRIPT = Path(__file__).parents[2] / "samples" / "train_embedded"
 QUICK = ("--batch", "2", "--dense-steps", "1", "--every", "2", "--check", "2", "--workers", "0")
@@ -47,14 +47,14 @@ def script():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """The archives in small: pictures of the package in the folders of the originals."""
-    folder, material = tmp_path_factory.mktemp("data"), _material.packaged_material()
+    folder, packaged = tmp_path_factory.mktemp("data"), material.packaged_material()
     for digit in range(10):
         (folder / "sign_digits" / str(digit)).mkdir(parents=True)
         for number in range(35):
             path = folder / "sign_digits" / str(digit) / f"{number:03d}.JPG"
-            material.photos[digit * 20 + number % 20].save(path)
+            packaged.photos[digit * 20 + number % 20].save(path)
     (folder / "emoji_noto" / "png72").mkdir(parents=True)
-    for number, emoji in enumerate(material.emoji):
+    for number, emoji in enumerate(packaged.emoji):
         emoji.save(folder / "emoji_noto" / "png72" / f"emoji_{number}.png")
     pictures = folder / "nlvr" / "train" / "images" / "1"
     pictures.mkdir(parents=True)
@@ -121,7 +121,7 @@ def test_a_question_sees_the_picture_and_itself_and_a_chat_what_was_said(script)
 
 
 def test_labels_are_what_comes_next_and_only_of_answers(script, data):
-    tokenizer = script.train_tokenizer(_material.training_material(data, "train"))
+    tokenizer = script.train_tokenizer(material.training_material(data, "train"))
     batches = script.Batches(tokenizer, None, 0, 2)
     asked = [Question("read", "Read the text.", "A7"), Question("size", "How big?", "small")]
     for chat in (False, True):

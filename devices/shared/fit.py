@@ -1,0 +1,201 @@
+"""Does a plan fit a named device, and what to ask for so that it does: arithmetic, no device.
+
+    limit    what one app may use before the system ends it; where no such figure is known, half of
+             the memory (a rule of this file, not a figure of the device)
+    budget   the limit less `RESERVE_BYTES`, for the app around the engine
+    fits     weights + KV cache <= budget, everything in memory at once
+    scheme   the most exact one that fits: the most bits of the weights, then of the rows
+    block    the largest of 512, 256, … 8 MB at which the KV cache and two of the largest blocks are
+             within the budget: one runs while the next is loaded
+    floor    of a token: bytes of decoder and head / bandwidth, for each weight is read once
+
+Weights count once, as in the plan. Packed copies that an engine makes of its own, and activations,
+come on top; none of this was measured on a device.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+from edgevlm.bundle.plan import Plan
+from edgevlm.devices.shared.named import Device
+from edgevlm.recipe import MB, Recipe
+from edgevlm.registry import TARGETS
+
+# For the app around the engine, its pictures and its windows. ONNX Runtime, Python and the embedded
+# model together peak at 140 MB (README), which is within the budget and not this.
+RESERVE_BYTES = 256 * MB
+BLOCK_SIZES_BYTES = tuple(size * MB for size in (512, 256, 128, 64, 32, 16, 8))
+
+Planner = Callable[[Recipe], Plan]
+
+
+@dataclass(frozen=True)
+class Schemes:
+    """What a target offers for this choice.
+
+    Attributes:
+        names: Schemes that need no pictures, in the target's order.
+        unpacked: Those that are float32 again in memory.
+    """
+
+    names: tuple[str, ...]
+    unpacked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a plan takes in memory under one scheme.
+
+    Attributes:
+        quantize: The scheme.
+        weights_bytes: Of all stages and the table, in memory.
+        kv_bytes: Of the cache.
+        needed_bytes: Both.
+        fits: Whether they are within the budget.
+        token_bytes: Weights of decoder and head, read for each token.
+        token_floor_ms: Those / bandwidth; None where the bandwidth is not known.
+    """
+
+    quantize: str
+    weights_bytes: int
+    kv_bytes: int
+    needed_bytes: int
+    fits: bool
+    token_bytes: int
+    token_floor_ms: float | None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A plan beside a device; `calculated`, none of it measured.
+
+    Attributes:
+        device: Name of the device.
+        target: What is exported.
+        limit_bytes: What one app may use.
+        limit_from: Kind of its source (`observation`), or `half of memory` where there is none.
+        reserve_bytes: Left to the app around the engine.
+        budget_bytes: For `run --memory`.
+        asked: The recipe as it is.
+        best: The most exact scheme that fits; if none does, the smallest.
+        block_size_bytes: For `--block-size` with that scheme; None if not even two blocks fit.
+        bandwidth_bytes_per_s: Of the device, if known.
+        calculated: Always true: from published figures.
+        not_measured: Why a value is None.
+    """
+
+    device: str
+    target: str
+    limit_bytes: int
+    limit_from: str
+    reserve_bytes: int
+    budget_bytes: int
+    asked: Need
+    best: Need
+    block_size_bytes: int | None
+    bandwidth_bytes_per_s: int | None
+    calculated: bool
+    not_measured: dict[str, str]
+
+
+def offered(recipe: Recipe) -> Schemes:
+    """The schemes of a recipe's target and backend that need no pictures."""
+    target = TARGETS.load(recipe.target)
+    backends: dict[str, tuple[str, ...]] = getattr(target, "BACKENDS", {})
+    names = backends.get(recipe.backend or next(iter(backends), ""), target.SCHEMES)
+    calibrated = getattr(target, "CALIBRATED", ())
+    return Schemes(
+        tuple(name for name in names if name not in calibrated), getattr(target, "UNPACKED", ())
+    )
+
+
+def fit(device: Device, recipe: Recipe, schemes: Schemes, make: Planner) -> Fit:
+    """Put the plans of a recipe, in each scheme, beside a device.
+
+    Args:
+        device: The figures.
+        recipe: What was asked for.
+        schemes: What its target offers.
+        make: Plans a recipe; called once for each scheme and block size that is looked at.
+    """
+    make = cache(make)
+    source = device.sources.get("app_limit_bytes")
+    limit = device.app_limit_bytes or device.memory_bytes // 2
+    budget = max(limit - RESERVE_BYTES, 0)
+
+    def need(asked: Recipe) -> Need:
+        plan = make(_in_memory(asked, schemes.unpacked))
+        kv, read = plan.host.kv.bytes, token_bytes(plan)
+        total, bandwidth = plan.weights_bytes + kv, device.bandwidth_bytes_per_s
+        return Need(
+            quantize=asked.quantize,
+            weights_bytes=plan.weights_bytes,
+            kv_bytes=kv,
+            needed_bytes=total,
+            fits=total <= budget,
+            token_bytes=read,
+            token_floor_ms=read / bandwidth * 1e3 if bandwidth else None,
+        )
+
+    needs: list[Need] = []
+    for name in sorted(schemes.names, key=exactness, reverse=True):
+        needs.append(need(replace(recipe, quantize=name, calibrate=None)))
+        if needs[-1].fits:
+            break
+    best = next((n for n in needs if n.fits), min(needs, key=lambda n: n.needed_bytes))
+    chosen = replace(recipe, quantize=best.quantize, calibrate=None)
+    sizes = (replace(chosen, block_size_bytes=size) for size in BLOCK_SIZES_BYTES)
+    fitting = (r for r in sizes if pair_bytes(make(_in_memory(r, schemes.unpacked))) <= budget)
+    block = next((r.block_size_bytes for r in fitting), None)
+    why = {}
+    if device.bandwidth_bytes_per_s is None:
+        why["token_floor_ms"] = f"no bandwidth: {device.missing['bandwidth_bytes_per_s']}"
+    if block is None:
+        why["block_size_bytes"] = "two of the smallest blocks and the KV cache pass the budget"
+    return Fit(
+        device=device.name,
+        target=recipe.target,
+        limit_bytes=limit,
+        limit_from=source.kind if source else "half of memory",
+        reserve_bytes=RESERVE_BYTES,
+        budget_bytes=budget,
+        asked=need(recipe),
+        best=best,
+        block_size_bytes=block,
+        bandwidth_bytes_per_s=device.bandwidth_bytes_per_s,
+        calculated=True,
+        not_measured=why,
+    )
+
+
+def exactness(scheme: str) -> tuple[int, int]:
+    """Bits of weights and of rows: `none` is (32, 32), `fp16` (16, 16), `w4g32a8` (4, 8).
+
+    A palette such as `p6` is computed in float16: (6, 16).
+    """
+    known = {"none": (32, 32), "fp16": (16, 16)}
+    match = re.fullmatch(r"w(\d+)(?:g\d+)?a(\d+)\w?|p(\d+)", scheme)
+    if scheme in known or match is None:
+        return known.get(scheme, (0, 0))
+    return (int(match[3]), 16) if match[3] else (int(match[1]), int(match[2]))
+
+
+def token_bytes(plan: Plan) -> int:
+    """Bytes of weights that one decoded token reads."""
+    return sum(b.weights_bytes for b in plan.blocks if b.stage in ("decoder", "head"))
+
+
+def pair_bytes(plan: Plan) -> int:
+    """Bytes of the KV cache and two of the largest blocks."""
+    return plan.host.kv.bytes + 2 * max(block.weights_bytes for block in plan.blocks)
+
+
+def _in_memory(recipe: Recipe, unpacked: tuple[str, ...]) -> Recipe:
+    """The recipe with the schemes that weights have once they are loaded."""
+    stages = {k: "none" if s in unpacked else s for k, s in recipe.schemes().items()}
+    parts = [f"{stage}={scheme}" if stage else scheme for stage, scheme in stages.items()]
+    return replace(recipe, quantize=",".join(parts))

@@ -1,0 +1,332 @@
+"""A device with a POSIX shell (over ssh, over adb): copy a bundle by its hashes, run, fetch.
+
+Every step is one short script for `sh`, in one folder of ours; nothing outside it is touched.
+
+ 1. `connected` keeps one shell open for the whole visit. It holds a lock (flock, which the system
+    gives back whenever that shell ends), so that two visits do not measure each other.
+ 2. `put` compares sha256 of what is there with what is wanted. A file that differs is removed, the
+    manifest before all others: a folder that has one is a whole bundle. What is missing goes to
+    `partial/SHA256`, is hashed there, and gets its name by a rename; the manifest comes last. A
+    partial file stays when the link is cut, and the next run goes on at its end.
+ 3. `measure` writes `runs/ID`, starts what runs there, and shows its lines as they come. Its stdin
+    stays open until it ends; when the link is cut it closes, and the run ends itself.
+
+Names that a device sends are used only where they are names that we know or clean paths within the
+folder; texts are bounded, and shown as one line.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+import subprocess
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from edgevlm.bundle.files import Bundle, sha256
+from edgevlm.bundle.manifest import MANIFEST
+from edgevlm.devices.shared import contract as t
+from edgevlm.devices.shared.contract import Job, Step, one_line
+from edgevlm.devices.shared.process import errors_of, last_line, meter, running
+from edgevlm.errors import DeviceError
+from edgevlm.profiling.document import Profile
+
+SMALL = t.LOG_BYTES
+AGAIN = "run the same command again: what was copied stays"
+# macOS has no sha256sum.
+SHA = 'S=sha256sum; command -v $S >/dev/null 2>&1 || S="shasum -a 256"'
+# What a login shell prints before it is none of ours.
+BEGIN = "edgevlm-begin"
+# Reasons of the shell's own programs, and what they mean for us.
+FULL, DENIED = (
+    ("No space left", "Disk quota exceeded", "File too large"),
+    ("Permission denied", "Read-only file system", "Not a directory", "Operation not permitted"),
+)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to be on the device: its path there within the folder, here, its size and sha256."""
+
+    path: str
+    source: Path
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: str, source: Path) -> File:
+        """A file whose hash nobody knows yet."""
+        return cls(path, source, source.stat().st_size, sha256(source))
+
+
+class Shell(ABC):
+    """One visit to a device; a transport says how a script gets there and what its errors mean.
+
+    Attributes:
+        name: As `--device` names it.
+        folder: A shell word for our folder there; what it expands to is `root` once connected.
+        resumes: Whether `send` can go on in the middle of a file.
+    """
+
+    resumes = True
+
+    def __init__(self, name: str, folder: str) -> None:
+        self.name, self.folder, self.root = name, folder, ""
+
+    @abstractmethod
+    def argv(self, script: str) -> list[str]:
+        """The command here that runs a script there."""
+
+    @abstractmethod
+    def link_failure(self, code: int, errors: str) -> str | None:
+        """One line if the way there failed, None if the script did."""
+
+    def send(self, file: File, skip: int, then: str, sent: Callable[[int], None]) -> str:
+        """Bring `partial/SHA256` of a file to its end, and run a script; what that prints.
+
+        By `cat`, which goes on at the end of what is there; a transport that has a quicker way of
+        its own takes that.
+
+        Args:
+            file: The file.
+            skip: Bytes that are there already.
+            then: The script.
+            sent: Called with each number of bytes as they go.
+        """
+        into = f"cat {'>>' if skip else '>'} {shlex.quote(self._partial(file))}"
+        argv = self.argv(self._in_root(f"{into} && {{ {then}; }}"))
+        with running(argv, stdin=subprocess.PIPE) as (process, errors):
+            assert process.stdin is not None and process.stdout is not None
+            # The other end may have gone: its own words say why, below.
+            with suppress(BrokenPipeError), file.source.open("rb") as data, process.stdin as pipe:
+                data.seek(skip)
+                while piece := data.read(2**18):
+                    pipe.write(piece)
+                    pipe.flush()
+                    sent(len(piece))
+            out = process.stdout.read(SMALL)
+            self._check(process.wait(), errors_of(errors))
+            return out.decode("utf-8", "replace")
+
+    @contextmanager
+    def connected(self, progress: Step) -> Iterator[None]:
+        """Open the folder and hold its lock until the body ends.
+
+        Raises:
+            DeviceError: If there is no way there, or another command is at work.
+        """
+        progress(f"connect to {self.name}")
+        script = (
+            f"export LC_ALL=C; umask 077; mkdir -p {self.folder} && cd {self.folder}"
+            " && mkdir -p bundles partial runs || exit 1;"
+            " if command -v flock >/dev/null 2>&1; then exec 9>lock;"
+            ' e=$(flock -n 9 2>&1) || [ -n "$e" ] || { echo edgevlm-busy; exit 0; }; fi;'
+            ' echo "edgevlm-root:$PWD"; exec cat >/dev/null'
+        )
+        with running(self.argv(script), stdin=subprocess.PIPE) as (process, errors):
+            assert process.stdin is not None and process.stdout is not None
+            self.root = ""
+            while not self.root and (line := process.stdout.readline(4096)):
+                text = line.decode("utf-8", "replace").strip()
+                if text == "edgevlm-busy":
+                    raise DeviceError(f"{self.name} is busy: another edgevlm profiles there; wait")
+                if text.startswith("edgevlm-root:/"):
+                    self.root = text.removeprefix("edgevlm-root:")
+            if not self.root:
+                self._check(process.wait() or 1, errors_of(errors))
+            try:
+                self.sh("rm -rf runs && mkdir runs")  # of a visit that was cut off
+                yield
+            finally:
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(5)
+
+    def sh(self, script: str, limit: int = SMALL) -> str:
+        """What a script prints; it begins in our folder.
+
+        Raises:
+            DeviceError: If it fails, or prints more than `limit` bytes.
+        """
+        return self.read(script, limit).decode("utf-8", "replace")
+
+    def read(self, script: str, limit: int) -> bytes:
+        """What a script prints, as bytes."""
+        with running(self.argv(self._in_root(script))) as (process, errors):
+            assert process.stdout is not None
+            out = process.stdout.read(limit + 1)
+            if len(out) > limit:
+                raise DeviceError(f"{self.name} sent more than {limit} bytes where few belong")
+            self._check(process.wait(), errors_of(errors))
+            return out.partition(f"{BEGIN}\n".encode())[2]
+
+    def stream(self, script: str, progress: Step) -> tuple[int, str]:
+        """Run a script and show each line that it prints; its exit code and its errors.
+
+        Raises:
+            DeviceError: If the link fails.
+        """
+        argv = self.argv(self._in_root(script))
+        with running(argv, stdin=subprocess.PIPE) as (process, errors):
+            assert process.stdout is not None
+            while line := process.stdout.readline(4096):
+                text = one_line(line.decode("utf-8", "replace"))
+                if text and text != BEGIN:
+                    progress(f"{self.name}: {text}")
+            code, said = process.wait(), errors_of(errors)
+            if failure := self.failure(code, said):
+                raise DeviceError(failure)
+            return code, said
+
+    def put_bundle(self, bundle: Bundle, progress: Step) -> None:
+        """Copy a bundle, of which only what differs."""
+        files = [File(f.path, bundle.file(f.path), f.bytes, f.sha256) for f in bundle.plan.files]
+        manifest = File.of(MANIFEST, bundle.path / MANIFEST)
+        self.put(f"bundles/{t.folder_of(bundle)}", [*files, manifest], progress)
+
+    def put(self, folder: str, files: Sequence[File], progress: Step) -> None:
+        """Make a folder have these files and no others; the last file means that all are there.
+
+        Raises:
+            DeviceError: If the link is cut, the disk is full, or a file arrives damaged.
+        """
+        progress(f"{self.name}: what of {folder} is there already?")
+        there, partial = self._look(folder)
+        wanted = {file.path: file.sha256 for file in files}
+        missing = [f for f in files if there.get(f.path) != f.sha256]
+        others = [path for path, found in there.items() if wanted.get(path) != found]
+        if not missing and not others:
+            return
+        whole = files[-1]
+        self._remove(folder, [whole.path, *others])  # in this order: no half bundle looks whole
+        missing = [*(f for f in missing if f is not whole), whole]
+        begun = {f: partial.get(f.sha256, 0) if self.resumes else 0 for f in missing}
+        begun = {f: have if have <= f.bytes else 0 for f, have in begun.items()}
+        need = sum(f.bytes - have for f, have in begun.items())
+        free = self._free_bytes()
+        if free is not None and need > free:
+            raise DeviceError(
+                f"{self.name} has {free / 1e6:,.1f} MB free for '{self.root}' and {folder} needs"
+                f" {need / 1e6:,.1f} MB more; make room there, and {AGAIN}"
+            )
+        sent = meter(f"{self.name}: copy {folder}", need, progress)
+        for file in missing:
+            self._put(folder, file, begun[file], sent)
+        kept = sum(f.bytes for f in files) - need
+        progress(f"{self.name}: copied {need / 1e6:,.1f} MB, {kept / 1e6:,.1f} MB were there")
+
+    def measure(self, job: Job, bundle: Bundle, start: Callable[[str], str]) -> Profile:
+        """One run: request in, profile out; the run's folder is gone afterwards.
+
+        Args:
+            job: What to measure.
+            bundle: It is on the device already.
+            start: Runs `runs/ID` there to its end, and says how it ended.
+
+        Raises:
+            DeviceError: If the run fails there, or what comes back is not its profile.
+        """
+        run = f"runs/{secrets.token_hex(6)}"
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                request = Path(folder) / t.REQUEST
+                request.write_text(t.request_text(job, bundle), "utf-8")
+                self._put(run, File.of(t.PICTURE, job.picture), 0, lambda _: None)
+                self._put(run, File.of(t.REQUEST, request), 0, lambda _: None)
+            ended = start(run)
+            kind, _, said = self.read(
+                f"cd {run}; if [ -f {t.ERROR} ]; then echo error; head -c {SMALL} {t.ERROR};"
+                f" elif [ -f {t.PROFILE} ]; then echo profile; cat {t.PROFILE}; fi",
+                t.PROFILE_BYTES,
+            ).partition(b"\n")
+            if kind == b"profile":
+                return t.received(said, job, bundle, self.name)
+            text = one_line(said.decode("utf-8", "replace"))
+            raise DeviceError(f"{self.name}: {text if kind == b'error' else ended}")
+        finally:
+            with suppress(DeviceError):  # if the link is cut, the next visit removes it
+                log = self.log(run) if job.log else b""
+                self.sh(f"rm -rf {run}")
+                t.keep_log(job, log)
+
+    def log(self, run: str) -> bytes:
+        """What the device wrote while it ran."""
+        path = f"{run}/{t.LOG}"
+        return self.read(f"[ ! -f {path} ] || head -c {SMALL - 100} {path}", SMALL)
+
+    def failure(self, code: int, errors: str) -> str | None:
+        """One line if a command failed for the way there, or for the disk; None otherwise."""
+        if line := self.link_failure(code, errors):
+            return line
+        last = last_line(errors)
+        if any(reason in last for reason in FULL):
+            return (
+                f"{self.name} has no room left in '{self.root}' ({last}); make room there, and"
+                f" {AGAIN}"
+            )
+        if any(reason in last for reason in DENIED):
+            return f"{self.name}: its folder for edgevlm cannot be written: {last}"
+        return None
+
+    def _put(self, folder: str, file: File, skip: int, sent: Callable[[int], None]) -> None:
+        """One file by way of `partial/`; if what was there before is no part of it, once more."""
+        part, path = shlex.quote(self._partial(file)), PurePosixPath(folder) / file.path
+        # A link that is cut ends `cat` too: what is too short may go on, only the rest is damage.
+        then = (
+            f"{SHA}; case $($S {part}) in {file.sha256}*) mkdir -p {_quoted(path.parent)}"
+            f" && mv {part} {_quoted(path)} && echo edgevlm-arrived;;"
+            f" *) [ $(wc -c < {part}) -lt {file.bytes} ] || rm -f {part};; esac"
+        )
+        for begun in dict.fromkeys((skip, 0)):
+            if "edgevlm-arrived" in self.send(file, begun, then, sent):
+                return
+        raise DeviceError(f"{self.name}: '{file.path}' arrived damaged; is the disk there sound?")
+
+    def _look(self, folder: str) -> tuple[dict[str, str], dict[str, int]]:
+        """sha256 of each file of a folder, and the size of each partial file by its sha256."""
+        out = self.sh(
+            f"{SHA}; mkdir -p {folder}; (cd {folder} && find . -type f -exec $S {{}} +);"
+            " find partial -type f -exec wc -c {} +"
+        )
+        there = dict[str, str]()
+        for found, path in re.findall(r"^([0-9a-f]{64})  \./(.+)$", out, re.M):
+            if ".." not in PurePosixPath(path).parts:
+                there[path] = found
+        sizes = re.findall(r"^ *(\d{1,15}) partial/([0-9a-f]{64})$", out, re.M)
+        return there, {name: int(size) for size, name in sizes}
+
+    def _remove(self, folder: str, paths: Sequence[str]) -> None:
+        """Remove files of a folder of ours, in this order."""
+        for start in range(0, len(paths), 100):  # the length of a command has a limit
+            names = " ".join(_quoted(PurePosixPath(folder) / p) for p in paths[start : start + 100])
+            self.sh(f"rm -f {names}")
+
+    def _free_bytes(self) -> int | None:
+        """Room for our folder; None where `df` says nothing that can be read."""
+        words = self.sh("df -Pk . | tail -n 1").split()
+        numbers = [int(word) for word in words if word.isdecimal() and len(word) < 16]
+        return numbers[2] * 1024 if len(numbers) >= 3 else None
+
+    def _partial(self, file: File) -> str:
+        return f"{self.root}/partial/{file.sha256}"
+
+    def _in_root(self, script: str) -> str:
+        # The shell itself stays: of a command that a signal ends, ssh tells no exit code.
+        root = shlex.quote(self.root)
+        return f"echo {BEGIN}; export LC_ALL=C; umask 077; cd {root} || exit 1; {script}; exit $?"
+
+    def _check(self, code: int, errors: str) -> None:
+        if code:
+            told = last_line(errors) or f"a command there ended with exit code {code}"
+            raise DeviceError(self.failure(code, errors) or f"{self.name}: {told}")
+
+
+def _quoted(path: PurePosixPath) -> str:
+    """A path in our folder as one shell word that no program takes for an option."""
+    return shlex.quote(f"./{path}")

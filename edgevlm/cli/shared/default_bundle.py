@@ -1,0 +1,32 @@
+"""The bundle that `run` takes when none is named: the embedded model, exported once."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import edgevlm
+from edgevlm.api import require_torch
+from edgevlm.bundle.cache import cache_folder
+from edgevlm.bundle.documents import dumps
+from edgevlm.cli.shared import options as o
+from edgevlm.recipe import Recipe
+
+RECIPE = Recipe(tokens=98)
+
+
+def default_bundle() -> Path:
+    """Path of the embedded default's bundle, made if it is not in the cache."""
+    weights = Path(edgevlm.__file__).parent / "embedded" / "model.safetensors"
+    identity = edgevlm.__version__ + dumps(RECIPE) + str(weights.stat().st_size)
+    digest = hashlib.sha256(identity.encode() + weights.read_bytes()).hexdigest()[:12]
+    path = cache_folder() / f"embedded-{digest}.edgevlm"
+    if not path.is_dir():
+        require_torch()
+        from edgevlm.pipeline import export
+
+        o.say(f"exporting the embedded model, once, to {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with o.progress() as step:
+            export(RECIPE, path, progress=step)
+    return path

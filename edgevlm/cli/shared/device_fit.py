@@ -1,0 +1,45 @@
+"""The lines of `edgevlm plan --for`: a plan beside a named device."""
+
+from __future__ import annotations
+
+from edgevlm.cli.shared import options as o
+from edgevlm.devices.shared.fit import Fit, Need
+from edgevlm.recipe import MB
+
+
+def beside(found: Fit) -> str:
+    """What fits the device, in lines."""
+    limit, asked, best = o.megabytes(found.limit_bytes), found.asked, found.best
+    known = f"one app may use {limit} ({found.limit_from})"
+    if found.limit_from == "half of memory":
+        known = f"no limit of one app is known, half of the memory is {limit}"
+    choice = f"no scheme of {found.target} fits whole, the smallest is --quantize {best.quantize}"
+    if best.fits:
+        choice = f"most exact scheme of {found.target} that fits: --quantize {best.quantize}"
+    blocks = "not even two of the smallest blocks fit beside the KV cache"
+    if found.block_size_bytes:
+        size = found.block_size_bytes // MB
+        blocks = f"--block-size {size}MB: a block, the next one and the KV cache fit"
+    return "\n".join(
+        [
+            f"for {found.device}: {known}; without {o.megabytes(found.reserve_bytes)} for the app"
+            f" around the engine: run --memory {found.budget_bytes // MB}MB",
+            f"{asked.quantize}: weights {o.megabytes(asked.weights_bytes)} + KV cache"
+            f" {o.megabytes(asked.kv_bytes)} = {o.megabytes(asked.needed_bytes)}:"
+            f" {'fits' if asked.fits else 'does not fit'}",
+            f"{choice}, {o.megabytes(best.needed_bytes)}",
+            blocks,
+            *([_floor(found, asked)] if asked.token_bytes != best.token_bytes else []),
+            _floor(found, best),
+            "calculated from published figures, not measured on the device; copies that an engine"
+            " makes come on top",
+        ]
+    )
+
+
+def _floor(found: Fit, need: Need) -> str:
+    reads = f"{need.quantize}: a token reads {o.megabytes(need.token_bytes)} of decoder and head"
+    if need.token_floor_ms is None or found.bandwidth_bytes_per_s is None:
+        return f"{reads}; {found.not_measured['token_floor_ms']}"
+    speed = found.bandwidth_bytes_per_s / 1e9
+    return f"{reads}, {need.token_floor_ms:.1f} ms or more at {speed:.1f} GB/s"

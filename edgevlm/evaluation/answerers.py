@@ -1,0 +1,90 @@
+"""Who can be asked: a bundle by its engine, or a checkpoint in PyTorch.
+
+A bundle encodes a picture once, for its first question, whose time to first token is measured; the
+further questions about it reuse the visual tokens. Needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from edgevlm import api
+from edgevlm.bundle.manifest import MANIFEST
+from edgevlm.errors import RecipeError
+from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Answerer, Reply
+from edgevlm.recipe import Recipe
+from edgevlm.runtimes.loops.sequence import Visual
+
+
+def is_bundle(name: str) -> bool:
+    """Whether a name is a bundle's: a folder with a manifest, or one that is missing."""
+    path = Path(name)
+    return (path / MANIFEST).is_file() or (path.suffix == ".edgevlm" and not path.is_dir())
+
+
+def answerer(
+    name: str, frames: int | None = None, engine: str | None = None, threads: int | None = None
+) -> Answerer:
+    """Open a bundle or load a checkpoint.
+
+    Args:
+        name: A bundle, or a checkpoint: hub id, folder, or `embedded`.
+        frames: Frames of a clip, for a checkpoint; None is pictures.
+        engine: Engine, for a bundle.
+        threads: Threads; None takes all cores.
+
+    Raises:
+        RecipeError: If an option does not go with what is asked.
+        EdgeVLMError: If it cannot be opened.
+    """
+    if is_bundle(name):
+        if frames is not None:
+            raise RecipeError("a bundle has its frames already; --frames goes with a model")
+        return BundleAnswerer(name, engine, threads)
+    if engine is not None:
+        raise RecipeError(f"'{name}' is a model, which PyTorch runs; --engine goes with a bundle")
+    api.require_torch()
+    from edgevlm.evaluation.pytorch import TorchAnswerer
+
+    return TorchAnswerer.open(Recipe(model=name, frames=frames or 1), threads)
+
+
+class BundleAnswerer:
+    """A bundle, its blocks loaded and warmed up."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        engine: str | None = None,
+        threads: int | None = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> None:
+        # The loop, not `generate`: it can be given visual tokens that are already there.
+        self._loop, self._most = api.load_loop(path, engine, threads), max_new_tokens
+        plan = self._loop.plan
+        image = plan.host.image
+        self.engine, self.frames = self._loop.blocks.engine.name, image.frames
+        self.visual_tokens = plan.visual_tokens
+        self.bundle_bytes: int | None = sum(file.bytes for file in plan.files)
+        self.show([Image.new("RGB", (image.width, image.height))] * image.frames)
+        self.ask("", further=False)
+
+    def show(self, pictures: Sequence[Image.Image]) -> None:
+        """Take the pictures; they are encoded by the first question."""
+        self._pictures, self._seen = pictures, list[Visual]()
+
+    def ask(self, prompt: str, further: bool) -> Reply:
+        """Answer greedily; see `Answerer`."""
+        first = not self._seen
+        if not further:
+            self._loop.reset()
+        answer = self._loop.ask(prompt, tuple if further else self._look, self._most)
+        return Reply(answer.text, answer.ttft_ms if first else None)
+
+    def _look(self) -> list[Visual]:
+        if not self._seen:
+            self._seen = [self._loop.see(self._pictures)]
+        return self._seen

@@ -1,0 +1,49 @@
+"""How fast memory is read, by a process of its own: its arrays are not in who asks.
+
+Each thread multiplies an array of 128 MiB with itself, which reads it once at the speed of memory;
+no cache holds it. The best of a few rounds counts: others on the machine only ever slow it down.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+
+ARRAY_BYTES, MOST_THREADS, ROUNDS = 128 * 2**20, 8, 5
+
+
+def read_bytes_per_s(threads: int) -> float | None:
+    """Bytes per second that so many threads read together; None where it cannot be found out."""
+    command = [sys.executable, "-m", __name__, str(min(threads, MOST_THREADS))]
+    one = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=60, env=os.environ | one
+        )
+        return float(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+
+
+def main() -> None:
+    """`python -m edgevlm.profiling.bandwidth THREADS`: bytes per second on stdout."""
+    arrays = [np.ones(ARRAY_BYTES // 4, np.float32) for _ in range(int(sys.argv[1]))]
+    took = []
+    for _ in range(ROUNDS):
+        readers = [threading.Thread(target=np.dot, args=(array, array)) for array in arrays]
+        started = time.perf_counter()
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        took.append(time.perf_counter() - started)
+    print(len(arrays) * ARRAY_BYTES / min(took))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The JSON Schema of a profile, from its dataclasses: `python -m edgevlm.profiling.schema`.
+
+Types, `required` and "no other key" come from the fields, descriptions from the docstrings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import types
+import typing
+from typing import Any
+
+from edgevlm.profiling.document import SCHEMA_VERSION, Profile
+
+PLAIN = {str: "string", int: "integer", float: "number", bool: "boolean"}
+
+
+def schema() -> dict[str, Any]:
+    """The schema, draft 2020-12."""
+    found: dict[str, Any] = {}
+    top = _object(Profile, found)
+    top["properties"]["schema_version"] = {"const": SCHEMA_VERSION}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "edgevlm profile",
+        **top,
+        "$defs": dict(sorted(found.items())),
+    }
+
+
+def text() -> str:
+    """The schema as the file has it."""
+    return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _object(kind: type, found: dict[str, Any]) -> dict[str, Any]:
+    hints, told = typing.get_type_hints(kind), _attributes(kind)
+    fields = [field.name for field in dataclasses.fields(kind)]
+    properties = {
+        name: _type(hints[name], found) | ({"description": told[name]} if name in told else {})
+        for name in fields
+    }
+    return {
+        "description": inspect.cleandoc(kind.__doc__ or "").splitlines()[0],
+        "type": "object",
+        "properties": properties,
+        "required": fields,
+        "additionalProperties": False,
+    }
+
+
+def _type(kind: Any, found: dict[str, Any]) -> dict[str, Any]:
+    if dataclasses.is_dataclass(kind):
+        name = typing.cast(type, kind).__name__
+        if name not in found:
+            found[name] = {}  # its place is taken before what is inside
+            found[name] = _object(typing.cast(type, kind), found)
+        return {"$ref": f"#/$defs/{name}"}
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = (a for a in arguments if a is not type(None))
+        return {"anyOf": [_type(inner, found), {"type": "null"}]}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _type(arguments[1], found)}
+    if origin is tuple and arguments[1:] == (Ellipsis,):
+        return {"type": "array", "items": _type(arguments[0], found)}
+    if origin is tuple:
+        items = [_type(a, found) for a in arguments]
+        return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
+    return {"type": PLAIN[kind]}
+
+
+def _attributes(kind: type) -> dict[str, str]:
+    """Descriptions of a docstring's section `Attributes:`."""
+    _, _, section = inspect.cleandoc(kind.__doc__ or "").partition("\nAttributes:\n")
+    entries = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", section, re.M)
+    return {name: " ".join(words.split()) for name, words in entries}
+
+
+if __name__ == "__main__":
+    print(text(), end="")

@@ -1,0 +1,240 @@
+"""Accuracy and time to first token over methods and token budgets, as a table and a picture.
+
+    model, methods, budgets -> a bundle for each pair -> evaluate -> rows -> PREFIX.csv, PREFIX.png
+
+A bundle's folder is named by its recipe and by the contents of the checkpoint, so that the same
+sweep on another day, or on another dataset, exports nothing again. `random` and `average_pool` are
+always among the methods, and `identity`, which keeps all tokens, is the first row. A budget that a
+method cannot serve stays in the table with the reason.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import edgevlm
+from edgevlm.api import require_torch
+from edgevlm.bundle.cache import cache_folder
+from edgevlm.bundle.documents import dumps
+from edgevlm.bundle.files import sha256
+from edgevlm.errors import EdgeVLMError, RecipeError
+from edgevlm.evaluation.answerers import BundleAnswerer
+from edgevlm.evaluation.evaluate import Dataset, Evaluation, evaluate
+from edgevlm.evaluation.scores import Score
+from edgevlm.recipe import MOST_TOKENS, Recipe
+from edgevlm.registry import METHODS, sites_of
+
+if TYPE_CHECKING:  # it comes with torch
+    from edgevlm.graphs.selection import VisualShape
+    from edgevlm.pipeline import Graphs
+
+ALL = "all"
+REFERENCE = "identity"
+BASELINES = ("average_pool", "random")
+SITE = "tokens"
+COLUMNS = (
+    "method", "tokens", "kind", "name", "accuracy", "low", "high", "n",
+    "ttft_median_ms", "ttft_p90_ms", "bundle_bytes", "reason",
+)  # fmt: skip
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one budget: an evaluation, or the reason why there is none."""
+
+    method: str
+    tokens: int
+    evaluation: Evaluation | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a sweep asks for.
+
+    Attributes:
+        model: Hub id, folder, or `embedded`.
+        dataset: What is asked.
+        budgets: Visual tokens.
+        methods: Names.
+        frames: Frames of a clip; 1 is pictures.
+        limit: Most scenes; None takes all.
+        engine: Name of the engine; None takes the first that runs the target.
+        threads: Threads of the engine; None takes all cores.
+        seed: Seed of the intervals.
+        keep: Folder for the bundles; None is the user's cache.
+    """
+
+    model: str
+    dataset: Dataset
+    budgets: tuple[int, ...]
+    methods: tuple[str, ...]
+    frames: int = 1
+    limit: int | None = None
+    engine: str | None = None
+    threads: int | None = None
+    seed: int = 0
+    keep: Path | None = None
+
+
+def parse_sweep(text: str) -> tuple[int, ...]:
+    """`tokens=8,16,32` -> (8, 16, 32), ascending and each once.
+
+    Raises:
+        RecipeError: If the text has another form.
+    """
+    match = re.fullmatch(r"tokens=(\d{1,9}(?:,\d{1,9})*)", text.replace(" ", ""), re.ASCII)
+    if not match:
+        raise RecipeError(f"a sweep looks like tokens=8,16,32, got '{text[:60]}'")
+    budgets = tuple(sorted({int(number) for number in match[1].split(",")}))
+    if not 1 <= budgets[0] <= budgets[-1] <= MOST_TOKENS:
+        raise RecipeError(f"the budgets of a sweep are 1 to {MOST_TOKENS}, got '{text[:60]}'")
+    return budgets
+
+
+def parse_methods(text: str) -> tuple[str, ...]:
+    """`all`, or names with commas; the baselines are added, `identity` is a row anyway.
+
+    Raises:
+        RecipeError: For an unknown name, or a method that does not choose visual tokens.
+    """
+    require_torch()  # to import a method
+    known = [name for name in METHODS.names() if SITE in sites_of(METHODS.load(name))]
+    names = known if text == ALL else [name.strip().replace("-", "_") for name in text.split(",")]
+    for name in names:
+        sites = sites_of(METHODS.load(name))
+        if SITE not in sites:
+            where = " and ".join(map(repr, sites))
+            raise RecipeError(f"method '{name}' works at site {where}, a sweep is of '{SITE}'")
+    return tuple(sorted({*names, *BASELINES} - {REFERENCE}))
+
+
+def sweep(
+    request: Request, progress: Say = lambda _: None, done: Say = lambda _: None
+) -> list[Row]:
+    """Evaluate `identity`, and every method at every budget.
+
+    Args:
+        request: What is asked for.
+        progress: Called with one line per step.
+        done: Called with one line per finished row.
+
+    Raises:
+        EdgeVLMError: If the model cannot be exported at all, or the dataset not be read.
+    """
+    require_torch()
+    from edgevlm.models.checkpoint import find
+    from edgevlm.planning.vlm import make_plan
+
+    checkpoint = find(request.model)
+    whole = Recipe(model=request.model, frames=request.frames, methods=(REFERENCE,))
+    planned = make_plan(whole, checkpoint)
+    weights, most = _contents(checkpoint.folder), planned.plan.visual_tokens
+    graphs: Graphs = {}  # encoder, decoder and head are the same for all methods
+    first = Row(REFERENCE, most, _evaluate(request, whole, weights, graphs, progress))
+    rows = [first]
+    done(_line(first))
+    for method in request.methods:
+        for tokens in request.budgets:
+            recipe = Recipe(
+                model=request.model, tokens=tokens, methods=(method,), frames=request.frames
+            )
+            shape = planned.description.shape
+            rows.append(_row(request, recipe, weights, shape, graphs, progress))
+            done(_line(rows[-1]))
+    return rows
+
+
+def table_csv(rows: list[Row]) -> str:
+    """One line for each method, budget and score; a budget without one gives its reason."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        found = row.evaluation
+        if found is None:
+            writer.writerow([row.method, row.tokens, *[""] * 9, row.reason])
+            continue
+        times = found.ttft_ms
+        shared = [times and times.median, times and times.p90, found.bundle_bytes, None]
+        for kind, name, score in _scores(found):
+            numbers = [score.accuracy, score.low, score.high, score.n]
+            writer.writerow([row.method, row.tokens, kind, name, *numbers, *shared])
+    return text.getvalue()
+
+
+def bundle_path(recipe: Recipe, weights: str, keep: Path | None) -> Path:
+    """Where the bundle of a recipe is kept; `weights` names the checkpoint's contents."""
+    identity = edgevlm.__version__ + dumps(recipe) + weights
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    (method,) = recipe.methods
+    return (keep or cache_folder()) / f"sweep-{method}-{recipe.tokens or 'all'}-{digest}.edgevlm"
+
+
+def _row(
+    request: Request,
+    recipe: Recipe,
+    weights: str,
+    shape: VisualShape,
+    graphs: Graphs,
+    progress: Say,
+) -> Row:
+    from edgevlm.planning.methods import choose_method
+
+    (method,), tokens = recipe.methods, recipe.tokens or 0
+    try:
+        _, site, _ = choose_method(recipe, shape)
+        if site.tokens_out == site.tokens_in:
+            return Row(method, tokens, None, f"keeps all {tokens} tokens, as {REFERENCE} does")
+        return Row(method, tokens, _evaluate(request, recipe, weights, graphs, progress))
+    except EdgeVLMError as cause:
+        return Row(method, tokens, None, str(cause))
+
+
+def _evaluate(
+    request: Request, recipe: Recipe, weights: str, graphs: Graphs, progress: Say
+) -> Evaluation:
+    from edgevlm.pipeline import export
+
+    examples = request.dataset.examples(request.frames, request.limit)  # checks its files
+    path = bundle_path(recipe, weights, request.keep)
+    name = f"{recipe.methods[0]} {recipe.tokens or 'all'} tokens"
+    if not path.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        export(recipe, path, progress=lambda step: progress(f"{name}: {step}"), graphs=graphs)
+    return evaluate(
+        BundleAnswerer(path, request.engine, request.threads),
+        examples,
+        path.name,
+        request.dataset.name,
+        request.seed,
+        lambda step: progress(f"{name}: {step}"),
+    )
+
+
+def _scores(found: Evaluation) -> Iterator[tuple[str, str, Score]]:
+    yield "all", "", Score(found.accuracy, found.low, found.high, found.n)
+    for name, score in found.tasks.items():
+        yield "task", name, score
+    for name, score in found.groups.items():
+        yield "group", name, score
+
+
+def _line(row: Row) -> str:
+    said = f"{row.evaluation.accuracy:.1%}" if row.evaluation else f"not possible: {row.reason}"
+    return f"{row.method} {row.tokens} tokens: {said}"
+
+
+def _contents(folder: Path) -> str:
+    """A text that changes when a file that an export reads does."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja"))
+    return " ".join(f"{path.name}:{sha256(path)}" for path in files)

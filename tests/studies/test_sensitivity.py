@@ -1,0 +1,75 @@
+"""What schemes cost each block, and the mixture for a size."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from edgevlm.cli import app
+from edgevlm.errors import PlanError
+from edgevlm.exporters.to_onnx import target as to_onnx
+from edgevlm.models.checkpoint import find
+from edgevlm.planning.vlm import make_plan
+from edgevlm.recipe import Recipe
+from edgevlm.studies.sensitivity import EXACT_DB, Sensitivity
+
+BYTES = {
+    "vision": {"none": 400, "w8": 100, "w4": 50},
+    "decoder": {"none": 800, "w8": 200, "w4": 100},
+    "head": {"none": 200, "w8": 50, "w4": 25},
+}
+DB = {
+    "vision": {"none": EXACT_DB, "w8": 45.0, "w4": 18.0},
+    "decoder": {"none": EXACT_DB, "w8": 40.0, "w4": 25.0},
+    "head": {"none": EXACT_DB, "w8": 55.0, "w4": 30.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("size", "quantize", "total", "worst"),
+    [
+        (10_000, "none", 1400, EXACT_DB),
+        (1399, "none,head=w8", 1250, 55.0),  # the head costs least
+        (260, "w8,decoder=w4", 250, 25.0),
+        (400, "w8", 350, 40.0),
+    ],
+)
+def test_the_worst_stage_decides(size, quantize, total, worst):
+    found = Sensitivity((), BYTES, DB).propose(size)
+    assert (found.quantize, found.bytes, found.psnr_db) == (quantize, total, worst)
+
+
+def test_what_is_too_small_is_refused_with_the_least():
+    with pytest.raises(PlanError, match="no mixture of schemes takes 100 bytes; the least is 175"):
+        Sensitivity((), BYTES, DB).propose(100)
+
+
+def test_the_command_measures_and_proposes_what_fits(tiny_model, monkeypatch):
+    monkeypatch.setattr(to_onnx, "SCHEMES", ("none", "w8a8", "w4g32a32"))
+    arguments = ["plan", tiny_model, "--tokens", "16", "--method", "strided", "--sensitivity"]
+    done = CliRunner().invoke(app, [*arguments, "--size", "400kB", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout.splitlines()[-1])
+    by = {(c["block"], c["scheme"]): c for c in found["costs"]}
+    assert len(by) == 3 * 3
+    assert by["vision-0", "w8a8"]["psnr_db"] > by["vision-0", "w4g32a32"]["psnr_db"] > 15
+    assert by["vision-0", "w8a8"]["bytes"] > by["vision-0", "w4g32a32"]["bytes"]
+    for scheme, size in found["bytes"].items():
+        recipe = Recipe(model=tiny_model, tokens=16, methods=("strided",), quantize=scheme)
+        assert make_plan(recipe, find(tiny_model)).plan.weights_bytes == size
+    proposal = found["proposal"]
+    recipe = Recipe(model=tiny_model, tokens=16, methods=("strided",))
+    mixed = Recipe(**{**vars(recipe), "quantize": proposal["quantize"]})
+    assert make_plan(mixed, find(tiny_model)).plan.weights_bytes == proposal["bytes"] <= 400_000
+
+
+def test_a_size_alone_chooses_nothing():
+    done = CliRunner().invoke(app, ["plan", "embedded", "--size", "1MB"])
+    assert done.exit_code == 1
+    assert "--size goes with --sensitivity" in done.output
