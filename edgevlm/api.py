@@ -13,12 +13,12 @@ from edgevlm.bundle.plan import Plan
 from edgevlm.errors import InputError, RuntimeLoadError
 from edgevlm.recipe import Recipe, parse_bytes
 from edgevlm.registry import ENGINES, engine_for
-from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.loops import drafts, images
 from edgevlm.runtimes.loops.sampling import Sampling
 from edgevlm.runtimes.loops.sequence import Visual
 from edgevlm.runtimes.loops.text import Answer, TextLoop
-from edgevlm.runtimes.residency.streamed import Streamed
+from edgevlm.runtimes.residency.resident import ResidentBlocks
+from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 if TYPE_CHECKING:
     from edgevlm.parity.verify import Verification
@@ -105,14 +105,14 @@ def load_loop(
         )
     runs = module.Engine(bundle, threads)
     if memory is None:
-        return TextLoop(bundle, Held(bundle.plan, runs))
+        return TextLoop(bundle, ResidentBlocks(bundle.plan, runs))
     if not runs.budgets:
         raise RuntimeLoadError(f"engine '{module.NAME}' keeps to no budget; leave out --memory")
     from edgevlm.runtimes.residency.measure import measured
 
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
     costs = measured(bundle, module.NAME, runs.threads, progress)
-    return TextLoop(bundle, Streamed(bundle.plan, runs, costs, budget))
+    return TextLoop(bundle, StreamedBlocks(bundle.plan, runs, costs, budget))
 
 
 def require_torch() -> None:

@@ -19,7 +19,7 @@ from edgevlm.errors import ExportError
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.trace import signature, trace, weights
 from edgevlm.models.checkpoint import find
-from edgevlm.models.family import Pieces
+from edgevlm.models.family import ModelParts
 from edgevlm.parity.verify import Verification, verify_model
 from edgevlm.planning.vlm import Planned, make_plan
 from edgevlm.quantization.calibrate import Calibration, calibrate
@@ -62,7 +62,8 @@ def export(
         progress: Called with one line per step.
         graphs: Graphs of earlier exports, and of this one afterwards. Exports may share them that
             differ in the budget or in the method of site `tokens` alone.
-        accept_all: Keep a bundle that misses its thresholds; `studies.sensitivity` asks by how much.
+        accept_all: Keep a bundle that misses its thresholds; `studies.sensitivity` measures by how
+            much.
 
     Raises:
         EdgeVLMError: One line that says what cannot work, or which block differs from PyTorch.
@@ -103,7 +104,7 @@ def runs_here(recipe: Recipe) -> bool:
 
 def _write(
     planned: Planned,
-    pieces: Pieces,
+    pieces: ModelParts,
     writer: BundleWriter,
     progress: Progress,
     graphs: Graphs,
@@ -128,7 +129,7 @@ def _write(
 def _export_block(
     block: Block,
     planned: Planned,
-    pieces: Pieces,
+    pieces: ModelParts,
     target: Any,
     graphs: Graphs,
     writer: BundleWriter,
@@ -145,7 +146,7 @@ def _export_block(
         graphs[key] = lowered
     embedding = planned.plan.host.embedding
     tied = block.stage == "head" and embedding.tied
-    place = embedding.place(block.pieces[0]) if tied else None
+    place = embedding.place(block.span[0]) if tied else None
     folder = writer.stage_folder(block.stage)
     tensors = seen.beside(weights(module)) if seen else weights(module)
     functions = target.write(lowered, block, tensors, folder, place)

@@ -1,20 +1,15 @@
-"""Blocks of a bundle as engines and loops see them, and all of them in memory.
+"""Blocks of a bundle as engines and loops see them.
 
-Engine     what an engine does: bind, load, run, unload
-Blocks     what a loop asks for: `Held` here, `streaming.Streamed` within a budget
-Held       every block is loaded before the first run
+Engine   what an engine does: bind, load, run, unload
+Blocks   what a loop asks for: `residency.ResidentBlocks`, or `StreamedBlocks` within a budget
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
-
-from edgevlm.bundle.plan import Plan
-from edgevlm.runtimes.residency.memory import return_freed
 
 Array = NDArray[Any]
 
@@ -67,26 +62,3 @@ class Blocks(Protocol):
 
     def run(self, block: str, function: str) -> None:
         """Run a function, loaded or not."""
-
-
-class Held:
-    """Every block is in memory."""
-
-    keeps_all = True
-
-    def __init__(self, plan: Plan, engine: Engine) -> None:
-        self.plan, self.engine, self.loads = plan, engine, 0
-        self.bind, self.run = engine.bind, engine.run
-
-    def open(self) -> None:
-        """Load every function in the engine's best form, as many at a time as the engine can."""
-        keys = [(block.name, f.name) for block in self.plan.blocks for f in block.functions]
-        with ThreadPoolExecutor(self.engine.openers) as pool:
-            load, best = self.engine.load, self.engine.best
-            for opened in [pool.submit(load, block, function, best) for block, function in keys]:
-                opened.result()
-        self.loads = len(self.plan.blocks)
-        return_freed()
-
-    def begin(self, name: str, passes: int | None) -> None:
-        """Nothing: all is there."""

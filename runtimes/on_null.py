@@ -1,7 +1,7 @@
 """No compute: loads and runs take the times that they are said to, and their bytes are counted.
 
-For trying schedules: what `loader.replay` predicts, `streaming.Streamed` does with this engine, in
-threads and real waiting.
+For trying schedules: what `schedule.replay` predicts, `StreamedBlocks` does with this engine, in
+threads and with real waiting.
 """
 
 from __future__ import annotations

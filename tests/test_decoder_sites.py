@@ -21,10 +21,10 @@ from edgevlm.parity.verify import _pruned_reference
 from edgevlm.pipeline import export
 from edgevlm.planning.vlm import make_plan
 from edgevlm.recipe import Recipe
-from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.loops.sequence import assemble
 from edgevlm.runtimes.loops.text import TextLoop
 from edgevlm.runtimes.on_onnxruntime.engine import Engine
+from edgevlm.runtimes.residency.resident import ResidentBlocks
 
 PICTURE = Image.linear_gradient("L").convert("RGB")
 FAMILIES = ("tiny-smolvlm", "tiny-llava-onevision", "tiny-llava-next")
@@ -41,7 +41,7 @@ METHODS = (
 
 
 def loop_over(bundle: Bundle) -> TextLoop:
-    return TextLoop(bundle, Held(bundle.plan, Engine(bundle, threads=1)))
+    return TextLoop(bundle, ResidentBlocks(bundle.plan, Engine(bundle, threads=1)))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_method_that_looks_at_two_layers(tmp_path):
     recipe = Recipe(tokens=24, methods=("strided", "catp@decoder:tokens=9,layer=3"))
     done = export(replace(recipe, block_size_bytes=1_000_000), tmp_path / "embedded.edgevlm")
     plan = done.bundle.plan
-    assert [b.pieces for b in plan.stage("decoder")] == [(0, 1), (1, 3), (3, 4), (4, 5), (5, 6)]
+    assert [b.span for b in plan.stage("decoder")] == [(0, 1), (1, 3), (3, 4), (4, 5), (5, 6)]
     assert plan.host.kv.gone == (0, 0, 0, 15, 15, 15)
     assert done.verification.tokens_equal == 1.0
     assert max(block.rel_error for block in done.verification.blocks) <= 1e-3

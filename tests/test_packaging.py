@@ -78,8 +78,8 @@ def test_wheel_holds_each_file_once(wheel):
             if path.is_file() and not linked and "__pycache__" not in inside.parts:
                 expected.append(f"{package}/{inside.as_posix()}")
     assert contents(wheel) == sorted(expected)
-    data = ("embedded/model.safetensors", "photos/flower.jpg", "evaluation/datasets/material/hands.jpg",
-            "devices/named/iphone-15-pro.toml", "profile.schema.json")  # fmt: skip
+    data = ("embedded/model.safetensors", "photos/flower.jpg", "devices/named/iphone-15-pro.toml",
+            "evaluation/datasets/material/hands.jpg", "profiling/profile.schema.json")  # fmt: skip
     assert {f"edgevlm/{name}" for name in data} <= set(expected)
     with zipfile.ZipFile(wheel) as file:
         (metadata,) = (name for name in file.namelist() if name.endswith("/METADATA"))

@@ -20,7 +20,7 @@ from typing import Any
 
 from edgevlm.bundle.documents import DocumentError, read, shown
 from edgevlm.bundle.packed import PACKINGS
-from edgevlm.bundle.plan import FORMAT_VERSION, SIGNALS, Block, Function, Part, Plan, Tensor
+from edgevlm.bundle.plan import FORMAT_VERSION, SIGNALS, Block, Function, LayoutItem, Plan, Tensor
 from edgevlm.errors import BundleError
 from edgevlm.recipe import MOST_CHECKED
 
@@ -200,7 +200,7 @@ def _check_layout(plan: Plan) -> None:
             _check_part(plan, part, kinds, f"layout.{name}[{index}]")
 
 
-def _check_part(plan: Plan, part: Part, kinds: tuple[str, ...], where: str) -> None:
+def _check_part(plan: Plan, part: LayoutItem, kinds: tuple[str, ...], where: str) -> None:
     known = ", ".join(kinds)
     _expect(part.kind in kinds, f"{where}.kind is {shown(part.kind)}, known here: {known}")
     rows, frames = plan.host.embedding.rows, plan.host.image.frames
@@ -264,21 +264,21 @@ def _check_chain(plan: Plan) -> None:
         for function in block.functions:
             rows = {"logits": 1, "check": host.check}[function.name]
             hidden = [Tensor("hidden", "f32", (1, rows, host.embedding.columns))]
-            logits = [Tensor("logits", "f32", (rows, block.pieces[1] - block.pieces[0]))]
+            logits = [Tensor("logits", "f32", (rows, block.span[1] - block.span[0]))]
             _check_signature(block, function, hidden, logits)
 
 
 def _check_pieces(blocks: tuple[Block, ...], length: int | None) -> None:
     at = 0
     for block in blocks:
-        start, stop = block.pieces
+        start, stop = block.span
         _expect(
             start == at and stop > start,
-            f"{block.name}.pieces is {shown(str([start, stop]))}, it must begin at {at}",
+            f"{block.name}.span is {shown(str([start, stop]))}, it must begin at {at}",
         )
         at = stop
     _expect(
-        length is None or at == length, f"{blocks[-1].name}.pieces ends at {at}, expected {length}"
+        length is None or at == length, f"{blocks[-1].name}.span ends at {at}, expected {length}"
     )
 
 
@@ -407,7 +407,7 @@ def _caches(
     plan: Plan, block: Block, function: Function
 ) -> list[tuple[str, tuple[int, int, int, int]]]:
     """Name and shape of each cache of a block."""
-    start, stop = block.pieces
+    start, stop = block.span
     most = 5 + 2 * (stop - start)  # before lists of that length are made
     _expect(
         2 * (stop - start) < len(function.outputs) <= most,

@@ -46,13 +46,13 @@ class Function:
 class Block:
     """A contiguous piece of a stage; its functions share one copy of `weights_bytes`.
 
-    `pieces` is the half-open range of the stage's pieces; in the decoder that is the layers, in the
-    head the rows of the vocabulary.
+    `span` is the half-open range of the parts of its stage: layers in the decoder, rows of the
+    vocabulary in the head.
     """
 
     name: str
     stage: str
-    pieces: tuple[int, int]
+    span: tuple[int, int]
     weights_bytes: int
     functions: tuple[Function, ...]
 
@@ -72,7 +72,7 @@ class SiteTokens:
 
 
 @dataclass(frozen=True)
-class Part:
+class LayoutItem:
     """One piece of the sequence.
 
     kind `ids`: fixed rows of the embedding table. `image`: the parts of `Layout.image`, once per
@@ -97,10 +97,10 @@ class Layout:
     `image` is what stands for one picture or clip in `prompt`.
     """
 
-    prompt: tuple[Part, ...]
-    image: tuple[Part, ...]
-    text: tuple[Part, ...]
-    turn: tuple[Part, ...]
+    prompt: tuple[LayoutItem, ...]
+    image: tuple[LayoutItem, ...]
+    text: tuple[LayoutItem, ...]
+    turn: tuple[LayoutItem, ...]
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ class Plan:
         return next(block for block in self.blocks if block.name == name)
 
 
-def _fixed_tokens(parts: tuple[Part, ...], image_tokens: int) -> int:
+def _fixed_tokens(parts: tuple[LayoutItem, ...], image_tokens: int) -> int:
     # "01:23" and "0:01:23" tokenize to at most one token per character, with the words around them
     # about as many tokens as words; the exact number is known at run time and is never larger.
     sizes = {"image": image_tokens, "visual": 0, "user_text": 0}

@@ -8,7 +8,7 @@ import typer
 
 from edgevlm import api
 from edgevlm.api import plan_with_cost, require_torch
-from edgevlm.bundle.plan import Part, Plan
+from edgevlm.bundle.plan import LayoutItem, Plan
 from edgevlm.cli.shared import budget
 from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.device_fit import beside
@@ -221,7 +221,7 @@ def _cost(method: str, cost: MethodCost) -> str:
     )
 
 
-def _parts(parts: tuple[Part, ...]) -> str:
+def _parts(parts: tuple[LayoutItem, ...]) -> str:
     shown = [
         f"{len(p.ids)} ids"
         if p.kind == "ids"

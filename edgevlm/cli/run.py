@@ -17,7 +17,7 @@ from edgevlm.errors import InputError
 from edgevlm.runtimes.loops.sampling import Sampling
 from edgevlm.runtimes.loops.text import Answer
 from edgevlm.runtimes.residency import pressure
-from edgevlm.runtimes.residency.streamed import Streamed
+from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 
 def main(
@@ -54,7 +54,7 @@ def main(
         # The default was exported just now, and what that took would count in the budget.
         os.execv(sys.executable, sys.orig_argv)
     loop = api.load_loop(path, engine, threads, memory, progress=o.say)
-    if isinstance(loop.blocks, Streamed):
+    if isinstance(loop.blocks, StreamedBlocks):
         _listen(loop.blocks)
     model = api.Model(loop)
     sampling = Sampling(temperature, top_p, seed)
@@ -79,7 +79,7 @@ def main(
         finish(model.chat(question, **options))  # type: ignore[arg-type]
 
 
-def _listen(blocks: Streamed) -> None:
+def _listen(blocks: StreamedBlocks) -> None:
     """The smallest budget from the next block on, when SIGUSR1 or Linux says memory is short."""
 
     def lower(*_: object) -> None:

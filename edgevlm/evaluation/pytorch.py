@@ -20,7 +20,7 @@ from edgevlm.models.checkpoint import find
 from edgevlm.planning.vlm import Planned, make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.loops.sequence import Floats, Piece, Visual, assemble
+from edgevlm.runtimes.loops.sequence import Floats, PromptRows, Visual, assemble
 
 
 class TorchAnswerer:
@@ -88,7 +88,7 @@ class TorchAnswerer:
             self._feed_token(ids[-1])  # a further turn begins after the reply
         return Reply(self._tokenizer.decode(said, skip_special_tokens=True))
 
-    def _keep_common(self, piece: Piece) -> Piece:
+    def _keep_common(self, piece: PromptRows) -> PromptRows:
         """Cut the cache to the rows that `piece` begins with; the rest of `piece`."""
         most = min(len(self._rows), len(piece.rows) - 1)  # one row at least gives the scores
         differs = (self._rows[:most] != piece.rows[:most]).any(1)
@@ -98,13 +98,13 @@ class TorchAnswerer:
         elif common < len(self._rows):
             self._past.crop(common - len(self._rows))
         self._rows = self._rows[:common]
-        return Piece(piece.rows[common:], piece.positions[common:])
+        return PromptRows(piece.rows[common:], piece.positions[common:])
 
     def _feed_token(self, token: int) -> int:
         position = np.asarray([self._position], np.int32)
-        return self._feed(Piece(self._table[token][None], position))
+        return self._feed(PromptRows(self._table[token][None], position))
 
-    def _feed(self, piece: Piece) -> int:
+    def _feed(self, piece: PromptRows) -> int:
         """Run rows; the most likely next token."""
         out = self._pieces.language_model(
             inputs_embeds=torch.from_numpy(piece.rows)[None],

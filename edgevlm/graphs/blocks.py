@@ -121,8 +121,8 @@ class HeadBlock(nn.Module):
 
 
 def build(block: Block, pieces: object, method: object, shape: object) -> nn.Module:
-    """The module of `block` over the model's pieces (`models._family.Pieces`)."""
-    start, stop = block.pieces
+    """The module of `block` over the model's pieces (`models.family.ModelParts`)."""
+    start, stop = block.span
     if block.stage == "vision":
         module: nn.Module = VisionBlock(pieces.vision[start:stop])  # type: ignore[attr-defined]
     elif block.stage == "reduce":
@@ -136,5 +136,5 @@ def build(block: Block, pieces: object, method: object, shape: object) -> nn.Mod
         else:
             module = PrunedDecoderBlock(layers[start:stop], norm, start, pruning)
     else:
-        module = HeadBlock(pieces.head, block.pieces)  # type: ignore[attr-defined]
+        module = HeadBlock(pieces.head, block.span)  # type: ignore[attr-defined]
     return module.eval().requires_grad_(False)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.plan import Tensor as TensorSpec
 from edgevlm.graphs.layers import EncoderLayer
-from edgevlm.models.family import Pieces
+from edgevlm.models.family import ModelParts
 
 
 class MergingLayer(nn.Module):
@@ -94,7 +94,7 @@ def log_size(state: tuple[Tensor, ...]) -> Tensor | None:
     return state[0].log().reshape(1, 1, 1, -1) if state else None
 
 
-def merge(pieces: Pieces, method: Any, counts: tuple[int, ...]) -> Pieces:
+def merge(pieces: ModelParts, method: Any, counts: tuple[int, ...]) -> ModelParts:
     """The pieces with an encoder that merges.
 
     Args:
@@ -120,7 +120,7 @@ def merges(piece: Any) -> bool:
     return isinstance(layer, MergingLayer) and layer.counts[1] < layer.counts[0]
 
 
-def hidden_shapes(pieces: Pieces, stop: int) -> list[TensorSpec]:
+def hidden_shapes(pieces: ModelParts, stop: int) -> list[TensorSpec]:
     """What goes from piece `stop - 1` of the encoder to the next: hidden, size and origin."""
     first: Any = pieces.vision[0]
     total, width = first.position.weight.shape

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from edgevlm.graphs.layers import EncoderLayer
 from edgevlm.graphs.merging import MergingLayer, log_size
-from edgevlm.models.family import Pieces
+from edgevlm.models.family import ModelParts
 
 EARLY, GLOBAL = "early_cls_attention", "global_attention"
 GLOBAL_TIMES = 39.3
@@ -77,7 +77,7 @@ class Observed(nn.Module):
         return folded.squeeze(-1) if folded.shape[-1] == 1 else folded
 
 
-def observe(pieces: Pieces, names: Sequence[str]) -> Pieces:
+def observe(pieces: ModelParts, names: Sequence[str]) -> ModelParts:
     """The pieces with the layers that give `names` observed."""
     vision: list[Any] = list(pieces.vision)
     last = len(vision) - 2  # the connector is the last piece, the embedding the first
@@ -101,7 +101,7 @@ def encode(pieces: Sequence[nn.Module], *state: Tensor) -> tuple[tuple[Tensor, .
 
 
 def method_inputs(
-    pieces: Pieces, names: Sequence[str], pixel_values: Tensor
+    pieces: ModelParts, names: Sequence[str], pixel_values: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Features [1, P*N, C] and signals of all views f32 [P, 3, h_px, w_px], for the method."""
     order = [n for p in pieces.vision if isinstance(p, Observed) for n in p.names]
@@ -124,7 +124,7 @@ def pack(module: nn.Module, signal: Tensor) -> Tensor:
     return packed.reshape(signal.shape)
 
 
-def signal_shape(pieces: Pieces, name: str, tokens: int) -> tuple[int, ...]:
+def signal_shape(pieces: ModelParts, name: str, tokens: int) -> tuple[int, ...]:
     """Shape of a signal of one view with `tokens` tokens."""
     last = pieces.vision[-2]
     layer: Any = last.layer if isinstance(last, Observed) else last

@@ -3,7 +3,7 @@
 A family file is named by transformers' `model_type` and has four functions:
 
     describe(config, processor, recipe) -> Description      no weights, no graph
-    pieces(model, description) -> Pieces                     the model as a list of static pieces
+    pieces(model, description) -> ModelParts                 the model as a list of static pieces
     reference_features(model, pixel_values, description)     the model's own forward, for `verify`
     processor_views(processor, picture, image)               its own preprocessing, for `verify`
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from edgevlm.bundle.plan import ImageSpec, Part
+from edgevlm.bundle.plan import ImageSpec, LayoutItem
 from edgevlm.graphs.selection import VisualShape
 
 TABLE_ROW = "table_row"
@@ -28,7 +28,7 @@ class Description:
     Attributes:
         image: Preprocessing.
         view_tokens: Tokens that `encode` gives for one view: N.
-        shape: Token grids in the order in which a method sees them (after `Pieces.pack`).
+        shape: Token grids in the order in which a method sees them (after `ModelParts.pack`).
         full_image: Sequence of one image or clip when all tokens are kept, text and parts; a part
             of kind `table_row` stands for one of the extra rows of the embedding table.
         reduced_image: The same when tokens are removed.
@@ -40,15 +40,15 @@ class Description:
     image: ImageSpec
     view_tokens: int
     shape: VisualShape
-    full_image: tuple[str | Part, ...]
-    reduced_image: tuple[str | Part, ...]
+    full_image: tuple[str | LayoutItem, ...]
+    reduced_image: tuple[str | LayoutItem, ...]
     placeholder: str
     content_type: str = "image"
     chat_template: str | None = None
 
 
 @dataclass(frozen=True)
-class Pieces:
+class ModelParts:
     """The model as ordered static modules; nothing here copies a weight.
 
     Attributes:

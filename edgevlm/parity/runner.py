@@ -28,11 +28,11 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import SIGNALS, Block, Function
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.merging import merges
-from edgevlm.models.family import Pieces
+from edgevlm.models.family import ModelParts
 from edgevlm.planning.vlm import Planned
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.loops.sequence import (
-    Piece,
+    PromptRows,
     Visual,
     assemble,
     causal_mask,
@@ -113,7 +113,7 @@ class Runner:
 
     bundle: Bundle
     planned: Planned
-    pieces: Pieces
+    pieces: ModelParts
     thresholds: Mapping[str, Threshold]  # by stage
     progress: Callable[[str], None]
     engine_name: str | None = None  # None takes the first that runs the target
@@ -130,7 +130,7 @@ class Runner:
         self.engine = ENGINES.load(name).Engine(self.bundle)
         self.tokenizer, self.table = load_tokenizer(self.bundle), load_table(self.bundle)
 
-    def sequence(self, tokens: Array, kept: Array, log_sizes: Array | None = None) -> Piece:
+    def sequence(self, tokens: Array, kept: Array, log_sizes: Array | None = None) -> PromptRows:
         """The prompt's rows for one image or clip."""
         plan = self.bundle.plan
         times = tuple(float(i) for i in range(plan.host.image.frames))
@@ -223,7 +223,7 @@ class Runner:
         exact: Sequence[torch.Tensor],
     ) -> None:
         """How far float16 alone moves a rounded block in which tokens merge."""
-        pieces = self.pieces.vision[slice(*block.pieces)]
+        pieces = self.pieces.vision[slice(*block.span)]
         if self.thresholds["vision"].exact or not any(map(merges, pieces)):
             return
         random = np.random.default_rng(0)
@@ -255,7 +255,7 @@ class Runner:
             self._compare(block, function, mine, theirs)
         return mine
 
-    def _chunks(self, piece: Piece) -> list[_Call]:
+    def _chunks(self, piece: PromptRows) -> list[_Call]:
         chunk, count = self.bundle.plan.host.chunk, len(piece.rows)
         calls = []
         for first in range(0, count, chunk):
@@ -272,7 +272,7 @@ class Runner:
         count = min(most, len(rows))
         return [_filled_up("check", most, first, np.stack(rows[:count]), positions[:count])]
 
-    def _pruned(self, piece: Piece, rows: list[Array], positions: Array) -> Array:
+    def _pruned(self, piece: PromptRows, rows: list[Array], positions: Array) -> Array:
         """Rows [steps, C] that reach the head: of a prompt in one call, then of single rows."""
         count = len(piece.rows)
         states = [prompt_state(self.bundle.plan, piece)]
@@ -306,7 +306,7 @@ class Runner:
 
     def _empty_caches(self, block: Block) -> tuple[dict[str, Array], list[torch.Tensor]]:
         """Caches of a block's layers, for the engine by name and for PyTorch in order."""
-        start, stop = block.pieces
+        start, stop = block.span
         cache = {
             f"{part}_{layer - start}": np.zeros(self.bundle.plan.host.kv.shape(layer), np.float32)
             for layer in range(start, stop)

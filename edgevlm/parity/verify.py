@@ -35,13 +35,13 @@ from edgevlm.errors import BundleError, RecipeError
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.graphs.signals import method_inputs
 from edgevlm.models.checkpoint import find
-from edgevlm.models.family import Pieces
+from edgevlm.models.family import ModelParts
 from edgevlm.parity.preprocessing import LIMIT as PREPROCESSING_LIMIT
 from edgevlm.parity.preprocessing import preprocessing_error
 from edgevlm.parity.runner import QUESTION, Array, BlockParity, Runner, Threshold, difference
 from edgevlm.planning.vlm import Planned, make_plan
 from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.loops.sequence import Piece, causal_mask, prompt_state, rotary_tables
+from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, prompt_state, rotary_tables
 
 STEPS = 32
 PHOTOS = tuple(Path(__file__).parents[1] / "photos" / name for name in ("flower.jpg", "stream.jpg"))
@@ -147,7 +147,7 @@ def verify_model(
     bundle: Bundle,
     planned: Planned,
     model: Any,
-    pieces: Pieces,
+    pieces: ModelParts,
     progress: Callable[[str], None],
     photos: tuple[Path, ...] = PHOTOS,
     engine: str | None = None,
@@ -208,7 +208,7 @@ def verify_model(
 
 def _outline(plan: Plan) -> list[object]:
     """What parity relies on: which piece is in which block, and the tensors that leave it."""
-    blocks = [(b.name, b.pieces, [(f.name, f.outputs) for f in b.functions]) for b in plan.blocks]
+    blocks = [(b.name, b.span, [(f.name, f.outputs) for f in b.functions]) for b in plan.blocks]
     return [plan.layout, plan.host.chunk, plan.host.kv, *blocks]
 
 
@@ -234,7 +234,7 @@ def _pixels(photo: Path, planned: Planned) -> Array:
 
 def _reference(
     model: Any,
-    pieces: Pieces,
+    pieces: ModelParts,
     planned: Planned,
     runner: Runner,
     pixels: Array,
@@ -279,7 +279,7 @@ def _reference(
 
 
 def _pruned_reference(
-    pieces: Pieces, plan: Plan, piece: Piece, made: tuple[torch.Tensor, ...], steps: int
+    pieces: ModelParts, plan: Plan, piece: PromptRows, made: tuple[torch.Tensor, ...], steps: int
 ) -> _Reference:
     """The same where visual tokens leave inside the decoder: all its layers as one, in PyTorch."""
     whole = PrunedDecoderBlock(pieces.decoder, pieces.norm, 0, pieces.pruning).eval()

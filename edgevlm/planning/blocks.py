@@ -21,7 +21,7 @@ from edgevlm.graphs.merging import hidden_shapes, merges
 from edgevlm.graphs.selection import VisualShape
 from edgevlm.graphs.signals import Observed, signal_shape
 from edgevlm.graphs.trace import DTYPES
-from edgevlm.models.family import Description, Pieces
+from edgevlm.models.family import Description, ModelParts
 from edgevlm.recipe import Recipe
 
 Call = tuple[str, list[Tensor], list[Tensor]]  # name, inputs, outputs
@@ -53,7 +53,7 @@ def make_blocks(
     host: Host,
     limit: int,
     kept: int,
-    pieces: Pieces,
+    pieces: ModelParts,
     description: Description,
     method: Any,
     stored: Stored,
@@ -79,7 +79,7 @@ def make_blocks(
 
 
 def _vision(
-    host: Host, limit: int, pieces: Pieces, description: Description, stored: Stored
+    host: Host, limit: int, pieces: ModelParts, description: Description, stored: Stored
 ) -> list[Block]:
     image, sizes = host.image, [_bytes(piece) for piece in pieces.vision]
     features = (1, description.view_tokens, host.embedding.columns)
@@ -101,7 +101,9 @@ def _vision(
     return blocks
 
 
-def _reduce(host: Host, kept: int, pieces: Pieces, description: Description, method: Any) -> Block:
+def _reduce(
+    host: Host, kept: int, pieces: ModelParts, description: Description, method: Any
+) -> Block:
     channels = host.embedding.columns
     total = host.image.views * description.view_tokens
     signals = _signals(method.signals, total, pieces)
@@ -115,12 +117,12 @@ def _reduce(host: Host, kept: int, pieces: Pieces, description: Description, met
     return _block("reduce", 0, (0, 1), 0, [("reduce", given, made)])
 
 
-def _signals(names: Sequence[str], tokens: int, pieces: Pieces) -> list[Tensor]:
+def _signals(names: Sequence[str], tokens: int, pieces: ModelParts) -> list[Tensor]:
     return [Tensor(name, "f32", signal_shape(pieces, name, tokens)) for name in names]
 
 
 def _decoder(
-    host: Host, limit: int, pieces: Pieces, calibrated: bool, stored: Stored
+    host: Host, limit: int, pieces: ModelParts, calibrated: bool, stored: Stored
 ) -> list[Block]:
     sizes = [_bytes(piece) for piece in pieces.decoder]
     sizes[-1] += _bytes(pieces.norm)
@@ -142,7 +144,7 @@ def _decoder(
     return blocks
 
 
-def _prompt(host: Host, pieces: Pieces, start: int, stop: int) -> Call:
+def _prompt(host: Host, pieces: ModelParts, start: int, stop: int) -> Call:
     """`prefill` of a whole prompt where visual tokens leave inside the decoder."""
     pruning, kv, channels = pieces.pruning, host.kv, host.embedding.columns
     entering, leaving = pruning.entering(start), pruning.entering(stop)
@@ -212,7 +214,7 @@ def _step(host: Host, name: str, rows: int, layers: int, calibrated: bool) -> Ca
     return name, given, made
 
 
-def _head(host: Host, limit: int, pieces: Pieces, stored: Stored) -> list[Block]:
+def _head(host: Host, limit: int, pieces: ModelParts, stored: Stored) -> list[Block]:
     channels = host.embedding.columns
     blocks = []
     for index, (start, stop) in enumerate(cut_rows(pieces.head.shape[0], 4 * channels, limit)):
@@ -235,7 +237,7 @@ def _block(stage: str, index: int, pieces: tuple[int, int], size: int, calls: li
     return Block(f"{stage}-{index}", stage, pieces, size, functions)
 
 
-def _count(block: Block, pieces: Pieces, method: Any, shape: VisualShape) -> Block:
+def _count(block: Block, pieces: ModelParts, method: Any, shape: VisualShape) -> Block:
     """Fill in the FLOPs of each function."""
     module = build(block, pieces, method, shape)
     # The constants of `reduce` are real, so its inputs must be fake; all else has no data at all.

@@ -10,7 +10,7 @@ from edgevlm.compress.shared.restore import Restored
 from edgevlm.errors import RecipeError
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.selection import VisualShape
-from edgevlm.models.family import Pieces
+from edgevlm.models.family import ModelParts
 from edgevlm.recipe import MethodChoice, Recipe, parse_method
 from edgevlm.registry import METHODS, SITE_CLASSES, sites_of
 
@@ -47,7 +47,7 @@ def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[Any, SiteTokens, 
 
 
 def choose_encoder_method(
-    recipe: Recipe, pieces: Pieces
+    recipe: Recipe, pieces: ModelParts
 ) -> tuple[Any, tuple[int, ...], tuple[SiteTokens, ...]]:
     """The method of site `vision`, encoder tokens before the first layer and after each, counts.
 
@@ -66,7 +66,7 @@ def choose_encoder_method(
 
 
 def choose_decoder_method(
-    recipe: Recipe, pieces: Pieces, tokens: int, rope: Rope
+    recipe: Recipe, pieces: ModelParts, tokens: int, rope: Rope
 ) -> tuple[Pruning | None, tuple[SiteTokens, ...]]:
     """The method of site `decoder` with its counts; None and nothing without one."""
     choice = _choices(recipe).get("decoder")

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from edgevlm.bundle.plan import Layout, Part
+from edgevlm.bundle.plan import Layout, LayoutItem
 from edgevlm.errors import ModelError
 from edgevlm.models.family import TABLE_ROW, Description
 
@@ -52,7 +52,7 @@ def make_layout(
     before_parts = _parts([start, before], tokenizer, vocabulary, open_end=starts)
     after_parts = _parts([after], tokenizer, vocabulary, open_start=ends)
     return Layout(
-        prompt=(*before_parts, Part("image"), *after_parts),
+        prompt=(*before_parts, LayoutItem("image"), *after_parts),
         image=_parts(
             image,
             tokenizer,
@@ -97,23 +97,23 @@ def _render(description: Description, template: str | None) -> tuple[str, str, s
     return first, plain, further
 
 
-def _start(text: str, tokenizer: Tokenizer) -> Part:
+def _start(text: str, tokenizer: Tokenizer) -> LayoutItem:
     """Ids that the tokenizer puts in front of a first turn (Llama's `<s>`), unless it has them."""
     encoded = tokenizer.encode("a")
     count = [*encoded.special_tokens_mask, 0].index(0)
     written = count > 0 and text.startswith(encoded.tokens[0])
-    return Part("ids", ids=() if written else tuple(encoded.ids[:count]))
+    return LayoutItem("ids", ids=() if written else tuple(encoded.ids[:count]))
 
 
 def _parts(
-    items: Sequence[str | Part],
+    items: Sequence[str | LayoutItem],
     tokenizer: Tokenizer,
     vocabulary: int,
     open_start: bool = False,
     open_end: bool = False,
-) -> tuple[Part, ...]:
+) -> tuple[LayoutItem, ...]:
     """Parts of text and of what stands between; an open end will meet text of another layout."""
-    parts: list[Part] = []
+    parts: list[LayoutItem] = []
     joined = _joined(items)
     for index, item in enumerate(joined):
         if isinstance(item, str):
@@ -124,10 +124,10 @@ def _parts(
                 open_end=(_text_part(joined[index + 1]) if index + 1 < len(joined) else open_end),
             )
         elif item.kind == TABLE_ROW:
-            parts.append(Part("ids", ids=(vocabulary + item.start,)))
+            parts.append(LayoutItem("ids", ids=(vocabulary + item.start,)))
         else:
             parts.append(item)
-    merged: list[Part] = []
+    merged: list[LayoutItem] = []
     for part in parts:
         if part.kind == "ids" and merged and merged[-1].kind == "ids":
             merged[-1] = replace(merged[-1], ids=merged[-1].ids + part.ids)
@@ -136,9 +136,9 @@ def _parts(
     return tuple(merged)
 
 
-def _joined(items: Sequence[str | Part]) -> list[str | Part]:
+def _joined(items: Sequence[str | LayoutItem]) -> list[str | LayoutItem]:
     """Neighbouring texts become one, so that they are tokenized as one."""
-    joined: list[str | Part] = []
+    joined: list[str | LayoutItem] = []
     for item in items:
         if isinstance(item, str) and joined and isinstance(joined[-1], str):
             joined[-1] += item
@@ -147,19 +147,21 @@ def _joined(items: Sequence[str | Part]) -> list[str | Part]:
     return joined
 
 
-def _text_parts(text: str, tokenizer: Tokenizer, open_start: bool, open_end: bool) -> list[Part]:
+def _text_parts(
+    text: str, tokenizer: Tokenizer, open_start: bool, open_end: bool
+) -> list[LayoutItem]:
     """Ids of the fixed text; a run between special tokens that meets run-time text stays text."""
     pieces = re.split(f"({_special(tokenizer)})", text)
-    parts: list[Part] = []
+    parts: list[LayoutItem] = []
     fixed = ""
     for index, piece in enumerate(pieces):
         meets = (open_start and index == 0) or (open_end and index == len(pieces) - 1)
         if _QUESTION in piece:
             prefix, _, suffix = piece.partition(_QUESTION)
-            parts += [_ids(fixed, tokenizer), Part("user_text", prefix=prefix, suffix=suffix)]
+            parts += [_ids(fixed, tokenizer), LayoutItem("user_text", prefix=prefix, suffix=suffix)]
             fixed = ""
         elif meets and piece:
-            parts += [_ids(fixed, tokenizer), Part("text", prefix=piece)]
+            parts += [_ids(fixed, tokenizer), LayoutItem("text", prefix=piece)]
             fixed = ""
         else:
             fixed += piece
@@ -173,17 +175,17 @@ def _special(tokenizer: Tokenizer) -> str:
     return "|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) or "(?!)"
 
 
-def _is_text(item: str | Part, special: str, at_end: bool) -> bool:
+def _is_text(item: str | LayoutItem, special: str, at_end: bool) -> bool:
     """Whether an item is text, not a special token or a row, at its start or end."""
-    if isinstance(item, Part):
+    if isinstance(item, LayoutItem):
         return _text_part(item)
     pieces = re.split(f"({special})", item)
     return bool(pieces[-1 if at_end else 0])
 
 
-def _text_part(item: str | Part) -> bool:
-    return isinstance(item, Part) and item.kind in ("timestamp", "duration")
+def _text_part(item: str | LayoutItem) -> bool:
+    return isinstance(item, LayoutItem) and item.kind in ("timestamp", "duration")
 
 
-def _ids(text: str, tokenizer: Tokenizer) -> Part:
-    return Part("ids", ids=tuple(tokenizer.encode(text, add_special_tokens=False).ids))
+def _ids(text: str, tokenizer: Tokenizer) -> LayoutItem:
+    return LayoutItem("ids", ids=tuple(tokenizer.encode(text, add_special_tokens=False).ids))

@@ -26,7 +26,7 @@ from edgevlm.graphs.merging import merge
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.signals import observe
 from edgevlm.models.checkpoint import Checkpoint
-from edgevlm.models.family import Description, Pieces
+from edgevlm.models.family import Description, ModelParts
 from edgevlm.planning.blocks import Stored, make_blocks
 from edgevlm.planning.methods import choose_decoder_method, choose_encoder_method, choose_method
 from edgevlm.planning.prompt import make_layout
@@ -55,9 +55,9 @@ class Planned:
     encoder_tokens: tuple[int, ...] = ()
     pruning: Pruning | None = None
 
-    def pieces(self, model: Any) -> Pieces:
+    def pieces(self, model: Any) -> ModelParts:
         """The model as static pieces, with its methods: tokens merge, and signals are given."""
-        found: Pieces = self.checkpoint.family.pieces(model, self.description)
+        found: ModelParts = self.checkpoint.family.pieces(model, self.description)
         merged = merge(found, self.encoder_method, self.encoder_tokens)
         return replace(observe(merged, self.method.signals), pruning=self.pruning)
 
@@ -251,7 +251,7 @@ def _chunk(prompt: int, whole: bool) -> int:
     return -(-prompt // (calls * 8)) * 8
 
 
-def _rope(text: Any, pieces: Pieces) -> Rope:
+def _rope(text: Any, pieces: ModelParts) -> Rope:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     kind = text.rope_parameters["rope_type"]

@@ -26,11 +26,11 @@ from edgevlm.profiling.document import Placed, Profile, Question, SustainedSampl
 from edgevlm.profiling.figures import Answered, Measured, Opened
 from edgevlm.profiling.recording import Recorder, recording
 from edgevlm.registry import ENGINES
-from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.text import TextLoop
 from edgevlm.runtimes.residency.costs import Key
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, resident_bytes
+from edgevlm.runtimes.residency.resident import ResidentBlocks
 
 PHOTO = Path(__file__).parents[1] / "photos" / "scene.png"
 PROMPT = "What is in this picture?"
@@ -106,7 +106,7 @@ def measure(loop: TextLoop, request: Request, progress: Callable[[str], None]) -
         sustained = _sustained(answer, request.minutes, progress)
         peak, after = peak_rss_bytes(), sensors.look()
         openings: tuple[Opened, ...] = ()
-        if isinstance(recorder.blocks, Held):
+        if isinstance(recorder.blocks, ResidentBlocks):
             progress("load and evict each block")
             openings = tuple(_reopen(loop.plan, recorder) for _ in range(OPENINGS))
         loop.forget()

@@ -1,6 +1,6 @@
 """A clock between a loop and its blocks, and between those and the engine.
 
-    loop -> Recorder -> Held or Streamed -> _Clocked -> engine
+    loop -> Recorder -> ResidentBlocks or StreamedBlocks -> _Clocked -> engine
               steps                         loads, runs, evictions
 
 A step is what the loop waits for: a run, and whatever has to happen before it. Each costs two

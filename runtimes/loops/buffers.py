@@ -62,7 +62,7 @@ def bind(plan: Plan, blocks: Blocks) -> Arrays:
     logits = np.zeros(plan.host.vocabulary, np.float32)
     checked = []
     for block in plan.stage("head"):
-        start, stop = block.pieces
+        start, stop = block.span
         blocks.bind(block.name, "logits", {"hidden": last, "logits": logits[start:stop][None]})
         if plan.host.check:
             checked.append(_empty(block.function("check"), "logits"))
@@ -137,9 +137,9 @@ def _pruned_decoder(
 def _caches(block: Block, cache: Sequence[Array]) -> dict[str, Array]:
     """The caches of a block's layers by the names of its inputs and outputs."""
     found = {}
-    for layer in range(*block.pieces):
+    for layer in range(*block.span):
         for offset, part in enumerate(("key", "value")):
-            name = f"{part}_{layer - block.pieces[0]}"
+            name = f"{part}_{layer - block.span[0]}"
             found[f"past_{name}"] = found[f"present_{name}"] = cache[2 * layer + offset]
     return found
 

@@ -17,7 +17,7 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops.buffers import Array, bind
-from edgevlm.runtimes.loops.sequence import Piece, causal_mask, prompt_state, rotary_tables
+from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, prompt_state, rotary_tables
 
 
 class DecoderLoop:
@@ -50,7 +50,7 @@ class DecoderLoop:
         self.reset()
         self._marked = 0
 
-    def further(self, piece: Piece) -> Piece:
+    def further(self, piece: PromptRows) -> PromptRows:
         """The rows of a new conversation that are not in the cache from the one before.
 
         A system prompt, and a picture that is asked about again, are computed once.
@@ -64,9 +64,9 @@ class DecoderLoop:
         count = len(list(takewhile(lambda pair: pair[0] == pair[1], shared)))
         if count:
             self.length, self.position = count, int(piece.positions[count - 1]) + 1
-        return Piece(piece.rows[count:], piece.positions[count:])
+        return PromptRows(piece.rows[count:], piece.positions[count:])
 
-    def prefill(self, piece: Piece) -> None:
+    def prefill(self, piece: PromptRows) -> None:
         """Write rows into the cache: in chunks, and one by one where that is less work."""
         done, count = 0, len(piece.rows)
         if self.plan.host.kv.gone and piece.visual:  # it is one call; all else are single rows
@@ -107,7 +107,7 @@ class DecoderLoop:
             self.blocks.run(block.name, "logits")
         return self.arrays.logits
 
-    def _prompt(self, piece: Piece) -> None:
+    def _prompt(self, piece: PromptRows) -> None:
         """Run a prompt with a picture where visual tokens leave inside the decoder."""
         count, most = len(piece.rows), self.plan.host.chunk
         if count > most:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.packed import PACKINGS, unpack
-from edgevlm.bundle.plan import Embedding, Part, Plan
+from edgevlm.bundle.plan import Embedding, LayoutItem, Plan
 from edgevlm.errors import BundleError
 
 Floats = NDArray[np.float32]
@@ -36,7 +36,7 @@ class Visual:
 
 
 @dataclass(frozen=True)
-class Piece:
+class PromptRows:
     """A run of the sequence: rows [n, C], their rotary positions [n], which rows are visual.
 
     `bias` [n] is what attention to each row gets; None is nothing. `ids` are the token of each row,
@@ -131,13 +131,13 @@ def load_table(bundle: Bundle) -> Table:
 
 def assemble(
     plan: Plan,
-    parts: Sequence[Part],
+    parts: Sequence[LayoutItem],
     table: Table,
     tokenizer: Tokenizer,
     question: str,
     visuals: Sequence[Visual],
     first_position: int,
-) -> Piece:
+) -> PromptRows:
     """Rows and rotary positions of a turn.
 
     Args:
@@ -175,7 +175,7 @@ def assemble(
         said.extend(ids)
         put(table[list(ids)])
 
-    def walk(parts: Sequence[Part], visual: Visual | None) -> None:
+    def walk(parts: Sequence[LayoutItem], visual: Visual | None) -> None:
         nonlocal text
         for part in parts:
             if part.kind in ("ids", "visual"):
@@ -205,10 +205,10 @@ def assemble(
         bias = np.zeros(len(whole), np.float32)
         bias[seen] = np.concatenate(weights)
     placed = np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32)
-    return Piece(whole, placed, tuple(seen), bias, tuple(said))
+    return PromptRows(whole, placed, tuple(seen), bias, tuple(said))
 
 
-def _text(part: Part, question: str, visual: Visual | None) -> str:
+def _text(part: LayoutItem, question: str, visual: Visual | None) -> str:
     if part.kind == "text":
         return ""
     if part.kind == "user_text" or visual is None:
@@ -229,7 +229,7 @@ def rotary_tables(plan: Plan, positions: Integers) -> tuple[Floats, Floats]:
     return np.cos(angles) * scaling, np.sin(angles) * scaling
 
 
-def prompt_state(plan: Plan, piece: Piece) -> dict[str, NDArray[Any]]:
+def prompt_state(plan: Plan, piece: PromptRows) -> dict[str, NDArray[Any]]:
     """What `prefill` takes of a prompt in one call, filled up with zeros."""
     count, chunk = len(piece.rows), plan.host.chunk
     cos, sin = rotary_tables(plan, piece.positions)

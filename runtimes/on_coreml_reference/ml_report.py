@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgevlm.bundle.files import Bundle
-from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.text import TextLoop
 from edgevlm.runtimes.on_coreml_reference import ml_program as program
 from edgevlm.runtimes.on_coreml_reference.engine import Engine
+from edgevlm.runtimes.residency.resident import ResidentBlocks
 
 FALL_BACK = (
     "argsort",
@@ -95,7 +95,7 @@ def largest_numbers(bundle: Bundle, pictures: Sequence[Path], question: str) -> 
         InputError: If a picture cannot be read.
     """
     engine = Engine(bundle)
-    loop = TextLoop(bundle, Held(bundle.plan, engine))
+    loop = TextLoop(bundle, ResidentBlocks(bundle.plan, engine))
     for picture in pictures:
         frames = [images.load(picture)] * bundle.plan.host.image.frames
         loop.reset()

@@ -38,7 +38,7 @@ from edgevlm.runtimes.residency.memory import (
     return_freed,
 )
 from edgevlm.runtimes.residency.schedule import PASSES, Schedule, replay
-from edgevlm.runtimes.residency.streamed import Streamed
+from edgevlm.runtimes.residency.streamed import StreamedBlocks
 from edgevlm.version import VERSION
 
 TIMES = ("load", "first", "run", "evict", "bytes")
@@ -182,7 +182,7 @@ def _shares(plan: Plan, engine: Any, costs: Costs) -> dict[str, float]:
         if len(units) < 3:
             continue
         largest, second = sorted((unit.bytes for unit in units), reverse=True)[:2]
-        blocks = Streamed(plan, engine, costs, 0)
+        blocks = StreamedBlocks(plan, engine, costs, 0)
         blocks.orders = {name: keys}
         blocks.budget_bytes = largest + second
         blocks.start()

@@ -25,7 +25,7 @@ from edgevlm.runtimes.residency.schedule import Schedule
 RESERVE_BYTES = 12 * 10**6
 
 
-class Streamed:
+class StreamedBlocks:
     """Blocks come and go, and the process stays within a budget."""
 
     keeps_all = False

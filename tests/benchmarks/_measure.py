@@ -26,9 +26,9 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import ENGINES, engine_for
-from edgevlm.runtimes.engine import Held
-from edgevlm.runtimes.loops.sequence import Piece
+from edgevlm.runtimes.loops.sequence import PromptRows
 from edgevlm.runtimes.loops.text import TextLoop
+from edgevlm.runtimes.residency.resident import ResidentBlocks
 
 # Long enough for the threads of one engine to stop spinning before another one is measured.
 PAUSE_S = 0.2
@@ -75,7 +75,7 @@ def bundle(recipe: Recipe, work: Path) -> Bundle:
     return found
 
 
-class Part:
+class LayoutItem:
     """An engine without the stages that a measurement leaves out, so that several bundles fit."""
 
     def __init__(self, engine: Any, without: Sequence[str]) -> None:
@@ -93,14 +93,14 @@ class Part:
 def open_loop(found: Bundle, threads: int, without: Sequence[str] = ()) -> TextLoop:
     """The text loop over a bundle, without some stages, on the engine of its target."""
     engine = ENGINES.load(engine_for(found.plan.recipe.target)).Engine(found, threads)
-    return TextLoop(found, Held(found.plan, Part(engine, without)))
+    return TextLoop(found, ResidentBlocks(found.plan, LayoutItem(engine, without)))
 
 
 def prefill(loop: TextLoop, count: int) -> Callable[[], None]:
     """A prompt of `count` random rows into an empty cache."""
     random = np.random.default_rng(0)
     rows = random.standard_normal((count, loop.table.shape[1])).astype(np.float32)
-    piece = Piece(rows, np.arange(count, dtype=np.int32))
+    piece = PromptRows(rows, np.arange(count, dtype=np.int32))
 
     def run() -> None:
         loop.reset()
@@ -114,7 +114,7 @@ def token(loop: TextLoop) -> Callable[[], None]:
     row = np.asarray(loop.table[:1])
 
     def run() -> None:
-        loop.prefill(Piece(row, np.asarray([loop.position], np.int32)))
+        loop.prefill(PromptRows(row, np.asarray([loop.position], np.int32)))
         loop.logits()
 
     return run

@@ -34,7 +34,6 @@ from edgevlm.bundle.plan import Tensor as Spec
 from edgevlm.exporters.to_onnx import target as to_onnx
 from edgevlm.graphs.ops import attention
 from edgevlm.graphs.trace import trace, weights
-from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.on_onnxruntime.engine import Engine
 from edgevlm.runtimes.residency.measure import Measured
 from edgevlm.runtimes.residency.memory import (
@@ -43,7 +42,8 @@ from edgevlm.runtimes.residency.memory import (
     resident_bytes,
     return_freed,
 )
-from edgevlm.runtimes.residency.streamed import Streamed
+from edgevlm.runtimes.residency.resident import ResidentBlocks
+from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 WIDTH, HEADS, STEPS = 1152, 16, 3
 
@@ -145,9 +145,11 @@ def measure(bundle: Bundle, asked: argparse.Namespace) -> None:
             return_freed()
             before, engine = resident_bytes(), Engine(bundle, asked.threads)
             forget_peak()
-            blocks: Any = Held(bundle.plan, engine)
+            blocks: Any = ResidentBlocks(bundle.plan, engine)
             if room != "all":
-                blocks = Streamed(bundle.plan, engine, alone.costs, int(size * Fraction(room)))
+                blocks = StreamedBlocks(
+                    bundle.plan, engine, alone.costs, int(size * Fraction(room))
+                )
                 blocks.orders = {"encode": blocks.orders["encode"]}
             first = bind(bundle, blocks)
             noise = first.copy()

@@ -37,7 +37,7 @@ from edgevlm.runtimes.residency.costs import passes, schedules
 from edgevlm.runtimes.residency.measure import measure_costs
 from edgevlm.runtimes.residency.memory import footprint_bytes, forget_peak, peak_rss_bytes
 from edgevlm.runtimes.residency.schedule import Unit
-from edgevlm.runtimes.residency.streamed import Streamed
+from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 PASSES = {"encode": 4, "prefill": 5, "decode": 12}
 PHOTO = Path(__file__).parents[2] / "edgevlm" / "photos" / "flower.jpg"
@@ -86,7 +86,7 @@ def budget(bundle: Path, threads: int, text: str, weights: int) -> int:
         return 0
     if text == "least":
         loop = api.load_loop(bundle, None, threads, 10**12)
-        assert isinstance(loop.blocks, Streamed)
+        assert isinstance(loop.blocks, StreamedBlocks)
         return int(loop.blocks.minimum_budget_bytes) + SLACK
     return int(weights * Fraction(text)) if "/" in text else parse_bytes(text)
 
@@ -138,7 +138,7 @@ def measure(bundle: Path, threads: int, size: int, cold: bool) -> dict[str, Any]
             at[-1] = time.perf_counter() - at[-1]
         made[name] = at[1:]
     made |= {"peak": peak_rss_bytes(), "private": footprint_bytes(), "loads": loop.blocks.loads}
-    if isinstance(loop.blocks, Streamed):
+    if isinstance(loop.blocks, StreamedBlocks):
         made["fixed"] = loop.blocks.fixed_bytes
         loop.blocks.close()
     return made

@@ -30,7 +30,7 @@ from edgevlm.graphs.selection import VisualShape
 from edgevlm.graphs.trace import trace, weights
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS, TARGETS, sites_of
-from edgevlm.runtimes.loops.sequence import Piece
+from edgevlm.runtimes.loops.sequence import PromptRows
 
 CHANNELS = 576
 SHAPES = {
@@ -66,7 +66,7 @@ def prefill(model: str, work: Path, threads: int) -> Callable[[], object]:
     loop = open_loop(bundle(Recipe(model=model), work), threads, without=("vision", "reduce"))
     count = KEPT[0] + TEXT_TOKENS
     rows = np.random.default_rng(0).standard_normal((count, loop.table.shape[1]))
-    piece = Piece(rows.astype(np.float32) * 0.1, np.arange(count, dtype=np.int32))
+    piece = PromptRows(rows.astype(np.float32) * 0.1, np.arange(count, dtype=np.int32))
 
     def run() -> None:
         loop.reset()

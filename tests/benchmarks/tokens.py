@@ -28,7 +28,7 @@ from edgevlm.models.checkpoint import find
 from edgevlm.planning.vlm import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
-from edgevlm.runtimes.loops.sequence import Piece
+from edgevlm.runtimes.loops.sequence import PromptRows
 from edgevlm.runtimes.loops.text import TextLoop
 
 TILES = (4, 4)
@@ -95,7 +95,7 @@ def _prefill_of(loop: TextLoop, tokens: int) -> Callable[[], None]:
     random = np.random.default_rng(0)
     count = tokens + TEXT_TOKENS
     rows = random.standard_normal((count, loop.table.shape[1])).astype(np.float32) * 0.1
-    piece = Piece(rows, np.arange(count, dtype=np.int32))
+    piece = PromptRows(rows, np.arange(count, dtype=np.int32))
 
     def run() -> None:
         loop.reset()

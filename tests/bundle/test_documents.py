@@ -19,7 +19,7 @@ from edgevlm.bundle.plan import (
     ImageSpec,
     KVCache,
     Layout,
-    Part,
+    LayoutItem,
     Plan,
     Requires,
     Rope,
@@ -120,7 +120,9 @@ blocks = st.builds(
     st.lists(functions, max_size=2).map(tuple),
 )  # fmt: skip
 parts = st.lists(
-    st.builds(Part, names, st.lists(integers, max_size=3).map(tuple), integers, integers, names),
+    st.builds(
+        LayoutItem, names, st.lists(integers, max_size=3).map(tuple), integers, integers, names
+    ),
     max_size=3,
 ).map(tuple)
 threes = st.tuples(floats, floats, floats)

@@ -69,12 +69,12 @@ def test_blocks_cover_every_piece_within_the_block_size(planned):
     made = planned(block_size_bytes=limit)
     for stage, pieces in {"vision": 4, "decoder": 2, "head": 1024}.items():
         blocks = made.plan.stage(stage)
-        ranges = [b.pieces for b in blocks]
+        ranges = [b.span for b in blocks]
         assert ranges[0][0] == 0
         assert ranges[-1][1] == pieces
         assert [r[1] for r in ranges[:-1]] == [r[0] for r in ranges[1:]]
         for block in blocks:
-            assert block.weights_bytes <= limit or block.pieces[1] - block.pieces[0] == 1
+            assert block.weights_bytes <= limit or block.span[1] - block.span[0] == 1
     assert len(made.plan.stage("head")) == 2
 
 

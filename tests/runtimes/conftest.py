@@ -12,9 +12,9 @@ def loop_of(tiny_model, tmp_path_factory):
     """Makes a text loop over the bundle of some options."""
     from edgevlm.pipeline import export
     from edgevlm.recipe import Recipe
-    from edgevlm.runtimes.engine import Held
     from edgevlm.runtimes.loops.text import TextLoop
     from edgevlm.runtimes.on_onnxruntime.engine import Engine
+    from edgevlm.runtimes.residency.resident import ResidentBlocks
 
     root, made = tmp_path_factory.mktemp("bundles"), {}
 
@@ -23,7 +23,7 @@ def loop_of(tiny_model, tmp_path_factory):
         if key not in made:
             recipe = Recipe(model=tiny_model, **options)
             made[key] = export(recipe, root / f"{len(made)}.edgevlm").bundle
-        return TextLoop(made[key], Held(made[key].plan, Engine(made[key], threads=1)))
+        return TextLoop(made[key], ResidentBlocks(made[key].plan, Engine(made[key], threads=1)))
 
     return make
 

@@ -12,7 +12,7 @@ from edgevlm.bundle.manifest import MANIFEST
 from edgevlm.cli.shared import options as o
 from edgevlm.errors import RecipeError
 from edgevlm.profiling.document import write_text
-from edgevlm.runtimes.residency.streamed import Streamed
+from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 WORDS = {
     "encode": "a view", "prefill": "a chunk of the prompt", "decode": "a token",
@@ -33,7 +33,7 @@ def show(path: str, memory: str, save: bool, as_json: bool) -> None:
             " none; export it first"
         )
     blocks = api.load_loop(path, memory=memory, progress=o.say).blocks
-    assert isinstance(blocks, Streamed)
+    assert isinstance(blocks, StreamedBlocks)
     document: dict[str, Any] = {
         "budget_bytes": blocks.budget_bytes,
         "minimum_budget_bytes": blocks.minimum_budget_bytes,

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm.bundle.plan import ImageSpec, Part
+from edgevlm.bundle.plan import ImageSpec, LayoutItem
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import ClassPatchEmbedding, DecoderLayer, EncoderLayer, FinalNorm
 from edgevlm.graphs.selection import VisualShape
-from edgevlm.models.family import RESAMPLE, Description, Pieces, three
+from edgevlm.models.family import RESAMPLE, Description, ModelParts, three
 from edgevlm.models.vlm.llava_onevision import NEWLINE, Pack, newline_rows, processor_views
 from edgevlm.recipe import Recipe
 
@@ -67,7 +67,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     if image.views > 1:
         grids += ((rows * side, columns * side),)
     shape = VisualShape(grids, config.text_config.hidden_size, *image.tiling)
-    flat: tuple[str | Part, ...] = (Part("visual", start=0, stop=shape.tokens), NEWLINE)
+    flat: tuple[str | LayoutItem, ...] = (LayoutItem("visual", start=0, stop=shape.tokens), NEWLINE)
     return Description(
         image=image,
         view_tokens=side * side + whole,
@@ -78,13 +78,13 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     )
 
 
-def pieces(model: Any, description: Description) -> Pieces:
-    """Static pieces over the weights of `model`; see `Pieces`."""
+def pieces(model: Any, description: Description) -> ModelParts:
+    """Static pieces over the weights of `model`; see `ModelParts`."""
     core, config = model.model, model.config
     tower, text, image = core.vision_tower, config.text_config, description.image
     side = config.vision_config.image_size // config.vision_config.patch_size
     whole = config.vision_feature_select_strategy == "full"
-    return Pieces(
+    return ModelParts(
         vision=(
             ClassPatchEmbedding(tower.embeddings, tower.pre_layrnorm),
             *(EncoderLayer(layer) for layer in tower.encoder.layers[: _depth(config)]),

@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from edgevlm.bundle.plan import ImageSpec, Part
+from edgevlm.bundle.plan import ImageSpec, LayoutItem
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import DecoderLayer, EncoderLayer, FinalNorm, PatchEmbedding
 from edgevlm.graphs.selection import VisualShape
-from edgevlm.models.family import RESAMPLE, TABLE_ROW, Description, Pieces, three
+from edgevlm.models.family import RESAMPLE, TABLE_ROW, Description, ModelParts, three
 from edgevlm.recipe import Recipe
 
-NEWLINE = Part(TABLE_ROW, start=0)
+NEWLINE = LayoutItem(TABLE_ROW, start=0)
 
 
 def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Description:
@@ -55,7 +55,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     else:
         grids = ((side, side),) + (((rows * side, columns * side),) if image.views > 1 else ())
     shape = VisualShape(grids, config.text_config.hidden_size, *image.tiling)
-    flat: tuple[str | Part, ...] = (Part("visual", start=0, stop=shape.tokens), NEWLINE)
+    flat: tuple[str | LayoutItem, ...] = (LayoutItem("visual", start=0, stop=shape.tokens), NEWLINE)
     return Description(
         image=image,
         view_tokens=side * side,
@@ -67,8 +67,8 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     )
 
 
-def pieces(model: Any, description: Description) -> Pieces:
-    """Static pieces over the weights of `model`; see `Pieces`."""
+def pieces(model: Any, description: Description) -> ModelParts:
+    """Static pieces over the weights of `model`; see `ModelParts`."""
     core, config = model.model, model.config
     tower, text = core.vision_tower, config.text_config
     depth = len(tower.encoder.layers)
@@ -78,7 +78,7 @@ def pieces(model: Any, description: Description) -> Pieces:
     image = description.image
     side = config.vision_config.image_size // config.vision_config.patch_size
     pool = Pool(side) if image.frames > 1 else nn.Identity()
-    return Pieces(
+    return ModelParts(
         vision=(
             first,
             *(EncoderLayer(layer) for layer in tower.encoder.layers[:kept]),
@@ -126,13 +126,13 @@ def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> A
     return made["pixel_values"][0][: image.views]  # one view: the base image
 
 
-def newline_rows(side: int, rows: int, columns: int) -> tuple[str | Part, ...]:
+def newline_rows(side: int, rows: int, columns: int) -> tuple[str | LayoutItem, ...]:
     """The sequence of a packed image: base image, then each row of the grid with a newline."""
     base, width = side * side, columns * side
-    items: list[str | Part] = [Part("visual", start=0, stop=base)]
+    items: list[str | LayoutItem] = [LayoutItem("visual", start=0, stop=base)]
     for row in range(rows * side):
         start = base + row * width
-        items += [Part("visual", start=start, stop=start + width), NEWLINE]
+        items += [LayoutItem("visual", start=start, stop=start + width), NEWLINE]
     return tuple(items)
 
 

@@ -14,11 +14,11 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from edgevlm.bundle.plan import ImageSpec, Part
+from edgevlm.bundle.plan import ImageSpec, LayoutItem
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import DecoderLayer, EncoderLayer, FinalNorm, PatchEmbedding
 from edgevlm.graphs.selection import VisualShape
-from edgevlm.models.family import RESAMPLE, Description, Pieces, three
+from edgevlm.models.family import RESAMPLE, Description, ModelParts, three
 from edgevlm.recipe import Recipe
 
 FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
@@ -61,7 +61,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         std=three(processor.get("image_std", 0.5)),
     )
     n = side * side
-    views = [Part("visual", start=i * n, stop=(i + 1) * n) for i in range(image.views)]
+    views = [LayoutItem("visual", start=i * n, stop=(i + 1) * n) for i in range(image.views)]
     items = tuple(_clip(views) if recipe.frames > 1 else _image(views, rows, columns))
     channels = config.text_config.hidden_size
     return Description(
@@ -75,8 +75,8 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     )
 
 
-def pieces(model: Any, description: Description) -> Pieces:
-    """Static pieces over the weights of `model`; see `Pieces`."""
+def pieces(model: Any, description: Description) -> ModelParts:
+    """Static pieces over the weights of `model`; see `ModelParts`."""
     core, text = model.model, model.config.text_config
     encoder = core.vision_model
     first = PatchEmbedding(
@@ -84,7 +84,7 @@ def pieces(model: Any, description: Description) -> Pieces:
     )
     layers = [EncoderLayer(layer) for layer in encoder.encoder.layers]
     decoder = core.text_model
-    return Pieces(
+    return ModelParts(
         vision=(first, *layers, Connector(encoder.post_layernorm, core.connector)),
         pack=nn.Identity(),
         decoder=tuple(
@@ -152,10 +152,10 @@ class Fold(nn.Module):
         return parts.mean((1, 3)).reshape(1, n * n, -1)
 
 
-def _image(views: list[Part], rows: int, columns: int) -> list[str | Part]:
+def _image(views: list[LayoutItem], rows: int, columns: int) -> list[str | LayoutItem]:
     if len(views) == 1:
         return [FAKE + GLOBAL, views[0], FAKE]
-    items: list[str | Part] = []
+    items: list[str | LayoutItem] = []
     for row in range(rows):
         for column in range(columns):
             items += [f"{FAKE}<row_{row + 1}_col_{column + 1}>", views[row * columns + column]]
@@ -163,19 +163,19 @@ def _image(views: list[Part], rows: int, columns: int) -> list[str | Part]:
     return [*items, f"\n{FAKE}{GLOBAL}", views[-1], FAKE]
 
 
-def _clip(views: list[Part]) -> list[str | Part]:
+def _clip(views: list[LayoutItem]) -> list[str | LayoutItem]:
     # Imported here: the word for a number is needed for clips alone.
     from num2words import num2words
 
     count = num2words(len(views))
-    items: list[str | Part] = [
-        Part(
+    items: list[str | LayoutItem] = [
+        LayoutItem(
             "duration",
             prefix=f"You are provided the following series of {count} frames from a ",
             suffix=" [H:MM:SS] video.\n",
         )
     ]
     for index, view in enumerate(views):
-        time = Part("timestamp", start=index, prefix="\nFrame from ", suffix=":")
+        time = LayoutItem("timestamp", start=index, prefix="\nFrame from ", suffix=":")
         items += [time, FAKE + GLOBAL, view, FAKE]
     return [*items, "\n\n"]

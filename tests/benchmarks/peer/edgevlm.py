@@ -86,10 +86,10 @@ class Loop:
         import onnxruntime
 
         from edgevlm import api
-        from edgevlm.runtimes.loops.sequence import Piece
+        from edgevlm.runtimes.loops.sequence import PromptRows
 
         self.versions = {"onnxruntime": onnxruntime.__version__}
-        self._loop, self._piece = api.load_loop(path, threads=given.threads), Piece
+        self._loop, self._piece = api.load_loop(path, threads=given.threads), PromptRows
         self._pixels = given.pixels
 
     def see(self) -> Array:

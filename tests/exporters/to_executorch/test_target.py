@@ -235,7 +235,7 @@ def test_a_bundle_agrees_with_pytorch(model, scheme, preset, tmp_path):
     for block in bundle.plan.stage("decoder"):
         made = kernels(bundle.path / "blocks" / "decoder", block.name)
         assert set(made) == {"prefill", "decode"}
-        layers = block.pieces[1] - block.pieces[0]
+        layers = block.span[1] - block.span[0]
         assert made["decode"]["calls"] == layers + 1
         assert made["decode"]["left"]["index_put_"] == 2 * layers
     assert load_loop(bundle.path).ask("Hello", max_new_tokens=4).token_ids

@@ -106,7 +106,7 @@ def test_a_bundle_agrees_with_pytorch_and_is_small(model, scheme, preset, tmp_pa
     planned = make_plan(recipe, find(recipe.model))
     said = planned.plan.weights_bytes  # the files begin each weight at a multiple of 64
     assert said <= sum(files[path] for path in kept) <= 1.05 * said + 2000
-    assert [b.pieces for b in planned.plan.blocks] == [b.pieces for b in exact.blocks]
+    assert [b.span for b in planned.plan.blocks] == [b.span for b in exact.blocks]
     matrix = torch.cat(planned.pieces(find(recipe.model).load_model()).table).numpy()
     packing = PACKINGS[embedding.dtype]
     table = load_table(bundle)
@@ -129,14 +129,14 @@ def test_each_head_block_reads_its_rows_of_the_table(tiny_model, tmp_path):
         places = [{e.key: e.value for e in t.external_data} for t in outside]
         assert {place["location"] for place in places} == {"table.bin"}
         offsets = sorted(int(place["offset"]) for place in places)
-        assert tuple(offsets) == embedding.place(block.pieces[0])
+        assert tuple(offsets) == embedding.place(block.span[0])
         seen.append(sum(int(place["length"]) for place in places))
         assert all(
             int(place["length"]) == math.prod(t.dims) * (4 if "scales" in t.name else 1)
             for t, place in zip(outside, places, strict=True)
         )
     assert len(seen) > 1
-    rows = bundle.plan.stage("head")[-1].pieces[1]
+    rows = bundle.plan.stage("head")[-1].span[1]
     assert sum(seen) == rows * sum(embedding.row_bytes)
     weights = (bundle.path / "blocks/decoder/decoder-0.weights").stat().st_size
     assert weights >= bundle.plan.block("decoder-0").weights_bytes > 100_000  # float32

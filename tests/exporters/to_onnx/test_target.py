@@ -130,7 +130,7 @@ def test_the_causal_rule_replaces_the_mask(bundle):
 
 def test_operators_of_a_decoder_layer(bundle):
     for block, _, model in functions(bundle, "decoder"):
-        layers = block.pieces[1] - block.pieces[0]
+        layers = block.span[1] - block.span[0]
         last = block is bundle.plan.stage("decoder")[-1]
         used = Counter(node.op_type for node in model.graph.node)
         assert used["GroupQueryAttention"] == layers
@@ -143,7 +143,7 @@ def test_operators_of_a_decoder_layer(bundle):
 def test_operators_of_an_encoder_layer(bundle):
     for block, _, model in functions(bundle, "vision"):
         used = Counter(node.op_type for node in model.graph.node)
-        layers = sum(0 < piece < 3 for piece in range(*block.pieces))
+        layers = sum(0 < piece < 3 for piece in range(*block.span))
         assert used["MultiHeadAttention"] == layers
         assert "Softmax" not in used
 
@@ -158,7 +158,7 @@ def test_graphs_read_every_weight_whatever_its_values(bundle):
             if found is block
         ]
         norms = set()
-        if block.stage == "vision" and block.pieces[0] in (1, 2):
+        if block.stage == "vision" and block.span[0] in (1, 2):
             norms = {f"pieces.0.layer.layer_norm{i}.weight" for i in (1, 2)}
         if block.stage == "decoder":
             norms = {f"layers.0.layer.{n}_layernorm.weight" for n in ("input", "post_attention")}
@@ -270,7 +270,7 @@ def test_weights_in_the_files_are_the_models(tied, tiny_model):
     ((function, graph),) = [
         (f, m.graph)
         for b, f, m in functions(tied, "decoder")
-        if b.pieces == (1, 2) and f.name == "decode"
+        if b.span == (1, 2) and f.name == "decode"
     ]
     names = {t.name: t for t in graph.initializer}
     stored = read(tied, function, next(t for n, t in names.items() if "o_proj" in n))
@@ -288,7 +288,7 @@ def test_a_tied_head_is_a_range_of_the_table(tied):
         name, offset, length = outside(tensor)
         assert name == "table.bin"
         assert Path(function.file).parent / name == Path(embedding.file)
-        assert offset == block.pieces[0] * embedding.columns * 4
+        assert offset == block.span[0] * embedding.columns * 4
         assert length == block.weights_bytes
     assert not [f for f in tied.plan.files if "head" in f.path and f.path.endswith(".weights")]
 

@@ -19,7 +19,7 @@ pytest.importorskip("onnxscript")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgevlm.runtimes.loops.sequence import Piece
+from edgevlm.runtimes.loops.sequence import PromptRows
 
 
 @settings(max_examples=12, deadline=None)
@@ -28,7 +28,7 @@ def test_prefill_in_chunks_equals_one_token_at_a_time(shared, length):
     rows = np.array(shared.table[np.arange(length) * 7 % 1000])
     positions = np.arange(length, dtype=np.int32)
     shared.reset()
-    shared.prefill(Piece(rows, positions))
+    shared.prefill(PromptRows(rows, positions))
     chunked = shared.logits().copy()
     shared.reset()
     for i in range(length):
@@ -38,11 +38,13 @@ def test_prefill_in_chunks_equals_one_token_at_a_time(shared, length):
 
 def test_prefill_to_the_last_row_of_the_context(loop):
     rows = np.array(loop.table[np.arange(512) % 1000])
-    loop.prefill(Piece(rows[:500], np.arange(500, dtype=np.int32)))  # 12 rows are no whole chunk
-    loop.prefill(Piece(rows[500:], np.arange(500, 512, dtype=np.int32)))
+    loop.prefill(
+        PromptRows(rows[:500], np.arange(500, dtype=np.int32))
+    )  # 12 rows are no whole chunk
+    loop.prefill(PromptRows(rows[500:], np.arange(500, 512, dtype=np.int32)))
     whole = loop.logits().copy()
     loop.reset()
-    loop.prefill(Piece(rows, np.arange(512, dtype=np.int32)))
+    loop.prefill(PromptRows(rows, np.arange(512, dtype=np.int32)))
     np.testing.assert_allclose(loop.logits(), whole, atol=1e-4 * np.abs(whole).max())
 
 
@@ -53,7 +55,7 @@ def test_a_token_costs_the_same_in_a_longer_context(loop_of, loop):
 
     def step_ms(one):
         one.reset()
-        one.prefill(Piece(rows, np.arange(128, dtype=np.int32)))
+        one.prefill(PromptRows(rows, np.arange(128, dtype=np.int32)))
         times = []
         for i in range(60):
             started = time.perf_counter()
@@ -69,7 +71,7 @@ def test_a_token_costs_the_same_in_a_longer_context(loop_of, loop):
 
 
 def test_tokens_allocate_nothing_that_stays(loop):
-    loop.prefill(Piece(np.array(loop.table[:32]), np.arange(32, dtype=np.int32)))
+    loop.prefill(PromptRows(np.array(loop.table[:32]), np.arange(32, dtype=np.int32)))
     loop._step_token(5)
     one_cache = loop.arrays.cache[0].nbytes
     tracemalloc.start()
@@ -95,7 +97,7 @@ def test_tokens_do_not_grow_the_process(loop):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
-    loop.prefill(Piece(np.array(loop.table[:32]), np.arange(32, dtype=np.int32)))
+    loop.prefill(PromptRows(np.array(loop.table[:32]), np.arange(32, dtype=np.int32)))
     for _ in range(50):
         loop._step_token(5)
     before = resident_bytes()

@@ -27,7 +27,7 @@ from edgevlm.planning.vlm import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import drafts, images
 from edgevlm.runtimes.loops.sampling import Sampling
-from edgevlm.runtimes.loops.sequence import Piece
+from edgevlm.runtimes.loops.sequence import PromptRows
 
 ROOT = Path(__file__).resolve().parents[3]
 FLOWER = images.load(ROOT / "edgevlm" / "photos" / "flower.jpg")
@@ -137,7 +137,7 @@ def test_few_rows_go_in_by_checks(loop):
     rows = np.array(loop.table[np.arange(19) * 7])
     loop.reset()
     assert loop._calls(19) == [("prefill", 16), ("check", 3)]
-    loop.prefill(Piece(rows, np.arange(19, dtype=np.int32)))
+    loop.prefill(PromptRows(rows, np.arange(19, dtype=np.int32)))
     together = loop.logits().copy()
     loop.reset()
     for i in range(19):

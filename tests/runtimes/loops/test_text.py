@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError
-from edgevlm.runtimes.engine import Held
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.sampling import Sampling
-from edgevlm.runtimes.loops.sequence import Piece, assemble
+from edgevlm.runtimes.loops.sequence import PromptRows, assemble
 from edgevlm.runtimes.loops.text import TextLoop, _Stream
 from edgevlm.runtimes.on_onnxruntime.engine import Engine
+from edgevlm.runtimes.residency.resident import ResidentBlocks
 
 ROOT = Path(__file__).resolve().parents[3]
 FLOWER, STREAM = (
@@ -63,12 +63,12 @@ def test_a_further_turn_equals_prefilling_the_whole_conversation(loop):
     reply = loop.table[[*first.token_ids]]
     rows = np.concatenate([prompt.rows, reply, more.rows])
     loop.reset()
-    loop.prefill(Piece(rows, np.arange(len(rows), dtype=np.int32)))
+    loop.prefill(PromptRows(rows, np.arange(len(rows), dtype=np.int32)))
     whole = loop.logits().copy()
     assert int(whole.argmax()) == second.token_ids[0]
     loop.reset()
     loop.ask(QUESTION, lambda: [visual], max_new_tokens=7)
-    loop.prefill(Piece(more.rows, loop.position + np.arange(len(more.rows), dtype=np.int32)))
+    loop.prefill(PromptRows(more.rows, loop.position + np.arange(len(more.rows), dtype=np.int32)))
     np.testing.assert_allclose(loop.logits(), whole, atol=1e-4 * np.abs(whole).max())
     assert turn.shape == whole.shape
 
@@ -183,7 +183,7 @@ def test_a_stop_token_ends_the_answer_and_is_not_text(loop):
     first = free.token_ids.index(stop)
     host = replace(loop.plan.host, stop_ids=(stop,))
     bundle = Bundle(loop.bundle.path, replace(loop.plan, host=host))
-    stopping = TextLoop(bundle, Held(bundle.plan, Engine(bundle, threads=1)))
+    stopping = TextLoop(bundle, ResidentBlocks(bundle.plan, Engine(bundle, threads=1)))
     shown = []
     answer = stopping.ask(
         QUESTION, seeing(stopping, FLOWER), max_new_tokens=12, on_text=shown.append

@@ -13,7 +13,7 @@ from edgevlm.errors import BundleError, PlanError
 from edgevlm.runtimes import on_null
 from edgevlm.runtimes.residency import measure as measuring
 from edgevlm.runtimes.residency.costs import Cost, Costs, passes
-from edgevlm.runtimes.residency.streamed import Streamed
+from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 SHAPE = {"vision": 3, "decoder": 5, "head": 2}
 FUNCTIONS = {"vision": ("encode",), "reduce": ("reduce",), "decoder": ("prefill", "decode")}
@@ -39,7 +39,7 @@ def costs_of(sizes, load=1.0, run=1.0):
 
 def streamed(costs, room, engine):
     """The executor over the null engine, with nothing else in the process to count."""
-    made = Streamed(PLAN, engine, costs, room)
+    made = StreamedBlocks(PLAN, engine, costs, room)
     made.start()
     return made
 
