@@ -19,11 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from edgevlm.bundle.cache import cache_folder, keep
 from edgevlm.bundle.documents import dumps, read, to_document
-from edgevlm.bundle.manifest import MANIFEST, read_manifest
-from edgevlm.bundle.plan import Block, FileEntry, Function, Plan
+from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.manifest import read_manifest
+from edgevlm.bundle.plan import MANIFEST, FileEntry, Plan
 from edgevlm.errors import BundleError, EdgeVLMError
 from edgevlm.version import VERSION
 
@@ -37,7 +39,7 @@ class Bundle:
     """An opened bundle: its folder and its manifest."""
 
     path: Path
-    plan: Plan
+    plan: Plan[Any]
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -107,7 +109,7 @@ class Bundle:
 class BundleWriter:
     """The folder that an export fills; see `writing`."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: Plan[Any]) -> None:
         self.folder, self.plan = folder, plan
         self._done = folder / "done"
 
@@ -142,7 +144,7 @@ class BundleWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
 
-    def close(self, plan: Plan) -> Plan:
+    def close(self, plan: Plan[Any]) -> Plan[Any]:
         """Hash every file, write the manifest, and read it back; returns the manifest.
 
         Raises:
@@ -159,7 +161,7 @@ class BundleWriter:
 
 
 @contextmanager
-def writing(out: Path, plan: Plan, weights: str, force: bool) -> Iterator[BundleWriter]:
+def writing(out: Path, plan: Plan[Any], weights: str, force: bool) -> Iterator[BundleWriter]:
     """A writer whose folder becomes `out` if the body ends well.
 
     An export that was stopped is continued when the version, its plan and `weights` (a text that

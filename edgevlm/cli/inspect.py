@@ -46,7 +46,7 @@ def main(
         "source": plan.source,
         "files": plan.files,
         "blocks": plan.blocks,
-        "visual_tokens": plan.visual_tokens,
+        "visual_tokens": plan.host.visual_tokens,
         "kv_bytes": plan.host.kv.bytes,
         "requires": dict(plan.requires.versions),
         "programs": programs,
@@ -59,8 +59,8 @@ def main(
     needs = ", ".join(f"{name} {version}" for name, version in plan.requires.versions)
     text = (
         f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target}, format"
-        f" {plan.format_version}, {len(plan.blocks)} blocks, {plan.visual_tokens} visual tokens,"
-        f" context {plan.host.kv.tokens}\nneeds {needs}\n\n"
+        f" {plan.format_version}, {len(plan.blocks)} blocks, {plan.host.visual_tokens} visual"
+        f" tokens, context {plan.host.kv.tokens}\nneeds {needs}\n\n"
         + o.table(["file", "bytes", "sha256"], rows)
         + (_shown(programs) if programs else "")
         + (_delegated(delegated) if delegated else "")

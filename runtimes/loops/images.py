@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from edgevlm.bundle.plan import ImageSpec
+from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import InputError
 
 # 50 million pixels are 150 MB of RGB: more than any phone camera gives, less than a bomb needs.

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from edgevlm.bundle.cache import making_ms
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.plan import Block, Function
+from edgevlm.bundle.functions import Block, Function
 from edgevlm.errors import BundleError, RuntimeLoadError
 from edgevlm.runtimes.arrays import check_arrays
 

@@ -21,7 +21,7 @@ import onnxruntime as ort
 
 from edgevlm.bundle.cache import made_once
 from edgevlm.bundle.files import Bundle, sha256
-from edgevlm.bundle.plan import Block
+from edgevlm.bundle.functions import Block
 
 # Smaller weights stay inside the graph.
 LEAST_BYTES = 1024

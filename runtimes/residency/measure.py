@@ -24,13 +24,12 @@ from typing import Any
 from edgevlm.bundle.cache import cache_folder, keep
 from edgevlm.bundle.documents import dumps, read, to_document
 from edgevlm.bundle.files import Bundle, sha256
-from edgevlm.bundle.manifest import MANIFEST
-from edgevlm.bundle.plan import Plan
+from edgevlm.bundle.plan import MANIFEST, Plan
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.registry import ENGINES
 from edgevlm.runtimes.engine import Array
 from edgevlm.runtimes.loops.text import TextLoop
-from edgevlm.runtimes.residency.costs import Cost, Costs, Key, passes
+from edgevlm.runtimes.residency.costs import Cost, Costs, Key
 from edgevlm.runtimes.residency.memory import (
     forget_peak,
     peak_rss_bytes,
@@ -104,7 +103,7 @@ class Measured:
         """Measure."""
         groups = [
             (form, [key for key in keys if form in self.engine.forms(key[0])])
-            for keys in passes(self.plan).values()
+            for keys in self.plan.passes.values()
             for form in dict.fromkeys(f for key in keys for f in self.engine.forms(key[0]))
         ]
         for form, keys in groups:
@@ -174,10 +173,10 @@ def _timed(action: Callable[..., object], *given: object) -> float:
     return time.perf_counter() - started
 
 
-def _shares(plan: Plan, engine: Any, costs: Costs) -> dict[str, float]:
+def _shares(plan: Plan[Any], engine: Any, costs: Costs) -> dict[str, float]:
     """How fast loads and runs are beside each other, from passes with room for two functions."""
     found = {}
-    for name, keys in passes(plan).items():
+    for name, keys in plan.passes.items():
         units = costs.units(keys)
         if len(units) < 3:
             continue

@@ -14,10 +14,11 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edgevlm.bundle.plan import Plan
 from edgevlm.runtimes.engine import Array, Engine
-from edgevlm.runtimes.residency.costs import Costs, Key, minimum_budget, passes, schedules
+from edgevlm.runtimes.residency.costs import Costs, Key, minimum_budget, schedules
 from edgevlm.runtimes.residency.memory import resident_bytes, return_freed
 from edgevlm.runtimes.residency.schedule import Schedule
 
@@ -30,10 +31,10 @@ class StreamedBlocks:
 
     keeps_all = False
 
-    def __init__(self, plan: Plan, engine: Engine, costs: Costs, budget_bytes: int) -> None:
+    def __init__(self, plan: Plan[Any], engine: Engine, costs: Costs, budget_bytes: int) -> None:
         self.plan, self.engine, self.costs = plan, engine, costs
         self.budget_bytes, self.fixed_bytes, self.loads = budget_bytes, 0, 0
-        self.orders = passes(plan)
+        self.orders = plan.passes
         self._of = {key: name for name, keys in self.orders.items() for key in keys}
         self._there: dict[Key, int] = {}
         self._gone: list[Key] = []  # over, and to be evicted by who loads next

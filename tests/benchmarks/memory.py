@@ -33,7 +33,7 @@ from edgevlm.errors import EdgeVLMError
 from edgevlm.recipe import parse_bytes
 from edgevlm.registry import engine_for
 from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.residency.costs import passes, schedules
+from edgevlm.runtimes.residency.costs import schedules
 from edgevlm.runtimes.residency.measure import measure_costs
 from edgevlm.runtimes.residency.memory import footprint_bytes, forget_peak, peak_rss_bytes
 from edgevlm.runtimes.residency.schedule import Unit
@@ -71,7 +71,7 @@ def main() -> None:
             print(f"round {round_ + 1}: {text}", file=sys.stderr)
             made = apart(asked, size)
             if "fixed" in made:
-                planned = schedules(costs, passes(plan), made["fixed"], size)
+                planned = schedules(costs, plan.passes, made["fixed"], size)
                 made["predicted"] = {name: s.pass_ms for name, s in planned.items()}
                 made["bound"] = {name: bound(s.units) for name, s in planned.items()}
             found.setdefault(text, []).append(made)
@@ -133,7 +133,7 @@ def measure(bundle: Path, threads: int, size: int, cold: bool) -> dict[str, Any]
             if cold:
                 drop(bundle)
             at.append(time.perf_counter())
-            for key in passes(loop.plan)[name]:
+            for key in loop.plan.passes[name]:
                 loop.blocks.run(*key)
             at[-1] = time.perf_counter() - at[-1]
         made[name] = at[1:]

@@ -8,7 +8,7 @@ from typing import Any
 from edgevlm import api
 from edgevlm.bundle.documents import dumps
 from edgevlm.bundle.files import MEASURED
-from edgevlm.bundle.manifest import MANIFEST
+from edgevlm.bundle.plan import MANIFEST
 from edgevlm.cli.shared import options as o
 from edgevlm.errors import RecipeError
 from edgevlm.profiling.document import write_text

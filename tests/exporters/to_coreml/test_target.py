@@ -18,7 +18,7 @@ from coremltools.converters.mil.mil.passes.defs.quantization import (  # noqa: E
 )
 from torch import nn  # noqa: E402
 
-from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
+from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
 from edgevlm.exporters.to_coreml import target as to_coreml  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.parity.runner import difference  # noqa: E402

@@ -22,7 +22,7 @@ from torch import nn  # noqa: E402
 
 from edgevlm import pipeline  # noqa: E402
 from edgevlm.api import load_loop  # noqa: E402
-from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
+from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
 from edgevlm.errors import BundleError, ExportError, RecipeError, RuntimeLoadError  # noqa: E402
 from edgevlm.exporters.to_executorch import target as to_executorch  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402

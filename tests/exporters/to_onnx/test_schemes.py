@@ -16,8 +16,8 @@ pytest.importorskip("onnxscript")
 from torch import nn  # noqa: E402
 
 from edgevlm.api import load_loop  # noqa: E402
+from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
 from edgevlm.bundle.packed import PACKINGS, Packing, pack, unpack  # noqa: E402
-from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
 from edgevlm.errors import RecipeError  # noqa: E402
 from edgevlm.exporters.to_onnx.linear import FORMATS  # noqa: E402
 from edgevlm.exporters.to_onnx.target import lower, write  # noqa: E402
@@ -129,7 +129,7 @@ def test_each_head_block_reads_its_rows_of_the_table(tiny_model, tmp_path):
         places = [{e.key: e.value for e in t.external_data} for t in outside]
         assert {place["location"] for place in places} == {"table.bin"}
         offsets = sorted(int(place["offset"]) for place in places)
-        assert tuple(offsets) == embedding.place(block.span[0])
+        assert tuple(offsets) == embedding.row_offset(block.span[0])
         seen.append(sum(int(place["length"]) for place in places))
         assert all(
             int(place["length"]) == math.prod(t.dims) * (4 if "scales" in t.name else 1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgevlm.errors import BundleError, PlanError
 from edgevlm.runtimes import on_null
 from edgevlm.runtimes.residency import measure as measuring
-from edgevlm.runtimes.residency.costs import Cost, Costs, passes
+from edgevlm.runtimes.residency.costs import Cost, Costs
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 SHAPE = {"vision": 3, "decoder": 5, "head": 2}
@@ -27,7 +27,7 @@ def plan_of(shape=SHAPE):
 
 
 PLAN = plan_of()
-KEYS = [key for keys in passes(PLAN).values() for key in keys]
+KEYS = [key for keys in PLAN.passes.values() for key in keys]
 
 
 def costs_of(sizes, load=1.0, run=1.0):
@@ -47,7 +47,7 @@ def streamed(costs, room, engine):
 def run_pass(blocks, name, times=1):
     blocks.begin(name, times)
     for _ in range(times):
-        for key in passes(PLAN)[name]:
+        for key in PLAN.passes[name]:
             blocks.run(*key)
 
 
@@ -55,7 +55,7 @@ def run_pass(blocks, name, times=1):
 @given(
     data=st.data(),
     sizes=st.lists(st.integers(1, 40), min_size=len(KEYS), max_size=len(KEYS)),
-    order=st.lists(st.sampled_from(tuple(passes(PLAN))), max_size=8),
+    order=st.lists(st.sampled_from(tuple(PLAN.passes)), max_size=8),
 )
 def test_no_order_of_passes_breaks_the_budget(data, sizes, order):
     costs, least = costs_of(sizes), max(sizes)
@@ -71,7 +71,7 @@ def test_no_order_of_passes_breaks_the_budget(data, sizes, order):
             blocks.run(*expected[-1]) if expected else None  # it evicts at the next block
             engine.runs, engine.most_bytes = engine.runs[: len(expected)], engine.bytes
         run_pass(blocks, name, times)
-        expected += list(passes(PLAN)[name]) * times
+        expected += list(PLAN.passes[name]) * times
         assert engine.most_bytes <= room
     assert engine.runs == expected
     blocks.close()
@@ -105,7 +105,7 @@ def test_a_pass_takes_the_time_that_was_predicted():
     run_pass(blocks, "prefill")
     started = time.perf_counter()
     for _ in range(4):
-        for key in passes(PLAN)["prefill"]:
+        for key in PLAN.passes["prefill"]:
             blocks.run(*key)
     took = (time.perf_counter() - started) * 1e3 / 4
     predicted = blocks.schedules["prefill"].pass_ms
@@ -115,7 +115,7 @@ def test_a_pass_takes_the_time_that_was_predicted():
 
 def test_a_form_is_measured_in_passes_that_keep_a_third_of_it():
     costs = costs_of([10] * len(KEYS), load=8.0, run=4.0)
-    engine, keys = on_null.Engine(costs), passes(PLAN)["prefill"]
+    engine, keys = on_null.Engine(costs), PLAN.passes["prefill"]
     found = measuring._costs(engine, keys, "own")
     assert [(c.block, c.function) for c in found] == list(keys)
     for cost in found:
@@ -151,7 +151,7 @@ def test_what_a_load_raises_comes_out_of_the_run_and_the_next_one_tries_again():
     with pytest.raises(BundleError, match=r"^gone$"):
         run_pass(blocks, "prefill")
     run_pass(blocks, "prefill")
-    assert engine.runs[-5:] == list(passes(PLAN)["prefill"])
+    assert engine.runs[-5:] == list(PLAN.passes["prefill"])
 
 
 def test_a_budget_that_is_too_small_is_refused_with_one_that_would_do():
