@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import PlanError
-from edgevlm.parity.verify import Verification
+from edgevlm.parity.verification import Verification
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
