@@ -88,7 +88,7 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> VlmVerifica
     answers = _answers(blocks, blocks.reduce(first), pytorch, expected)
     rel_error, psnr_db = difference(answers.logits, answers.expected.logits)
     equal = float((answers.logits.argmax(1) == answers.expected.logits.argmax(1)).mean())
-    sensitivity, _ = difference(other.logits[0], answers.expected.logits[0])
+    sensitivity = _sensitivity(other.logits[0], answers.expected.logits[0])
     photo = images.load(photos[0])
     preprocessing = preprocessing_error(calls.planned.checkpoint, plan.host.image, photo)
     functions, asked = calls.results()
@@ -131,6 +131,12 @@ def _answers(
         expected = pytorch.answer_to(list(reduced.outputs.values()), len(expected.tokens))
     logits = blocks.logits(reduced, expected.tokens)
     return _Answers(expected, logits, kept_equal, kept_equal == 1.0 or not go_on)
+
+
+def _sensitivity(other: Array, expected: Array) -> float:
+    """Relative change of logits [V] with another image; none where they are not finite."""
+    finite = np.isfinite(other).all() and np.isfinite(expected).all()
+    return difference(other, expected)[0] if finite else 0.0
 
 
 def _pixels(photo: Path, spec: ImageSpec) -> Array:
