@@ -21,7 +21,7 @@ from edgevlm.runtimes.residency.resident import ResidentBlocks
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 if TYPE_CHECKING:
-    from edgevlm.parity.verify import Verification
+    from edgevlm.parity.verification import Verification
     from edgevlm.planning.method_cost import MethodCost
     from edgevlm.profiling.document import Profile
 

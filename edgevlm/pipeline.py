@@ -21,7 +21,8 @@ from edgevlm.graphs.blocks import build
 from edgevlm.graphs.trace import signature, trace, weights
 from edgevlm.models.checkpoint import find
 from edgevlm.models.family import ModelParts
-from edgevlm.parity.verify import Verification, verify_model
+from edgevlm.parity.verification import Verification
+from edgevlm.parity.verify import verify_model
 from edgevlm.planning.vlm import Planned, make_plan
 from edgevlm.quantization.calibrate import Calibration, calibrate
 from edgevlm.recipe import Recipe

@@ -13,7 +13,7 @@ from edgevlm.cli.plan import show
 from edgevlm.cli.shared import options as o
 
 if TYPE_CHECKING:
-    from edgevlm.parity.verify import Verification
+    from edgevlm.parity.verification import Verification
 
 
 def main(
@@ -87,10 +87,4 @@ def _agreement(parity: Verification | None) -> str:
     """How near the bundle is to PyTorch, in a few words."""
     if parity is None:
         return "NOT VERIFIED: no engine here runs this backend; verify it where one does"
-    equal = f"{parity.tokens_equal:.0%}"
-    if all(threshold.exact for threshold in parity.thresholds.values()):
-        return f"agrees with PyTorch (logits {parity.logits_rel_error:.0e}, tokens {equal})"
-    rounded = [block for block in parity.blocks if block.psnr_db is not None]
-    worst = min(rounded, key=lambda block: block.psnr_db or 0.0)
-    name = f"{worst.name}.{worst.function}"
-    return f"rounded: worst block {name} {worst.psnr_db:.0f} dB, {equal} of PyTorch's tokens"
+    return parity.agreement

@@ -34,11 +34,7 @@ def main(
         ]
         for b in result.blocks
     ]
-    summary = (
-        f"logits_rel_error {result.logits_rel_error:.1e}, tokens_equal {result.tokens_equal:.2f},"
-        f" kept_equal {result.kept_equal:.2f},"
-        f" image_sensitivity {result.image_sensitivity:.2f}, {result.engine}"
-    )
+    summary = f"{result.summary}, {result.engine}"
     text = o.table(["block", "function", "rel_error", "psnr_db", ""], rows) + "\n" + summary
     if result.largest_float16:
         where, (top, kind) = max(result.largest_float16.items(), key=lambda item: item[1][0])

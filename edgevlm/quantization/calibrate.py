@@ -23,11 +23,11 @@ from edgevlm.evaluation.evaluate import find_dataset
 from edgevlm.evaluation.examples import Example, Question
 from edgevlm.evaluation.pytorch import TorchAnswerer
 from edgevlm.models.checkpoint import Checkpoint
-from edgevlm.parity.runner import QUESTION
 from edgevlm.planning.vlm import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
 
+QUESTION = "What is in this picture?"
 TOKENS = 8  # of each answer
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 

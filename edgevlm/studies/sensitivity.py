@@ -17,7 +17,7 @@ from typing import Any
 
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import PlanError
-from edgevlm.parity.verify import Verification
+from edgevlm.parity.verification import Verification
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS

@@ -200,7 +200,7 @@ def photo() -> Callable[..., Image.Image]:
 @pytest.fixture(scope="session")
 def decoder_difference() -> Callable[[Tiny], float]:
     """Worst rel_error of the last hidden state: chunks and single tokens against one full call."""
-    from edgevlm.parity.runner import difference
+    from edgevlm.parity.compare import difference
     from edgevlm.runtimes.loops.sequence import causal_mask, rotary_tables
 
     def measure(made: Tiny) -> float:

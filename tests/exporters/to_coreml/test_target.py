@@ -21,7 +21,7 @@ from torch import nn  # noqa: E402
 from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
 from edgevlm.exporters.to_coreml import target as to_coreml  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
-from edgevlm.parity.runner import difference  # noqa: E402
+from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import METHODS, sites_of  # noqa: E402

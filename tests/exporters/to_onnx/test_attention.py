@@ -16,7 +16,7 @@ from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
 from edgevlm.exporters.to_onnx.target import lower, write  # noqa: E402
 from edgevlm.graphs import ops  # noqa: E402
 from edgevlm.graphs.trace import trace  # noqa: E402
-from edgevlm.parity.runner import difference  # noqa: E402
+from edgevlm.parity.compare import difference  # noqa: E402
 
 ROWS, SIZE = 400, 16
 

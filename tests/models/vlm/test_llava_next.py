@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.parity.runner import difference  # noqa: E402
+from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.planning.vlm import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edgevlm.errors import PlanError  # noqa: E402
-from edgevlm.parity.runner import difference  # noqa: E402
+from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
 NAME = "tiny-llava-onevision"
