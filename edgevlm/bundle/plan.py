@@ -102,6 +102,14 @@ class Layout:
     text: tuple[LayoutItem, ...]
     turn: tuple[LayoutItem, ...]
 
+    def image_tokens(self, visual_tokens: int) -> int:
+        """Tokens of the sequence that one image or clip takes, markers included."""
+        return _fixed_tokens(self.image, 0) + visual_tokens
+
+    def prompt_tokens(self, visual_tokens: int) -> int:
+        """Tokens of a first turn with one image and an empty question."""
+        return _fixed_tokens(self.prompt, self.image_tokens(visual_tokens))
+
 
 @dataclass(frozen=True)
 class ImageSpec:
@@ -286,12 +294,12 @@ class Plan:
     @property
     def image_tokens(self) -> int:
         """Tokens of the sequence that one image or clip takes, markers included."""
-        return _fixed_tokens(self.layout.image, 0) + self.visual_tokens
+        return self.layout.image_tokens(self.visual_tokens)
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens of a first turn with one image and an empty question."""
-        return _fixed_tokens(self.layout.prompt, self.image_tokens)
+        return self.layout.prompt_tokens(self.visual_tokens)
 
     @property
     def weights_bytes(self) -> int:

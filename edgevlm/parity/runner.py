@@ -28,7 +28,7 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import SIGNALS, Block, Function
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.merging import merges
-from edgevlm.models.family import ModelParts
+from edgevlm.graphs.parts import ModelParts
 from edgevlm.planning.vlm import Planned
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.loops.sequence import (
@@ -223,8 +223,8 @@ class Runner:
         exact: Sequence[torch.Tensor],
     ) -> None:
         """How far float16 alone moves a rounded block in which tokens merge."""
-        pieces = self.pieces.vision[slice(*block.span)]
-        if self.thresholds["vision"].exact or not any(map(merges, pieces)):
+        modules = self.pieces.encoder.modules[slice(*block.span)]
+        if self.thresholds["vision"].exact or not any(map(merges, modules)):
             return
         random = np.random.default_rng(0)
         for _ in range(TRIALS):

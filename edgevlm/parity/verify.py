@@ -32,14 +32,15 @@ import torch
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import BundleError, RecipeError
+from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.graphs.signals import method_inputs
 from edgevlm.models.checkpoint import find
-from edgevlm.models.family import ModelParts
 from edgevlm.parity.preprocessing import LIMIT as PREPROCESSING_LIMIT
 from edgevlm.parity.preprocessing import preprocessing_error
 from edgevlm.parity.runner import QUESTION, Array, BlockParity, Runner, Threshold, difference
-from edgevlm.planning.vlm import Planned, make_plan
+from edgevlm.planning.plan import make_plan
+from edgevlm.planning.vlm import Planned
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, prompt_state, rotary_tables
 
@@ -139,7 +140,7 @@ def verify(
         )
     progress("load the model")
     loaded = checkpoint.load_model()
-    pieces = planned.pieces(loaded)
+    pieces = planned.parts(loaded)
     return verify_model(bundle, planned, loaded, pieces, progress, photos, engine)
 
 
@@ -263,7 +264,7 @@ def _reference(
             bias = np.pad(piece.bias, (0, len(ids)))
             mask = torch.from_numpy(causal_mask(length, rows.shape[1], len(bias)) + bias)
         length += rows.shape[1]
-        out = pieces.language_model(
+        out = pieces.decoder.language_model(
             inputs_embeds=rows,
             position_ids=position.long(),
             attention_mask=mask,
@@ -282,7 +283,8 @@ def _pruned_reference(
     pieces: ModelParts, plan: Plan, piece: PromptRows, made: tuple[torch.Tensor, ...], steps: int
 ) -> _Reference:
     """The same where visual tokens leave inside the decoder: all its layers as one, in PyTorch."""
-    whole = PrunedDecoderBlock(pieces.decoder, pieces.norm, 0, pieces.pruning).eval()
+    assert pieces.pruning is not None
+    whole = PrunedDecoderBlock(pieces.decoder.layers, pieces.decoder.norm, 0, pieces.pruning).eval()
     past = [torch.zeros(plan.host.kv.shape(i // 2)) for i in range(2 * plan.host.kv.layers)]
     state = [torch.from_numpy(array) for array in prompt_state(plan, piece).values()]
     ids, scores = list[int](), []

@@ -1,6 +1,6 @@
-"""The blocks of a plan: which pieces each holds, the shapes of its functions, bytes and FLOPs.
+"""The blocks of a plan: which modules each holds, the shapes of its functions, bytes and FLOPs.
 
-Blocks are cut by the float32 bytes of the pieces' tensors, so they are the same in every scheme;
+Blocks are cut by the float32 bytes of the modules' tensors, so they are the same in every scheme;
 their own bytes are those of the scheme. FLOPs are counted by running each function on tensors
 without data (torch's FlopCounterMode: 2 per multiply-add).
 """
@@ -18,10 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgevlm.bundle.plan import Block, Function, Host, Tensor
 from edgevlm.graphs.blocks import build, cut, cut_rows
 from edgevlm.graphs.merging import hidden_shapes, merges
+from edgevlm.graphs.parts import ModelParts
+from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.selection import VisualShape
-from edgevlm.graphs.signals import Observed, signal_shape
+from edgevlm.graphs.signals import Observed, signal_width
 from edgevlm.graphs.trace import DTYPES
-from edgevlm.models.family import Description, ModelParts
+from edgevlm.models.family import Description
 from edgevlm.recipe import Recipe
 
 Call = tuple[str, list[Tensor], list[Tensor]]  # name, inputs, outputs
@@ -53,7 +55,7 @@ def make_blocks(
     host: Host,
     limit: int,
     kept: int,
-    pieces: ModelParts,
+    parts: ModelParts,
     description: Description,
     method: Any,
     stored: Stored,
@@ -64,49 +66,50 @@ def make_blocks(
         host: Image, embedding, cache and chunk of the plan.
         limit: Block size in bytes of float32.
         kept: K.
-        pieces: The model, with or without memory for its weights.
+        parts: The model, with or without memory for its weights.
         description: The family's numbers.
         method: The method of site `tokens`.
         stored: Bytes of weights in their files.
     """
     blocks = [
-        *_vision(host, limit, pieces, description, stored),
-        _reduce(host, kept, pieces, description, method),
-        *_decoder(host, limit, pieces, getattr(method, "calibrate", False), stored),
-        *_head(host, limit, pieces, stored),
+        *_vision(host, limit, parts, description, stored),
+        _reduce(host, kept, parts, description, method),
+        *_decoder(host, limit, parts, getattr(method, "calibrate", False), stored),
+        *_head(host, limit, parts, stored),
     ]
-    return tuple(_count(block, pieces, method, description.shape) for block in blocks)
+    return tuple(_count(block, parts, method, description.shape) for block in blocks)
 
 
 def _vision(
-    host: Host, limit: int, pieces: ModelParts, description: Description, stored: Stored
+    host: Host, limit: int, parts: ModelParts, description: Description, stored: Stored
 ) -> list[Block]:
-    image, sizes = host.image, [_bytes(piece) for piece in pieces.vision]
+    image, modules = host.image, parts.encoder.modules
+    sizes = [_bytes(module) for module in modules]
     features = (1, description.view_tokens, host.embedding.columns)
     blocks = []
     for index, (start, stop) in enumerate(cut(sizes, limit)):
         given = [Tensor("pixel_values", "f32", (1, 3, image.height, image.width))]
         if start > 0:
-            given = hidden_shapes(pieces, start)
+            given = hidden_shapes(parts.encoder, start)
         made = [Tensor("features", "f32", features)]
         if stop < len(sizes):
-            made = [replace(t, name=f"{t.name}_out") for t in hidden_shapes(pieces, stop)]
-            if not any(merges(piece) for piece in pieces.vision[start:stop]):
+            made = [replace(t, name=f"{t.name}_out") for t in hidden_shapes(parts.encoder, stop)]
+            if not any(merges(module) for module in modules[start:stop]):
                 made = made[:1]
-        observed = [p for p in pieces.vision[start:stop] if isinstance(p, Observed)]
-        extra = _signals([n for p in observed for n in p.names], description.view_tokens, pieces)
+        observed = [m for m in modules[start:stop] if isinstance(m, Observed)]
+        extra = _signals([n for m in observed for n in m.names], description.view_tokens, parts)
         calls: list[Call] = [("encode", given, [*made, *extra])]
-        size = sum(stored.module(piece, "vision") for piece in pieces.vision[start:stop])
+        size = sum(stored.module(module, "vision") for module in modules[start:stop])
         blocks.append(_block("vision", index, (start, stop), size, calls))
     return blocks
 
 
 def _reduce(
-    host: Host, kept: int, pieces: ModelParts, description: Description, method: Any
+    host: Host, kept: int, parts: ModelParts, description: Description, method: Any
 ) -> Block:
     channels = host.embedding.columns
     total = host.image.views * description.view_tokens
-    signals = _signals(method.signals, total, pieces)
+    signals = _signals(method.signals, total, parts)
     given = [Tensor("features", "f32", (1, total, channels)), *signals]
     made = [
         Tensor("visual_tokens", "f32", (1, kept, channels)),
@@ -117,19 +120,22 @@ def _reduce(
     return _block("reduce", 0, (0, 1), 0, [("reduce", given, made)])
 
 
-def _signals(names: Sequence[str], tokens: int, pieces: ModelParts) -> list[Tensor]:
-    return [Tensor(name, "f32", signal_shape(pieces, name, tokens)) for name in names]
+def _signals(names: Sequence[str], tokens: int, parts: ModelParts) -> list[Tensor]:
+    widths = {name: signal_width(parts.encoder.spec, name) for name in names}
+    shapes = {name: (1, tokens, width) if width else (1, tokens) for name, width in widths.items()}
+    return [Tensor(name, "f32", shapes[name]) for name in names]
 
 
 def _decoder(
-    host: Host, limit: int, pieces: ModelParts, calibrated: bool, stored: Stored
+    host: Host, limit: int, parts: ModelParts, calibrated: bool, stored: Stored
 ) -> list[Block]:
-    sizes = [_bytes(piece) for piece in pieces.decoder]
-    sizes[-1] += _bytes(pieces.norm)
+    layers, norm = parts.decoder.layers, parts.decoder.norm
+    sizes = [_bytes(layer) for layer in layers]
+    sizes[-1] += _bytes(norm)
     blocks = []
-    joined = None if pieces.pruning is None else pieces.pruning.joined
+    joined = None if parts.pruning is None else parts.pruning.joined
     for index, (start, stop) in enumerate(cut(sizes, limit, joined)):
-        if pieces.pruning is None:
+        if parts.pruning is None:
             rows = {"prefill": host.chunk, "decode": 1, "check": host.check}
             calls = [
                 _step(host, name, count, stop - start, calibrated)
@@ -137,16 +143,16 @@ def _decoder(
                 if count
             ]
         else:
-            calls = [_prompt(host, pieces, start, stop), _pruned_step(host, start, stop)]
-        held = [*pieces.decoder[start:stop], *([pieces.norm] if stop == len(sizes) else [])]
-        size = sum(stored.module(piece, "decoder") for piece in held)
+            calls = [_prompt(host, parts.pruning, start, stop), _pruned_step(host, start, stop)]
+        modules = [*layers[start:stop], *([norm] if stop == len(sizes) else [])]
+        size = sum(stored.module(module, "decoder") for module in modules)
         blocks.append(_block("decoder", index, (start, stop), size, calls))
     return blocks
 
 
-def _prompt(host: Host, pieces: ModelParts, start: int, stop: int) -> Call:
+def _prompt(host: Host, pruning: Pruning, start: int, stop: int) -> Call:
     """`prefill` of a whole prompt where visual tokens leave inside the decoder."""
-    pruning, kv, channels = pieces.pruning, host.kv, host.embedding.columns
+    kv, channels = host.kv, host.embedding.columns
     entering, leaving = pruning.entering(start), pruning.entering(stop)
     last = stop == kv.layers
 
@@ -184,13 +190,13 @@ def _pruned_step(host: Host, start: int, stop: int) -> Call:
 
 def _caches(host: Host, start: int, stop: int) -> tuple[list[Tensor], list[Tensor]]:
     """Caches of layers `start` to `stop` as inputs and as outputs."""
-    parts = [
-        (f"{part}_{layer - start}", host.kv.shape(layer))
+    caches = [
+        (f"{half}_{layer - start}", host.kv.shape(layer))
         for layer in range(start, stop)
-        for part in ("key", "value")
+        for half in ("key", "value")
     ]
-    past = [Tensor(f"past_{name}", "f32", shape) for name, shape in parts]
-    return past, [Tensor(f"present_{name}", "f32", shape) for name, shape in parts]
+    past = [Tensor(f"past_{name}", "f32", shape) for name, shape in caches]
+    return past, [Tensor(f"present_{name}", "f32", shape) for name, shape in caches]
 
 
 def _step(host: Host, name: str, rows: int, layers: int, calibrated: bool) -> Call:
@@ -214,10 +220,10 @@ def _step(host: Host, name: str, rows: int, layers: int, calibrated: bool) -> Ca
     return name, given, made
 
 
-def _head(host: Host, limit: int, pieces: ModelParts, stored: Stored) -> list[Block]:
+def _head(host: Host, limit: int, parts: ModelParts, stored: Stored) -> list[Block]:
     channels = host.embedding.columns
     blocks = []
-    for index, (start, stop) in enumerate(cut_rows(pieces.head.shape[0], 4 * channels, limit)):
+    for index, (start, stop) in enumerate(cut_rows(parts.head.shape[0], 4 * channels, limit)):
         calls: list[Call] = [
             (
                 name,
@@ -232,14 +238,14 @@ def _head(host: Host, limit: int, pieces: ModelParts, stored: Stored) -> list[Bl
     return blocks
 
 
-def _block(stage: str, index: int, pieces: tuple[int, int], size: int, calls: list[Call]) -> Block:
+def _block(stage: str, index: int, span: tuple[int, int], size: int, calls: list[Call]) -> Block:
     functions = tuple(Function(name, tuple(given), tuple(made), 0) for name, given, made in calls)
-    return Block(f"{stage}-{index}", stage, pieces, size, functions)
+    return Block(f"{stage}-{index}", stage, span, size, functions)
 
 
-def _count(block: Block, pieces: ModelParts, method: Any, shape: VisualShape) -> Block:
+def _count(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> Block:
     """Fill in the FLOPs of each function."""
-    module = build(block, pieces, method, shape)
+    module = build(block, parts, method, shape)
     # The constants of `reduce` are real, so its inputs must be fake; all else has no data at all.
     real = block.stage == "reduce"
     functions = []

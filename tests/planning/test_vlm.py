@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 from edgevlm.errors import PlanError, RecipeError  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.planning.vlm import make_plan  # noqa: E402
+from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
 
@@ -48,9 +48,9 @@ def test_bytes_are_the_models_with_a_tied_table_once(planned):
 def test_bytes_of_each_block_are_those_of_its_module(planned):
     made = planned(block_size_bytes=200_000)
     model = made.checkpoint.load_model()
-    pieces = made.checkpoint.family.pieces(model, made.description)
+    parts = made.checkpoint.family.parts(model, made.description)
     for block in made.plan.blocks:
-        module = build(block, pieces, made.method, made.description.shape)
+        module = build(block, parts, made.method, made.description.shape)
         tensors = [*module.parameters(), *module.buffers()]
         assert block.weights_bytes == bytes_of(tensors), block.name
 
@@ -64,14 +64,14 @@ def test_bytes_of_a_family_that_leaves_weights_unused(planned, llava):
     assert made.plan.weights_bytes == bytes_of(model.parameters()) - unused + pool
 
 
-def test_blocks_cover_every_piece_within_the_block_size(planned):
+def test_blocks_cover_every_module_within_the_block_size(planned):
     limit = 200_000
     made = planned(block_size_bytes=limit)
-    for stage, pieces in {"vision": 4, "decoder": 2, "head": 1024}.items():
+    for stage, end in {"vision": 4, "decoder": 2, "head": 1024}.items():
         blocks = made.plan.stage(stage)
         ranges = [b.span for b in blocks]
         assert ranges[0][0] == 0
-        assert ranges[-1][1] == pieces
+        assert ranges[-1][1] == end
         assert [r[1] for r in ranges[:-1]] == [r[0] for r in ranges[1:]]
         for block in blocks:
             assert block.weights_bytes <= limit or block.span[1] - block.span[0] == 1

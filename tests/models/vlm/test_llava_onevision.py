@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: our static pieces and our prompt against transformers' own."""
+"""LLaVA-OneVision: our static modules and our prompt against transformers' own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIMIT = 1e-5
     [{}, {"tiles": (2, 2)}, {"tiles": (2, 3)}, {"frames": 4}],
     ids=["1x1", "2x2", "2x3", "4 frames"],
 )
-def test_vision_pieces_equal_the_models_encoder(tiny, options):
+def test_vision_modules_equal_the_models_encoder(tiny, options):
     made = tiny(NAME, **options)
     image = made.plan.host.image
     pixels = torch.rand(image.views, 3, image.height, image.width).mul(2).sub(1).numpy()
@@ -54,7 +54,7 @@ def test_pooling_of_an_odd_grid_equals_the_models(tiny):
     assert difference(pool(features), theirs)[0] <= LIMIT
 
 
-def test_decoder_pieces_with_cache_equal_the_language_model(tiny, decoder_difference):
+def test_decoder_layers_with_cache_equal_the_language_model(tiny, decoder_difference):
     assert decoder_difference(tiny(NAME)) <= LIMIT
 
 
