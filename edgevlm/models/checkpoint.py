@@ -32,7 +32,7 @@ WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder that was found to be readable; no weight is loaded yet."""
+    """A checkpoint folder that can be read; no weight is loaded yet."""
 
     model: str
     revision: str | None
