@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from edgevlm.errors import PlanError
 from edgevlm.graphs.signals import method_inputs, observe
 
 SIGNALS = ("cls_attention", "early_cls_attention", "keys")
@@ -85,3 +88,11 @@ def test_folding_groups_patches_as_the_pixel_shuffle_does(tiny):
     numbers = torch.arange(256.0).reshape(1, 256, 1)
     shuffled = model.model.model.connector.pixel_shuffle(numbers, 2)  # [1, 64, 4]
     torch.testing.assert_close(model.parts.encoder.fold(numbers), shuffled.mean(-1, keepdim=True))
+
+
+def test_signals_of_an_encoder_without_layers_are_refused(tiny):
+    parts = tiny("tiny-llava-next").parts
+    bare = replace(parts, encoder=replace(parts.encoder, layers=()))
+    assert observe(bare, ()) == bare
+    with pytest.raises(PlanError, match="^signal 'keys' comes from a layer of the encoder, this"):
+        observe(bare, ("keys",))
