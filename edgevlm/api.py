@@ -40,7 +40,7 @@ def plan(recipe: Recipe) -> Plan[Any]:
     """The recipe in numbers, before any graph exists; see `edgevlm.planning.vlm.make_plan`."""
     require_torch()
     from edgevlm.models.checkpoint import find
-    from edgevlm.planning.vlm import make_plan
+    from edgevlm.planning.plan import make_plan
 
     return make_plan(recipe, find(recipe.model, recipe.revision)).plan
 
@@ -50,7 +50,7 @@ def plan_with_cost(recipe: Recipe) -> tuple[Plan[Any], MethodCost | None]:
     require_torch()
     from edgevlm.models.checkpoint import find
     from edgevlm.planning.method_cost import method_cost
-    from edgevlm.planning.vlm import make_plan
+    from edgevlm.planning.plan import make_plan
 
     planned = make_plan(recipe, find(recipe.model, recipe.revision))
     return planned.plan, method_cost(planned)

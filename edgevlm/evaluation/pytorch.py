@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 from edgevlm.errors import InputError
 from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Reply
 from edgevlm.models.checkpoint import find
-from edgevlm.planning.vlm import Planned, make_plan
+from edgevlm.planning.plan import make_plan
+from edgevlm.planning.vlm import Planned
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.sequence import Floats, PromptRows, Visual, assemble
@@ -33,8 +34,8 @@ class TorchAnswerer:
         checkpoint = planned.checkpoint
         self._planned, self._most = planned, max_new_tokens
         self._plan, self._model = planned.plan, model
-        self._pieces = self._planned.pieces(self._model)
-        tables = self._pieces.table
+        self._parts = self._planned.parts(self._model)
+        tables = self._parts.table
         self._table = (tables[0] if len(tables) == 1 else torch.cat(tables)).numpy()
         self._tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
         self._tokenizer.encode_special_tokens = True  # as a bundle's: `<image>` stays a word
@@ -106,7 +107,7 @@ class TorchAnswerer:
 
     def _feed(self, piece: PromptRows) -> int:
         """Run rows; the most likely next token."""
-        out = self._pieces.language_model(
+        out = self._parts.decoder.language_model(
             inputs_embeds=torch.from_numpy(piece.rows)[None],
             position_ids=torch.from_numpy(piece.positions)[None].long(),
             past_key_values=self._past,
@@ -116,7 +117,7 @@ class TorchAnswerer:
         self._rows = np.concatenate([self._rows, piece.rows])
         self._position = int(piece.positions[-1]) + 1
         last = out.last_hidden_state[:, -1]
-        return int(torch.nn.functional.linear(last, self._pieces.head).argmax())
+        return int(torch.nn.functional.linear(last, self._parts.head).argmax())
 
     def _forget(self) -> None:
         self._past, self._position, self._rows = None, 0, self._rows[:0]

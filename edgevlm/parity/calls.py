@@ -16,17 +16,16 @@ import torch
 from torch import nn
 
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.functions import DTYPES, Block, Function
 from edgevlm.bundle.plan import Plan
 from edgevlm.graphs.blocks import build
-from edgevlm.models.family import ModelParts
+from edgevlm.graphs.parts import ModelParts
 from edgevlm.parity.checks import Check, block_check
 from edgevlm.parity.compare import Array, Comparator
 from edgevlm.parity.thresholds import Threshold, threshold
 from edgevlm.parity.verification import BlockParity
 from edgevlm.planning.vlm import Planned
 from edgevlm.registry import ENGINES, engine_for
-from edgevlm.runtimes.arrays import DTYPES
 from edgevlm.runtimes.residency.memory import return_freed
 
 

@@ -21,12 +21,14 @@ from typing import Any
 import torch
 
 from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.plan import Plan
 from edgevlm.errors import BundleError, RecipeError
+from edgevlm.graphs.parts import ModelParts
 from edgevlm.models.checkpoint import find
-from edgevlm.models.family import ModelParts
 from edgevlm.parity.calls import BlockCalls
 from edgevlm.parity.verification import Verification
-from edgevlm.planning.vlm import Planned, make_plan
+from edgevlm.planning.plan import make_plan
+from edgevlm.planning.vlm import Planned
 
 PHOTOS = tuple(Path(__file__).parents[1] / "photos" / name for name in ("flower.jpg", "stream.jpg"))
 
@@ -67,7 +69,7 @@ def verify(
         )
     progress("load the model")
     loaded = checkpoint.load_model()
-    parts = planned.pieces(loaded)
+    parts = planned.parts(loaded)
     return verify_model(bundle, planned, loaded, parts, progress, photos, engine)
 
 

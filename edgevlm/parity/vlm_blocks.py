@@ -130,7 +130,7 @@ class VlmBlocks:
             opened.compare(function, actual, expected)
             return
         opened.compare(function, *by_patch(actual, expected))
-        if any(map(merges, self.calls.parts.vision[slice(*block.span)])):
+        if any(map(merges, self.calls.parts.encoder.modules[slice(*block.span)])):
             inputs = [view[tensor.name] for tensor in function.inputs]
             self.calls.note_float16(block, float16_psnr_db(opened.module, inputs, expected))
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from edgevlm.bundle.kinds.vlm import VlmPlan
+from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.graphs.signals import method_inputs
-from edgevlm.models.family import ModelParts
 from edgevlm.parity.compare import Array
 from edgevlm.planning.vlm import Planned
 from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, prompt_state, rotary_tables
@@ -82,7 +82,7 @@ def _answer(parts: ModelParts, prompt: PromptRows, steps: int) -> tuple[tuple[in
             bias = np.pad(prompt.bias, (0, len(tokens)))
             mask = torch.from_numpy(causal_mask(length, rows.shape[1], len(bias)) + bias)
         length += rows.shape[1]
-        outputs = parts.language_model(
+        outputs = parts.decoder.language_model(
             inputs_embeds=rows,
             position_ids=positions.long(),
             attention_mask=mask,
@@ -101,7 +101,9 @@ def pruned_answer(
     parts: ModelParts, plan: VlmPlan, prompt: PromptRows, steps: int
 ) -> tuple[tuple[int, ...], Array]:
     """Tokens and logits where visual tokens leave inside the decoder: all its layers as one."""
-    decoder = PrunedDecoderBlock(parts.decoder, parts.norm, 0, parts.pruning).eval()
+    assert parts.pruning is not None
+    layers, norm = parts.decoder.layers, parts.decoder.norm
+    decoder = PrunedDecoderBlock(layers, norm, 0, parts.pruning).eval()
     cache = [torch.zeros(plan.host.kv.shape(i // 2)) for i in range(2 * plan.host.kv.layers)]
     inputs = [torch.from_numpy(array) for array in prompt_state(plan, prompt).values()]
     tokens, logits = list[int](), []

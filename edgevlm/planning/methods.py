@@ -5,13 +5,12 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from edgevlm.bundle.host import Rope
 from edgevlm.bundle.plan import SiteTokens
 from edgevlm.compress.shared.restore import Restored
 from edgevlm.errors import RecipeError
+from edgevlm.graphs.parts import DecoderSpec, EncoderSpec
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.selection import VisualShape
-from edgevlm.models.family import ModelParts
 from edgevlm.recipe import MethodChoice, Recipe, parse_method
 from edgevlm.registry import METHODS, SITE_CLASSES, sites_of
 
@@ -48,7 +47,7 @@ def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[Any, SiteTokens, 
 
 
 def choose_encoder_method(
-    recipe: Recipe, pieces: ModelParts
+    recipe: Recipe, encoder: EncoderSpec
 ) -> tuple[Any, tuple[int, ...], tuple[SiteTokens, ...]]:
     """The method of site `vision`, encoder tokens before the first layer and after each, counts.
 
@@ -58,24 +57,21 @@ def choose_encoder_method(
     if choice is None:
         return None, (), ()
     method = _make(choice, "vision", choice.options)
-    first: Any = pieces.vision[0]
-    extra = int(pieces.class_token)
-    patches, layers = first.position.weight.shape[0] - extra, len(pieces.vision) - 2
-    left = (patches, *method.plan(patches, layers))
-    counts = tuple(count + extra for count in left)
-    return method, counts, (SiteTokens("vision", choice.name, patches, left[-1]),)
+    patches = (encoder.patches, *method.plan(encoder.patches, encoder.layers))
+    counts = tuple(count + encoder.class_token for count in patches)
+    return method, counts, (SiteTokens("vision", choice.name, patches[0], patches[-1]),)
 
 
 def choose_decoder_method(
-    recipe: Recipe, pieces: ModelParts, tokens: int, rope: Rope
+    recipe: Recipe, decoder: DecoderSpec, tokens: int
 ) -> tuple[Pruning | None, tuple[SiteTokens, ...]]:
     """The method of site `decoder` with its counts; None and nothing without one."""
     choice = _choices(recipe).get("decoder")
     if choice is None:
         return None, ()
     method = _make(choice, "decoder", choice.options)
-    counts = method.plan(tokens, len(pieces.decoder))
-    pruning = Pruning(method, counts, tokens, rope.inverse_frequencies)
+    counts = method.plan(tokens, len(decoder.caches))
+    pruning = Pruning(method, counts, tokens, decoder.rope.inverse_frequencies)
     return pruning, (SiteTokens("decoder", choice.name, tokens, counts[-1]),)
 
 

@@ -23,7 +23,7 @@ from edgevlm.evaluation.evaluate import find_dataset
 from edgevlm.evaluation.examples import Example, Question
 from edgevlm.evaluation.pytorch import TorchAnswerer
 from edgevlm.models.checkpoint import Checkpoint
-from edgevlm.planning.vlm import make_plan
+from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
 

@@ -133,7 +133,7 @@ def sweep(
     """
     require_torch()
     from edgevlm.models.checkpoint import find
-    from edgevlm.planning.vlm import make_plan
+    from edgevlm.planning.plan import make_plan
 
     checkpoint = find(request.model)
     whole = Recipe(model=request.model, frames=request.frames, methods=(REFERENCE,))

@@ -25,7 +25,7 @@ from _measure import Row, bundle, finish, machine, open_loop, parser, report, ro
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.trace import trace, weights
 from edgevlm.models.checkpoint import find
-from edgevlm.planning.vlm import make_plan
+from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
 from edgevlm.runtimes.loops.sequence import PromptRows
@@ -122,8 +122,8 @@ def _baseline(
     recipe = Recipe(model=model, tiles=TILES, tokens=tokens, methods=(method,))
     planned = make_plan(recipe, checkpoint)
     (block,) = planned.plan.stage("reduce")
-    pieces = checkpoint.family.pieces(checkpoint.empty_model(), planned.description)
-    module: Any = build(block, pieces, planned.method, planned.description.shape)
+    parts = checkpoint.family.parts(checkpoint.empty_model(), planned.description)
+    module: Any = build(block, parts, planned.method, planned.description.shape)
     target = TARGETS.load(recipe.target)
     folder = work / f"reduce-{method}-{tokens}"
     folder.mkdir(exist_ok=True)

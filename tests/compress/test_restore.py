@@ -13,7 +13,7 @@ from edgevlm.compress.shared.restore import Restored, groups, middle
 from edgevlm.errors import PlanError
 from edgevlm.graphs.selection import VisualShape
 from edgevlm.pipeline import export
-from edgevlm.planning.vlm import make_plan
+from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 
 SHAPE = VisualShape(((1, 4), (1, 4)), 2)

@@ -31,7 +31,7 @@ from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.parity.thresholds import threshold  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
-from edgevlm.planning.vlm import make_plan  # noqa: E402
+from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import METHODS, sites_of  # noqa: E402
 from edgevlm.runtimes.on_executorch.engine import Engine  # noqa: E402
@@ -261,8 +261,8 @@ def test_other_backends_ahead_of_time(backend, calls, preset, tmp_path):
     planned = make_plan(replace(recipe, backend=backend), find(recipe.model))
     assert dict(planned.plan.requires.versions)["backend"] == backend
     (block,) = planned.plan.stage("decoder")
-    pieces = planned.pieces(planned.checkpoint.load_model())
-    module = build(block, pieces, planned.method, planned.description.shape)
+    parts = planned.parts(planned.checkpoint.load_model())
+    module = build(block, parts, planned.method, planned.description.shape)
     traced = {"decode": trace(module, block.function("decode"), block)}
     block = replace(block, functions=(block.function("decode"),))
     lowered = to_executorch.lower(traced, block, "none", backend)

@@ -1,0 +1,94 @@
+"""The target of a recipe, refused early where it lacks what the recipe asks for."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from edgevlm.errors import RecipeError
+from edgevlm.recipe import Recipe
+from edgevlm.registry import TARGETS
+
+
+def find_target(recipe: Recipe, stages: tuple[str, ...]) -> ModuleType:
+    """The recipe's target, which has all its schemes.
+
+    Args:
+        recipe: What is asked for.
+        stages: Stages with weights; each may have a scheme of its own.
+
+    Raises:
+        RecipeError: For an unknown target, a scheme that it has not, an unknown stage, or images
+            to calibrate with where no scheme needs them, or none where one does.
+    """
+    target = TARGETS.load(recipe.target)
+    for stage, scheme in recipe.schemes().items():
+        _check_scheme(recipe, target, scheme)
+        if stage not in ("", *stages):
+            raise RecipeError(
+                f"'{stage}' is not a stage with weights; those are: {', '.join(stages)}"
+            )
+    _check_calibration(recipe, getattr(target, "CALIBRATED", ()))
+    return target
+
+
+def required_backend(recipe: Recipe, target: ModuleType) -> tuple[tuple[str, str], ...]:
+    """The backend as a requirement, for targets that have several; nothing for the others.
+
+    Raises:
+        RecipeError: If there is no such backend, or it does not take a scheme.
+    """
+    backends: dict[str, tuple[str, ...]] = getattr(target, "BACKENDS", {})
+    name = recipe.backend or next(iter(backends), None)
+    if name not in backends:
+        if name is None:
+            return ()
+        known = ", ".join(backends) or "none to choose from"
+        raise RecipeError(f"'{recipe.target}' has no backend '{name}'; it has: {known}")
+    for scheme in recipe.schemes().values():
+        if scheme not in backends[name]:
+            known = ", ".join(backends[name])
+            raise RecipeError(f"backend '{name}' takes no scheme '{scheme}'; it takes: {known}")
+    return (("backend", name),)
+
+
+def table_format(recipe: Recipe, target: ModuleType, tied: bool) -> str:
+    """Format of the embedding table: `f32` or a packing of `bundle.packed`.
+
+    Args:
+        recipe: What is asked for.
+        target: Its target.
+        tied: Whether the head's matrix is the table, so that it has the head's scheme.
+
+    Raises:
+        RecipeError: If stage `embed` has a scheme that cannot apply.
+    """
+    only_f32 = target.table_format(target.SCHEMES[-1]) == "f32"
+    if "embed" in recipe.schemes() and (tied or only_f32):
+        raise RecipeError(
+            "stage 'embed' has no scheme of its own here: "
+            + ("its table is the head's" if tied else f"its table is f32 for '{recipe.target}'")
+        )
+    packing: str = target.table_format(recipe.scheme("head" if tied else "embed"))
+    return packing
+
+
+def _check_scheme(recipe: Recipe, target: ModuleType, scheme: str) -> None:
+    if scheme in (refused := getattr(target, "REFUSED", {})):
+        raise RecipeError(f"scheme '{scheme}' does not pay: {refused[scheme]}")
+    if scheme not in target.SCHEMES:
+        known = ", ".join(target.SCHEMES)
+        raise RecipeError(
+            f"scheme '{scheme}' is not one of target '{recipe.target}'; it has: {known}"
+        )
+
+
+def _check_calibration(recipe: Recipe, calibrated: tuple[str, ...]) -> None:
+    """Images are there if and only if a scheme rounds by them."""
+    schemes = [scheme for scheme in recipe.schemes().values() if scheme in calibrated]
+    if schemes and recipe.calibrate is None:
+        raise RecipeError(
+            f"scheme '{schemes[0]}' rounds by what pictures gave: add --calibrate N or a path"
+        )
+    if recipe.calibrate is not None and not schemes:
+        known = ", ".join(calibrated) or "none here"
+        raise RecipeError(f"nothing to calibrate in '{recipe.quantize}'; schemes with it: {known}")
