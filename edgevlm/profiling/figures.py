@@ -15,6 +15,7 @@ from pathlib import Path
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.devices.shared.fit import token_bytes
+from edgevlm.libraries import processor_name
 from edgevlm.profiling import sensors
 from edgevlm.profiling.document import (
     PARTS,
@@ -302,14 +303,7 @@ def _card(plan: Plan, speed: float | None) -> Card:
 
 def machine() -> Machine:
     """The machine that this process runs on."""
-    name = platform.processor() or platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        board = Path("/proc/device-tree/model")  # ARM boards name no processor, but themselves
-        if not names and board.is_file():
-            names = [board.read_text("utf-8").strip("\0\n")]
-        name = next(iter(names), name)
         memory: int | None = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError, AttributeError):
         memory = None
@@ -317,7 +311,7 @@ def machine() -> Machine:
     # What follows the second number names a build, of which a reader learns nothing.
     release = ".".join(platform.release().split(".")[:2])
     system = f"{platform.system()} {release}"
-    return Machine(system, platform.machine(), name, cores, memory)
+    return Machine(system, platform.machine(), processor_name(), cores, memory)
 
 
 def _reasons(

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from edgevlm.bundle.plan import Block, Function, Requires
 from edgevlm.errors import ExportError, RuntimeLoadError
 from edgevlm.graphs.trace import DTYPES, with_weights
-from edgevlm.libraries import silent
+from edgevlm.libraries import first_line, silent
 
 with silent():
     import coremltools as ct
@@ -145,7 +145,7 @@ def write(
             try:
                 _convert(program, function, block, tensors, scheme).save(part)
             except (NotImplementedError, ValueError, RuntimeError) as cause:
-                line = str(cause).strip().splitlines()[0]
+                line = first_line(cause)
                 raise ExportError(f"{where} does not convert to Core ML: {line}") from cause
             joined.add_function(part, src_function_name="main", target_function_name=function.name)
         joined.default_function_name = block.functions[0].name

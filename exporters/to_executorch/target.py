@@ -29,7 +29,7 @@ from edgevlm.bundle.plan import Block, Function, Requires
 from edgevlm.errors import ExportError
 from edgevlm.exporters.to_executorch.operators import LOWERINGS
 from edgevlm.graphs.trace import example, with_weights
-from edgevlm.libraries import silent
+from edgevlm.libraries import first_line, silent
 
 with silent():
     from executorch.backends.xnnpack.partition.config import (
@@ -145,7 +145,7 @@ def write(
                 ExecutorchBackendConfig(memory_planning_pass=planning, run_reinplace_pass=True)
             )
     except Exception as cause:  # of many types; the first line says what happened
-        line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        line = first_line(cause)
         raise ExportError(f"{block.name} does not convert to ExecuTorch: {line}") from cause
     with file.open("wb") as out:
         made.write_to_file(out)

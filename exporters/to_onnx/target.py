@@ -38,6 +38,7 @@ from edgevlm.exporters.to_onnx import linear
 from edgevlm.exporters.to_onnx.attention import write_attention
 from edgevlm.exporters.to_onnx.linear import FORMATS, Weight, Writer, stored
 from edgevlm.exporters.to_onnx.operators import LOWERINGS
+from edgevlm.libraries import first_line
 
 OPSET = 21
 KV_FORM, KV_DTYPE = "shared_buffer", "f32"
@@ -87,7 +88,7 @@ def lower(programs: Mapping[str, ExportedProgram], block: Block, scheme: str) ->
         try:
             graphs[name], weights[name] = _convert(program, function, scheme)
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as cause:
-            line = str(cause).strip().splitlines()[0]
+            line = first_line(cause)
             raise ExportError(f"{block.name}.{name} does not convert to ONNX: {line}") from cause
     return Lowered(graphs, weights)
 
