@@ -35,8 +35,11 @@ def test_a_replaced_attribute_is_back_after_an_error_too():
             return x
 
     before = vars(Library)["rule"]
-    with pytest.raises(ZeroDivisionError), replaced(Library, "rule", staticmethod(lambda x: -x)):
+    other = staticmethod(lambda x: -x)
+    with replaced(Library, "rule", other):
         assert Library.rule(1) == -1
+    assert vars(Library)["rule"] is before
+    with pytest.raises(ZeroDivisionError), replaced(Library, "rule", other):
         _ = 1 / 0
     assert vars(Library)["rule"] is before
     owner = SimpleNamespace(value=1)
