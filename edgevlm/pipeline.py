@@ -31,7 +31,8 @@ from edgevlm.parity.verify import Verification, verify_model
 from edgevlm.planning.vlm import Planned, make_plan
 from edgevlm.quantization.calibrate import Calibration, calibrate
 from edgevlm.recipe import Recipe
-from edgevlm.registry import ENGINES, engine_for
+from edgevlm.registry import engine_for
+from edgevlm.runtimes.engine import find_engine
 from edgevlm.runtimes.residency.memory import peak_rss_bytes
 
 TABLE_ROWS = 4096  # of the embedding table at a time
@@ -105,8 +106,8 @@ def runs_here(recipe: Recipe) -> bool:
     Raises:
         RuntimeLoadError: If there is no engine at all.
     """
-    engine = ENGINES.load(engine_for(recipe.target))
-    return recipe.backend is None or recipe.backend in getattr(engine, "backends", tuple)()
+    engine = find_engine(engine_for(recipe.target))
+    return recipe.backend is None or recipe.backend in engine.backends()
 
 
 def _write(

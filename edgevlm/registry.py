@@ -105,20 +105,23 @@ DEVICES = Registry("device", "edgevlm.devices")
 
 
 def engine_for(target: str) -> str:
-    """Name of the first engine that is installed and runs `target`.
-
-    Engines are named after the target that they run: those of another one are not asked.
+    """Name of the engine of the highest rank among those that run `target` here.
 
     Raises:
         RuntimeLoadError: If there is none; the message has each engine's own reason.
     """
-    reasons, others = [], tuple(other for other in TARGETS.names() if other != target)
+    ranked, reasons = list[tuple[int, str]](), list[str]()
     for name in ENGINES.names():
-        if name.startswith(others) and not name.startswith(target):
-            continue
         try:
-            if target in ENGINES.load(name).TARGETS:
-                return name
+            engine = ENGINES.load(name).Engine
         except RuntimeLoadError as cause:
             reasons.append(f"; {cause}")
-    raise RuntimeLoadError(f"no engine here runs target '{target}'" + "".join(reasons))
+            continue
+        if target in engine.targets:
+            if reason := engine.unavailable():
+                reasons.append(f"; {reason}")
+            else:
+                ranked.append((-engine.rank, name))
+    if not ranked:
+        raise RuntimeLoadError(f"no engine here runs target '{target}'" + "".join(reasons))
+    return min(ranked)[1]

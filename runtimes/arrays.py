@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from edgevlm.bundle.plan import Function
 from edgevlm.errors import RuntimeLoadError
 
+Array = NDArray[Any]
 DTYPES = {"f32": np.float32, "i32": np.int32}
 
 
-def check_arrays(block: str, function: Function, arrays: Mapping[str, NDArray[Any]]) -> None:
+def check_arrays(block: str, function: Function, arrays: Mapping[str, Array]) -> None:
     """Refuse arrays that a function's inputs and outputs cannot be bound to.
 
     Raises:

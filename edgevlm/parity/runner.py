@@ -30,7 +30,8 @@ from edgevlm.graphs.blocks import build
 from edgevlm.graphs.merging import merges
 from edgevlm.models.family import ModelParts
 from edgevlm.planning.vlm import Planned
-from edgevlm.registry import ENGINES, engine_for
+from edgevlm.registry import engine_for
+from edgevlm.runtimes.engine import find_engine
 from edgevlm.runtimes.loops.sequence import (
     PromptRows,
     Visual,
@@ -127,7 +128,7 @@ class Runner:
     def __post_init__(self) -> None:
         plan = self.bundle.plan
         name = self.engine_name or engine_for(plan.recipe.target)
-        self.engine = ENGINES.load(name).Engine(self.bundle)
+        self.engine = find_engine(name)(self.bundle)
         self.tokenizer, self.table = load_tokenizer(self.bundle), load_table(self.bundle)
 
     def sequence(self, tokens: Array, kept: Array, log_sizes: Array | None = None) -> PromptRows:

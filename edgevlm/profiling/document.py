@@ -217,7 +217,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Placed:
-    """Where operators run: what `operators.py` beside an engine finds.
+    """Where operators run: what `Engine.operators` says.
 
     Attributes:
         operators: Each, with its time; None where the engine does not time them.

@@ -36,8 +36,9 @@ from edgevlm.profiling.document import (
 )
 from edgevlm.profiling.recording import Mark
 from edgevlm.profiling.sensors import Reading
+from edgevlm.runtimes.engine import Key
 from edgevlm.runtimes.loops.text import Answer
-from edgevlm.runtimes.residency.costs import Costs, Key
+from edgevlm.runtimes.residency.timings import Timings
 from edgevlm.version import VERSION
 
 STAGE_OF = {"encode": "vision", "reduce": "reduce", "prefill": "prefill", "logits": "head"}
@@ -79,7 +80,7 @@ class Opened:
 class Measured:
     """All that was noted.
 
-    `openings` is empty and `costs` is there where blocks come and go within a budget. `sensors`
+    `openings` is empty and `timings` is there where blocks come and go within a budget. `sensors`
     were read before all, around the timed answers, and after all. `placed` may be a reason instead.
     """
 
@@ -94,7 +95,7 @@ class Measured:
     sustained: tuple[SustainedSample, ...] | None
     openings: tuple[Opened, ...]
     budget_bytes: int | None
-    costs: Costs | None
+    timings: Timings | None
     peak_rss_bytes: int
     peak_footprint_bytes: int | None
     sensors: tuple[Reading, Reading, Reading, Reading]
@@ -256,8 +257,8 @@ def _blocks(plan: Plan, made: Measured) -> tuple[BlockProfile, ...]:
             resident = None
             if made.openings:
                 resident = int(statistics.median(o.resident[key] for o in made.openings))
-            elif made.costs is not None:
-                resident = made.costs.streamed(key).bytes
+            elif made.timings is not None:
+                resident = made.timings.streamed(key).bytes
             found.append(
                 BlockProfile(
                     name=block.name,

@@ -20,7 +20,7 @@ from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.planning.vlm import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
-from edgevlm.registry import ENGINES  # noqa: E402
+from edgevlm.runtimes.engine import find_engine  # noqa: E402
 
 
 class Calls(torch.nn.Module):
@@ -81,7 +81,7 @@ def saved() -> Any:
             plan=SimpleNamespace(block=lambda _: planned, requires=Requires()),
             files_of=lambda _: {"run": folder / written.file},
         )
-        loaded = ENGINES.load(engine).Engine(bundle)
+        loaded = find_engine(engine)(bundle)
         arrays = {t.name: x.numpy().copy() for t, x in zip(given, inputs, strict=True)}
         for t in made:
             shared = arrays.get(t.name.replace("present_", "past_"))

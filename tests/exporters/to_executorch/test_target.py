@@ -22,7 +22,6 @@ pytest.importorskip("onnxscript")
 from torch import nn  # noqa: E402
 
 from edgevlm import pipeline  # noqa: E402
-from edgevlm.api import load_loop  # noqa: E402
 from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
 from edgevlm.errors import BundleError, ExportError, RecipeError, RuntimeLoadError  # noqa: E402
 from edgevlm.exporters.contract import TargetOptions  # noqa: E402
@@ -36,6 +35,7 @@ from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning.vlm import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import METHODS, sites_of  # noqa: E402
+from edgevlm.runtimes.loading import load_loop  # noqa: E402
 from edgevlm.runtimes.on_executorch.engine import Engine  # noqa: E402
 
 NAMES = [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]
@@ -285,7 +285,7 @@ def test_other_backends_ahead_of_time(backend, calls, preset, tmp_path):
     assert made["left"] == {"index_put_": 4}  # rows go into the caller's cache here too
     assert made["calls"] == 3
     bundle: Any = SimpleNamespace(plan=planned.plan)
-    with pytest.raises(RuntimeLoadError, match=f"is for backend '{backend}', which ExecuTorch has"):
+    with pytest.raises(RuntimeLoadError, match=f"lacks the bundle's backend '{backend}'"):
         Engine(bundle)
     assert not pipeline.runs_here(replace(recipe, backend=backend))
     assert pipeline.runs_here(recipe)

@@ -15,7 +15,6 @@ pytest.importorskip("onnxscript")
 
 from torch import nn  # noqa: E402
 
-from edgevlm.api import load_loop  # noqa: E402
 from edgevlm.bundle.packed import PACKINGS, Packing, pack, unpack  # noqa: E402
 from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
 from edgevlm.errors import RecipeError  # noqa: E402
@@ -29,6 +28,7 @@ from edgevlm.parity.verify import THRESHOLDS  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning.vlm import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
+from edgevlm.runtimes.loading import load_loop  # noqa: E402
 from edgevlm.runtimes.loops.sequence import load_table  # noqa: E402
 
 PRODUCTS = {"Cast", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"}

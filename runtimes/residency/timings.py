@@ -1,4 +1,4 @@
-"""What the functions of a bundle cost on a machine, and the schedules that follow for a budget."""
+"""How long a bundle's functions take on a machine, and the schedules that follow for a budget."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from functools import cached_property
 
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import PlanError
+from edgevlm.runtimes.engine import Key
 from edgevlm.runtimes.residency.schedule import Schedule, Unit, minimum_bytes, schedule
 
-Key = tuple[str, str]  # block, function
 MARGIN = 1.01  # of measured bytes: what the system keeps for each mapping is seen in the sum
 
 
@@ -31,8 +31,8 @@ def passes(plan: Plan) -> dict[str, tuple[Key, ...]]:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """A function in one form, measured: bytes in memory, and times alone with warm files.
+class FunctionTiming:
+    """A function in one load mode, measured: bytes in memory, and times alone with warm files.
 
     `first_ms` is a run right after a load, which reads the pages of mapped weights; `evict_ms` is
     what it takes to give the memory back.
@@ -40,7 +40,7 @@ class Cost:
 
     block: str
     function: str
-    form: str
+    mode: str
     bytes: int
     load_ms: float
     first_ms: float
@@ -49,67 +49,64 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What `measuring` found: every function in every form, and the engine's working memory.
+class Timings:
+    """Every function in every load mode, and the engine's working memory.
 
-    `shares` says, for each pass, how fast a load and a run are beside each other, see
-    `loader.schedule`; 1 for a pass that is not there.
+    `overlap_speed` says, for each pass, how fast a load and a run are beside each other, see
+    `schedule.schedule`; 1 for a pass that is not there.
     """
 
-    costs: tuple[Cost, ...]
+    functions: tuple[FunctionTiming, ...]
     workspace_bytes: int
-    shares: dict[str, float]
+    overlap_speed: dict[str, float]
 
-    def streamed(self, key: Key) -> Cost:
-        """The form that is loaded, run once and evicted soonest."""
-        return min(self._forms(key), key=lambda c: c.load_ms + c.first_ms + c.evict_ms)
+    def streamed(self, key: Key) -> FunctionTiming:
+        """In the mode that is loaded, run once and evicted soonest."""
+        return min(self._by_key[key], key=lambda t: t.load_ms + t.first_ms + t.evict_ms)
 
-    def kept(self, key: Key, times: int | None = None) -> Cost:
-        """The form that is best for so many runs (None: many), in no more memory."""
+    def resident(self, key: Key, runs: int | None = None) -> FunctionTiming:
+        """In the mode that is best for so many runs (None: many), in no more memory."""
         most = 1.05 * self.streamed(key).bytes
 
-        def takes(cost: Cost) -> float:
-            begun = 0.0 if times is None else cost.load_ms + cost.first_ms
-            return begun + cost.run_ms * (1 if times is None else times - 1)
+        def takes(timing: FunctionTiming) -> float:
+            begun = 0.0 if runs is None else timing.load_ms + timing.first_ms
+            return begun + timing.run_ms * (1 if runs is None else runs - 1)
 
-        return min((cost for cost in self._forms(key) if cost.bytes <= most), key=takes)
+        return min((t for t in self._by_key[key] if t.bytes <= most), key=takes)
 
     def units(self, keys: Sequence[Key]) -> list[Unit]:
         """The functions of a pass."""
         found = []
         for key in keys:
-            streamed, kept = self.streamed(key), self.kept(key)
-            most = int(MARGIN * max(streamed.bytes, kept.bytes))
+            streamed, resident = self.streamed(key), self.resident(key)
+            most = int(MARGIN * max(streamed.bytes, resident.bytes))
             load = streamed.evict_ms + streamed.load_ms  # who loads evicts what is over
-            first = max(streamed.first_ms, kept.run_ms)
-            found.append(Unit(*key, most, load, first, kept.run_ms))
+            first = max(streamed.first_ms, resident.run_ms)
+            found.append(Unit(*key, most, load, first, resident.run_ms))
         return found
-
-    def _forms(self, key: Key) -> list[Cost]:
-        return self._of[key]
 
     @cached_property
-    def _of(self) -> dict[Key, list[Cost]]:
-        found: dict[Key, list[Cost]] = {}
-        for cost in self.costs:
-            found.setdefault((cost.block, cost.function), []).append(cost)
+    def _by_key(self) -> dict[Key, list[FunctionTiming]]:
+        found: dict[Key, list[FunctionTiming]] = {}
+        for timing in self.functions:
+            found.setdefault((timing.block, timing.function), []).append(timing)
         return found
 
 
-def minimum_budget(costs: Costs, orders: Mapping[str, tuple[Key, ...]], fixed_bytes: int) -> int:
-    """The smallest budget: what is there anyway, and the largest function."""
-    return fixed_bytes + max(minimum_bytes(costs.units(keys)) for keys in orders.values())
+def minimum_budget(timings: Timings, orders: Mapping[str, tuple[Key, ...]], fixed: int) -> int:
+    """The smallest budget in bytes: `fixed`, which is taken anyway, and the largest function."""
+    return fixed + max(minimum_bytes(timings.units(keys)) for keys in orders.values())
 
 
 def schedules(
-    costs: Costs, orders: Mapping[str, tuple[Key, ...]], fixed_bytes: int, budget_bytes: int
+    timings: Timings, orders: Mapping[str, tuple[Key, ...]], fixed_bytes: int, budget_bytes: int
 ) -> dict[str, Schedule]:
     """A schedule for each pass.
 
     Raises:
         PlanError: If the budget is too small; it says which one would do.
     """
-    least = minimum_budget(costs, orders, fixed_bytes)
+    least = minimum_budget(timings, orders, fixed_bytes)
     if budget_bytes < least:
         raise PlanError(
             f"a budget of {budget_bytes / 1e6:.0f} MB is too small: {fixed_bytes / 1e6:.0f} MB are"
@@ -118,6 +115,6 @@ def schedules(
         )
     room = budget_bytes - fixed_bytes
     return {
-        name: schedule(costs.units(keys), room, costs.shares.get(name, 1.0))
+        name: schedule(timings.units(keys), room, timings.overlap_speed.get(name, 1.0))
         for name, keys in orders.items()
     }
