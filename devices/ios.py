@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.manifest import MANIFEST
+from edgevlm.bundle.plan import MANIFEST
 from edgevlm.devices.shared import contract as t
 from edgevlm.devices.shared.contract import Job, Reachable, Step, one_line
 from edgevlm.errors import DeviceError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -35,7 +35,7 @@ def export(recipe: Recipe, out: str | Path, force: bool = False) -> Bundle:
     return pipeline.export(recipe, out, force).bundle
 
 
-def plan(recipe: Recipe) -> Plan:
+def plan(recipe: Recipe) -> Plan[Any]:
     """The recipe in numbers, before any graph exists; see `edgevlm.planning.vlm.make_plan`."""
     require_torch()
     from edgevlm.models.checkpoint import find
@@ -44,7 +44,7 @@ def plan(recipe: Recipe) -> Plan:
     return make_plan(recipe, find(recipe.model, recipe.revision)).plan
 
 
-def plan_with_cost(recipe: Recipe) -> tuple[Plan, MethodCost | None]:
+def plan_with_cost(recipe: Recipe) -> tuple[Plan[Any], MethodCost | None]:
     """The plan, and what its method of site `tokens` costs; see `planning.method_cost`."""
     require_torch()
     from edgevlm.models.checkpoint import find
@@ -108,7 +108,7 @@ class Model:
         self._loop = loop
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> Plan[Any]:
         """The bundle's manifest."""
         return self._loop.plan
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from edgevlm.bundle.documents import dumps
 from edgevlm.bundle.files import Bundle, BundleWriter, check_free, writing
+from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.packed import PACKINGS, pack
-from edgevlm.bundle.plan import Block, Function, Plan
+from edgevlm.bundle.plan import Plan
 from edgevlm.errors import ExportError
 from edgevlm.exporters.contract import (
     TABLE_FILE,
@@ -117,7 +118,7 @@ def _write(
     progress: Progress,
     graphs: Graphs,
     seen: Calibration | None,
-) -> Plan:
+) -> Plan[Any]:
     """All files of the bundle but the manifest; the plan with their names."""
     plan, target = planned.plan, find_target(planned.plan.recipe.target)
     table = _write_table(plan, pieces.table, writer)
@@ -153,18 +154,19 @@ def _export_block(
         lowered = target.lower(programs, block, options)
         graphs[key] = lowered
     embedding = planned.plan.host.embedding
-    tied = block.stage == "head" and embedding.tied
-    shared = SharedMatrix(TABLE_FILE, *embedding.row_offsets(block.span[0])) if tied else None
+    offsets = embedding.row_offset(block.span[0])
+    shared = SharedMatrix(TABLE_FILE, *offsets) if block.shares else None
     folder = writer.stage_folder(block.stage)
     tensors = seen.beside(weights(module)) if seen else weights(module)
     functions = target.write(lowered, block, tensors, folder, shared)
     return tuple(replace(f, file=f"blocks/{block.stage}/{f.file}") for f in functions)
 
 
-def _write_table(plan: Plan, matrices: tuple[Tensor, ...], writer: BundleWriter) -> str:
+def _write_table(plan: Plan[Any], matrices: tuple[Tensor, ...], writer: BundleWriter) -> str:
     """The embedding table, row by row; in the head's folder where the head shares it."""
     embedding = plan.host.embedding
-    stage, packing = "head" if embedding.tied else "embed", PACKINGS.get(embedding.dtype)
+    shared = [block.stage for block in plan.blocks if block.shares]
+    stage, packing = shared[0] if shared else "embed", PACKINGS.get(embedding.dtype)
     scales = []
     with (writer.stage_folder(stage) / TABLE_FILE).open("wb") as out:
         for matrix in matrices:

@@ -2,6 +2,7 @@
 
     family   edgevlm/models/<kind>/<name>.py  method   edgevlm/compress/<name>.py
     target   exporters/to_<name>.py           engine   runtimes/on_<name>.py
+    kind     edgevlm/bundle/kinds/<name>.py   what a bundle is
     dataset  evaluation/datasets/<name>.py    device   devices/<name>.py, a way to reach one
 
 A plug-in of several files is a folder of that name; its `main` file (`target.py`, `engine.py`) has
@@ -96,6 +97,7 @@ def sites_of(module: ModuleType) -> list[str]:
     return [site for site, name in SITE_CLASSES.items() if hasattr(module, name)]
 
 
+KINDS = Registry("kind of bundle", "edgevlm.bundle.kinds")
 FAMILIES = Registry("model family", "edgevlm.models", nested=True)
 METHODS = Registry("method", "edgevlm.compress")
 DATASETS = Registry("dataset", "edgevlm.evaluation.datasets")

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.bundle.plan import Function
+from edgevlm.bundle.functions import DTYPES, Function
 from edgevlm.errors import RuntimeLoadError
 
 Array = NDArray[Any]
-DTYPES = {"f32": np.float32, "i32": np.int32}
 
 
 def check_arrays(block: str, function: Function, arrays: Mapping[str, Array]) -> None:

@@ -2,7 +2,7 @@
 
     bundle -> engine of its target -> blocks, resident or streamed -> loop
 
-Each kind of bundle has a loop, a module of `runtimes.loops` with two names:
+Each kind of bundle names its loop (`LOOP`), a module of `runtimes.loops` with two names:
 
     open_loop(bundle, blocks)   the loop; it binds its arrays, then opens the blocks
     bind_arrays(plan, blocks)   makes the arrays between blocks, and binds each function to them
@@ -15,21 +15,19 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.recipe import parse_bytes
-from edgevlm.registry import engine_for
+from edgevlm.registry import KINDS, engine_for
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks, Engine, find_engine
 from edgevlm.runtimes.residency.resident import ResidentBlocks
 
 if TYPE_CHECKING:
     from edgevlm.runtimes.loops.text import TextLoop
-
-LOOPS = {"vlm": "text"}  # module of the loop, by kind of bundle
 
 
 def load_loop(
@@ -92,14 +90,13 @@ def open_loop(bundle: Bundle, blocks: Blocks) -> TextLoop:
     """The loop of a bundle's kind over its blocks.
 
     Raises:
-        RuntimeLoadError: If bundles of this kind are not run here.
         PlanError: If the blocks have a budget that is too small.
     """
     loop: TextLoop = _module(bundle.plan).open_loop(bundle, blocks)
     return loop
 
 
-def bind_arrays(plan: Plan, engine: Engine) -> None:
+def bind_arrays(plan: Plan[Any], engine: Engine) -> None:
     """Bind every function to arrays, without a loop: for who runs functions one by one."""
     _module(plan).bind_arrays(plan, _Touching(engine))
 
@@ -117,7 +114,5 @@ class _Touching:
         self.engine.bind(block, function, arrays)
 
 
-def _module(plan: Plan) -> ModuleType:
-    if plan.kind not in LOOPS:
-        raise RuntimeLoadError(f"bundles of kind '{plan.kind}' are not run here")
-    return import_module(f"edgevlm.runtimes.loops.{LOOPS[plan.kind]}")
+def _module(plan: Plan[Any]) -> ModuleType:
+    return import_module(f"edgevlm.runtimes.loops.{KINDS.load(plan.kind).LOOP}")

@@ -2,9 +2,9 @@
 
     package -> compiled once, kept in the cache folder by its files' hashes -> models -> states
 
-A block's functions are models of one compiled package and use one state. The host's arrays `past_*`
-are a copy of that state: it is filled from them before the first run, and they are brought up to
-date by `sync` and by `unload`.
+A block's functions are models of one compiled package and use one state. The host's arrays of a
+cache are a copy of that state: it is filled from them before the first run, and they are brought up
+to date by `sync` and by `unload`.
 
 What was checked where there is no Mac: the calls, against coremltools 9.0's own signatures and a
 stand-in that executes the packages (`on_coreml_reference`). On a Mac it was never run.
@@ -24,7 +24,7 @@ import numpy as np
 
 from edgevlm.bundle.cache import made_once, making_ms
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.plan import Block
+from edgevlm.bundle.functions import Block
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.libraries import first_line, needs, require, silent
 from edgevlm.runtimes import engine
@@ -107,7 +107,7 @@ class Engine(engine.Engine):
         """
         model, arrays = self._models[block, function], self.arrays[block, function]
         made = self.bundle.plan.block(block).function(function)
-        given = {t.name: arrays[t.name] for t in made.inputs if not t.name.startswith("past_")}
+        given = {tensor.name: arrays[tensor.name] for tensor in made.fed}
         try:
             if block not in self._states and len(given) < len(made.inputs):
                 self._states[block] = model.make_state()
@@ -117,12 +117,11 @@ class Engine(engine.Engine):
         except Exception as cause:
             line = first_line(cause)
             raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
-        for spec in made.outputs:
-            if not spec.name.startswith("present_"):
-                arrays[spec.name][:] = found[spec.name]
+        for tensor in made.results:
+            arrays[tensor.name][:] = found[tensor.name]
 
     def sync(self, block: str) -> None:
-        """Copy a block's state to the arrays `past_*` of the host."""
+        """Copy a block's state to the arrays of the host's cache."""
         if block in self._states:
             for name, array in self._caches(block).items():
                 array[:] = self._states[block].read_state(name)
@@ -136,8 +135,12 @@ class Engine(engine.Engine):
 
     def _caches(self, block: str) -> dict[str, Array]:
         """The host's arrays of a block's cache, by the name of the state."""
-        bound = [arrays for (name, _), arrays in self.arrays.items() if name == block]
-        return {k[5:]: v for arrays in bound for k, v in arrays.items() if k.startswith("past_")}
+        return {
+            cache.name: arrays[cache.input]
+            for (name, function), arrays in self.arrays.items()
+            if name == block
+            for cache in self.bundle.plan.block(block).function(function).caches
+        }
 
 
 def compiled(bundle: Bundle, block: Block) -> Path:

@@ -60,7 +60,7 @@ def test_a_bundle_agrees_with_pytorch(preset, tmp_path, family, method):
     done = export(recipe, tmp_path / "tiny.edgevlm")
     parity, plan = done.verification, done.bundle.plan
     assert [site.site for site in plan.sites] == ["tokens", "decoder"]
-    assert plan.visual_tokens == 16
+    assert plan.host.visual_tokens == 16
     assert plan.host.kv.gone[0] == 0 < plan.host.kv.gone[-1]
     assert parity.ok
     assert max(block.rel_error for block in parity.blocks) <= 1e-3
@@ -94,7 +94,13 @@ def test_64_tokens_after_the_last_stage(preset, tmp_path):
     checkpoint = find(recipe.model, None)
     planned = make_plan(recipe, checkpoint)
     piece = assemble(
-        loop.plan, loop.plan.layout.prompt, loop.table, loop.tokenizer, "What is this?", [visual], 0
+        loop.plan,
+        loop.plan.host.layout.prompt,
+        loop.table,
+        loop.tokenizer,
+        "What is this?",
+        [visual],
+        0,
     )
     pieces = planned.pieces(checkpoint.load_model())
     steps = len(answer.token_ids)

@@ -49,7 +49,7 @@ def test_a_bundle_agrees_with_pytorch(preset, tmp_path, family, method):
     inside, chosen = plan.sites
     assert (inside.site, chosen.site) == ("vision", "tokens")
     assert inside.tokens_out < inside.tokens_in
-    assert plan.visual_tokens == chosen.tokens_out == 12
+    assert plan.host.visual_tokens == chosen.tokens_out == 12
     between = [[t.name for t in b.functions[0].inputs] for b in plan.stage("vision")]
     assert ["hidden", "size", "origin"] in between or ["hidden", "origin"] in between
     assert parity.ok

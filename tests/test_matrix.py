@@ -100,7 +100,7 @@ def test_a_bundle_agrees_with_pytorch(
     checked = {(block.name, block.function) for block in parity.blocks}
     assert checked == {(b.name, f.name) for b in plan.blocks for f in b.functions}
     assert plan.source.family == family
-    assert plan.visual_tokens == (plan.sites[0].tokens_in if tokens is None else tokens)
+    assert plan.host.visual_tokens == (plan.sites[0].tokens_in if tokens is None else tokens)
 
 
 def test_the_default_run_has_each_method_and_each_shape():

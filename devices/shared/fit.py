@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 from edgevlm.bundle.plan import Plan
 from edgevlm.devices.shared.named import Device
@@ -30,7 +31,7 @@ from edgevlm.recipe import MB, Recipe
 RESERVE_BYTES = 256 * MB
 BLOCK_SIZES_BYTES = tuple(size * MB for size in (512, 256, 128, 64, 32, 16, 8))
 
-Planner = Callable[[Recipe], Plan]
+Planner = Callable[[Recipe], Plan[Any]]
 
 
 @dataclass(frozen=True)
@@ -180,14 +181,15 @@ def exactness(scheme: str) -> tuple[int, int]:
     return (int(match[3]), 16) if match[3] else (int(match[1]), int(match[2]))
 
 
-def token_bytes(plan: Plan) -> int:
+def token_bytes(plan: Plan[Any]) -> int:
     """Bytes of weights that one decoded token reads."""
     return sum(b.weights_bytes for b in plan.blocks if b.stage in ("decoder", "head"))
 
 
-def pair_bytes(plan: Plan) -> int:
+def pair_bytes(plan: Plan[Any]) -> int:
     """Bytes of the KV cache and two of the largest blocks."""
-    return plan.host.kv.bytes + 2 * max(block.weights_bytes for block in plan.blocks)
+    kv_bytes: int = plan.host.kv.bytes
+    return kv_bytes + 2 * max(block.weights_bytes for block in plan.blocks)
 
 
 def _in_memory(recipe: Recipe, unpacked: tuple[str, ...]) -> Recipe:

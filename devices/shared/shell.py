@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgevlm.bundle.files import Bundle, sha256
-from edgevlm.bundle.manifest import MANIFEST
+from edgevlm.bundle.plan import MANIFEST
 from edgevlm.devices.shared import contract as t
 from edgevlm.devices.shared.contract import Job, Step, one_line
 from edgevlm.devices.shared.process import errors_of, last_line, meter, running

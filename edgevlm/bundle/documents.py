@@ -2,6 +2,8 @@
 
 `read` refuses an unknown key (with the nearest known one), a missing key and a value of the wrong
 type, and names the place: `plan.blocks[3].stage`. Floats in a file may be written as integers.
+A field whose type depends on another key says so: `field(metadata={"type": function})`, where the
+function takes the object that was read and returns the type.
 """
 
 from __future__ import annotations
@@ -103,9 +105,12 @@ def _read_dataclass(kind: type, document: Any, where: str) -> Any:
     for key in hints:
         if key not in document:
             raise DocumentError(f"{where} lacks the key '{key}'")
-    values = {key: _read(hint, document[key], f"{where}.{key}") for key, hint in hints.items()}
     try:
+        hints = hints | {key: choose(document) for key, choose in _choices(kind).items()}
+        values = {key: _read(hint, document[key], f"{where}.{key}") for key, hint in hints.items()}
         return kind(**values)
+    except DocumentError:
+        raise
     except (ValueError, EdgeVLMError) as cause:
         raise DocumentError(f"{where}: {cause}") from cause
 
@@ -114,6 +119,13 @@ def _read_dataclass(kind: type, document: Any, where: str) -> Any:
 def _hints(kind: type) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+@cache
+def _choices(kind: type) -> dict[str, Any]:
+    """Functions that choose the type of a field, by its name."""
+    fields = dataclasses.fields(kind)
+    return {field.name: field.metadata["type"] for field in fields if "type" in field.metadata}
 
 
 def _wrong(where: str, expected: str, got: Any) -> DocumentError:

@@ -70,7 +70,7 @@ def main(
         "target": recipe.target,
         "blocks": len(made.blocks),
         "weights_bytes": stored,
-        "visual_tokens": made.visual_tokens,
+        "visual_tokens": made.host.visual_tokens,
         "seconds": round(done.seconds, 3),
         "peak_rss_bytes": done.peak_rss_bytes,
     }
@@ -78,7 +78,7 @@ def main(
         document["not_measured"] = {"verification": f"nothing here runs '{recipe.backend}'"}
     text = (
         f"{done.bundle.path}: {len(made.blocks)} blocks, {o.megabytes(stored)},"
-        f" {made.reduction.tokens_in} -> {made.visual_tokens} visual tokens;"
+        f" {made.site('tokens').tokens_in} -> {made.host.visual_tokens} visual tokens;"
         f" {_agreement(parity)}; {done.seconds:.0f} s, peak {o.megabytes(done.peak_rss_bytes)}"
     )
     o.answer(document, text, json)

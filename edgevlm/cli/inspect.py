@@ -14,7 +14,7 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.cli.shared import options as o
 from edgevlm.errors import RecipeError
-from edgevlm.registry import ENGINES
+from edgevlm.registry import ENGINES, KINDS
 from edgevlm.runtimes.inspection import Inspection, Table
 
 
@@ -54,7 +54,7 @@ def _inspections(bundle: Bundle, pictures: list[Path], prompt: str) -> list[Insp
         return [engine.inspect(bundle, pictures, prompt) for engine in engines]
 
 
-def _document(plan: Plan, found: list[Inspection]) -> dict[str, Any]:
+def _document(plan: Plan[Any], found: list[Inspection]) -> dict[str, Any]:
     document: dict[str, Any] = {
         "format_version": plan.format_version,
         "kind": plan.kind,
@@ -62,11 +62,9 @@ def _document(plan: Plan, found: list[Inspection]) -> dict[str, Any]:
         "source": plan.source,
         "files": plan.files,
         "blocks": plan.blocks,
-        "visual_tokens": plan.visual_tokens,
-        "kv_bytes": plan.host.kv.bytes,
         "requires": dict(plan.requires.versions),
         "placement": None,
-    }
+    } | KINDS.load(plan.kind).facts(plan)
     why = {"placement": "known only when a device has run the bundle"}
     for inspection in found:
         document |= inspection.document
@@ -74,13 +72,14 @@ def _document(plan: Plan, found: list[Inspection]) -> dict[str, Any]:
     return document | {"not_measured": {k: v for k, v in why.items() if document.get(k) is None}}
 
 
-def _summary(plan: Plan) -> str:
+def _summary(plan: Plan[Any]) -> str:
     rows = [[f.path, f"{f.bytes:,}", f.sha256[:12]] for f in plan.files]
+    found = KINDS.load(plan.kind).facts(plan)
+    facts = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in found.items())
     needs = ", ".join(f"{name} {version}" for name, version in plan.requires.versions)
     return (
         f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target}, format"
-        f" {plan.format_version}, {len(plan.blocks)} blocks, {plan.visual_tokens} visual tokens,"
-        f" context {plan.host.kv.tokens}\nneeds {needs}\n\n"
+        f" {plan.format_version}, {len(plan.blocks)} blocks, {facts}\nneeds {needs}\n\n"
         + o.table(["file", "bytes", "sha256"], rows)
     )
 

@@ -8,7 +8,8 @@ import typer
 
 from edgevlm import api
 from edgevlm.api import plan_with_cost, require_torch
-from edgevlm.bundle.plan import LayoutItem, Plan
+from edgevlm.bundle.host import LayoutItem
+from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.cli.shared import budget
 from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.device_fit import beside
@@ -132,7 +133,9 @@ def _cost_of(cost: Cost) -> str:
     return f"{o.megabytes(cost.bytes)} {near}"
 
 
-def show(plan: Plan, cost: MethodCost | None, as_json: bool, device: Device | None = None) -> None:
+def show(
+    plan: VlmPlan, cost: MethodCost | None, as_json: bool, device: Device | None = None
+) -> None:
     """Print a plan with the cost of its method, and beside a device, as text or JSON."""
     document, text = _document(plan, cost), _text(plan, cost)
     if device:
@@ -141,7 +144,7 @@ def show(plan: Plan, cost: MethodCost | None, as_json: bool, device: Device | No
     o.answer(document, text, as_json)
 
 
-def _document(plan: Plan, cost: MethodCost | None) -> dict[str, object]:
+def _document(plan: VlmPlan, cost: MethodCost | None) -> dict[str, object]:
     stages = list(dict.fromkeys(block.stage for block in plan.blocks))
     return {
         "stages": stages,
@@ -157,12 +160,12 @@ def _document(plan: Plan, cost: MethodCost | None) -> dict[str, object]:
         ],
         "sites": plan.sites,
         "method_cost": cost,
-        "visual_tokens": plan.visual_tokens,
-        "image_tokens": plan.image_tokens,
-        "prompt_tokens": plan.prompt_tokens,
+        "visual_tokens": plan.host.visual_tokens,
+        "image_tokens": plan.host.image_tokens,
+        "prompt_tokens": plan.host.prompt_tokens,
         "context": plan.host.kv.tokens,
         "chunk": plan.host.chunk,
-        "layout": plan.layout,
+        "layout": plan.host.layout,
         "weights_bytes": plan.weights_bytes,
         "kv_bytes": plan.host.kv.bytes,
         "minimum_budget_bytes": None,
@@ -174,8 +177,8 @@ def _document(plan: Plan, cost: MethodCost | None) -> dict[str, object]:
     }
 
 
-def _text(plan: Plan, cost: MethodCost | None) -> str:
-    kv, site = plan.host.kv, plan.reduction
+def _text(plan: VlmPlan, cost: MethodCost | None) -> str:
+    kv, site = plan.host.kv, plan.site("tokens")
     words = {"vision": "encoder: {} -> {} patches", "decoder": "language model: {} -> {} visual"}
     inside = [
         f"{words[s.site].format(s.tokens_in, s.tokens_out)} by {s.method} at site {s.site}"
@@ -202,9 +205,9 @@ def _text(plan: Plan, cost: MethodCost | None) -> str:
             f" by {site.method} at site {site.site}",
             *inside,
             *([_cost(site.method, cost)] if cost else []),
-            f"sequence: {_parts(plan.layout.prompt)}",
-            f"an image: {_parts(plan.layout.image)} = {plan.image_tokens} tokens",
-            f"prompt {plan.prompt_tokens} tokens and the question; context {kv.tokens};"
+            f"sequence: {_parts(plan.host.layout.prompt)}",
+            f"an image: {_parts(plan.host.layout.image)} = {plan.host.image_tokens} tokens",
+            f"prompt {plan.host.prompt_tokens} tokens and the question; context {kv.tokens};"
             f" prefill in chunks of {plan.host.chunk}",
             f"KV cache: {kv.layers} layers x 2 x {[1, kv.heads, kv.tokens, kv.head_size]},"
             f" {o.megabytes(kv.bytes)}, {kv.form}",

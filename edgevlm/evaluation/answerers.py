@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from edgevlm import api
-from edgevlm.bundle.manifest import MANIFEST
+from edgevlm.bundle.plan import MANIFEST
 from edgevlm.errors import RecipeError
 from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Answerer, Reply
 from edgevlm.recipe import Recipe
@@ -68,7 +68,7 @@ class BundleAnswerer:
         plan = self._loop.plan
         image = plan.host.image
         self.engine, self.frames = self._loop.blocks.engine.name, image.frames
-        self.visual_tokens = plan.visual_tokens
+        self.visual_tokens = plan.host.visual_tokens
         self.bundle_bytes: int | None = sum(file.bytes for file in plan.files)
         self.show([Image.new("RGB", (image.width, image.height))] * image.frames)
         self.ask("", further=False)

@@ -39,7 +39,7 @@ class TorchAnswerer:
         self._tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
         self._tokenizer.encode_special_tokens = True  # as a bundle's: `<image>` stays a word
         self.frames = self._plan.host.image.frames
-        self.visual_tokens = self._plan.visual_tokens
+        self.visual_tokens = self._plan.host.visual_tokens
         self._past: Any = None  # keys and values of `_rows`
         self._position = 0  # of the next row
         self._rows: Floats = np.zeros((0, self._table.shape[1]), np.float32)
@@ -66,7 +66,7 @@ class TorchAnswerer:
     @torch.no_grad()
     def ask(self, prompt: str, further: bool) -> Reply:
         """Answer greedily; see `Answerer`."""
-        layout, plan = self._plan.layout, self._plan
+        layout, plan = self._plan.host.layout, self._plan
         parts, first = (layout.turn, self._position) if further else (layout.prompt, 0)
         seen = [] if further else [self._visual]
         piece = assemble(plan, parts, self._table, self._tokenizer, prompt, seen, first)

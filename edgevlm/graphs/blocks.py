@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm.bundle.plan import Block
+from edgevlm.bundle.functions import Block
 from edgevlm.graphs.merging import merges
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.graphs.signals import encode, pack

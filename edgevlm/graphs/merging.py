@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm.bundle.plan import Tensor as TensorSpec
+from edgevlm.bundle.functions import Tensor as TensorSpec
 from edgevlm.graphs.layers import EncoderLayer
 from edgevlm.models.family import ModelParts
 

@@ -124,12 +124,12 @@ def pack(module: nn.Module, signal: Tensor) -> Tensor:
     return packed.reshape(signal.shape)
 
 
-def signal_shape(pieces: ModelParts, name: str, tokens: int) -> tuple[int, ...]:
-    """Shape of a signal of one view with `tokens` tokens."""
+def signal_width(pieces: ModelParts, name: str) -> int:
+    """E of a signal [1, N, E]; 0 for one number a token, [1, N]."""
     last = pieces.vision[-2]
     layer: Any = last.layer if isinstance(last, Observed) else last
     wide = {"keys": layer.head_size, "flat_keys": layer.head_size * layer.heads}
-    return (1, tokens, wide[name]) if name in KEYS else (1, tokens)
+    return int(wide.get(name, 0))
 
 
 def _keys(key: Tensor, heads: int) -> Tensor:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from edgevlm.bundle.plan import Block, Function
+from edgevlm.bundle import functions
+from edgevlm.bundle.functions import Block, Function
 from edgevlm.errors import TraceError
 from edgevlm.libraries import first_line
 
@@ -33,7 +35,9 @@ BANNED = (
     "_local_scalar_dense",
 )
 MOST_DIMENSIONS = 5
-DTYPES = {"f32": torch.float32, "i32": torch.int32}
+DTYPES = {
+    name: torch.from_numpy(np.empty(0, kind)).dtype for name, kind in functions.DTYPES.items()
+}
 
 
 def trace(module: nn.Module, function: Function, block: Block) -> ExportedProgram:

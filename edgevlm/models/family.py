@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from edgevlm.bundle.plan import ImageSpec, LayoutItem
+from edgevlm.bundle.host import ImageSpec, LayoutItem
 from edgevlm.graphs.selection import VisualShape
 
 TABLE_ROW = "table_row"

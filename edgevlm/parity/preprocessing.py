@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edgevlm.bundle.plan import ImageSpec
+from edgevlm.bundle.host import ImageSpec
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.runtimes.loops import images
 

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.plan import SIGNALS, Block, Function
+from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.host import SIGNALS
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.merging import merges
 from edgevlm.models.family import ModelParts
@@ -136,7 +137,9 @@ class Runner:
         plan = self.bundle.plan
         times = tuple(float(i) for i in range(plan.host.image.frames))
         visual = Visual(tokens, kept, times, float(len(times)), log_sizes)
-        return assemble(plan, plan.layout.prompt, self.table, self.tokenizer, QUESTION, [visual], 0)
+        return assemble(
+            plan, plan.host.layout.prompt, self.table, self.tokenizer, QUESTION, [visual], 0
+        )
 
     def reduce(self, pixels: Array) -> list[Array]:
         """Visual tokens, their positions, and their logarithms of sizes where there are."""

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.plan import Plan
+from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.errors import BundleError, RecipeError
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.graphs.signals import method_inputs
@@ -159,7 +159,7 @@ def verify_model(
     with torch.no_grad():
         inputs = [_pixels(photo, planned) for photo in photos]
         runner = Runner(bundle, planned, pieces, thresholds, progress, engine)
-        steps = min(STEPS, plan.host.kv.tokens - plan.prompt_tokens - len(QUESTION))
+        steps = min(STEPS, plan.host.kv.tokens - plan.host.prompt_tokens - len(QUESTION))
         reference = _reference(model, pieces, planned, runner, inputs[0], max(3, steps))
         other = _reference(model, pieces, planned, runner, inputs[1], 1)
         reduced = runner.reduce(inputs[0])
@@ -206,10 +206,10 @@ def verify_model(
     )
 
 
-def _outline(plan: Plan) -> list[object]:
+def _outline(plan: VlmPlan) -> list[object]:
     """What parity relies on: which piece is in which block, and the tensors that leave it."""
     blocks = [(b.name, b.span, [(f.name, f.outputs) for f in b.functions]) for b in plan.blocks]
-    return [plan.layout, plan.host.chunk, plan.host.kv, *blocks]
+    return [plan.host.layout, plan.host.chunk, plan.host.kv, *blocks]
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def _reference(
 
 
 def _pruned_reference(
-    pieces: ModelParts, plan: Plan, piece: PromptRows, made: tuple[torch.Tensor, ...], steps: int
+    pieces: ModelParts, plan: VlmPlan, piece: PromptRows, made: tuple[torch.Tensor, ...], steps: int
 ) -> _Reference:
     """The same where visual tokens leave inside the decoder: all its layers as one, in PyTorch."""
     whole = PrunedDecoderBlock(pieces.decoder, pieces.norm, 0, pieces.pruning).eval()

@@ -32,7 +32,7 @@ class MethodCost:
 
 def method_cost(planned: Planned) -> MethodCost | None:
     """Trace the plan's method and run it; None where it keeps all tokens."""
-    site, shape = planned.plan.reduction, planned.description.shape
+    site, shape = planned.plan.site("tokens"), planned.description.shape
     if site.tokens_in == site.tokens_out:
         return None
     (reduce,) = planned.plan.stage("reduce")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from edgevlm.bundle.plan import Rope, SiteTokens
+from edgevlm.bundle.host import Rope
+from edgevlm.bundle.plan import SiteTokens
 from edgevlm.compress.shared.restore import Restored
 from edgevlm.errors import RecipeError
 from edgevlm.graphs.pruning import Pruning

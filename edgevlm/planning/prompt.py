@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from edgevlm.bundle.plan import Layout, LayoutItem
+from edgevlm.bundle.host import Layout, LayoutItem
 from edgevlm.errors import ModelError
 from edgevlm.models.family import TABLE_ROW, Description
 

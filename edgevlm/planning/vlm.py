@@ -11,16 +11,9 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from edgevlm.bundle.plan import (
-    FORMAT_VERSION,
-    Embedding,
-    Host,
-    KVCache,
-    Plan,
-    Requires,
-    Rope,
-    Source,
-)
+from edgevlm.bundle.host import Embedding, KVCache, Rope
+from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
+from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, Source
 from edgevlm.errors import ModelError, PlanError, RecipeError
 from edgevlm.exporters.contract import Target, find_target
 from edgevlm.graphs.merging import merge
@@ -28,7 +21,7 @@ from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.signals import observe
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import Description, ModelParts
-from edgevlm.planning.blocks import Stored, make_blocks
+from edgevlm.planning.blocks import Stored, encoder_shape, make_blocks
 from edgevlm.planning.methods import choose_decoder_method, choose_encoder_method, choose_method
 from edgevlm.planning.prompt import make_layout
 from edgevlm.recipe import Recipe
@@ -47,7 +40,7 @@ CHUNK_TOKENS = 256
 class Planned:
     """A plan with what it was made from, for the steps that follow it."""
 
-    plan: Plan
+    plan: VlmPlan
     checkpoint: Checkpoint
     description: Description
     method: Any
@@ -150,9 +143,44 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
             " nothing to speculate with"
         )
     pieces = replace(pieces, pruning=pruning)
-    gone = tuple(pruning.gone(i) for i in range(len(pieces.decoder))) if pruning else ()
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    draft = Plan(
+    prompt = layout.prompt_tokens(site.tokens_out)
+    chunk = recipe.chunk or _chunk(prompt + QUESTION_TOKENS, whole=bool(pruning))
+    if pruning and chunk <= prompt:
+        raise PlanError(
+            f"chunk {chunk} is too short: visual tokens leave inside the language model, so a"
+            f" prompt is one call; one image and the chat format take {prompt} tokens"
+        )
+    layers = len(pieces.decoder)
+    host = VlmHost(
+        image=description.image,
+        encoder=encoder_shape(pieces, description, method.signals),
+        visual_tokens=site.tokens_out,
+        calibrated=bool(getattr(method, "calibrate", False)),
+        layout=layout,
+        embedding=Embedding(
+            rows=sum(t.shape[0] for t in pieces.table),
+            columns=text.hidden_size,
+            dtype=target.table_format(recipe.scheme("head" if tied else "embed")),
+        ),
+        rope=rope,
+        kv=KVCache(
+            target.kv_form,
+            layers,
+            text.num_key_value_heads,
+            head_size,
+            tokens=_context(recipe, prompt, chunk, text.max_position_embeddings, bool(pruning)),
+            dtype=target.kv_dtype,
+            gone=tuple(pruning.gone(i) for i in range(layers)) if pruning else (),
+        ),
+        entering=tuple(pruning.entering(i) for i in range(layers + 1)) if pruning else (),
+        chunk=chunk,
+        check=recipe.speculate,
+        positions=positions,
+        vocabulary=vocabulary,
+        stop_ids=_stop_ids(checkpoint),
+    )
+    plan = Plan(
         format_version=FORMAT_VERSION,
         kind="vlm",
         source=Source(
@@ -160,54 +188,13 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
         ),
         recipe=recipe,
         sites=(*sites, site, *leaving),
-        layout=layout,
-        host=Host(
-            image=description.image,
-            embedding=Embedding(
-                rows=sum(t.shape[0] for t in pieces.table),
-                columns=text.hidden_size,
-                dtype=target.table_format(recipe.scheme("head" if tied else "embed")),
-                tied=tied,
-            ),
-            rope=rope,
-            kv=KVCache(
-                target.kv_form,
-                len(pieces.decoder),
-                text.num_key_value_heads,
-                head_size,
-                tokens=0,
-                dtype=target.kv_dtype,
-                gone=gone,
-            ),
-            chunk=0,
-            positions=positions,
-            vocabulary=vocabulary,
-            stop_ids=_stop_ids(checkpoint),
-            check=recipe.speculate,
+        host=host,
+        blocks=make_blocks(
+            host, recipe.block_size_bytes, pieces, description, method, Stored(target, recipe)
         ),
-        blocks=(),
         requires=Requires((*target.requires.versions, *backends)),
     )
-    chunk = recipe.chunk or _chunk(draft.prompt_tokens + QUESTION_TOKENS, whole=bool(pruning))
-    if pruning and chunk <= draft.prompt_tokens:
-        raise PlanError(
-            f"chunk {chunk} is too short: visual tokens leave inside the language model, so a"
-            f" prompt is one call; one image and the chat format take {draft.prompt_tokens} tokens"
-        )
-    context = _context(recipe, draft, chunk, text.max_position_embeddings)
-    kv = replace(draft.host.kv, tokens=context)
-    draft = replace(draft, host=replace(draft.host, chunk=chunk, kv=kv))
-    blocks = make_blocks(
-        draft.host,
-        recipe.block_size_bytes,
-        site.tokens_out,
-        pieces,
-        description,
-        method,
-        Stored(target, recipe),
-    )
-    whole = replace(draft, blocks=blocks)
-    return Planned(whole, checkpoint, description, method, inside, counts, pruning)
+    return Planned(plan, checkpoint, description, method, inside, counts, pruning)
 
 
 def _describe(checkpoint: Checkpoint, recipe: Recipe) -> Description:
@@ -221,20 +208,20 @@ def _describe(checkpoint: Checkpoint, recipe: Recipe) -> Description:
     return made
 
 
-def _context(recipe: Recipe, draft: Plan, chunk: int, most: int) -> int:
-    needed = draft.prompt_tokens + 1
+def _context(recipe: Recipe, prompt: int, chunk: int, most: int, whole: bool) -> int:
+    needed = prompt + 1
     if recipe.speculate:
         needed += QUESTION_TOKENS + recipe.speculate
-    wanted = recipe.context or min(draft.prompt_tokens + ROOM_TOKENS, most)
+    wanted = recipe.context or min(prompt + ROOM_TOKENS, most)
     if wanted > most:
         raise PlanError(f"context {wanted} is more than the model's {most} positions")
     if wanted <= needed:
         more = ", and a checked answer some more" if recipe.speculate else ""
         raise PlanError(
             f"context {wanted} is too short: one image and the chat format take"
-            f" {draft.prompt_tokens} tokens{more}; give more --context or fewer --tokens"
+            f" {prompt} tokens{more}; give more --context or fewer --tokens"
         )
-    if draft.host.kv.gone:  # one chunk holds the prompt; later turns go row by row
+    if whole:  # one chunk holds the prompt; later turns go row by row
         return min(max(wanted, chunk), most)
     rounded = -(-wanted // chunk) * chunk
     if rounded > most:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
@@ -164,14 +165,14 @@ def figures(made: Measured) -> Profile:
     )
 
 
-def calls(plan: Plan, answers: Sequence[Answered]) -> dict[Key, int]:
+def calls(plan: Plan[Any], answers: Sequence[Answered]) -> dict[Key, int]:
     """How often one answer runs each function, in the order of the bundle."""
     counts = Counter((m.block, m.function) for m in answers[0].marks if m.kind == "run")
     return {(b.name, f.name): counts[b.name, f.name] for b in plan.blocks for f in b.functions}
 
 
 def timeline(
-    plan: Plan,
+    plan: Plan[Any],
     start: float,
     end: float,
     marks: Sequence[Mark],
@@ -232,14 +233,14 @@ def _stages(answers: Sequence[Answered]) -> dict[str, Stat]:
     return {part: _known([split[part] for split in splits]) for part in PARTS}
 
 
-def _token_ms(plan: Plan, answer: Answered) -> list[float]:
+def _token_ms(plan: Plan[Any], answer: Answered) -> list[float]:
     """From the end of the head to its next end: a token of which all is counted."""
     last = plan.stage("head")[-1].name
     ends = [m.end for m in answer.marks if (m.kind, m.block) == ("step", last)]
     return [(b - a) * 1e3 for a, b in pairwise(ends)]
 
 
-def _blocks(plan: Plan, made: Measured) -> tuple[BlockProfile, ...]:
+def _blocks(plan: Plan[Any], made: Measured) -> tuple[BlockProfile, ...]:
     marks = [mark for answer in made.answers for mark in answer.marks]
     loads = [mark for answer in made.warm_ups for mark in answer.marks] + marks
     for opening in made.openings:
@@ -290,7 +291,7 @@ def _per_answer(answers: Sequence[Answered], key: Key) -> list[float]:
     ]
 
 
-def _card(plan: Plan, speed: float | None) -> Card:
+def _card(plan: Plan[Any], speed: float | None) -> Card:
     kv, read = plan.host.kv, token_bytes(plan)
     return Card(
         weights_bytes=plan.weights_bytes,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -193,7 +194,7 @@ def _sustained(
     return tuple(found)
 
 
-def _reopen(plan: Plan, recorder: Recorder) -> Opened:
+def _reopen(plan: Plan[Any], recorder: Recorder) -> Opened:
     """Close every function, then load each and run it once: all is there again."""
     engine, keys = recorder.engine, [(b.name, f.name) for b in plan.blocks for f in b.functions]
     recorder.clear()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import PlanError
@@ -109,7 +110,7 @@ def measure(recipe: Recipe, progress: Callable[[str], None]) -> Sensitivity:
     return Sensitivity(tuple(costs), stage_bytes, stage_db)
 
 
-def _costs(plan: Plan, verification: Verification, scheme: str) -> list[Cost]:
+def _costs(plan: Plan[Any], verification: Verification, scheme: str) -> list[Cost]:
     found = []
     for block in plan.blocks:
         if block.stage in STAGES:

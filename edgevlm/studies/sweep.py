@@ -138,7 +138,7 @@ def sweep(
     checkpoint = find(request.model)
     whole = Recipe(model=request.model, frames=request.frames, methods=(REFERENCE,))
     planned = make_plan(whole, checkpoint)
-    weights, most = _contents(checkpoint.folder), planned.plan.visual_tokens
+    weights, most = _contents(checkpoint.folder), planned.plan.host.visual_tokens
     graphs: Graphs = {}  # encoder, decoder and head are the same for all methods
     first = Row(REFERENCE, most, _evaluate(request, whole, weights, graphs, progress))
     rows = [first]

@@ -118,14 +118,15 @@ class DecoderLoop:
                 f"the prompt has {count} tokens, this bundle takes {most} in its one call; export"
                 " with a larger --chunk"
             )
-        if len(piece.visual) != self.plan.visual_tokens:
+        if len(piece.visual) != self.plan.host.visual_tokens:
             raise InputError(
                 f"the prompt has {len(piece.visual)} visual tokens, this bundle takes one image or"
-                f" clip of {self.plan.visual_tokens}"
+                f" clip of {self.plan.host.visual_tokens}"
             )
         arrays = self.arrays.steps["prefill"]
         for name, given in prompt_state(self.plan, piece).items():
-            arrays[name][:] = given
+            if name in arrays:  # some graphs read no index
+                arrays[name][:] = given
         self.blocks.expect("prefill", 1)
         for block in self.plan.stage("decoder"):
             self.blocks.run(block.name, "prefill")
@@ -155,9 +156,9 @@ class DecoderLoop:
         arrays["hidden"][0, :count] = rows
         cos, sin = rotary_tables(self.plan, positions)
         arrays["cos"][0, :count], arrays["sin"][0, :count] = cos, sin
-        arrays["position"][0] = self.length
-        if "pruned" in arrays:
-            arrays["pruned"][0] = self.pruned
+        for key, number in (("position", self.length), ("pruned", self.pruned)):
+            if key in arrays:
+                arrays[key][0] = number
         if "mask" in arrays:
             size = arrays["mask"].shape
             arrays["mask"][:] = causal_mask(self.length, size[2], size[3])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgevlm.bundle.plan import Plan
+from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ LONGEST = 3  # words that must stand there again
 Draft = Callable[["TextLoop", Sequence[int], int], list[int]]
 
 
-def parse(text: str, plan: Plan) -> Draft:
+def parse(text: str, plan: VlmPlan) -> Draft:
     """`lookup` or `skip=N` as a draft for a bundle.
 
     Raises:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.host import Embedding, LayoutItem
+from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.bundle.packed import PACKINGS, unpack
-from edgevlm.bundle.plan import Embedding, LayoutItem, Plan
 from edgevlm.errors import BundleError
 
 Floats = NDArray[np.float32]
@@ -108,7 +109,7 @@ class PackedTable:
         self.shape = (embedding.rows, embedding.columns)
         self._packing = PACKINGS[embedding.dtype]
         numbers, scales = embedding.row_bytes
-        _, start = embedding.row_offsets(0)
+        _, start = embedding.row_offset(0)
         self._numbers = Rows(path, np.uint8, (embedding.rows, numbers))
         self._scales = Rows(path, np.float32, (embedding.rows, scales // 4), start)
 
@@ -130,7 +131,7 @@ def load_table(bundle: Bundle) -> Table:
 
 
 def assemble(
-    plan: Plan,
+    plan: VlmPlan,
     parts: Sequence[LayoutItem],
     table: Table,
     tokenizer: Tokenizer,
@@ -184,7 +185,7 @@ def assemble(
                 put_ids(part.ids)
             elif part.kind == "image":
                 for picture in visuals:
-                    walk(plan.layout.image, picture)
+                    walk(plan.host.layout.image, picture)
             elif part.kind == "visual" and visual is not None:
                 here = (visual.positions >= part.start) & (visual.positions < part.stop)
                 offsets = visual.positions[here] - part.start if original else None
@@ -220,7 +221,7 @@ def _text(part: LayoutItem, question: str, visual: Visual | None) -> str:
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-def rotary_tables(plan: Plan, positions: Integers) -> tuple[Floats, Floats]:
+def rotary_tables(plan: VlmPlan, positions: Integers) -> tuple[Floats, Floats]:
     """cos and sin [n, D] of rotary positions, both halves equal, in float32 as the model does."""
     frequencies = np.asarray(plan.host.rope.inverse_frequencies, np.float32)
     angles = positions.astype(np.float32)[:, None] * frequencies[None]
@@ -229,7 +230,7 @@ def rotary_tables(plan: Plan, positions: Integers) -> tuple[Floats, Floats]:
     return np.cos(angles) * scaling, np.sin(angles) * scaling
 
 
-def prompt_state(plan: Plan, piece: PromptRows) -> dict[str, NDArray[Any]]:
+def prompt_state(plan: VlmPlan, piece: PromptRows) -> dict[str, NDArray[Any]]:
     """What `prefill` takes of a prompt in one call, filled up with zeros."""
     count, chunk = len(piece.rows), plan.host.chunk
     cos, sin = rotary_tables(plan, piece.positions)

@@ -153,7 +153,7 @@ class TextLoop(DecoderLoop):
         started = time.perf_counter()
         self.vision_ms = self.reduce_ms = 0.0
         seen = visuals()
-        layout = self.plan.layout
+        layout = self.plan.host.layout
         parts = layout.turn if self.length else layout.prompt if seen else layout.text
         if self.length and seen:
             raise InputError("pictures belong to the first turn; start a new conversation")

@@ -46,9 +46,9 @@ class Step:
 class Engine(engine.Engine):
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns.
 
-    A state of a program is the array bound as `past_*`. `largest` has, for each function and each
-    kind of operation, the largest finite or infinite number that was rounded to float16: what is
-    near 65,504 may overflow with another picture.
+    A state of a program is the array bound as a cache's input. `largest` has, for each function and
+    each kind of operation, the largest finite or infinite number that was rounded to float16: what
+    is near 65,504 may overflow with another picture.
     """
 
     name, targets, rank = "coreml-reference", ("coreml",), 0
@@ -114,7 +114,8 @@ class Engine(engine.Engine):
         made, arrays = self._functions[key], self.arrays[key]
         values: dict[str, Any] = dict(self._constants[key])
         values |= {v.name: _as(np.array(arrays[v.name]), v.dtype) for v in made.inputs}
-        states = {v.name: arrays[f"past_{v.name}"] for v in made.states}
+        cached = self.bundle.plan.block(block).function(function).caches
+        states = {cache.name: arrays[cache.input] for cache in cached}
         for step in self._steps[key]:
             given = {
                 name: _resolve(parts, values, name in LISTS)
@@ -214,13 +215,9 @@ def _as(array: Any, dtype: str) -> Array:
 def _check_signature(found: program.Function, function: Any, block: str) -> None:
     """Refuse a program whose inputs, states and outputs are not the manifest's."""
     types = {"f32": "fp32", "i32": "int32"}
-    wanted = {
-        t.name: (types[t.dtype], t.shape) for t in function.inputs if not t.name.startswith("past_")
-    }
-    states = (
-        {t.name.removeprefix("past_"): t.shape for t in function.inputs} if found.states else {}
-    )
-    outputs = {t.name for t in function.outputs if not t.name.startswith("present_")}
+    wanted = {t.name: (types[t.dtype], t.shape) for t in function.fed}
+    states = {cache.name: tensor.shape for cache, tensor in function.cached()}
+    outputs = {tensor.name for tensor in function.results}
     good = (
         {v.name: (v.dtype, v.shape) for v in found.inputs} == wanted
         and all(states.get(v.name) == v.shape for v in found.states)

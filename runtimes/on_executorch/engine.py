@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.plan import Function
+from edgevlm.bundle.functions import Function
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.libraries import first_line, needs, silent
 from edgevlm.runtimes import engine
@@ -160,8 +160,8 @@ class Engine(engine.Engine):
         except Exception as cause:
             line = first_line(cause)
             raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
-        outputs = self.bundle.plan.block(block).function(function).outputs
-        own = [t.name for t in outputs if not t.name.startswith("present_")]
+        results = self.bundle.plan.block(block).function(function).results
+        own = [tensor.name for tensor in results]
         # Caches that were written come first; they are the host's arrays already.
         for name, tensor in zip(own, made[-len(own) :], strict=True):
             arrays[name][:] = tensor.numpy()
@@ -186,9 +186,8 @@ def _check_signature(meta: Any, function: Function, block: str) -> None:
             *(meta.output_tensor_meta(i) for i in range(meta.num_outputs())),
         )
     ]
-    present = [t for t in function.outputs if t.name.startswith("present_")]
-    own = [t for t in function.outputs if not t.name.startswith("present_")]
-    wanted = [(t.shape, DTYPES[t.dtype]) for t in (*function.inputs, *present, *own)]
+    caches = [tensor for _, tensor in function.cached()]
+    wanted = [(t.shape, DTYPES[t.dtype]) for t in (*function.inputs, *caches, *function.results)]
     if got != wanted:
         raise RuntimeLoadError(
             f"{block}.{function.name}: inputs and outputs of the program are not the manifest's"

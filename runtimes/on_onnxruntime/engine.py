@@ -27,7 +27,7 @@ from typing import Any
 
 from edgevlm.bundle.cache import making_ms
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.plan import Block, Function
+from edgevlm.bundle.functions import Block, Function
 from edgevlm.errors import BundleError, RuntimeLoadError
 from edgevlm.libraries import first_line, needs, processor_lines, require
 from edgevlm.runtimes import engine

@@ -19,7 +19,7 @@ from typing import Any
 
 from edgevlm.bundle.cache import made_once
 from edgevlm.bundle.files import Bundle, sha256
-from edgevlm.bundle.plan import Block
+from edgevlm.bundle.functions import Block
 from edgevlm.libraries import processor_lines
 
 # Smaller weights stay inside the graph.

@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from edgevlm.bundle.cache import cache_folder, keep
 from edgevlm.bundle.documents import dumps, read, to_document
 from edgevlm.bundle.files import Bundle, sha256
-from edgevlm.bundle.manifest import MANIFEST
-from edgevlm.bundle.plan import Plan
+from edgevlm.bundle.plan import MANIFEST, Plan
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.runtimes.engine import Engine, Key, find_engine
 from edgevlm.runtimes.loading import bind_arrays
@@ -36,7 +36,7 @@ from edgevlm.runtimes.residency.memory import (
 )
 from edgevlm.runtimes.residency.schedule import PASSES, Schedule, replay
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
-from edgevlm.runtimes.residency.timings import FunctionTiming, Timings, passes
+from edgevlm.runtimes.residency.timings import FunctionTiming, Timings
 from edgevlm.version import VERSION
 
 FORMAT = 2  # of the kept document
@@ -83,11 +83,11 @@ def measure_timings(bundle: Path, engine: str, threads: int) -> Timings:
     return read(Timings, json.loads(done.stdout.splitlines()[-1]), "timings")
 
 
-def measure_functions(plan: Plan, engine: Engine) -> Timings:
+def measure_functions(plan: Plan[Any], engine: Engine) -> Timings:
     """Measure every function in every load mode; the engine's arrays are bound."""
     groups = [
         (mode, [key for key in keys if mode in engine.load_modes(key[0])])
-        for keys in passes(plan).values()
+        for keys in plan.passes.values()
         for mode in dict.fromkeys(m for key in keys for m in engine.load_modes(key[0]))
     ]
     for mode, keys in groups:
@@ -151,10 +151,10 @@ def _timed(action: Callable[..., object], *given: object) -> float:
     return time.perf_counter() - started
 
 
-def _overlap_speeds(plan: Plan, engine: Engine, timings: Timings) -> dict[str, float]:
+def _overlap_speeds(plan: Plan[Any], engine: Engine, timings: Timings) -> dict[str, float]:
     """How fast loads and runs are beside each other, from passes with room for two functions."""
     found = {}
-    for name, keys in passes(plan).items():
+    for name, keys in plan.passes.items():
         units = timings.units(keys)
         if len(units) < 3:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from edgevlm.bundle.plan import Plan
 from edgevlm.runtimes.engine import Engine
@@ -14,7 +15,7 @@ class ResidentBlocks:
 
     keeps_all = True
 
-    def __init__(self, plan: Plan, engine: Engine) -> None:
+    def __init__(self, plan: Plan[Any], engine: Engine) -> None:
         self.plan, self.engine, self.loads = plan, engine, 0
         self.bind, self.run = engine.bind, engine.run
 

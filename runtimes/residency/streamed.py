@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from edgevlm.bundle.plan import Plan
 from edgevlm.runtimes.arrays import Array
@@ -21,7 +22,7 @@ from edgevlm.runtimes.engine import Engine, Key
 from edgevlm.runtimes.residency.cursor import Cursor, LoadTask
 from edgevlm.runtimes.residency.memory import resident_bytes, return_freed
 from edgevlm.runtimes.residency.schedule import Schedule
-from edgevlm.runtimes.residency.timings import Timings, minimum_budget, passes, schedules
+from edgevlm.runtimes.residency.timings import Timings, minimum_budget, schedules
 
 # For what is not counted: text, Python's own objects, pages of the tokenizer and of libraries.
 RESERVE_BYTES = 12 * 10**6
@@ -42,7 +43,7 @@ class StreamedBlocks:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Plan[Any],
         engine: Engine,
         timings: Timings,
         budget_bytes: int,
@@ -51,7 +52,7 @@ class StreamedBlocks:
         """`orders` are the passes that run; all of the plan's if None."""
         self.plan, self.engine, self.timings = plan, engine, timings
         self.budget_bytes, self.fixed_bytes, self.loads = budget_bytes, 0, 0
-        self.orders = passes(plan) if orders is None else orders
+        self.orders = plan.passes if orders is None else orders
         self._cursor = Cursor(self.orders)
         self._change = threading.Condition()
         self._loading = self._running = self._closed = False

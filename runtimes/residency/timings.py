@@ -6,28 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from edgevlm.bundle.plan import Plan
 from edgevlm.errors import PlanError
 from edgevlm.runtimes.engine import Key
 from edgevlm.runtimes.residency.schedule import Schedule, Unit, minimum_bytes, schedule
 
 MARGIN = 1.01  # of measured bytes: what the system keeps for each mapping is seen in the sum
-
-
-def passes(plan: Plan) -> dict[str, tuple[Key, ...]]:
-    """The orders in which a loop runs a bundle's functions, again and again."""
-    head = [(block.name, "logits") for block in plan.stage("head")]
-    decoder = [block.name for block in plan.stage("decoder")]
-    found = {
-        "encode": tuple((block.name, "encode") for block in plan.stage("vision")),
-        "reduce": tuple((block.name, "reduce") for block in plan.stage("reduce")),
-        "prefill": tuple((name, "prefill") for name in decoder),
-        "decode": (*head, *((name, "decode") for name in decoder)),
-    }
-    if plan.host.check:
-        heads = (block.name for block in plan.stage("head"))
-        found["check"] = tuple((name, "check") for name in (*decoder, *heads))
-    return found
 
 
 @dataclass(frozen=True)

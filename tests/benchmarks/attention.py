@@ -21,8 +21,8 @@ import torch
 from _measure import finish, machine, report, rounds, row
 from torch import Tensor, nn
 
-from edgevlm.bundle.plan import Block, Function
-from edgevlm.bundle.plan import Tensor as Spec
+from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.functions import Tensor as Spec
 from edgevlm.exporters.contract import TargetOptions
 from edgevlm.exporters.to_onnx import attention
 from edgevlm.exporters.to_onnx.target import lower, write

@@ -29,8 +29,9 @@ from memory import bound
 from torch import Tensor, nn
 
 from edgevlm.bundle.files import Bundle, sha256
-from edgevlm.bundle.plan import Block, FileEntry, Function
-from edgevlm.bundle.plan import Tensor as Spec
+from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.functions import Tensor as Spec
+from edgevlm.bundle.plan import FileEntry
 from edgevlm.exporters.contract import TargetOptions
 from edgevlm.exporters.to_onnx import target as to_onnx
 from edgevlm.graphs.ops import attention

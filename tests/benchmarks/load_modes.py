@@ -17,7 +17,6 @@ import numpy as np
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.runtimes.residency.measure import measure_timings
-from edgevlm.runtimes.residency.timings import passes
 
 COLUMNS = ("bytes", "load_ms", "first_ms", "run_ms", "evict_ms")
 
@@ -30,7 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
-    orders = passes(Bundle.open(asked.bundle).plan)
+    orders = Bundle.open(asked.bundle).plan.passes
     found: dict[tuple[str, str], list[list[float]]] = {}
     for round_ in range(asked.rounds):
         print(f"round {round_ + 1}", file=sys.stderr)

@@ -38,7 +38,7 @@ from edgevlm.runtimes.residency.measure import measure_timings
 from edgevlm.runtimes.residency.memory import footprint_bytes, forget_peak, peak_rss_bytes
 from edgevlm.runtimes.residency.schedule import Unit
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
-from edgevlm.runtimes.residency.timings import passes, schedules
+from edgevlm.runtimes.residency.timings import schedules
 
 PASSES = {"encode": 4, "prefill": 5, "decode": 12}
 PHOTO = Path(__file__).parents[2] / "edgevlm" / "photos" / "flower.jpg"
@@ -72,7 +72,7 @@ def main() -> None:
             print(f"round {round_ + 1}: {text}", file=sys.stderr)
             made = apart(asked, size)
             if "fixed" in made:
-                planned = schedules(timings, passes(plan), made["fixed"], size)
+                planned = schedules(timings, plan.passes, made["fixed"], size)
                 made["predicted"] = {name: s.pass_ms for name, s in planned.items()}
                 made["bound"] = {name: bound(s.units) for name, s in planned.items()}
             found.setdefault(text, []).append(made)
@@ -134,7 +134,7 @@ def measure(bundle: Path, threads: int, size: int, cold: bool) -> dict[str, Any]
             if cold:
                 drop(bundle)
             at.append(time.perf_counter())
-            for key in passes(loop.plan)[name]:
+            for key in loop.plan.passes[name]:
                 loop.blocks.run(*key)
             at[-1] = time.perf_counter() - at[-1]
         made[name] = at[1:]

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from _measure import bundle, machine, open_loop, parser, rounds, say
 
-from edgevlm.bundle.plan import Block, Function, Tensor
+from edgevlm.bundle.functions import Block, Function, Tensor
 from edgevlm.errors import PlanError
 from edgevlm.exporters.contract import TargetOptions, find_target
 from edgevlm.graphs.blocks import ReduceBlock

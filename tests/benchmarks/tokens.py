@@ -47,7 +47,9 @@ def main() -> None:
     for tokens in (None, *GOALS):
         recipe = Recipe(model=options.model, tiles=TILES, tokens=tokens)
         found = bundle(recipe, options.work)
-        loops[found.plan.visual_tokens] = open_loop(found, options.threads, without=("vision",))
+        loops[found.plan.host.visual_tokens] = open_loop(
+            found, options.threads, without=("vision",)
+        )
     say("reduce")
     full, *fewer = sorted(loops, reverse=True)
     reduce = {("divprune", k): _reduce_of(loops[k]) for k in fewer}

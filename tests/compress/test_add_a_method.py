@@ -37,5 +37,5 @@ def test_the_example_is_found_exported_and_verified(longest, preset, tmp_path):
     assert longest in METHODS.names()
     recipe = Recipe(model=str(preset("tiny-smolvlm")), tokens=12, methods=(longest,))
     done = export(recipe, tmp_path / "longest.edgevlm")
-    assert done.bundle.plan.visual_tokens == 12
+    assert done.bundle.plan.host.visual_tokens == 12
     assert done.verification.ok

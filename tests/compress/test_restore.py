@@ -121,7 +121,7 @@ def test_a_bundle_agrees_with_the_models_own_attention(
     pytest.importorskip("onnxscript")
     recipe = Recipe(model=str(preset(family)), tokens=12, methods=(f"divprune:{options}",))
     done = export(recipe, tmp_path / "tiny.edgevlm")
-    assert done.bundle.plan.calibrated
+    assert done.bundle.plan.host.calibrated
     assert done.verification.ok
     assert done.verification.logits_rel_error <= 1e-3
     assert done.verification.tokens_equal == 1.0

@@ -253,7 +253,7 @@ def test_a_model_answers_as_without_any_cache(reference, flower):
     reply = reference.ask("What is this?", further=False)
     plan = reference._plan
     piece = assemble(
-        plan, plan.layout.prompt, reference._table, reference._tokenizer, "What is this?",
+        plan, plan.host.layout.prompt, reference._table, reference._tokenizer, "What is this?",
         [reference._visual], 0,
     )  # fmt: skip
     rows = torch.from_numpy(piece.rows)[None]

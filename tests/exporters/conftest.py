@@ -12,7 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgevlm.bundle.plan import Block, Function, Requires, Tensor  # noqa: E402
+from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
+from edgevlm.bundle.plan import Requires  # noqa: E402
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.exporters.contract import TargetOptions, find_target  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.export import Dim  # noqa: E402
 
-from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
+from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
 from edgevlm.errors import TraceError  # noqa: E402
 from edgevlm.graphs.trace import BANNED, check, example, signature, trace, weights  # noqa: E402
 

@@ -77,7 +77,7 @@ class Prompt:
         """Token ids, with `token` in each visual slot: a table whose row i holds the number i."""
         table = np.arange(self.plan.host.embedding.rows, dtype=np.float32)[:, None]
         table[self.plan.host.vocabulary :] = token
-        visual = np.full((self.plan.visual_tokens, 1), token, np.float32)
+        visual = np.full((self.plan.host.visual_tokens, 1), token, np.float32)
         rows = self._assemble(table, question, [visual] * images, times, duration, turn).rows
         return rows[:, 0].astype(int).tolist()
 
@@ -109,7 +109,7 @@ class Prompt:
     def _assemble(self, table, question, visuals, times, duration, turn) -> Any:
         from edgevlm.runtimes.loops.sequence import Visual, assemble
 
-        layout = self.plan.layout
+        layout = self.plan.host.layout
         seen = [
             Visual(v, np.arange(len(v), dtype=np.int32), tuple(times), duration) for v in visuals
         ]

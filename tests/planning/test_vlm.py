@@ -41,7 +41,7 @@ def test_bytes_are_the_models_with_a_tied_table_once(planned):
     made = planned()
     model = made.checkpoint.load_model()
     assert model.lm_head.weight is model.model.text_model.embed_tokens.weight
-    assert made.plan.host.embedding.tied
+    assert {b.shares for b in made.plan.stage("head")} == {"embedding"}
     assert made.plan.weights_bytes == bytes_of(model.parameters())
 
 
@@ -142,7 +142,7 @@ def test_the_chunk_divides_the_context_and_the_prompt_fits(planned, options):
     made = planned(**options)
     host = made.plan.host
     assert host.kv.tokens % host.chunk == 0
-    assert host.kv.tokens > made.plan.prompt_tokens
+    assert host.kv.tokens > made.plan.host.prompt_tokens
     assert host.kv.tokens >= options.get("context", 0)
     if "chunk" in options:
         assert host.chunk == options["chunk"]
@@ -156,8 +156,8 @@ def test_the_context_stays_within_the_models_positions(planned):
 
 def test_visual_tokens_and_sequence_follow_the_budget(planned):
     whole, half = planned(), planned(tokens=32)
-    assert (whole.plan.visual_tokens, half.plan.visual_tokens) == (64, 32)
-    assert whole.plan.prompt_tokens - half.plan.prompt_tokens == 32
+    assert (whole.plan.host.visual_tokens, half.plan.host.visual_tokens) == (64, 32)
+    assert whole.plan.host.prompt_tokens - half.plan.host.prompt_tokens == 32
     assert whole.plan.sites[0].method == "identity"
     assert half.plan.sites[0].method == "divprune"
     assert half.plan.stage("reduce")[0].function("reduce").outputs[0].shape == (1, 32, 64)
@@ -167,10 +167,10 @@ def test_newline_rows_follow_the_vocabulary(planned, llava):
     made = planned(llava, tiles=(2, 2))
     host = made.plan.host
     assert host.embedding.rows == host.vocabulary + 1
-    rows = [i for p in made.plan.layout.image if p.kind == "ids" for i in p.ids]
+    rows = [i for p in made.plan.host.layout.image if p.kind == "ids" for i in p.ids]
     assert rows == [host.vocabulary] * 28
     reduced = planned(llava, tiles=(2, 2), tokens=100)
-    rows = [i for p in reduced.plan.layout.image if p.kind == "ids" for i in p.ids]
+    rows = [i for p in reduced.plan.host.layout.image if p.kind == "ids" for i in p.ids]
     assert rows == [host.vocabulary]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgevlm.bundle.documents import dumps
 from edgevlm.bundle.files import MEASURED
-from edgevlm.bundle.manifest import MANIFEST
+from edgevlm.bundle.plan import MANIFEST
 from edgevlm.bundle.writing import write_text
 from edgevlm.cli.shared import options as o
 from edgevlm.errors import RecipeError

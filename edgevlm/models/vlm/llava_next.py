@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm.bundle.plan import ImageSpec, LayoutItem
+from edgevlm.bundle.host import ImageSpec, LayoutItem
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import ClassPatchEmbedding, DecoderLayer, EncoderLayer, FinalNorm
 from edgevlm.graphs.selection import VisualShape

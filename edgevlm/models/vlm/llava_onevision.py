@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from edgevlm.bundle.plan import ImageSpec, LayoutItem
+from edgevlm.bundle.host import ImageSpec, LayoutItem
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import DecoderLayer, EncoderLayer, FinalNorm, PatchEmbedding
 from edgevlm.graphs.selection import VisualShape

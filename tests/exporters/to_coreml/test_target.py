@@ -21,7 +21,7 @@ from coremltools.converters.mil.mil.passes.defs.quantization import (  # noqa: E
 )
 from torch import nn  # noqa: E402
 
-from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
+from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
 from edgevlm.exporters.contract import TargetOptions  # noqa: E402
 from edgevlm.exporters.to_coreml import target as to_coreml  # noqa: E402
 from edgevlm.exporters.to_coreml.operators import overflows_float16, translations  # noqa: E402

@@ -22,7 +22,7 @@ pytest.importorskip("onnxscript")
 from torch import nn  # noqa: E402
 
 from edgevlm import pipeline  # noqa: E402
-from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
+from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
 from edgevlm.errors import BundleError, ExportError, RecipeError, RuntimeLoadError  # noqa: E402
 from edgevlm.exporters.contract import TargetOptions  # noqa: E402
 from edgevlm.exporters.to_executorch import target as to_executorch  # noqa: E402

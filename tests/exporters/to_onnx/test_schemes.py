@@ -15,8 +15,8 @@ pytest.importorskip("onnxscript")
 
 from torch import nn  # noqa: E402
 
+from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
 from edgevlm.bundle.packed import PACKINGS, Packing, pack, unpack  # noqa: E402
-from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
 from edgevlm.errors import RecipeError  # noqa: E402
 from edgevlm.exporters.contract import TargetOptions  # noqa: E402
 from edgevlm.exporters.to_onnx.linear import FORMATS  # noqa: E402
@@ -130,7 +130,7 @@ def test_each_head_block_reads_its_rows_of_the_table(tiny_model, tmp_path):
         places = [{e.key: e.value for e in t.external_data} for t in outside]
         assert {place["location"] for place in places} == {"table.bin"}
         offsets = sorted(int(place["offset"]) for place in places)
-        assert tuple(offsets) == embedding.row_offsets(block.span[0])
+        assert tuple(offsets) == embedding.row_offset(block.span[0])
         seen.append(sum(int(place["length"]) for place in places))
         assert all(
             int(place["length"]) == math.prod(t.dims) * (4 if "scales" in t.name else 1)

@@ -281,7 +281,7 @@ def test_weights_in_the_files_are_the_models(tied, tiny_model):
 def test_a_tied_head_is_a_range_of_the_table(tied):
     embedding = tied.plan.host.embedding
     blocks = tied.plan.stage("head")
-    assert embedding.tied
+    assert all(block.shares == "embedding" for block in blocks)
     assert len(blocks) == 2
     assert embedding.file == "blocks/head/table.bin"
     for block, function, model in functions(tied, "head"):
@@ -295,7 +295,7 @@ def test_a_tied_head_is_a_range_of_the_table(tied):
 
 
 def test_an_untied_head_has_its_own_file_for_each_block(untied, untied_checkpoint):
-    assert not untied.plan.host.embedding.tied
+    assert not any(block.shares for block in untied.plan.blocks)
     assert untied.plan.host.embedding.file == "blocks/embed/table.bin"
     matrix = load_file(untied_checkpoint / "model.safetensors")["lm_head.weight"].numpy()
     found = []

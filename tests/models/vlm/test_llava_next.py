@@ -76,8 +76,10 @@ def test_features_with_newlines_equal_the_models_packing(tiny, prompt, tiles):
         vision_feature_select_strategy="default",
         image_newline=core.image_newline,
     )
-    first = made.plan.layout.prompt.index(next(p for p in made.plan.layout.prompt if not p.ids))
-    before = len(made.plan.layout.prompt[first - 1].ids)
+    first = made.plan.host.layout.prompt.index(
+        next(p for p in made.plan.host.layout.prompt if not p.ids)
+    )
+    before = len(made.plan.host.layout.prompt[first - 1].ids)
     rows = prompt(made).rows(QUESTION, [made.features(pixels.numpy())])
     ours = rows[0, before : before + len(packed)]
     assert difference(ours, packed)[0] <= LIMIT
@@ -87,7 +89,7 @@ def test_features_with_newlines_equal_the_models_packing(tiny, prompt, tiles):
 def test_one_newline_at_the_end_remains_of_a_reduced_image(tiny, tiles):
     made = tiny(NAME, tiles=tiles, tokens=24)
     newline = made.plan.host.vocabulary
-    visual, end = made.plan.layout.image
+    visual, end = made.plan.host.layout.image
     assert (visual.kind, visual.start) == ("visual", 0)
     assert visual.stop == made.planned.description.shape.tokens
     assert end.ids == (newline,)
@@ -190,7 +192,7 @@ def test_full_keeps_the_class_token_as_a_grid_of_its_own(tiny, changed):
     assert made.planned.description.shape.grids == ((1, 1), (14, 14))
     pixels = torch.randn(1, 3, 56, 56).numpy()
     ours = made.features(pixels)
-    assert ours.shape[1] == made.plan.visual_tokens == 197
+    assert ours.shape[1] == made.plan.host.visual_tokens == 197
     assert difference(ours, made.reference_features(pixels))[0] <= LIMIT
 
 
@@ -258,4 +260,4 @@ def test_bytes_are_the_models_without_the_layers_that_are_not_used(preset):
     unused = [*tower.encoder.layers[2].parameters(), *tower.post_layernorm.parameters()]
     total = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in unused)
     assert made.plan.weights_bytes == 4 * total
-    assert not made.plan.host.embedding.tied
+    assert not any(block.shares for block in made.plan.blocks)

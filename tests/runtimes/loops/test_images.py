@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgevlm.bundle.plan import ImageSpec
+from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import InputError
 from edgevlm.runtimes.loops import images
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from edgevlm.errors import BundleError, EdgeVLMError, PlanError
-from edgevlm.runtimes.residency.timings import passes
 
 ASK = """
 import json, sys
@@ -90,7 +89,7 @@ def test_a_process_keeps_to_its_budget(target, scheme, picture, tmp_path):
     whole = ask(path, picture, "all", tmp_path)
     roomy = ask(path, picture, 10**9, tmp_path)
     assert roomy["ids"] == whole["ids"]
-    assert roomy["loads"] == sum(map(len, passes(_plan(path)).values()))  # each once
+    assert roomy["loads"] == sum(map(len, _plan(path).passes.values()))  # each once
     between = (roomy["least"] + roomy["peak"]) // 2
     for memory in (roomy["least"] + 10**6, max(between, roomy["least"] + 3 * 10**6)):
         found = ask(path, picture, memory, tmp_path)
@@ -132,7 +131,7 @@ def loop(bundle_copy, tmp_path, monkeypatch):
 
 
 def run_once(loop):
-    for name, keys in passes(loop.plan).items():
+    for name, keys in loop.plan.passes.items():
         loop.blocks.expect(name, 1)
         for key in keys:
             loop.blocks.run(*key)

@@ -12,7 +12,7 @@ from edgevlm.errors import BundleError, PlanError
 from edgevlm.runtimes import on_null
 from edgevlm.runtimes.residency import measure as measuring
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
-from edgevlm.runtimes.residency.timings import FunctionTiming, Timings, passes
+from edgevlm.runtimes.residency.timings import FunctionTiming, Timings
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def plan(tiny_model):
 
 
 def keys_of(plan):
-    return [key for keys in passes(plan).values() for key in keys]
+    return [key for keys in plan.passes.values() for key in keys]
 
 
 def timings_of(plan, sizes=None, load=1.0, run=1.0):
@@ -78,7 +78,7 @@ def test_no_order_of_passes_breaks_the_budget(plan, data, order):
             blocks.run(*expected[-1]) if expected else None  # it evicts at the next block
             engine.runs, engine.most_bytes = engine.runs[: len(expected)], engine.bytes
         run_pass(blocks, name, times)
-        expected += list(passes(plan)[name]) * times
+        expected += list(plan.passes[name]) * times
         assert engine.most_bytes <= room
     assert engine.runs == expected
     blocks.close()
@@ -112,17 +112,17 @@ def test_a_pass_takes_the_time_that_was_predicted(plan):
     run_pass(blocks, "prefill")
     started = time.perf_counter()
     for _ in range(4):
-        for key in passes(plan)["prefill"]:
+        for key in plan.passes["prefill"]:
             blocks.run(*key)
     took = (time.perf_counter() - started) * 1e3 / 4
     predicted = blocks.schedules["prefill"].pass_ms
-    assert predicted == pytest.approx(20 * len(passes(plan)["prefill"]))  # every load behind a run
+    assert predicted == pytest.approx(20 * len(plan.passes["prefill"]))  # every load behind a run
     assert took == pytest.approx(predicted, rel=0.15)
 
 
 def test_a_mode_is_measured_in_passes_that_keep_a_third_of_the_functions(plan):
     timings = timings_of(plan, load=40.0, run=4.0)
-    engine, keys = on_null.Engine(timings), passes(plan)["encode"]
+    engine, keys = on_null.Engine(timings), plan.passes["encode"]
     found = measuring._timings(engine, keys, "private")
     assert [(t.block, t.function) for t in found] == list(keys)
     for timing in found:
@@ -141,7 +141,7 @@ def test_no_pass_follows_and_nothing_is_loaded_for_one(plan):
     blocks = streamed(plan, timings, 20, on_null.Engine(timings, speed=0))
     run_pass(blocks, "encode", 2)
     blocks.close()
-    assert blocks.loads == 2 * len(passes(plan)["encode"])
+    assert blocks.loads == 2 * len(plan.passes["encode"])
 
 
 def test_what_a_load_raises_comes_out_of_the_run_and_the_next_one_tries_again(plan):
@@ -159,7 +159,7 @@ def test_what_a_load_raises_comes_out_of_the_run_and_the_next_one_tries_again(pl
     with pytest.raises(BundleError, match=r"^gone$"):
         run_pass(blocks, "prefill")
     run_pass(blocks, "prefill")
-    order = list(passes(plan)["prefill"])
+    order = list(plan.passes["prefill"])
     assert engine.runs[-len(order) :] == order
 
 
