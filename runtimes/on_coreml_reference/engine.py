@@ -26,7 +26,8 @@ from edgevlm.runtimes import engine
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.inspection import Inspection
 from edgevlm.runtimes.on_coreml_reference import ml_program as program
-from edgevlm.runtimes.on_coreml_reference.ml_operators import CASTS, LISTS, OPERATORS, STATES
+from edgevlm.runtimes.on_coreml_reference.ml_operators import LISTS, OPERATORS, STATES
+from edgevlm.runtimes.on_coreml_reference.ml_shapes import CASTS
 
 MISSING = needs("engine 'coreml-reference'", "coremltools", "coreml")
 # These give no number that was not there before; what hides rows in a mask is large on purpose.
