@@ -11,14 +11,13 @@ from PIL import Image
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import InputError, RuntimeLoadError
-from edgevlm.recipe import Recipe, parse_bytes
-from edgevlm.registry import ENGINES, engine_for
+from edgevlm.libraries import needs
+from edgevlm.recipe import Recipe
+from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops import drafts, images
 from edgevlm.runtimes.loops.sampling import Sampling
 from edgevlm.runtimes.loops.sequence import Visual
 from edgevlm.runtimes.loops.text import Answer, TextLoop
-from edgevlm.runtimes.residency.resident import ResidentBlocks
-from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 if TYPE_CHECKING:
     from edgevlm.parity.verification import Verification
@@ -74,7 +73,7 @@ def load(
 
     Args:
         path: The bundle.
-        engine: Name of an engine; None takes the first that runs the bundle's target.
+        engine: Name of an engine; None takes the one of the highest rank for the bundle's target.
         threads: Threads of the engine; None takes all cores.
         memory: Most bytes that this process may take, or a text such as `300MB`; blocks are loaded
             while others run. None keeps every block in memory.
@@ -87,34 +86,6 @@ def load(
     return Model(load_loop(path, engine, threads, memory))
 
 
-def load_loop(
-    path: str | Path,
-    engine: str | None = None,
-    threads: int | None = None,
-    memory: int | str | None = None,
-    progress: Callable[[str], None] = lambda _: None,
-) -> TextLoop:
-    """The text loop of `load`, for who shows pictures and asks about them in separate steps."""
-    bundle = Bundle.open(path)
-    target = bundle.plan.recipe.target
-    module = ENGINES.load(engine or engine_for(target))
-    if target not in module.TARGETS:
-        raise RuntimeLoadError(
-            f"engine '{module.NAME}' does not run target '{target}'; it runs: "
-            + ", ".join(module.TARGETS)
-        )
-    runs = module.Engine(bundle, threads)
-    if memory is None:
-        return TextLoop(bundle, ResidentBlocks(bundle.plan, runs))
-    if not runs.budgets:
-        raise RuntimeLoadError(f"engine '{module.NAME}' keeps to no budget; leave out --memory")
-    from edgevlm.runtimes.residency.measure import measured
-
-    budget = parse_bytes(memory) if isinstance(memory, str) else memory
-    costs = measured(bundle, module.NAME, runs.threads, progress)
-    return TextLoop(bundle, StreamedBlocks(bundle.plan, runs, costs, budget))
-
-
 def require_torch() -> None:
     """Say which extra is missing before a step that needs PyTorch.
 
@@ -125,9 +96,8 @@ def require_torch() -> None:
         import torch
         import transformers
     except ImportError as cause:
-        raise RuntimeLoadError(
-            f"this step needs PyTorch and transformers ({cause}); pip install 'edgevlm[onnx]'"
-        ) from cause
+        both = f"PyTorch and transformers ({cause})"
+        raise RuntimeLoadError(needs("this step", both, "onnx")) from cause
     del torch, transformers
 
 

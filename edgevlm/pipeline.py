@@ -17,6 +17,13 @@ from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.packed import PACKINGS, pack
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import ExportError
+from edgevlm.exporters.contract import (
+    TABLE_FILE,
+    SharedMatrix,
+    Target,
+    TargetOptions,
+    find_target,
+)
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.trace import signature, trace, weights
@@ -27,7 +34,8 @@ from edgevlm.planning.plan import make_plan
 from edgevlm.planning.vlm import Planned
 from edgevlm.quantization.calibrate import Calibration, calibrate
 from edgevlm.recipe import Recipe
-from edgevlm.registry import ENGINES, TARGETS, engine_for
+from edgevlm.registry import engine_for
+from edgevlm.runtimes.engine import find_engine
 from edgevlm.runtimes.residency.memory import peak_rss_bytes
 
 TABLE_ROWS = 4096  # of the embedding table at a time
@@ -73,7 +81,7 @@ def export(
     """
     started, out = time.perf_counter(), Path(out)
     check_free(out, force)
-    TARGETS.load(recipe.target)
+    find_target(recipe.target)
     runs = runs_here(recipe)  # better said now than after the export that there is no engine
     checkpoint = find(recipe.model, recipe.revision)
     progress("plan")
@@ -101,8 +109,8 @@ def runs_here(recipe: Recipe) -> bool:
     Raises:
         RuntimeLoadError: If there is no engine at all.
     """
-    engine = ENGINES.load(engine_for(recipe.target))
-    return recipe.backend is None or recipe.backend in getattr(engine, "backends", tuple)()
+    engine = find_engine(engine_for(recipe.target))
+    return recipe.backend is None or recipe.backend in engine.backends()
 
 
 def _write(
@@ -114,7 +122,7 @@ def _write(
     seen: Calibration | None,
 ) -> Plan[Any]:
     """All files of the bundle but the manifest; the plan with their names."""
-    plan, target = planned.plan, TARGETS.load(planned.plan.recipe.target)
+    plan, target = planned.plan, find_target(planned.plan.recipe.target)
     table = _write_table(plan, parts.table, writer)
     blocks = []
     for index, block in enumerate(plan.blocks):
@@ -133,7 +141,7 @@ def _export_block(
     block: Block,
     planned: Planned,
     parts: ModelParts,
-    target: Any,
+    target: Target,
     graphs: Graphs,
     writer: BundleWriter,
     seen: Calibration | None,
@@ -144,14 +152,15 @@ def _export_block(
     if lowered is None:
         programs = {f.name: trace(module, f, block) for f in block.functions}
         recipe = planned.plan.recipe
-        backend = {"backend": recipe.backend} if recipe.backend else {}
-        lowered = target.lower(programs, block, recipe.scheme(block.stage), **backend)
+        options = TargetOptions(recipe.scheme(block.stage), target.backend(recipe.backend))
+        lowered = target.lower(programs, block, options)
         graphs[key] = lowered
     embedding = planned.plan.host.embedding
-    place = embedding.row_offset(block.span[0]) if block.shares else None
+    offsets = embedding.row_offset(block.span[0])
+    shared = SharedMatrix(TABLE_FILE, *offsets) if block.shares else None
     folder = writer.stage_folder(block.stage)
     tensors = seen.beside(weights(module)) if seen else weights(module)
-    functions = target.write(lowered, block, tensors, folder, place)
+    functions = target.write(lowered, block, tensors, folder, shared)
     return tuple(replace(f, file=f"blocks/{block.stage}/{f.file}") for f in functions)
 
 
@@ -161,7 +170,7 @@ def _write_table(plan: Plan[Any], matrices: tuple[Tensor, ...], writer: BundleWr
     shared = [block.stage for block in plan.blocks if block.shares]
     stage, packing = shared[0] if shared else "embed", PACKINGS.get(embedding.dtype)
     scales = []
-    with (writer.stage_folder(stage) / "table.bin").open("wb") as out:
+    with (writer.stage_folder(stage) / TABLE_FILE).open("wb") as out:
         for matrix in matrices:
             for start in range(0, matrix.shape[0], TABLE_ROWS):
                 rows = matrix.detach()[start : start + TABLE_ROWS]
@@ -172,4 +181,4 @@ def _write_table(plan: Plan[Any], matrices: tuple[Tensor, ...], writer: BundleWr
                 out.write(part.data)
         for scale in scales:
             out.write(scale.data)
-    return f"blocks/{stage}/table.bin"
+    return f"blocks/{stage}/{TABLE_FILE}"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from edgevlm.errors import RecipeError, RuntimeLoadError, unknown_name
+from edgevlm.libraries import needs
 
 SHARED = "shared"
 
@@ -62,9 +63,7 @@ class Registry:
             if library == "edgevlm":
                 raise
             extra = file if self.prefix else "onnx"  # families and methods serve exports
-            raise RuntimeLoadError(
-                f"{self.kind} '{name}' needs '{library}'; pip install 'edgevlm[{extra}]'"
-            ) from cause
+            raise RuntimeLoadError(needs(f"{self.kind} '{name}'", f"'{library}'", extra)) from cause
 
     def _modules(self) -> dict[str, str]:
         """Import name of each plug-in, by the name of its file or folder."""
@@ -108,20 +107,23 @@ DEVICES = Registry("device", "edgevlm.devices")
 
 
 def engine_for(target: str) -> str:
-    """Name of the first engine that is installed and runs `target`.
-
-    Engines are named after the target that they run: those of another one are not asked.
+    """Name of the engine of the highest rank among those that run `target` here.
 
     Raises:
         RuntimeLoadError: If there is none; the message has each engine's own reason.
     """
-    reasons, others = [], tuple(other for other in TARGETS.names() if other != target)
+    ranked, reasons = list[tuple[int, str]](), list[str]()
     for name in ENGINES.names():
-        if name.startswith(others) and not name.startswith(target):
-            continue
         try:
-            if target in ENGINES.load(name).TARGETS:
-                return name
+            engine = ENGINES.load(name).Engine
         except RuntimeLoadError as cause:
             reasons.append(f"; {cause}")
-    raise RuntimeLoadError(f"no engine here runs target '{target}'" + "".join(reasons))
+            continue
+        if target in engine.targets:
+            if reason := engine.unavailable():
+                reasons.append(f"; {reason}")
+            else:
+                ranked.append((-engine.rank, name))
+    if not ranked:
+        raise RuntimeLoadError(f"no engine here runs target '{target}'" + "".join(reasons))
+    return min(ranked)[1]

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from edgevlm.bundle.functions import DTYPES, Function
 from edgevlm.errors import RuntimeLoadError
 
+Array = NDArray[Any]
 
-def check_arrays(block: str, function: Function, arrays: Mapping[str, NDArray[Any]]) -> None:
+
+def check_arrays(block: str, function: Function, arrays: Mapping[str, Array]) -> None:
     """Refuse arrays that a function's inputs and outputs cannot be bound to.
 
     Raises:

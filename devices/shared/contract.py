@@ -25,8 +25,9 @@ from pathlib import Path
 
 from edgevlm.bundle.documents import DocumentError, dumps, read
 from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.writing import write_text
 from edgevlm.errors import DeviceError, InputError, RecipeError, unknown_name
-from edgevlm.profiling.document import LIMIT_BYTES, Profile, parse_profile, write_text
+from edgevlm.profiling.document import LIMIT_BYTES, Profile, parse_profile
 from edgevlm.profiling.measure import PHOTO, Request
 from edgevlm.registry import ENGINES
 from edgevlm.runtimes.loops import images

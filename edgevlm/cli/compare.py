@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from edgevlm.bundle.writing import write_text
 from edgevlm.cli.shared import options as o
-from edgevlm.profiling.document import read_profile, write_text
+from edgevlm.profiling.document import read_profile
 from edgevlm.profiling.report.comparison import Comparison, Row, compare, comparison_page, figure
 
 

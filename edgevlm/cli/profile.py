@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from edgevlm.bundle.writing import check_file, write_text
 from edgevlm.cli.shared import options as o
 from edgevlm.devices.shared.contract import Job
-from edgevlm.profiling.document import PARTS, Profile, Stat, check_place, write_profile, write_text
+from edgevlm.profiling.document import PARTS, Profile, Stat, write_profile
 from edgevlm.profiling.measure import PROMPT, Request
 from edgevlm.profiling.report.chrome_trace import chrome_trace
 from edgevlm.profiling.report.page import (
@@ -68,7 +69,7 @@ def main(
     budget = None if memory is None else parse_bytes(memory)
     job = Job(Path(bundle), request, engine, threads, budget, runner, log)
     for path in filter(None, (output, report, trace, log)):
-        check_place(path)
+        check_file(path)
     with o.progress() as step:
         found = transport.profile(address, job, step)
     if output is not None:

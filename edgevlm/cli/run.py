@@ -14,6 +14,7 @@ from edgevlm import api
 from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.default_bundle import default_bundle
 from edgevlm.errors import InputError
+from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops.sampling import Sampling
 from edgevlm.runtimes.loops.text import Answer
 from edgevlm.runtimes.residency import pressure
@@ -53,7 +54,7 @@ def main(
     if memory is not None and bundle is None and "torch" in sys.modules:
         # The default was exported just now, and what that took would count in the budget.
         os.execv(sys.executable, sys.orig_argv)
-    loop = api.load_loop(path, engine, threads, memory, progress=o.say)
+    loop = load_loop(path, engine, threads, memory, progress=o.say)
     if isinstance(loop.blocks, StreamedBlocks):
         _listen(loop.blocks)
     model = api.Model(loop)

@@ -16,6 +16,7 @@ from edgevlm.bundle.plan import MANIFEST
 from edgevlm.errors import RecipeError
 from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Answerer, Reply
 from edgevlm.recipe import Recipe
+from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops.sequence import Visual
 
 
@@ -63,7 +64,7 @@ class BundleAnswerer:
         max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> None:
         # The loop, not `generate`: it can be given visual tokens that are already there.
-        self._loop, self._most = api.load_loop(path, engine, threads), max_new_tokens
+        self._loop, self._most = load_loop(path, engine, threads), max_new_tokens
         plan = self._loop.plan
         image = plan.host.image
         self.engine, self.frames = self._loop.blocks.engine.name, image.frames

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from edgevlm.errors import ModelError, unknown_name
-from edgevlm.libraries import silent
+from edgevlm.libraries import first_line, silent
 from edgevlm.models.documents import check_processor, check_sizes, read_json
 from edgevlm.recipe import Recipe
 from edgevlm.registry import FAMILIES
@@ -134,7 +134,7 @@ class Checkpoint:
             with _quiet(), torch.device("meta"):
                 model = AutoModelForImageTextToText.from_config(self.config, dtype=torch.float32)
         except Exception as cause:  # sizes that do not go together raise anything
-            line = _first_line(cause)
+            line = first_line(cause)
             raise ModelError(f"'{self.model}': config.json makes no model: {line}") from cause
         return model.eval()
 
@@ -162,7 +162,7 @@ class Checkpoint:
                     output_loading_info=True,
                 )
             except Exception as cause:
-                line = _first_line(cause)
+                line = first_line(cause)
                 raise ModelError(f"'{self.model}' cannot be loaded: {line}") from cause
         missing = sorted(report["missing_keys"])
         if missing:
@@ -205,7 +205,7 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
                 folder, local_files_only=True, trust_remote_code=False
             )
     except Exception as cause:
-        raise ModelError(f"'{model}': config.json is not valid: {_first_line(cause)}") from cause
+        raise ModelError(f"'{model}': config.json is not valid: {first_line(cause)}") from cause
     return Checkpoint(model, revision, folder, config, FAMILIES.load(name))
 
 
@@ -226,13 +226,8 @@ def _folder(model: str, revision: str | None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=WANTED))
     except Exception as cause:
         raise ModelError(
-            f"'{model}' is no folder and cannot be downloaded: {_first_line(cause)}"
+            f"'{model}' is no folder and cannot be downloaded: {first_line(cause)}"
         ) from cause
-
-
-def _first_line(cause: BaseException) -> str:
-    lines = str(cause).strip().splitlines()
-    return lines[0] if lines else type(cause).__name__
 
 
 @contextmanager

@@ -25,7 +25,8 @@ from edgevlm.parity.compare import Array, Comparator
 from edgevlm.parity.thresholds import Threshold, threshold
 from edgevlm.parity.verification import BlockParity
 from edgevlm.planning.vlm import Planned
-from edgevlm.registry import ENGINES, engine_for
+from edgevlm.registry import engine_for
+from edgevlm.runtimes.engine import Engine, find_engine
 from edgevlm.runtimes.residency.memory import return_freed
 
 
@@ -52,7 +53,7 @@ class BlockCalls:
     def __post_init__(self) -> None:
         recipe = self.bundle.plan.recipe
         name = self.engine_name or engine_for(recipe.target)
-        self.engine: Any = ENGINES.load(name).Engine(self.bundle)
+        self.engine: Engine = find_engine(name)(self.bundle)
         self.comparator = Comparator()
         stages = dict.fromkeys(block.stage for block in self.plan.blocks)
         self.thresholds: dict[str, Threshold] = {s: threshold(recipe.scheme(s)) for s in stages}
@@ -103,7 +104,7 @@ class BlockCalls:
         """The largest number in float16 of each function, and what gave it, if the engine knows."""
         return {
             f"{block}.{function}": max((top, kind) for kind, top in tops.items())
-            for (block, function), tops in getattr(self.engine, "largest", {}).items()
+            for (block, function), tops in self.engine.largest.items()
         }
 
 

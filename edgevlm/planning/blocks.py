@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.host import EncoderShape, Signal
 from edgevlm.bundle.kinds.vlm import VlmHost, functions, signature
+from edgevlm.exporters.contract import Target
 from edgevlm.graphs.blocks import build, cut, cut_rows
 from edgevlm.graphs.merging import layer_tokens
 from edgevlm.graphs.parts import DecoderParts, EncoderParts, ModelParts
@@ -33,7 +34,7 @@ from edgevlm.recipe import Recipe
 class Stored:
     """Bytes of weights in their files: what a target makes of them under a recipe's schemes."""
 
-    target: Any
+    target: Target
     recipe: Recipe
 
     def matrix(self, rows: int, columns: int, stage: str) -> int:

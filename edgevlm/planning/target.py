@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 from edgevlm.errors import RecipeError
+from edgevlm.exporters.contract import Target, find_target
 from edgevlm.recipe import Recipe
-from edgevlm.registry import TARGETS
 
 
-def find_target(recipe: Recipe, stages: tuple[str, ...]) -> ModuleType:
+def checked_target(recipe: Recipe, stages: tuple[str, ...]) -> Target:
     """The recipe's target, which has all its schemes.
 
     Args:
@@ -20,38 +18,37 @@ def find_target(recipe: Recipe, stages: tuple[str, ...]) -> ModuleType:
         RecipeError: For an unknown target, a scheme that it has not, an unknown stage, or images
             to calibrate with where no scheme needs them, or none where one does.
     """
-    target = TARGETS.load(recipe.target)
+    target = find_target(recipe.target)
     for stage, scheme in recipe.schemes().items():
         _check_scheme(recipe, target, scheme)
         if stage not in ("", *stages):
             raise RecipeError(
                 f"'{stage}' is not a stage with weights; those are: {', '.join(stages)}"
             )
-    _check_calibration(recipe, getattr(target, "CALIBRATED", ()))
+    _check_calibration(recipe, target.calibrated)
     return target
 
 
-def required_backend(recipe: Recipe, target: ModuleType) -> tuple[tuple[str, str], ...]:
+def required_backend(recipe: Recipe, target: Target) -> tuple[tuple[str, str], ...]:
     """The backend as a requirement, for targets that have several; nothing for the others.
 
     Raises:
         RecipeError: If there is no such backend, or it does not take a scheme.
     """
-    backends: dict[str, tuple[str, ...]] = getattr(target, "BACKENDS", {})
-    name = recipe.backend or next(iter(backends), None)
-    if name not in backends:
-        if name is None:
+    name = target.backend(recipe.backend)
+    if name not in target.backends:
+        if not name:
             return ()
-        known = ", ".join(backends) or "none to choose from"
+        known = ", ".join(target.backends) or "none to choose from"
         raise RecipeError(f"'{recipe.target}' has no backend '{name}'; it has: {known}")
     for scheme in recipe.schemes().values():
-        if scheme not in backends[name]:
-            known = ", ".join(backends[name])
+        if scheme not in target.backends[name]:
+            known = ", ".join(target.backends[name])
             raise RecipeError(f"backend '{name}' takes no scheme '{scheme}'; it takes: {known}")
     return (("backend", name),)
 
 
-def table_format(recipe: Recipe, target: ModuleType, tied: bool) -> str:
+def table_format(recipe: Recipe, target: Target, tied: bool) -> str:
     """Format of the embedding table: `f32` or a packing of `bundle.packed`.
 
     Args:
@@ -62,21 +59,20 @@ def table_format(recipe: Recipe, target: ModuleType, tied: bool) -> str:
     Raises:
         RecipeError: If stage `embed` has a scheme that cannot apply.
     """
-    only_f32 = target.table_format(target.SCHEMES[-1]) == "f32"
+    only_f32 = target.table_format(target.schemes[-1]) == "f32"
     if "embed" in recipe.schemes() and (tied or only_f32):
         raise RecipeError(
             "stage 'embed' has no scheme of its own here: "
             + ("its table is the head's" if tied else f"its table is f32 for '{recipe.target}'")
         )
-    packing: str = target.table_format(recipe.scheme("head" if tied else "embed"))
-    return packing
+    return target.table_format(recipe.scheme("head" if tied else "embed"))
 
 
-def _check_scheme(recipe: Recipe, target: ModuleType, scheme: str) -> None:
-    if scheme in (refused := getattr(target, "REFUSED", {})):
-        raise RecipeError(f"scheme '{scheme}' does not pay: {refused[scheme]}")
-    if scheme not in target.SCHEMES:
-        known = ", ".join(target.SCHEMES)
+def _check_scheme(recipe: Recipe, target: Target, scheme: str) -> None:
+    if scheme in target.refused:
+        raise RecipeError(f"scheme '{scheme}' does not pay: {target.refused[scheme]}")
+    if scheme not in target.schemes:
+        known = ", ".join(target.schemes)
         raise RecipeError(
             f"scheme '{scheme}' is not one of target '{recipe.target}'; it has: {known}"
         )

@@ -11,13 +11,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any
 
 from edgevlm.bundle.host import Embedding, KVCache, Layout
 from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
 from edgevlm.errors import ModelError, PlanError
+from edgevlm.exporters.contract import Target
 from edgevlm.graphs.merging import merge
 from edgevlm.graphs.parts import CacheSpec, DecoderSpec, ModelParts
 from edgevlm.graphs.pruning import Pruning
@@ -28,7 +28,7 @@ from edgevlm.planning.blocks import Stored, encoder_shape, make_blocks
 from edgevlm.planning.calls import chunk_tokens, context_tokens
 from edgevlm.planning.methods import choose_decoder_method, choose_encoder_method, choose_method
 from edgevlm.planning.prompt import make_layout
-from edgevlm.planning.target import find_target, required_backend, table_format
+from edgevlm.planning.target import checked_target, required_backend, table_format
 from edgevlm.recipe import Recipe
 
 # Stages that have schemes; `reduce` chooses, and has no weights.
@@ -97,7 +97,7 @@ class Planned:
 
 def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     """Work out every number of a bundle; `edgevlm.planning.plan.make_plan` says what is raised."""
-    target = find_target(recipe, QUANTIZED)
+    target = checked_target(recipe, QUANTIZED)
     backend = required_backend(recipe, target)
     description: Description = checkpoint.describe(recipe)
     methods = choose_methods(recipe, description)
@@ -138,7 +138,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
             methods.tokens,
             Stored(target, recipe),
         ),
-        requires=Requires((*target.REQUIRES.versions, *backend)),
+        requires=Requires((*target.requires.versions, *backend)),
     )
     return Planned(plan, checkpoint, description, methods)
 
@@ -174,7 +174,7 @@ def _check_pruning(recipe: Recipe, chosen: ChosenMethods, pruning: Pruning, name
 
 
 def _embedding(
-    recipe: Recipe, target: ModuleType, parts: ModelParts, decoder: DecoderSpec
+    recipe: Recipe, target: Target, parts: ModelParts, decoder: DecoderSpec
 ) -> Embedding:
     return Embedding(
         rows=sum(matrix.shape[0] for matrix in parts.table),
@@ -197,7 +197,7 @@ def _layout(
 
 def _calls(
     recipe: Recipe,
-    target: ModuleType,
+    target: Target,
     decoder: DecoderSpec,
     methods: ChosenMethods,
     layout: Layout,
@@ -210,12 +210,12 @@ def _calls(
     context = context_tokens(recipe, prompt, chunk, decoder.max_positions, single_call)
     cache = _one_cache(decoder.caches)
     return chunk, KVCache(
-        form=target.KV_FORM,
+        form=target.kv_form,
         layers=layers,
         heads=cache.heads,
         head_size=cache.head_size,
         tokens=context,
-        dtype=target.KV_DTYPE,
+        dtype=target.kv_dtype,
         gone=tuple(pruning.gone(layer) for layer in range(layers)) if pruning else (),
     )
 

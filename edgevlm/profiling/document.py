@@ -21,6 +21,7 @@ import numpy as np
 
 from edgevlm.bundle.documents import DocumentError, dumps, read, shown
 from edgevlm.bundle.plan import SiteTokens
+from edgevlm.bundle.writing import write_text
 from edgevlm.errors import InputError
 from edgevlm.recipe import Recipe
 
@@ -216,7 +217,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Placed:
-    """Where operators run: what `operators.py` beside an engine finds.
+    """Where operators run: what `Engine.operators` says.
 
     Attributes:
         operators: Each, with its time; None where the engine does not time them.
@@ -386,34 +387,6 @@ def write_profile(profile: Profile, path: Path) -> None:
     text = dumps(profile)
     parse_profile(text, path.name)
     write_text(path, text)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all, in the place of what is there.
-
-    Raises:
-        InputError: If it cannot be written; one line.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(text, "utf-8", newline="")
-        temporary.replace(path)
-    except OSError as cause:
-        raise InputError(f"'{path}' cannot be written: {cause.strerror}") from cause
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def check_place(path: Path) -> None:
-    """Refuse a file that cannot be written, before minutes of work.
-
-    Raises:
-        InputError: If its folder is not there, or it is a folder itself.
-    """
-    if not path.parent.is_dir():
-        raise InputError(f"'{path}' cannot be written: there is no folder '{path.parent}'")
-    if path.is_dir():
-        raise InputError(f"'{path}' cannot be written: it is a folder")
 
 
 def read_profile(path: Path) -> Profile:

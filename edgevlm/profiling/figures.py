@@ -16,6 +16,7 @@ from typing import Any
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.devices.shared.fit import token_bytes
+from edgevlm.libraries import processor_name
 from edgevlm.profiling import sensors
 from edgevlm.profiling.document import (
     PARTS,
@@ -36,8 +37,9 @@ from edgevlm.profiling.document import (
 )
 from edgevlm.profiling.recording import Mark
 from edgevlm.profiling.sensors import Reading
+from edgevlm.runtimes.engine import Key
 from edgevlm.runtimes.loops.text import Answer
-from edgevlm.runtimes.residency.costs import Costs, Key
+from edgevlm.runtimes.residency.timings import Timings
 from edgevlm.version import VERSION
 
 STAGE_OF = {"encode": "vision", "reduce": "reduce", "prefill": "prefill", "logits": "head"}
@@ -79,7 +81,7 @@ class Opened:
 class Measured:
     """All that was noted.
 
-    `openings` is empty and `costs` is there where blocks come and go within a budget. `sensors`
+    `openings` is empty and `timings` is there where blocks come and go within a budget. `sensors`
     were read before all, around the timed answers, and after all. `placed` may be a reason instead.
     """
 
@@ -94,7 +96,7 @@ class Measured:
     sustained: tuple[SustainedSample, ...] | None
     openings: tuple[Opened, ...]
     budget_bytes: int | None
-    costs: Costs | None
+    timings: Timings | None
     peak_rss_bytes: int
     peak_footprint_bytes: int | None
     sensors: tuple[Reading, Reading, Reading, Reading]
@@ -256,8 +258,8 @@ def _blocks(plan: Plan[Any], made: Measured) -> tuple[BlockProfile, ...]:
             resident = None
             if made.openings:
                 resident = int(statistics.median(o.resident[key] for o in made.openings))
-            elif made.costs is not None:
-                resident = made.costs.streamed(key).bytes
+            elif made.timings is not None:
+                resident = made.timings.streamed(key).bytes
             found.append(
                 BlockProfile(
                     name=block.name,
@@ -303,14 +305,7 @@ def _card(plan: Plan[Any], speed: float | None) -> Card:
 
 def machine() -> Machine:
     """The machine that this process runs on."""
-    name = platform.processor() or platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        board = Path("/proc/device-tree/model")  # ARM boards name no processor, but themselves
-        if not names and board.is_file():
-            names = [board.read_text("utf-8").strip("\0\n")]
-        name = next(iter(names), name)
         memory: int | None = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError, AttributeError):
         memory = None
@@ -318,7 +313,7 @@ def machine() -> Machine:
     # What follows the second number names a build, of which a reader learns nothing.
     release = ".".join(platform.release().split(".")[:2])
     system = f"{platform.system()} {release}"
-    return Machine(system, platform.machine(), name, cores, memory)
+    return Machine(system, platform.machine(), processor_name(), cores, memory)
 
 
 def _reasons(

@@ -9,12 +9,10 @@ Peaks of memory are read after the last answer, before anything that only a prof
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,23 @@ from PIL import Image
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import EdgeVLMError, InputError
 from edgevlm.profiling import bandwidth, figures, sensors
-from edgevlm.profiling.document import Placed, Profile, Question, SustainedSample
+from edgevlm.profiling.document import (
+    Operator,
+    Placed,
+    Profile,
+    Question,
+    SustainedSample,
+    stat,
+)
 from edgevlm.profiling.figures import Answered, Measured, Opened
 from edgevlm.profiling.recording import Recorder, recording
-from edgevlm.registry import ENGINES
+from edgevlm.runtimes.engine import Engine, Key
+from edgevlm.runtimes.inspection import OperatorTimes
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.text import TextLoop
-from edgevlm.runtimes.residency.costs import Key
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, resident_bytes
 from edgevlm.runtimes.residency.resident import ResidentBlocks
+from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 PHOTO = Path(__file__).parents[1] / "photos" / "scene.png"
 PROMPT = "What is in this picture?"
@@ -85,8 +91,7 @@ def measure(loop: TextLoop, request: Request, progress: Callable[[str], None]) -
     path = request.image or PHOTO
     picture, engine = images.load(path), loop.blocks.engine
     progress("measure how fast memory is read")
-    threads = getattr(engine, "threads", None)
-    speed = bandwidth.read_bytes_per_s(threads or 1)
+    speed = bandwidth.read_bytes_per_s(engine.threads or 1)
     before = sensors.look()
     with recording(loop) as recorder, _endless(loop):
 
@@ -114,11 +119,12 @@ def measure(loop: TextLoop, request: Request, progress: Callable[[str], None]) -
     calls = figures.calls(loop.plan, answers)
     progress("run each operator under the engine's profiler")
     first = answers[0].answer
+    streamed = loop.blocks if isinstance(loop.blocks, StreamedBlocks) else None
     return Measured(
         bundle=loop.bundle,
         engine=engine.name,
-        engine_version=ENGINES.load(engine.name).SUMMARY,
-        threads=threads,
+        engine_version=engine.summary(),
+        threads=engine.threads,
         question=Question(
             path.name, request.prompt, first.visual_tokens, first.prompt_tokens,
             len(first.token_ids),
@@ -128,10 +134,10 @@ def measure(loop: TextLoop, request: Request, progress: Callable[[str], None]) -
         answers=tuple(answers),
         sustained=sustained,
         openings=openings,
-        budget_bytes=getattr(loop.blocks, "budget_bytes", None),
-        costs=getattr(loop.blocks, "costs", None),
+        budget_bytes=streamed.budget_bytes if streamed else None,
+        timings=streamed.timings if streamed else None,
         peak_rss_bytes=peak,
-        compile_ms=dict(getattr(engine, "compile_ms", {})),
+        compile_ms=dict(engine.compile_ms),
         peak_footprint_bytes=recorder.peak_footprint_bytes,
         sensors=(before, started, ended, after),
         rail_joules=meter.joules,
@@ -200,7 +206,7 @@ def _reopen(plan: Plan[Any], recorder: Recorder) -> Opened:
     start = time.perf_counter()
     for key in keys:
         held = resident_bytes()
-        engine.load(*key, engine.best)
+        engine.load(*key, engine.resident_mode)
         engine.run(*key)
         resident[key] = max(0, resident_bytes() - held)
         recorder.look(now=True)
@@ -209,13 +215,23 @@ def _reopen(plan: Plan[Any], recorder: Recorder) -> Opened:
     return Opened(start, end, evictions, marks, memory, resident)
 
 
-def _placed(engine: object, calls: Mapping[Key, int]) -> Placed | str:
-    """What `operators.py` beside the engine finds; a reason where there is no such file."""
-    name = f"{type(engine).__module__.rpartition('.')[0]}.operators"
-    if find_spec(name) is None:
-        return f"the operators of engine '{getattr(engine, 'name', '')}' are not looked at"
+def _placed(engine: Engine, calls: Mapping[Key, int]) -> Placed | str:
+    """What the engine says of its operators; the reason where it says nothing."""
     try:
-        placed: Placed = importlib.import_module(name).operators(engine, calls)
+        found = engine.operators(calls)
     except EdgeVLMError as cause:  # what was measured before is not lost for it
         return str(cause)
-    return placed
+    if isinstance(found, str):
+        return found
+    timed = found.operators
+    operators = None if timed is None else tuple(_operator(one) for one in timed)
+    return Placed(operators, found.devices, found.fallback, found.not_measured)
+
+
+def _operator(found: OperatorTimes) -> Operator:
+    took = stat(found.times_ms)
+    assert took is not None
+    return Operator(
+        found.block, found.function, found.name, found.operator, found.module, found.device,
+        found.calls, took,
+    )  # fmt: skip

@@ -36,10 +36,13 @@ class DecoderLoop:
         self.load_ms = (time.perf_counter() - started) * 1e3
         self._marks = np.zeros(self.plan.host.kv.tokens, np.int64)  # of the cache's rows
         self._marked = 0  # rows of the cache, from the first, whose marks are known
-        self.reset()
+        self._begin()
 
     def reset(self) -> None:
         """Forget the conversation; what the cache holds may serve the next one."""
+        self._begin()
+
+    def _begin(self) -> None:
         self.length, self.position, self.pruned, self._plain = 0, 0, 0, True
         for arrays in self.arrays.steps.values():
             if "bias" in arrays:
@@ -77,7 +80,7 @@ class DecoderLoop:
             for arrays in self.arrays.steps.values():
                 arrays["bias"][..., self.length : self.length + count] = piece.bias
         calls = self._calls(count)
-        self.blocks.begin("prefill", sum(name == "prefill" for name, _ in calls))
+        self.blocks.expect("prefill", sum(name == "prefill" for name, _ in calls))
         for name, rows in calls:
             self.step(name, piece.rows[done : done + rows], piece.positions[done : done + rows])
             done += rows
@@ -124,7 +127,7 @@ class DecoderLoop:
         for name, given in prompt_state(self.plan, piece).items():
             if name in arrays:  # some graphs read no index
                 arrays[name][:] = given
-        self.blocks.begin("prefill", 1)
+        self.blocks.expect("prefill", 1)
         for block in self.plan.stage("decoder"):
             self.blocks.run(block.name, "prefill")
         self.arrays.last[0, 0] = arrays["result"][0, 0]

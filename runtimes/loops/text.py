@@ -18,9 +18,10 @@ from tokenizers.decoders import DecodeStream
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError
+from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.loops.buffers import Array
+from edgevlm.runtimes.loops.buffers import bind
 from edgevlm.runtimes.loops.decoder import DecoderLoop
 from edgevlm.runtimes.loops.drafts import Draft
 from edgevlm.runtimes.loops.sampling import Sampling, chooser
@@ -59,12 +60,16 @@ class TextLoop(DecoderLoop):
     def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
         self.tokenizer, self.table = load_tokenizer(bundle), load_table(bundle)
         return_freed()  # what parsing took: arrays would lie in it, and be counted twice
-        self._known: dict[bytes, Visual] = {}  # by hash of the pixels
         super().__init__(bundle, blocks)
+        self._known: dict[bytes, Visual] = {}  # by hash of the pixels
+        self._begin_turns()
 
     def reset(self) -> None:
         """Forget the conversation; what the cache holds may serve the next one."""
         super().reset()
+        self._begin_turns()
+
+    def _begin_turns(self) -> None:
         self.vision_ms = self.reduce_ms = 0.0
         self._said: list[int] = []  # ids of the turns before
 
@@ -99,7 +104,7 @@ class TextLoop(DecoderLoop):
         seen, chosen = self.arrays.seen, self.arrays.chosen
         count = seen["features"].shape[1] // image.views
         started = time.perf_counter()
-        self.blocks.begin("encode", len(pixels))
+        self.blocks.expect("encode", len(pixels))
         for index, view in enumerate(pixels):
             self.arrays.pixels[0] = view
             for block in self.plan.stage("vision"):
@@ -107,7 +112,7 @@ class TextLoop(DecoderLoop):
             for name, whole in seen.items():
                 whole[:, index * count : (index + 1) * count] = self.arrays.view[name]
         self.vision_ms += (time.perf_counter() - started) * 1e3
-        self.blocks.begin("reduce", 1)
+        self.blocks.expect("reduce", 1)
         self.reduce_ms += _timed(lambda: self.blocks.run("reduce-0", "reduce"))
         logs = chosen.get("log_sizes")
         return Visual(
@@ -285,3 +290,7 @@ def _timed(action: Callable[[], object]) -> float:
     started = time.perf_counter()
     action()
     return (time.perf_counter() - started) * 1e3
+
+
+# What `runtimes.loading` asks of a loop's module.
+open_loop, bind_arrays = TextLoop, bind

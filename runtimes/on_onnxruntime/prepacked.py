@@ -17,17 +17,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
 from edgevlm.bundle.cache import made_once
 from edgevlm.bundle.files import Bundle, sha256
 from edgevlm.bundle.functions import Block
+from edgevlm.libraries import processor_lines
 
 # Smaller weights stay inside the graph.
 LEAST_BYTES = 1024
+_TOLD = ("model name", "flags", "Features")  # lines of Linux about the processor
 
 
-def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
+def prepacked_graphs(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
     """Folder with the graph `FUNCTION/BLOCK.onnx` of each function, written if it is not there.
 
     Args:
@@ -39,6 +39,8 @@ def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
         BundleError: If a file of the block was changed.
         OSError: If the cache folder cannot be written.
     """
+    import onnxruntime as ort
+
     files = bundle.files_of(block)
     inside = {path.relative_to(bundle.path).as_posix() for path in files.values()}
     inside |= {entry.path for entry in bundle.weights_of(block)}
@@ -57,6 +59,8 @@ def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
 
 def _write(artifact: Path, folder: Path, name: str, options: Any) -> None:
     """Have ONNX Runtime write what it makes of an artifact."""
+    import onnxruntime as ort
+
     folder.mkdir(parents=True)
     for key, value in (
         ("save_external_prepacked_constant_initializers", "1"),
@@ -81,9 +85,6 @@ def _share(made: Path, name: str) -> None:
 @cache
 def processor() -> str:
     """What tells processors apart for which matrices are packed."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        told = sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))})
-    except OSError:
-        told = [platform.processor()]
+    told = sorted(x for x in {*processor_lines()} if x.startswith(_TOLD))
+    told = told or [platform.processor()]
     return f"{platform.system()} {platform.machine()} {told}"

@@ -20,14 +20,14 @@ class ResidentBlocks:
         self.bind, self.run = engine.bind, engine.run
 
     def open(self) -> None:
-        """Load every function in the engine's best form, as many at a time as the engine can."""
+        """Load every function in the engine's mode for what stays, several at a time."""
         keys = [(block.name, f.name) for block in self.plan.blocks for f in block.functions]
-        with ThreadPoolExecutor(self.engine.openers) as pool:
-            load, best = self.engine.load, self.engine.best
-            for opened in [pool.submit(load, block, function, best) for block, function in keys]:
-                opened.result()
+        with ThreadPoolExecutor(self.engine.parallel_loads) as pool:
+            load, mode = self.engine.load, self.engine.resident_mode
+            for loaded in [pool.submit(load, block, function, mode) for block, function in keys]:
+                loaded.result()
         self.loads = len(self.plan.blocks)
         return_freed()
 
-    def begin(self, name: str, passes: int | None) -> None:
+    def expect(self, pass_name: str, count: int | None) -> None:
         """Nothing: all is there."""

@@ -121,7 +121,7 @@ def test_limits_of_the_machine_are_one_line(run, monkeypatch, error, message):
 BLOCKED = "sys.modules.update(dict.fromkeys({!r}))"
 ONNX = "; pip install 'edgevlm[onnx]'"
 TORCH = f"; None in sys.modules){ONNX}"
-ENGINE = "engine 'onnxruntime' is not installed; pip install 'edgevlm[onnxruntime]'"
+ENGINE = "engine 'onnxruntime' needs onnxruntime; pip install 'edgevlm[onnxruntime]'"
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_engines_says_what_is_missing(command):
     assert done.code == 0
     (engine,) = [e for e in json.loads(done.out) if e["name"] == "onnxruntime"]
     assert not engine["available"]
-    expected = "engine 'onnxruntime' is not installed; pip install 'edgevlm[onnxruntime]'"
+    expected = "engine 'onnxruntime' needs onnxruntime; pip install 'edgevlm[onnxruntime]'"
     assert engine["reason"] == expected
 
 

@@ -15,12 +15,13 @@ pytest.importorskip("transformers")
 from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
 from edgevlm.bundle.plan import Requires  # noqa: E402
 from edgevlm.errors import PlanError  # noqa: E402
+from edgevlm.exporters.contract import TargetOptions, find_target  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
-from edgevlm.registry import ENGINES, TARGETS  # noqa: E402
+from edgevlm.runtimes.engine import find_engine  # noqa: E402
 
 
 class Calls(torch.nn.Module):
@@ -72,15 +73,16 @@ def saved() -> Any:
         )
         function = Function("run", given, made, 0)
         block = Block("test-0", "test", (0, 1), 0, (function,))
-        to = TARGETS.load(target)
-        lowered = to.lower({"run": trace(module, function, block)}, block, scheme)
+        to = find_target(target)
+        options = TargetOptions(scheme, to.backend(None))
+        lowered = to.lower({"run": trace(module, function, block)}, block, options)
         (written,) = to.write(lowered, block, weights(module), folder, None)
         planned = SimpleNamespace(functions=(written,), function=lambda _: written)
         bundle: Any = SimpleNamespace(
             plan=SimpleNamespace(block=lambda _: planned, requires=Requires()),
             files_of=lambda _: {"run": folder / written.file},
         )
-        loaded = ENGINES.load(engine).Engine(bundle)
+        loaded = find_engine(engine)(bundle)
         arrays = {t.name: x.numpy().copy() for t, x in zip(given, inputs, strict=True)}
         for t in made:
             shared = arrays.get(t.name.replace("present_", "past_"))

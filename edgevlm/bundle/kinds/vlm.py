@@ -96,7 +96,7 @@ class VlmHost:
         return self.layout.image_tokens(self.visual_tokens)
 
 
-HOST = VlmHost
+HOST, LOOP = VlmHost, "text"
 VlmPlan = Plan[VlmHost]
 
 
@@ -150,7 +150,12 @@ def passes(plan: VlmPlan) -> dict[str, tuple[tuple[str, str], ...]]:
 
 def facts(plan: VlmPlan) -> dict[str, Any]:
     """What `plan`, `export` and `inspect` say of such a bundle, by JSON key."""
-    return {"visual_tokens": plan.host.visual_tokens, "kv_bytes": plan.host.kv.bytes}
+    kv = plan.host.kv
+    return {
+        "visual_tokens": plan.host.visual_tokens,
+        "context_tokens": kv.tokens,
+        "kv_bytes": kv.bytes,
+    }
 
 
 def check(plan: VlmPlan) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgevlm import api
 from edgevlm.bundle.documents import dumps
 from edgevlm.bundle.files import MEASURED
 from edgevlm.bundle.plan import MANIFEST
+from edgevlm.bundle.writing import write_text
 from edgevlm.cli.shared import options as o
 from edgevlm.errors import RecipeError
-from edgevlm.profiling.document import write_text
+from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 WORDS = {
@@ -32,7 +32,7 @@ def show(path: str, memory: str, save: bool, as_json: bool) -> None:
             f"--memory plans with times measured on this machine, so it takes a bundle: '{path}' is"
             " none; export it first"
         )
-    blocks = api.load_loop(path, memory=memory, progress=o.say).blocks
+    blocks = load_loop(path, memory=memory, progress=o.say).blocks
     assert isinstance(blocks, StreamedBlocks)
     document: dict[str, Any] = {
         "budget_bytes": blocks.budget_bytes,
@@ -49,7 +49,7 @@ def show(path: str, memory: str, save: bool, as_json: bool) -> None:
     rows = [
         [
             WORDS[name],
-            f"{len(made.kept)} of {len(made.units)}",
+            f"{len(made.resident)} of {len(made.units)}",
             len(made.loads),
             f"{made.pass_ms:.0f}",
             f"{sum(unit.run_ms for unit in made.units):.0f}",

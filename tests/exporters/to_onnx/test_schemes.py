@@ -15,10 +15,10 @@ pytest.importorskip("onnxscript")
 
 from torch import nn  # noqa: E402
 
-from edgevlm.api import load_loop  # noqa: E402
 from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
 from edgevlm.bundle.packed import PACKINGS, Packing, pack, unpack  # noqa: E402
 from edgevlm.errors import RecipeError  # noqa: E402
+from edgevlm.exporters.contract import TargetOptions  # noqa: E402
 from edgevlm.exporters.to_onnx.linear import FORMATS  # noqa: E402
 from edgevlm.exporters.to_onnx.target import lower, write  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
@@ -28,6 +28,7 @@ from edgevlm.parity.thresholds import threshold  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
+from edgevlm.runtimes.loading import load_loop  # noqa: E402
 from edgevlm.runtimes.loops.sequence import load_table  # noqa: E402
 
 PRODUCTS = {"Cast", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"}
@@ -51,7 +52,7 @@ def test_a_product_is_that_of_the_rounded_matrix(scheme, columns, tmp_path):
     given, made = Tensor("x", "f32", (1, 7, columns)), Tensor("y", "f32", (1, 7, 48))
     function = Function("run", (given,), (made,), 0)
     block = Block("test-0", "test", (0, 1), 0, (function,))
-    lowered = lower({"run": trace(module, function, block)}, block, scheme)
+    lowered = lower({"run": trace(module, function, block)}, block, TargetOptions(scheme))
     tensors = weights(module) | {"weight.top": x.abs().max()}
     (written,) = write(lowered, block, tensors, tmp_path, None)
     (found,) = onnxruntime.InferenceSession(tmp_path / written.file).run(None, {"x": x.numpy()})
