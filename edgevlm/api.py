@@ -11,6 +11,7 @@ from PIL import Image
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import InputError, RuntimeLoadError
+from edgevlm.libraries import needs
 from edgevlm.recipe import Recipe, parse_bytes
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.loops import drafts, images
@@ -125,9 +126,8 @@ def require_torch() -> None:
         import torch
         import transformers
     except ImportError as cause:
-        raise RuntimeLoadError(
-            f"this step needs PyTorch and transformers ({cause}); pip install 'edgevlm[onnx]'"
-        ) from cause
+        both = f"PyTorch and transformers ({cause})"
+        raise RuntimeLoadError(needs("this step", both, "onnx")) from cause
     del torch, transformers
 
 

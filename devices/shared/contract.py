@@ -25,7 +25,7 @@ from pathlib import Path
 
 from edgevlm.bundle.documents import DocumentError, dumps, read
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.output import write_text
+from edgevlm.bundle.writing import write_text
 from edgevlm.errors import DeviceError, InputError, RecipeError, unknown_name
 from edgevlm.profiling.document import LIMIT_BYTES, Profile, parse_profile
 from edgevlm.profiling.measure import PHOTO, ProfileRequest

@@ -22,8 +22,8 @@ from functools import cache
 
 from edgevlm.bundle.plan import Plan
 from edgevlm.devices.shared.named import Device
+from edgevlm.exporters.contract import find_target
 from edgevlm.recipe import MB, Recipe
-from edgevlm.registry import TARGETS
 
 # For the app around the engine, its pictures and its windows. ONNX Runtime, Python and the embedded
 # model together peak at 140 MB (README), which is within the budget and not this.
@@ -104,13 +104,9 @@ class Fit:
 
 def offered(recipe: Recipe) -> Schemes:
     """The schemes of a recipe's target and backend that need no pictures."""
-    target = TARGETS.load(recipe.target)
-    backends: dict[str, tuple[str, ...]] = getattr(target, "BACKENDS", {})
-    names = backends.get(recipe.backend or next(iter(backends), ""), target.SCHEMES)
-    calibrated = getattr(target, "CALIBRATED", ())
-    return Schemes(
-        tuple(name for name in names if name not in calibrated), getattr(target, "UNPACKED", ())
-    )
+    target = find_target(recipe.target)
+    names = target.schemes_of(target.backend(recipe.backend))
+    return Schemes(tuple(name for name in names if name not in target.calibrated), target.unpacked)
 
 
 def fit(device: Device, recipe: Recipe, schemes: Schemes, make: Planner) -> Fit:

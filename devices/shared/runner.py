@@ -49,7 +49,7 @@ def check(target: str, engine: str = "") -> int:
 def run(folder: Path) -> int:
     """Measure what the folder's request asks; profile.json or error.txt is there afterwards."""
     from edgevlm import api
-    from edgevlm.bundle.output import write_text
+    from edgevlm.bundle.writing import write_text
     from edgevlm.devices.shared import contract as t
     from edgevlm.profiling.document import write_profile
     from edgevlm.profiling.measure import ProfileRequest, profile

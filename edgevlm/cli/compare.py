@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgevlm.bundle.output import write_text
+from edgevlm.bundle.writing import write_text
 from edgevlm.cli.shared import options as o
 from edgevlm.profiling.document import read_profile
 from edgevlm.profiling.report.comparison import (

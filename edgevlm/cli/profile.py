@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgevlm.bundle.output import check_writable, write_text
+from edgevlm.bundle.writing import check_file, write_text
 from edgevlm.cli.shared import options as o
 from edgevlm.devices.shared.contract import Job
 from edgevlm.profiling.document import Profile, write_profile
@@ -71,7 +71,7 @@ def main(
     budget = None if memory is None else parse_bytes(memory)
     job = Job(Path(bundle), request, engine, threads, budget, runner, log)
     for path in filter(None, (output, report, trace, log)):
-        check_writable(path)
+        check_file(path)
     with o.progress() as step:
         found = transport.profile(address, job, step)
     if output is not None:

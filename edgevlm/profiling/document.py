@@ -20,8 +20,8 @@ from typing import Any
 
 from edgevlm.bundle.documents import DocumentError, dumps, read, shown
 from edgevlm.bundle.measures import Operator, Stat
-from edgevlm.bundle.output import write_text
 from edgevlm.bundle.plan import SiteTokens
+from edgevlm.bundle.writing import write_text
 from edgevlm.errors import InputError
 from edgevlm.profiling.sections import (
     BlockProfile,
