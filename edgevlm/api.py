@@ -177,11 +177,12 @@ class Model:
         Raises:
             InputError: If the picture cannot be read or the answer does not fit the context.
         """
-        from edgevlm.profiling.measure import PROMPT, Request, profile
+        from edgevlm.profiling.measure import PROMPT, ProfileRequest, profile
 
         asked = PROMPT if prompt is None else prompt
         path = None if image is None else Path(image)
-        return profile(self._loop, Request(path, asked, runs, tokens_generated, minutes), progress)
+        request = ProfileRequest(path, asked, runs, tokens_generated, minutes)
+        return profile(self._loop, request, progress)
 
     def _draft(self, text: str | None) -> drafts.Draft | None:
         return None if text is None else drafts.parse(text, self.plan)

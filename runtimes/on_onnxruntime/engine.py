@@ -28,11 +28,11 @@ from typing import Any
 from edgevlm.bundle.cache import making_ms
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.measures import OperatorReport
 from edgevlm.errors import BundleError, RuntimeLoadError
 from edgevlm.libraries import first_line, needs, processor_lines, require
 from edgevlm.runtimes import engine
 from edgevlm.runtimes.arrays import Array
-from edgevlm.runtimes.inspection import Placement
 from edgevlm.runtimes.on_onnxruntime.prepacked import prepacked_graphs
 from edgevlm.runtimes.on_onnxruntime.shared_graphs import (
     Maps,
@@ -211,7 +211,7 @@ class Engine(engine.Engine):
             self._bound[key] = self._bind(key)
         self._sessions[key].run_with_iobinding(self._bound[key])
 
-    def operators(self, calls: Mapping[engine.Key, int]) -> Placement:
+    def operators(self, calls: Mapping[engine.Key, int]) -> OperatorReport:
         """Time every operator, in sessions of its own with the profiler on."""
         from edgevlm.runtimes.on_onnxruntime.operators import time_operators
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from edgevlm.bundle.documents import to_document
+from edgevlm.profiling.report.units import megabytes as megabytes  # of all commands
 from edgevlm.recipe import Recipe, parse_bytes, parse_tiles
 
 _DEFAULT = Recipe()
@@ -117,11 +118,6 @@ def progress() -> Iterator[Any]:
     with console.status("…") as status:
         # A step may have words of a device, which are no markup and steer no terminal.
         yield lambda step: status.update(escape(f"{printable(step)} …"))
-
-
-def megabytes(size: float) -> str:
-    """Bytes as MB (10^6)."""
-    return f"{size / 1e6:,.1f} MB"
 
 
 def printable(text: str) -> str:
