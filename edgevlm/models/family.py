@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from edgevlm.bundle.plan import ImageSpec, LayoutItem
-from edgevlm.graphs.selection import VisualShape
+from edgevlm.graphs.visual_shape import VisualShape
 
 TABLE_ROW = "table_row"
 

@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgevlm.bundle.plan import Block, Function, Host, Tensor
 from edgevlm.graphs.blocks import build, cut, cut_rows
 from edgevlm.graphs.merging import hidden_shapes, merges
-from edgevlm.graphs.selection import VisualShape
 from edgevlm.graphs.signals import Observed, signal_shape
 from edgevlm.graphs.trace import DTYPES
+from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import Description, ModelParts
 from edgevlm.recipe import Recipe
 
@@ -72,7 +72,7 @@ def make_blocks(
     blocks = [
         *_vision(host, limit, pieces, description, stored),
         _reduce(host, kept, pieces, description, method),
-        *_decoder(host, limit, pieces, getattr(method, "calibrate", False), stored),
+        *_decoder(host, limit, pieces, method.calibrate, stored),
         *_head(host, limit, pieces, stored),
     ]
     return tuple(_count(block, pieces, method, description.shape) for block in blocks)
@@ -112,7 +112,7 @@ def _reduce(
         Tensor("visual_tokens", "f32", (1, kept, channels)),
         Tensor("kept_positions", "i32", (1, kept)),
     ]
-    if getattr(method, "calibrate", False):
+    if method.calibrate:
         made.append(Tensor("log_sizes", "f32", (1, kept)))
     return _block("reduce", 0, (0, 1), 0, [("reduce", given, made)])
 

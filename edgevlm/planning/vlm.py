@@ -138,7 +138,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     )
     rope = _rope(text, pieces)
     pruning, leaving = choose_decoder_method(recipe, pieces, site.tokens_out, rope)
-    if pruning and getattr(method, "calibrate", False):
+    if pruning and method.calibrate:
         raise PlanError(
             f"{leaving[0].method} at site decoder makes its own masks, so calibrate=size cannot be"
         )

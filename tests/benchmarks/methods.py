@@ -26,8 +26,8 @@ from _measure import bundle, machine, open_loop, parser, rounds, say
 from edgevlm.bundle.plan import Block, Function, Tensor
 from edgevlm.errors import PlanError
 from edgevlm.graphs.blocks import ReduceBlock
-from edgevlm.graphs.selection import VisualShape
 from edgevlm.graphs.trace import trace, weights
+from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS, TARGETS, sites_of
 from edgevlm.runtimes.loops.sequence import PromptRows

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from edgevlm.bundle.plan import ImageSpec, LayoutItem
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import ClassPatchEmbedding, DecoderLayer, EncoderLayer, FinalNorm
-from edgevlm.graphs.selection import VisualShape
+from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import RESAMPLE, Description, ModelParts, three
 from edgevlm.models.vlm.llava_onevision import NEWLINE, Pack, newline_rows, processor_views
 from edgevlm.recipe import Recipe

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgevlm.bundle.plan import ImageSpec, LayoutItem
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import DecoderLayer, EncoderLayer, FinalNorm, PatchEmbedding
-from edgevlm.graphs.selection import VisualShape
+from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import RESAMPLE, Description, ModelParts, three
 from edgevlm.recipe import Recipe
 

@@ -33,10 +33,10 @@ from edgevlm.parity.verify import THRESHOLDS  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning.vlm import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
-from edgevlm.registry import METHODS, sites_of  # noqa: E402
+from edgevlm.registry import METHODS  # noqa: E402
 from edgevlm.runtimes.on_executorch.engine import Engine  # noqa: E402
 
-NAMES = [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]
+NAMES = METHODS.names("tokens")
 SMALL = {"w8a8": 0.27, "w4g32a8": 0.15}  # of float32
 X = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0)) * 3
 
