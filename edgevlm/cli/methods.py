@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgevlm.api import require_torch
 from edgevlm.cli.shared import options as o
-from edgevlm.registry import METHODS, sites_of
+from edgevlm.registry import METHODS
 
 
 def main(json: o.Json = False) -> None:
@@ -12,15 +12,17 @@ def main(json: o.Json = False) -> None:
     require_torch()
     rows = []
     for name in METHODS.names():
-        module = METHODS.load(name)
+        sites = METHODS.sites_of(name)
+        modules = [METHODS.load(name, site) for site in sites]
+        signals = [signal for module in modules for signal in module.Method.signals]
         rows.append(
             {
                 "name": name,
-                "sites": sites_of(module),
-                "summary": module.SUMMARY,
-                "source": module.SOURCE,
-                "differs": module.DIFFERS,
-                "signals": list(module.Method.signals) if hasattr(module, "Method") else [],
+                "sites": sites,
+                "summary": _joined([module.SUMMARY for module in modules]),
+                "source": _joined([module.SOURCE for module in modules]),
+                "differs": _joined([module.DIFFERS for module in modules]),
+                "signals": signals,
             }
         )
     text = o.table(
@@ -28,3 +30,8 @@ def main(json: o.Json = False) -> None:
         [[r["name"], ", ".join(r["sites"]), r["summary"], r["source"]] for r in rows],
     )
     o.answer(rows, text, json)
+
+
+def _joined(texts: list[str]) -> str:
+    """What the method's files say, each text once, in the order of the sites."""
+    return "; ".join(dict.fromkeys(texts))

@@ -22,8 +22,8 @@ from edgevlm.bundle.functions import Block
 from edgevlm.graphs.merging import merges
 from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.pruning import PrunedDecoderBlock
-from edgevlm.graphs.selection import VisualShape
 from edgevlm.graphs.signals import encode, pack
+from edgevlm.graphs.visual_shape import VisualShape
 
 
 def cut(sizes: Sequence[int], limit: int, joined: int | None = None) -> list[tuple[int, int]]:

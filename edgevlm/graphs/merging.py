@@ -1,8 +1,8 @@
 """Site `vision`: tokens merge between the layers of the encoder, and are put back at its end.
 
-A method of this site plans how many tokens are left after each layer, and merges them there:
-between attention and MLP or, if its `between` is false, after both. From the first merging on,
-three tensors go from layer to layer:
+A method of this site (`compress/vision/`) plans how many tokens are left after each layer, and
+merges them there, between attention and MLP or, if its `between` is false, after both. From the
+first merging on, three tensors go from layer to layer:
 
     hidden  [1, n, D]  the tokens that are left
     size    [1, n, 1]  patches that each stands for; attention adds its logarithm to the scores, so

@@ -1,7 +1,7 @@
 """Site `decoder`: visual tokens leave between the layers of the language model.
 
-A method of this site plans how many visual tokens each layer sees. The prompt then runs as one
-call (`prefill` of S rows), because its last row chooses which of them stay:
+A method of this site (`compress/decoder/`) plans how many visual tokens each layer sees. The prompt
+then runs as one call (`prefill` of S rows), for what stays is chosen by its last row:
 
     hidden       [1, s, C]  the rows that are left, in order; s falls from block to block
     cos, sin     [1, s, D]  their rotary tables
@@ -56,7 +56,7 @@ class Pruning:
     def joined(self) -> int | None:
         """A layer that must share its block with the one before it: the method looks at both."""
         fewer = [i for i, count in enumerate(self.counts) if count < self.total]
-        if not getattr(self.method, "looks_back", False) or not fewer:
+        if not self.method.looks_back or not fewer:
             return None
         return fewer[0] - self.method.after
 

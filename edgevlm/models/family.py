@@ -27,7 +27,7 @@ from typing import Any
 
 from edgevlm.bundle.host import ImageSpec, LayoutItem
 from edgevlm.graphs.parts import DecoderSpec, EncoderSpec
-from edgevlm.graphs.selection import VisualShape
+from edgevlm.graphs.visual_shape import VisualShape
 
 TABLE_ROW = "table_row"
 # Filters by their number in PIL, which is how processors store them.

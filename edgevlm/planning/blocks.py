@@ -23,9 +23,9 @@ from edgevlm.exporters.contract import Target
 from edgevlm.graphs.blocks import build, cut, cut_rows
 from edgevlm.graphs.merging import layer_tokens
 from edgevlm.graphs.parts import DecoderParts, EncoderParts, ModelParts
-from edgevlm.graphs.selection import VisualShape
 from edgevlm.graphs.signals import Observed, signal_width
 from edgevlm.graphs.trace import DTYPES
+from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import Description
 from edgevlm.recipe import Recipe
 

@@ -29,10 +29,10 @@ from edgevlm.evaluation.answerers import BundleAnswerer
 from edgevlm.evaluation.evaluate import Dataset, Evaluation, evaluate
 from edgevlm.evaluation.scores import Score
 from edgevlm.recipe import MOST_TOKENS, Recipe
-from edgevlm.registry import METHODS, sites_of
+from edgevlm.registry import METHODS
 
 if TYPE_CHECKING:  # it comes with torch
-    from edgevlm.graphs.selection import VisualShape
+    from edgevlm.graphs.visual_shape import VisualShape
     from edgevlm.pipeline import Graphs
 
 ALL = "all"
@@ -107,11 +107,11 @@ def parse_methods(text: str) -> tuple[str, ...]:
     Raises:
         RecipeError: For an unknown name, or a method that does not choose visual tokens.
     """
-    require_torch()  # to import a method
-    known = [name for name in METHODS.names() if SITE in sites_of(METHODS.load(name))]
-    names = known if text == ALL else [name.strip().replace("-", "_") for name in text.split(",")]
+    names = METHODS.names(SITE)
+    if text != ALL:
+        names = [name.strip().replace("-", "_") for name in text.split(",")]
     for name in names:
-        sites = sites_of(METHODS.load(name))
+        sites = METHODS.sites_of(name)
         if SITE not in sites:
             where = " and ".join(map(repr, sites))
             raise RecipeError(f"method '{name}' works at site {where}, a sweep is of '{SITE}'")

@@ -20,7 +20,7 @@ from edgevlm.bundle.host import ImageSpec, LayoutItem
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import EncoderLayer, PatchEmbedding
 from edgevlm.graphs.parts import EncoderParts, ModelParts
-from edgevlm.graphs.selection import VisualShape
+from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import RESAMPLE, Description, three, token_ids
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.towers import encoder_spec

@@ -26,7 +26,7 @@ from edgevlm.bundle.host import ImageSpec, LayoutItem
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer
 from edgevlm.graphs.parts import EncoderParts, ModelParts
-from edgevlm.graphs.selection import VisualShape
+from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import RESAMPLE, Description, three, token_ids
 from edgevlm.models.shared.anyres import (
     NEWLINE,

@@ -29,9 +29,9 @@ from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
-from edgevlm.registry import METHODS, sites_of  # noqa: E402
+from edgevlm.registry import METHODS  # noqa: E402
 
-NAMES = [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]
+NAMES = METHODS.names("tokens")
 
 
 @pytest.fixture

@@ -34,11 +34,11 @@ from edgevlm.parity.thresholds import threshold  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
-from edgevlm.registry import METHODS, sites_of  # noqa: E402
+from edgevlm.registry import METHODS  # noqa: E402
 from edgevlm.runtimes.loading import load_loop  # noqa: E402
 from edgevlm.runtimes.on_executorch.engine import Engine  # noqa: E402
 
-NAMES = [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]
+NAMES = METHODS.names("tokens")
 XNNPACK = TargetOptions("none", "xnnpack")
 SMALL = {"w8a8": 0.27, "w4g32a8": 0.15}  # of float32
 X = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0)) * 3
