@@ -11,7 +11,7 @@ from PIL import Image
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import InputError, RuntimeLoadError
-from edgevlm.recipe import Recipe, parse_bytes
+from edgevlm.recipe import Recipe
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.loops import drafts, images
 from edgevlm.runtimes.loops.sampling import Sampling
@@ -19,6 +19,7 @@ from edgevlm.runtimes.loops.sequence import Visual
 from edgevlm.runtimes.loops.text import Answer, TextLoop
 from edgevlm.runtimes.residency.resident import ResidentBlocks
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
+from edgevlm.units import parse_bytes
 
 if TYPE_CHECKING:
     from edgevlm.parity.verify import Verification

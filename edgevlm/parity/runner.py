@@ -30,6 +30,7 @@ from edgevlm.graphs.blocks import build
 from edgevlm.graphs.merging import merges
 from edgevlm.models.family import ModelParts
 from edgevlm.planning.vlm import Planned
+from edgevlm.quantization.schemes import Threshold
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.loops.sequence import (
     PromptRows,
@@ -50,36 +51,6 @@ QUESTION = "What is in this picture?"
 COMPARED_VIEWS = 2
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """What a scheme must reach: one of the two measures.
-
-    `whole` is whether the logits must reach it too, and not each block alone: with weights of few
-    bits the errors of blocks add up, and `evaluate` says what that costs.
-    """
-
-    rel_error: float | None = None
-    psnr_db: float | None = None
-    whole: bool = True
-
-    @property
-    def exact(self) -> bool:
-        """Whether answers must be the same, token by token."""
-        return self.rel_error is not None
-
-    def accepts(self, rel_error: float, psnr_db: float | None) -> bool:
-        """Whether a difference is small enough; a `psnr_db` of None means none at all."""
-        if self.rel_error is not None:
-            return rel_error <= self.rel_error
-        return psnr_db is None or psnr_db >= (self.psnr_db or 0.0)
-
-    def said(self, rel_error: float, psnr_db: float | None) -> str:
-        """What was got and what is accepted."""
-        if self.rel_error is not None:
-            return f"rel_error {rel_error:.2e}, at most {self.rel_error:.0e} is accepted"
-        return f"psnr_db {psnr_db or 0.0:.1f}, at least {self.psnr_db:.0f} is accepted"
 
 
 @dataclass(frozen=True)

@@ -38,28 +38,14 @@ from edgevlm.models.checkpoint import find
 from edgevlm.models.family import ModelParts
 from edgevlm.parity.preprocessing import LIMIT as PREPROCESSING_LIMIT
 from edgevlm.parity.preprocessing import preprocessing_error
-from edgevlm.parity.runner import QUESTION, Array, BlockParity, Runner, Threshold, difference
+from edgevlm.parity.runner import QUESTION, Array, BlockParity, Runner, difference
 from edgevlm.planning.vlm import Planned, make_plan
+from edgevlm.quantization.schemes import Threshold, threshold
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, prompt_state, rotary_tables
 
 STEPS = 32
 PHOTOS = tuple(Path(__file__).parents[1] / "photos" / name for name in ("flower.jpg", "stream.jpg"))
-
-
-THRESHOLDS = {
-    "none": Threshold(rel_error=1e-3),
-    "fp16": Threshold(psnr_db=55.0),
-    "w8a16": Threshold(psnr_db=40.0, whole=False),
-    "w4g32a16": Threshold(psnr_db=20.0, whole=False),
-    "w8a32": Threshold(psnr_db=40.0, whole=False),
-    "w8a8": Threshold(psnr_db=30.0, whole=False),
-    "w8a8s": Threshold(psnr_db=30.0, whole=False),
-    "w4g32a32": Threshold(psnr_db=20.0, whole=False),
-    "w4g32a8": Threshold(psnr_db=20.0, whole=False),
-    "p6": Threshold(psnr_db=20.0, whole=False),
-    "p4": Threshold(psnr_db=20.0, whole=False),
-}
 IMAGE_SENSITIVITY = 0.05
 
 
@@ -154,7 +140,7 @@ def verify_model(
 ) -> Verification:
     """`verify` for a bundle and a model that are already open."""
     plan = bundle.plan
-    thresholds = {b.stage: THRESHOLDS[plan.recipe.scheme(b.stage)] for b in plan.blocks}
+    thresholds = {b.stage: threshold(plan.recipe.scheme(b.stage)) for b in plan.blocks}
     progress("verify: the reference in PyTorch")
     with torch.no_grad():
         inputs = [_pixels(photo, planned) for photo in photos]

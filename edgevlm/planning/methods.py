@@ -11,7 +11,7 @@ from edgevlm.errors import RecipeError
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.selection import VisualShape
 from edgevlm.models.family import ModelParts
-from edgevlm.recipe import MethodChoice, Recipe, parse_method
+from edgevlm.recipe import MethodChoice, OptionValue, Recipe
 from edgevlm.registry import METHODS, SITE_CLASSES, sites_of
 
 # What the plan does with the tokens of any method of site `tokens`; the first is what happens
@@ -30,7 +30,7 @@ def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[Any, SiteTokens, 
     best at few tokens (docs/methods.md) one that needs no signals; without either, `identity`.
     """
     default = "identity" if recipe.tokens is None else "divprune"
-    choice = _choices(recipe).get("tokens") or parse_method(default)
+    choice = _choices(recipe).get("tokens") or MethodChoice(default)
     options = dict(choice.options)
     policy = {name: str(options.pop(name, known[0])) for name, known in POLICIES.items()}
     for name, value in policy.items():
@@ -56,7 +56,7 @@ def choose_encoder_method(
     choice = _choices(recipe).get("vision")
     if choice is None:
         return None, (), ()
-    method = _make(choice, "vision", choice.options)
+    method = _make(choice, "vision", dict(choice.options))
     first: Any = pieces.vision[0]
     extra = int(pieces.class_token)
     patches, layers = first.position.weight.shape[0] - extra, len(pieces.vision) - 2
@@ -72,7 +72,7 @@ def choose_decoder_method(
     choice = _choices(recipe).get("decoder")
     if choice is None:
         return None, ()
-    method = _make(choice, "decoder", choice.options)
+    method = _make(choice, "decoder", dict(choice.options))
     counts = method.plan(tokens, len(pieces.decoder))
     pruning = Pruning(method, counts, tokens, rope.inverse_frequencies)
     return pruning, (SiteTokens("decoder", choice.name, tokens, counts[-1]),)
@@ -81,8 +81,7 @@ def choose_decoder_method(
 def _choices(recipe: Recipe) -> dict[str, MethodChoice]:
     """The recipe's methods by site; one a site."""
     found: dict[str, MethodChoice] = {}
-    for text in recipe.methods:
-        choice = parse_method(text)
+    for choice in recipe.methods:
         sites = sites_of(METHODS.load(choice.name))
         site = choice.site or sites[0]
         if site not in sites:
@@ -99,7 +98,7 @@ def _choices(recipe: Recipe) -> dict[str, MethodChoice]:
 def _make(
     choice: MethodChoice,
     site: str,
-    options: dict[str, int | float | str],
+    options: dict[str, OptionValue],
     further: tuple[str, ...] = (),
     **fixed: Any,
 ) -> Any:

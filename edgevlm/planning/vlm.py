@@ -64,7 +64,7 @@ class Planned:
 
 def _check_calibration(recipe: Recipe, schemes: tuple[str, ...]) -> None:
     """Pictures are there if and only if a scheme rounds by what was seen."""
-    wanted = [scheme for scheme in recipe.schemes().values() if scheme in schemes]
+    wanted = [scheme for scheme in recipe.quantize.names if scheme in schemes]
     if wanted and recipe.calibrate is None:
         raise RecipeError(
             f"scheme '{wanted[0]}' rounds by what pictures gave: add --calibrate N or a path"
@@ -86,7 +86,7 @@ def _backends(recipe: Recipe, backends: dict[str, tuple[str, ...]]) -> tuple[tup
             return ()
         known = ", ".join(backends) or "none to choose from"
         raise RecipeError(f"'{recipe.target}' has no backend '{name}'; it has: {known}")
-    for scheme in recipe.schemes().values():
+    for scheme in recipe.quantize.names:
         if scheme not in backends[name]:
             known = ", ".join(backends[name])
             raise RecipeError(f"backend '{name}' takes no scheme '{scheme}'; it takes: {known}")
@@ -101,7 +101,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
         PlanError: For a budget, context or grid that cannot work.
     """
     target = TARGETS.load(recipe.target)
-    for stage, scheme in recipe.schemes().items():
+    for stage, scheme in (("", recipe.quantize.default), *recipe.quantize.stages):
         if scheme in (refused := getattr(target, "REFUSED", {})):
             raise RecipeError(f"scheme '{scheme}' does not pay: {refused[scheme]}")
         if scheme not in target.SCHEMES:
@@ -123,7 +123,8 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     inside, counts, sites = choose_encoder_method(recipe, pieces)
     pieces = observe(merge(pieces, inside, counts), method.signals)
     text, tied = config.text_config, pieces.head is pieces.table[0]
-    if "embed" in recipe.schemes() and (tied or target.table_format(target.SCHEMES[-1]) == "f32"):
+    own_table = not tied and target.table_format(target.SCHEMES[-1]) != "f32"
+    if "embed" in dict(recipe.quantize.stages) and not own_table:
         raise RecipeError(
             "stage 'embed' has no scheme of its own here: "
             + ("its table is the head's" if tied else f"its table is f32 for '{recipe.target}'")

@@ -18,6 +18,7 @@ from edgevlm.bundle.plan import Plan
 from edgevlm.errors import PlanError
 from edgevlm.parity.verify import Verification
 from edgevlm.pipeline import export
+from edgevlm.quantization.schemes import Schemes
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
 
@@ -92,7 +93,7 @@ def measure(recipe: Recipe, progress: Callable[[str], None]) -> Sensitivity:
             continue
         pictures = recipe.calibrate if scheme in calibrated else None
         with tempfile.TemporaryDirectory() as work:
-            asked = replace(recipe, quantize=scheme, calibrate=pictures)
+            asked = replace(recipe, quantize=Schemes(scheme), calibrate=pictures)
             done = export(
                 asked, Path(work) / "s", progress=_named(scheme, progress), accept_all=True
             )

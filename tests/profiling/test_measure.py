@@ -267,7 +267,7 @@ def test_what_is_no_profile_is_refused(tmp_path, text):
 
 
 def test_the_published_schema_is_the_dataclasses(profile):
-    published = Path(edgevlm.__file__).parent / "profile.schema.json"
+    published = Path(edgevlm.__file__).parent / "profiling" / "profile.schema.json"
     assert published.read_text("utf-8") == profile_schema.text()
     schema = json.loads(published.read_text("utf-8"))
     assert set(schema["required"]) == set(to_document(profile)) == set(schema["properties"])

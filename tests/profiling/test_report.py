@@ -16,7 +16,8 @@ from edgevlm.bundle.documents import to_document
 from edgevlm.profiling.document import Profile, parse_profile
 from edgevlm.profiling.report.comparison import compare, comparison_page
 from edgevlm.profiling.report.html import Html, data, tag
-from edgevlm.profiling.report.page import megabytes, milliseconds, report
+from edgevlm.profiling.report.page import milliseconds, report
+from edgevlm.units import megabytes
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">\u2028&amp;'
 VOID = {"meta", "br"}

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from edgevlm.bundle.documents import to_document
-from edgevlm.recipe import Recipe, parse_bytes, parse_tiles
+from edgevlm.recipe import Recipe, parse_tiles
+from edgevlm.units import parse_bytes
 
 _DEFAULT = Recipe()
 
@@ -90,7 +91,7 @@ class Defaults:
     model, target, quantize, frames = (
         _DEFAULT.model,
         _DEFAULT.target,
-        _DEFAULT.quantize,
+        str(_DEFAULT.quantize),
         _DEFAULT.frames,
     )
     tiles = f"{_DEFAULT.tiles[0]}x{_DEFAULT.tiles[1]}"

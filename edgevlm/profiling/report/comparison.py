@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from edgevlm.profiling.document import PARTS, Profile
 from edgevlm.profiling.report.charts import bar
 from edgevlm.profiling.report.html import page, rows, tag
-from edgevlm.profiling.report.page import MEANING, megabytes, milliseconds
+from edgevlm.profiling.report.page import MEANING, milliseconds
+from edgevlm.units import megabytes
 
 # A block is marked from here on: medians of a quiet machine repeat within a few per cent.
 SLOWER = 1.2

@@ -8,6 +8,7 @@ from edgevlm.bundle.documents import to_document
 from edgevlm.profiling.document import PARTS, Profile, Stat
 from edgevlm.profiling.report.charts import bar, curve, lanes, split
 from edgevlm.profiling.report.html import Html, data, legend, page, rows, tag, tile
+from edgevlm.units import megabytes
 
 TOP = 20
 MEANING = {
@@ -45,11 +46,6 @@ def milliseconds(value: float) -> str:
     """`0.031`, `4.20`, `37.1`, `1,512` ms without the unit."""
     digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 1000 else 0
     return f"{value:,.{digits}f}"
-
-
-def megabytes(value: float) -> str:
-    """MB (10^6) without the unit."""
-    return f"{value / 1e6:,.1f}"
 
 
 def missing_by_reason(profile: Profile) -> dict[str, list[str]]:
@@ -257,9 +253,9 @@ def _rest(profile: Profile) -> list[Html]:
     else:
         why = f"not measured: {profile.not_measured['card.token_floor_ms']}"
     facts = [
-        ("model", recipe.model), ("target", recipe.target), ("scheme", recipe.quantize),
-        ("methods", ", ".join(recipe.methods) or "the default"), ("a token", floor or why),
-        ("edgevlm", profile.edgevlm_version),
+        ("model", recipe.model), ("target", recipe.target), ("scheme", str(recipe.quantize)),
+        ("methods", ", ".join(map(str, recipe.methods)) or "the default"),
+        ("a token", floor or why), ("edgevlm", profile.edgevlm_version),
     ]  # fmt: skip
     missing = [(", ".join(names), reason) for reason, names in missing_by_reason(profile).items()]
     return [

@@ -29,9 +29,9 @@ from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.parity.runner import difference  # noqa: E402
-from edgevlm.parity.verify import THRESHOLDS  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning.vlm import make_plan  # noqa: E402
+from edgevlm.quantization.schemes import threshold  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import METHODS, sites_of  # noqa: E402
 from edgevlm.runtimes.on_executorch.engine import Engine  # noqa: E402
@@ -229,7 +229,7 @@ def test_a_bundle_agrees_with_pytorch(model, scheme, preset, tmp_path):
         assert len(bundle.plan.stage("decoder")) == 2
         assert done.verification.logits_rel_error <= 1e-3
         assert done.verification.tokens_equal == 1.0
-    least = THRESHOLDS[scheme].psnr_db or 0.0
+    least = threshold(scheme).psnr_db or 0.0
     for found in done.verification.blocks:
         assert found.name == "reduce-0" or (found.psnr_db or least) >= least
     for block in bundle.plan.stage("decoder"):

@@ -24,9 +24,9 @@ from edgevlm.exporters.to_onnx.target import lower, write  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.parity.runner import difference  # noqa: E402
-from edgevlm.parity.verify import THRESHOLDS  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning.vlm import make_plan  # noqa: E402
+from edgevlm.quantization.schemes import threshold  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.runtimes.loops.sequence import load_table  # noqa: E402
 
@@ -83,7 +83,7 @@ def test_a_bundle_agrees_with_pytorch_and_is_small(model, scheme, preset, tmp_pa
     recipe = replace(recipe, calibrate="2" if scheme == "w8a8s" else None)
     done = export(recipe, tmp_path / "tiny.edgevlm")
     bundle, embedding = done.bundle, done.bundle.plan.host.embedding
-    assert THRESHOLDS[scheme].psnr_db == LEAST_DB[scheme]
+    assert threshold(scheme).psnr_db == LEAST_DB[scheme]
     for block in done.verification.blocks:
         stage = block.name.rpartition("-")[0]
         assert stage == "reduce" or block.psnr_db >= LEAST_DB[scheme]
