@@ -11,6 +11,7 @@ from PIL import Image
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import InputError, RuntimeLoadError
+from edgevlm.libraries import needs
 from edgevlm.recipe import Recipe
 from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.loops import drafts, images
@@ -126,9 +127,8 @@ def require_torch() -> None:
         import torch
         import transformers
     except ImportError as cause:
-        raise RuntimeLoadError(
-            f"this step needs PyTorch and transformers ({cause}); pip install 'edgevlm[onnx]'"
-        ) from cause
+        both = f"PyTorch and transformers ({cause})"
+        raise RuntimeLoadError(needs("this step", both, "onnx")) from cause
     del torch, transformers
 
 
@@ -208,11 +208,12 @@ class Model:
         Raises:
             InputError: If the picture cannot be read or the answer does not fit the context.
         """
-        from edgevlm.profiling.measure import PROMPT, Request, profile
+        from edgevlm.profiling.measure import PROMPT, ProfileRequest, profile
 
         asked = PROMPT if prompt is None else prompt
         path = None if image is None else Path(image)
-        return profile(self._loop, Request(path, asked, runs, tokens_generated, minutes), progress)
+        request = ProfileRequest(path, asked, runs, tokens_generated, minutes)
+        return profile(self._loop, request, progress)
 
     def _draft(self, text: str | None) -> drafts.Draft | None:
         return None if text is None else drafts.parse(text, self.plan)

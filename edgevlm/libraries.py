@@ -1,11 +1,18 @@
-"""Libraries that talk about themselves where a user cannot act on it."""
+"""Other people's libraries: which are here, what they say, and how to keep them still."""
 
 from __future__ import annotations
 
+import importlib
 import logging
+import platform
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from edgevlm.errors import EdgeVLMError, RuntimeLoadError
 
 
 @contextmanager
@@ -19,3 +26,62 @@ def silent() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of a library's class or module with another value inside; as before after."""
+    before = owner.__dict__[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def first_line(cause: BaseException) -> str:
+    """The first line of an error's message, or the name of its type where it has none."""
+    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+
+
+def needs(what: str, library: str, extra: str) -> str:
+    """One line for a step whose library is missing, with the extra that brings it.
+
+    Args:
+        what: Step or plug-in, as the subject of a sentence.
+        library: What is missing.
+        extra: Name of the extra in pyproject.toml.
+    """
+    return f"{what} needs {library}; pip install 'edgevlm[{extra}]'"
+
+
+def require(
+    what: str, library: str, module: str, extra: str, kind: type[EdgeVLMError] = RuntimeLoadError
+) -> Any:
+    """Import an optional library.
+
+    Raises:
+        EdgeVLMError: One of `kind` if it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as cause:
+        raise kind(needs(what, library, extra)) from cause
+
+
+@cache
+def processor_lines() -> tuple[str, ...]:
+    """What Linux tells about the processor, line by line; nothing on other systems."""
+    try:
+        return tuple(Path("/proc/cpuinfo").read_text("utf-8").splitlines())
+    except OSError:
+        return ()
+
+
+def processor_name() -> str:
+    """Name of the processor, or of the board where that has a name only; at least its kind."""
+    names = [x.partition(":")[2].strip() for x in processor_lines() if x.startswith("model name")]
+    if not names:
+        with suppress(OSError):  # ARM boards name no processor, but themselves
+            names = [Path("/proc/device-tree/model").read_text("utf-8").strip("\0\n")]
+    return next(iter(names), platform.processor() or platform.machine())

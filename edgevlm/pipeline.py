@@ -16,6 +16,13 @@ from edgevlm.bundle.files import Bundle, BundleWriter, check_free, writing
 from edgevlm.bundle.packed import PACKINGS, pack
 from edgevlm.bundle.plan import Block, Function, Plan
 from edgevlm.errors import ExportError
+from edgevlm.exporters.contract import (
+    TABLE_FILE,
+    SharedMatrix,
+    Target,
+    TargetOptions,
+    find_target,
+)
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.trace import signature, trace, weights
 from edgevlm.models.checkpoint import find
@@ -24,7 +31,7 @@ from edgevlm.parity.verify import Verification, verify_model
 from edgevlm.planning.vlm import Planned, make_plan
 from edgevlm.quantization.calibrate import Calibration, calibrate
 from edgevlm.recipe import Recipe
-from edgevlm.registry import ENGINES, TARGETS, engine_for
+from edgevlm.registry import ENGINES, engine_for
 from edgevlm.runtimes.residency.memory import peak_rss_bytes
 
 TABLE_ROWS = 4096  # of the embedding table at a time
@@ -70,7 +77,7 @@ def export(
     """
     started, out = time.perf_counter(), Path(out)
     check_free(out, force)
-    TARGETS.load(recipe.target)
+    find_target(recipe.target)
     runs = runs_here(recipe)  # better said now than after the export that there is no engine
     checkpoint = find(recipe.model, recipe.revision)
     progress("plan")
@@ -111,7 +118,7 @@ def _write(
     seen: Calibration | None,
 ) -> Plan:
     """All files of the bundle but the manifest; the plan with their names."""
-    plan, target = planned.plan, TARGETS.load(planned.plan.recipe.target)
+    plan, target = planned.plan, find_target(planned.plan.recipe.target)
     table = _write_table(plan, pieces.table, writer)
     blocks = []
     for index, block in enumerate(plan.blocks):
@@ -130,7 +137,7 @@ def _export_block(
     block: Block,
     planned: Planned,
     pieces: ModelParts,
-    target: Any,
+    target: Target,
     graphs: Graphs,
     writer: BundleWriter,
     seen: Calibration | None,
@@ -141,15 +148,15 @@ def _export_block(
     if lowered is None:
         programs = {f.name: trace(module, f, block) for f in block.functions}
         recipe = planned.plan.recipe
-        backend = {"backend": recipe.backend} if recipe.backend else {}
-        lowered = target.lower(programs, block, recipe.scheme(block.stage), **backend)
+        options = TargetOptions(recipe.scheme(block.stage), target.backend(recipe.backend))
+        lowered = target.lower(programs, block, options)
         graphs[key] = lowered
     embedding = planned.plan.host.embedding
     tied = block.stage == "head" and embedding.tied
-    place = embedding.place(block.span[0]) if tied else None
+    shared = SharedMatrix(TABLE_FILE, *embedding.row_offsets(block.span[0])) if tied else None
     folder = writer.stage_folder(block.stage)
     tensors = seen.beside(weights(module)) if seen else weights(module)
-    functions = target.write(lowered, block, tensors, folder, place)
+    functions = target.write(lowered, block, tensors, folder, shared)
     return tuple(replace(f, file=f"blocks/{block.stage}/{f.file}") for f in functions)
 
 
@@ -158,7 +165,7 @@ def _write_table(plan: Plan, matrices: tuple[Tensor, ...], writer: BundleWriter)
     embedding = plan.host.embedding
     stage, packing = "head" if embedding.tied else "embed", PACKINGS.get(embedding.dtype)
     scales = []
-    with (writer.stage_folder(stage) / "table.bin").open("wb") as out:
+    with (writer.stage_folder(stage) / TABLE_FILE).open("wb") as out:
         for matrix in matrices:
             for start in range(0, matrix.shape[0], TABLE_ROWS):
                 rows = matrix.detach()[start : start + TABLE_ROWS]
@@ -169,4 +176,4 @@ def _write_table(plan: Plan, matrices: tuple[Tensor, ...], writer: BundleWriter)
                 out.write(part.data)
         for scale in scales:
             out.write(scale.data)
-    return f"blocks/{stage}/table.bin"
+    return f"blocks/{stage}/{TABLE_FILE}"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from edgevlm.errors import RecipeError, RuntimeLoadError, unknown_name
+from edgevlm.libraries import needs
 
 SHARED = "shared"
 
@@ -61,9 +62,7 @@ class Registry:
             if library == "edgevlm":
                 raise
             extra = file if self.prefix else "onnx"  # families and methods serve exports
-            raise RuntimeLoadError(
-                f"{self.kind} '{name}' needs '{library}'; pip install 'edgevlm[{extra}]'"
-            ) from cause
+            raise RuntimeLoadError(needs(f"{self.kind} '{name}'", f"'{library}'", extra)) from cause
 
     def _modules(self) -> dict[str, str]:
         """Import name of each plug-in, by the name of its file or folder."""

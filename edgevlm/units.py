@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write and read them. MB are 10^6 bytes."""
+"""Sizes and times as people write and read them; MB are 10^6 bytes."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ def spell_bytes(size: int) -> str:
     return next(f"{whole // unit}{name}" for name, unit in units.items() if whole % unit == 0)
 
 
-def megabytes(size: float) -> str:
-    """Bytes as MB with one decimal, without the unit."""
-    return f"{size / MB:,.1f}"
+def megabytes(size: float, unit: str = " MB") -> str:
+    """Bytes as MB with one decimal."""
+    return f"{size / MB:,.1f}{unit}"
+
+
+def milliseconds(value: float) -> str:
+    """`0.031`, `4.20`, `37.1`, `1,512`: milliseconds without the unit."""
+    digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 1000 else 0
+    return f"{value:,.{digits}f}"

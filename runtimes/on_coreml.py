@@ -25,7 +25,7 @@ from edgevlm.bundle.cache import made_once, making_ms
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Block
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.libraries import silent
+from edgevlm.libraries import first_line, silent
 
 if platform.system() != "Darwin":
     raise RuntimeLoadError(
@@ -89,7 +89,7 @@ class Engine:
             try:
                 model = ct.models.CompiledMLModel(str(folder), units, wanted.name)
             except Exception as cause:
-                line = str(cause).strip().splitlines()[0]
+                line = first_line(cause)
                 raise RuntimeLoadError(f"{block}.{wanted.name} does not load: {line}") from cause
             self._models[block, wanted.name] = model
 
@@ -109,7 +109,7 @@ class Engine:
                     self._states[block].write_state(name, array.astype(np.float16))
             found = model.predict(given, self._states.get(block))
         except Exception as cause:
-            line = str(cause).strip().splitlines()[0]
+            line = first_line(cause)
             raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
         for spec in made.outputs:
             if not spec.name.startswith("present_"):
@@ -149,7 +149,7 @@ def compiled(bundle: Bundle, block: Block) -> Path:
         try:
             return Path(ct.models.utils.compile_model(str(package), f"{work}/made.mlmodelc"))
         except Exception as cause:
-            line = str(cause).strip().splitlines()[0]
+            line = first_line(cause)
             raise RuntimeLoadError(f"{block.name} does not compile: {line}") from cause
 
     return made_once("coreml", "\n".join(sorted(hashes)), make, ".mlmodelc")

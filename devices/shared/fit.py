@@ -21,9 +21,9 @@ from functools import cache
 
 from edgevlm.bundle.plan import Plan
 from edgevlm.devices.shared.named import Device
+from edgevlm.exporters.contract import find_target
 from edgevlm.quantization.schemes import EXACT, Schemes, parse_scheme
 from edgevlm.recipe import Recipe
-from edgevlm.registry import TARGETS
 from edgevlm.units import MB
 
 # For the app around the engine, its pictures and its windows. ONNX Runtime, Python and the embedded
@@ -105,13 +105,10 @@ class Fit:
 
 def offered(recipe: Recipe) -> OfferedSchemes:
     """The schemes of a recipe's target and backend that need no pictures."""
-    target = TARGETS.load(recipe.target)
-    backends: dict[str, tuple[str, ...]] = getattr(target, "BACKENDS", {})
-    names = backends.get(recipe.backend or next(iter(backends), ""), target.SCHEMES)
-    calibrated = getattr(target, "CALIBRATED", ())
-    return OfferedSchemes(
-        tuple(name for name in names if name not in calibrated), getattr(target, "UNPACKED", ())
-    )
+    target = find_target(recipe.target)
+    names = target.schemes_of(target.backend(recipe.backend))
+    uncalibrated = tuple(name for name in names if name not in target.calibrated)
+    return OfferedSchemes(uncalibrated, target.unpacked)
 
 
 def fit(device: Device, recipe: Recipe, schemes: OfferedSchemes, make: Planner) -> Fit:

@@ -49,9 +49,10 @@ def check(target: str, engine: str = "") -> int:
 def run(folder: Path) -> int:
     """Measure what the folder's request asks; profile.json or error.txt is there afterwards."""
     from edgevlm import api
+    from edgevlm.bundle.writing import write_text
     from edgevlm.devices.shared import contract as t
-    from edgevlm.profiling.document import write_profile, write_text
-    from edgevlm.profiling.measure import Request, profile
+    from edgevlm.profiling.document import write_profile
+    from edgevlm.profiling.measure import ProfileRequest, profile
     from edgevlm.version import VERSION
 
     started = time.perf_counter()
@@ -66,7 +67,7 @@ def run(folder: Path) -> int:
         bundle = folder.resolve().parents[1] / "bundles" / asked.bundle
         say("open the bundle")
         loop = api.load_loop(bundle, asked.engine, asked.threads, asked.memory_bytes, say)
-        request = Request(
+        request = ProfileRequest(
             folder / t.PICTURE, asked.prompt, asked.runs, asked.tokens_generated, asked.minutes
         )
         write_profile(profile(loop, request, say), folder / t.PROFILE)

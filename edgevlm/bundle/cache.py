@@ -7,7 +7,11 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from edgevlm.bundle.writing import write_text
+from edgevlm.errors import InputError
 
 
 def cache_folder() -> Path:
@@ -17,13 +21,9 @@ def cache_folder() -> Path:
 
 def keep(path: Path, text: str) -> None:
     """Write a file of the cache, whole or not at all; without it there is more to do next time."""
-    temporary = path.with_suffix(f".{os.getpid()}")
-    try:
+    with suppress(OSError, InputError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
-    except OSError:
-        return
+        write_text(path, text)
 
 
 def made_once(kind: str, contents: str, make: Callable[[Path], Path], end: str = "") -> Path:

@@ -24,6 +24,7 @@ from edgevlm.bundle.cache import cache_folder, keep
 from edgevlm.bundle.documents import dumps, read, to_document
 from edgevlm.bundle.manifest import MANIFEST, read_manifest
 from edgevlm.bundle.plan import Block, FileEntry, Function, Plan
+from edgevlm.bundle.writing import check_folder, write_text
 from edgevlm.errors import BundleError, EdgeVLMError
 from edgevlm.version import VERSION
 
@@ -126,9 +127,7 @@ class BundleWriter:
     def finish(self, block: Block, functions: tuple[Function, ...]) -> None:
         """Record a block as complete; its files are on disk."""
         self._done.mkdir(exist_ok=True)
-        temporary = self._done / f"{block.name}.tmp"
-        temporary.write_text(json.dumps(to_document(functions)), "utf-8")
-        temporary.rename(self._done / f"{block.name}.json")
+        write_text(self._done / f"{block.name}.json", json.dumps(to_document(functions)))
 
     def stage_folder(self, stage: str) -> Path:
         """`blocks/STAGE` inside the bundle, made if need be."""
@@ -204,8 +203,7 @@ def check_free(out: Path, force: bool) -> None:
     Raises:
         BundleError: If `out` exists and `force` is not given or `out` is not a bundle.
     """
-    if not out.parent.is_dir():
-        raise BundleError(f"'{out}' cannot be written: there is no folder '{out.parent}'")
+    check_folder(out, BundleError)
     if not os.path.lexists(out):
         return
     if not force:

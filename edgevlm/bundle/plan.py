@@ -164,8 +164,8 @@ class Embedding:
         packing = PACKINGS[self.dtype]
         return packing.row_bytes(self.columns), packing.groups(self.columns) * 4
 
-    def place(self, row: int) -> tuple[int, int]:
-        """The bytes of the file at which the numbers and the scales of a row begin."""
+    def row_offsets(self, row: int) -> tuple[int, int]:
+        """Offsets in the file, in bytes, of the numbers and of the scales of a row."""
         numbers, scales = self.row_bytes
         return row * numbers, self.rows * numbers + row * scales
 

@@ -58,12 +58,13 @@ def main(
         show(*plan_with_cost(recipe), json)
         return
     require_torch()
+    from edgevlm.exporters.contract import find_target
     from edgevlm.pipeline import export
 
     with o.progress() as step:
         done = export(recipe, output, force, step)
     made, parity = done.bundle.plan, done.verification
-    stored = sum(f.bytes for f in made.files if f.path.endswith((".weights", ".bin", ".pte")))
+    stored = find_target(recipe.target).weights_bytes(made.files)
     document = {
         "bundle": str(done.bundle.path),
         "target": recipe.target,

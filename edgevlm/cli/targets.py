@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from edgevlm.api import require_torch
 from edgevlm.cli.shared import options as o
+from edgevlm.exporters.contract import find_target
 from edgevlm.registry import TARGETS
 
 
 def main(json: o.Json = False) -> None:
     """List the targets with their quantization schemes."""
     require_torch()
+    found = {name: find_target(name) for name in TARGETS.names()}
     rows = [
-        {"name": n, "summary": TARGETS.load(n).SUMMARY, "schemes": list(TARGETS.load(n).SCHEMES)}
-        for n in TARGETS.names()
+        {"name": name, "summary": target.summary, "schemes": list(target.schemes)}
+        for name, target in found.items()
     ]
     text = o.table(
         ["target", "what it is", "schemes"],

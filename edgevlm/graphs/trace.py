@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from edgevlm.bundle.plan import Block, Function
 from edgevlm.errors import TraceError
+from edgevlm.libraries import first_line
 
 # Operators that break at least one target, or give it a shape that depends on data.
 BANNED = (
@@ -46,7 +47,7 @@ def trace(module: nn.Module, function: Function, block: Block) -> ExportedProgra
         with torch.no_grad():
             program = torch.export.export(module, example(function), strict=False)
     except Exception as cause:  # torch.export raises many types; the first line says what happened
-        line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        line = first_line(cause)
         raise TraceError(f"{where} cannot be traced: {line}") from cause
     check(program, where)
     return program

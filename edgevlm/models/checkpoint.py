@@ -21,7 +21,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from edgevlm.errors import ModelError, unknown_name
-from edgevlm.libraries import silent
+from edgevlm.libraries import first_line, silent
 from edgevlm.registry import FAMILIES
 
 EMBEDDED = "embedded"
@@ -111,7 +111,7 @@ class Checkpoint:
             with _quiet(), torch.device("meta"):
                 model = AutoModelForImageTextToText.from_config(self.config, dtype=torch.float32)
         except Exception as cause:  # sizes that do not go together raise anything
-            line = _first_line(cause)
+            line = first_line(cause)
             raise ModelError(f"'{self.model}': config.json makes no model: {line}") from cause
         return model.eval()
 
@@ -139,7 +139,7 @@ class Checkpoint:
                     output_loading_info=True,
                 )
             except Exception as cause:
-                line = _first_line(cause)
+                line = first_line(cause)
                 raise ModelError(f"'{self.model}' cannot be loaded: {line}") from cause
         missing = sorted(report["missing_keys"])
         if missing:
@@ -184,7 +184,7 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
                 folder, local_files_only=True, trust_remote_code=False
             )
     except Exception as cause:
-        raise ModelError(f"'{model}': config.json is not valid: {_first_line(cause)}") from cause
+        raise ModelError(f"'{model}': config.json is not valid: {first_line(cause)}") from cause
     return Checkpoint(model, revision, folder, config, FAMILIES.load(name))
 
 
@@ -205,7 +205,7 @@ def _folder(model: str, revision: str | None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=WANTED))
     except Exception as cause:
         raise ModelError(
-            f"'{model}' is no folder and cannot be downloaded: {_first_line(cause)}"
+            f"'{model}' is no folder and cannot be downloaded: {first_line(cause)}"
         ) from cause
 
 
@@ -239,11 +239,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ModelError(f"{path.name} of the checkpoint must be a JSON object")
     return document
-
-
-def _first_line(cause: BaseException) -> str:
-    lines = str(cause).strip().splitlines()
-    return lines[0] if lines else type(cause).__name__
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from edgevlm.bundle.plan import (
     Source,
 )
 from edgevlm.errors import ModelError, PlanError, RecipeError
+from edgevlm.exporters.contract import Target, find_target
 from edgevlm.graphs.merging import merge
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.signals import observe
@@ -31,7 +32,6 @@ from edgevlm.planning.blocks import Stored, make_blocks
 from edgevlm.planning.methods import choose_decoder_method, choose_encoder_method, choose_method
 from edgevlm.planning.prompt import make_layout
 from edgevlm.recipe import Recipe
-from edgevlm.registry import TARGETS
 
 # Stages that have schemes; `reduce` chooses, and has no weights.
 QUANTIZED = ("vision", "embed", "decoder", "head")
@@ -74,21 +74,21 @@ def _check_calibration(recipe: Recipe, schemes: tuple[str, ...]) -> None:
         raise RecipeError(f"nothing to calibrate in '{recipe.quantize}'; schemes with it: {known}")
 
 
-def _backends(recipe: Recipe, backends: dict[str, tuple[str, ...]]) -> tuple[tuple[str, str], ...]:
+def _backends(recipe: Recipe, target: Target) -> tuple[tuple[str, str], ...]:
     """The backend as a requirement, for targets that have several, with the schemes that it takes.
 
     Raises:
         RecipeError: If there is no such backend, or it does not take a scheme.
     """
-    name = recipe.backend or next(iter(backends), None)
-    if name not in backends:
-        if name is None:
+    name = target.backend(recipe.backend)
+    if name not in target.backends:
+        if not name:
             return ()
-        known = ", ".join(backends) or "none to choose from"
+        known = ", ".join(target.backends) or "none to choose from"
         raise RecipeError(f"'{recipe.target}' has no backend '{name}'; it has: {known}")
     for scheme in recipe.quantize.names:
-        if scheme not in backends[name]:
-            known = ", ".join(backends[name])
+        if scheme not in target.backends[name]:
+            known = ", ".join(target.backends[name])
             raise RecipeError(f"backend '{name}' takes no scheme '{scheme}'; it takes: {known}")
     return (("backend", name),)
 
@@ -100,12 +100,12 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
         RecipeError: For an unknown target, method or scheme, or wrong method options.
         PlanError: For a budget, context or grid that cannot work.
     """
-    target = TARGETS.load(recipe.target)
+    target = find_target(recipe.target)
     for stage, scheme in (("", recipe.quantize.default), *recipe.quantize.stages):
-        if scheme in (refused := getattr(target, "REFUSED", {})):
-            raise RecipeError(f"scheme '{scheme}' does not pay: {refused[scheme]}")
-        if scheme not in target.SCHEMES:
-            known = ", ".join(target.SCHEMES)
+        if scheme in target.refused:
+            raise RecipeError(f"scheme '{scheme}' does not pay: {target.refused[scheme]}")
+        if scheme not in target.schemes:
+            known = ", ".join(target.schemes)
             raise RecipeError(
                 f"scheme '{scheme}' is not one of target '{recipe.target}'; it has: {known}"
             )
@@ -113,8 +113,8 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
             raise RecipeError(
                 f"'{stage}' is not a stage with weights; those are: {', '.join(QUANTIZED)}"
             )
-    _check_calibration(recipe, getattr(target, "CALIBRATED", ()))
-    backends = _backends(recipe, getattr(target, "BACKENDS", {}))
+    _check_calibration(recipe, target.calibrated)
+    backends = _backends(recipe, target)
     config = checkpoint.config
     description = _describe(checkpoint, recipe)
     method, site, positions = choose_method(recipe, description.shape)
@@ -123,7 +123,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     inside, counts, sites = choose_encoder_method(recipe, pieces)
     pieces = observe(merge(pieces, inside, counts), method.signals)
     text, tied = config.text_config, pieces.head is pieces.table[0]
-    own_table = not tied and target.table_format(target.SCHEMES[-1]) != "f32"
+    own_table = not tied and target.table_format(target.schemes[-1]) != "f32"
     if "embed" in dict(recipe.quantize.stages) and not own_table:
         raise RecipeError(
             "stage 'embed' has no scheme of its own here: "
@@ -172,12 +172,12 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
             ),
             rope=rope,
             kv=KVCache(
-                target.KV_FORM,
+                target.kv_form,
                 len(pieces.decoder),
                 text.num_key_value_heads,
                 head_size,
                 tokens=0,
-                dtype=target.KV_DTYPE,
+                dtype=target.kv_dtype,
                 gone=gone,
             ),
             chunk=0,
@@ -187,7 +187,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
             check=recipe.speculate,
         ),
         blocks=(),
-        requires=Requires((*target.REQUIRES.versions, *backends)),
+        requires=Requires((*target.requires.versions, *backends)),
     )
     chunk = recipe.chunk or _chunk(draft.prompt_tokens + QUESTION_TOKENS, whole=bool(pruning))
     if pruning and chunk <= draft.prompt_tokens:

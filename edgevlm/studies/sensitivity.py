@@ -16,11 +16,11 @@ from pathlib import Path
 
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import PlanError
+from edgevlm.exporters.contract import find_target
 from edgevlm.parity.verify import Verification
 from edgevlm.pipeline import export
 from edgevlm.quantization.schemes import Schemes
 from edgevlm.recipe import Recipe
-from edgevlm.registry import TARGETS
 
 STAGES = ("vision", "decoder", "head")
 EXACT_DB = 200.0  # of float32: more than any rounding gives
@@ -83,15 +83,14 @@ def measure(recipe: Recipe, progress: Callable[[str], None]) -> Sensitivity:
 
     Schemes that round by pictures are left out where the recipe has none.
     """
-    target = TARGETS.load(recipe.target)
-    calibrated = getattr(target, "CALIBRATED", ())
+    target = find_target(recipe.target)
     costs: list[Cost] = []
     stage_bytes: dict[str, dict[str, int]] = {stage: {} for stage in STAGES}
     stage_db: dict[str, dict[str, float]] = {stage: {} for stage in STAGES}
-    for scheme in target.SCHEMES:
-        if scheme in calibrated and recipe.calibrate is None:
+    for scheme in target.schemes:
+        if scheme in target.calibrated and recipe.calibrate is None:
             continue
-        pictures = recipe.calibrate if scheme in calibrated else None
+        pictures = recipe.calibrate if scheme in target.calibrated else None
         with tempfile.TemporaryDirectory() as work:
             asked = replace(recipe, quantize=Schemes(scheme), calibrate=pictures)
             done = export(

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgevlm.errors import InputError, RuntimeLoadError
+from edgevlm.bundle.writing import check_folder
+from edgevlm.errors import InputError
+from edgevlm.libraries import require
 from edgevlm.studies.sweep import BASELINES, REFERENCE, Row, table_csv
 
 SUFFIXES = (".csv", ".png")
@@ -26,13 +28,7 @@ def require_matplotlib() -> None:
     Raises:
         RuntimeLoadError: If matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as cause:
-        raise RuntimeLoadError(
-            "the picture of a sweep needs matplotlib; pip install 'edgevlm[evaluate]'"
-        ) from cause
-    del matplotlib
+    require("the picture of a sweep", "matplotlib", "matplotlib", "evaluate")
 
 
 def check_prefix(prefix: str, force: bool) -> None:
@@ -42,8 +38,7 @@ def check_prefix(prefix: str, force: bool) -> None:
         InputError: If there is no such folder, or a file is there and `force` is not given.
     """
     for path in _paths(prefix):
-        if not path.parent.is_dir():
-            raise InputError(f"'{path}' cannot be written: there is no folder '{path.parent}'")
+        check_folder(path)
         if path.is_dir():
             raise InputError(f"'{path}' is a folder; choose another --output")
         if path.exists() and not force:

@@ -1,11 +1,14 @@
 """How the operators of a trace become ML program operators where coremltools 9.0 does not know.
 
-The three of `graphs.ops` are translated as they stand. A translation is registered under the
-name that the trace has, once, and only for the version of coremltools that it was written for.
+The three of `graphs.ops` are translated as they stand. Translations are registered while a package
+is written, under the names that the trace has, for the version of coremltools that they were
+written for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,15 +19,13 @@ from coremltools.converters.mil.frontend.torch.ops import (
     logical_and,
     logical_or,
 )
-from coremltools.converters.mil.frontend.torch.torch_op_registry import (
-    _TORCH_OPS_REGISTRY,
-    register_torch_op,
-)
+from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
 from coremltools.converters.mil.frontend.torch.utils import NUM_TO_NUMPY_DTYPE
 from coremltools.converters.mil.mil.ops.defs._utils import promote_input_dtypes
 from coremltools.converters.mil.mil.passes.defs.quantization import FP16ComputePrecision
 
 import edgevlm.graphs.ops  # noqa: F401  # defines what is translated here
+from edgevlm.libraries import replaced
 
 
 def attention(context: Any, node: Any) -> None:
@@ -208,18 +209,28 @@ def overflows_float16(operation: Any) -> bool:
     return False
 
 
-FP16ComputePrecision.fp16_overflow = staticmethod(overflows_float16)
-for _translate in (attention, attention_kv, rotary):
-    register_torch_op(_translate, torch_alias=[f"edgevlm::{_translate.__name__}"], override=True)
-for _translate in (rms_norm, gelu, index_select, floor_divide, full, zeros):
-    register_torch_op(_translate, override=True)
-# What coremltools translates, under the names by which it looks for what torch.export gives it.
-for _translate, _names in (
+@contextmanager
+def translations() -> Iterator[None]:
+    """coremltools with the translations of this file inside; as it was before afterwards."""
+    registry = _TORCH_OPS_REGISTRY
+    before = dict(registry.name_to_func_mapping)
+    try:
+        with replaced(FP16ComputePrecision, "fp16_overflow", staticmethod(overflows_float16)):
+            for translate, names in TRANSLATIONS:
+                for name in names:
+                    registry.set_func_by_name(translate, name)
+            yield
+    finally:
+        registry.name_to_func_mapping = before
+
+
+# Each with the names by which coremltools looks for what torch.export gives it.
+TRANSLATIONS: tuple[tuple[Callable[[Any, Any], None], tuple[str, ...]], ...] = (
+    *((f, (f"edgevlm::{f.__name__}", f.__name__)) for f in (attention, attention_kv, rotary)),
+    *((f, (f.__name__,)) for f in (rms_norm, gelu, index_select, floor_divide, full, zeros)),
     (logical_and, ("and", "__and__")),
     (logical_or, ("or", "__or__")),
     (where_number, ("where.scalarother", "where.scalarself", "where.scalar")),
     (matmul, ("matmul", "mm", "mv")),
     (alias, ("alias", "clone")),  # an output that is an input needs an operation to name it
-):
-    for _name in _names:
-        _TORCH_OPS_REGISTRY.set_func_by_name(_translate, _name)
+)

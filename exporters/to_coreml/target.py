@@ -32,8 +32,9 @@ from tqdm import tqdm
 
 from edgevlm.bundle.plan import Block, Function, Requires
 from edgevlm.errors import ExportError, RuntimeLoadError
+from edgevlm.exporters.contract import SharedMatrix, Target, TargetOptions
 from edgevlm.graphs.trace import DTYPES, with_weights
-from edgevlm.libraries import silent
+from edgevlm.libraries import first_line, silent
 
 with silent():
     import coremltools as ct
@@ -42,12 +43,8 @@ with silent():
     if ct.__version__.split(".")[0] != "9":  # translations use what is private to this version
         raise RuntimeLoadError(f"target 'coreml' needs coremltools 9, got {ct.__version__}")
 
-    from edgevlm.exporters.to_coreml import operators  # noqa: F401  # registers translations
+    from edgevlm.exporters.to_coreml.operators import translations
 
-KV_FORM, KV_DTYPE = "states", "f16"
-SCHEMES = ("none", "fp16", "w8a16", "w4g32a16", "p6", "p4")
-SUMMARY = "Core ML packages for iOS 18 and macOS 15: states, shared weights, 4 to 32 bits"
-REQUIRES = Requires((("ios", "18.0"), ("macos", "15.0")))
 # Weights as whole numbers with a scale for each output channel, or for each 32 of its inputs.
 COMPRESSED: dict[str, dict[str, Any]] = {
     "w8a16": {"dtype": "int8", "granularity": "per_channel"},
@@ -88,11 +85,6 @@ class Lowered:
     scheme: str
 
 
-def table_format(scheme: str) -> str:
-    """Format of the embedding table: the host reads it, whatever the scheme."""
-    return "f32"
-
-
 def matrix_bytes(rows: int, columns: int, scheme: str, stage: str) -> int:
     """Bytes of a linear layer's matrix under a scheme."""
     count = rows * columns
@@ -111,9 +103,9 @@ def number_bytes(scheme: str) -> int:
     return 4 if scheme == "none" else 2
 
 
-def lower(programs: Mapping[str, ExportedProgram], block: Block, scheme: str) -> Lowered:
+def lower(programs: Mapping[str, ExportedProgram], block: Block, options: TargetOptions) -> Lowered:
     """Keep the traced functions of one signature."""
-    return Lowered(programs, scheme)
+    return Lowered(programs, options.scheme)
 
 
 def write(
@@ -121,7 +113,7 @@ def write(
     block: Block,
     tensors: Mapping[str, Tensor],
     folder: Path,
-    table: tuple[int, int] | None,
+    shared: SharedMatrix | None,
 ) -> tuple[Function, ...]:
     """Write the block's package into `folder`; return its functions with their file.
 
@@ -130,14 +122,14 @@ def write(
         block: The block.
         tensors: Its weights by traced name.
         folder: An existing folder.
-        table: Not used: a package holds all its weights.
+        shared: Not used: a package holds all its weights.
 
     Raises:
         ExportError: If coremltools cannot convert a function.
     """
     package = folder / f"{block.name}.mlpackage"
     joined = ct.utils.MultiFunctionDescriptor()
-    with tempfile.TemporaryDirectory() as work, _quiet():
+    with tempfile.TemporaryDirectory() as work, _quiet(), translations():
         for function in block.functions:
             where = f"{block.name}.{function.name}"
             part = str(Path(work) / f"{function.name}.mlpackage")
@@ -145,7 +137,7 @@ def write(
             try:
                 _convert(program, function, block, tensors, scheme).save(part)
             except (NotImplementedError, ValueError, RuntimeError) as cause:
-                line = str(cause).strip().splitlines()[0]
+                line = first_line(cause)
                 raise ExportError(f"{where} does not convert to Core ML: {line}") from cause
             joined.add_function(part, src_function_name="main", target_function_name=function.name)
         joined.default_function_name = block.functions[0].name
@@ -273,3 +265,17 @@ def _quiet() -> Iterator[None]:
         finally:
             logger.setLevel(level)
             tqdm.__init__ = bars
+
+
+TARGET = Target(
+    summary="Core ML packages for iOS 18 and macOS 15: states, shared weights, 4 to 32 bits",
+    schemes=("none", "fp16", *COMPRESSED, *PALETTES),
+    requires=Requires((("ios", "18.0"), ("macos", "15.0"))),
+    weight_suffixes=("/weight.bin",),
+    lower=lower,
+    write=write,
+    kv_form="states",
+    kv_dtype="f16",
+    matrix_bytes=matrix_bytes,
+    number_bytes=number_bytes,
+)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import gc
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ from edgevlm.bundle.documents import dumps
 from edgevlm.bundle.kernels import Kernels, Left
 from edgevlm.bundle.plan import Block, Function, Requires
 from edgevlm.errors import ExportError
+from edgevlm.exporters.contract import SharedMatrix, Target, TargetOptions
 from edgevlm.exporters.to_executorch.operators import LOWERINGS
 from edgevlm.graphs.trace import example, with_weights
-from edgevlm.libraries import silent
+from edgevlm.libraries import first_line, replaced, silent
 
 with silent():
     from executorch.backends.xnnpack.partition.config import (
@@ -51,10 +53,7 @@ with silent():
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
     from torchao.quantization.granularity import PerAxis, PerGroup
 
-KV_FORM, KV_DTYPE = "shared_buffer", "f32"
 SCHEMES = ("none", "w8a8", "w4g32a8")
-SUMMARY = "ExecuTorch programs for XNNPACK (CPUs of phones and boards); weights of 32, 8 or 4 bits"
-REQUIRES = Requires((("executorch", "1.4"),))
 # Schemes of each backend. Only the first can be run everywhere, so only it is verified.
 BACKENDS = {"xnnpack": SCHEMES, "coreml": ("none",), "vulkan": ("none", "w4g32a8")}
 # Schemes that do not pay, with what was measured (tests/benchmarks/static_rows.py).
@@ -62,6 +61,7 @@ REFUSED = {
     "w8a8s": "on XNNPACK scales of rows found beforehand are 0.9 to 1.1 times as fast as w8a8, no"
     " smaller, and lose 5 to 10 dB; take w8a8"
 }
+PROGRAM = ".pte"  # ends the name of a block's file
 GROUP = 32
 COPY = ops.edge.aten.copy.default
 
@@ -74,9 +74,14 @@ class _Reasons(dict[str, str]):
         self.setdefault(why.node.name, why.reason)
 
 
-REASONS = _Reasons()
-for _configs in (gemm_configs, generic_node_configs, node_configs, xnnpack_config):
-    _configs.why.logger = REASONS
+@contextmanager
+def _reasons() -> Iterator[_Reasons]:
+    """The reasons of programs that are partitioned inside."""
+    found = _Reasons()
+    with ExitStack() as stack:
+        for configs in (gemm_configs, generic_node_configs, node_configs, xnnpack_config):
+            stack.enter_context(replaced(configs.why, "logger", found))
+        yield found
 
 
 @dataclass(frozen=True)
@@ -102,16 +107,9 @@ def matrix_bytes(rows: int, columns: int, scheme: str, stage: str) -> int:
     return rows * columns + 4 * rows
 
 
-def number_bytes(scheme: str) -> int:
-    """Bytes of any other weight under a scheme: they stay float32."""
-    return 4
-
-
-def lower(
-    programs: Mapping[str, ExportedProgram], block: Block, scheme: str, backend: str = "xnnpack"
-) -> Lowered:
+def lower(programs: Mapping[str, ExportedProgram], block: Block, options: TargetOptions) -> Lowered:
     """Keep the traced functions of one signature."""
-    return Lowered(programs, scheme, backend)
+    return Lowered(programs, options.scheme, options.backend)
 
 
 def write(
@@ -119,7 +117,7 @@ def write(
     block: Block,
     tensors: Mapping[str, Tensor],
     folder: Path,
-    table: tuple[int, int] | None,
+    shared: SharedMatrix | None,
 ) -> tuple[Function, ...]:
     """Write the block's program into `folder`; return its functions with their file.
 
@@ -128,15 +126,14 @@ def write(
         block: The block.
         tensors: Its weights by traced name.
         folder: An existing folder.
-        table: Not used: a program holds all its weights.
+        shared: Not used: a program holds all its weights.
 
     Raises:
         ExportError: If ExecuTorch cannot convert a function.
     """
-    file, names = folder / f"{block.name}.pte", [function.name for function in block.functions]
-    REASONS.clear()
+    file, names = folder / f"{block.name}{PROGRAM}", [function.name for function in block.functions]
     try:
-        with silent(), torch.no_grad():
+        with silent(), torch.no_grad(), _reasons() as reasons:
             edge = _partitioned(lowered, block, tensors)
             for name in names:
                 _drop_copies(edge.exported_program(name))
@@ -145,11 +142,11 @@ def write(
                 ExecutorchBackendConfig(memory_planning_pass=planning, run_reinplace_pass=True)
             )
     except Exception as cause:  # of many types; the first line says what happened
-        line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        line = first_line(cause)
         raise ExportError(f"{block.name} does not convert to ExecuTorch: {line}") from cause
     with file.open("wb") as out:
         made.write_to_file(out)
-    kernels = {name: _kernels(edge.exported_program(name), REASONS) for name in names}
+    kernels = {name: _kernels(edge.exported_program(name), reasons) for name in names}
     (folder / f"{block.name}.kernels.json").write_text(dumps(kernels), "utf-8")
     del edge, made
     gc.collect()  # programs refer to themselves, and hold the block's weights
@@ -324,3 +321,18 @@ def _tensor(inner: fx.GraphModule, name: str) -> Tensor:
         found = getattr(found, part)
     tensor: Tensor = found.detach()
     return tensor
+
+
+TARGET = Target(
+    summary="ExecuTorch programs for XNNPACK (CPUs of phones and boards); weights of 32, 8 or 4"
+    " bits",
+    schemes=SCHEMES,
+    requires=Requires((("executorch", "1.4"),)),
+    weight_suffixes=(PROGRAM,),
+    lower=lower,
+    write=write,
+    refused=REFUSED,
+    backends=BACKENDS,
+    table_format=table_format,
+    matrix_bytes=matrix_bytes,
+)

@@ -34,21 +34,22 @@ from torch.export import ExportedProgram
 from edgevlm.bundle.plan import Block, Function, Requires
 from edgevlm.bundle.plan import Tensor as Spec
 from edgevlm.errors import ExportError
-from edgevlm.exporters.to_onnx import linear
+from edgevlm.exporters.contract import SharedMatrix, Target, TargetOptions
 from edgevlm.exporters.to_onnx.attention import write_attention
-from edgevlm.exporters.to_onnx.linear import FORMATS, Weight, Writer, stored
+from edgevlm.exporters.to_onnx.linear import (
+    CALIBRATED,
+    FORMATS,
+    Weight,
+    Writer,
+    matrix_bytes,
+    stored,
+)
 from edgevlm.exporters.to_onnx.operators import LOWERINGS
+from edgevlm.libraries import first_line
 
 OPSET = 21
-KV_FORM, KV_DTYPE = "shared_buffer", "f32"
-SCHEMES = ("none", *FORMATS)
-CALIBRATED = linear.CALIBRATED
-# Schemes whose weights are float32 again in memory: sessions unpack them when they open.
-UNPACKED = tuple(name for name, how in FORMATS.items() if how.product == "float32")
-SUMMARY = f"ONNX opset {OPSET} for ONNX Runtime 1.22 and newer; weights of 32, 16, 8 or 4 bits"
-REQUIRES = Requires((("ai.onnx", str(OPSET)), ("com.microsoft", "1"), ("onnxruntime", "1.22")))
 ALIGN_BYTES = 64
-matrix_bytes = linear.matrix_bytes
+WEIGHTS = ".weights"  # ends the name of a block's weight file
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,13 @@ def table_format(scheme: str) -> str:
     return FORMATS[scheme].packing if scheme in FORMATS else "f32"
 
 
-def number_bytes(scheme: str) -> int:
-    """Bytes of any other weight under a scheme: they stay float32."""
-    return 4
-
-
-def lower(programs: Mapping[str, ExportedProgram], block: Block, scheme: str) -> Lowered:
+def lower(programs: Mapping[str, ExportedProgram], block: Block, options: TargetOptions) -> Lowered:
     """Convert the traced functions of one signature to ONNX graphs without weights.
 
     Args:
         programs: Traces by function.
         block: One block of the signature.
-        scheme: One of `SCHEMES`.
+        options: With one of the target's schemes.
 
     Raises:
         ExportError: If torch.onnx cannot convert a graph.
@@ -85,9 +81,9 @@ def lower(programs: Mapping[str, ExportedProgram], block: Block, scheme: str) ->
     for name, program in programs.items():
         function = block.function(name)
         try:
-            graphs[name], weights[name] = _convert(program, function, scheme)
+            graphs[name], weights[name] = _convert(program, function, options.scheme)
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as cause:
-            line = str(cause).strip().splitlines()[0]
+            line = first_line(cause)
             raise ExportError(f"{block.name}.{name} does not convert to ONNX: {line}") from cause
     return Lowered(graphs, weights)
 
@@ -97,7 +93,7 @@ def write(
     block: Block,
     tensors: Mapping[str, Tensor],
     folder: Path,
-    table: tuple[int, int] | None,
+    shared: SharedMatrix | None,
 ) -> tuple[Function, ...]:
     """Write the block's graphs and weights into `folder`; return its functions with their files.
 
@@ -106,27 +102,26 @@ def write(
         block: The block.
         tensors: Its weights by traced name.
         folder: An existing folder; file names inside it are relative.
-        table: None, or the bytes at which the block's only matrix lies in `table.bin` of the same
-            folder (a tied head), its numbers and its scales; it is then not written again.
+        shared: None, or where the block's only matrix lies in a file of the same folder (a tied
+            head); it is then not written again.
     """
-    data = folder / (f"{block.name}.weights" if table is None else "table.bin")
-    if table is None:
-        places = _write_weights(lowered, tensors, data)
+    data = folder / (f"{block.name}{WEIGHTS}" if shared is None else shared.file)
+    if shared is None:
+        offsets = _write_weights(lowered, tensors, data)
     else:
         every = [w for used in lowered.weights.values() for w in used.values()]
-        places = {w: (table[w.form == "scales"], 0) for w in every}
+        offsets = {w: shared.scales if w.form == "scales" else shared.numbers for w in every}
     done = []
     for function in block.functions:
-        model = lowered.graphs[function.name]  # only places and names change from block to block
+        model = lowered.graphs[function.name]  # only offsets and names change from block to block
         for value_name, weight in lowered.weights[function.name].items():
             value = model.graph.initializers[value_name]
-            offset, _ = places[weight]
             assert value.shape is not None
             assert value.dtype is not None
             size = math.prod(value.shape.numpy()) * int(value.dtype.itemsize)
             value.const_value = ir.ExternalTensor(
                 data.name,
-                offset,
+                offsets[weight],
                 size,
                 value.dtype,
                 shape=value.shape,
@@ -234,20 +229,20 @@ def _take_out_weights(graph: ir.Graph, known: set[str], scheme: str) -> dict[str
 
 def _write_weights(
     lowered: Lowered, tensors: Mapping[str, Tensor], file: Path
-) -> dict[Weight, tuple[int, int]]:
-    """Append each weight once, in order of first use; returns its (offset, size) in bytes."""
-    places: dict[Weight, tuple[int, int]] = {}
+) -> dict[Weight, int]:
+    """Append each weight once, in order of first use; returns its offset in bytes."""
+    offsets: dict[Weight, int] = {}
     wanted = [weight for used in lowered.weights.values() for weight in used.values()]
     if not wanted:
-        return places
+        return offsets
     packed: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # numbers wait for their scales
     with file.open("wb") as out:
         for weight in dict.fromkeys(wanted):
             data = stored(weight, tensors, packed)
             out.write(b"\0" * (-out.tell() % ALIGN_BYTES))
-            places[weight] = (out.tell(), data.nbytes)
+            offsets[weight] = out.tell()
             out.write(data.data)
-    return places
+    return offsets
 
 
 def _taken(model: ir.Model, function: Function) -> tuple[Spec, ...]:
@@ -285,3 +280,18 @@ def _quiet() -> Iterator[None]:
         finally:
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
+
+
+TARGET = Target(
+    summary=f"ONNX opset {OPSET} for ONNX Runtime 1.22 and newer; weights of 32, 16, 8 or 4 bits",
+    schemes=("none", *FORMATS),
+    requires=Requires((("ai.onnx", str(OPSET)), ("com.microsoft", "1"), ("onnxruntime", "1.22"))),
+    weight_suffixes=(WEIGHTS,),
+    lower=lower,
+    write=write,
+    calibrated=CALIBRATED,
+    # Sessions unpack them when they open.
+    unpacked=tuple(name for name, how in FORMATS.items() if how.product == "float32"),
+    table_format=table_format,
+    matrix_bytes=matrix_bytes,
+)

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgevlm.bundle.plan import ImageSpec
 from edgevlm.errors import InputError
+from edgevlm.libraries import require
 
 # 50 million pixels are 150 MB of RGB: more than any phone camera gives, less than a bomb needs.
 PIXEL_LIMIT = 50_000_000
@@ -133,10 +134,7 @@ def load_clip(path: str | Path, frames: int) -> tuple[list[Image.Image], list[fl
     Raises:
         InputError: If PyAV is missing, or the file is no video or has too few frames.
     """
-    try:
-        import av
-    except ImportError as cause:
-        raise InputError("reading a video needs PyAV; pip install 'edgevlm[video]'") from cause
+    av = require("reading a video", "PyAV", "av", "video", InputError)
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]

@@ -108,7 +108,7 @@ class PackedTable:
         self.shape = (embedding.rows, embedding.columns)
         self._packing = PACKINGS[embedding.dtype]
         numbers, scales = embedding.row_bytes
-        _, start = embedding.place(0)
+        _, start = embedding.row_offsets(0)
         self._numbers = Rows(path, np.uint8, (embedding.rows, numbers))
         self._scales = Rows(path, np.float32, (embedding.rows, scales // 4), start)
 

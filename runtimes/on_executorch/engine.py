@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Function
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.libraries import silent
+from edgevlm.libraries import first_line, silent
 from edgevlm.runtimes.arrays import check_arrays
 
 if importlib.util.find_spec("executorch") is None:  # it brings torch, so only when one is made
@@ -137,7 +137,7 @@ class Engine:
                     program = self._lib._load_for_executorch(str(path))
                     meta = program.method_meta(wanted.name)
             except Exception as cause:
-                line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+                line = first_line(cause)
                 raise RuntimeLoadError(f"{block} does not load: {line}") from cause
             _check_signature(meta, wanted, block)
             self._methods[block, wanted.name] = program
@@ -152,7 +152,7 @@ class Engine:
         try:
             made = self._methods[block, function].run_method(function, given, False)
         except Exception as cause:
-            line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+            line = first_line(cause)
             raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
         outputs = self.bundle.plan.block(block).function(function).outputs
         own = [t.name for t in outputs if not t.name.startswith("present_")]

@@ -29,6 +29,7 @@ from edgevlm.bundle.cache import making_ms
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Block, Function
 from edgevlm.errors import BundleError, RuntimeLoadError
+from edgevlm.libraries import first_line, processor_lines
 from edgevlm.runtimes.arrays import check_arrays
 
 try:
@@ -234,7 +235,7 @@ def _open(graph: Path | bytes, options: Any, name: str) -> Any:
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as cause:
-        line = str(cause).strip().splitlines()[0]
+        line = first_line(cause)
         raise RuntimeLoadError(f"{name} does not load: {line}") from cause
 
 
@@ -274,11 +275,8 @@ def _adds_in_16_bits() -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text("utf-8").split()
-    except OSError:
-        return True
-    return not {"avx512_vnni", "avx_vnni", "avxvnni"} & {*flags}
+    flags = {flag for line in processor_lines() for flag in line.split()}
+    return not {"avx512_vnni", "avx_vnni", "avxvnni"} & flags
 
 
 def _cores() -> int:

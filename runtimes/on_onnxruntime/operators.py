@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgevlm.profiling.document import Operator, Placed, stat
+from edgevlm.bundle.measures import Operator, OperatorReport, stat_of
 from edgevlm.runtimes.on_onnxruntime.engine import Engine
 
 # The only provider that the engine asks for.
@@ -24,7 +24,7 @@ SUFFIX = "_kernel_time"
 _OUTSIDE = "session.optimized_model_external_initializers_file_name"
 
 
-def operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> Placed:
+def operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> OperatorReport:
     """Time every operator of every function.
 
     Args:
@@ -39,8 +39,7 @@ def operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> Placed:
             modules = modules_of(watched.graph) if importlib.util.find_spec("onnx") else None
             for name, kind, provider, times in times_of:
                 module = None if modules is None else modules.get(name, "")
-                took = stat([t / 1e3 for t in times])
-                assert took is not None
+                took = stat_of([t / 1e3 for t in times])
                 where = provider.removesuffix("ExecutionProvider").lower()
                 found.append(Operator(block, function, name, kind, module, where, count, took))
     placement: dict[str, int] = {}
@@ -49,7 +48,7 @@ def operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> Placed:
     away = sum(count for device, count in placement.items() if device != WANTED)
     named = all(operator.module is not None for operator in found)
     reason = {} if named else {"operators.module": "reading the graphs needs the library 'onnx'"}
-    return Placed(tuple(found), placement, away, reason)
+    return OperatorReport(tuple(found), placement, away, reason)
 
 
 class _Watched(Engine):

@@ -22,9 +22,11 @@ import onnxruntime as ort
 from edgevlm.bundle.cache import made_once
 from edgevlm.bundle.files import Bundle, sha256
 from edgevlm.bundle.plan import Block
+from edgevlm.libraries import processor_lines
 
 # Smaller weights stay inside the graph.
 LEAST_BYTES = 1024
+_TOLD = ("model name", "flags", "Features")  # lines of Linux about the processor
 
 
 def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
@@ -81,9 +83,6 @@ def _share(made: Path, name: str) -> None:
 @cache
 def processor() -> str:
     """What tells processors apart for which matrices are packed."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        told = sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))})
-    except OSError:
-        told = [platform.processor()]
+    told = sorted(x for x in {*processor_lines()} if x.startswith(_TOLD))
+    told = told or [platform.processor()]
     return f"{platform.system()} {platform.machine()} {told}"

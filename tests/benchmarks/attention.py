@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.plan import Block, Function
 from edgevlm.bundle.plan import Tensor as Spec
+from edgevlm.exporters.contract import TargetOptions
 from edgevlm.exporters.to_onnx import attention
 from edgevlm.exporters.to_onnx.target import lower, write
 from edgevlm.graphs import ops
@@ -73,7 +74,7 @@ def _run(
     function = Function("run", inputs, (Spec("seen", "f32", shape),), 0)
     block = Block(f"attention-{scheme}", "vision", (0, 1), 0, (function,))
     program = trace(_Attention(heads).eval(), function, block)
-    (written,) = write(lower({"run": program}, block, scheme), block, {}, work, None)
+    (written,) = write(lower({"run": program}, block, TargetOptions(scheme)), block, {}, work, None)
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.add_session_config_entry("session.force_spinning_stop", "1")

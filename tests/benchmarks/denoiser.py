@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from edgevlm.bundle.files import Bundle, sha256
 from edgevlm.bundle.plan import Block, FileEntry, Function
 from edgevlm.bundle.plan import Tensor as Spec
+from edgevlm.exporters.contract import TargetOptions
 from edgevlm.exporters.to_onnx import target as to_onnx
 from edgevlm.graphs.ops import attention
 from edgevlm.graphs.trace import trace, weights
@@ -98,7 +99,9 @@ def stack(folder: Path, count: int, tokens: int) -> Bundle:
         size = 4 * sum(p.numel() for p in module.parameters())
         block = Block(f"vision-{index}", "vision", (index, index + 1), size, (function,))
         if lowered is None:
-            lowered = to_onnx.lower({"encode": trace(module, function, block)}, block, "none")
+            lowered = to_onnx.lower(
+                {"encode": trace(module, function, block)}, block, TargetOptions("none")
+            )
         made = to_onnx.write(lowered, block, weights(module), folder, None)
         blocks.append(replace(block, functions=tuple(replace(f, file=f.file) for f in made)))
     files = [FileEntry(f.name, f.stat().st_size, sha256(f)) for f in sorted(folder.iterdir())]

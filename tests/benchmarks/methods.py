@@ -25,11 +25,12 @@ from _measure import bundle, machine, open_loop, parser, rounds, say
 
 from edgevlm.bundle.plan import Block, Function, Tensor
 from edgevlm.errors import PlanError
+from edgevlm.exporters.contract import TargetOptions, find_target
 from edgevlm.graphs.blocks import ReduceBlock
 from edgevlm.graphs.selection import VisualShape
 from edgevlm.graphs.trace import trace, weights
 from edgevlm.recipe import Recipe
-from edgevlm.registry import METHODS, TARGETS, sites_of
+from edgevlm.registry import METHODS, sites_of
 from edgevlm.runtimes.loops.sequence import PromptRows
 
 CHANNELS = 576
@@ -129,13 +130,17 @@ def session(
     block = Block("reduce-0", "reduce", (0, 1), 0, (function,))
     reduce = ReduceBlock(torch.nn.Identity(), method, shape).eval()
     place.mkdir()
-    target = TARGETS.load("onnx")
+    target = find_target("onnx")
     program = trace(reduce, function, block)
     nodes = sum(n.op == "call_function" for n in program.graph.nodes)
     if nodes > SLOW_NODES:
         return None
     (written,) = target.write(
-        target.lower({"reduce": program}, block, "none"), block, weights(reduce), place, None
+        target.lower({"reduce": program}, block, TargetOptions("none")),
+        block,
+        weights(reduce),
+        place,
+        None,
     )
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads

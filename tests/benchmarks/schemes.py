@@ -31,8 +31,8 @@ from peer import transformers_onnx
 from peer._given import Given
 
 from edgevlm.bundle.files import Bundle
+from edgevlm.exporters.contract import find_target
 from edgevlm.recipe import Recipe
-from edgevlm.registry import TARGETS
 
 ROWS = 256
 SCENES = "8"  # to calibrate with
@@ -48,10 +48,10 @@ def main() -> None:
     base = Recipe(model=options.model, tokens=32, methods=("average_pool",), context=512)
     sizes, cases = {}, dict[str, Callable[[], object]]()
     for target in options.targets:
-        for scheme in TARGETS.load(target).SCHEMES:
+        for scheme in find_target(target).schemes:
             quantize = "none" if scheme == "none" else f"none,decoder={scheme},head={scheme}"
             recipe = replace(base, target=target, quantize=quantize, chunk=ROWS)
-            if scheme in getattr(TARGETS.load(target), "CALIBRATED", ()):
+            if scheme in find_target(target).calibrated:
                 recipe = replace(recipe, calibrate=SCENES)
             found = bundle(recipe, options.work)
             loop = open_loop(found, options.threads, ("vision", "reduce"))

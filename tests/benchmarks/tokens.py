@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from _measure import Row, bundle, finish, machine, open_loop, parser, report, rounds, row, say
 
+from edgevlm.exporters.contract import TargetOptions, find_target
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.trace import trace, weights
 from edgevlm.models.checkpoint import find
 from edgevlm.planning.vlm import make_plan
 from edgevlm.recipe import Recipe
-from edgevlm.registry import TARGETS
 from edgevlm.runtimes.loops.sequence import PromptRows
 from edgevlm.runtimes.loops.text import TextLoop
 
@@ -122,11 +122,11 @@ def _baseline(
     (block,) = planned.plan.stage("reduce")
     pieces = checkpoint.family.pieces(checkpoint.empty_model(), planned.description)
     module: Any = build(block, pieces, planned.method, planned.description.shape)
-    target = TARGETS.load(recipe.target)
+    target = find_target(recipe.target)
     folder = work / f"reduce-{method}-{tokens}"
     folder.mkdir(exist_ok=True)
     lowered = target.lower(
-        {f.name: trace(module, f, block) for f in block.functions}, block, "none"
+        {f.name: trace(module, f, block) for f in block.functions}, block, TargetOptions("none")
     )
     (function,) = target.write(lowered, block, weights(module), folder, None)
     settings = ort.SessionOptions()

@@ -174,10 +174,10 @@ def test_exactness_is_bits_of_weights_then_of_rows():
 @pytest.mark.parametrize("target", ["onnx", "coreml", "executorch"])
 def test_every_scheme_of_every_target_has_a_place(target):
     from edgevlm.devices.shared.fit import offered
-    from edgevlm.registry import TARGETS
+    from edgevlm.exporters.contract import find_target
 
     pytest.importorskip({"onnx": "onnx_ir", "coreml": "coremltools"}.get(target, target))
-    assert all(exactness(scheme) > (0, 0) for scheme in TARGETS.load(target).SCHEMES)
+    assert all(exactness(scheme) > (0, 0) for scheme in find_target(target).schemes)
     names = offered(Recipe(target=target)).names
     assert names[0] == "none"
     assert "w8a8s" not in names

@@ -95,7 +95,11 @@ def test_the_whole_way(measure, sshd, tmp_path, tree, exported, link):
     done = measure("-o", out, "--log", log, "--report", tmp_path / "r.html")
     assert done.exit_code == 0, done.stderr
     found = read_profile(out)
-    assert (found.device, found.question.image, found.bundle) == (HOST, "scene.png", "tiny.edgevlm")
+    assert (found.device, found.text.question.image, found.bundle) == (
+        HOST,
+        "scene.png",
+        "tiny.edgevlm",
+    )
     assert f"device {HOST}" in (tmp_path / "r.html").read_text("utf-8")
     assert (found.runs, found.threads, found.recipe) == (1, 1, exported.bundle.plan.recipe)
     assert "] answer 1 of 1\n" in log.read_text("utf-8")

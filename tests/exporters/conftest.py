@@ -14,12 +14,13 @@ pytest.importorskip("transformers")
 
 from edgevlm.bundle.plan import Block, Function, Requires, Tensor  # noqa: E402
 from edgevlm.errors import PlanError  # noqa: E402
+from edgevlm.exporters.contract import TargetOptions, find_target  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.planning.vlm import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
-from edgevlm.registry import ENGINES, TARGETS  # noqa: E402
+from edgevlm.registry import ENGINES  # noqa: E402
 
 
 class Calls(torch.nn.Module):
@@ -71,8 +72,9 @@ def saved() -> Any:
         )
         function = Function("run", given, made, 0)
         block = Block("test-0", "test", (0, 1), 0, (function,))
-        to = TARGETS.load(target)
-        lowered = to.lower({"run": trace(module, function, block)}, block, scheme)
+        to = find_target(target)
+        options = TargetOptions(scheme, to.backend(None))
+        lowered = to.lower({"run": trace(module, function, block)}, block, options)
         (written,) = to.write(lowered, block, weights(module), folder, None)
         planned = SimpleNamespace(functions=(written,), function=lambda _: written)
         bundle: Any = SimpleNamespace(

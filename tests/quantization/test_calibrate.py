@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("onnxscript")
 
 from edgevlm.errors import EdgeVLMError, InputError, RecipeError  # noqa: E402
-from edgevlm.exporters.to_onnx.target import CALIBRATED  # noqa: E402
+from edgevlm.exporters.to_onnx.target import TARGET  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.planning.vlm import make_plan  # noqa: E402
 from edgevlm.quantization.calibrate import calibrate  # noqa: E402
@@ -92,7 +92,7 @@ def test_what_cannot_be_used_is_one_line(model, tmp_path, tiny_model):
     for wrong in ("0", "", "00"):
         with pytest.raises(RecipeError, match="calibrate is a number from 1 or a path"):
             Recipe(calibrate=wrong)
-    (scheme,) = CALIBRATED
+    (scheme,) = TARGET.calibrated
     with pytest.raises(RecipeError, match="add --calibrate N or a path"):
         make_plan(Recipe(model=tiny_model, quantize=f"decoder={scheme}"), find(tiny_model))
     with pytest.raises(RecipeError, match="nothing to calibrate in 'w8a8'"):

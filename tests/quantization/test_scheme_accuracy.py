@@ -11,6 +11,7 @@ pytest.importorskip("onnxscript")
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.evaluation.answerers import answerer
 from edgevlm.evaluation.evaluate import evaluate, find_dataset
+from edgevlm.exporters.contract import find_target
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
@@ -21,7 +22,7 @@ POINTS = {"w4": 3.0, "p4": 3.0, "p6": 3.0}  # of others 1
 
 def right(folder, target, scheme):
     """Share of right answers of the embedded model, in per cent."""
-    pictures = "64" if scheme in getattr(TARGETS.load(target), "CALIBRATED", ()) else None
+    pictures = "64" if scheme in find_target(target).calibrated else None
     recipe = Recipe(tokens=TOKENS, target=target, quantize=scheme, calibrate=pictures)
     done = export(recipe, folder / f"{target}-{scheme}.edgevlm")
     asked = find_dataset("embedded").examples(1, SCENES)
@@ -39,7 +40,7 @@ def exact(tmp_path_factory):
 @pytest.mark.parametrize("target", TARGETS.names())
 def test_no_scheme_costs_more_than_its_points(target, exact, tmp_path):
     try:
-        schemes = TARGETS.load(target).SCHEMES
+        schemes = find_target(target).schemes
     except RuntimeLoadError as missing:
         pytest.skip(str(missing))
     found = {scheme: right(tmp_path, target, scheme) for scheme in schemes}

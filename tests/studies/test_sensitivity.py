@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -51,7 +52,8 @@ def test_what_is_too_small_is_refused_with_the_least():
 
 
 def test_the_command_measures_and_proposes_what_fits(tiny_model, monkeypatch):
-    monkeypatch.setattr(to_onnx, "SCHEMES", ("none", "w8a8", "w4g32a32"))
+    few = replace(to_onnx.TARGET, schemes=("none", "w8a8", "w4g32a32"))
+    monkeypatch.setattr(to_onnx, "TARGET", few)
     arguments = ["plan", tiny_model, "--tokens", "16", "--method", "strided", "--sensitivity"]
     done = CliRunner().invoke(app, [*arguments, "--size", "400kB", "--json"])
     assert done.exit_code == 0, done.output

@@ -9,9 +9,9 @@ from edgevlm import api
 from edgevlm.bundle.documents import dumps
 from edgevlm.bundle.files import MEASURED
 from edgevlm.bundle.manifest import MANIFEST
+from edgevlm.bundle.writing import write_text
 from edgevlm.cli.shared import options as o
 from edgevlm.errors import RecipeError
-from edgevlm.profiling.document import write_text
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 WORDS = {

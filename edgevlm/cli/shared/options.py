@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from edgevlm.bundle.documents import to_document
-from edgevlm.recipe import Recipe, parse_tiles
-from edgevlm.units import parse_bytes
+from edgevlm.recipe import Recipe, parse_bytes, parse_tiles
+from edgevlm.units import megabytes as megabytes  # of all commands
 
 _DEFAULT = Recipe()
 
@@ -91,7 +91,7 @@ class Defaults:
     model, target, quantize, frames = (
         _DEFAULT.model,
         _DEFAULT.target,
-        str(_DEFAULT.quantize),
+        _DEFAULT.quantize,
         _DEFAULT.frames,
     )
     tiles = f"{_DEFAULT.tiles[0]}x{_DEFAULT.tiles[1]}"
@@ -118,11 +118,6 @@ def progress() -> Iterator[Any]:
     with console.status("…") as status:
         # A step may have words of a device, which are no markup and steer no terminal.
         yield lambda step: status.update(escape(f"{printable(step)} …"))
-
-
-def megabytes(size: float) -> str:
-    """Bytes as MB (10^6)."""
-    return f"{size / 1e6:,.1f} MB"
 
 
 def printable(text: str) -> str:

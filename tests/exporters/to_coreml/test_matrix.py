@@ -15,7 +15,7 @@ pytest.importorskip("coremltools")
 pytest.importorskip("onnxscript")
 
 from edgevlm.errors import PlanError
-from edgevlm.exporters.to_coreml.target import SCHEMES
+from edgevlm.exporters.to_coreml.target import TARGET
 from edgevlm.graphs.selection import VisualShape
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
@@ -35,7 +35,7 @@ def graphs() -> dict[Any, dict[Any, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", TARGET.schemes)
 @pytest.mark.parametrize("method", [*NAMES, *INSIDE])
 def test_every_scheme_with_every_method(model, scheme, method, graphs, preset, tmp_path):
     folder = model if model == "embedded" else str(preset(model))

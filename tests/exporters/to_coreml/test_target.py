@@ -13,13 +13,18 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("coremltools")
 pytest.importorskip("onnxscript")
 
+from coremltools.converters.mil.frontend.torch.torch_op_registry import (  # noqa: E402
+    _TORCH_OPS_REGISTRY,
+)
 from coremltools.converters.mil.mil.passes.defs.quantization import (  # noqa: E402
     FP16ComputePrecision,
 )
 from torch import nn  # noqa: E402
 
 from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
+from edgevlm.exporters.contract import TargetOptions  # noqa: E402
 from edgevlm.exporters.to_coreml import target as to_coreml  # noqa: E402
+from edgevlm.exporters.to_coreml.operators import overflows_float16, translations  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.parity.runner import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
@@ -81,10 +86,28 @@ def test_what_overflows_float16_is_what_coremltools_says(value):
     var = SimpleNamespace(op=made, is_tensor_or_scalar_of=lambda dtype: dtype == "fp32")
     for inputs in ({"x": var}, {"x": [var]}):
         operation = SimpleNamespace(inputs=inputs)
-        assert FP16ComputePrecision.fp16_overflow(operation) == theirs
-    assert not FP16ComputePrecision.fp16_overflow(
-        SimpleNamespace(inputs={"x": SimpleNamespace(op=None)})
-    )
+        assert overflows_float16(operation) == theirs
+    assert not overflows_float16(SimpleNamespace(inputs={"x": SimpleNamespace(op=None)}))
+
+
+def test_coremltools_is_afterwards_as_it_was(tmp_path):
+    def state():
+        return dict(_TORCH_OPS_REGISTRY.name_to_func_mapping), vars(FP16ComputePrecision).get(
+            "fp16_overflow"
+        )
+
+    before = state()
+    assert not any("edgevlm" in name for name in before[0])
+    with translations():
+        assert state()[0]["edgevlm::rotary"] is not None
+        assert state()[1] is not before[1]
+    assert state() == before
+    rows = Tensor("x0", "f32", (1, 4)), Tensor("y0", "f32", (1, 4))
+    function = Function("run", rows[:1], rows[1:], 0)
+    block, module = Block("test-0", "test", (0, 1), 0, (function,)), nn.Linear(4, 4).eval()
+    lowered = to_coreml.lower({"run": trace(module, function, block)}, block, TargetOptions("none"))
+    to_coreml.write(lowered, block, weights(module), tmp_path, None)
+    assert state() == before
 
 
 def test_weights_of_another_block_leave_the_traced_ones_as_they_were(tmp_path):
@@ -93,7 +116,7 @@ def test_weights_of_another_block_leave_the_traced_ones_as_they_were(tmp_path):
     rows = Tensor("x0", "f32", (1, 4)), Tensor("y0", "f32", (1, 4))
     function = Function("run", rows[:1], rows[1:], 0)
     block = Block("test-0", "test", (0, 1), 0, (function,))
-    lowered = to_coreml.lower({"run": trace(first, function, block)}, block, "none")
+    lowered = to_coreml.lower({"run": trace(first, function, block)}, block, TargetOptions("none"))
     to_coreml.write(lowered, block, weights(second), tmp_path, None)
     assert torch.equal(first.weight, before)
 

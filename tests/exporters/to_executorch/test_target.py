@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from edgevlm import pipeline  # noqa: E402
 from edgevlm.api import load_loop  # noqa: E402
 from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
 from edgevlm.errors import BundleError, ExportError, RecipeError, RuntimeLoadError  # noqa: E402
+from edgevlm.exporters.contract import TargetOptions  # noqa: E402
 from edgevlm.exporters.to_executorch import target as to_executorch  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
@@ -37,6 +39,7 @@ from edgevlm.registry import METHODS, sites_of  # noqa: E402
 from edgevlm.runtimes.on_executorch.engine import Engine  # noqa: E402
 
 NAMES = [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]
+XNNPACK = TargetOptions("none", "xnnpack")
 SMALL = {"w8a8": 0.27, "w4g32a8": 0.15}  # of float32
 X = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0)) * 3
 
@@ -154,13 +157,24 @@ def test_the_same_block_gives_the_same_bytes_and_weights_stand_once(tmp_path):
     programs = {f.name: trace(first, f, block) for f in functions}
     digests = set()
     for _ in range(2):
-        lowered = to_executorch.lower(programs, block, "none")
+        lowered = to_executorch.lower(programs, block, XNNPACK)
         to_executorch.write(lowered, block, weights(second), tmp_path, None)
         digests.add(hashlib.sha256((tmp_path / "test-0.pte").read_bytes()).hexdigest())
     assert len(digests) == 1
     assert torch.equal(first.weight, before)
     size = 4 * (64 * 256 + 256)
     assert size <= (tmp_path / "test-0.pte").stat().st_size <= size + 8000
+
+
+def test_xnnpack_is_afterwards_as_it_was(evaluate, calls, tmp_path):
+    from executorch.backends.xnnpack.partition.config import gemm_configs, xnnpack_config
+
+    loggers = [configs.why.logger for configs in (gemm_configs, xnnpack_config)]
+    evaluate(calls(lambda x: x.cumsum(-1)), tmp_path, X)
+    made = json.loads((tmp_path / "test-0.kernels.json").read_text())["run"]["left"]
+    assert made[0]["reason"] != ""
+    assert [configs.why.logger for configs in (gemm_configs, xnnpack_config)] == loggers
+    assert all(isinstance(logger, logging.Logger) for logger in loggers)
 
 
 @torch.library.custom_op("edgevlm_tests::twice", mutates_args=())
@@ -177,7 +191,7 @@ def test_what_cannot_be_converted_is_named(calls, tmp_path):
     function = Function("run", (Tensor("x", "f32", (4,)),), (Tensor("y", "f32", (4,)),), 0)
     block = Block("test-0", "test", (0, 1), 0, (function,))
     module = calls(twice)
-    lowered = to_executorch.lower({"run": trace(module, function, block)}, block, "none")
+    lowered = to_executorch.lower({"run": trace(module, function, block)}, block, XNNPACK)
     with pytest.raises(ExportError, match=r"^test-0 does not convert to ExecuTorch: .*twice"):
         to_executorch.write(lowered, block, {}, tmp_path, None)
 
@@ -265,7 +279,7 @@ def test_other_backends_ahead_of_time(backend, calls, preset, tmp_path):
     module = build(block, pieces, planned.method, planned.description.shape)
     traced = {"decode": trace(module, block.function("decode"), block)}
     block = replace(block, functions=(block.function("decode"),))
-    lowered = to_executorch.lower(traced, block, "none", backend)
+    lowered = to_executorch.lower(traced, block, TargetOptions("none", backend))
     to_executorch.write(lowered, block, weights(module), tmp_path, None)
     made = kernels(tmp_path, "decoder-0")["decode"]
     assert made["left"] == {"index_put_": 4}  # rows go into the caller's cache here too

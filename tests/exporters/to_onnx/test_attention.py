@@ -13,6 +13,7 @@ pytest.importorskip("onnxscript")
 from torch import nn  # noqa: E402
 
 from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
+from edgevlm.exporters.contract import TargetOptions  # noqa: E402
 from edgevlm.exporters.to_onnx.target import lower, write  # noqa: E402
 from edgevlm.graphs import ops  # noqa: E402
 from edgevlm.graphs.trace import trace  # noqa: E402
@@ -39,7 +40,7 @@ def attend(given, heads, scheme, folder):
     function = Function("run", inputs, (Tensor("seen", "f32", tuple(given[0].shape)),), 0)
     block = Block("test-0", "vision", (0, 1), 0, (function,))
     module = Attention(heads).eval()
-    lowered = lower({"run": trace(module, function, block)}, block, scheme)
+    lowered = lower({"run": trace(module, function, block)}, block, TargetOptions(scheme))
     (written,) = write(lowered, block, {}, folder, None)
     path = folder / written.file
     options = onnxruntime.SessionOptions()

@@ -19,6 +19,7 @@ from edgevlm.api import load_loop  # noqa: E402
 from edgevlm.bundle.packed import PACKINGS, Packing, pack, unpack  # noqa: E402
 from edgevlm.bundle.plan import Block, Function, Tensor  # noqa: E402
 from edgevlm.errors import RecipeError  # noqa: E402
+from edgevlm.exporters.contract import TargetOptions  # noqa: E402
 from edgevlm.exporters.to_onnx.linear import FORMATS  # noqa: E402
 from edgevlm.exporters.to_onnx.target import lower, write  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
@@ -51,7 +52,7 @@ def test_a_product_is_that_of_the_rounded_matrix(scheme, columns, tmp_path):
     given, made = Tensor("x", "f32", (1, 7, columns)), Tensor("y", "f32", (1, 7, 48))
     function = Function("run", (given,), (made,), 0)
     block = Block("test-0", "test", (0, 1), 0, (function,))
-    lowered = lower({"run": trace(module, function, block)}, block, scheme)
+    lowered = lower({"run": trace(module, function, block)}, block, TargetOptions(scheme))
     tensors = weights(module) | {"weight.top": x.abs().max()}
     (written,) = write(lowered, block, tensors, tmp_path, None)
     (found,) = onnxruntime.InferenceSession(tmp_path / written.file).run(None, {"x": x.numpy()})
@@ -129,7 +130,7 @@ def test_each_head_block_reads_its_rows_of_the_table(tiny_model, tmp_path):
         places = [{e.key: e.value for e in t.external_data} for t in outside]
         assert {place["location"] for place in places} == {"table.bin"}
         offsets = sorted(int(place["offset"]) for place in places)
-        assert tuple(offsets) == embedding.place(block.span[0])
+        assert tuple(offsets) == embedding.row_offsets(block.span[0])
         seen.append(sum(int(place["length"]) for place in places))
         assert all(
             int(place["length"]) == math.prod(t.dims) * (4 if "scales" in t.name else 1)

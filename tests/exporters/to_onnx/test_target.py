@@ -17,6 +17,7 @@ pytest.importorskip("onnxscript")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from edgevlm.exporters.contract import TargetOptions  # noqa: E402
 from edgevlm.exporters.to_onnx.target import ALIGN_BYTES, OPSET, lower, write  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import signature, trace, weights  # noqa: E402
@@ -177,7 +178,7 @@ def test_equal_weights_of_one_block_do_not_bind_the_next(tiny_model, tmp_path):
     modules = [build(b, pieces, planned.method, planned.description.shape) for b in (first, second)]
     assert signature(modules[0], first) == signature(modules[1], second)
     (function,) = first.functions
-    lowered = lower({"encode": trace(modules[0], function, first)}, first, "none")
+    lowered = lower({"encode": trace(modules[0], function, first)}, first, TargetOptions("none"))
     (written,) = write(lowered, second, weights(modules[1]), tmp_path, None)
     session = onnxruntime.InferenceSession(tmp_path / written.file)
     hidden = torch.randn(function.inputs[0].shape)

@@ -139,4 +139,4 @@ def test_schemes_that_unpack_are_the_exporters():
     pytest.importorskip("onnxscript")
     from edgevlm.exporters.to_onnx import target as to_onnx
 
-    assert UNPACKED == to_onnx.UNPACKED
+    assert to_onnx.TARGET.unpacked == UNPACKED
