@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.kernels import Kernels, kernels
 from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.output import answer, progress, table
 from edgevlm.errors import RecipeError, RuntimeLoadError
 from edgevlm.registry import ENGINES
+from edgevlm.units import megabytes
 
 if TYPE_CHECKING:
     from edgevlm.runtimes.on_coreml_reference.ml_report import FunctionReport, Largest
@@ -25,19 +27,32 @@ def main(
     bundle: o.BundleArgument,
     image: Annotated[
         list[Path] | None,
-        typer.Option(help="Core ML: a picture to find the largest float16 numbers with; repeat."),
+        typer.Option(
+            metavar="FILE",
+            help="Core ML: image to find the largest float16 numbers with; may be repeated.",
+        ),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="What is asked about each.")] = "What is this?",
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="Question about each image.")
+    ] = "What is this?",
     json: o.Json = False,
 ) -> None:
-    """List files, blocks and limits of BUNDLE."""
+    """List files, blocks and limits of BUNDLE.
+
+    The hash of every file is checked.
+    """
     opened = Bundle.open(bundle)
     for entry in opened.plan.files:
         opened.file(entry.path)
+    answer(*_inspected(opened, image or [], prompt), json)
+
+
+def _inspected(opened: Bundle, pictures: list[Path], prompt: str) -> tuple[dict[str, Any], str]:
+    """The document and the text."""
     plan = opened.plan
     programs = _programs(opened)
     placed, reason = _placement(opened)
-    largest = _largest(opened, image, prompt) if image else None
+    largest = _largest(opened, pictures, prompt) if pictures else None
     delegated = kernels(opened) if plan.recipe.target == "executorch" else None
     document = {
         "format_version": plan.format_version,
@@ -61,13 +76,13 @@ def main(
         f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target}, format"
         f" {plan.format_version}, {len(plan.blocks)} blocks, {plan.visual_tokens} visual tokens,"
         f" context {plan.host.kv.tokens}\nneeds {needs}\n\n"
-        + o.table(["file", "bytes", "sha256"], rows)
+        + table(["file", "bytes", "sha256"], rows)
         + (_shown(programs) if programs else "")
         + (_delegated(delegated) if delegated else "")
-        + (f"\n{_overflow(largest, len(image or ()))}" if largest is not None else "")
+        + (f"\n{_overflow(largest, len(pictures))}" if largest is not None else "")
         + (f"\n{_where(placed)}" if placed else "")
     )
-    o.answer(document, text, json)
+    return document, text
 
 
 def _programs(bundle: Bundle) -> list[FunctionReport] | None:
@@ -86,7 +101,7 @@ def _largest(bundle: Bundle, pictures: list[Path], prompt: str) -> Largest:
         raise RecipeError(f"--image is for Core ML, the bundle is for {bundle.plan.recipe.target}")
     from edgevlm.runtimes.on_coreml_reference.ml_report import largest_numbers
 
-    with o.progress() as step:
+    with progress() as step:
         step(f"run {len(pictures)} pictures in numpy")
         return largest_numbers(bundle, pictures, prompt)
 
@@ -102,7 +117,7 @@ def _overflow(largest: Largest, pictures: int) -> str:
         shown = ", ".join(f"{kind} {value:,.1f}" for kind, value in list(kinds.items())[:SHOWN])
         rows.append([name, "OVERFLOWS" if top > FLOAT16_MAX else room, shown])
     over = f"{pictures} picture" + "s" * (pictures > 1)
-    return f"\nLargest numbers in float16 (it ends at {FLOAT16_MAX:,}), {over}:\n" + o.table(
+    return f"\nLargest numbers in float16 (it ends at {FLOAT16_MAX:,}), {over}:\n" + table(
         ["function", "room", "largest by operation"], rows
     )
 
@@ -124,7 +139,7 @@ def _where(placed: dict[str, dict[str, int]]) -> str:
     """The compute plan of this Mac, a line for each function."""
     heads, devices = ["function", "cpu", "gpu", "neural engine"], ("cpu", "gpu", "neural_engine")
     rows = [[name, *(str(n.get(device, 0)) for device in devices)] for name, n in placed.items()]
-    return "\nOperations by device, as this Mac's Core ML plans them:\n" + o.table(heads, rows)
+    return "\nOperations by device, as this Mac's Core ML plans them:\n" + table(heads, rows)
 
 
 def _delegated(found: dict[str, Kernels]) -> str:
@@ -134,9 +149,9 @@ def _delegated(found: dict[str, Kernels]) -> str:
         for name, k in found.items()
     ]
     reasons = {left.operator: left.reason for k in found.values() for left in k.left}
-    why = o.table(["operator", "why the backend leaves it"], [[*item] for item in reasons.items()])
+    why = table(["operator", "why the backend leaves it"], [[*item] for item in reasons.items()])
     heads = ["function", "by the backend", "calls", "left to ExecuTorch's own kernels"]
-    return "\n\n" + o.table(heads, rows) + ("\n\n" + why if reasons else "")
+    return "\n\n" + table(heads, rows) + ("\n\n" + why if reasons else "")
 
 
 def _shown(programs: list[FunctionReport]) -> str:
@@ -148,13 +163,13 @@ def _shown(programs: list[FunctionReport]) -> str:
             str(p.operations),
             str(p.rank),
             str(p.float32),
-            o.megabytes(p.largest_bytes),
+            megabytes(p.largest_bytes),
             ", ".join(f"{count} {kind}" for kind, count in p.fall_back.items()),
         ]
         for p in programs
     ]
     return (
         "\n\n"
-        + o.table(heads, rows)
+        + table(heads, rows)
         + "\nThe Neural Engine computes in float16 alone; where an operation runs, a device says."
     )
