@@ -22,9 +22,9 @@ from edgevlm.graphs.blocks import build
 from edgevlm.graphs.parts import ModelParts
 from edgevlm.parity.checks import Check, block_check
 from edgevlm.parity.compare import Array, Comparator
-from edgevlm.parity.thresholds import Threshold, threshold
 from edgevlm.parity.verification import BlockParity
 from edgevlm.planning.vlm import Planned
+from edgevlm.quantization.schemes import Threshold, threshold
 from edgevlm.registry import engine_for
 from edgevlm.runtimes.engine import Engine, find_engine
 from edgevlm.runtimes.residency.memory import return_freed

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from edgevlm.parity.thresholds import Threshold
+from edgevlm.quantization.schemes import Threshold
 
 IMAGE_SENSITIVITY = 0.05
 # A mean of more than one step of 8 bit is another filter or another grid, not another rounding.

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from edgevlm.parity.checks import Check
-from edgevlm.parity.thresholds import Threshold
+from edgevlm.quantization.schemes import Threshold
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from edgevlm.errors import RecipeError
 from edgevlm.graphs.parts import DecoderSpec, EncoderSpec
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.recipe import MethodChoice, Recipe, parse_method
+from edgevlm.recipe import MethodChoice, OptionValue, Recipe
 from edgevlm.registry import METHODS
 
 # What the plan does with the tokens of any method of site `tokens`; the first is what happens
@@ -31,7 +31,7 @@ def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[TokensMethod, Sit
     best at few tokens (docs/methods.md) one that needs no signals; without either, `identity`.
     """
     default = "identity" if recipe.tokens is None else "divprune"
-    choice = _choices(recipe).get("tokens") or parse_method(default)
+    choice = _choices(recipe).get("tokens") or MethodChoice(default)
     options = dict(choice.options)
     policy = {name: str(options.pop(name, known[0])) for name, known in POLICIES.items()}
     for name, value in policy.items():
@@ -57,7 +57,7 @@ def choose_encoder_method(
     choice = _choices(recipe).get("vision")
     if choice is None:
         return None, (), ()
-    method: VisionMethod = _make(choice, "vision", choice.options)
+    method: VisionMethod = _make(choice, "vision", dict(choice.options))
     patches = (encoder.patches, *method.plan(encoder.patches, encoder.layers))
     counts = tuple(count + encoder.class_token for count in patches)
     return method, counts, (SiteTokens("vision", choice.name, patches[0], patches[-1]),)
@@ -70,7 +70,7 @@ def choose_decoder_method(
     choice = _choices(recipe).get("decoder")
     if choice is None:
         return None, ()
-    method: DecoderMethod = _make(choice, "decoder", choice.options)
+    method: DecoderMethod = _make(choice, "decoder", dict(choice.options))
     counts = method.plan(tokens, len(decoder.caches))
     pruning = Pruning(method, counts, tokens, decoder.rope.inverse_frequencies)
     return pruning, (SiteTokens("decoder", choice.name, tokens, counts[-1]),)
@@ -79,8 +79,7 @@ def choose_decoder_method(
 def _choices(recipe: Recipe) -> dict[str, MethodChoice]:
     """The recipe's methods by site; one a site."""
     found: dict[str, MethodChoice] = {}
-    for text in recipe.methods:
-        choice = parse_method(text)
+    for choice in recipe.methods:
         site = METHODS.site_of(choice.name, choice.site)
         if site in found:
             raise RecipeError(f"one method a site: '{found[site].name}' and '{choice.name}'")
@@ -91,7 +90,7 @@ def _choices(recipe: Recipe) -> dict[str, MethodChoice]:
 def _make(
     choice: MethodChoice,
     site: str,
-    options: dict[str, int | float | str],
+    options: dict[str, OptionValue],
     further: tuple[str, ...] = (),
     **fixed: Any,
 ) -> Any:

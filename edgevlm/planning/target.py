@@ -19,7 +19,7 @@ def checked_target(recipe: Recipe, stages: tuple[str, ...]) -> Target:
             to calibrate with where no scheme needs them, or none where one does.
     """
     target = find_target(recipe.target)
-    for stage, scheme in recipe.schemes().items():
+    for stage, scheme in (("", recipe.quantize.default), *recipe.quantize.stages):
         _check_scheme(recipe, target, scheme)
         if stage not in ("", *stages):
             raise RecipeError(
@@ -41,7 +41,7 @@ def required_backend(recipe: Recipe, target: Target) -> tuple[tuple[str, str], .
             return ()
         known = ", ".join(target.backends) or "none to choose from"
         raise RecipeError(f"'{recipe.target}' has no backend '{name}'; it has: {known}")
-    for scheme in recipe.schemes().values():
+    for scheme in recipe.quantize.names:
         if scheme not in target.backends[name]:
             known = ", ".join(target.backends[name])
             raise RecipeError(f"backend '{name}' takes no scheme '{scheme}'; it takes: {known}")
@@ -60,7 +60,7 @@ def table_format(recipe: Recipe, target: Target, tied: bool) -> str:
         RecipeError: If stage `embed` has a scheme that cannot apply.
     """
     only_f32 = target.table_format(target.schemes[-1]) == "f32"
-    if "embed" in recipe.schemes() and (tied or only_f32):
+    if "embed" in dict(recipe.quantize.stages) and (tied or only_f32):
         raise RecipeError(
             "stage 'embed' has no scheme of its own here: "
             + ("its table is the head's" if tied else f"its table is f32 for '{recipe.target}'")
@@ -80,7 +80,7 @@ def _check_scheme(recipe: Recipe, target: Target, scheme: str) -> None:
 
 def _check_calibration(recipe: Recipe, calibrated: tuple[str, ...]) -> None:
     """Images are there if and only if a scheme rounds by them."""
-    schemes = [scheme for scheme in recipe.schemes().values() if scheme in calibrated]
+    schemes = [scheme for scheme in recipe.quantize.names if scheme in calibrated]
     if schemes and recipe.calibrate is None:
         raise RecipeError(
             f"scheme '{schemes[0]}' rounds by what pictures gave: add --calibrate N or a path"

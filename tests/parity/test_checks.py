@@ -10,9 +10,9 @@ pytest.importorskip("torch")
 
 from edgevlm.parity import checks
 from edgevlm.parity.checks import block_check, logits_check
-from edgevlm.parity.thresholds import Threshold
 from edgevlm.parity.verification import BlockParity
 from edgevlm.parity.vlm import VlmVerification
+from edgevlm.quantization.schemes import Threshold
 
 EXACT, ROUNDED = Threshold(rel_error=1e-3), Threshold(psnr_db=30.0)
 STRICT = Threshold(psnr_db=55.0)

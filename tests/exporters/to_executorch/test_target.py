@@ -30,9 +30,9 @@ from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
-from edgevlm.parity.thresholds import threshold  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
+from edgevlm.quantization.schemes import threshold  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import METHODS  # noqa: E402
 from edgevlm.runtimes.loading import load_loop  # noqa: E402

@@ -24,9 +24,9 @@ from edgevlm.exporters.to_onnx.target import lower, write  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
-from edgevlm.parity.thresholds import threshold  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
+from edgevlm.quantization.schemes import threshold  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.runtimes.loading import load_loop  # noqa: E402
 from edgevlm.runtimes.loops.sequence import load_table  # noqa: E402
