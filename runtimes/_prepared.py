@@ -17,11 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
 from edgevlm.bundle import Bundle, sha256
 from edgevlm.cache import made_once
 from edgevlm.plan import Block
+from edgevlm.runtimes._onnxruntime import import_onnxruntime
+
+ort = import_onnxruntime()
 
 # Smaller weights stay inside the graph.
 LEAST_BYTES = 1024

@@ -32,7 +32,9 @@ from edgevlm.plan import Block, Function
 from edgevlm.runtimes._arrays import check_arrays
 
 try:
-    import onnxruntime as ort
+    from edgevlm.runtimes._onnxruntime import import_onnxruntime
+
+    ort = import_onnxruntime()
     from onnxruntime.capi.onnxruntime_pybind11_state import OrtMemoryInfo, OrtMemType
 
     from edgevlm.runtimes._prepared import prepared

@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from _measure import finish, machine, report, rounds, row
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from edgevlm.exporters import _onnx_attention
 from edgevlm.exporters.to_onnx import lower, write
 from edgevlm.plan import Block, Function
 from edgevlm.plan import Tensor as Spec
+from edgevlm.runtimes._onnxruntime import import_onnxruntime
 from edgevlm.trace import trace
 
 LAYERS = 12
@@ -74,6 +74,7 @@ def _run(
     block = Block(f"attention-{scheme}", "vision", (0, 1), 0, (function,))
     program = trace(_Attention(heads).eval(), function, block)
     (written,) = write(lower({"run": program}, block, scheme), block, {}, work, None)
+    ort = import_onnxruntime()
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.add_session_config_entry("session.force_spinning_stop", "1")

@@ -29,6 +29,7 @@ from edgevlm.errors import PlanError
 from edgevlm.plan import Block, Function, Tensor
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS, TARGETS, sites_of
+from edgevlm.runtimes._onnxruntime import import_onnxruntime
 from edgevlm.runtimes.sequence import Piece
 from edgevlm.trace import trace, weights
 
@@ -110,7 +111,6 @@ def session(
 ) -> tuple[Callable[[], object], int] | None:
     """A call of the method's graph on random inputs, and the nodes of the graph."""
     import onnx
-    import onnxruntime as ort
 
     try:
         method.plan(shape)
@@ -137,6 +137,7 @@ def session(
     (written,) = target.write(
         target.lower({"reduce": program}, block, "none"), block, weights(reduce), place, None
     )
+    ort = import_onnxruntime()
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     ran = ort.InferenceSession(place / written.file, settings, ["CPUExecutionProvider"])

@@ -27,6 +27,7 @@ from edgevlm.models._checkpoint import find
 from edgevlm.planning import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import TARGETS
+from edgevlm.runtimes._onnxruntime import import_onnxruntime
 from edgevlm.runtimes.sequence import Piece
 from edgevlm.runtimes.text import TextLoop
 from edgevlm.trace import trace, weights
@@ -114,8 +115,6 @@ def _baseline(
     model: str, method: str, tokens: int, work: Path, threads: int
 ) -> Callable[[], object]:
     """The `reduce` of another method alone: its decoder would be the same."""
-    import onnxruntime as ort
-
     checkpoint = find(model, None)
     recipe = Recipe(model=model, tiles=TILES, tokens=tokens, methods=(method,))
     planned = make_plan(recipe, checkpoint)
@@ -129,6 +128,7 @@ def _baseline(
         {f.name: trace(module, f, block) for f in block.functions}, block, "none"
     )
     (function,) = target.write(lowered, block, weights(module), folder, None)
+    ort = import_onnxruntime()
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     session = ort.InferenceSession(folder / function.file, settings, ["CPUExecutionProvider"])
