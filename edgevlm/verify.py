@@ -267,10 +267,10 @@ def _reference(
             inputs_embeds=rows,
             position_ids=position.long(),
             attention_mask=mask,
-            past_key_values=past,
+            cache=past,
             use_cache=True,
         )
-        past = out.past_key_values
+        past = out.cache
         logits = torch.nn.functional.linear(out.last_hidden_state[:, -1], pieces.head)
         scores.append(logits[0].numpy())
         ids.append(int(logits.argmax()))
