@@ -111,10 +111,10 @@ class PyTorchAnswerer:
         out = self._parts.decoder.language_model(
             inputs_embeds=torch.from_numpy(piece.rows)[None],
             position_ids=torch.from_numpy(piece.positions)[None].long(),
-            past_key_values=self._past,
+            cache=self._past,
             use_cache=True,
         )
-        self._past = out.past_key_values
+        self._past = out.cache
         self._rows = np.concatenate([self._rows, piece.rows])
         self._position = int(piece.positions[-1]) + 1
         last = out.last_hidden_state[:, -1]

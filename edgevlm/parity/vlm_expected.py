@@ -86,10 +86,10 @@ def _answer(parts: ModelParts, prompt: PromptRows, steps: int) -> tuple[tuple[in
             inputs_embeds=rows,
             position_ids=positions.long(),
             attention_mask=mask,
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         )
-        cache = outputs.past_key_values
+        cache = outputs.cache
         scores = torch.nn.functional.linear(outputs.last_hidden_state[:, -1], parts.head)
         logits.append(scores[0].numpy())
         tokens.append(int(scores.argmax()))

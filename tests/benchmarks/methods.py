@@ -31,6 +31,7 @@ from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS
 from edgevlm.runtimes.loops.sequence import PromptRows
+from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 
 CHANNELS = 576
 SHAPES = {
@@ -108,7 +109,6 @@ def session(
 ) -> tuple[Callable[[], object], int] | None:
     """A call of the method's graph on random inputs, and the nodes of the graph."""
     import onnx
-    import onnxruntime as ort
 
     try:
         method.plan(shape)
@@ -139,6 +139,7 @@ def session(
         place,
         None,
     )
+    ort = import_onnxruntime()
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     ran = ort.InferenceSession(place / written.file, settings, ["CPUExecutionProvider"])

@@ -30,6 +30,7 @@ from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops.sequence import PromptRows
 from edgevlm.runtimes.loops.text import TextLoop
+from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 
 TILES = (4, 4)
 TEXT_TOKENS = 32
@@ -116,8 +117,6 @@ def _baseline(
     model: str, method: str, tokens: int, work: Path, threads: int
 ) -> Callable[[], object]:
     """The `reduce` of another method alone: its decoder would be the same."""
-    import onnxruntime as ort
-
     checkpoint = find(model, None)
     recipe = Recipe(model=model, tiles=TILES, tokens=tokens, methods=(method,))
     planned = make_plan(recipe, checkpoint)
@@ -131,6 +130,7 @@ def _baseline(
         {f.name: trace(module, f, block) for f in block.functions}, block, TargetOptions("none")
     )
     (function,) = target.write(lowered, block, weights(module), folder, None)
+    ort = import_onnxruntime()
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     session = ort.InferenceSession(folder / function.file, settings, ["CPUExecutionProvider"])
