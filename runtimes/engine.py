@@ -43,6 +43,7 @@ class Engine(ABC):
         threads: Threads of a run; None where the engine does not say.
         parallel_loads: Threads that may load at a time.
         compile_ms: By block, what was made once on this machine before it could be loaded.
+        largest: By function and kind of operation, the largest number that was rounded to float16.
     """
 
     name: ClassVar[str]
@@ -55,6 +56,7 @@ class Engine(ABC):
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.bundle, self.threads, self.parallel_loads = bundle, threads, 1
         self.compile_ms: dict[str, float | None] = {}
+        self.largest: dict[Key, dict[str, float]] = {}
         self.arrays: dict[Key, Mapping[str, Array]] = {}
 
     @classmethod
@@ -87,7 +89,12 @@ class Engine(ABC):
         return Inspection()
 
     def buffers(self, block: str, function: str) -> Mapping[str, Array]:
-        """Arrays of the engine's own for tensors of a function; the host makes all others."""
+        """Arrays of the engine's own for tensors of a function; the host makes all others.
+
+        They are asked for where the host would make an array between blocks. What one block gives
+        and the next takes is one array, that of the block that gives it. The cache and the logits
+        are the host's.
+        """
         return {}
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:

@@ -201,7 +201,7 @@ def verify_model(
         blocks=blocks,
         largest_float16={
             f"{block}.{function}": max((top, kind) for kind, top in found.items())
-            for (block, function), found in getattr(runner.engine, "largest", {}).items()
+            for (block, function), found in runner.engine.largest.items()
         },
     )
 

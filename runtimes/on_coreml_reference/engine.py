@@ -57,7 +57,6 @@ class Engine(engine.Engine):
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__(bundle)
-        self.largest: dict[tuple[str, str], dict[str, float]] = {}
         self._functions: dict[tuple[str, str], program.Function] = {}
         self._steps: dict[tuple[str, str], list[Step]] = {}
         self._constants: dict[tuple[str, str], dict[str, Array]] = {}
