@@ -10,8 +10,8 @@ from PIL import Image
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
-from edgevlm.errors import InputError, RuntimeLoadError
-from edgevlm.libraries import needs
+from edgevlm.errors import InputError
+from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops import drafts, images
@@ -84,21 +84,6 @@ def load(
         RuntimeLoadError: If no engine can run it.
     """
     return Model(load_loop(path, engine, threads, memory))
-
-
-def require_torch() -> None:
-    """Say which extra is missing before a step that needs PyTorch.
-
-    Raises:
-        RuntimeLoadError: If torch or transformers is not installed.
-    """
-    try:
-        import torch
-        import transformers
-    except ImportError as cause:
-        both = f"PyTorch and transformers ({cause})"
-        raise RuntimeLoadError(needs("this step", both, "onnx")) from cause
-    del torch, transformers
 
 
 class Model:

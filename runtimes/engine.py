@@ -44,8 +44,7 @@ class Engine(ABC):
         threads: Threads of a run; None where the engine does not say.
         parallel_loads: Threads that may load at a time.
         compile_ms: By block, what was made once on this machine before it could be loaded.
-        largest: By function and kind of operation, the largest number that was rounded to float16,
-            of engines that look at every number.
+        largest: By function and kind of operation, the largest number that was rounded to float16.
     """
 
     name: ClassVar[str]
@@ -91,7 +90,12 @@ class Engine(ABC):
         return Inspection()
 
     def buffers(self, block: str, function: str) -> Mapping[str, Array]:
-        """Arrays of the engine's own for tensors of a function; the host makes all others."""
+        """Arrays of the engine's own for tensors of a function; the host makes all others.
+
+        They are asked for where the host would make an array between blocks. What one block gives
+        and the next takes is one array, that of the block that gives it. The cache and the logits
+        are the host's.
+        """
         return {}
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgevlm.api import plan_with_cost, require_torch
+from edgevlm.api import plan_with_cost
 from edgevlm.bundle.files import check_free
 from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared import plan_text
 from edgevlm.cli.shared.output import answer, progress
+from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
 from edgevlm.units import megabytes
 

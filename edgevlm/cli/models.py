@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from edgevlm.api import require_torch
 from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.output import answer, table
+from edgevlm.libraries import require_torch
 from edgevlm.registry import FAMILIES
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from edgevlm.api import require_torch
 from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.output import answer, table
 from edgevlm.exporters.contract import find_target
+from edgevlm.libraries import require_torch
 from edgevlm.registry import TARGETS
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgevlm.api import require_torch
 from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.output import answer, progress, say, table
+from edgevlm.libraries import require_torch
 
 if TYPE_CHECKING:
     from edgevlm.parity.verification import Verification

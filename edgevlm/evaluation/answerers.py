@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from edgevlm import api
 from edgevlm.bundle.plan import MANIFEST
 from edgevlm.errors import RecipeError
 from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Answerer, Reply
+from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops.sequence import Visual
@@ -47,7 +47,7 @@ def answerer(
         return BundleAnswerer(name, engine, threads)
     if engine is not None:
         raise RecipeError(f"'{name}' is a model, which PyTorch runs; --engine goes with a bundle")
-    api.require_torch()
+    require_torch()
     from edgevlm.evaluation.pytorch import PyTorchAnswerer
 
     return PyTorchAnswerer.open(Recipe(model=name, frames=frames or 1), threads)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import edgevlm
-from edgevlm.api import require_torch
 from edgevlm.bundle.cache import cache_folder
 from edgevlm.bundle.documents import dumps
 from edgevlm.bundle.files import sha256
@@ -28,6 +27,7 @@ from edgevlm.errors import EdgeVLMError, RecipeError
 from edgevlm.evaluation.answerers import BundleAnswerer
 from edgevlm.evaluation.evaluate import Dataset, Evaluation, evaluate
 from edgevlm.evaluation.scores import Score
+from edgevlm.libraries import require_torch
 from edgevlm.recipe import MOST_TOKENS, MethodChoice, Recipe
 from edgevlm.registry import METHODS
 

@@ -49,8 +49,9 @@ def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
     """Make the arrays of a plan and bind them."""
     view, features, _ = _chain(plan.stage("vision"), "encode", blocks, {})
     reduce = plan.stage("reduce")[0].functions[0]
-    seen = {tensor.name: tensor.zeros() for tensor in reduce.inputs}
-    chosen = {tensor.name: tensor.zeros() for tensor in reduce.outputs}
+    own = blocks.engine.buffers("reduce-0", "reduce")
+    seen = {tensor.name: _array(tensor, own) for tensor in reduce.inputs}
+    chosen = {tensor.name: _array(tensor, own) for tensor in reduce.outputs}
     blocks.bind("reduce-0", "reduce", seen | chosen)
     kv = plan.host.kv
     cache = [np.zeros(kv.shape(i // 2), np.float32) for i in range(2 * kv.layers)]
@@ -91,12 +92,12 @@ def _chain(
     first: dict[str, Array] = {}
     spare: dict[str, Array] = {}  # what the block before last wrote, and nobody reads any more
     for block in stage:
-        function = block.function(name)
+        function, own = block.function(name), blocks.engine.buffers(block.name, name)
         for tensor in function.fed:
             if tensor.name not in state:
-                state[tensor.name] = fed[tensor.name] = tensor.zeros()
+                state[tensor.name] = fed[tensor.name] = _array(tensor, own)
         used = {id(array) for array in state.values()}
-        outputs = {t.name: _array(t, spare.get(t.name), used) for t in function.results}
+        outputs = {t.name: _array(t, own, spare.get(t.name), used) for t in function.results}
         inputs = {tensor.name: state[tensor.name] for tensor in function.fed}
         blocks.bind(block.name, name, inputs | outputs | dict(caches.get(block.name, {})))
         links = function.links
@@ -118,8 +119,15 @@ def _caches(plan: VlmPlan, cache: Sequence[Array]) -> dict[str, dict[str, Array]
     return arrays
 
 
-def _array(tensor: Tensor, spare: Array | None, used: Collection[int]) -> Array:
-    """The spare array if it is one for this tensor and not in use, else a new one."""
+def _array(
+    tensor: Tensor,
+    own: Mapping[str, Array],
+    spare: Array | None = None,
+    used: Collection[int] = (),
+) -> Array:
+    """The engine's own array, the spare one if it fits and is not in use, or a new one."""
+    if tensor.name in own:
+        return own[tensor.name]
     array = tensor.zeros()
     if spare is None or id(spare) in used:
         return array

@@ -27,7 +27,7 @@ def squeeze(x: Array, axes: Array | None = None) -> Array:
 
 
 def expand_dims(x: Array, axes: Array) -> Array:
-    """With new axes of size one, at these places of the result."""
+    """With new axes of size one, at these positions of the result."""
     return np.expand_dims(x, tuple(int(a) for a in axes))
 
 

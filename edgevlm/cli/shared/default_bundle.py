@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 
 import edgevlm
-from edgevlm.api import require_torch
 from edgevlm.bundle.cache import cache_folder
 from edgevlm.bundle.documents import dumps
 from edgevlm.cli.shared.output import progress, say
+from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
 
 RECIPE = Recipe(tokens=98)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgevlm.api import require_torch
 from edgevlm.cli.shared.output import answer, progress, table
+from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
 from edgevlm.units import megabytes, parse_bytes
 
