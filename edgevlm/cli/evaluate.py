@@ -17,7 +17,7 @@ from edgevlm.evaluation.answerers import answerer, is_bundle
 from edgevlm.evaluation.evaluate import Evaluation, evaluate, find_dataset
 from edgevlm.evaluation.scores import Score
 from edgevlm.recipe import MOST_FRAMES
-from edgevlm.studies.sweep import ALL, Request, Row, parse_methods, parse_sweep, sweep
+from edgevlm.studies.sweep import ALL, SweepRequest, SweepRow, parse_methods, parse_sweep, sweep
 from edgevlm.studies.sweep_files import check_prefix, require_matplotlib, write
 
 PAUSE_S = 10.0  # between two lines of a sweep's log
@@ -67,7 +67,7 @@ def main(
     if is_bundle(asked):
         raise typer.BadParameter("a sweep exports bundles of a model; it takes no bundle")
     budgets, found = parse_sweep(sweep), find_dataset(dataset)
-    request = Request(
+    request = SweepRequest(
         asked, found, budgets, parse_methods(methods or ALL), frames or 1, limit, engine, threads,
         seed, keep,
     )  # fmt: skip
@@ -97,7 +97,7 @@ def _one(
     o.answer(result, _summary(result), json)
 
 
-def _many(request: Request, output: str, force: bool, json: bool) -> None:
+def _many(request: SweepRequest, output: str, force: bool, json: bool) -> None:
     check_prefix(output, force)
     require_matplotlib()
     with o.progress() as step:
@@ -137,7 +137,7 @@ def _cells(score: Score) -> tuple[str, str, str]:
 
 
 def _summary(result: Evaluation) -> str:
-    kinds = {"image": "pictures", "clip": "clips", "still as clip": "pictures repeated as clips"}
+    kinds = {"image": "images", "clip": "clips", "still as clip": "images repeated as clips"}
     about = ", ".join(f"{count:,} about {kinds[kind]}" for kind, count in result.asked.items())
     times, size = result.ttft_ms, result.bundle_bytes
     return (
@@ -150,12 +150,12 @@ def _summary(result: Evaluation) -> str:
     )
 
 
-def _sweep_table(rows: list[Row]) -> str:
+def _sweep_table(rows: list[SweepRow]) -> str:
     head = ["method", "tokens", "right", "95 %", "detail", "multi-turn", "ms", "bundle", ""]
     return o.table(head, [_sweep_cells(row) for row in rows])
 
 
-def _sweep_cells(row: Row) -> list[object]:
+def _sweep_cells(row: SweepRow) -> list[object]:
     found = row.evaluation
     if found is None:
         return [row.method, row.tokens, *["-"] * 6, row.reason]

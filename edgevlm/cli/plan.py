@@ -20,7 +20,7 @@ from edgevlm.recipe import Recipe, parse_bytes
 
 if TYPE_CHECKING:
     from edgevlm.planning.method_cost import MethodCost
-    from edgevlm.studies.sensitivity import Cost
+    from edgevlm.studies.sensitivity import SchemeLoss
 
 
 def main(
@@ -105,8 +105,8 @@ def _sensitivity(recipe: Recipe, size: int | None, as_json: bool) -> None:
         found = measure(recipe, step)
     proposal = None if size is None else found.propose(size)
     schemes = list(found.stage_bytes["vision"])
-    costs = {(c.block, c.scheme): c for c in found.costs}
-    names = dict.fromkeys(c.block for c in found.costs)
+    costs = {(c.block, c.scheme): c for c in found.losses}
+    names = dict.fromkeys(c.block for c in found.losses)
     rows = [[name, *(_cost_of(costs[name, scheme]) for scheme in schemes)] for name in names]
     totals = [sum(found.stage_bytes[stage][s] for stage in found.stage_bytes) for s in schemes]
     rows.append(["all, with the table", *(o.megabytes(total) for total in totals)])
@@ -118,14 +118,14 @@ def _sensitivity(recipe: Recipe, size: int | None, as_json: bool) -> None:
             f" worst block {proposal.psnr_db:.0f} dB"
         )
     document = {
-        "costs": found.costs,
+        "costs": found.losses,
         "bytes": dict(zip(schemes, totals, strict=True)),
         "proposal": proposal,
     }
     o.answer(document, text, as_json)
 
 
-def _cost_of(cost: Cost) -> str:
+def _cost_of(cost: SchemeLoss) -> str:
     if cost.scheme == "none":
         return o.megabytes(cost.bytes)
     near = "same" if cost.psnr_db is None else f"{cost.psnr_db:.0f} dB"

@@ -58,7 +58,7 @@ def test_the_command_measures_and_proposes_what_fits(tiny_model, monkeypatch):
     done = CliRunner().invoke(app, [*arguments, "--size", "400kB", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
-    by = {(c["block"], c["scheme"]): c for c in found["costs"]}
+    by = {(c["block"], c["scheme"]): c for c in found["losses"]}
     assert len(by) == 3 * 3
     assert by["vision-0", "w8a8"]["psnr_db"] > by["vision-0", "w4g32a32"]["psnr_db"] > 15
     assert by["vision-0", "w8a8"]["bytes"] > by["vision-0", "w4g32a32"]["bytes"]
