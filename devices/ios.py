@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.manifest import MANIFEST
+from edgevlm.bundle.plan import MANIFEST
 from edgevlm.devices.shared import contract as t
 from edgevlm.devices.shared.contract import Job, Reachable, Step, one_line
 from edgevlm.errors import DeviceError
@@ -143,7 +143,7 @@ class IosDevice:
         run = f"runs/{secrets.token_hex(6)}"
         request = self.local / t.REQUEST
         request.write_text(t.request_text(job, bundle), "utf-8")
-        self.send(job.picture, f"{run}/{t.PICTURE}")
+        self.send(job.image, f"{run}/{t.PICTURE}")
         self.send(request, f"{run}/{t.REQUEST}")
         launch = ("process", "launch", "--terminate-existing", APP, "--run", run)
         pid = self.ctl(*launch).get("process", {}).get("processIdentifier")

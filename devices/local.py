@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from edgevlm import api
 from edgevlm.devices.shared.contract import Job, Reachable, Step
 from edgevlm.errors import DeviceError
 from edgevlm.profiling import measure as profiling
 from edgevlm.profiling.document import Profile
 from edgevlm.profiling.machine import machine
+from edgevlm.runtimes.loading import load_loop
 
 
 def profile(address: str, job: Job, progress: Step) -> Profile:
@@ -21,7 +21,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
     job.without_runner("local")
     if job.log is not None:
         raise DeviceError("--log is what another device wrote; this machine writes to the terminal")
-    loop = api.load_loop(job.bundle, job.engine, job.threads, job.memory_bytes, progress)
+    loop = load_loop(job.bundle, job.engine, job.threads, job.memory_bytes, progress)
     return profiling.profile(loop, job.request, progress)
 
 

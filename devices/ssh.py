@@ -239,7 +239,7 @@ class SshHost(Shell):
 
 
 def sources() -> bytes:
-    """This package's own files as a zip, the same bytes every time; no models, no pictures."""
+    """This package's own files as a zip, the same bytes every time; no models, no images."""
     packed, home = io.BytesIO(), Path(edgevlm.__file__).parent
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for folder, inside, names in os.walk(home, followlinks=True):

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
-from edgevlm.errors import InputError, RuntimeLoadError
-from edgevlm.libraries import needs
-from edgevlm.recipe import Recipe, parse_bytes
-from edgevlm.registry import ENGINES, engine_for
+from edgevlm.errors import InputError
+from edgevlm.libraries import require_torch
+from edgevlm.recipe import Recipe
+from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops import drafts, images
 from edgevlm.runtimes.loops.sampling import Sampling
 from edgevlm.runtimes.loops.sequence import Visual
 from edgevlm.runtimes.loops.text import Answer, TextLoop
-from edgevlm.runtimes.residency.resident import ResidentBlocks
-from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 if TYPE_CHECKING:
-    from edgevlm.parity.verify import Verification
+    from edgevlm.parity.verification import Verification
     from edgevlm.planning.method_cost import MethodCost
     from edgevlm.profiling.document import Profile
 
@@ -37,21 +35,21 @@ def export(recipe: Recipe, out: str | Path, force: bool = False) -> Bundle:
     return pipeline.export(recipe, out, force).bundle
 
 
-def plan(recipe: Recipe) -> Plan:
+def plan(recipe: Recipe) -> Plan[Any]:
     """The recipe in numbers, before any graph exists; see `edgevlm.planning.vlm.make_plan`."""
     require_torch()
     from edgevlm.models.checkpoint import find
-    from edgevlm.planning.vlm import make_plan
+    from edgevlm.planning.plan import make_plan
 
     return make_plan(recipe, find(recipe.model, recipe.revision)).plan
 
 
-def plan_with_cost(recipe: Recipe) -> tuple[Plan, MethodCost | None]:
+def plan_with_cost(recipe: Recipe) -> tuple[Plan[Any], MethodCost | None]:
     """The plan, and what its method of site `tokens` costs; see `planning.method_cost`."""
     require_torch()
     from edgevlm.models.checkpoint import find
     from edgevlm.planning.method_cost import method_cost
-    from edgevlm.planning.vlm import make_plan
+    from edgevlm.planning.plan import make_plan
 
     planned = make_plan(recipe, find(recipe.model, recipe.revision))
     return planned.plan, method_cost(planned)
@@ -75,7 +73,7 @@ def load(
 
     Args:
         path: The bundle.
-        engine: Name of an engine; None takes the first that runs the bundle's target.
+        engine: Name of an engine; None takes the one of the highest rank for the bundle's target.
         threads: Threads of the engine; None takes all cores.
         memory: Most bytes that this process may take, or a text such as `300MB`; blocks are loaded
             while others run. None keeps every block in memory.
@@ -88,49 +86,6 @@ def load(
     return Model(load_loop(path, engine, threads, memory))
 
 
-def load_loop(
-    path: str | Path,
-    engine: str | None = None,
-    threads: int | None = None,
-    memory: int | str | None = None,
-    progress: Callable[[str], None] = lambda _: None,
-) -> TextLoop:
-    """The text loop of `load`, for who shows pictures and asks about them in separate steps."""
-    bundle = Bundle.open(path)
-    target = bundle.plan.recipe.target
-    module = ENGINES.load(engine or engine_for(target))
-    if target not in module.TARGETS:
-        raise RuntimeLoadError(
-            f"engine '{module.NAME}' does not run target '{target}'; it runs: "
-            + ", ".join(module.TARGETS)
-        )
-    runs = module.Engine(bundle, threads)
-    if memory is None:
-        return TextLoop(bundle, ResidentBlocks(bundle.plan, runs))
-    if not runs.budgets:
-        raise RuntimeLoadError(f"engine '{module.NAME}' keeps to no budget; leave out --memory")
-    from edgevlm.runtimes.residency.measure import measured
-
-    budget = parse_bytes(memory) if isinstance(memory, str) else memory
-    costs = measured(bundle, module.NAME, runs.threads, progress)
-    return TextLoop(bundle, StreamedBlocks(bundle.plan, runs, costs, budget))
-
-
-def require_torch() -> None:
-    """Say which extra is missing before a step that needs PyTorch.
-
-    Raises:
-        RuntimeLoadError: If torch or transformers is not installed.
-    """
-    try:
-        import torch
-        import transformers
-    except ImportError as cause:
-        both = f"PyTorch and transformers ({cause})"
-        raise RuntimeLoadError(needs("this step", both, "onnx")) from cause
-    del torch, transformers
-
-
 class Model:
     """A bundle in memory. One conversation at a time; not safe for two threads."""
 
@@ -138,7 +93,7 @@ class Model:
         self._loop = loop
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> Plan[Any]:
         """The bundle's manifest."""
         return self._loop.plan
 

@@ -69,6 +69,21 @@ def require(
         raise kind(needs(what, library, extra)) from cause
 
 
+def require_torch() -> None:
+    """Say which extra is missing before a step that needs PyTorch.
+
+    Raises:
+        RuntimeLoadError: If torch or transformers is not installed.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as cause:
+        both = f"PyTorch and transformers ({cause})"
+        raise RuntimeLoadError(needs("this step", both, "onnx")) from cause
+    del torch, transformers
+
+
 @cache
 def processor_lines() -> tuple[str, ...]:
     """What Linux tells about the processor, line by line; nothing on other systems."""

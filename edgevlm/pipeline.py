@@ -13,8 +13,9 @@ from torch import Tensor
 
 from edgevlm.bundle.documents import dumps
 from edgevlm.bundle.files import Bundle, BundleWriter, check_free, writing
+from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.packed import PACKINGS, pack
-from edgevlm.bundle.plan import Block, Function, Plan
+from edgevlm.bundle.plan import Plan
 from edgevlm.errors import ExportError
 from edgevlm.exporters.contract import (
     TABLE_FILE,
@@ -24,14 +25,17 @@ from edgevlm.exporters.contract import (
     find_target,
 )
 from edgevlm.graphs.blocks import build
+from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.trace import signature, trace, weights
 from edgevlm.models.checkpoint import find
-from edgevlm.models.family import ModelParts
-from edgevlm.parity.verify import Verification, verify_model
-from edgevlm.planning.vlm import Planned, make_plan
+from edgevlm.parity.verification import Verification
+from edgevlm.parity.verify import verify_model
+from edgevlm.planning.plan import make_plan
+from edgevlm.planning.vlm import Planned
 from edgevlm.quantization.calibrate import Calibration, calibrate
 from edgevlm.recipe import Recipe
-from edgevlm.registry import ENGINES, engine_for
+from edgevlm.registry import engine_for
+from edgevlm.runtimes.engine import find_engine
 from edgevlm.runtimes.residency.memory import peak_rss_bytes
 
 TABLE_ROWS = 4096  # of the embedding table at a time
@@ -86,12 +90,12 @@ def export(
         progress("load the model")
         model = checkpoint.load_model()
         seen = calibrate(recipe, checkpoint, model, progress) if recipe.calibrate else None
-        pieces = planned.pieces(model)
-        plan = _write(planned, pieces, writer, progress, {} if graphs is None else graphs, seen)
+        parts = planned.parts(model)
+        plan = _write(planned, parts, writer, progress, {} if graphs is None else graphs, seen)
         bundle = Bundle(writer.folder, writer.close(plan))
         verification = None
         if runs:
-            verification = verify_model(bundle, planned, model, pieces, progress)
+            verification = verify_model(bundle, planned, model, parts, progress)
             if not verification.ok and not accept_all:
                 raise ExportError(verification.first_failure())
             writer.put("measured/parity.json", dumps(verification))
@@ -105,27 +109,27 @@ def runs_here(recipe: Recipe) -> bool:
     Raises:
         RuntimeLoadError: If there is no engine at all.
     """
-    engine = ENGINES.load(engine_for(recipe.target))
-    return recipe.backend is None or recipe.backend in getattr(engine, "backends", tuple)()
+    engine = find_engine(engine_for(recipe.target))
+    return recipe.backend is None or recipe.backend in engine.backends()
 
 
 def _write(
     planned: Planned,
-    pieces: ModelParts,
+    parts: ModelParts,
     writer: BundleWriter,
     progress: Progress,
     graphs: Graphs,
     seen: Calibration | None,
-) -> Plan:
+) -> Plan[Any]:
     """All files of the bundle but the manifest; the plan with their names."""
     plan, target = planned.plan, find_target(planned.plan.recipe.target)
-    table = _write_table(plan, pieces.table, writer)
+    table = _write_table(plan, parts.table, writer)
     blocks = []
     for index, block in enumerate(plan.blocks):
         functions = writer.finished(block)
         if functions is None:
             progress(f"export {block.name} ({index + 1} of {len(plan.blocks)})")
-            functions = _export_block(block, planned, pieces, target, graphs, writer, seen)
+            functions = _export_block(block, planned, parts, target, graphs, writer, seen)
             writer.finish(block, functions)
         blocks.append(replace(block, functions=functions))
     shutil.copyfile(planned.checkpoint.folder / "tokenizer.json", writer.folder / "tokenizer.json")
@@ -136,13 +140,13 @@ def _write(
 def _export_block(
     block: Block,
     planned: Planned,
-    pieces: ModelParts,
+    parts: ModelParts,
     target: Target,
     graphs: Graphs,
     writer: BundleWriter,
     seen: Calibration | None,
 ) -> tuple[Function, ...]:
-    module = build(block, pieces, planned.method, planned.description.shape)
+    module = build(block, parts, planned.method, planned.description.shape)
     key = signature(module, block)
     lowered = None if block.stage == "reduce" else graphs.get(key)  # `reduce` is of one method
     if lowered is None:
@@ -152,18 +156,19 @@ def _export_block(
         lowered = target.lower(programs, block, options)
         graphs[key] = lowered
     embedding = planned.plan.host.embedding
-    tied = block.stage == "head" and embedding.tied
-    shared = SharedMatrix(TABLE_FILE, *embedding.row_offsets(block.span[0])) if tied else None
+    offsets = embedding.row_offset(block.span[0])
+    shared = SharedMatrix(TABLE_FILE, *offsets) if block.shares else None
     folder = writer.stage_folder(block.stage)
     tensors = seen.beside(weights(module)) if seen else weights(module)
     functions = target.write(lowered, block, tensors, folder, shared)
     return tuple(replace(f, file=f"blocks/{block.stage}/{f.file}") for f in functions)
 
 
-def _write_table(plan: Plan, matrices: tuple[Tensor, ...], writer: BundleWriter) -> str:
+def _write_table(plan: Plan[Any], matrices: tuple[Tensor, ...], writer: BundleWriter) -> str:
     """The embedding table, row by row; in the head's folder where the head shares it."""
     embedding = plan.host.embedding
-    stage, packing = "head" if embedding.tied else "embed", PACKINGS.get(embedding.dtype)
+    shared = [block.stage for block in plan.blocks if block.shares]
+    stage, packing = shared[0] if shared else "embed", PACKINGS.get(embedding.dtype)
     scales = []
     with (writer.stage_folder(stage) / TABLE_FILE).open("wb") as out:
         for matrix in matrices:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgevlm.bundle.plan import Block, FileEntry, Function, Requires
+from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.plan import FileEntry, Requires
 from edgevlm.registry import TARGETS
 
 if TYPE_CHECKING:

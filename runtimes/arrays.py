@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from edgevlm.bundle.plan import Function
+from edgevlm.bundle.functions import DTYPES, Function
 from edgevlm.errors import RuntimeLoadError
 
-DTYPES = {"f32": np.float32, "i32": np.int32}
+Array = NDArray[Any]
 
 
-def check_arrays(block: str, function: Function, arrays: Mapping[str, NDArray[Any]]) -> None:
+def check_arrays(block: str, function: Function, arrays: Mapping[str, Array]) -> None:
     """Refuse arrays that a function's inputs and outputs cannot be bound to.
 
     Raises:

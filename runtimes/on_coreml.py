@@ -2,9 +2,9 @@
 
     package -> compiled once, kept in the cache folder by its files' hashes -> models -> states
 
-A block's functions are models of one compiled package and use one state. The host's arrays `past_*`
-are a copy of that state: it is filled from them before the first run, and they are brought up to
-date by `sync` and by `unload`.
+A block's functions are models of one compiled package and use one state. The host's arrays of a
+cache are a copy of that state: it is filled from them before the first run, and they are brought up
+to date by `sync` and by `unload`.
 
 What was checked where there is no Mac: the calls, against coremltools 9.0's own signatures and a
 stand-in that executes the packages (`on_coreml_reference`). On a Mac it was never run.
@@ -12,68 +12,74 @@ stand-in that executes the packages (`on_coreml_reference`). On a Mac it was nev
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgevlm.bundle.cache import made_once, making_ms
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.plan import Block
+from edgevlm.bundle.functions import Block
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.libraries import first_line, silent
+from edgevlm.libraries import first_line, needs, require, silent
+from edgevlm.runtimes import engine
+from edgevlm.runtimes.arrays import Array
+from edgevlm.runtimes.inspection import Inspection, Table
 
-if platform.system() != "Darwin":
-    raise RuntimeLoadError(
-        f"engine 'coreml' is Apple's own and needs macOS 15, this is {platform.system()};"
-        " engine 'coreml-reference' executes the same programs here"
-    )
-
-with silent():
-    import coremltools as ct
-
-NAME = "coreml"
-SUMMARY = "Core ML of this Mac: CPU, GPU and Neural Engine"
-TARGETS = ("coreml",)
-UNITS = {"reduce": ct.ComputeUnit.CPU_ONLY}  # all others may go anywhere; see docs/bundle.md
+UNITS = {"reduce": "CPU_ONLY"}  # all others may go anywhere; see docs/bundle.md
 DEVICES = {
     "MLCPUComputeDevice": "cpu",
     "MLGPUComputeDevice": "gpu",
     "MLNeuralEngineComputeDevice": "neural_engine",
 }
-Array = NDArray[Any]
+MISSING = needs("engine 'coreml'", "coremltools", "coreml")
 
 
-class Engine:
-    """Loads blocks of one bundle, and runs their functions over arrays that the host owns."""
+class Engine(engine.Engine):
+    """Loads blocks of one bundle, and runs their functions over arrays that the host owns.
 
-    name = NAME
-    budgets, best, openers = False, "own", 1
+    Core ML chooses its threads itself; `compile_ms` is what compiling a block took, once.
+    """
+
+    name, targets, rank = "coreml", ("coreml",), 20
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        """Core ML chooses its threads itself."""
-        self.bundle = bundle
-        self.compile_ms: dict[str, float | None] = {}  # by block, once
+        super().__init__(bundle)
         self._models: dict[tuple[str, str], Any] = {}
         self._states: dict[str, Any] = {}
-        self._arrays: dict[tuple[str, str], Mapping[str, Array]] = {}
 
-    def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
-        """Fix the arrays of a function's inputs and outputs, by name; they must stay alive."""
-        self._arrays[block, function] = arrays
+    @classmethod
+    def summary(cls) -> str:
+        """Where it runs."""
+        return "Core ML of this Mac: CPU, GPU and Neural Engine"
 
-    def forms(self, block: str) -> tuple[str, ...]:
-        """One."""
-        return ("own",)
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Another system, or what is missing."""
+        if platform.system() != "Darwin":
+            return (
+                f"engine 'coreml' is Apple's own and needs macOS 15, this is {platform.system()};"
+                " engine 'coreml-reference' executes the same programs here"
+            )
+        return None if importlib.util.find_spec("coremltools") else MISSING
 
-    def prepare(self, block: str, function: str, form: str) -> None:
-        """Nothing."""
+    @classmethod
+    def inspect(cls, bundle: Bundle, pictures: Sequence[Path], prompt: str) -> Inspection:
+        """Where this Mac would run the operations; the reason elsewhere."""
+        if (reason := cls.unavailable()) is not None:
+            return Inspection(not_measured={"placement": reason})
+        placed = placement(bundle)
+        rows = tuple((n, *(str(c.get(d, 0)) for d in DEVICES.values())) for n, c in placed.items())
+        heads = ("function", "cpu", "gpu", "neural engine")
+        title = "Operations by device, as this Mac's Core ML plans them:"
+        return Inspection({"placement": placed}, (Table(heads, rows, title),))
 
-    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
+    def load(self, block: str, function: str | None = None, mode: str = engine.PRIVATE) -> None:
         """Open all models of a block; nothing happens if they are open.
 
         Raises:
@@ -87,7 +93,7 @@ class Engine:
         self.compile_ms[block] = making_ms(folder)
         for wanted in planned.functions:
             try:
-                model = ct.models.CompiledMLModel(str(folder), units, wanted.name)
+                model = _library().models.CompiledMLModel(str(folder), units, wanted.name)
             except Exception as cause:
                 line = first_line(cause)
                 raise RuntimeLoadError(f"{block}.{wanted.name} does not load: {line}") from cause
@@ -99,9 +105,9 @@ class Engine:
         Raises:
             RuntimeLoadError: If Core ML cannot run it.
         """
-        model, arrays = self._models[block, function], self._arrays[block, function]
+        model, arrays = self._models[block, function], self.arrays[block, function]
         made = self.bundle.plan.block(block).function(function)
-        given = {t.name: arrays[t.name] for t in made.inputs if not t.name.startswith("past_")}
+        given = {tensor.name: arrays[tensor.name] for tensor in made.fed}
         try:
             if block not in self._states and len(given) < len(made.inputs):
                 self._states[block] = model.make_state()
@@ -111,12 +117,11 @@ class Engine:
         except Exception as cause:
             line = first_line(cause)
             raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
-        for spec in made.outputs:
-            if not spec.name.startswith("present_"):
-                arrays[spec.name][:] = found[spec.name]
+        for tensor in made.results:
+            arrays[tensor.name][:] = found[tensor.name]
 
     def sync(self, block: str) -> None:
-        """Copy a block's state to the arrays `past_*` of the host."""
+        """Copy a block's state to the arrays of the host's cache."""
         if block in self._states:
             for name, array in self._caches(block).items():
                 array[:] = self._states[block].read_state(name)
@@ -130,8 +135,12 @@ class Engine:
 
     def _caches(self, block: str) -> dict[str, Array]:
         """The host's arrays of a block's cache, by the name of the state."""
-        bound = [arrays for (name, _), arrays in self._arrays.items() if name == block]
-        return {k[5:]: v for arrays in bound for k, v in arrays.items() if k.startswith("past_")}
+        return {
+            cache.name: arrays[cache.input]
+            for (name, function), arrays in self.arrays.items()
+            if name == block
+            for cache in self.bundle.plan.block(block).function(function).caches
+        }
 
 
 def compiled(bundle: Bundle, block: Block) -> Path:
@@ -147,7 +156,8 @@ def compiled(bundle: Bundle, block: Block) -> Path:
 
     def make(work: Path) -> Path:
         try:
-            return Path(ct.models.utils.compile_model(str(package), f"{work}/made.mlmodelc"))
+            compile_model = _library().models.utils.compile_model
+            return Path(compile_model(str(package), f"{work}/made.mlmodelc"))
         except Exception as cause:
             line = first_line(cause)
             raise RuntimeLoadError(f"{block.name} does not compile: {line}") from cause
@@ -163,7 +173,7 @@ def placement(bundle: Bundle) -> dict[str, dict[str, int]]:
     found = {}
     for block in bundle.plan.blocks:
         path = str(compiled(bundle, block))
-        plan = ct.models.compute_plan.MLComputePlan.load_from_path(path, _units(block))
+        plan = _library().models.compute_plan.MLComputePlan.load_from_path(path, _units(block))
         for name, function in plan.model_structure.program.functions.items():
             usages = map(
                 plan.get_compute_device_usage_for_mlprogram_operation, function.block.operations
@@ -176,4 +186,15 @@ def placement(bundle: Bundle) -> dict[str, dict[str, int]]:
 
 
 def _units(block: Block) -> Any:
-    return UNITS.get(block.stage, ct.ComputeUnit.ALL)
+    return _library().ComputeUnit[UNITS.get(block.stage, "ALL")]
+
+
+@cache
+def _library() -> Any:
+    """coremltools.
+
+    Raises:
+        RuntimeLoadError: If it is not installed.
+    """
+    with silent():
+        return require("engine 'coreml'", "coremltools", "coremltools", "coreml")

@@ -9,19 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
-
-from numpy.typing import NDArray
 
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.runtimes.residency.costs import Cost, Costs, Key
-
-NAME = "null"
-SUMMARY = "no compute: carries schedules out, to count bytes and loads"
-TARGETS: tuple[str, ...] = ()  # never chosen for a bundle
+from edgevlm.runtimes import engine
+from edgevlm.runtimes.arrays import Array
+from edgevlm.runtimes.residency.timings import FunctionTiming, Timings
 
 
-class Engine:
+class Engine(engine.Engine):
     """Holds bytes and waits.
 
     Attributes:
@@ -30,37 +25,35 @@ class Engine:
         runs: Every run, in order.
     """
 
-    name = NAME
-    budgets, best, openers = True, "own", 1
+    name, budgets = "null", True  # of no target: never chosen for a bundle
 
-    def __init__(self, costs: Costs, speed: float = 1.0) -> None:
-        """`speed` 10 makes 10 ms of a cost take 1 ms; 0 waits for nothing."""
-        self.costs, self.speed = costs, speed
-        self.there: set[Key] = set()
+    def __init__(self, timings: Timings, speed: float = 1.0) -> None:
+        """`speed` 10 makes 10 ms of a timing take 1 ms; 0 waits for nothing."""
+        self.timings, self.speed = timings, speed
+        self.threads, self.parallel_loads, self.compile_ms = None, 1, {}
+        self.resident: set[engine.Key] = set()
         self.bytes = self.most_bytes = 0
-        self.runs: list[Key] = []
+        self.runs: list[engine.Key] = []
         self._counting = threading.Lock()
 
-    def bind(self, block: str, function: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    @classmethod
+    def summary(cls) -> str:
+        """What it is for."""
+        return "no compute: carries schedules out, to count bytes and loads"
+
+    def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
         """Nothing."""
 
-    def forms(self, block: str) -> tuple[str, ...]:
-        """One."""
-        return ("own",)
-
-    def prepare(self, block: str, function: str, form: str) -> None:
-        """Nothing."""
-
-    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
+    def load(self, block: str, function: str | None = None, mode: str = engine.PRIVATE) -> None:
         """Take the bytes at once, and the time."""
-        cost = self._cost(block, function)
+        timing = self._timing(block, function)
         with self._counting:
-            if (block, cost.function) in self.there:
+            if (block, timing.function) in self.resident:
                 return
-            self.bytes += cost.bytes
+            self.bytes += timing.bytes
             self.most_bytes = max(self.most_bytes, self.bytes)
-        self._wait(cost.load_ms)
-        self.there.add((block, cost.function))
+        self._wait(timing.load_ms)
+        self.resident.add((block, timing.function))
 
     def run(self, block: str, function: str) -> None:
         """Take the time.
@@ -68,23 +61,20 @@ class Engine:
         Raises:
             RuntimeLoadError: If the function is not loaded.
         """
-        if (block, function) not in self.there:
+        if (block, function) not in self.resident:
             raise RuntimeLoadError(f"{block}.{function} is not loaded")
-        self._wait(self._cost(block, function).run_ms)
+        self._wait(self._timing(block, function).run_ms)
         self.runs.append((block, function))
-
-    def sync(self, block: str) -> None:
-        """Nothing."""
 
     def unload(self, block: str, function: str | None = None) -> None:
         """Give the bytes back."""
-        cost = self._cost(block, function)
+        timing = self._timing(block, function)
         with self._counting:
-            self.there.remove((block, cost.function))
-            self.bytes -= cost.bytes
+            self.resident.remove((block, timing.function))
+            self.bytes -= timing.bytes
 
-    def _cost(self, block: str, function: str | None) -> Cost:
-        return next(c for c in self.costs.costs if (c.block, c.function) == (block, function))
+    def _timing(self, block: str, function: str | None) -> FunctionTiming:
+        return next(t for t in self.timings.functions if (t.block, t.function) == (block, function))
 
     def _wait(self, ms: float) -> None:
         if self.speed:

@@ -97,7 +97,7 @@ def test_our_own_missing_module_is_a_defect(plug_ins):
 
 def test_no_engine_gives_every_engines_reason(monkeypatch):
     def load(self, name):
-        raise RuntimeLoadError(f"engine '{name}' is not installed; pip install 'edgevlm[{name}]'")
+        raise RuntimeLoadError(f"engine '{name}' needs a library; pip install 'edgevlm[{name}]'")
 
     monkeypatch.setattr(Registry, "load", load)
     with pytest.raises(RuntimeLoadError) as error:

@@ -65,7 +65,7 @@ class Job:
     log: Path | None = None
 
     @property
-    def picture(self) -> Path:
+    def image(self) -> Path:
         """The image of the question."""
         return self.request.image or PHOTO
 
@@ -141,7 +141,7 @@ def opened(job: Job) -> Bundle:
     """
     if job.engine is not None and job.engine not in ENGINES.names():
         raise RecipeError(unknown_name("engine", job.engine, ENGINES.names()))
-    images.load(job.picture)
+    images.load(job.image)
     return Bundle.open(job.bundle)
 
 
@@ -194,7 +194,7 @@ def received(text: bytes, job: Job, bundle: Bundle, device: str) -> Profile:
     for name, (got, expected) in _compared(profile, profile.text, job, bundle).items():
         if got != expected:
             raise DeviceError(f"{device} sent another profile: its {name} is not what was asked")
-    question = replace(profile.text.question, image=job.picture.name)
+    question = replace(profile.text.question, image=job.image.name)
     return replace(
         profile,
         device=device,

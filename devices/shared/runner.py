@@ -36,23 +36,24 @@ def check(target: str, engine: str = "") -> int:
     try:
         from edgevlm import api  # noqa: F401  (numpy, Pillow, tokenizers)
         from edgevlm.profiling import measure as profiling  # noqa: F401  (numpy, Pillow, tokenizers)
-        from edgevlm.registry import ENGINES, engine_for
+        from edgevlm.registry import engine_for
+        from edgevlm.runtimes.engine import find_engine
 
-        module = ENGINES.load(engine or engine_for(target))
+        runs = find_engine(engine or engine_for(target)).targets
     except (EdgeVLMError, ImportError) as cause:
         print(" ".join(str(cause).split()))
         return 1
-    print("fits" if target in module.TARGETS else f"engine '{engine}' does not run '{target}'")
+    print("fits" if target in runs else f"engine '{engine}' does not run '{target}'")
     return 0
 
 
 def run(folder: Path) -> int:
     """Measure the folder's request; writes profile.json or error.txt."""
-    from edgevlm import api
     from edgevlm.bundle.writing import write_text
     from edgevlm.devices.shared import contract as t
     from edgevlm.profiling.document import write_profile
     from edgevlm.profiling.measure import ProfileRequest, profile
+    from edgevlm.runtimes.loading import load_loop
     from edgevlm.version import VERSION
 
     started = time.perf_counter()
@@ -66,7 +67,7 @@ def run(folder: Path) -> int:
         asked = t.read_request(folder / t.REQUEST)
         bundle = folder.resolve().parents[1] / "bundles" / asked.bundle
         say("open the bundle")
-        loop = api.load_loop(bundle, asked.engine, asked.threads, asked.memory_bytes, say)
+        loop = load_loop(bundle, asked.engine, asked.threads, asked.memory_bytes, say)
         request = ProfileRequest(
             folder / t.PICTURE, asked.prompt, asked.runs, asked.tokens_generated, asked.minutes
         )

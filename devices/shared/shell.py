@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgevlm.bundle.files import Bundle, sha256
-from edgevlm.bundle.manifest import MANIFEST
+from edgevlm.bundle.plan import MANIFEST
 from edgevlm.devices.shared import contract as t
 from edgevlm.devices.shared.contract import Job, Step, one_line
 from edgevlm.devices.shared.process import errors_of, last_line, meter, running
@@ -239,7 +239,7 @@ class Shell(ABC):
             with tempfile.TemporaryDirectory() as folder:
                 request = Path(folder) / t.REQUEST
                 request.write_text(t.request_text(job, bundle), "utf-8")
-                self._put(run, File.of(t.PICTURE, job.picture), 0, lambda _: None)
+                self._put(run, File.of(t.PICTURE, job.image), 0, lambda _: None)
                 self._put(run, File.of(t.REQUEST, request), 0, lambda _: None)
             ended = start(run)
             kind, _, said = self.read(

@@ -2,6 +2,10 @@
 
 `read` refuses an unknown key (with the nearest known one), a missing key and a value of the wrong
 type, and names the place: `plan.blocks[3].stage`. Floats in a file may be written as integers.
+A field whose type depends on another key says so: `field(metadata={"type": function})`, where the
+function takes the object that was read and returns the type.
+type, and names the place: `plan.blocks[3].stage`. Floats in a file may be written as integers. A
+type that has `parse` is written as the text that `str` gives, and read by it.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ class DocumentError(ValueError):
 
 def to_document(value: Any) -> Any:
     """`value` (a dataclass, tuple, str, number, bool or None) as plain JSON types."""
+    if hasattr(value, "parse"):
+        return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_document(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
@@ -61,6 +67,8 @@ def shown(value: Any) -> str:
 
 
 def _read(kind: Any, document: Any, where: str) -> Any:
+    if hasattr(kind, "parse"):
+        return _parse(kind, document, where)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(typing.cast(type, kind), document, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -91,6 +99,15 @@ def _read(kind: Any, document: Any, where: str) -> Any:
     return document
 
 
+def _parse(kind: Any, document: Any, where: str) -> Any:
+    if not isinstance(document, str):
+        raise _wrong(where, "text", document)
+    try:
+        return kind.parse(document)
+    except (ValueError, EdgeVLMError) as cause:
+        raise DocumentError(f"{where}: {cause}") from cause
+
+
 def _read_dataclass(kind: type, document: Any, where: str) -> Any:
     if not isinstance(document, dict):
         raise _wrong(where, "an object", document)
@@ -103,9 +120,12 @@ def _read_dataclass(kind: type, document: Any, where: str) -> Any:
     for key in hints:
         if key not in document:
             raise DocumentError(f"{where} lacks the key '{key}'")
-    values = {key: _read(hint, document[key], f"{where}.{key}") for key, hint in hints.items()}
     try:
+        hints = hints | {key: choose(document) for key, choose in _choices(kind).items()}
+        values = {key: _read(hint, document[key], f"{where}.{key}") for key, hint in hints.items()}
         return kind(**values)
+    except DocumentError:
+        raise
     except (ValueError, EdgeVLMError) as cause:
         raise DocumentError(f"{where}: {cause}") from cause
 
@@ -114,6 +134,13 @@ def _read_dataclass(kind: type, document: Any, where: str) -> Any:
 def _hints(kind: type) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+@cache
+def _choices(kind: type) -> dict[str, Any]:
+    """Functions that choose the type of a field, by its name."""
+    fields = dataclasses.fields(kind)
+    return {field.name: field.metadata["type"] for field in fields if "type" in field.metadata}
 
 
 def _wrong(where: str, expected: str, got: Any) -> DocumentError:

@@ -19,11 +19,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from edgevlm.bundle.cache import cache_folder, keep
 from edgevlm.bundle.documents import dumps, read, to_document
-from edgevlm.bundle.manifest import MANIFEST, read_manifest
-from edgevlm.bundle.plan import Block, FileEntry, Function, Plan
+from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.manifest import read_manifest
+from edgevlm.bundle.plan import MANIFEST, FileEntry, Plan
 from edgevlm.bundle.writing import check_folder, write_text
 from edgevlm.errors import BundleError, EdgeVLMError
 from edgevlm.version import VERSION
@@ -38,7 +40,7 @@ class Bundle:
     """An opened bundle: its folder and its manifest."""
 
     path: Path
-    plan: Plan
+    plan: Plan[Any]
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -108,7 +110,7 @@ class Bundle:
 class BundleWriter:
     """The folder that an export fills; see `writing`."""
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: Plan[Any]) -> None:
         self.folder, self.plan = folder, plan
         self._done = folder / "done"
 
@@ -141,7 +143,7 @@ class BundleWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
 
-    def close(self, plan: Plan) -> Plan:
+    def close(self, plan: Plan[Any]) -> Plan[Any]:
         """Hash every file, write the manifest, and read it back; returns the manifest.
 
         Raises:
@@ -158,7 +160,7 @@ class BundleWriter:
 
 
 @contextmanager
-def writing(out: Path, plan: Plan, weights: str, force: bool) -> Iterator[BundleWriter]:
+def writing(out: Path, plan: Plan[Any], weights: str, force: bool) -> Iterator[BundleWriter]:
     """A writer whose folder becomes `out` if the body ends well.
 
     An export that was stopped is continued when the version, its plan and `weights` (a text that

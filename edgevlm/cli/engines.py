@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.output import answer, table
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.registry import ENGINES
+from edgevlm.runtimes.engine import find_engine
 
 
 def main(json: o.Json = False) -> None:
-    """List the engines; one that is not installed says what it needs."""
-    rows = []
-    for name in ENGINES.names():
-        try:
-            module = ENGINES.load(name)
-            rows.append(
-                {
-                    "name": name,
-                    "available": True,
-                    "summary": module.SUMMARY,
-                    "targets": list(module.TARGETS),
-                    "reason": None,
-                }
-            )
-        except RuntimeLoadError as cause:
-            rows.append(
-                {
-                    "name": name,
-                    "available": False,
-                    "summary": None,
-                    "targets": [],
-                    "reason": str(cause),
-                }
-            )
-    text = o.table(
-        ["engine", "runs", ""],
-        [[r["name"], ", ".join(r["targets"]) or "-", r["summary"] or r["reason"]] for r in rows],
-    )
-    o.answer(rows, text, json)
+    """List the engines that run bundles.
+
+    One that is not installed says what it needs.
+    """
+    rows = [_row(name) for name in ENGINES.names()]
+    cells = [
+        [row["name"], ", ".join(row["targets"]) or "-", row["summary"] or row["reason"]]
+        for row in rows
+    ]
+    answer(rows, table(["engine", "runs", ""], cells), json)
+
+
+def _row(name: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "available": False, "summary": None, "targets": []}
+    try:
+        engine = find_engine(name)
+        found = {"summary": engine.summary(), "targets": list(engine.targets)}
+    except RuntimeLoadError as cause:
+        return row | {"reason": str(cause)}
+    return row | found | {"available": True, "reason": None}

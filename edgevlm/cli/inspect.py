@@ -1,160 +1,98 @@
-"""`edgevlm inspect`: what a bundle holds; every file's hash is checked."""
+"""`edgevlm inspect`: what a bundle holds; every file's hash is checked.
+
+What its engines know of it comes from `Engine.inspect` of each engine that runs the target.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.kernels import Kernels, kernels
+from edgevlm.bundle.plan import Plan
 from edgevlm.cli.shared import options as o
-from edgevlm.errors import RecipeError, RuntimeLoadError
-from edgevlm.registry import ENGINES
-
-if TYPE_CHECKING:
-    from edgevlm.runtimes.on_coreml_reference.ml_report import FunctionReport, Largest
-
-
-FLOAT16_MAX = 65_504
-SHOWN = 4  # kinds of operations in a line
+from edgevlm.cli.shared.output import answer, progress, table
+from edgevlm.errors import RecipeError
+from edgevlm.registry import ENGINES, KINDS
+from edgevlm.runtimes.inspection import Inspection, Table
 
 
 def main(
     bundle: o.BundleArgument,
     image: Annotated[
         list[Path] | None,
-        typer.Option(help="Core ML: a picture to find the largest float16 numbers with; repeat."),
+        typer.Option(
+            metavar="FILE",
+            help="Core ML: image to find the largest float16 numbers with; may be repeated.",
+        ),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="What is asked about each.")] = "What is this?",
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="Question about each image.")
+    ] = "What is this?",
     json: o.Json = False,
 ) -> None:
-    """List files, blocks and limits of BUNDLE."""
+    """List files, blocks and limits of BUNDLE.
+
+    The hash of every file is checked.
+    """
     opened = Bundle.open(bundle)
     for entry in opened.plan.files:
         opened.file(entry.path)
-    plan = opened.plan
-    programs = _programs(opened)
-    placed, reason = _placement(opened)
-    largest = _largest(opened, image, prompt) if image else None
-    delegated = kernels(opened) if plan.recipe.target == "executorch" else None
-    document = {
+    found = _inspections(opened, image or [], prompt)
+    tables = [table for inspection in found for table in inspection.tables]
+    text = _summary(opened.plan) + "".join(f"\n\n{_shown(part)}" for part in tables)
+    answer(_document(opened.plan, found), text, json)
+
+
+def _inspections(bundle: Bundle, pictures: list[Path], prompt: str) -> list[Inspection]:
+    """What each engine of the bundle's target says.
+
+    Raises:
+        RecipeError: If there are pictures, and no engine that has a use for them.
+    """
+    target = bundle.plan.recipe.target
+    engines = [ENGINES.load(name).Engine for name in ENGINES.names()]
+    engines = [engine for engine in engines if target in engine.targets]
+    if pictures and not any(engine.inspects_pictures for engine in engines):
+        raise RecipeError(f"no engine of target '{target}' inspects with pictures; drop --image")
+    with progress() as step:
+        if pictures:
+            step(f"run {len(pictures)} pictures")
+        return [engine.inspect(bundle, pictures, prompt) for engine in engines]
+
+
+def _document(plan: Plan[Any], found: list[Inspection]) -> dict[str, Any]:
+    document: dict[str, Any] = {
         "format_version": plan.format_version,
         "kind": plan.kind,
         "target": plan.recipe.target,
         "source": plan.source,
         "files": plan.files,
         "blocks": plan.blocks,
-        "visual_tokens": plan.visual_tokens,
-        "kv_bytes": plan.host.kv.bytes,
         "requires": dict(plan.requires.versions),
-        "programs": programs,
-        "kernels": delegated,
-        "largest_float16": largest,
-        "placement": placed,
-        "not_measured": {} if placed else {"placement": reason},
-    }
+        "placement": None,
+    } | KINDS.load(plan.kind).facts(plan)
+    why = {"placement": "known only when a device has run the bundle"}
+    for inspection in found:
+        document |= inspection.document
+        why |= inspection.not_measured
+    return document | {"not_measured": {k: v for k, v in why.items() if document.get(k) is None}}
+
+
+def _summary(plan: Plan[Any]) -> str:
     rows = [[f.path, f"{f.bytes:,}", f.sha256[:12]] for f in plan.files]
+    found = KINDS.load(plan.kind).facts(plan)
+    facts = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in found.items())
     needs = ", ".join(f"{name} {version}" for name, version in plan.requires.versions)
-    text = (
-        f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target}, format"
-        f" {plan.format_version}, {len(plan.blocks)} blocks, {plan.visual_tokens} visual tokens,"
-        f" context {plan.host.kv.tokens}\nneeds {needs}\n\n"
-        + o.table(["file", "bytes", "sha256"], rows)
-        + (_shown(programs) if programs else "")
-        + (_delegated(delegated) if delegated else "")
-        + (f"\n{_overflow(largest, len(image or ()))}" if largest is not None else "")
-        + (f"\n{_where(placed)}" if placed else "")
-    )
-    o.answer(document, text, json)
-
-
-def _programs(bundle: Bundle) -> list[FunctionReport] | None:
-    """Operations of a Core ML bundle; None for other targets."""
-    if bundle.plan.recipe.target != "coreml":
-        return None
-    ENGINES.load("coreml-reference")  # says what is missing
-    from edgevlm.runtimes.on_coreml_reference.ml_report import static_report
-
-    return static_report(bundle)
-
-
-def _largest(bundle: Bundle, pictures: list[Path], prompt: str) -> Largest:
-    """Largest numbers in float16, see `_ml_report`."""
-    if bundle.plan.recipe.target != "coreml":
-        raise RecipeError(f"--image is for Core ML, the bundle is for {bundle.plan.recipe.target}")
-    from edgevlm.runtimes.on_coreml_reference.ml_report import largest_numbers
-
-    with o.progress() as step:
-        step(f"run {len(pictures)} pictures in numpy")
-        return largest_numbers(bundle, pictures, prompt)
-
-
-def _overflow(largest: Largest, pictures: int) -> str:
-    """How near float16's end the numbers of each function come."""
-    if not largest:
-        return "\nNothing is computed in float16."
-    rows = []
-    for name, kinds in largest.items():
-        top = next(iter(kinds.values()))
-        room = f"{FLOAT16_MAX / top:,.0f} x" if top else "-"
-        shown = ", ".join(f"{kind} {value:,.1f}" for kind, value in list(kinds.items())[:SHOWN])
-        rows.append([name, "OVERFLOWS" if top > FLOAT16_MAX else room, shown])
-    over = f"{pictures} picture" + "s" * (pictures > 1)
-    return f"\nLargest numbers in float16 (it ends at {FLOAT16_MAX:,}), {over}:\n" + o.table(
-        ["function", "room", "largest by operation"], rows
-    )
-
-
-def _placement(bundle: Bundle) -> tuple[dict[str, dict[str, int]] | None, str]:
-    """Where a Mac would run the operations; None with the reason elsewhere."""
-    if bundle.plan.recipe.target != "coreml":
-        return None, "known only when a device has run the bundle"
-    try:
-        ENGINES.load("coreml")
-    except RuntimeLoadError as cause:
-        return None, str(cause)
-    from edgevlm.runtimes.on_coreml import placement
-
-    return placement(bundle), ""
-
-
-def _where(placed: dict[str, dict[str, int]]) -> str:
-    """The compute plan of this Mac, a line for each function."""
-    heads, devices = ["function", "cpu", "gpu", "neural engine"], ("cpu", "gpu", "neural_engine")
-    rows = [[name, *(str(n.get(device, 0)) for device in devices)] for name, n in placed.items()]
-    return "\nOperations by device, as this Mac's Core ML plans them:\n" + o.table(heads, rows)
-
-
-def _delegated(found: dict[str, Kernels]) -> str:
-    """What the backend computes, and once for each kind what it leaves."""
-    rows = [
-        [name, str(k.delegated), str(k.calls), ", ".join(f"{x.count} {x.operator}" for x in k.left)]
-        for name, k in found.items()
-    ]
-    reasons = {left.operator: left.reason for k in found.values() for left in k.left}
-    why = o.table(["operator", "why the backend leaves it"], [[*item] for item in reasons.items()])
-    heads = ["function", "by the backend", "calls", "left to ExecuTorch's own kernels"]
-    return "\n\n" + o.table(heads, rows) + ("\n\n" + why if reasons else "")
-
-
-def _shown(programs: list[FunctionReport]) -> str:
-    heads = ["block", "function", "operations", "rank", "float32", "largest", "seen on the CPU"]
-    rows = [
-        [
-            p.block,
-            p.function,
-            str(p.operations),
-            str(p.rank),
-            str(p.float32),
-            o.megabytes(p.largest_bytes),
-            ", ".join(f"{count} {kind}" for kind, count in p.fall_back.items()),
-        ]
-        for p in programs
-    ]
     return (
-        "\n\n"
-        + o.table(heads, rows)
-        + "\nThe Neural Engine computes in float16 alone; where an operation runs, a device says."
+        f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target}, format"
+        f" {plan.format_version}, {len(plan.blocks)} blocks, {facts}\nneeds {needs}\n\n"
+        + table(["file", "bytes", "sha256"], rows)
     )
+
+
+def _shown(part: Table) -> str:
+    rows = table([*part.heads], [[*row] for row in part.rows]) if part.rows else ""
+    return "\n".join(text for text in (part.title, rows, part.note) if text)

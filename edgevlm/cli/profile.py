@@ -9,6 +9,7 @@ import typer
 
 from edgevlm.bundle.writing import check_file, write_text
 from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.output import answer, printable, progress, say, table
 from edgevlm.devices.shared.contract import Job
 from edgevlm.profiling.document import Profile, write_profile
 from edgevlm.profiling.measure import PROMPT, ProfileRequest
@@ -21,10 +22,9 @@ from edgevlm.profiling.report.tables import (
     p90_text,
     token_floor_text,
 )
-from edgevlm.profiling.report.units import megabytes, milliseconds
 from edgevlm.profiling.stages import time_shares
-from edgevlm.recipe import parse_bytes
 from edgevlm.registry import DEVICES
+from edgevlm.units import megabytes, milliseconds, parse_bytes
 
 _DEFAULT = ProfileRequest()
 
@@ -32,39 +32,59 @@ _DEFAULT = ProfileRequest()
 def main(
     bundle: o.BundleArgument,
     device: Annotated[
-        str, typer.Option(help="Where: local, ssh:USER@HOST[:PORT], adb[:SERIAL] or ios[:DEVICE].")
+        str,
+        typer.Option(
+            metavar="DEVICE", help="local, ssh:USER@HOST[:PORT], adb[:SERIAL] or ios[:DEVICE]."
+        ),
     ] = "local",
-    memory: Annotated[
-        str | None, typer.Option(help="Most memory of the process that measures, such as 300MB.")
-    ] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine, see `edgevlm engines`.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads; all cores if not given.")
-    ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Timed answers.")] = _DEFAULT.runs,
+    memory: o.Memory = None,
+    engine: o.Engine = None,
+    threads: o.Threads = None,
+    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Timed answers.")] = _DEFAULT.runs,
     tokens_generated: Annotated[
-        int, typer.Option(min=2, help="Tokens of each answer.")
+        int, typer.Option(min=2, metavar="N", help="Tokens of each answer.")
     ] = _DEFAULT.tokens_generated,
-    image: Annotated[Path | None, typer.Option(help="A picture; one of ours if not given.")] = None,
-    prompt: Annotated[str, typer.Option(help="The question.")] = PROMPT,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An image; a packaged one if not given.")
+    ] = None,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question.")] = PROMPT,
     minutes: Annotated[
-        float, typer.Option(min=0, help="Then answers without a pause, for so many minutes.")
+        float,
+        typer.Option(
+            min=0, metavar="MINUTES", help="Afterwards, answer without a pause for this long."
+        ),
     ] = _DEFAULT.minutes,
     max_fallback: Annotated[
-        int | None, typer.Option(min=0, help="Fail if more operators are not where they should.")
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Exit 1 if more than N operators run elsewhere than on the wanted processor.",
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The profile: profile.json.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write the profile as JSON."),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="A page to look at: r.html.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="For Perfetto and Chrome: t.json.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page for a browser (HTML).")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a trace for Perfetto or Chrome.")
+    ] = None,
     runner: Annotated[
-        Path | None, typer.Option(help="Phones: the app or program to put there, which runs it.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Phones: app or program to install, to run the bundle."),
     ] = None,
-    log: Annotated[Path | None, typer.Option(help="What the device wrote: device.log.")] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what the device printed.")
+    ] = None,
     json: o.Json = False,
 ) -> None:
-    """Measure BUNDLE: time and memory of each block, tokens, operators, energy where it can be."""
+    """Measure BUNDLE on a device.
+
+    Time and memory of each block, tokens per second, operators, and energy where it is known.
+    """
     name, _, address = device.partition(":")
     transport = DEVICES.load(name)
     request = ProfileRequest(image, prompt, runs, tokens_generated, minutes)
@@ -72,8 +92,17 @@ def main(
     job = Job(Path(bundle), request, engine, threads, budget, runner, log)
     for path in filter(None, (output, report, trace, log)):
         check_file(path)
-    with o.progress() as step:
+    with progress() as step:
         found = transport.profile(address, job, step)
+    _write(found, output, report, trace)
+    answer(found, _text(found), json)
+    for warning in found.warnings:
+        say(f"note: {warning}")
+    _check_fallback(found, max_fallback)
+
+
+def _write(found: Profile, output: Path | None, report: Path | None, trace: Path | None) -> None:
+    """The files that are asked for."""
     if output is not None:
         write_profile(found, output)
     if report is not None:
@@ -81,11 +110,7 @@ def main(
     if trace is not None:
         write_text(trace, chrome_trace(found))
     for path in filter(None, (output, report, trace)):
-        o.say(f"wrote {path}")
-    o.answer(found, _text(found), json)
-    for warning in found.warnings:
-        o.say(f"note: {warning}")
-    _check_fallback(found, max_fallback)
+        say(f"wrote {path}")
 
 
 def _check_fallback(found: Profile, most: int | None) -> None:
@@ -93,17 +118,17 @@ def _check_fallback(found: Profile, most: int | None) -> None:
     if most is None:
         return
     if found.fallback is None:
-        o.say(f"edgevlm: fallback is not known: {found.not_measured['fallback']}")
+        say(f"edgevlm: fallback is not known: {found.not_measured['fallback']}")
         raise typer.Exit(1)
     if found.fallback > most:
         where = ", ".join(f"{n} on {name}" for name, n in (found.placement or {}).items())
-        o.say(f"edgevlm: fallback is {found.fallback}, --max-fallback allows {most} ({where})")
+        say(f"edgevlm: fallback is {found.fallback}, --max-fallback allows {most} ({where})")
         raise typer.Exit(1)
 
 
 def _text(found: Profile) -> str:
     parts = (_card(found), _stages(found), _blocks(found), _whole(found))
-    return "\n\n".join("\n".join(map(o.printable, part.split("\n"))) for part in parts)
+    return "\n\n".join("\n".join(map(printable, part.split("\n"))) for part in parts)
 
 
 def _card(found: Profile) -> str:
@@ -133,7 +158,7 @@ def _stages(found: Profile) -> str:
         if (s := found.stages[share.name]).median
     ]  # fmt: skip
     rows.append(["total", milliseconds(total.median), milliseconds(total.p90), ""])
-    return o.table([f"one answer, n {total.n}", "median ms", "p90 ms", "time"], rows)
+    return table([f"one answer, n {total.n}", "median ms", "p90 ms", "time"], rows)
 
 
 def _blocks(found: Profile) -> str:
@@ -144,7 +169,7 @@ def _blocks(found: Profile) -> str:
         for b in found.blocks
     ]  # fmt: skip
     head = ["function", "calls", "run ms", "p90", "per answer", "load ms", "evict ms", "MB"]
-    return o.table(head, rows)
+    return table(head, rows)
 
 
 def _whole(found: Profile) -> str:

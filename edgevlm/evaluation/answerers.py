@@ -11,11 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from edgevlm import api
-from edgevlm.bundle.manifest import MANIFEST
+from edgevlm.bundle.plan import MANIFEST
 from edgevlm.errors import RecipeError
 from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Answerer, Reply
+from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
+from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops.sequence import Visual
 
 
@@ -46,7 +47,7 @@ def answerer(
         return BundleAnswerer(name, engine, threads)
     if engine is not None:
         raise RecipeError(f"'{name}' is a model, which PyTorch runs; --engine goes with a bundle")
-    api.require_torch()
+    require_torch()
     from edgevlm.evaluation.pytorch import PyTorchAnswerer
 
     return PyTorchAnswerer.open(Recipe(model=name, frames=frames or 1), threads)
@@ -63,11 +64,11 @@ class BundleAnswerer:
         max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> None:
         # The loop, not `generate`: it accepts visual tokens that are encoded already.
-        self._loop, self._max_new_tokens = api.load_loop(path, engine, threads), max_new_tokens
+        self._loop, self._max_new_tokens = load_loop(path, engine, threads), max_new_tokens
         plan = self._loop.plan
         image = plan.host.image
         self.engine, self.frames = self._loop.blocks.engine.name, image.frames
-        self.visual_tokens = plan.visual_tokens
+        self.visual_tokens = plan.host.visual_tokens
         self.bundle_bytes: int | None = sum(file.bytes for file in plan.files)
         self.set_frames([Image.new("RGB", (image.width, image.height))] * image.frames)
         self.ask("", follow_up=False)

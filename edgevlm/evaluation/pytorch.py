@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 from edgevlm.errors import InputError
 from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Reply
 from edgevlm.models.checkpoint import find
-from edgevlm.planning.vlm import Planned, make_plan
+from edgevlm.planning.plan import make_plan
+from edgevlm.planning.vlm import Planned
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.sequence import Floats, PromptRows, Visual, assemble
@@ -33,13 +34,13 @@ class PyTorchAnswerer:
         checkpoint = planned.checkpoint
         self._planned, self._max_new_tokens = planned, max_new_tokens
         self._plan, self._model = planned.plan, model
-        self._pieces = self._planned.pieces(self._model)
-        tables = self._pieces.table
+        self._parts = self._planned.parts(self._model)
+        tables = self._parts.table
         self._table = (tables[0] if len(tables) == 1 else torch.cat(tables)).numpy()
         self._tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
         self._tokenizer.encode_special_tokens = True  # as a bundle's: `<image>` stays a word
         self.frames = self._plan.host.image.frames
-        self.visual_tokens = self._plan.visual_tokens
+        self.visual_tokens = self._plan.host.visual_tokens
         self._past: Any = None  # keys and values of `_rows`
         self._position = 0  # of the next row
         self._rows: Floats = np.zeros((0, self._table.shape[1]), np.float32)
@@ -66,7 +67,7 @@ class PyTorchAnswerer:
     @torch.no_grad()
     def ask(self, prompt: str, follow_up: bool) -> Reply:
         """Answer greedily; see `Answerer`."""
-        layout, plan = self._plan.layout, self._plan
+        layout, plan = self._plan.host.layout, self._plan
         items, first = (layout.turn, self._position) if follow_up else (layout.prompt, 0)
         visuals = [] if follow_up else [self._visual]
         turn = assemble(plan, items, self._table, self._tokenizer, prompt, visuals, first)
@@ -107,17 +108,17 @@ class PyTorchAnswerer:
 
     def _feed(self, piece: PromptRows) -> int:
         """Run rows; the most likely next token."""
-        out = self._pieces.language_model(
+        out = self._parts.decoder.language_model(
             inputs_embeds=torch.from_numpy(piece.rows)[None],
             position_ids=torch.from_numpy(piece.positions)[None].long(),
-            past_key_values=self._past,
+            cache=self._past,
             use_cache=True,
         )
-        self._past = out.past_key_values
+        self._past = out.cache
         self._rows = np.concatenate([self._rows, piece.rows])
         self._position = int(piece.positions[-1]) + 1
         last = out.last_hidden_state[:, -1]
-        return int(torch.nn.functional.linear(last, self._pieces.head).argmax())
+        return int(torch.nn.functional.linear(last, self._parts.head).argmax())
 
     def _forget(self) -> None:
         self._past, self._position, self._rows = None, 0, self._rows[:0]

@@ -1,6 +1,6 @@
-"""The blocks of a plan: which pieces each holds, the shapes of its functions, bytes and FLOPs.
+"""The blocks of a plan: which parts each holds, its functions, bytes and FLOPs.
 
-Blocks are cut by the float32 bytes of the pieces' tensors, so they are the same in every scheme;
+Blocks are cut by the float32 bytes of the modules' tensors, so they are the same in every scheme;
 their own bytes are those of the scheme. FLOPs are counted by running each function on tensors
 without data (torch's FlopCounterMode: 2 per multiply-add).
 """
@@ -12,26 +12,29 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgevlm.bundle.plan import Block, Function, Host, Tensor
+from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.host import EncoderShape, Signal
+from edgevlm.bundle.kinds.vlm import VlmHost, functions, signature
+from edgevlm.exporters.contract import Target
 from edgevlm.graphs.blocks import build, cut, cut_rows
-from edgevlm.graphs.merging import hidden_shapes, merges
-from edgevlm.graphs.selection import VisualShape
-from edgevlm.graphs.signals import Observed, signal_shape
+from edgevlm.graphs.merging import layer_tokens
+from edgevlm.graphs.parts import DecoderParts, EncoderParts, ModelParts
+from edgevlm.graphs.signals import Observed, signal_width
 from edgevlm.graphs.trace import DTYPES
-from edgevlm.models.family import Description, ModelParts
+from edgevlm.graphs.visual_shape import VisualShape
+from edgevlm.models.family import Description
 from edgevlm.recipe import Recipe
-
-Call = tuple[str, list[Tensor], list[Tensor]]  # name, inputs, outputs
 
 
 @dataclass(frozen=True)
 class Stored:
     """Bytes of weights in their files: what a target makes of them under a recipe's schemes."""
 
-    target: Any
+    target: Target
     recipe: Recipe
 
     def matrix(self, rows: int, columns: int, stage: str) -> int:
@@ -50,10 +53,9 @@ class Stored:
 
 
 def make_blocks(
-    host: Host,
+    host: VlmHost,
     limit: int,
-    kept: int,
-    pieces: ModelParts,
+    parts: ModelParts,
     description: Description,
     method: Any,
     stored: Stored,
@@ -61,185 +63,93 @@ def make_blocks(
     """All blocks in the order in which a prompt runs them.
 
     Args:
-        host: Image, embedding, cache and chunk of the plan.
+        host: The constants of the plan.
         limit: Block size in bytes of float32.
-        kept: K.
-        pieces: The model, with or without memory for its weights.
+        parts: The model, with or without memory for its weights.
         description: The family's numbers.
         method: The method of site `tokens`.
         stored: Bytes of weights in their files.
     """
+    joined = None if parts.pruning is None else parts.pruning.joined
     blocks = [
-        *_vision(host, limit, pieces, description, stored),
-        _reduce(host, kept, pieces, description, method),
-        *_decoder(host, limit, pieces, getattr(method, "calibrate", False), stored),
-        *_head(host, limit, pieces, stored),
+        *_stage("vision", parts.encoder.modules, limit, stored),
+        Block("reduce-0", "reduce", (0, 1), 0, ()),
+        *_stage("decoder", _decoder_parts(parts.decoder), limit, stored, joined),
+        *_head(host, limit, parts, stored),
     ]
-    return tuple(_count(block, pieces, method, description.shape) for block in blocks)
+    return tuple(
+        _count(_with_functions(host, block), parts, method, description.shape) for block in blocks
+    )
 
 
-def _vision(
-    host: Host, limit: int, pieces: ModelParts, description: Description, stored: Stored
+def encoder_shape(
+    encoder: EncoderParts, description: Description, names: Sequence[str]
+) -> EncoderShape:
+    """Sizes inside an encoder that has its methods, with the signals of these names."""
+    parts = {
+        name: index
+        for index, module in enumerate(encoder.modules)
+        if isinstance(module, Observed)
+        for name in module.names
+    }
+    return EncoderShape(
+        encoder.spec.width,
+        layer_tokens(encoder),
+        description.view_tokens,
+        tuple(Signal(name, parts[name], signal_width(encoder.spec, name)) for name in names),
+    )
+
+
+def _stage(
+    stage: str,
+    parts: Sequence[Sequence[nn.Module] | nn.Module],
+    limit: int,
+    stored: Stored,
+    joined: int | None = None,
 ) -> list[Block]:
-    image, sizes = host.image, [_bytes(piece) for piece in pieces.vision]
-    features = (1, description.view_tokens, host.embedding.columns)
+    """Blocks of a stage that is cut between its parts."""
+    modules = [part if isinstance(part, Sequence) else (part,) for part in parts]
+    sizes = [sum(map(_bytes, part)) for part in modules]
     blocks = []
-    for index, (start, stop) in enumerate(cut(sizes, limit)):
-        given = [Tensor("pixel_values", "f32", (1, 3, image.height, image.width))]
-        if start > 0:
-            given = hidden_shapes(pieces, start)
-        made = [Tensor("features", "f32", features)]
-        if stop < len(sizes):
-            made = [replace(t, name=f"{t.name}_out") for t in hidden_shapes(pieces, stop)]
-            if not any(merges(piece) for piece in pieces.vision[start:stop]):
-                made = made[:1]
-        observed = [p for p in pieces.vision[start:stop] if isinstance(p, Observed)]
-        extra = _signals([n for p in observed for n in p.names], description.view_tokens, pieces)
-        calls: list[Call] = [("encode", given, [*made, *extra])]
-        size = sum(stored.module(piece, "vision") for piece in pieces.vision[start:stop])
-        blocks.append(_block("vision", index, (start, stop), size, calls))
-    return blocks
-
-
-def _reduce(
-    host: Host, kept: int, pieces: ModelParts, description: Description, method: Any
-) -> Block:
-    channels = host.embedding.columns
-    total = host.image.views * description.view_tokens
-    signals = _signals(method.signals, total, pieces)
-    given = [Tensor("features", "f32", (1, total, channels)), *signals]
-    made = [
-        Tensor("visual_tokens", "f32", (1, kept, channels)),
-        Tensor("kept_positions", "i32", (1, kept)),
-    ]
-    if getattr(method, "calibrate", False):
-        made.append(Tensor("log_sizes", "f32", (1, kept)))
-    return _block("reduce", 0, (0, 1), 0, [("reduce", given, made)])
-
-
-def _signals(names: Sequence[str], tokens: int, pieces: ModelParts) -> list[Tensor]:
-    return [Tensor(name, "f32", signal_shape(pieces, name, tokens)) for name in names]
-
-
-def _decoder(
-    host: Host, limit: int, pieces: ModelParts, calibrated: bool, stored: Stored
-) -> list[Block]:
-    sizes = [_bytes(piece) for piece in pieces.decoder]
-    sizes[-1] += _bytes(pieces.norm)
-    blocks = []
-    joined = None if pieces.pruning is None else pieces.pruning.joined
     for index, (start, stop) in enumerate(cut(sizes, limit, joined)):
-        if pieces.pruning is None:
-            rows = {"prefill": host.chunk, "decode": 1, "check": host.check}
-            calls = [
-                _step(host, name, count, stop - start, calibrated)
-                for name, count in rows.items()
-                if count
-            ]
-        else:
-            calls = [_prompt(host, pieces, start, stop), _pruned_step(host, start, stop)]
-        held = [*pieces.decoder[start:stop], *([pieces.norm] if stop == len(sizes) else [])]
-        size = sum(stored.module(piece, "decoder") for piece in held)
-        blocks.append(_block("decoder", index, (start, stop), size, calls))
+        size = sum(stored.module(m, stage) for part in modules[start:stop] for m in part)
+        blocks.append(Block(f"{stage}-{index}", stage, (start, stop), size, ()))
     return blocks
 
 
-def _prompt(host: Host, pieces: ModelParts, start: int, stop: int) -> Call:
-    """`prefill` of a whole prompt where visual tokens leave inside the decoder."""
-    pruning, kv, channels = pieces.pruning, host.kv, host.embedding.columns
-    entering, leaving = pruning.entering(start), pruning.entering(stop)
-    last = stop == kv.layers
-
-    def state(visual: int, end: str = "") -> list[Tensor]:
-        rows = host.chunk - (pruning.total - visual)
-        return [
-            Tensor(f"hidden{end}", "f32", (1, rows, channels)),
-            Tensor(f"cos{end}", "f32", (1, rows, kv.head_size)),
-            Tensor(f"sin{end}", "f32", (1, rows, kv.head_size)),
-            # A tensor cannot be empty: where all are gone there is one row that nobody reads.
-            Tensor(f"visual_rows{end}", "i32", (1, max(1, visual))),
-            Tensor(f"last{end}", "i32", (1,)),
-        ]
-
-    made = state(leaving, "_out") if leaving < entering else state(leaving, "_out")[:1]
-    if last:
-        made = [Tensor("hidden_out", "f32", (1, 1, channels))]
-    past, present = _caches(host, start, stop)
-    return "prefill", [*state(entering), *past], [*made, *present]
+def _decoder_parts(decoder: DecoderParts) -> list[Sequence[nn.Module]]:
+    """The layers, the norm with the last."""
+    *layers, last = decoder.layers
+    return [*((layer,) for layer in layers), (last, decoder.norm)]
 
 
-def _pruned_step(host: Host, start: int, stop: int) -> Call:
-    """`decode` of one row where visual tokens leave inside the decoder."""
-    kv, hidden = host.kv, (1, 1, host.embedding.columns)
-    given = [
-        Tensor("hidden", "f32", hidden),
-        Tensor("cos", "f32", (1, 1, kv.head_size)),
-        Tensor("sin", "f32", (1, 1, kv.head_size)),
-        Tensor("position", "i32", (1,)),
-        Tensor("pruned", "i32", (1,)),
-    ]
-    past, present = _caches(host, start, stop)
-    return "decode", [*given, *past], [Tensor("hidden_out", "f32", hidden), *present]
-
-
-def _caches(host: Host, start: int, stop: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Caches of layers `start` to `stop` as inputs and as outputs."""
-    parts = [
-        (f"{part}_{layer - start}", host.kv.shape(layer))
-        for layer in range(start, stop)
-        for part in ("key", "value")
-    ]
-    past = [Tensor(f"past_{name}", "f32", shape) for name, shape in parts]
-    return past, [Tensor(f"present_{name}", "f32", shape) for name, shape in parts]
-
-
-def _step(host: Host, name: str, rows: int, layers: int, calibrated: bool) -> Call:
-    """A decoder function over `rows` new tokens and the caches of `layers` layers."""
-    kv, hidden = host.kv, (1, rows, host.embedding.columns)
-    given = [
-        Tensor("hidden", "f32", hidden),
-        Tensor("cos", "f32", (1, rows, kv.head_size)),
-        Tensor("sin", "f32", (1, rows, kv.head_size)),
-        Tensor("mask", "f32", (1, 1, rows, kv.tokens)),
-        Tensor("position", "i32", (1,)),
-    ]
-    if calibrated:
-        given.append(Tensor("bias", "f32", (1, 1, 1, kv.tokens)))
-    made = [Tensor("hidden_out", "f32", hidden)]
-    cache = (1, kv.heads, kv.tokens, kv.head_size)
-    for layer in range(layers):
-        for part in ("key", "value"):
-            given.append(Tensor(f"past_{part}_{layer}", "f32", cache))
-            made.append(Tensor(f"present_{part}_{layer}", "f32", cache))
-    return name, given, made
-
-
-def _head(host: Host, limit: int, pieces: ModelParts, stored: Stored) -> list[Block]:
+def _head(host: VlmHost, limit: int, parts: ModelParts, stored: Stored) -> list[Block]:
+    """Blocks of the head, cut by rows of the vocabulary."""
     channels = host.embedding.columns
-    blocks = []
-    for index, (start, stop) in enumerate(cut_rows(pieces.head.shape[0], 4 * channels, limit)):
-        calls: list[Call] = [
-            (
-                name,
-                [Tensor("hidden", "f32", (1, rows, channels))],
-                [Tensor("logits", "f32", (rows, stop - start))],
-            )
-            for name, rows in (("logits", 1), ("check", host.check))
-            if rows
-        ]
-        size = stored.matrix(stop - start, channels, "head")
-        blocks.append(_block("head", index, (start, stop), size, calls))
-    return blocks
+    shares = "embedding" if parts.tied else ""
+    return [
+        Block(
+            f"head-{index}",
+            "head",
+            (start, stop),
+            stored.matrix(stop - start, channels, "head"),
+            (),
+            shares,
+        )
+        for index, (start, stop) in enumerate(cut_rows(parts.head.shape[0], 4 * channels, limit))
+    ]
 
 
-def _block(stage: str, index: int, pieces: tuple[int, int], size: int, calls: list[Call]) -> Block:
-    functions = tuple(Function(name, tuple(given), tuple(made), 0) for name, given, made in calls)
-    return Block(f"{stage}-{index}", stage, pieces, size, functions)
+def _with_functions(host: VlmHost, block: Block) -> Block:
+    names = functions(host, block.stage)
+    return replace(
+        block, functions=tuple(signature(host, block, name).function(name) for name in names)
+    )
 
 
-def _count(block: Block, pieces: ModelParts, method: Any, shape: VisualShape) -> Block:
+def _count(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> Block:
     """Fill in the FLOPs of each function."""
-    module = build(block, pieces, method, shape)
+    module = build(block, parts, method, shape)
     # The constants of `reduce` are real, so its inputs must be fake; all else has no data at all.
     real = block.stage == "reduce"
     functions = []

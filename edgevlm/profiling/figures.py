@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from edgevlm.bundle.measures import OperatorReport, Stat, stat, stat_of
 from edgevlm.bundle.plan import Plan
@@ -24,7 +25,7 @@ from edgevlm.profiling.text_answers import (
     ttft_ms,
 )
 from edgevlm.profiling.timeline import answer_shares, timeline
-from edgevlm.runtimes.residency.costs import Key
+from edgevlm.runtimes.engine import Key
 from edgevlm.version import VERSION
 
 
@@ -74,7 +75,7 @@ def text_profile(measured: Measurements) -> Profile:
     )
 
 
-def calls_per_answer(plan: Plan, answers: Sequence[TimedAnswer]) -> dict[Key, int]:
+def calls_per_answer(plan: Plan[Any], answers: Sequence[TimedAnswer]) -> dict[Key, int]:
     """How often one answer runs each function, in the order of the bundle."""
     counts = Counter((c.block, c.function) for c in answers[0].calls if c.kind == "run")
     return {(b.name, f.name): counts[b.name, f.name] for b in plan.blocks for f in b.functions}
@@ -125,23 +126,23 @@ def _run_ms(answer: TimedAnswer, key: Key) -> float:
 def _resident_bytes(measured: Measurements, key: Key) -> int | None:
     if measured.session.openings:
         return int(statistics.median(o.resident[key] for o in measured.session.openings))
-    return None if measured.costs is None else measured.costs.streamed(key).bytes
+    return None if measured.timings is None else measured.timings.streamed(key).bytes
 
 
-def _stages(plan: Plan, answers: Sequence[TimedAnswer]) -> dict[str, Stat]:
+def _stages(plan: Plan[Any], answers: Sequence[TimedAnswer]) -> dict[str, Stat]:
     splits = [answer_shares(plan.kind, a, call_shares(plan, a.calls)) for a in answers]
     names = [share.name for share in time_shares(plan.kind)]
     return {name: stat_of([split[name] for split in splits]) for name in names}
 
 
-def _median_timeline(plan: Plan, answers: Sequence[TimedAnswer]) -> Timeline:
+def _median_timeline(plan: Plan[Any], answers: Sequence[TimedAnswer]) -> Timeline:
     """The timed answer nearest to the median."""
     middle = sorted(answers, key=lambda a: a.ms)[(len(answers) - 1) // 2]
     shares = call_shares(plan, middle.calls)
     return timeline(middle.calls, shares, middle.start, middle.end, middle.memory)
 
 
-def _opening_timeline(plan: Plan, session: Session) -> Timeline | None:
+def _opening_timeline(plan: Plan[Any], session: Session) -> Timeline | None:
     """The last opening."""
     if not session.openings:
         return None

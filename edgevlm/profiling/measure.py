@@ -9,14 +9,12 @@ Peaks of memory are read after the last answer, before anything that only a prof
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -29,12 +27,12 @@ from edgevlm.profiling.measurements import Measurements, Opening, Session, Timed
 from edgevlm.profiling.recording import Recorder, recording
 from edgevlm.profiling.sections import SustainedSample, TextQuestion
 from edgevlm.profiling.sensors import PowerMeter, read_sensors
-from edgevlm.registry import ENGINES
+from edgevlm.runtimes.engine import Engine, Key
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.text import TextLoop
-from edgevlm.runtimes.residency.costs import Key
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, resident_bytes
 from edgevlm.runtimes.residency.resident import ResidentBlocks
+from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 PHOTO = Path(__file__).parents[1] / "photos" / "scene.png"
 PROMPT = "What is in this picture?"
@@ -92,15 +90,16 @@ def measure(loop: TextLoop, request: ProfileRequest, progress: Progress) -> Meas
     path = request.image or PHOTO
     image, engine = images.load(path), loop.blocks.engine
     progress("measure the memory bandwidth")
-    threads = getattr(engine, "threads", None)
+    threads = engine.threads
     bytes_per_s = bandwidth.read_bytes_per_s(threads or 1)
     session = _session(_Asking(loop, image, request), progress)
     progress("run each operator under the engine's profiler")
     first = session.answers[0].answer
+    streamed = loop.blocks if isinstance(loop.blocks, StreamedBlocks) else None
     return Measurements(
         bundle=loop.bundle,
         engine=engine.name,
-        engine_version=ENGINES.load(engine.name).SUMMARY,
+        engine_version=engine.summary(),
         threads=threads,
         question=TextQuestion(
             path.name, request.prompt, first.visual_tokens, first.prompt_tokens,
@@ -108,10 +107,10 @@ def measure(loop: TextLoop, request: ProfileRequest, progress: Progress) -> Meas
         ),
         bandwidth_bytes_per_s=bytes_per_s,
         session=session,
-        budget_bytes=getattr(loop.blocks, "budget_bytes", None),
-        costs=getattr(loop.blocks, "costs", None),
+        budget_bytes=streamed.budget_bytes if streamed else None,
+        timings=streamed.timings if streamed else None,
         operators=_operators(engine, figures.calls_per_answer(loop.plan, session.answers)),
-        compile_ms=dict(getattr(engine, "compile_ms", {})),
+        compile_ms=dict(engine.compile_ms),
     )  # fmt: skip
 
 
@@ -208,7 +207,7 @@ def _sustained(
     return tuple(samples)
 
 
-def _reopen(plan: Plan, recorder: Recorder) -> Opening:
+def _reopen(plan: Plan[Any], recorder: Recorder) -> Opening:
     """Unload every function, then load each and run it once: all are resident again."""
     engine, keys = recorder.engine, [(b.name, f.name) for b in plan.blocks for f in b.functions]
     recorder.clear()
@@ -220,7 +219,7 @@ def _reopen(plan: Plan, recorder: Recorder) -> Opening:
     start = time.perf_counter()
     for key in keys:
         before = resident_bytes()
-        engine.load(*key, engine.best)
+        engine.load(*key, engine.resident_mode)
         engine.run(*key)
         resident[key] = max(0, resident_bytes() - before)
         recorder.sample_memory(now=True)
@@ -229,13 +228,9 @@ def _reopen(plan: Plan, recorder: Recorder) -> Opening:
     return Opening(start, end, evictions, calls, memory, resident)
 
 
-def _operators(engine: object, calls: Mapping[Key, int]) -> OperatorReport | str:
-    """The report of `operators.py` beside the engine; a reason where there is no such file."""
-    name = f"{type(engine).__module__.rpartition('.')[0]}.operators"
-    if find_spec(name) is None:
-        return f"engine '{getattr(engine, 'name', '')}' reports no operators"
+def _operators(engine: Engine, calls: Mapping[Key, int]) -> OperatorReport | str:
+    """What the engine reports of its operators; the reason where it reports nothing."""
     try:
-        report: OperatorReport = importlib.import_module(name).operators(engine, calls)
+        return engine.operators(calls)
     except EdgeVLMError as cause:  # what was measured before is not lost for it
         return str(cause)
-    return report

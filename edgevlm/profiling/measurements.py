@@ -13,8 +13,9 @@ from edgevlm.bundle.measures import OperatorReport
 from edgevlm.profiling.recording import TimedCall
 from edgevlm.profiling.sections import SustainedSample, TextQuestion
 from edgevlm.profiling.sensors import Reading
+from edgevlm.runtimes.engine import Key
 from edgevlm.runtimes.loops.text import Answer
-from edgevlm.runtimes.residency.costs import Costs, Key
+from edgevlm.runtimes.residency.timings import Timings
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Session:
 class Measurements:
     """Everything that was measured.
 
-    `costs` has a value where blocks are loaded and evicted within a budget. `operators` may be a
+    `timings` has a value where blocks are loaded and evicted within a budget. `operators` may be a
     reason instead. `compile_ms` is by block.
     """
 
@@ -79,6 +80,6 @@ class Measurements:
     bandwidth_bytes_per_s: float | None
     session: Session
     budget_bytes: int | None
-    costs: Costs | None
+    timings: Timings | None
     operators: OperatorReport | str
     compile_ms: Mapping[str, float | None]

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from edgevlm.runtimes.engine import Array, Blocks
+from edgevlm.runtimes.arrays import Array
+from edgevlm.runtimes.engine import PRIVATE, Blocks
 from edgevlm.runtimes.loops.text import TextLoop
 from edgevlm.runtimes.residency.memory import footprint_bytes, resident_bytes, return_freed
 
@@ -58,9 +59,9 @@ class Recorder:
         self.blocks.open()
         self.loads = self.blocks.loads
 
-    def begin(self, name: str, passes: int | None) -> None:
+    def expect(self, pass_name: str, count: int | None) -> None:
         """So many passes of this name follow."""
-        self.blocks.begin(name, passes)
+        self.blocks.expect(pass_name, count)
 
     def run(self, block: str, function: str) -> None:
         """Run a function; where the blocks bypass the timed engine, the step is the run."""
@@ -109,9 +110,9 @@ class _TimedEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
+    def load(self, block: str, function: str | None = None, mode: str = PRIVATE) -> None:
         """Open a block, or a function of it."""
-        self._record("load", block, function, lambda: self._engine.load(block, function, form))
+        self._record("load", block, function, lambda: self._engine.load(block, function, mode))
         self._recorder.sample_memory(now=True)
 
     def run(self, block: str, function: str) -> None:

@@ -56,6 +56,8 @@ def _described(descriptions: dict[str, str], name: str) -> dict[str, str]:
 
 
 def _type(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    if hasattr(kind, "parse"):  # written as text, see bundle/documents
+        return {"type": "string"}
     if dataclasses.is_dataclass(kind):
         name = typing.cast(type, kind).__name__
         if name not in definitions:
@@ -77,10 +79,11 @@ def _type(kind: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attributes(kind: type) -> dict[str, str]:
-    """Descriptions of a docstring's section `Attributes:`."""
+    """Descriptions of a docstring's section `Attributes:`, and the help of fields with options."""
     _, _, section = inspect.cleandoc(kind.__doc__ or "").partition("\nAttributes:\n")
     entries = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", section, re.M)
-    return {name: " ".join(words.split()) for name, words in entries}
+    helps = {f.name: f.metadata["option"].help for f in dataclasses.fields(kind) if f.metadata}
+    return {name: " ".join(words.split()) for name, words in entries} | helps
 
 
 if __name__ == "__main__":

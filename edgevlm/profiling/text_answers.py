@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from edgevlm.bundle.measures import stat_of
 from edgevlm.bundle.plan import Plan
@@ -42,12 +43,12 @@ def decode_tokens_per_s(answers: Sequence[TimedAnswer]) -> float:
     return round(statistics.median(a.answer.decode_tokens_per_s or 0.0 for a in answers), 4)
 
 
-def bytes_per_token(plan: Plan) -> int:
+def bytes_per_token(plan: Plan[Any]) -> int:
     """Bytes of weights that one decoded token reads."""
     return sum(b.weights_bytes for b in plan.blocks if b.stage in ("decoder", "head"))
 
 
-def call_shares(plan: Plan, calls: Sequence[TimedCall], prefilled: bool = False) -> list[str]:
+def call_shares(plan: Plan[Any], calls: Sequence[TimedCall], prefilled: bool = False) -> list[str]:
     """The time share of each call: `decode` of single prompt rows is prefill.
 
     Args:
@@ -66,7 +67,7 @@ def call_shares(plan: Plan, calls: Sequence[TimedCall], prefilled: bool = False)
     return [share(call) for call in calls]
 
 
-def _token_ms(plan: Plan, answer: TimedAnswer) -> list[float]:
+def _token_ms(plan: Plan[Any], answer: TimedAnswer) -> list[float]:
     """From each end of the head to the next: tokens of which everything is counted."""
     last = plan.stage("head")[-1].name
     ends = [call.end for call in answer.calls if (call.kind, call.block) == ("step", last)]

@@ -23,11 +23,12 @@ from edgevlm.evaluation.evaluate import find_dataset
 from edgevlm.evaluation.examples import Example, Question
 from edgevlm.evaluation.pytorch import PyTorchAnswerer
 from edgevlm.models.checkpoint import Checkpoint
-from edgevlm.parity.runner import QUESTION
-from edgevlm.planning.vlm import make_plan
+from edgevlm.planning.plan import make_plan
+from edgevlm.quantization.schemes import Schemes
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
 
+QUESTION = "What is in this picture?"
 TOKENS = 8  # of each answer
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -64,7 +65,13 @@ def calibrate(
     """
     assert recipe.calibrate is not None
     exact = replace(
-        recipe, tokens=None, methods=(), quantize="none", calibrate=None, context=None, chunk=None
+        recipe,
+        tokens=None,
+        methods=(),
+        quantize=Schemes(),
+        calibrate=None,
+        context=None,
+        chunk=None,
     )
     answerer = PyTorchAnswerer(make_plan(exact, checkpoint), model, TOKENS)
     found = Calibration()

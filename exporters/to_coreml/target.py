@@ -3,7 +3,7 @@
     traced function -> cache rows become states -> coremltools -> compressed -> functions joined
 
 The functions of a block share their weights in one file. Keys and values are states (KV form
-`states`), named as the inputs `past_*` without that word; Core ML keeps them in float16. Numbers in
+`states`), called by the names of the caches; Core ML keeps them in float16. Numbers in
 and out stay float32.
 
 Source: coremltools 9.0 (iOS 18 programs); `operators` for what it does not know itself.
@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from tqdm import tqdm
 
-from edgevlm.bundle.plan import Block, Function, Requires
+from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.plan import Requires
 from edgevlm.errors import ExportError, RuntimeLoadError
 from edgevlm.exporters.contract import SharedMatrix, Target, TargetOptions
 from edgevlm.graphs.trace import DTYPES, with_weights
@@ -157,11 +158,10 @@ class Stateful(nn.Module):
     def __init__(self, inner: nn.Module, function: Function) -> None:
         super().__init__()
         self.inner = inner
-        self.given = [t.name for t in function.inputs if not t.name.startswith("past_")]
-        self.kept = [t.name[5:] for t in function.inputs if t.name.startswith("past_")]
-        for spec in function.inputs:
-            if spec.name.startswith("past_"):
-                self.register_buffer(spec.name[5:], torch.zeros(spec.shape))
+        self.given = [tensor.name for tensor in function.fed]
+        self.kept = [cache.name for cache in function.caches]
+        for cache, tensor in function.cached():
+            self.register_buffer(cache.name, torch.zeros(tensor.shape))
 
     def forward(self, **given: Tensor) -> tuple[Tensor, ...]:
         """Call it, and keep what comes out for each cache."""
@@ -183,14 +183,10 @@ def _convert(
     scheme: str,
 ) -> Any:
     module = Stateful(with_weights(program, tensors), function)
-    given = {
-        t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype])
-        for t in function.inputs
-        if not t.name.startswith("past_")
-    }
+    given = {t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype]) for t in function.fed}
     with torch.no_grad():
         again = torch.export.export(module, (), given, strict=False).run_decompositions({})
-    outputs = [t.name for t in function.outputs if not t.name.startswith("present_")]
+    outputs = [tensor.name for tensor in function.results]
     exact = scheme == "none"
     model = ct.convert(
         again,

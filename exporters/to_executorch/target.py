@@ -25,8 +25,9 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from edgevlm.bundle.documents import dumps
+from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.kernels import Kernels, Left
-from edgevlm.bundle.plan import Block, Function, Requires
+from edgevlm.bundle.plan import Requires
 from edgevlm.errors import ExportError
 from edgevlm.exporters.contract import SharedMatrix, Target, TargetOptions
 from edgevlm.exporters.to_executorch.operators import LOWERINGS
@@ -253,7 +254,7 @@ class Rewritten(nn.Module):
     def __init__(self, inner: fx.GraphModule, function: Function) -> None:
         super().__init__()
         self.inner = inner
-        self.outputs = sum(not t.name.startswith("present_") for t in function.outputs)
+        self.outputs = len(function.results)
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         """Call it."""

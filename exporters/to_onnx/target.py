@@ -31,8 +31,9 @@ from onnxscript.optimizer import optimize_ir
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from edgevlm.bundle.plan import Block, Function, Requires
-from edgevlm.bundle.plan import Tensor as Spec
+from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.functions import Tensor as Spec
+from edgevlm.bundle.plan import Requires
 from edgevlm.errors import ExportError
 from edgevlm.exporters.contract import SharedMatrix, Target, TargetOptions
 from edgevlm.exporters.to_onnx.attention import write_attention

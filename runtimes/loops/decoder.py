@@ -36,10 +36,13 @@ class DecoderLoop:
         self.load_ms = (time.perf_counter() - started) * 1e3
         self._marks = np.zeros(self.plan.host.kv.tokens, np.int64)  # of the cache's rows
         self._marked = 0  # rows of the cache, from the first, whose marks are known
-        self.reset()
+        self._begin()
 
     def reset(self) -> None:
         """Forget the conversation; what the cache holds may serve the next one."""
+        self._begin()
+
+    def _begin(self) -> None:
         self.length, self.position, self.pruned, self._plain = 0, 0, 0, True
         for arrays in self.arrays.steps.values():
             if "bias" in arrays:
@@ -77,7 +80,7 @@ class DecoderLoop:
             for arrays in self.arrays.steps.values():
                 arrays["bias"][..., self.length : self.length + count] = piece.bias
         calls = self._calls(count)
-        self.blocks.begin("prefill", sum(name == "prefill" for name, _ in calls))
+        self.blocks.expect("prefill", sum(name == "prefill" for name, _ in calls))
         for name, rows in calls:
             self.step(name, piece.rows[done : done + rows], piece.positions[done : done + rows])
             done += rows
@@ -115,15 +118,16 @@ class DecoderLoop:
                 f"the prompt has {count} tokens, this bundle takes {most} in its one call; export"
                 " with a larger --chunk"
             )
-        if len(piece.visual) != self.plan.visual_tokens:
+        if len(piece.visual) != self.plan.host.visual_tokens:
             raise InputError(
                 f"the prompt has {len(piece.visual)} visual tokens, this bundle takes one image or"
-                f" clip of {self.plan.visual_tokens}"
+                f" clip of {self.plan.host.visual_tokens}"
             )
         arrays = self.arrays.steps["prefill"]
         for name, given in prompt_state(self.plan, piece).items():
-            arrays[name][:] = given
-        self.blocks.begin("prefill", 1)
+            if name in arrays:  # some graphs read no index
+                arrays[name][:] = given
+        self.blocks.expect("prefill", 1)
         for block in self.plan.stage("decoder"):
             self.blocks.run(block.name, "prefill")
         self.arrays.last[0, 0] = arrays["result"][0, 0]
@@ -152,9 +156,9 @@ class DecoderLoop:
         arrays["hidden"][0, :count] = rows
         cos, sin = rotary_tables(self.plan, positions)
         arrays["cos"][0, :count], arrays["sin"][0, :count] = cos, sin
-        arrays["position"][0] = self.length
-        if "pruned" in arrays:
-            arrays["pruned"][0] = self.pruned
+        for key, number in (("position", self.length), ("pruned", self.pruned)):
+            if key in arrays:
+                arrays[key][0] = number
         if "mask" in arrays:
             size = arrays["mask"].shape
             arrays["mask"][:] = causal_mask(self.length, size[2], size[3])

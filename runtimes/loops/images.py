@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from edgevlm.bundle.plan import ImageSpec
+from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import InputError
 from edgevlm.libraries import require
 

@@ -6,6 +6,7 @@ token still stands between the markers of its own tile.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.host import Embedding, LayoutItem
+from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.bundle.packed import PACKINGS, unpack
-from edgevlm.bundle.plan import Embedding, LayoutItem, Plan
 from edgevlm.errors import BundleError
 
 Floats = NDArray[np.float32]
@@ -79,6 +81,7 @@ class Rows:
     def __init__(self, path: Path, dtype: Any, shape: tuple[int, int], offset: int = 0) -> None:
         self.shape, self._dtype, self._offset = shape, np.dtype(dtype), offset
         self._file = path.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         """Rows by number, slice or numbers from 0 on, as numpy would give them.
@@ -108,7 +111,7 @@ class PackedTable:
         self.shape = (embedding.rows, embedding.columns)
         self._packing = PACKINGS[embedding.dtype]
         numbers, scales = embedding.row_bytes
-        _, start = embedding.row_offsets(0)
+        _, start = embedding.row_offset(0)
         self._numbers = Rows(path, np.uint8, (embedding.rows, numbers))
         self._scales = Rows(path, np.float32, (embedding.rows, scales // 4), start)
 
@@ -130,7 +133,7 @@ def load_table(bundle: Bundle) -> Table:
 
 
 def assemble(
-    plan: Plan,
+    plan: VlmPlan,
     parts: Sequence[LayoutItem],
     table: Table,
     tokenizer: Tokenizer,
@@ -184,7 +187,7 @@ def assemble(
                 put_ids(part.ids)
             elif part.kind == "image":
                 for picture in visuals:
-                    walk(plan.layout.image, picture)
+                    walk(plan.host.layout.image, picture)
             elif part.kind == "visual" and visual is not None:
                 here = (visual.positions >= part.start) & (visual.positions < part.stop)
                 offsets = visual.positions[here] - part.start if original else None
@@ -220,7 +223,7 @@ def _text(part: LayoutItem, question: str, visual: Visual | None) -> str:
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
-def rotary_tables(plan: Plan, positions: Integers) -> tuple[Floats, Floats]:
+def rotary_tables(plan: VlmPlan, positions: Integers) -> tuple[Floats, Floats]:
     """cos and sin [n, D] of rotary positions, both halves equal, in float32 as the model does."""
     frequencies = np.asarray(plan.host.rope.inverse_frequencies, np.float32)
     angles = positions.astype(np.float32)[:, None] * frequencies[None]
@@ -229,7 +232,7 @@ def rotary_tables(plan: Plan, positions: Integers) -> tuple[Floats, Floats]:
     return np.cos(angles) * scaling, np.sin(angles) * scaling
 
 
-def prompt_state(plan: Plan, piece: PromptRows) -> dict[str, NDArray[Any]]:
+def prompt_state(plan: VlmPlan, piece: PromptRows) -> dict[str, NDArray[Any]]:
     """What `prefill` takes of a prompt in one call, filled up with zeros."""
     count, chunk = len(piece.rows), plan.host.chunk
     cos, sin = rotary_tables(plan, piece.positions)

@@ -14,12 +14,14 @@ from itertools import takewhile
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError
+from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.loops.buffers import Array
+from edgevlm.runtimes.loops.buffers import bind
 from edgevlm.runtimes.loops.decoder import DecoderLoop
 from edgevlm.runtimes.loops.drafts import Draft
 from edgevlm.runtimes.loops.sampling import Sampling, chooser
@@ -58,12 +60,16 @@ class TextLoop(DecoderLoop):
     def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
         self.tokenizer, self.table = load_tokenizer(bundle), load_table(bundle)
         return_freed()  # what parsing took: arrays would lie in it, and be counted twice
-        self._known: dict[bytes, Visual] = {}  # by hash of the pixels
         super().__init__(bundle, blocks)
+        self._known: dict[bytes, Visual] = {}  # by hash of the pixels
+        self._begin_turns()
 
     def reset(self) -> None:
         """Forget the conversation; what the cache holds may serve the next one."""
         super().reset()
+        self._begin_turns()
+
+    def _begin_turns(self) -> None:
         self.vision_ms = self.reduce_ms = 0.0
         self._said: list[int] = []  # ids of the turns before
 
@@ -98,7 +104,7 @@ class TextLoop(DecoderLoop):
         seen, chosen = self.arrays.seen, self.arrays.chosen
         count = seen["features"].shape[1] // image.views
         started = time.perf_counter()
-        self.blocks.begin("encode", len(pixels))
+        self.blocks.expect("encode", len(pixels))
         for index, view in enumerate(pixels):
             self.arrays.pixels[0] = view
             for block in self.plan.stage("vision"):
@@ -106,7 +112,7 @@ class TextLoop(DecoderLoop):
             for name, whole in seen.items():
                 whole[:, index * count : (index + 1) * count] = self.arrays.view[name]
         self.vision_ms += (time.perf_counter() - started) * 1e3
-        self.blocks.begin("reduce", 1)
+        self.blocks.expect("reduce", 1)
         self.reduce_ms += _timed(lambda: self.blocks.run("reduce-0", "reduce"))
         logs = chosen.get("log_sizes")
         return Visual(
@@ -148,7 +154,7 @@ class TextLoop(DecoderLoop):
         started = time.perf_counter()
         self.vision_ms = self.reduce_ms = 0.0
         seen = visuals()
-        layout = self.plan.layout
+        layout = self.plan.host.layout
         parts = layout.turn if self.length else layout.prompt if seen else layout.text
         if self.length and seen:
             raise InputError("pictures belong to the first turn; start a new conversation")
@@ -260,23 +266,31 @@ class _Stream:
     def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None]) -> None:
         self.tokenizer, self.on_text = tokenizer, on_text
         self.ids: list[int] = []
-        self.shown = ""
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._characters = 0  # of the text that was given on
 
     def add(self, token: int) -> None:
         self.ids.append(token)
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        if not text.endswith("\ufffd") and len(text) > len(self.shown):
-            self.on_text(text[len(self.shown) :])
-            self.shown = text
+        if text := self._decoder.step(self.tokenizer, token):
+            self._give(text)
 
     def finish(self) -> str:
+        """The whole text; its last characters are given on even if they are incomplete."""
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        if len(text) > len(self.shown):
-            self.on_text(text[len(self.shown) :])
+        if rest := text[self._characters :]:
+            self._give(rest)
         return text
+
+    def _give(self, text: str) -> None:
+        self._characters += len(text)
+        self.on_text(text)
 
 
 def _timed(action: Callable[[], object]) -> float:
     started = time.perf_counter()
     action()
     return (time.perf_counter() - started) * 1e3
+
+
+# What `runtimes.loading` asks of a loop's module.
+open_loop, bind_arrays = TextLoop, bind

@@ -12,27 +12,24 @@ loaded.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.errors import RuntimeLoadError
+from edgevlm.libraries import needs
+from edgevlm.runtimes import engine
+from edgevlm.runtimes.arrays import Array
+from edgevlm.runtimes.inspection import Inspection
 from edgevlm.runtimes.on_coreml_reference import ml_program as program
-from edgevlm.runtimes.on_coreml_reference.ml_operators import CASTS, LISTS, OPERATORS, STATES
+from edgevlm.runtimes.on_coreml_reference.ml_operators import LISTS, OPERATORS, STATES
+from edgevlm.runtimes.on_coreml_reference.ml_shapes import CASTS
 
-if importlib.util.find_spec("coremltools") is None:  # slow to import, so only when a block is read
-    raise RuntimeLoadError(
-        "engine 'coreml-reference' needs coremltools; pip install 'edgevlm[coreml]'"
-    )
-
-NAME = "coreml-reference"
-SUMMARY = "Core ML programs in numpy, operation by operation; slow, for checking"
-TARGETS = ("coreml",)
-Array = NDArray[Any]
+MISSING = needs("engine 'coreml-reference'", "coremltools", "coreml")
 # These give no number that was not there before; what hides rows in a mask is large on purpose.
 MOVES = ("cast", "concat", "expand_dims", "gather", "reshape", "select", "split", "tile",
          "transpose")  # fmt: skip
@@ -47,37 +44,47 @@ class Step:
     free: tuple[str, ...]
 
 
-class Engine:
+class Engine(engine.Engine):
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns.
 
-    A state of a program is the array bound as `past_*`. `largest` has, for each function and each
-    kind of operation, the largest finite or infinite number that was rounded to float16: what is
-    near 65,504 may overflow with another picture.
+    A state of a program is the array bound as a cache's input. `largest` has, for each function and
+    each kind of operation, the largest finite or infinite number that was rounded to float16: what
+    is near 65,504 may overflow with another picture.
     """
 
-    name = NAME
-    budgets, best, openers = False, "own", 1
+    name, targets, rank = "coreml-reference", ("coreml",), 0
+    inspects_pictures = True
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self.bundle = bundle
-        self.largest: dict[tuple[str, str], dict[str, float]] = {}
+        super().__init__(bundle)
         self._functions: dict[tuple[str, str], program.Function] = {}
         self._steps: dict[tuple[str, str], list[Step]] = {}
         self._constants: dict[tuple[str, str], dict[str, Array]] = {}
-        self._arrays: dict[tuple[str, str], Mapping[str, Array]] = {}
+
+    @classmethod
+    def summary(cls) -> str:
+        """What it is for."""
+        return "Core ML programs in numpy, operation by operation; slow, for checking"
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """What is missing; it is slow to import, so only when a block is read."""
+        return None if importlib.util.find_spec("coremltools") else MISSING
+
+    @classmethod
+    def inspect(cls, bundle: Bundle, pictures: Sequence[Path], prompt: str) -> Inspection:
+        """Operations of each program, and the largest numbers in float16 that pictures give."""
+        from edgevlm.runtimes.on_coreml_reference.ml_report import inspection
+
+        if (reason := cls.unavailable()) is not None:
+            raise RuntimeLoadError(reason)
+        return inspection(bundle, pictures, prompt)
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
-        """Fix the arrays of a function's inputs and outputs, by name; they must stay alive."""
-        self._arrays[block, function] = arrays
+        """Fix the arrays of a function's inputs and outputs, by name; a state may be float16."""
+        self.arrays[block, function] = arrays
 
-    def forms(self, block: str) -> tuple[str, ...]:
-        """One."""
-        return ("own",)
-
-    def prepare(self, block: str, function: str, form: str) -> None:
-        """Nothing."""
-
-    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
+    def load(self, block: str, function: str | None = None, mode: str = engine.PRIVATE) -> None:
         """Read all programs of a block; nothing happens if they are there.
 
         Raises:
@@ -104,10 +111,11 @@ class Engine:
             RuntimeLoadError: If an operation's inputs do not fit it.
         """
         key = (block, function)
-        made, arrays = self._functions[key], self._arrays[key]
+        made, arrays = self._functions[key], self.arrays[key]
         values: dict[str, Any] = dict(self._constants[key])
         values |= {v.name: _as(np.array(arrays[v.name]), v.dtype) for v in made.inputs}
-        states = {v.name: arrays[f"past_{v.name}"] for v in made.states}
+        cached = self.bundle.plan.block(block).function(function).caches
+        states = {cache.name: arrays[cache.input] for cache in cached}
         for step in self._steps[key]:
             given = {
                 name: _resolve(parts, values, name in LISTS)
@@ -130,9 +138,6 @@ class Engine:
             self._watch(key, step, values)
         for name in made.outputs:
             arrays[name][:] = values[name]
-
-    def sync(self, block: str) -> None:
-        """Nothing: the host's arrays are the cache."""
 
     def unload(self, block: str, function: str | None = None) -> None:
         """Give the block's memory back."""
@@ -210,13 +215,9 @@ def _as(array: Any, dtype: str) -> Array:
 def _check_signature(found: program.Function, function: Any, block: str) -> None:
     """Refuse a program whose inputs, states and outputs are not the manifest's."""
     types = {"f32": "fp32", "i32": "int32"}
-    wanted = {
-        t.name: (types[t.dtype], t.shape) for t in function.inputs if not t.name.startswith("past_")
-    }
-    states = (
-        {t.name.removeprefix("past_"): t.shape for t in function.inputs} if found.states else {}
-    )
-    outputs = {t.name for t in function.outputs if not t.name.startswith("present_")}
+    wanted = {t.name: (types[t.dtype], t.shape) for t in function.fed}
+    states = {cache.name: tensor.shape for cache, tensor in function.cached()}
+    outputs = {tensor.name for tensor in function.results}
     good = (
         {v.name: (v.dtype, v.shape) for v in found.inputs} == wanted
         and all(states.get(v.name) == v.shape for v in found.states)

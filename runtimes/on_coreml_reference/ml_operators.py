@@ -12,13 +12,25 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
-CASTS = {
-    "fp16": np.float32, "fp32": np.float32, "int32": np.int32, "int16": np.int16,
-    "uint16": np.uint16, "int8": np.int8, "uint8": np.uint8, "bool": np.bool_,
-}  # fmt: skip
+from edgevlm.runtimes.arrays import Array
+from edgevlm.runtimes.on_coreml_reference.ml_shapes import (
+    CASTS,
+    concat,
+    cumsum,
+    expand_dims,
+    gather,
+    gather_along_axis,
+    one_hot,
+    pad,
+    reshape,
+    slice_by_index,
+    slice_by_size,
+    slice_update,
+    split,
+    squeeze,
+    topk,
+)
 
 
 def erf(x: Array) -> Array:
@@ -107,134 +119,6 @@ def conv(
     return np.ascontiguousarray(out.transpose(0, 3, 1, 2))
 
 
-def reshape(x: Array, shape: Array) -> Array:
-    """The same elements; 0 keeps an axis, -1 is what is left."""
-    sizes = [x.shape[i] if int(s) == 0 else int(s) for i, s in enumerate(shape)]
-    return x.reshape(sizes)
-
-
-def squeeze(x: Array, axes: Array | None = None) -> Array:
-    """Without axes of size one."""
-    return x.squeeze(None if axes is None else tuple(int(a) for a in axes))
-
-
-def expand_dims(x: Array, axes: Array) -> Array:
-    """With new axes of size one, at these places of the result."""
-    return np.expand_dims(x, tuple(int(a) for a in axes))
-
-
-def concat(values: tuple[Array, ...], axis: Array | int, interleave: Any = False) -> Array:
-    """One after the other along an axis."""
-    if interleave:
-        raise ValueError("concat: interleave")
-    return np.concatenate([np.atleast_1d(v) for v in values], int(axis))
-
-
-def split(
-    x: Array, axis: Array | int, num_splits: Any = None, split_sizes: Array | None = None
-) -> tuple[Array, ...]:
-    """Parts along an axis."""
-    if split_sizes is None:
-        return tuple(np.split(x, int(num_splits), int(axis)))
-    return tuple(np.split(x, np.cumsum(split_sizes)[:-1], int(axis)))
-
-
-def _span(
-    shape: tuple[int, ...], begin: Array, end: Array, stride: Array | None,
-    begin_mask: Array | None, end_mask: Array | None, squeeze_mask: Array | None,
-) -> tuple[slice | int, ...]:  # fmt: skip
-    """What `slice_by_index` and `slice_update` mean by begin, end, stride and the three masks."""
-    found: list[slice | int] = []
-    for axis in range(len(shape)):
-        step = 1 if stride is None else int(stride[axis])
-        if squeeze_mask is not None and squeeze_mask[axis]:
-            found.append(int(begin[axis]))
-            continue
-        first = None if begin_mask is not None and begin_mask[axis] else int(begin[axis])
-        last = None if end_mask is not None and end_mask[axis] else int(end[axis])
-        found.append(slice(first, last, step))
-    return tuple(found)
-
-
-def slice_by_index(
-    x: Array, begin: Array, end: Array, stride: Array | None = None,
-    begin_mask: Array | None = None, end_mask: Array | None = None,
-    squeeze_mask: Array | None = None,
-) -> Array:  # fmt: skip
-    """A part of x, as Python slices it."""
-    return x[_span(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)]
-
-
-def slice_by_size(x: Array, begin: Array, size: Array) -> Array:
-    """A part of x by its first element and size; -1 is up to the end."""
-    pairs = zip(begin, size, strict=True)
-    return x[tuple(slice(int(b), None if s == -1 else int(b + s)) for b, s in pairs)]
-
-
-def slice_update(
-    x: Array, update: Array, begin: Array, end: Array, stride: Array | None = None,
-    begin_mask: Array | None = None, end_mask: Array | None = None,
-    squeeze_mask: Array | None = None,
-) -> Array:  # fmt: skip
-    """x with a part replaced."""
-    out = x.copy()
-    out[_span(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)] = update
-    return out
-
-
-def topk(
-    x: Array, k: Any = 1, axis: Any = -1, ascending: Any = False, sort: Any = True,
-    return_indices: Any = True, output_indices_dtype: str = "int32",
-) -> tuple[Array, ...]:  # fmt: skip
-    """The k largest (smallest if `ascending`) in order; of equals the first."""
-    keyed = x if ascending else -x.astype(np.int64) if x.dtype.kind in "iu" else -x
-    order = np.argsort(keyed, int(axis), kind="stable").take(np.arange(int(k)), int(axis))
-    values = np.take_along_axis(x, order, int(axis))
-    return (values, order.astype(CASTS[output_indices_dtype])) if return_indices else (values,)
-
-
-def gather(
-    x: Array, indices: Array, axis: Any = 0, batch_dims: Any = 0, validate_indices: Any = False
-) -> Array:
-    """Slices of x along an axis."""
-    if int(batch_dims):
-        raise ValueError("gather: batch_dims")
-    return np.take(x, indices, int(axis))
-
-
-def gather_along_axis(
-    x: Array, indices: Array, axis: Any = 0, validate_indices: Any = False
-) -> Array:
-    """Elements of x along an axis."""
-    return np.take_along_axis(x, indices.astype(np.int64), int(axis))
-
-
-def one_hot(
-    indices: Array, one_hot_vector_size: Any, axis: Any = -1, on_value: Any = 1, off_value: Any = 0
-) -> Array:
-    """A new axis that is `on_value` at the index."""
-    number = np.arange(int(one_hot_vector_size))
-    hot = np.expand_dims(indices, -1) == number
-    return np.moveaxis(np.where(hot, on_value, off_value), -1, int(axis))
-
-
-def cumsum(x: Array, axis: Any = 0, exclusive: Any = False, reverse: Any = False) -> Array:
-    """Running sum along an axis."""
-    turned = np.flip(x, int(axis)) if reverse else x
-    out = np.cumsum(turned, int(axis), dtype=x.dtype)
-    out = out - turned if exclusive else out
-    return np.flip(out, int(axis)) if reverse else out
-
-
-def pad(x: Array, pad: Array, mode: str = "constant", constant_val: Any = 0.0) -> Array:
-    """More rows at the ends of the last axes."""
-    if mode != "constant":
-        raise ValueError(f"pad: mode '{mode}'")
-    ends = [(int(a), int(b)) for a, b in np.asarray(pad).reshape(-1, 2)]
-    before = [(0, 0)] * (x.ndim - len(ends))
-    return np.pad(x, before + ends, constant_values=np.asarray(constant_val).item())
-
-
 def blockwise_shift_scale(data: Array, scale: Array, offset: Array | None = None) -> Array:
     """scale (data - offset); each block of the data has one scale and one offset."""
     repeat = [d // s for d, s in zip(data.shape, scale.shape, strict=True)]
@@ -253,13 +137,13 @@ def lut_to_dense(indices: Array, lut: Array, vector_axis: Any = None) -> Array:
     if lut.shape[-1] != 1:
         raise ValueError("constexpr_lut_to_dense: entries of more than one number")
     rank = indices.ndim
-    place = []
+    positions = []
     for axis in range(rank):
         each = indices.shape[axis] // lut.shape[axis]
         shape = [1] * rank
         shape[axis] = indices.shape[axis]
-        place.append((np.arange(indices.shape[axis]) // each).reshape(shape))
-    return lut[(*place, indices.astype(np.int64), 0)]
+        positions.append((np.arange(indices.shape[axis]) // each).reshape(shape))
+    return lut[(*positions, indices.astype(np.int64), 0)]
 
 
 def _reduce(function: Callable[..., Any]) -> Callable[..., Array]:

@@ -12,8 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgevlm.bundle.files import Bundle
+from edgevlm.runtimes.inspection import Inspection, Table
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.text import TextLoop
 from edgevlm.runtimes.on_coreml_reference import ml_program as program
@@ -39,6 +41,8 @@ BYTES = {
     "uint8": 1,
     "bool": 1,
 }
+FLOAT16_MAX = 65_504
+SHOWN = 4  # kinds of operations in a line
 TOKENS = 8  # of each answer, so that `decode` runs too
 Largest = dict[str, dict[str, float]]
 # Operations that cost nothing, or are done when the program is compiled.
@@ -66,6 +70,17 @@ class FunctionReport:
     float32: int
     fall_back: dict[str, int]
     largest_bytes: int
+
+
+def inspection(bundle: Bundle, pictures: Sequence[Path], prompt: str) -> Inspection:
+    """The reports of all functions; with pictures, how near float16's end their numbers come."""
+    programs = static_report(bundle)
+    document: dict[str, Any] = {"programs": programs}
+    tables = [_operations(programs)]
+    if pictures:
+        document["largest_float16"] = largest = largest_numbers(bundle, pictures, prompt)
+        tables.append(_overflow(largest, len(pictures)))
+    return Inspection(document, tuple(tables))
 
 
 def static_report(bundle: Bundle) -> list[FunctionReport]:
@@ -104,6 +119,39 @@ def largest_numbers(bundle: Bundle, pictures: Sequence[Path], question: str) -> 
         f"{block}.{function}": dict(sorted(kinds.items(), key=lambda item: -item[1]))
         for (block, function), kinds in engine.largest.items()
     }
+
+
+def _operations(programs: Sequence[FunctionReport]) -> Table:
+    heads = ("block", "function", "operations", "rank", "float32", "largest", "seen on the CPU")
+    rows = tuple(
+        (
+            p.block,
+            p.function,
+            str(p.operations),
+            str(p.rank),
+            str(p.float32),
+            f"{p.largest_bytes / 1e6:,.1f} MB",
+            ", ".join(f"{count} {kind}" for kind, count in p.fall_back.items()),
+        )
+        for p in programs
+    )
+    note = "The Neural Engine computes in float16 alone; where an operation runs, a device says."
+    return Table(heads, rows, note=note)
+
+
+def _overflow(largest: Largest, pictures: int) -> Table:
+    """How near float16's end the numbers of each function come."""
+    if not largest:
+        return Table((), (), "Nothing is computed in float16.")
+    rows = []
+    for name, kinds in largest.items():
+        top = next(iter(kinds.values()))
+        room = f"{FLOAT16_MAX / top:,.0f} x" if top else "-"
+        shown = ", ".join(f"{kind} {value:,.1f}" for kind, value in list(kinds.items())[:SHOWN])
+        rows.append((name, "OVERFLOWS" if top > FLOAT16_MAX else room, shown))
+    over = f"{pictures} picture" + "s" * (pictures > 1)
+    title = f"Largest numbers in float16 (it ends at {FLOAT16_MAX:,}), {over}:"
+    return Table(("function", "room", "largest by operation"), tuple(rows), title)
 
 
 def _report(block: str, name: str, function: program.Function) -> FunctionReport:

@@ -15,30 +15,25 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.plan import Function
+from edgevlm.bundle.functions import Function
+from edgevlm.bundle.measures import OperatorReport
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.libraries import first_line, silent
-from edgevlm.runtimes.arrays import check_arrays
+from edgevlm.libraries import first_line, needs, silent
+from edgevlm.runtimes import engine
+from edgevlm.runtimes.arrays import Array
+from edgevlm.runtimes.inspection import Inspection
+from edgevlm.runtimes.on_executorch.operators import count_operators, kernel_tables
 
-if importlib.util.find_spec("executorch") is None:  # it brings torch, so only when one is made
-    raise RuntimeLoadError(
-        "engine 'executorch' needs executorch; pip install 'edgevlm[executorch]'"
-    )
-
-NAME = "executorch"
-SUMMARY = "ExecuTorch with XNNPACK, CPU"
-TARGETS = ("executorch",)
 DTYPES = {"f32": 6, "i32": 3}  # numbers of ScalarType in a program
 BACKENDS = {"xnnpack": "XnnpackBackend", "coreml": "CoreMLBackend", "vulkan": "VulkanBackend"}
-Array = NDArray[Any]
+MISSING = needs("engine 'executorch'", "executorch", "executorch")
 
 
 @cache
@@ -53,17 +48,13 @@ def _runtime() -> tuple[Any, Any]:
     return torch, portable_lib
 
 
-def backends() -> tuple[str, ...]:
-    """Backends of this ExecuTorch, as `--backend` names them."""
-    found = _runtime()[1]._get_registered_backend_names()
-    return tuple(name for name, registered in BACKENDS.items() if registered in found)
+class Engine(engine.Engine):
+    """Loads blocks of one bundle, and runs their functions over arrays that the host owns.
 
+    XNNPACK packs the matrices of a program when it first runs.
+    """
 
-class Engine:
-    """Loads blocks of one bundle, and runs their functions over arrays that the host owns."""
-
-    name = NAME
-    budgets, best, openers = True, "own", 1
+    name, targets, budgets = "executorch", ("executorch",), True
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         """`threads` holds for the process: ExecuTorch has one pool.
@@ -71,12 +62,12 @@ class Engine:
         Raises:
             RuntimeLoadError: If the bundle is for a backend that is not here.
         """
-        self.bundle = bundle
+        super().__init__(bundle, threads)
         wanted = dict(bundle.plan.requires.versions).get("backend", "xnnpack")
-        if wanted not in backends():
+        if wanted not in self.backends():
             raise RuntimeLoadError(
-                f"the bundle is for backend '{wanted}', which ExecuTorch has not here; it has:"
-                f" {', '.join(backends())}"
+                f"this ExecuTorch build lacks the bundle's backend '{wanted}'; available:"
+                f" {', '.join(self.backends())}"
             )
         self._torch, self._lib = _runtime()
         with _mute():  # the first use of the pool reads what the processor can do, aloud
@@ -84,9 +75,30 @@ class Engine:
                 self._lib._unsafe_reset_threadpool(threads)
             self.threads = int(self._lib._threadpool_get_thread_count())
         self._methods: dict[tuple[str, str], Any] = {}
-        self._kept: Any = None
-        self._arrays: dict[tuple[str, str], Mapping[str, Array]] = {}
+        self._always: Any = None
         self._given: dict[tuple[str, str], list[Any]] = {}
+
+    @classmethod
+    def summary(cls) -> str:
+        """What computes, and where."""
+        return "ExecuTorch with XNNPACK, CPU"
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """What is missing."""
+        installed = importlib.util.find_spec("executorch") is not None
+        return None if installed else MISSING
+
+    @classmethod
+    def backends(cls) -> tuple[str, ...]:
+        """Backends of this ExecuTorch, as `--backend` names them."""
+        found = _runtime()[1]._get_registered_backend_names()
+        return tuple(name for name, registered in BACKENDS.items() if registered in found)
+
+    @classmethod
+    def inspect(cls, bundle: Bundle, pictures: Sequence[Path], prompt: str) -> Inspection:
+        """What the backend computes of each program; needs no ExecuTorch."""
+        return kernel_tables(bundle)
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
         """Fix the arrays of a function's inputs and outputs, by name; they must stay alive.
@@ -94,29 +106,24 @@ class Engine:
         Raises:
             RuntimeLoadError: If an array is missing or has another shape or dtype.
         """
+        super().bind(block, function, arrays)
         made = self.bundle.plan.block(block).function(function)
-        check_arrays(block, made, arrays)
-        self._arrays[block, function] = arrays
         given = [self._torch.from_numpy(arrays[spec.name]) for spec in made.inputs]
         self._given[block, function] = given
 
-    def forms(self, block: str) -> tuple[str, ...]:
-        """One: a program has its matrices packed when it first runs."""
-        return ("own",)
-
-    def prepare(self, block: str, function: str, form: str) -> None:
+    def prepare(self, block: str, function: str, mode: str) -> None:
         """Keep the block with the fewest weights open, aside from what is loaded.
 
         XNNPACK's programs share the memory that they compute in, and it goes with the last of them:
         a block that comes alone would take it anew at each run.
         """
         least = min(self.bundle.plan.blocks, key=lambda planned: planned.weights_bytes)
-        if block == least.name and self._kept is None:
+        if block == least.name and self._always is None:
             self.load(block, function)
             self.run(block, function)
-            self._kept = self._methods.pop((block, function))
+            self._always = self._methods.pop((block, function))
 
-    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
+    def load(self, block: str, function: str | None = None, mode: str = engine.PRIVATE) -> None:
         """Open the program of a block, once for each method; nothing happens if it is open.
 
         XNNPACK packs the matrices of a method when it first runs.
@@ -148,26 +155,27 @@ class Engine:
         Raises:
             RuntimeLoadError: If ExecuTorch cannot run it.
         """
-        given, arrays = self._given[block, function], self._arrays[block, function]
+        given, arrays = self._given[block, function], self.arrays[block, function]
         try:
             made = self._methods[block, function].run_method(function, given, False)
         except Exception as cause:
             line = first_line(cause)
             raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
-        outputs = self.bundle.plan.block(block).function(function).outputs
-        own = [t.name for t in outputs if not t.name.startswith("present_")]
+        results = self.bundle.plan.block(block).function(function).results
+        own = [tensor.name for tensor in results]
         # Caches that were written come first; they are the host's arrays already.
         for name, tensor in zip(own, made[-len(own) :], strict=True):
             arrays[name][:] = tensor.numpy()
-
-    def sync(self, block: str) -> None:
-        """Nothing: the host's arrays are the cache."""
 
     def unload(self, block: str, function: str | None = None) -> None:
         """Give the memory of a block, or of one function of it, back."""
         for key in [key for key in list(self._methods) if key[0] == block]:
             if function in (None, key[1]):
                 del self._methods[key]
+
+    def operators(self, calls: Mapping[engine.Key, int]) -> OperatorReport:
+        """Count what the backend computes and what it leaves; nothing is timed."""
+        return count_operators(self.bundle, calls)
 
 
 def _check_signature(meta: Any, function: Function, block: str) -> None:
@@ -179,9 +187,8 @@ def _check_signature(meta: Any, function: Function, block: str) -> None:
             *(meta.output_tensor_meta(i) for i in range(meta.num_outputs())),
         )
     ]
-    present = [t for t in function.outputs if t.name.startswith("present_")]
-    own = [t for t in function.outputs if not t.name.startswith("present_")]
-    wanted = [(t.shape, DTYPES[t.dtype]) for t in (*function.inputs, *present, *own)]
+    caches = [tensor for _, tensor in function.cached()]
+    wanted = [(t.shape, DTYPES[t.dtype]) for t in (*function.inputs, *caches, *function.results)]
     if got != wanted:
         raise RuntimeLoadError(
             f"{block}.{function.name}: inputs and outputs of the program are not the manifest's"

@@ -1,20 +1,36 @@
-"""What the backend computes of an ExecuTorch program and what it leaves; counted, not timed."""
+"""What the backend computes of ExecuTorch programs and what it leaves; counted, not timed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.kernels import kernels
 from edgevlm.bundle.measures import OperatorReport
-from edgevlm.runtimes.on_executorch.engine import Engine
+from edgevlm.runtimes.inspection import Inspection, Table
 
 
-def operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> OperatorReport:
+def count_operators(bundle: Bundle, calls: Mapping[tuple[str, str], int]) -> OperatorReport:
     """Count operators of the functions in `calls`, from what the partitioner wrote down."""
-    told = kernels(engine.bundle)
-    backend = dict(engine.bundle.plan.requires.versions).get("backend", "xnnpack")
+    told = kernels(bundle)
+    backend = dict(bundle.plan.requires.versions).get("backend", "xnnpack")
     found = [told[f"{block}.{function}"] for block, function in calls]
     left = sum(item.count for kernel in found for item in kernel.left)
-    placement = {backend: sum(kernel.delegated for kernel in found), "portable kernels": left}
+    devices = {backend: sum(kernel.delegated for kernel in found), "portable kernels": left}
     reason = "this build of ExecuTorch has no event tracer (EXECUTORCH_ENABLE_EVENT_TRACER)"
-    return OperatorReport(None, placement, left, {"operators": reason})
+    return OperatorReport(None, devices, left, {"operators": reason})
+
+
+def kernel_tables(bundle: Bundle) -> Inspection:
+    """What the backend computes of each function, and once for each kind why it leaves it."""
+    told = kernels(bundle)
+    rows = tuple(
+        (name, str(k.delegated), str(k.calls), ", ".join(f"{x.count} {x.operator}" for x in k.left))
+        for name, k in told.items()
+    )
+    heads = ("function", "by the backend", "calls", "left to ExecuTorch's own kernels")
+    tables = [Table(heads, rows)]
+    reasons = {left.operator: left.reason for k in told.values() for left in k.left}
+    if reasons:
+        tables.append(Table(("operator", "why the backend leaves it"), tuple(reasons.items())))
+    return Inspection({"kernels": told}, tuple(tables))

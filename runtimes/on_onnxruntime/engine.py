@@ -4,17 +4,19 @@ Every shape is static, so each function is bound once to the host's arrays and a
 nothing: the cache's past and present are one array, written in place. All sessions of a process
 share one arena.
 
-A function is opened in one of three forms:
+A function is loaded in one of three modes:
 
-    own       the session packs its matrices into memory of its own
-    prepared  packed once on this machine and mapped (`prepacked`); functions share what is equal
-    shared    one session for all blocks whose graphs are equal, over the bundle's weights, mapped
-              and never packed (`shared_graphs`): there at once, slower to run
+    private       the session packs its matrices into memory of its own
+    prepacked     packed once on this machine and mapped (`prepacked`); functions share what is
+                  equal
+    shared_graph  one session for all blocks whose graphs are equal, over the bundle's weights,
+                  mapped and never packed (`shared_graphs`): there at once, slower to run
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import platform
 import threading
@@ -23,101 +25,103 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from edgevlm.bundle.cache import making_ms
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.plan import Block, Function
+from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.measures import OperatorReport
 from edgevlm.errors import BundleError, RuntimeLoadError
-from edgevlm.libraries import first_line, processor_lines
-from edgevlm.runtimes.arrays import check_arrays
+from edgevlm.libraries import first_line, needs, processor_lines
+from edgevlm.runtimes import engine
+from edgevlm.runtimes.arrays import Array
+from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
+from edgevlm.runtimes.on_onnxruntime.prepacked import prepacked_graphs
+from edgevlm.runtimes.on_onnxruntime.shared_graphs import (
+    Maps,
+    Weight,
+    operator_kinds,
+    without_weights,
+)
 
-try:
-    import onnxruntime as ort
-    from onnxruntime.capi.onnxruntime_pybind11_state import OrtMemoryInfo, OrtMemType
-
-    from edgevlm.runtimes.on_onnxruntime.prepacked import prepared
-    from edgevlm.runtimes.on_onnxruntime.shared_graphs import (
-        Maps,
-        Weight,
-        operators,
-        without_weights,
-    )
-except ImportError as cause:
-    raise RuntimeLoadError(
-        "engine 'onnxruntime' is not installed; pip install 'edgevlm[onnxruntime]'"
-    ) from cause
-
-NAME = "onnxruntime"
-SUMMARY = f"ONNX Runtime {ort.__version__}, CPU"
-TARGETS = ("onnx",)
+PREPACKED, SHARED_GRAPH = "prepacked", "shared_graph"
 UNEQUAL = {"Conv", "MatMulNBits"}  # computed another way where their weights are inputs
 UNPACKED = ("fp16", "w8a32")  # matrices that a session makes float32 when it opens
+MISSING = needs("engine 'onnxruntime'", "onnxruntime", "onnxruntime")
 # Ours are checked by the manifest; a session says only what is fatal.
 _LOG_FATAL = 4
 
 
-class Engine:
-    """Loads blocks of one bundle, and runs their functions over arrays that the host owns."""
+class Engine(engine.Engine):
+    """Loads blocks of one bundle, and runs their functions over arrays that the host owns.
 
-    name = NAME
-    budgets, best = True, "prepared"
+    `compile_ms` is what packing a block's matrices took.
+    """
+
+    name, targets, budgets = "onnxruntime", ("onnx",), True
+    resident_mode = PREPACKED
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self.bundle = bundle
-        self.threads = self.openers = threads or _cores()
+        self.ort = import_onnxruntime()
+        super().__init__(bundle, threads)
+        self.threads = self.parallel_loads = threads or _cores()
         self._packing = threading.Lock()
-        self.compile_ms: dict[str, float | None] = {}  # by block: packing its matrices, once
         self._sessions: dict[tuple[str, str], Any] = {}
         self._shared: dict[bytes, Any] = {}  # sessions by hash of their graph without weights
         self._common: dict[Path, tuple[Any, tuple[Weight, ...]]] = {}
         self._maps = Maps()
-        self._weights: dict[tuple[str, str], Mapping[str, NDArray[Any]]] = {}
-        self._arrays: dict[tuple[str, str], Mapping[str, NDArray[Any]]] = {}
+        self._weights: dict[tuple[str, str], Mapping[str, Array]] = {}
         self._bound: dict[tuple[str, str], Any] = {}
 
-    def bind(self, block: str, function: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    @classmethod
+    def summary(cls) -> str:
+        """The release, and where it runs."""
+        return f"ONNX Runtime {import_onnxruntime().__version__}, CPU"
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """What is missing."""
+        installed = importlib.util.find_spec("onnxruntime") is not None
+        return None if installed else MISSING
+
+    def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
         """Fix the arrays of a function's inputs and outputs, by name; they must stay alive.
 
         Raises:
             RuntimeLoadError: If an array is missing or has another shape or dtype.
         """
-        made = self.bundle.plan.block(block).function(function)
-        check_arrays(block, made, arrays)
-        self._arrays[block, function] = arrays
+        super().bind(block, function, arrays)
         self._bound.pop((block, function), None)
 
-    def forms(self, block: str) -> tuple[str, ...]:
-        """Forms worth measuring for a block.
+    def load_modes(self, block: str) -> tuple[str, ...]:
+        """Modes worth measuring for a block.
 
         Matrices that a session makes float32 would be so at each run of a shared one. And where
-        rows are rounded, all forms must compute alike to the last bit: another byte is another row.
+        rows are rounded, all modes must compute alike to the last bit: another byte is another row.
         What keeps products of 8 bits from overflowing changes matrices when a session opens.
         """
         planned = self.bundle.plan.block(block)
         scheme = self.bundle.plan.recipe.scheme(planned.stage)
         if scheme in UNPACKED:
-            return ("prepared",)
+            return (PREPACKED,)
         if scheme != "none":
-            kinds = set[str]().union(*map(operators, self.bundle.files_of(planned).values()))
+            kinds = set[str]().union(*map(operator_kinds, self.bundle.files_of(planned).values()))
             if kinds & UNEQUAL or _adds_in_16_bits():
-                return ("prepared",)
-        return ("prepared", "shared")
+                return (PREPACKED,)
+        return (PREPACKED, SHARED_GRAPH)
 
-    def prepare(self, block: str, function: str, form: str) -> None:
+    def prepare(self, block: str, function: str, mode: str) -> None:
         """Open the session that shared blocks have in common.
 
         Raises:
             BundleError: If a file was changed.
             RuntimeLoadError: If ONNX Runtime refuses the artifact.
         """
-        if form == "shared":
+        if mode == SHARED_GRAPH:
             self._session(self.bundle.plan.block(block), function)
 
-    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
+    def load(self, block: str, function: str | None = None, mode: str = engine.PRIVATE) -> None:
         """Open a block, or one function of it; nothing happens if it is open.
 
-        Where the prepared graph cannot be written, a session packs for itself.
+        Where the prepacked graph cannot be written, a session packs for itself.
 
         Raises:
             BundleError: If a file was changed.
@@ -128,27 +132,27 @@ class Engine:
         names = [name for name in names if (block, name) not in self._sessions]
         if not names:
             return
-        if form == "shared":
+        if mode == SHARED_GRAPH:
             self._share(planned, names)
             return
-        paths, options = self.graphs(planned, form), self.options()
+        paths, options = self.graphs(planned, mode), self.options()
         if not all(path.is_relative_to(self.bundle.path) for path in paths.values()):
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.graph_optimization_level = self.ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         for name in names:
             session = _open(paths[name], options, f"{block}.{name}")
             _check_signature(session, planned.function(name), block)
             self._sessions[block, name] = session
 
-    def graphs(self, block: Block, form: str) -> dict[str, Path]:
-        """The file that a session of each function opens: the bundle's, or the prepared one.
+    def graphs(self, block: Block, mode: str) -> dict[str, Path]:
+        """The file that a session of each function opens: the bundle's, or the prepacked one.
 
         Raises:
             BundleError: If a file was changed.
         """
-        if form == "prepared":
+        if mode == PREPACKED:
             try:
                 with self._packing:  # once for all functions of a block
-                    folder = prepared(self.bundle, block, self.options)
+                    folder = prepacked_graphs(self.bundle, block, self.options)
                 self.compile_ms[block.name] = making_ms(folder)
                 return {f.name: folder / f.name / f"{block.name}.onnx" for f in block.functions}
             except BundleError:
@@ -160,7 +164,7 @@ class Engine:
     def options(self) -> Any:
         """Settings of every session."""
         _share_arena()
-        options = ort.SessionOptions()
+        options = self.ort.SessionOptions()
         options.log_severity_level = _LOG_FATAL
         options.add_session_config_entry("session.use_env_allocators", "1")
         # Weights that are not mapped stay out of it: one in the middle of a large free piece makes
@@ -208,8 +212,11 @@ class Engine:
             self._bound[key] = self._bind(key)
         self._sessions[key].run_with_iobinding(self._bound[key])
 
-    def sync(self, block: str) -> None:
-        """Nothing: the host's arrays are the cache."""
+    def operators(self, calls: Mapping[engine.Key, int]) -> OperatorReport:
+        """Time every operator, in sessions of its own with the profiler on."""
+        from edgevlm.runtimes.on_onnxruntime.operators import time_operators
+
+        return time_operators(self, calls)
 
     def unload(self, block: str, function: str | None = None) -> None:
         """Give the memory of a block, or of one function of it, back."""
@@ -221,7 +228,7 @@ class Engine:
 
     def _bind(self, key: tuple[str, str]) -> Any:
         made = self.bundle.plan.block(key[0]).function(key[1])
-        arrays, binding = self._arrays[key], self._sessions[key].io_binding()
+        arrays, binding = self.arrays[key], self._sessions[key].io_binding()
         for specs, bind in ((made.inputs, binding.bind_input), (made.outputs, binding.bind_output)):
             for spec in specs:
                 array = arrays[spec.name]
@@ -233,7 +240,9 @@ class Engine:
 
 def _open(graph: Path | bytes, options: Any, name: str) -> Any:
     try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return import_onnxruntime().InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"]
+        )
     except Exception as cause:
         line = first_line(cause)
         raise RuntimeLoadError(f"{name} does not load: {line}") from cause
@@ -260,8 +269,12 @@ def _check_signature(
 
 
 @cache
+@cache
 def _share_arena() -> None:
     """One arena for the working memory of all sessions of the process."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import OrtMemoryInfo, OrtMemType
+
+    ort = import_onnxruntime()
     memory = OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, OrtMemType.DEFAULT)
     # 1: grow by what is asked for, not to twice the size.
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))

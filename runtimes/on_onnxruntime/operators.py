@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ SUFFIX = "_kernel_time"
 _OUTSIDE = "session.optimized_model_external_initializers_file_name"
 
 
-def operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> OperatorReport:
+def time_operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> OperatorReport:
     """Time every operator of every function.
 
     Args:
@@ -42,13 +43,11 @@ def operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> OperatorR
                 took = stat_of([t / 1e3 for t in times])
                 where = provider.removesuffix("ExecutionProvider").lower()
                 found.append(Operator(block, function, name, kind, module, where, count, took))
-    placement: dict[str, int] = {}
-    for operator in found:
-        placement[operator.device] = placement.get(operator.device, 0) + 1
-    away = sum(count for device, count in placement.items() if device != WANTED)
+    devices = dict(Counter(operator.device for operator in found))
+    away = sum(count for device, count in devices.items() if device != WANTED)
     named = all(operator.module is not None for operator in found)
     reason = {} if named else {"operators.module": "reading the graphs needs the library 'onnx'"}
-    return OperatorReport(tuple(found), placement, away, reason)
+    return OperatorReport(tuple(found), devices, away, reason)
 
 
 class _Watched(Engine):
@@ -56,7 +55,7 @@ class _Watched(Engine):
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         super().__init__(engine.bundle, engine.threads)
-        self._arrays, self._folder, self.graph = engine._arrays, folder, folder / "run.onnx"
+        self.arrays, self._folder, self.graph = engine.arrays, folder, folder / "run.onnx"
 
     def options(self) -> Any:
         """Settings of every session, with the profiler on."""
@@ -70,7 +69,7 @@ class _Watched(Engine):
     def times(self, block: str, function: str) -> list[tuple[str, str, str, list[int]]]:
         """Name, kind, provider and microseconds of each operator, in the order of the runs."""
         self._shared.clear()  # a session writes one profile
-        self.load(block, function, self.best)
+        self.load(block, function, self.resident_mode)
         for _ in range(WARM_UPS + RUNS):
             self.run(block, function)
         file = Path(self._sessions[block, function].end_profiling())

@@ -17,19 +17,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import onnxruntime as ort
-
 from edgevlm.bundle.cache import made_once
 from edgevlm.bundle.files import Bundle, sha256
-from edgevlm.bundle.plan import Block
+from edgevlm.bundle.functions import Block
 from edgevlm.libraries import processor_lines
+from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 
 # Smaller weights stay inside the graph.
 LEAST_BYTES = 1024
 _TOLD = ("model name", "flags", "Features")  # lines of Linux about the processor
 
 
-def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
+def prepacked_graphs(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
     """Folder with the graph `FUNCTION/BLOCK.onnx` of each function, written if it is not there.
 
     Args:
@@ -41,6 +40,8 @@ def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
         BundleError: If a file of the block was changed.
         OSError: If the cache folder cannot be written.
     """
+    ort = import_onnxruntime()
+
     files = bundle.files_of(block)
     inside = {path.relative_to(bundle.path).as_posix() for path in files.values()}
     inside |= {entry.path for entry in bundle.weights_of(block)}
@@ -59,6 +60,8 @@ def prepared(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
 
 def _write(artifact: Path, folder: Path, name: str, options: Any) -> None:
     """Have ONNX Runtime write what it makes of an artifact."""
+    ort = import_onnxruntime()
+
     folder.mkdir(parents=True)
     for key, value in (
         ("save_external_prepacked_constant_initializers", "1"),

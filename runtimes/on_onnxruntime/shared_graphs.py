@@ -4,7 +4,8 @@
     weights  -> mapped from the block's file -> bound to those inputs where they lie
 
 So a block is loaded by mapping its file: nothing is parsed, copied or packed. Only the messages of
-ONNX that this needs are declared; what is not is carried over as it is.
+ONNX that this needs are declared; what is not is carried over as it is. The library for messages
+comes with ONNX Runtime.
 
 Source: onnx.proto (ModelProto, GraphProto, TensorProto, ValueInfoProto and their field numbers).
 """
@@ -21,8 +22,6 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from edgevlm.errors import RuntimeLoadError
@@ -67,7 +66,7 @@ class Weight:
         return math.prod(self.shape) * int(np.dtype(self.dtype).itemsize)
 
 
-def operators(artifact: Path) -> frozenset[str]:
+def operator_kinds(artifact: Path) -> frozenset[str]:
     """Kinds of operators in a graph.
 
     Raises:
@@ -146,6 +145,8 @@ class Maps:
 
 
 def _read(artifact: Path) -> Any:
+    from google.protobuf.message import DecodeError
+
     model = _messages()["Model"]()
     try:
         model.ParseFromString(artifact.read_bytes())
@@ -171,6 +172,8 @@ def _weight(tensor: Any) -> Weight:
 @cache
 def _messages() -> dict[str, Any]:
     """Classes of the messages."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
     scalars = descriptor_pb2.FieldDescriptorProto
     kinds = {
         "int32": scalars.TYPE_INT32,

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,13 +24,10 @@ from typing import Any
 from edgevlm.bundle.cache import cache_folder, keep
 from edgevlm.bundle.documents import dumps, read, to_document
 from edgevlm.bundle.files import Bundle, sha256
-from edgevlm.bundle.manifest import MANIFEST
-from edgevlm.bundle.plan import Plan
+from edgevlm.bundle.plan import MANIFEST, Plan
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.registry import ENGINES
-from edgevlm.runtimes.engine import Array
-from edgevlm.runtimes.loops.text import TextLoop
-from edgevlm.runtimes.residency.costs import Cost, Costs, Key, passes
+from edgevlm.runtimes.engine import Engine, Key, find_engine
+from edgevlm.runtimes.loading import bind_arrays
 from edgevlm.runtimes.residency.memory import (
     forget_peak,
     peak_rss_bytes,
@@ -39,39 +36,40 @@ from edgevlm.runtimes.residency.memory import (
 )
 from edgevlm.runtimes.residency.schedule import PASSES, Schedule, replay
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
+from edgevlm.runtimes.residency.timings import FunctionTiming, Timings
 from edgevlm.version import VERSION
 
+FORMAT = 2  # of the kept document
 TIMES = ("load", "first", "run", "evict", "bytes")
-# A pass is repeated so often with each third of its functions kept, and so often with none, after
-# one that warms files and working memory.
+# A pass is repeated so often with each third of its functions resident, and so often with none,
+# after one that warms files and working memory.
 THIRDS, REPEATS, STREAMED = 3, 2, 4
-LEAST_SHARE = 0.2
+LEAST_SPEED = 0.2
 
 
 def measured(
     bundle: Bundle, engine: str, threads: int, progress: Callable[[str], None] = lambda _: None
-) -> Costs:
-    """The costs of a bundle's functions, from the cache or measured now.
+) -> Timings:
+    """The timings of a bundle's functions, from the cache or measured now.
 
     Raises:
         RuntimeLoadError: If they cannot be measured; the message has the first reason.
     """
-    module = ENGINES.load(engine)
-    machine = (module.SUMMARY, _machine(), str(threads))
-    key = (VERSION, sha256(bundle.path / MANIFEST), *machine)
+    machine = (find_engine(engine).summary(), _machine(), str(threads))
+    key = (f"{VERSION}, format {FORMAT}", sha256(bundle.path / MANIFEST), *machine)
     name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
-    kept = cache_folder() / "measured" / f"{name}.json"
+    file = cache_folder() / "measured" / f"{name}.json"
     try:
-        return read(Costs, json.loads(kept.read_text("utf-8")), kept.name)
+        return read(Timings, json.loads(file.read_text("utf-8")), file.name)
     except (OSError, ValueError):
         pass  # not there, or of another release
     progress(f"measure {len(bundle.plan.blocks)} blocks on this machine, once")
-    costs = measure_costs(bundle.path, engine, threads)
-    keep(kept, dumps(costs))
-    return costs
+    timings = measure_timings(bundle.path, engine, threads)
+    keep(file, dumps(timings))
+    return timings
 
 
-def measure_costs(bundle: Path, engine: str, threads: int) -> Costs:
+def measure_timings(bundle: Path, engine: str, threads: int) -> Timings:
     """`measured`, now and not kept.
 
     Raises:
@@ -82,50 +80,29 @@ def measure_costs(bundle: Path, engine: str, threads: int) -> Costs:
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise RuntimeLoadError(f"the blocks cannot be measured: {said}")
-    return read(Costs, json.loads(done.stdout.splitlines()[-1]), "costs")
+    return read(Timings, json.loads(done.stdout.splitlines()[-1]), "timings")
 
 
-class Measured:
-    """Blocks for a loop that only binds: `open` measures every function in every form."""
-
-    keeps_all = False
-
-    def __init__(self, bundle: Bundle, engine: Any) -> None:
-        self.plan, self.engine, self.loads = bundle.plan, engine, 0
-        self.costs: Costs
-
-    def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
-        """Fix the arrays of a function; their pages are touched, so that no run has to."""
-        for array in arrays.values():
-            array[...] = 0
-        self.engine.bind(block, function, arrays)
-
-    def open(self) -> None:
-        """Measure."""
-        groups = [
-            (form, [key for key in keys if form in self.engine.forms(key[0])])
-            for keys in passes(self.plan).values()
-            for form in dict.fromkeys(f for key in keys for f in self.engine.forms(key[0]))
-        ]
-        for form, keys in groups:
-            for key in keys:
-                self.engine.prepare(*key, form)
-        return_freed()
-        before = resident_bytes()
-        found = [cost for form, keys in groups for cost in _costs(self.engine, keys, form)]
-        return_freed()
-        workspace = max(0, resident_bytes() - before)
-        alone = Costs(tuple(found), workspace, {})
-        self.costs = replace(alone, shares=_shares(self.plan, self.engine, alone))
-
-    def begin(self, name: str, passes: int | None) -> None:
-        """Nothing runs."""
-
-    def run(self, block: str, function: str) -> None:
-        """Nothing runs."""
+def measure_functions(plan: Plan[Any], engine: Engine) -> Timings:
+    """Measure every function in every load mode; the engine's arrays are bound."""
+    groups = [
+        (mode, [key for key in keys if mode in engine.load_modes(key[0])])
+        for keys in plan.passes.values()
+        for mode in dict.fromkeys(m for key in keys for m in engine.load_modes(key[0]))
+    ]
+    for mode, keys in groups:
+        for key in keys:
+            engine.prepare(*key, mode)
+    return_freed()
+    before = resident_bytes()
+    found = [timing for mode, keys in groups for timing in _timings(engine, keys, mode)]
+    return_freed()
+    workspace = max(0, resident_bytes() - before)
+    alone = Timings(tuple(found), workspace, {})
+    return replace(alone, overlap_speed=_overlap_speeds(plan, engine, alone))
 
 
-def _costs(engine: Any, keys: Sequence[Key], form: str) -> list[Cost]:
+def _timings(engine: Engine, keys: Sequence[Key], mode: str) -> list[FunctionTiming]:
     """Times and bytes in passes as a budget makes them: some functions stay, the others stream.
 
     In turn each third stays, and its runs are timed. What they read is then as far from the
@@ -135,34 +112,34 @@ def _costs(engine: Any, keys: Sequence[Key], form: str) -> list[Cost]:
     """
     times = {key: {name: list[float]() for name in TIMES} for key in keys}
     for first in range(THIRDS + 1):
-        kept = set(keys[first::THIRDS]) if first < THIRDS else set()
-        for key in kept:
-            engine.load(*key, form)
+        resident = set(keys[first::THIRDS]) if first < THIRDS else set()
+        for key in resident:
+            engine.load(*key, mode)
         for repetition in range(1 + (REPEATS if first < THIRDS else STREAMED)):
             for key in keys:
-                if key in kept:
+                if key in resident:
                     once = {"run": _timed(engine.run, *key)}
                 else:
-                    once = _once(engine, key, form)
+                    once = _once(engine, key, mode)
                 if repetition and ("run" in once or first == THIRDS):
                     for name, value in once.items():
                         times[key][name].append(value)
-        for key in kept:
+        for key in resident:
             engine.unload(*key)
         return_freed()
     found = []
     for key in keys:
         *seconds, sizes = (times[key][name] for name in TIMES)
         times_ms = (1e3 * statistics.median(t) for t in seconds)
-        found.append(Cost(*key, form, int(max(sizes)), *times_ms))
+        found.append(FunctionTiming(*key, mode, int(max(sizes)), *times_ms))
     return found
 
 
-def _once(engine: Any, key: Key, form: str) -> dict[str, float]:
+def _once(engine: Engine, key: Key, mode: str) -> dict[str, float]:
     """Seconds to load, run and evict a function, and bytes in memory at most."""
     empty = resident_bytes()
     forget_peak()
-    load, first = _timed(engine.load, *key, form), _timed(engine.run, *key)
+    load, first = _timed(engine.load, *key, mode), _timed(engine.run, *key)
     size = max(0, peak_rss_bytes() - empty)
     evict = _timed(engine.unload, *key) + _timed(return_freed)
     return {"load": load, "first": first, "evict": evict, "bytes": size}
@@ -174,19 +151,17 @@ def _timed(action: Callable[..., object], *given: object) -> float:
     return time.perf_counter() - started
 
 
-def _shares(plan: Plan, engine: Any, costs: Costs) -> dict[str, float]:
+def _overlap_speeds(plan: Plan[Any], engine: Engine, timings: Timings) -> dict[str, float]:
     """How fast loads and runs are beside each other, from passes with room for two functions."""
     found = {}
-    for name, keys in passes(plan).items():
-        units = costs.units(keys)
+    for name, keys in plan.passes.items():
+        units = timings.units(keys)
         if len(units) < 3:
             continue
         largest, second = sorted((unit.bytes for unit in units), reverse=True)[:2]
-        blocks = StreamedBlocks(plan, engine, costs, 0)
-        blocks.orders = {name: keys}
-        blocks.budget_bytes = largest + second
+        blocks = StreamedBlocks(plan, engine, timings, largest + second, {name: keys})
         blocks.start()
-        blocks.begin(name, 1 + PASSES)
+        blocks.expect(name, 1 + PASSES)
         at = []
         for _ in range(1 + PASSES):
             for key in keys:
@@ -201,11 +176,11 @@ def _shares(plan: Plan, engine: Any, costs: Costs) -> dict[str, float]:
 
 
 def _fitting(made: Schedule, took_ms: float) -> float:
-    """The share with which a replay of the schedule takes as long."""
-    low, high = LEAST_SHARE, 1.0
+    """The speed with which a replay of the schedule takes as long."""
+    low, high = LEAST_SPEED, 1.0
     for _ in range(12):
         middle = (low + high) / 2
-        times = replay(made.units, frozenset(made.kept), made.loads, PASSES, middle)
+        times = replay(made.units, frozenset(made.resident), made.loads, PASSES, middle)
         low, high = (low, middle) if times[-1] - times[-2] < took_ms else (middle, high)
     return round(low, 3)
 
@@ -218,9 +193,9 @@ def main() -> None:
     """`python -m edgevlm.runtimes.residency.measure BUNDLE ENGINE THREADS`: one JSON line."""
     path, engine, threads = sys.argv[1:]
     bundle = Bundle.open(Path(path))
-    blocks = Measured(bundle, ENGINES.load(engine).Engine(bundle, int(threads)))
-    TextLoop(bundle, blocks)
-    print(json.dumps(to_document(blocks.costs)))
+    runs = find_engine(engine)(bundle, int(threads))
+    bind_arrays(bundle.plan, runs)
+    print(json.dumps(to_document(measure_functions(bundle.plan, runs))))
 
 
 if __name__ == "__main__":

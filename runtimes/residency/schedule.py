@@ -2,16 +2,16 @@
 
 A pass runs units in a fixed order, again and again: the views of a picture, the chunks of a prompt,
 the tokens of an answer, the steps of a denoiser. With room for all of them each is loaded once.
-With less, some are kept and the others stream: each is loaded ahead of its run, as early as there
-is room, also for the next pass, and is gone when its run is over. (Where no core is free for it, a
-load ahead only takes what a run needs: then each is loaded when the run before it is over.) For a
-cyclic order that is the best a fixed choice can do; what was used last is what is needed last, so
-LRU would keep nothing.
+With less, some are resident and the others stream: each is loaded ahead of its run, as early as
+there is room, also for the next pass, and is evicted when its run is over. (Where no core is free
+for it, a load ahead only takes what a run needs: then each is loaded when the run before it is
+over.) For a cyclic order that is the best a fixed choice can do; what was used last is what is
+needed last, so LRU would keep nothing.
 
-    room >= kept + every window of streamed units between the start of a load and the end of a run
+    room >= resident + every window of streamed units from the start of a load to the end of a run
 
-Which ones are kept is found by replaying the choices: all of them for few units, else by climbing
-from the best of several starts.
+Which ones are resident is found by replaying the choices: all of them for few units, else by
+climbing from the best of several starts.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Unit:
 
 @dataclass(frozen=True)
 class Load:
-    """A streamed unit, by its place in the pass, and the run that must have ended before its load.
+    """A streamed unit, by its position in the pass, and the run that must be over before its load.
 
     `after` counts back over the border of the pass: -1 is the last run of the pass before.
     """
 
-    unit: int
+    position: int
     after: int
 
 
@@ -65,16 +65,16 @@ class Schedule:
 
     Attributes:
         units: The pass, in order.
-        kept: Places of the units that stay.
+        resident: Positions of the units that stay.
         loads: The others, in order; one load at a time, each as soon as its `after` is over.
         room_bytes: What units may take.
         peak_bytes: What they take at most.
-        pass_ms: Predicted time of a pass, once the kept ones are there.
+        pass_ms: Predicted time of a pass, once the resident ones are there.
         first_ms: Predicted time of the first pass, with nothing in memory.
     """
 
     units: tuple[Unit, ...]
-    kept: tuple[int, ...]
+    resident: tuple[int, ...]
     loads: tuple[Load, ...]
     room_bytes: int
     peak_bytes: int
@@ -87,14 +87,14 @@ def minimum_bytes(units: Sequence[Unit]) -> int:
     return max((unit.bytes for unit in units), default=0)
 
 
-def schedule(units: Sequence[Unit], room_bytes: int, share: float = 1.0) -> Schedule:
+def schedule(units: Sequence[Unit], room_bytes: int, overlap_speed: float = 1.0) -> Schedule:
     """The fastest schedule of a pass.
 
     Args:
         units: The pass, in order.
         room_bytes: What they may take together.
-        share: How fast a load and a run are beside each other, 1 alone: 1 where a core is free
-            for loading. Where none is, below `FREE`, nothing is loaded ahead of the run before.
+        overlap_speed: How fast a load and a run are beside each other, 1 alone: 1 where a core is
+            free for loading. Where none is, below `FREE`, each load waits for the run before.
 
     Raises:
         PlanError: If a unit alone is larger than the room.
@@ -106,35 +106,37 @@ def schedule(units: Sequence[Unit], room_bytes: int, share: float = 1.0) -> Sche
             f" at least {minimum_bytes(units):,} are needed"
         )
 
-    ahead = share >= FREE
+    ahead = overlap_speed >= FREE
 
-    def rate(kept: frozenset[int]) -> tuple[float, int]:
-        streamed = [unit for i, unit in enumerate(units) if i not in kept]
+    def rate(resident: frozenset[int]) -> tuple[float, int]:
+        streamed = [unit for i, unit in enumerate(units) if i not in resident]
         if ahead:
-            times = replay(units, kept, _loads(units, kept, room_bytes), PASSES, share)
+            times = replay(
+                units, resident, _loads(units, resident, room_bytes), PASSES, overlap_speed
+            )
             took = times[-1] - times[-2]
         else:
-            took = sum(map(_saved, streamed))  # and all runs, whichever are kept
+            took = sum(map(_saved, streamed))  # and all runs, whichever are resident
         return took, sum(unit.bytes for unit in streamed)
 
     every = frozenset(range(len(units)))
     fits = _fits(units, room_bytes)
     if fits(every):
-        kept = every
+        resident = every
     elif len(units) <= FEW:
         sizes = range(len(units))
         choices = (frozenset(c) for size in sizes for c in combinations(sizes, size))
-        kept = min((c for c in choices if fits(c)), key=rate)
+        resident = min((c for c in choices if fits(c)), key=rate)
     else:
-        kept = climb(len(units), fits, rate, _starts(units, fits))
-    loads = _loads(units, kept, room_bytes, ahead)
-    times = replay(units, kept, loads, PASSES, share)
+        resident = climb(len(units), fits, rate, _starts(units, fits))
+    loads = _loads(units, resident, room_bytes, ahead)
+    times = replay(units, resident, loads, PASSES, overlap_speed)
     return Schedule(
         units=units,
-        kept=tuple(sorted(kept)),
+        resident=tuple(sorted(resident)),
         loads=loads,
         room_bytes=room_bytes,
-        peak_bytes=_peak(units, kept, loads),
+        peak_bytes=_peak(units, resident, loads),
         pass_ms=times[-1] - times[-2],
         first_ms=times[0],
     )
@@ -142,31 +144,31 @@ def schedule(units: Sequence[Unit], room_bytes: int, share: float = 1.0) -> Sche
 
 def replay(
     units: Sequence[Unit],
-    kept: frozenset[int],
+    resident: frozenset[int],
     loads: Sequence[Load],
     passes: int,
-    share: float = 1.0,
+    overlap_speed: float = 1.0,
 ) -> list[float]:
     """Simulated time in ms at the end of each pass, with nothing in memory before the first.
 
-    One load and one run at a time; while both are under way each goes at `share` of its speed.
+    One load and one run at a time; while both are under way each goes at `overlap_speed`.
     """
     count = len(units)
-    # Loads in the order of need: in the first pass the kept ones too.
-    after = {load.unit: load.after for load in loads}
+    # Loads in the order of need: in the first pass the resident ones too.
+    after = {load.position: load.after for load in loads}
     queue = [(i, after.get(i, -count)) for i in range(count)]
     queue += [
         (p * count + i, p * count + a) for p in range(1, passes + 1) for i, a in after.items()
     ]
     queue.sort()
-    loaded = {p * count + i for p in range(1, passes) for i in kept}
+    loaded = {p * count + i for p in range(1, passes) for i in resident}
     now, ends, run, at = 0.0, list[float](), 0, 0
     run_left = units[0].first_ms if units else 0.0
     load_left = units[queue[0][0] % count].load_ms if queue else 0.0
     while run < passes * count:
         loading = at < len(queue) and queue[at][1] < run
         running = run in loaded
-        speed = share if loading and running else 1.0
+        speed = overlap_speed if loading and running else 1.0
         step = min([load_left] * loading + [run_left] * running) / speed
         now += step
         if loading:
@@ -179,7 +181,7 @@ def replay(
             run_left -= step * speed
             if run_left <= 1e-9:
                 run += 1
-                again = run >= count and run % count in kept
+                again = run >= count and run % count in resident
                 unit = units[run % count]
                 run_left = unit.run_ms if again else unit.first_ms
                 if run % count == 0:
@@ -212,11 +214,11 @@ def climb(
 def _fits(units: Sequence[Unit], room_bytes: int) -> Callable[[frozenset[int]], bool]:
     """Whether a choice leaves room for the largest of the others."""
 
-    def fits(kept: frozenset[int]) -> bool:
-        held = sum(units[i].bytes for i in kept)
-        return held + max((u.bytes for i, u in enumerate(units) if i not in kept), default=0) <= (
-            room_bytes
-        )
+    def fits(resident: frozenset[int]) -> bool:
+        held = sum(units[i].bytes for i in resident)
+        return held + max(
+            (u.bytes for i, u in enumerate(units) if i not in resident), default=0
+        ) <= (room_bytes)
 
     return fits
 
@@ -227,11 +229,11 @@ def _starts(units: Sequence[Unit], fits: Callable[[frozenset[int]], bool]) -> li
     apart = [sorted(range(len(units)), key=lambda i: (i % gap, i)) for gap in (1, 2, 3, 4)]
     found = [frozenset[int]()]
     for order in (dearest, *apart):
-        kept = frozenset[int]()
+        resident = frozenset[int]()
         for i in order:
-            if fits(kept | {i}):
-                kept |= {i}
-                found.append(kept)
+            if fits(resident | {i}):
+                resident |= {i}
+                found.append(resident)
     return found
 
 
@@ -241,42 +243,42 @@ def _saved(unit: Unit) -> float:
 
 
 def _loads(
-    units: Sequence[Unit], kept: frozenset[int], room_bytes: int, ahead: bool = True
+    units: Sequence[Unit], resident: frozenset[int], room_bytes: int, ahead: bool = True
 ) -> tuple[Load, ...]:
     """When each streamed unit may be loaded: as soon as those before it leave room.
 
     If not `ahead`, when the run before its own is over.
     """
-    streamed = [i for i in range(len(units)) if i not in kept]
+    streamed = [i for i in range(len(units)) if i not in resident]
     if not ahead:
         return tuple(Load(unit, unit - 1) for unit in streamed)
-    room, count = room_bytes - sum(units[i].bytes for i in kept), len(units)
+    room, count = room_bytes - sum(units[i].bytes for i in resident), len(units)
     found = []
-    for place, unit in enumerate(streamed):
-        held, back = units[unit].bytes, 1
+    for rank, unit in enumerate(streamed):
+        total, back = units[unit].bytes, 1
         # Units streamed before this one that may still be in memory when its load begins; at most
         # all others, for a unit leaves before it comes again.
         while back < len(streamed):
-            before = units[streamed[place - back]].bytes
-            if held + before > room:
+            before = units[streamed[rank - back]].bytes
+            if total + before > room:
                 break
-            held, back = held + before, back + 1
-        border = place - back
+            total, back = total + before, back + 1
+        border = rank - back
         passes, index = divmod(border, len(streamed))
         found.append(Load(unit, passes * count + streamed[index]))
     return tuple(found)
 
 
-def _peak(units: Sequence[Unit], kept: frozenset[int], loads: Sequence[Load]) -> int:
-    """Most bytes at a time: kept ones, and those from the start of a load to the end of a run."""
-    held, count, most = sum(units[i].bytes for i in kept), len(units), 0
+def _peak(units: Sequence[Unit], resident: frozenset[int], loads: Sequence[Load]) -> int:
+    """Most bytes at a time: what stays, and what a load or a run has in memory."""
+    stays, count, most = sum(units[i].bytes for i in resident), len(units), 0
     for load in loads:
         # When its load begins, streamed units that run after `after` and before it may be there.
         inside = [
-            units[other.unit].bytes
+            units[other.position].bytes
             for other in loads
             for shift in (-count, 0)
-            if load.after < other.unit + shift <= load.unit
+            if load.after < other.position + shift <= load.position
         ]
         most = max(most, sum(inside))
-    return held + most
+    return stays + most

@@ -25,7 +25,8 @@ import numpy as np
 from edgevlm.bundle.files import Bundle
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
-from edgevlm.registry import ENGINES, engine_for
+from edgevlm.registry import engine_for
+from edgevlm.runtimes.engine import PRIVATE, find_engine
 from edgevlm.runtimes.loops.sequence import PromptRows
 from edgevlm.runtimes.loops.text import TextLoop
 from edgevlm.runtimes.residency.resident import ResidentBlocks
@@ -60,9 +61,9 @@ def bundle(recipe: Recipe, work: Path) -> Bundle:
     """The bundle of `recipe` in `work`, exported and verified if it is not there yet."""
     rows, columns = recipe.tiles
     chunk = f"-chunk-{recipe.chunk}" if recipe.chunk else ""
-    quantize = (recipe.quantize,) if recipe.quantize != "none" else ()
+    quantize = () if str(recipe.quantize) == "none" else (recipe.quantize,)
     chunk += f"-check-{recipe.speculate}" if recipe.speculate else ""
-    methods = "".join("-" + re.sub(r"\W+", "-", text) for text in (*recipe.methods, *quantize))
+    methods = "".join("-" + re.sub(r"\W+", "-", str(part)) for part in (*recipe.methods, *quantize))
     target = "" if recipe.target == "onnx" else f"{recipe.target}-"
     path = work / f"{target}{rows}x{columns}-{recipe.tokens or 'all'}{chunk}{methods}.edgevlm"
     if not path.exists():
@@ -75,16 +76,16 @@ def bundle(recipe: Recipe, work: Path) -> Bundle:
     return found
 
 
-class LayoutItem:
+class PartialEngine:
     """An engine without the stages that a measurement leaves out, so that several bundles fit."""
 
     def __init__(self, engine: Any, without: Sequence[str]) -> None:
         self._engine, self._without = engine, without
 
-    def load(self, block: str, function: str | None = None, form: str = "own") -> None:
+    def load(self, block: str, function: str | None = None, mode: str = PRIVATE) -> None:
         """Open a block unless its stage is left out."""
         if self._engine.bundle.plan.block(block).stage not in self._without:
-            self._engine.load(block, function, form)
+            self._engine.load(block, function, mode)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -92,8 +93,8 @@ class LayoutItem:
 
 def open_loop(found: Bundle, threads: int, without: Sequence[str] = ()) -> TextLoop:
     """The text loop over a bundle, without some stages, on the engine of its target."""
-    engine = ENGINES.load(engine_for(found.plan.recipe.target)).Engine(found, threads)
-    return TextLoop(found, ResidentBlocks(found.plan, LayoutItem(engine, without)))
+    engine = find_engine(engine_for(found.plan.recipe.target))(found, threads)
+    return TextLoop(found, ResidentBlocks(found.plan, PartialEngine(engine, without)))
 
 
 def prefill(loop: TextLoop, count: int) -> Callable[[], None]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from _measure import (
-    LayoutItem,
+    PartialEngine,
     bundle,
     finish,
     machine,
@@ -66,7 +66,7 @@ def main() -> None:
     engines = {"stopping": Engine, "spinning": SpinningEngine}
     cases: dict[str, Callable[[], object]] = {}
     for name, engine in engines.items():
-        loop = TextLoop(found, LayoutItem(engine(found, options.threads), WITHOUT))
+        loop = TextLoop(found, PartialEngine(engine(found, options.threads), WITHOUT))
         cases[f"prefill of {FEW_ROWS} rows, {name}"] = prefill(loop, FEW_ROWS)
         cases[f"a token after them, {name}"] = token(loop)
     times = rounds(cases, options.repeats)

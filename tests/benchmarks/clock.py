@@ -14,10 +14,10 @@ import time
 
 import numpy as np
 
-from edgevlm.api import load_loop
 from edgevlm.cli.shared.default_bundle import default_bundle
 from edgevlm.parity.verify import PHOTOS
 from edgevlm.profiling.recording import recording
+from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops import images
 
 WARM_UPS = 4

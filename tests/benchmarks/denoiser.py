@@ -29,14 +29,15 @@ from memory import bound
 from torch import Tensor, nn
 
 from edgevlm.bundle.files import Bundle, sha256
-from edgevlm.bundle.plan import Block, FileEntry, Function
-from edgevlm.bundle.plan import Tensor as Spec
+from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.functions import Tensor as Spec
+from edgevlm.bundle.plan import FileEntry
 from edgevlm.exporters.contract import TargetOptions
 from edgevlm.exporters.to_onnx import target as to_onnx
 from edgevlm.graphs.ops import attention
 from edgevlm.graphs.trace import trace, weights
 from edgevlm.runtimes.on_onnxruntime.engine import Engine
-from edgevlm.runtimes.residency.measure import Measured
+from edgevlm.runtimes.residency.measure import measure_functions
 from edgevlm.runtimes.residency.memory import (
     forget_peak,
     peak_rss_bytes,
@@ -133,11 +134,11 @@ def measure(bundle: Bundle, asked: argparse.Namespace) -> None:
     """Steps with room for all blocks and for shares of them, in rounds."""
     names = [block.name for block in bundle.plan.blocks]
     size = sum(block.weights_bytes for block in bundle.plan.blocks)
-    alone = Measured(bundle, Engine(bundle, asked.threads))
+    alone = Engine(bundle, asked.threads)
     bind(bundle, alone)
     say("measure the blocks alone")
-    alone.open()
-    units = alone.costs.units([(name, "encode") for name in names])
+    timings = measure_functions(bundle.plan, alone)
+    units = timings.units([(name, "encode") for name in names])
     least = bound(units)
     times: dict[str, list[float]] = {}
     peaks: dict[str, float] = {}
@@ -150,14 +151,13 @@ def measure(bundle: Bundle, asked: argparse.Namespace) -> None:
             forget_peak()
             blocks: Any = ResidentBlocks(bundle.plan, engine)
             if room != "all":
-                blocks = StreamedBlocks(
-                    bundle.plan, engine, alone.costs, int(size * Fraction(room))
-                )
-                blocks.orders = {"encode": blocks.orders["encode"]}
+                orders = {"encode": tuple((name, "encode") for name in names)}
+                budget = int(size * Fraction(room))
+                blocks = StreamedBlocks(bundle.plan, engine, timings, budget, orders)
             first = bind(bundle, blocks)
             noise = first.copy()
             blocks.open() if room == "all" else blocks.start()
-            blocks.begin("encode", 1 + STEPS)
+            blocks.expect("encode", 1 + STEPS)
             for step in range(1 + STEPS):
                 first[:] = noise
                 started = time.perf_counter()

@@ -30,14 +30,15 @@ from edgevlm import api
 from edgevlm.bundle.cache import cache_folder
 from edgevlm.bundle.files import Bundle
 from edgevlm.errors import EdgeVLMError
-from edgevlm.recipe import parse_bytes
 from edgevlm.registry import engine_for
+from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.residency.costs import passes, schedules
-from edgevlm.runtimes.residency.measure import measure_costs
+from edgevlm.runtimes.residency.measure import measure_timings
 from edgevlm.runtimes.residency.memory import footprint_bytes, forget_peak, peak_rss_bytes
 from edgevlm.runtimes.residency.schedule import Unit
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
+from edgevlm.runtimes.residency.timings import schedules
+from edgevlm.units import parse_bytes
 
 PASSES = {"encode": 4, "prefill": 5, "decode": 12}
 PHOTO = Path(__file__).parents[2] / "edgevlm" / "photos" / "flower.jpg"
@@ -66,12 +67,12 @@ def main() -> None:
     plan = Bundle.open(asked.bundle).plan
     for round_ in range(asked.rounds):
         print(f"round {round_ + 1}: measure", file=sys.stderr)
-        costs = measure_costs(asked.bundle, engine_for(plan.recipe.target), asked.threads)
+        timings = measure_timings(asked.bundle, engine_for(plan.recipe.target), asked.threads)
         for text, size in sizes.items():
             print(f"round {round_ + 1}: {text}", file=sys.stderr)
             made = apart(asked, size)
             if "fixed" in made:
-                planned = schedules(costs, passes(plan), made["fixed"], size)
+                planned = schedules(timings, plan.passes, made["fixed"], size)
                 made["predicted"] = {name: s.pass_ms for name, s in planned.items()}
                 made["bound"] = {name: bound(s.units) for name, s in planned.items()}
             found.setdefault(text, []).append(made)
@@ -85,7 +86,7 @@ def budget(bundle: Path, threads: int, text: str, weights: int) -> int:
     if text == "all":
         return 0
     if text == "least":
-        loop = api.load_loop(bundle, None, threads, 10**12)
+        loop = load_loop(bundle, None, threads, 10**12)
         assert isinstance(loop.blocks, StreamedBlocks)
         return int(loop.blocks.minimum_budget_bytes) + SLACK
     return int(weights * Fraction(text)) if "/" in text else parse_bytes(text)
@@ -110,7 +111,7 @@ def measure(bundle: Path, threads: int, size: int, cold: bool) -> dict[str, Any]
     forget_peak()
     started = time.perf_counter()
     try:
-        loop = api.load_loop(bundle, None, threads, size or None)
+        loop = load_loop(bundle, None, threads, size or None)
     except EdgeVLMError as refused:
         return {"size": size, "refused": str(refused)}
     opened = (time.perf_counter() - started) * 1e3
@@ -127,13 +128,13 @@ def measure(bundle: Path, threads: int, size: int, cold: bool) -> dict[str, Any]
         "logits": loop.logits().astype(float).tolist(),
     }
     for name, times in PASSES.items():
-        loop.blocks.begin(name, None)
+        loop.blocks.expect(name, None)
         at = []
         for _ in range(times + 1):
             if cold:
                 drop(bundle)
             at.append(time.perf_counter())
-            for key in passes(loop.plan)[name]:
+            for key in loop.plan.passes[name]:
                 loop.blocks.run(*key)
             at[-1] = time.perf_counter() - at[-1]
         made[name] = at[1:]

@@ -10,23 +10,19 @@ from hypothesis import strategies as st
 
 from edgevlm.bundle import documents
 from edgevlm.bundle.documents import DocumentError, dumps, read, shown
-from edgevlm.bundle.plan import (
-    Block,
+from edgevlm.bundle.functions import Block, Cache, Chain, Function, Tensor
+from edgevlm.bundle.host import (
     Embedding,
-    FileEntry,
-    Function,
-    Host,
+    EncoderShape,
     ImageSpec,
     KVCache,
     Layout,
     LayoutItem,
-    Plan,
-    Requires,
     Rope,
-    SiteTokens,
-    Source,
-    Tensor,
+    Signal,
 )
+from edgevlm.bundle.kinds.vlm import VlmHost
+from edgevlm.bundle.plan import FileEntry, Plan, Requires, SiteTokens, Source
 from edgevlm.recipe import Recipe
 
 
@@ -94,10 +90,30 @@ def test_an_error_line_stays_short_and_shows_control_characters():
     assert len(str(error.value)) < 200
 
 
+def test_a_type_that_depends_on_another_key():
+    @dataclass(frozen=True)
+    class Either:
+        kind: str
+        value: object = dataclasses.field(metadata={"type": lambda d: {"i": int}[d["kind"]]})
+
+    assert read(Either, {"kind": "i", "value": 3}) == Either("i", 3)
+    with pytest.raises(DocumentError, match=r"document.value must be an integer, got 'x'"):
+        read(Either, {"kind": "i", "value": "x"})
+
+
 def test_the_types_own_rules_name_the_field():
     document = documents.to_document(Recipe()) | {"tokens": 0}
     with pytest.raises(DocumentError, match="recipe: tokens must be at least 1, got 0"):
         read(Recipe, document, "recipe")
+
+
+def test_a_type_with_a_parser_is_a_text():
+    document = documents.to_document(Recipe(quantize="head=fp16"))
+    assert document["quantize"] == "none,head=fp16"
+    with pytest.raises(DocumentError, match=r"^recipe\.quantize: 'int8' is no quantization scheme"):
+        read(Recipe, document | {"quantize": "int8"}, "recipe")
+    with pytest.raises(DocumentError, match=r"^recipe\.methods\[0\] must be text, got 5"):
+        read(Recipe, document | {"methods": [5]}, "recipe")
 
 
 def test_text_is_canonical():
@@ -113,11 +129,13 @@ tensors = st.builds(
 )
 functions = st.builds(
     Function, names, st.lists(tensors, max_size=2).map(tuple),
-    st.lists(tensors, max_size=2).map(tuple), integers, names,
+    st.lists(tensors, max_size=2).map(tuple),
+    integers, st.lists(st.builds(Cache, names, names, names), max_size=2).map(tuple),
+    st.lists(st.builds(Chain, names, names), max_size=2).map(tuple), names,
 )  # fmt: skip
 blocks = st.builds(
     Block, names, names, st.tuples(integers, integers), integers,
-    st.lists(functions, max_size=2).map(tuple),
+    st.lists(functions, max_size=2).map(tuple), names,
 )  # fmt: skip
 parts = st.lists(
     st.builds(
@@ -126,26 +144,33 @@ parts = st.lists(
     max_size=3,
 ).map(tuple)
 threes = st.tuples(floats, floats, floats)
+several = st.lists(integers, max_size=3).map(tuple)
 hosts = st.builds(
-    Host,
+    VlmHost,
     st.builds(
         ImageSpec,
         *(integers, integers, integers, integers, names, integers, names, threes, threes),
     ),
-    st.builds(Embedding, integers, integers, names, st.booleans(), names),
+    st.builds(
+        EncoderShape, integers, several, integers,
+        st.lists(st.builds(Signal, names, integers, integers), max_size=2).map(tuple),
+    ),
+    integers, st.booleans(), st.builds(Layout, parts, parts, parts, parts),
+    st.builds(Embedding, integers, integers, names, names),
     st.builds(Rope, st.lists(floats, max_size=4).map(tuple), floats),
     st.builds(KVCache, names, integers, integers, integers, integers, names),
-    integers, names, integers, st.lists(integers, max_size=3).map(tuple),
+    several, integers, integers, names, integers, several,
 )  # fmt: skip
 recipes = st.builds(
     Recipe, model=names, tokens=st.none() | st.integers(1, 999),
-    methods=st.lists(names, max_size=2).map(tuple), context=st.none() | st.integers(1, 9999),
+    methods=st.lists(st.sampled_from(["tome@vision:r=2", "strided"]), max_size=2).map(tuple),
+    quantize=st.sampled_from(["none", "w8a8,head=fp16"]), context=st.none() | st.integers(1, 9999),
 )  # fmt: skip
 plans = st.builds(
-    Plan, st.just(1), names,
+    Plan, st.just(2), st.just("vlm"),
     st.builds(Source, names, st.none() | names, names, names), recipes,
     st.lists(st.builds(SiteTokens, names, names, integers, integers), max_size=2).map(tuple),
-    st.builds(Layout, parts, parts, parts), hosts, st.lists(blocks, max_size=2).map(tuple),
+    hosts, st.lists(blocks, max_size=2).map(tuple),
     st.builds(Requires, st.lists(st.tuples(names, names), max_size=2).map(tuple)),
     st.lists(st.builds(FileEntry, names, integers, names), max_size=2).map(tuple),
 )  # fmt: skip

@@ -61,13 +61,17 @@ def reshape(document, block, name, shape):
                 tensor["shape"] = shape
 
 
+def keep_17(document):
+    document["host"]["visual_tokens"] = document["sites"][0]["tokens_out"] = 17
+
+
 HUGE = 10**30
 EDITS = {
     # The document itself.
     "unknown key": (put("host.kv.layer", 2), "manifest.json.host.kv has an unknown key 'layer'; did you mean 'layers'?"),
     "lacks a key": (lambda d: d["host"].pop("rope"), "manifest.json.host lacks the key 'rope'"),
     "wrong type": (put("host.chunk", "64"), "manifest.json.host.chunk must be an integer, got '64'"),
-    "newer version": (put("format_version", 2), "format_version is 2, this edgevlm reads 1; export the model again"),
+    "newer version": (put("format_version", 3), "format_version is 3, this edgevlm reads 2; export the model again"),
     "version of another type": (put("format_version", True), "format_version is True"),
     "recipe's own rule": (put("recipe.tokens", 0), "manifest.json.recipe: tokens must be at least 1, got 0"),
     "kind": (put("kind", "video-diffusion"), "kind is 'video-diffusion', known: vlm"),
@@ -106,14 +110,14 @@ EDITS = {
     "frequencies": (put("host.rope.inverse_frequencies", [1.0]), "host.rope has 1 frequencies"),
     "large float": (put("host.rope.scaling", 10**400), "host.rope.scaling must be a finite number"),
     # The sequence.
-    "no site": (put("sites", []), "sites is empty"),
-    "no tokens": (put("sites.0.tokens_out", 0), "sites has 0 tokens_out"),
-    "id outside": (put("layout.prompt.0.ids", [1024]), "layout.prompt[0] has an id outside the embedding table"),
-    "negative id": (put("layout.image.0.ids", [-1]), "layout.image[0] has an id outside the embedding table"),
-    "image in image": (put("layout.image.0.kind", "image"), "layout.image[0].kind is 'image', known here: ids, visual"),
-    "unknown part": (put("layout.turn.0.kind", "audio"), "layout.turn[0].kind is 'audio'"),
-    "negative range": (put("layout.image.1.start", -1), "layout.image[1] has the range -1:64"),
-    "late frame": (put("layout.image.0", {"kind": "timestamp", "ids": [], "start": 3, "stop": 0, "prefix": "", "suffix": ""}), "layout.image[0].start is 3 of 1 frames"),
+    "no site": (put("sites", []), "sites has '[]' tokens_out at site 'tokens', host.visual_tokens is 16"),
+    "no tokens": (put("sites.0.tokens_out", 0), "sites has '[0]' tokens_out"),
+    "id outside": (put("host.layout.prompt.0.ids", [1024]), "host.layout.prompt[0] has an id outside the embedding table"),
+    "negative id": (put("host.layout.image.0.ids", [-1]), "host.layout.image[0] has an id outside the embedding table"),
+    "image in image": (put("host.layout.image.0.kind", "image"), "host.layout.image[0].kind is 'image', known here: ids, visual"),
+    "unknown part": (put("host.layout.turn.0.kind", "audio"), "host.layout.turn[0].kind is 'audio'"),
+    "negative range": (put("host.layout.image.1.start", -1), "host.layout.image[1] has the range -1:64"),
+    "late frame": (put("host.layout.image.0", {"kind": "timestamp", "ids": [], "start": 3, "stop": 0, "prefix": "", "suffix": ""}), "host.layout.image[0].start is 3 of 1 frames"),
     # Shapes.
     "negative shape": (lambda d: reshape(d, "decoder-0", "hidden", [1, -1, 64]), "decoder-0.prefill.hidden has the shape '[1, -1, 64]'"),
     "huge shape": (lambda d: reshape(d, "decoder-0", "hidden", [HUGE]), "decoder-0.prefill.hidden has the shape"),
@@ -122,6 +126,10 @@ EDITS = {
     "dtype": (lambda d: at(d, "decoder-0")["inputs"][0].update(dtype="f64"), "has the dtype 'f64'"),
     "weights": (put("blocks.0.weights_bytes", -1), "vision-0.weights_bytes is -1"),
     "work": (put("blocks.0.functions.0.flops", -1), "vision-0.encode.flops is below 0"),
+    "rising tokens": (put("host.encoder.tokens", [4, 5, 5]), "host.encoder.tokens is '[4, 5, 5]', it must never rise"),
+    "unknown signal": (put("host.encoder.signals", [{"name": "loudness", "part": 1, "width": 0}]), "host.encoder.signals has 'loudness' of part 1"),
+    "no connector": (put("host.encoder.tokens", []), "host.encoder.tokens is '[]'"),
+    "rows leave": (put("host.entering", [16, 8, 4]), "host.entering is '[16, 8, 4]' for 2 layers"),
     # How stages, blocks and functions fit.
     "no reduce": (lambda d: without(d, "reduce"), "the stage 'reduce' has no block"),
     "no decoder": (lambda d: without(d, "decoder"), "the stage 'decoder' has no block"),
@@ -139,11 +147,15 @@ EDITS = {
     "unknown output": (lambda d: rename(d, "decoder-1", "outputs", "hidden_out", "out"), "decoder-1.prefill has an unknown output 'out'"),
     "missing input": (lambda d: at(d, "decoder-0")["inputs"].pop(1), "decoder-0.prefill lacks the input 'cos'"),
     "input twice": (lambda d: at(d, "decoder-0")["inputs"].append(at(d, "decoder-0")["inputs"][0]), "decoder-0.prefill has two inputs of one name"),
-    "no outputs": (lambda d: at(d, "vision-0", "encode")["outputs"].clear(), "vision-0.encode gives nothing"),
-    "output missing": (lambda d: at(d, "decoder-0")["outputs"].pop(), "decoder-0.prefill has 2 outputs for 1 layers"),
+    "no outputs": (lambda d: at(d, "vision-0", "encode")["outputs"].clear(), "vision-0.encode lacks the output 'hidden_out'"),
+    "output missing": (lambda d: at(d, "decoder-0")["outputs"].pop(), "decoder-0.prefill lacks the output 'present_value_0'"),
     "other rows": (lambda d: reshape(d, "decoder-0", "hidden", [1, 3, 64]), "decoder-0.prefill.hidden must be f32"),
     "other cache": (lambda d: reshape(d, "decoder-0", "past_key_0", [1, 2, 8, 16]), "decoder-0.prefill.past_key_0 must be f32 [1, 2, "),
-    "kept tokens": (put("sites.0.tokens_out", 17), "reduce-0.reduce.visual_tokens must be f32 [1, 17, 64], got f32 [1, 16, 64]"),
+    "kept tokens": (keep_17, "reduce-0.reduce.visual_tokens must be f32 [1, 17, 64], got f32 [1, 16, 64]"),
+    "a cache less": (lambda d: at(d, "decoder-0")["caches"].pop(), "decoder-0.prefill.caches are not those of its layers"),
+    "caches crossed": (lambda d: at(d, "decoder-0")["caches"][0].update(output="present_value_0"), "decoder-0.prefill.caches are not"),
+    "unchained": (lambda d: at(d, "decoder-0")["chained"].clear(), "decoder-0.prefill.chained is not as the next block takes it"),
+    "shared weights": (put("blocks.0.shares", "embedding"), "vision-0.shares is 'embedding'"),
     "views": (put("host.image.columns", 2), "reduce-0.reduce.features must be f32 [1, 192, 64], got f32 [1, 64, 64]"),
     "pixels": (put("host.image.width", 64), "vision-0.encode.pixel_values must be f32 [1, 3, 128, 64]"),
     "vision chain": (put("blocks.1.functions.0.inputs.0.shape", [1, 255, 64]), "vision-1.encode.hidden must be f32 [1, 256, 64]"),
@@ -201,9 +213,9 @@ def test_a_repeated_key(bundle_copy):
     ("text", "message"),
     [
         ("", "manifest.json is not valid JSON: Expecting value"),
-        ("[]", "format_version is None, this edgevlm reads 1"),
-        ("{}", "format_version is None, this edgevlm reads 1"),
-        ('{"format_version": 1}', "manifest.json lacks the key 'kind'"),
+        ("[]", "format_version is None, this edgevlm reads 2"),
+        ("{}", "format_version is None, this edgevlm reads 2"),
+        ('{"format_version": 2}', "manifest.json: kind is None, known: vlm"),
         ("[" * 10**6, "manifest.json is not valid JSON: maximum recursion depth"),
         ('{"a":' * 10**5, "manifest.json is not valid JSON: maximum recursion depth"),
         ('{"format_version": ' + "[" * 900 + "]" * 900 + "}", "format_version is a list"),
@@ -316,4 +328,4 @@ def test_random_changes_give_a_bundle_error_or_nothing(document, scratch, data):
         assert len(str(error)) < 400  # noqa: PT017 -- both ends are right
     else:
         assert plan.weights_bytes is not None
-        assert plan.prompt_tokens > 0
+        assert plan.host.prompt_tokens > 0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import edgevlm
 from edgevlm.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,7 +124,7 @@ def test_limits_of_the_machine_are_one_line(run, monkeypatch, error, message):
 BLOCKED = "sys.modules.update(dict.fromkeys({!r}))"
 ONNX = "; pip install 'edgevlm[onnx]'"
 TORCH = f"; None in sys.modules){ONNX}"
-ENGINE = "engine 'onnxruntime' is not installed; pip install 'edgevlm[onnxruntime]'"
+ENGINE = "engine 'onnxruntime' needs onnxruntime; pip install 'edgevlm[onnxruntime]'"
 
 
 @pytest.mark.parametrize(
@@ -160,7 +163,7 @@ def test_engines_says_what_is_missing(command):
     assert done.code == 0
     (engine,) = [e for e in json.loads(done.out) if e["name"] == "onnxruntime"]
     assert not engine["available"]
-    expected = "engine 'onnxruntime' is not installed; pip install 'edgevlm[onnxruntime]'"
+    expected = "engine 'onnxruntime' needs onnxruntime; pip install 'edgevlm[onnxruntime]'"
     assert engine["reason"] == expected
 
 
@@ -171,6 +174,37 @@ def test_nothing_heavy_is_imported_at_start(command):
         "atexit.register(lambda: print([m for m in heavy if m in sys.modules], file=sys.stderr))"
     )
     assert command("--help", before=after).err == "[]\n"
+
+
+def test_versions_come_without_imports(command):
+    after = (
+        "import atexit\n"
+        "heavy = ('torch', 'transformers', 'onnx', 'onnxruntime', 'coremltools')\n"
+        "atexit.register(lambda: print([m for m in heavy if m in sys.modules], file=sys.stderr))"
+    )
+    done = command("--version", before=after)
+    assert (done.code, done.err) == (0, "[]\n")
+    lines = done.out.splitlines()
+    assert lines[0] == f"edgevlm {edgevlm.__version__}"
+    versions = dict(line.split(" ", 1) for line in lines)
+    assert versions["python"] == platform.python_version()
+    for library in ("onnxruntime", "executorch", "torch", "transformers"):
+        try:
+            assert versions[library] == metadata.version(library)
+        except metadata.PackageNotFoundError:
+            assert versions[library] == "not installed"
+
+
+def test_versions_of_what_is_not_installed(monkeypatch):
+    from edgevlm.cli.shared import versions
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(versions.metadata, "version", missing)
+    assert "torch not installed" in versions.lines()
+    monkeypatch.setattr(versions.metadata, "requires", missing)
+    assert "onnxruntime not installed" in versions.lines()
 
 
 def test_a_reader_that_goes_away_is_no_error(exported):

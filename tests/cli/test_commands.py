@@ -62,10 +62,12 @@ def test_inspect(run, exported):
     assert "16 visual tokens" in run("inspect", exported.bundle.path).stdout
 
 
-def test_inspect_runs_pictures_for_core_ml_only(run, exported):
+def test_inspect_runs_pictures_where_an_engine_has_a_use_for_them(run, exported):
     done = run("inspect", exported.bundle.path, "--image", "x.png")
     assert done.exit_code == 1
-    assert done.stderr == "edgevlm: --image is for Core ML, the bundle is for onnx\n"
+    assert (
+        done.stderr == "edgevlm: no engine of target 'onnx' inspects with pictures; drop --image\n"
+    )
 
 
 def test_inspect_finds_one_changed_byte(run, bundle_copy):

@@ -61,9 +61,10 @@ def test_too_many_operators_elsewhere(run, exported, monkeypatch):
 
 
 def test_max_fallback_where_nobody_counts(run, exported, monkeypatch):
-    from edgevlm.profiling import measure as profiling
+    from edgevlm.runtimes import engine
+    from edgevlm.runtimes.on_onnxruntime.engine import Engine
 
-    monkeypatch.setattr(profiling, "find_spec", lambda name: None)
+    monkeypatch.setattr(Engine, "operators", engine.Engine.operators)
     done = run("profile", exported.bundle.path, *QUICK, "--max-fallback", "3")
     assert done.exit_code == 1
     last = done.stderr.splitlines()[-1]
@@ -74,12 +75,12 @@ def test_max_fallback_where_nobody_counts(run, exported, monkeypatch):
 
 def test_operators_that_cannot_be_looked_at_lose_nothing_else(run, exported, monkeypatch):
     from edgevlm.errors import BundleError
-    from edgevlm.runtimes.on_onnxruntime import operators as operators_on_onnxruntime
+    from edgevlm.runtimes.on_onnxruntime.engine import Engine
 
     def fail(engine, calls):
         raise BundleError("'a.kernels.json' is not valid")
 
-    monkeypatch.setattr(operators_on_onnxruntime, "operators", fail)
+    monkeypatch.setattr(Engine, "operators", fail)
     done = run("profile", exported.bundle.path, *QUICK, "--json")
     assert done.exit_code == 0, done.stderr
     found = parse_profile(done.stdout)

@@ -253,15 +253,15 @@ def test_a_model_answers_as_without_any_cache(reference, flower):
     reply = reference.ask("What is this?", follow_up=False)
     plan = reference._plan
     piece = assemble(
-        plan, plan.layout.prompt, reference._table, reference._tokenizer, "What is this?",
+        plan, plan.host.layout.prompt, reference._table, reference._tokenizer, "What is this?",
         [reference._visual], 0,
     )  # fmt: skip
     rows = torch.from_numpy(piece.rows)[None]
     ids = []
     with torch.no_grad():
         while len(ids) < 16 and not set(ids) & set(plan.host.stop_ids):
-            out = reference._pieces.language_model(inputs_embeds=rows, use_cache=False)
-            logits = out.last_hidden_state[0, -1] @ reference._pieces.head.T
+            out = reference._parts.decoder.language_model(inputs_embeds=rows, use_cache=False)
+            logits = out.last_hidden_state[0, -1] @ reference._parts.head.T
             ids.append(int(logits.argmax()))
             rows = torch.cat(
                 [rows, torch.from_numpy(np.array(reference._table[ids[-1]]))[None, None]], 1

@@ -12,15 +12,16 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgevlm.bundle.plan import Block, Function, Requires, Tensor  # noqa: E402
+from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
+from edgevlm.bundle.plan import Requires  # noqa: E402
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.exporters.contract import TargetOptions, find_target  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.planning.vlm import make_plan  # noqa: E402
+from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
-from edgevlm.registry import ENGINES  # noqa: E402
+from edgevlm.runtimes.engine import find_engine  # noqa: E402
 
 
 class Calls(torch.nn.Module):
@@ -81,7 +82,7 @@ def saved() -> Any:
             plan=SimpleNamespace(block=lambda _: planned, requires=Requires()),
             files_of=lambda _: {"run": folder / written.file},
         )
-        loaded = ENGINES.load(engine).Engine(bundle)
+        loaded = find_engine(engine)(bundle)
         arrays = {t.name: x.numpy().copy() for t, x in zip(given, inputs, strict=True)}
         for t in made:
             shared = arrays.get(t.name.replace("present_", "past_"))
@@ -111,8 +112,8 @@ def reduction(preset: Any) -> Any:
                 continue
             break
         (block,) = planned.plan.stage("reduce")
-        pieces = planned.pieces(planned.checkpoint.load_model())
-        module = build(block, pieces, planned.method, planned.description.shape)
+        parts = planned.parts(planned.checkpoint.load_model())
+        module = build(block, parts, planned.method, planned.description.shape)
         generator = torch.Generator().manual_seed(0)
         return module, [torch.rand(t.shape, generator=generator) for t in block.functions[0].inputs]
 

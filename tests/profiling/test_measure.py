@@ -83,7 +83,7 @@ def test_it_has_the_agreed_keys(profile, exported):
             assert set(block[name]) == {"n", "median", "p90"}
             assert 0 < block[name]["median"] <= block[name]["p90"]
     assert profile.recipe == plan.recipe
-    assert profile.text.question.visual_tokens == plan.visual_tokens == 16
+    assert profile.text.question.visual_tokens == plan.host.visual_tokens == 16
     assert profile.sites == plan.sites
     assert profile.peak_footprint_bytes < profile.peak_rss_bytes
 

@@ -54,10 +54,10 @@ def test_without_the_library_that_reads_graphs(exported, monkeypatch):
     model = edgevlm.load(exported.bundle.path, threads=1)
     engine = model._loop.blocks.engine
     functions = [(b.name, f.name) for b in model.plan.blocks for f in b.functions]
-    placed = on_onnxruntime.operators(engine, dict.fromkeys(functions, 1))
+    placed = on_onnxruntime.time_operators(engine, dict.fromkeys(functions, 1))
     assert {operator.module for operator in placed.operators} == {None}
     assert list(placed.not_measured) == ["operators.module"]
-    assert all(operator.run_ms.n == on_onnxruntime.RUNS for operator in placed.operators)
+    assert all(len(operator.times_ms) == on_onnxruntime.RUNS for operator in placed.operators)
 
 
 def test_executorch_counts_what_its_backend_left(monkeypatch):
@@ -71,9 +71,10 @@ def test_executorch_counts_what_its_backend_left(monkeypatch):
     }
     monkeypatch.setattr(on_executorch, "kernels", lambda bundle: told)
     plan = SimpleNamespace(requires=SimpleNamespace(versions=(("backend", "xnnpack"),)))
-    engine = SimpleNamespace(bundle=SimpleNamespace(plan=plan))
-    placed = on_executorch.operators(engine, {("a", "encode"): 1, ("b", "decode"): 4})
+    placed = on_executorch.count_operators(
+        SimpleNamespace(plan=plan), {("a", "encode"): 1, ("b", "decode"): 4}
+    )
     assert placed.fallback == 4
-    assert placed.placement == {"xnnpack": 42, "portable kernels": 4}
+    assert placed.devices == {"xnnpack": 42, "portable kernels": 4}
     assert placed.operators is None
     assert "operators" in placed.not_measured

@@ -17,7 +17,7 @@ from edgevlm.profiling.document import Profile, parse_profile
 from edgevlm.profiling.report.comparison import compare, comparison_page
 from edgevlm.profiling.report.html import Html, data, tag
 from edgevlm.profiling.report.page import report
-from edgevlm.profiling.report.units import megabytes, milliseconds
+from edgevlm.units import megabytes, milliseconds
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">\u2028&amp;'
 VOID = {"meta", "br"}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import platform
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +26,9 @@ from edgevlm.cli import app  # noqa: E402
 from edgevlm.errors import RuntimeLoadError  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
-from edgevlm.registry import ENGINES, engine_for  # noqa: E402
+from edgevlm.registry import engine_for  # noqa: E402
+from edgevlm.runtimes import on_coreml  # noqa: E402
+from edgevlm.runtimes.engine import find_engine  # noqa: E402
 from edgevlm.runtimes.on_coreml_reference import engine as on_coreml_reference  # noqa: E402
 
 REAL, MLState = ct.models.CompiledMLModel, ct.models.model.MLState
@@ -108,13 +108,12 @@ def mac(bundle, monkeypatch):
     monkeypatch.setattr(ct.models, "CompiledMLModel", Compiled)
     monkeypatch.setattr(ct.models.utils, "compile_model", compile_model)
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
-    yield importlib.import_module("edgevlm.runtimes.on_coreml")
-    sys.modules.pop("edgevlm.runtimes.on_coreml", None)
+    return on_coreml
 
 
 def test_elsewhere_it_says_what_runs_the_target():
     with pytest.raises(RuntimeLoadError, match=r"needs macOS 15, this is Linux; .*-reference"):
-        ENGINES.load("coreml")
+        find_engine("coreml")
     assert engine_for("coreml") == "coreml-reference"
 
 

@@ -16,7 +16,7 @@ from edgevlm.cli import app
 from edgevlm.errors import PlanError
 from edgevlm.exporters.to_onnx import target as to_onnx
 from edgevlm.models.checkpoint import find
-from edgevlm.planning.vlm import make_plan
+from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.studies.sensitivity import EXACT_DB, Sensitivity
 
@@ -58,7 +58,7 @@ def test_the_command_measures_and_proposes_what_fits(tiny_model, monkeypatch):
     done = CliRunner().invoke(app, [*arguments, "--size", "400kB", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
-    by = {(c["block"], c["scheme"]): c for c in found["losses"]}
+    by = {(c["block"], c["scheme"]): c for c in found["costs"]}
     assert len(by) == 3 * 3
     assert by["vision-0", "w8a8"]["psnr_db"] > by["vision-0", "w4g32a32"]["psnr_db"] > 15
     assert by["vision-0", "w8a8"]["bytes"] > by["vision-0", "w4g32a32"]["bytes"]

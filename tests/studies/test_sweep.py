@@ -128,9 +128,9 @@ def exports(exported, monkeypatch):
 
     def export(recipe, path, progress, graphs):
         progress("plan")
-        if recipe.methods == ("tome",):
+        if str(recipe.methods[0]) == "tome":
             raise ExportError("differs from PyTorch")
-        made.append((recipe.methods[0], recipe.tokens))
+        made.append((str(recipe.methods[0]), recipe.tokens))
         shutil.copytree(exported.bundle.path, path)
 
     monkeypatch.setattr(pipeline, "export", export)

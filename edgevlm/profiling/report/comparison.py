@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from edgevlm.profiling.document import Profile
 from edgevlm.profiling.report.charts import bar
 from edgevlm.profiling.report.html import page, rows, tag
-from edgevlm.profiling.report.units import megabytes, milliseconds
 from edgevlm.profiling.stages import label, time_shares
+from edgevlm.units import megabytes, milliseconds
 
 # A block is marked from here on: medians of a quiet machine repeat within a few per cent.
 SLOWER = 1.2

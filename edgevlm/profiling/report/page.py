@@ -12,9 +12,9 @@ from edgevlm.profiling.report.tables import (
     operators_table,
     recipe_facts,
 )
-from edgevlm.profiling.report.units import megabytes, milliseconds
 from edgevlm.profiling.sections import EmbeddingAnswer, TextAnswer
 from edgevlm.profiling.stages import time_shares
+from edgevlm.units import megabytes, milliseconds
 
 
 def report(profile: Profile) -> str:

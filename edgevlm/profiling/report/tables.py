@@ -8,8 +8,8 @@ from edgevlm.bundle.measures import Operator, Stat
 from edgevlm.profiling.document import ANSWERS, TEXT_KEYS, Profile
 from edgevlm.profiling.report.charts import bar
 from edgevlm.profiling.report.html import Html, facts, rows, tag
-from edgevlm.profiling.report.units import megabytes, milliseconds
 from edgevlm.profiling.stages import share_of
+from edgevlm.units import megabytes, milliseconds
 
 TOP = 20  # operators in the table
 
@@ -115,8 +115,8 @@ def recipe_facts(profile: Profile) -> list[Html]:
     """The recipe, the floor of a token, and the reasons of all nulls."""
     recipe = profile.recipe
     pairs = [
-        ("model", recipe.model), ("target", recipe.target), ("scheme", recipe.quantize),
-        ("methods", ", ".join(recipe.methods) or "the default"),
+        ("model", recipe.model), ("target", recipe.target), ("scheme", str(recipe.quantize)),
+        ("methods", ", ".join(map(str, recipe.methods)) or "the default"),
         *([("floor of a token", token_floor_text(profile))] if profile.text else []),
         ("edgevlm", profile.edgevlm_version),
     ]  # fmt: skip

@@ -85,11 +85,11 @@ class Loop:
     def __init__(self, path: Path, given: Given) -> None:
         import onnxruntime
 
-        from edgevlm import api
+        from edgevlm.runtimes.loading import load_loop
         from edgevlm.runtimes.loops.sequence import PromptRows
 
         self.versions = {"onnxruntime": onnxruntime.__version__}
-        self._loop, self._piece = api.load_loop(path, threads=given.threads), PromptRows
+        self._loop, self._piece = load_loop(path, threads=given.threads), PromptRows
         self._pixels = given.pixels
 
     def see(self) -> Array:

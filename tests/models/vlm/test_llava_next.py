@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: our static pieces and our prompt against transformers' own."""
+"""LLaVA-NeXT: our static modules and our prompt against transformers' own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.parity.runner import difference  # noqa: E402
-from edgevlm.planning.vlm import make_plan  # noqa: E402
+from edgevlm.parity.compare import difference  # noqa: E402
+from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
 NAME = "tiny-llava-next"
@@ -48,7 +48,7 @@ def own_inputs(made, processor, prompt, picture):
 
 
 @pytest.mark.parametrize("tiles", [(1, 1), (2, 2), (1, 3)], ids=["1x1", "2x2", "1x3"])
-def test_vision_pieces_equal_the_models_encoder(tiny, tiles):
+def test_vision_modules_equal_the_models_encoder(tiny, tiles):
     made = tiny(NAME, tiles=tiles)
     image = made.plan.host.image
     pixels = torch.rand(image.views, 3, image.height, image.width).mul(2).sub(1).numpy()
@@ -76,8 +76,10 @@ def test_features_with_newlines_equal_the_models_packing(tiny, prompt, tiles):
         vision_feature_select_strategy="default",
         image_newline=core.image_newline,
     )
-    first = made.plan.layout.prompt.index(next(p for p in made.plan.layout.prompt if not p.ids))
-    before = len(made.plan.layout.prompt[first - 1].ids)
+    first = made.plan.host.layout.prompt.index(
+        next(p for p in made.plan.host.layout.prompt if not p.ids)
+    )
+    before = len(made.plan.host.layout.prompt[first - 1].ids)
     rows = prompt(made).rows(QUESTION, [made.features(pixels.numpy())])
     ours = rows[0, before : before + len(packed)]
     assert difference(ours, packed)[0] <= LIMIT
@@ -87,7 +89,7 @@ def test_features_with_newlines_equal_the_models_packing(tiny, prompt, tiles):
 def test_one_newline_at_the_end_remains_of_a_reduced_image(tiny, tiles):
     made = tiny(NAME, tiles=tiles, tokens=24)
     newline = made.plan.host.vocabulary
-    visual, end = made.plan.layout.image
+    visual, end = made.plan.host.layout.image
     assert (visual.kind, visual.start) == ("visual", 0)
     assert visual.stop == made.planned.description.shape.tokens
     assert end.ids == (newline,)
@@ -96,17 +98,17 @@ def test_one_newline_at_the_end_remains_of_a_reduced_image(tiny, tiles):
 def test_the_class_token_passes_the_encoder_and_leaves_before_the_projector(tiny):
     made = tiny(NAME)
     x = torch.rand(1, 3, 56, 56)
-    *encoder, last = made.pieces.vision
-    assert len(encoder) == 1 + 2  # of three layers the last is not used
-    for piece in encoder:
-        x = piece(x)
+    encoder = made.parts.encoder
+    assert len(encoder.layers) == 2  # of three layers the last is not used
+    for module in (encoder.embedding, *encoder.layers):
+        x = module(x)
         assert tuple(x.shape) == (1, 1 + 196, 64)
-    assert tuple(last(x).shape) == (1, 196, 64)
+    assert tuple(encoder.connector(x).shape) == (1, 196, 64)
 
 
 # Qwen2 is the language model of the tiny LLaVA-OneVision.
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
-def test_decoder_pieces_with_cache_equal_the_language_model(
+def test_decoder_layers_with_cache_equal_the_language_model(
     tiny, changed, decoder_difference, kind
 ):
     made = tiny(changed(text={"model_type": kind, "sliding_window": None}))
@@ -190,7 +192,7 @@ def test_full_keeps_the_class_token_as_a_grid_of_its_own(tiny, changed):
     assert made.planned.description.shape.grids == ((1, 1), (14, 14))
     pixels = torch.randn(1, 3, 56, 56).numpy()
     ours = made.features(pixels)
-    assert ours.shape[1] == made.plan.visual_tokens == 197
+    assert ours.shape[1] == made.plan.host.visual_tokens == 197
     assert difference(ours, made.reference_features(pixels))[0] <= LIMIT
 
 
@@ -258,4 +260,4 @@ def test_bytes_are_the_models_without_the_layers_that_are_not_used(preset):
     unused = [*tower.encoder.layers[2].parameters(), *tower.post_layernorm.parameters()]
     total = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in unused)
     assert made.plan.weights_bytes == 4 * total
-    assert not made.plan.host.embedding.tied
+    assert not any(block.shares for block in made.plan.blocks)

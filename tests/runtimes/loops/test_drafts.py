@@ -23,8 +23,9 @@ from edgevlm import api
 from edgevlm.errors import BundleError, InputError, PlanError, RecipeError
 from edgevlm.models.checkpoint import find
 from edgevlm.pipeline import export
-from edgevlm.planning.vlm import make_plan
+from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
+from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops import drafts, images
 from edgevlm.runtimes.loops.sampling import Sampling
 from edgevlm.runtimes.loops.sequence import PromptRows
@@ -54,7 +55,7 @@ def bundle(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loop(bundle):
-    return api.load_loop(bundle.path, threads=1)
+    return load_loop(bundle.path, threads=1)
 
 
 def answer(loop, draft=None, most=40, sampling=Sampling()):
@@ -147,7 +148,7 @@ def test_few_rows_go_in_by_checks(loop):
 
 def test_with_a_budget_every_step_is_a_check(bundle, loop):
     plain = answer(loop)
-    small = api.load_loop(bundle.path, threads=1, memory="2GB")
+    small = load_loop(bundle.path, threads=1, memory="2GB")
     found = answer(small, drafts.lookup)
     assert found.token_ids == plain.token_ids
     assert found.checks + found.accepted + 1 == len(found.token_ids)
@@ -162,7 +163,7 @@ def test_other_targets_check_too(target, tiny_model, tmp_path):
     assert done.verification.ok
     names = [(b.name, b.function) for b in done.verification.blocks if b.function == "check"]
     assert names == [("decoder-0", "check"), ("head-0", "check")]
-    loop = api.load_loop(done.bundle.path, threads=1)
+    loop = load_loop(done.bundle.path, threads=1)
     plain, start = answer(loop, most=12), []
 
     def guess(_, ids, count):
@@ -196,7 +197,7 @@ def test_a_draft_that_is_none(loop, text):
 def test_a_draft_needs_blocks_and_its_function(loop, exported):
     with pytest.raises(InputError, match=r"^skip=4 does not leave the first and the last of 5 dec"):
         drafts.parse("skip=4", loop.plan)
-    other = api.load_loop(exported.bundle.path, threads=1)
+    other = load_loop(exported.bundle.path, threads=1)
     with pytest.raises(InputError, match=r"no 'check' function .* export it with --speculate 8$"):
         other.ask(QUESTION, lambda: [other.see([FLOWER])], 4, draft=drafts.lookup)
 

@@ -58,8 +58,10 @@ def test_a_further_turn_equals_prefilling_the_whole_conversation(loop):
     second = loop.ask("And why?", max_new_tokens=1)
     turn = loop.logits().copy()  # scores after the token of the second answer
     plan = loop.plan
-    prompt = assemble(plan, plan.layout.prompt, loop.table, loop.tokenizer, QUESTION, [visual], 0)
-    more = assemble(plan, plan.layout.turn, loop.table, loop.tokenizer, "And why?", [], 0)
+    prompt = assemble(
+        plan, plan.host.layout.prompt, loop.table, loop.tokenizer, QUESTION, [visual], 0
+    )
+    more = assemble(plan, plan.host.layout.turn, loop.table, loop.tokenizer, "And why?", [], 0)
     reply = loop.table[[*first.token_ids]]
     rows = np.concatenate([prompt.rows, reply, more.rows])
     loop.reset()
@@ -127,7 +129,11 @@ def test_several_images_stand_in_their_order(loop):
         answer = loop.ask(QUESTION, seeing(loop, *pictures), max_new_tokens=8)
         counts[name], tokens[name] = answer.prompt_tokens, answer.token_ids
         assert answer.visual_tokens == 64 * len(pictures)
-    assert counts["two"] - counts["one"] == counts["one"] - counts["none"] == loop.plan.image_tokens
+    assert (
+        counts["two"] - counts["one"]
+        == counts["one"] - counts["none"]
+        == loop.plan.host.image_tokens
+    )
     assert counts["two"] == counts["turned"]
     assert len(set(tokens.values())) == 4
 
@@ -276,7 +282,9 @@ def test_original_positions_are_those_of_the_full_sequence(loop, original):
     original.reset()
     full, kept = loop.see([FLOWER]), original.see([FLOWER])
     pieces = [
-        assemble(one.plan, one.plan.layout.prompt, one.table, one.tokenizer, QUESTION, [visual], 0)
+        assemble(
+            one.plan, one.plan.host.layout.prompt, one.table, one.tokenizer, QUESTION, [visual], 0
+        )
         for one, visual in ((loop, full), (original, kept))
     ]
     assert len(pieces[0].rows) - len(pieces[1].rows) == 48

@@ -39,18 +39,18 @@ def functions(bundle):
     return [(b.name, f.name) for b in bundle.plan.blocks for f in b.functions]
 
 
-def outputs(bundle, form):
-    """What each function makes of the same numbers, in one form."""
+def outputs(bundle, mode):
+    """What each function makes of the same numbers, in one load mode."""
     engine = Engine(bundle, 1)
     TextLoop(bundle, Bound(engine))
     found = {}
     for key in functions(bundle):
         made = bundle.plan.block(key[0]).function(key[1])
-        arrays, random = engine._arrays[key], np.random.default_rng(0)
+        arrays, random = engine.arrays[key], np.random.default_rng(0)
         for spec in made.inputs:
             if spec.dtype == "f32":
                 arrays[spec.name][:] = random.standard_normal(spec.shape)
-        engine.load(*key, form)
+        engine.load(*key, mode)
         engine.run(*key)
         engine.unload(*key)
         found[key] = {spec.name: arrays[spec.name].copy() for spec in made.outputs}
@@ -58,7 +58,7 @@ def outputs(bundle, form):
 
 
 def test_shared_blocks_compute_what_blocks_alone_do(exported):
-    alone, shared = (outputs(exported.bundle, form) for form in ("own", "shared"))
+    alone, shared = (outputs(exported.bundle, mode) for mode in ("private", "shared_graph"))
     for key, wanted in alone.items():
         for name, array in wanted.items():
             np.testing.assert_allclose(
@@ -71,7 +71,7 @@ def test_blocks_with_equal_graphs_have_one_session_and_a_block_its_pages_once(ex
     engine = Engine(bundle, 1)
     layers, views = bundle.plan.stage("decoder"), bundle.plan.stage("vision")
     for block in (*layers, *views):
-        engine.load(block.name, None, "shared")
+        engine.load(block.name, None, "shared_graph")
     between = {id(engine._sessions[block.name, "encode"]) for block in views[1:-1]}
     assert len(views) > 3
     assert len(between) == 1
@@ -116,7 +116,7 @@ def test_a_changed_file_is_refused(bundle_copy):
     block = bundle.plan.stage("decoder")[0]
     (bundle_copy / f"blocks/decoder/{block.name}.weights").write_bytes(b"\0")
     with pytest.raises(BundleError, match=r"\.weights' was changed"):
-        Engine(bundle, 1).load(block.name, "decode", "shared")
+        Engine(bundle, 1).load(block.name, "decode", "shared_graph")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_matrices_that_a_session_changes_are_no_inputs(
     bundle = Bundle(
         exported.bundle.path, replace(plan, recipe=replace(plan.recipe, quantize=scheme))
     )
-    assert Engine(bundle, 1).forms("decoder-0") == ("prepared", "shared")[:count]
+    assert Engine(bundle, 1).load_modes("decoder-0") == ("prepacked", "shared_graph")[:count]
 
 
 def test_schemes_that_unpack_are_the_exporters():

@@ -8,23 +8,22 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from edgevlm.errors import BundleError, EdgeVLMError, PlanError
-from edgevlm.runtimes.residency.costs import passes
 
 ASK = """
 import json, sys
 import numpy as np
 from edgevlm import api
+from edgevlm.runtimes.loading import load_loop
 from edgevlm.errors import EdgeVLMError
 from edgevlm.runtimes.residency.memory import forget_peak
 forget_peak()
 path, picture, memory, lower = sys.argv[1:]
-loop = api.load_loop(path, None, 1, None if memory == "all" else int(memory))
+loop = load_loop(path, None, 1, None if memory == "all" else int(memory))
 scores, run = [], loop.logits
 def logits():
     scores.append(run().copy())
@@ -90,7 +89,7 @@ def test_a_process_keeps_to_its_budget(target, scheme, picture, tmp_path):
     whole = ask(path, picture, "all", tmp_path)
     roomy = ask(path, picture, 10**9, tmp_path)
     assert roomy["ids"] == whole["ids"]
-    assert roomy["loads"] == sum(map(len, passes(_plan(path)).values()))  # each once
+    assert roomy["loads"] == sum(map(len, _plan(path).passes.values()))  # each once
     between = (roomy["least"] + roomy["peak"]) // 2
     for memory in (roomy["least"] + 10**6, max(between, roomy["least"] + 3 * 10**6)):
         found = ask(path, picture, memory, tmp_path)
@@ -117,14 +116,14 @@ def _apart(found, whole):
 @pytest.fixture
 def loop(bundle_copy, tmp_path, monkeypatch):
     """A tiny bundle with room for one block at a time; its files may be damaged."""
-    from edgevlm import api
+    from edgevlm.runtimes.loading import load_loop
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(PlanError) as refused:
-        api.load_loop(bundle_copy, memory=1)
+        load_loop(bundle_copy, memory=1)
     least = int(re.search(r"smallest budget is (\d+) MB", str(refused.value))[1])
     # The exception keeps what was opened, so this takes more of the process.
-    made = api.load_loop(bundle_copy, memory=(least + 30) * 10**6)
+    made = load_loop(bundle_copy, memory=(least + 30) * 10**6)
     made.blocks.budget_bytes = made.blocks.minimum_budget_bytes
     made.blocks.set_budget(made.blocks.budget_bytes)
     yield made
@@ -132,8 +131,8 @@ def loop(bundle_copy, tmp_path, monkeypatch):
 
 
 def run_once(loop):
-    for name, keys in passes(loop.plan).items():
-        loop.blocks.begin(name, 1)
+    for name, keys in loop.plan.passes.items():
+        loop.blocks.expect(name, 1)
         for key in keys:
             loop.blocks.run(*key)
 
@@ -171,15 +170,31 @@ def test_hundreds_of_passes_take_no_more_memory(loop, passes):
     assert max(sizes[-5:]) <= max(sizes[5:10]) + 2 * 10**6
 
 
+# Says when a function is reached, and stops there.
+HOLD = """
+import importlib, time
+def hold(*arguments):
+    print("reached", file=sys.stderr, flush=True)
+    time.sleep(600)
+setattr(importlib.import_module("edgevlm.{0}"), "{1}", hold)
+"""
+WITH_BUDGET = ("--memory", "1GB")
+STEPS = {
+    ("bundle.cache", "keep"): (),  # packed matrices have no name yet
+    ("runtimes.residency.measure", "keep"): WITH_BUDGET,  # measured, and not yet written down
+    ("runtimes.loops.text", "chooser"): WITH_BUDGET,  # before the first token
+}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_who_is_killed_leaves_nothing_that_the_next_one_reads(exported, start, command, tmp_path):
-    """In the middle of measuring, of packing matrices, or of an answer."""
     cache = f"import os\nos.environ['XDG_CACHE_HOME'] = {str(tmp_path)!r}"
     asked = ("run", exported.bundle.path, "--prompt", "What?", "--json", "--max-new-tokens", "4")
     wanted = json.loads(command(*asked).out)["token_ids"]
-    for seconds in (1.5, 3.5):
-        process = start(*asked, "--memory", "1GB", before=cache)
-        time.sleep(seconds)
+    for step, memory in STEPS.items():
+        process = start(*asked, *memory, before=cache + HOLD.format(*step))
+        assert any(line.strip() == "reached" for line in process.stderr)
+        assert process.poll() is None  # it waits there
         process.kill()
         process.communicate()
     done = command(*asked, "--memory", "1GB", before=cache)
@@ -198,9 +213,9 @@ def test_no_room_for_prepared_graphs_is_no_fault(bundle_copy, tmp_path, monkeypa
 
 
 def test_engines_without_budgets_say_so(exported, monkeypatch):
-    from edgevlm import api
+    from edgevlm.runtimes.loading import load_loop
     from edgevlm.runtimes.on_onnxruntime.engine import Engine
 
     monkeypatch.setattr(Engine, "budgets", False)
     with pytest.raises(EdgeVLMError, match=r"^engine 'onnxruntime' keeps to no budget; leave out"):
-        api.load_loop(exported.bundle.path, memory="300MB")
+        load_loop(exported.bundle.path, memory="300MB")

@@ -1,9 +1,9 @@
-"""Memory that really gets short: a process that writes more than its group may have."""
+"""Memory that gets short, as a file of the kernel tells it."""
 
 from __future__ import annotations
 
 import os
-import subprocess
+import select
 import sys
 import threading
 from pathlib import Path
@@ -12,48 +12,82 @@ import pytest
 
 from edgevlm.runtimes.residency import pressure
 
-GROUPS = Path("/sys/fs/cgroup/memory")  # cgroup v1: v2 would ask to turn the controller on
-LIMIT, SIZE, SECONDS = 60_000_000, 200 << 20, 15
-THRASH = """
-import mmap, os, sys, time
-group, path, size, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-open(f"{group}/cgroup.procs", "w").write(str(os.getpid()))
-with open(path, "w+b") as file:
-    file.truncate(size)
-    pages, end = mmap.mmap(file.fileno(), 0), time.time() + seconds
-    while time.time() < end:
-        for at in range(0, size, 4096):
-            pages[at] = 1
-"""
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="PSI is Linux's")
+
+
+class Poll:
+    """A poll over a file that no kernel writes to: it ends when the test says so."""
+
+    def __init__(self, event):
+        self.event, self.ready, self.registered = event, threading.Event(), []
+
+    def register(self, file, events):
+        self.registered.append((file, events))
+
+    def poll(self):
+        assert self.ready.wait(30)
+        return [(self.registered[0][0], self.event)]
 
 
 @pytest.fixture
-def group():
-    """A group of processes with little memory."""
-    folder = GROUPS / f"edgevlm-{os.getpid()}"
-    try:
-        folder.mkdir()
-        (folder / "memory.limit_in_bytes").write_text(str(LIMIT))
-    except OSError as cause:
-        pytest.skip(f"no group with a limit of memory can be made: {cause}")
-    yield folder
-    folder.rmdir()
+def psi(tmp_path, monkeypatch):
+    """A file in the place of the kernel's, and the poll that waits on it."""
+    file = tmp_path / "memory.pressure"
+    file.write_bytes(b"")
+    monkeypatch.setattr(pressure, "_file", lambda: file)
+
+    def polled(event):
+        poll = Poll(event)
+        monkeypatch.setattr(select, "poll", lambda: poll)
+        return poll
+
+    return file, polled
 
 
-def test_who_watches_is_called_when_memory_is_short(group, tmp_path):
-    called = threading.Event()
-    if not pressure.watch(called.set):
-        pytest.skip("this system does not tell its memory pressure")
-    assert not called.wait(0.1)
-    arguments = [group, tmp_path / "pages", SIZE, SECONDS]
-    process = subprocess.Popen([sys.executable, "-c", THRASH, *map(str, arguments)])
-    try:
-        assert called.wait(SECONDS)
-    finally:
-        process.kill()
-        process.wait()
+def test_who_watches_is_called_once_when_memory_gets_short(psi):
+    file, polled = psi
+    poll, called, calls = polled(select.POLLPRI), threading.Event(), []
+    assert pressure.watch(lambda: (calls.append(1), called.set()))
+    assert file.read_bytes() == pressure.TRIGGER
+    assert not called.wait(0.05)
+    poll.ready.set()
+    assert called.wait(30)
+    ((descriptor, events),) = poll.registered
+    assert (calls, events) == ([1], select.POLLPRI)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)  # closed before the call
+
+
+def test_who_watches_a_group_that_goes_is_not_called(psi, monkeypatch):
+    _, polled = psi
+    poll, started = polled(select.POLLERR), []
+    monkeypatch.setattr(threading, "Thread", kept_thread(started))
+    assert pressure.watch(lambda: pytest.fail("memory is not short"))
+    poll.ready.set()
+    started[0].join(30)
+    assert not started[0].is_alive()
+
+
+def kept_thread(started):
+    """`threading.Thread`, noting each one that is made."""
+
+    class Kept(threading.Thread):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    return Kept
 
 
 def test_a_system_that_does_not_tell(monkeypatch, tmp_path):
     monkeypatch.setattr(pressure, "_file", lambda: tmp_path / "nothing")
     assert not pressure.watch(lambda: None)
+
+
+@pytest.mark.skipif(not Path("/proc/pressure/memory").exists(), reason="no PSI in this kernel")
+def test_the_kernel_takes_the_trigger():
+    try:
+        os.close(os.open("/proc/pressure/memory", os.O_RDWR | os.O_NONBLOCK))
+    except OSError as cause:
+        pytest.skip(f"the file cannot be written here: {cause}")
+    assert pressure.watch(lambda: None)

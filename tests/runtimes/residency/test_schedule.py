@@ -31,14 +31,14 @@ def room_of(data, units):
 
 def occupied(made, passes=3):
     """Bytes at each moment, if every load begins as early as it may and every run as late."""
-    count, held = len(made.units), sum(made.units[i].bytes for i in made.kept)
+    count, held = len(made.units), sum(made.units[i].bytes for i in made.resident)
     most = held
     for now in range(passes * count):  # runs before `now` are over, that of `now` has not begun
         inside = sum(
-            made.units[load.unit].bytes
+            made.units[load.position].bytes
             for p in range(passes + 1)
             for load in made.loads
-            if p * count + load.after < now <= p * count + load.unit
+            if p * count + load.after < now <= p * count + load.position
         )
         most = max(most, held + inside)
     return most
@@ -48,9 +48,11 @@ def occupied(made, passes=3):
 @given(data=st.data(), units=PASS, share=SHARE)
 def test_a_schedule_keeps_to_its_room(data, units, share):
     made = schedule(units, room_of(data, units), share)
-    assert sorted([*made.kept, *(load.unit for load in made.loads)]) == list(range(len(units)))
-    assert all(load.after < load.unit for load in made.loads)
-    assert all(load.after > load.unit - 1 - len(units) for load in made.loads)
+    assert sorted([*made.resident, *(load.position for load in made.loads)]) == list(
+        range(len(units))
+    )
+    assert all(load.after < load.position for load in made.loads)
+    assert all(load.after > load.position - 1 - len(units) for load in made.loads)
     assert occupied(made) <= made.peak_bytes <= made.room_bytes
 
 
@@ -58,8 +60,8 @@ def test_a_schedule_keeps_to_its_room(data, units, share):
 @given(data=st.data(), units=PASS, share=SHARE)
 def test_times_lie_between_perfect_overlap_and_none(data, units, share):
     made = schedule(units, room_of(data, units), share)
-    streamed = [units[load.unit] for load in made.loads]
-    runs = sum(u.first_ms for u in streamed) + sum(units[i].run_ms for i in made.kept)
+    streamed = [units[load.position] for load in made.loads]
+    runs = sum(u.first_ms for u in streamed) + sum(units[i].run_ms for i in made.resident)
     loads = sum(u.load_ms for u in streamed)
     assert max(runs, loads) * 0.999 <= made.pass_ms <= (runs + loads) * 1.001
     if share < loader.FREE:
@@ -75,7 +77,7 @@ def rate_of(units, room, share):
     def rate(kept):
         loads = loader._loads(units, kept, room, share >= loader.FREE)
         times = replay(units, kept, loads, loader.PASSES, share)
-        return times[-1] - times[-2], sum(units[load.unit].bytes for load in loads)
+        return times[-1] - times[-2], sum(units[load.position].bytes for load in loads)
 
     return rate
 
@@ -101,13 +103,13 @@ def test_equal_blocks_keep_what_fits_and_hide_loads_behind_runs():
     assert made.first_ms == pytest.approx(8 * 20 + 5)
     assert schedule(units, 10).pass_ms == pytest.approx(8 * 25)  # one at a time: none does
     dear = [Unit(f"b{i}", "run", 10, load_ms=20, first_ms=1, run_ms=1) for i in range(8)]
-    assert [len(schedule(dear, room).kept) for room in (10, 40, 70, 80)] == [0, 3, 6, 8]
+    assert [len(schedule(dear, room).resident) for room in (10, 40, 70, 80)] == [0, 3, 6, 8]
 
 
 def test_loads_go_on_into_the_next_pass():
     units = [Unit(f"b{i}", "run", 10, 5, 20, 20) for i in range(4)]
     made = schedule(units, 20)
-    assert made.kept == ()
+    assert made.resident == ()
     assert [load.after for load in made.loads] == [-2, -1, 0, 1]
 
 
@@ -124,4 +126,4 @@ def test_many_units_are_planned_soon():
     started = time.perf_counter()
     made = schedule(units, 300, 0.9)
     assert time.perf_counter() - started < 30
-    assert 0 < len(made.kept) < 30
+    assert 0 < len(made.resident) < 30

@@ -1,0 +1,136 @@
+"""Checks of a host's constants, for the kinds that are made of them.
+
+A manifest is hostile until it is read: sizes are bounded before anything is computed from them, and
+every refusal is one line that names the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from edgevlm.bundle.documents import shown
+from edgevlm.bundle.host import (
+    SIGNALS,
+    Embedding,
+    EncoderShape,
+    ImageSpec,
+    KVCache,
+    Layout,
+    LayoutItem,
+    Rope,
+)
+from edgevlm.bundle.packed import PACKINGS
+from edgevlm.bundle.plan import MANIFEST, FileEntry
+from edgevlm.errors import BundleError
+
+# No tensor of a function is larger: 2^31 elements are 8 GB of float32.
+MOST_SIZE = 2**31
+MOST_LAYERS = 2**10
+MOST_KV_BYTES = 64 * 10**9
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+ITEMS = {
+    "prompt": ("ids", "image", "user_text", "text"), "turn": ("ids", "user_text", "text"),
+    "text": ("ids", "user_text", "text"),
+    "image": ("ids", "visual", "timestamp", "duration", "text"),
+}  # fmt: skip
+
+
+def expect(good: bool, message: str) -> None:
+    """Refuse the manifest unless `good`.
+
+    Raises:
+        BundleError: With the message.
+    """
+    if not good:
+        raise BundleError(f"{MANIFEST}: {message}")
+
+
+def numbers(where: str, values: Mapping[str, int]) -> None:
+    """Sizes, which are from 1 to 2^31."""
+    for name, value in values.items():
+        expect(1 <= value <= MOST_SIZE, f"{where}.{name} is {shown(value)}")
+
+
+def choice(where: str, value: str, known: Sequence[str]) -> None:
+    """A name of a closed set."""
+    expect(value in known, f"{where} is {shown(value)}, known: {', '.join(known)}")
+
+
+def image(spec: ImageSpec) -> None:
+    """Preprocessing."""
+    sizes = ("height", "width", "rows", "columns", "frames", "views")
+    numbers("host.image", {name: getattr(spec, name) for name in sizes})
+    choice("host.image.global_view", spec.global_view, ("first", "last"))
+    choice("host.image.resample", spec.resample, FILTERS)
+    expect(spec.frames == 1 or spec.rows * spec.columns == 1, "host.image has frames and tiles")
+    expect(min(spec.std) > 0, f"host.image.std is {list(spec.std)}, it must be above 0")
+
+
+def encoder(shape: EncoderShape) -> None:
+    """Sizes inside an image encoder."""
+    numbers("host.encoder", {"width": shape.width, "view_tokens": shape.view_tokens})
+    tokens = shape.tokens
+    good = 1 <= len(tokens) <= MOST_LAYERS and all(1 <= n <= MOST_SIZE for n in tokens)
+    good = good and list(tokens) == sorted(tokens, reverse=True)
+    expect(good, f"host.encoder.tokens is {shown(str(list(tokens)))}, it must never rise")
+    names = [signal.name for signal in shape.signals]
+    expect(len(set(names)) == len(names), "host.encoder.signals has two signals of one name")
+    for signal in shape.signals:
+        known = signal.name in SIGNALS and 0 <= signal.width <= MOST_SIZE
+        known = known and 1 <= signal.part < shape.parts - 1
+        expect(known, f"host.encoder.signals has {shown(signal.name)} of part {signal.part}")
+
+
+def embedding(table: Embedding, files: Sequence[FileEntry]) -> None:
+    """The table of rows, and the size of its file."""
+    numbers("host.embedding", {"rows": table.rows, "columns": table.columns})
+    choice("host.embedding.dtype", table.dtype, ("f32", *PACKINGS))
+    entry = next((f for f in files if f.path == table.file), None)
+    expect(entry is not None, f"{shown(table.file)} is used but not listed in files")
+    assert entry is not None
+    expect(
+        entry.bytes == table.bytes,
+        f"host.embedding needs {table.bytes} bytes, '{entry.path}' has {entry.bytes}",
+    )
+
+
+def cache(kv: KVCache) -> None:
+    """Keys and values of all layers."""
+    sizes = ("layers", "heads", "head_size", "tokens")
+    numbers("host.kv", {name: getattr(kv, name) for name in sizes})
+    choice("host.kv.form", kv.form, ("shared_buffer", "states"))
+    choice("host.kv.dtype", kv.dtype, ("f32", "f16"))
+    expect(kv.layers <= MOST_LAYERS, f"host.kv.layers is {kv.layers}")
+    if kv.gone:
+        good = len(kv.gone) == kv.layers and list(kv.gone) == sorted(kv.gone)
+        good = good and kv.gone[0] >= 0 and kv.gone[-1] < kv.tokens
+        expect(good, f"host.kv.gone is {shown(str(list(kv.gone)))} for {kv.layers} layers")
+    expect(kv.bytes <= MOST_KV_BYTES, f"host.kv needs {kv.bytes} bytes")
+
+
+def rope(tables: Rope, head_size: int) -> None:
+    """Rotary tables of heads of this size."""
+    count = len(tables.inverse_frequencies)
+    expect(
+        2 * count == head_size,
+        f"host.rope has {count} frequencies, half of kv.head_size {head_size} is expected",
+    )
+
+
+def layout(sequence: Layout, rows: int, frames: int) -> None:
+    """The sequence of a turn over an embedding table of `rows`, for clips of `frames`."""
+    for name, kinds in ITEMS.items():
+        for index, item in enumerate(getattr(sequence, name)):
+            _item(item, kinds, rows, frames, f"host.layout.{name}[{index}]")
+
+
+def _item(item: LayoutItem, kinds: tuple[str, ...], rows: int, frames: int, where: str) -> None:
+    known = ", ".join(kinds)
+    expect(item.kind in kinds, f"{where}.kind is {shown(item.kind)}, known here: {known}")
+    expect(all(0 <= i < rows for i in item.ids), f"{where} has an id outside the embedding table")
+    if item.kind == "visual":
+        inside = 0 <= item.start <= item.stop <= MOST_SIZE
+        expect(inside, f"{where} has the range {shown(item.start)}:{shown(item.stop)}")
+    if item.kind == "timestamp":
+        inside = 0 <= item.start < frames
+        expect(inside, f"{where}.start is {shown(item.start)} of {frames} frames")

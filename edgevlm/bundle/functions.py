@@ -1,0 +1,145 @@
+"""Functions and blocks: the graphs of a bundle, with the tensors that go in and come out.
+
+A function is a static graph. Its inputs and outputs are named tensors; two kinds of pairs among
+them are data, so that nobody reads meaning from a name:
+
+    caches   an input and an output that are one array: what a call leaves for the next call
+    chained  an output and the input of the next block of the stage that takes it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Number formats of tensors, by the name that manifests have for them.
+DTYPES = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "i64": np.int64, "u8": np.uint8}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Name, dtype (a key of `DTYPES`) and static shape of an input or output."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def zeros(self) -> NDArray[np.generic]:
+        """An array of this shape and dtype."""
+        return np.zeros(self.shape, DTYPES[self.dtype])
+
+
+@dataclass(frozen=True)
+class Cache:
+    """An input and an output that are one array; `name` is what a target calls its state."""
+
+    name: str
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Chain:
+    """An output, and the input of the next block that takes it."""
+
+    output: str
+    input: str
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What goes in and out of a function.
+
+    `unread` are inputs that a graph may lack, because some targets drop what nothing reads.
+    """
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    caches: tuple[Cache, ...] = ()
+    chained: tuple[Chain, ...] = ()
+    unread: frozenset[str] = frozenset()
+
+    def function(self, name: str) -> Function:
+        """The function of this signature, without work and file."""
+        return Function(name, self.inputs, self.outputs, 0, self.caches, self.chained)
+
+
+@dataclass(frozen=True)
+class Function:
+    """One static graph of a block. `file` is its artifact inside the bundle, empty in a plan."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    flops: int = 0
+    caches: tuple[Cache, ...] = ()
+    chained: tuple[Chain, ...] = ()
+    file: str = ""
+
+    @cached_property
+    def fed(self) -> tuple[Tensor, ...]:
+        """Inputs but caches, in order."""
+        cached = {cache.input for cache in self.caches}
+        return tuple(tensor for tensor in self.inputs if tensor.name not in cached)
+
+    @cached_property
+    def results(self) -> tuple[Tensor, ...]:
+        """Outputs but caches, in order."""
+        cached = {cache.output for cache in self.caches}
+        return tuple(tensor for tensor in self.outputs if tensor.name not in cached)
+
+    @cached_property
+    def links(self) -> dict[str, str]:
+        """The input of the next block that takes an output, by output."""
+        return {chain.output: chain.input for chain in self.chained}
+
+    def cached(self) -> Iterator[tuple[Cache, Tensor]]:
+        """Each cache with its input."""
+        tensors = {tensor.name: tensor for tensor in self.inputs}
+        return ((cache, tensors[cache.input]) for cache in self.caches)
+
+    def tensor(self, name: str) -> Tensor:
+        """The input or output called `name`."""
+        return next(t for t in (*self.inputs, *self.outputs) if t.name == name)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A contiguous part of a stage; its functions share one copy of `weights_bytes`.
+
+    `span` is the half-open range of the parts of its stage: layers in the decoder, rows of the
+    vocabulary in the head. `shares` names the table of the host that holds the block's weights
+    (`embedding`: a tied head), so that they are counted and written once; empty for its own.
+    """
+
+    name: str
+    stage: str
+    span: tuple[int, int]
+    weights_bytes: int
+    functions: tuple[Function, ...]
+    shares: str = ""
+
+    def function(self, name: str) -> Function:
+        """The function called `name`."""
+        return next(f for f in self.functions if f.name == name)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a kind.
+
+    Attributes:
+        name: Its name in plans and file paths.
+        quantized: Whether schemes round its weights.
+        label: What a page calls it.
+        colour: Of its parts in pictures, as a name of the page's palette.
+    """
+
+    name: str
+    quantized: bool
+    label: str
+    colour: str

@@ -1,0 +1,213 @@
+"""Constants that the program around the graphs needs, as plain numbers.
+
+Each kind of bundle puts its host together from these (`bundle.kinds`); a phone reads them from the
+manifest. Shapes: P tiles or frames, N tokens of one tile, K kept tokens, C channels, S tokens of a
+call, T cache rows (`kv.tokens`), D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgevlm.bundle.packed import PACKINGS
+
+# What `encode` may give beside features, for methods; graphs/signals.py defines each.
+SIGNALS = (
+    "cls_attention", "early_cls_attention", "flat_cls_attention", "keys", "flat_keys",
+    "global_attention",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LayoutItem:
+    """One piece of the sequence.
+
+    kind `ids`: fixed rows of the embedding table. `image`: the parts of `Layout.image`, once per
+    image or clip. `visual`: the visual tokens whose kept position lies in [start, stop), in the
+    order of `reduce`. `user_text`, `timestamp` (of frame `start`, as MM:SS), `duration` (H:MM:SS):
+    text known at run time, tokenized together with `prefix` and `suffix`. `text`: fixed text.
+    Neighbouring parts of text are tokenized as one.
+    """
+
+    kind: str
+    ids: tuple[int, ...] = ()
+    start: int = 0
+    stop: int = 0
+    prefix: str = ""
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sequence of a turn: the first with pictures, the first without, each further one.
+
+    `image` is what stands for one picture or clip in `prompt`.
+    """
+
+    prompt: tuple[LayoutItem, ...]
+    image: tuple[LayoutItem, ...]
+    text: tuple[LayoutItem, ...]
+    turn: tuple[LayoutItem, ...]
+
+    def image_tokens(self, visual_tokens: int) -> int:
+        """Tokens of the sequence that one image or clip takes, markers included."""
+        return _fixed_tokens(self.image, 0) + visual_tokens
+
+    def prompt_tokens(self, visual_tokens: int) -> int:
+        """Tokens of a first turn with one image and an empty question."""
+        return _fixed_tokens(self.prompt, self.image_tokens(visual_tokens))
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Preprocessing as plain numbers.
+
+    The picture (sRGB, 8 bit, upright) is resized (`resample`, aspect not kept) to rows·height x
+    columns·width and cut into tiles in raster order; with more than one tile the whole picture
+    resized to height x width is the global view, `first` or `last`. A clip has one view per frame.
+    A pixel is (value / 255 - mean) / std, channels first.
+    """
+
+    height: int
+    width: int
+    rows: int
+    columns: int
+    global_view: str
+    frames: int
+    resample: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def tiling(self) -> tuple[tuple[int, int], str]:
+        """Grid of tiles, and where the whole picture is beside them: `first`, `last` or nowhere."""
+        tiled = self.rows * self.columns > 1
+        return (self.rows, self.columns), self.global_view if tiled else ""
+
+    @property
+    def views(self) -> int:
+        """Calls of `encode` per image or clip: P."""
+        tiles = self.rows * self.columns
+        return self.frames if self.frames > 1 else tiles + (tiles > 1)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The table whose rows the host reads: `rows` x `columns`, row-major.
+
+    `dtype` is `f32`, or a packing of `bundle.packed`: the numbers of all rows, then all scales.
+    """
+
+    rows: int
+    columns: int
+    dtype: str
+    file: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the table file."""
+        numbers, scales = self.row_bytes
+        return self.rows * (numbers + scales)
+
+    @property
+    def row_bytes(self) -> tuple[int, int]:
+        """Bytes of the numbers and of the scales of a row."""
+        if self.dtype == "f32":
+            return self.columns * 4, 0
+        packing = PACKINGS[self.dtype]
+        return packing.row_bytes(self.columns), packing.groups(self.columns) * 4
+
+    def row_offset(self, row: int) -> tuple[int, int]:
+        """The bytes of the file at which the numbers and the scales of a row begin."""
+        numbers, scales = self.row_bytes
+        return row * numbers, self.rows * numbers + row * scales
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What one part of the encoder gives beside its tokens, for a method.
+
+    Attributes:
+        name: One of `SIGNALS`.
+        part: Part of the stage that gives it; part 0 is the embedding, then the layers.
+        width: E of the shape [1, N, E]; 0 for a number a token, [1, N].
+    """
+
+    name: str
+    part: int
+    width: int
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """Sizes inside an image encoder: an embedding, its layers, and a connector or head.
+
+    Attributes:
+        width: D of the hidden state [1, n, D] between layers.
+        tokens: n before the first layer and after each, a class token included; it falls where a
+            method of site `vision` merges.
+        view_tokens: N, tokens that the connector gives for a view.
+        signals: What methods ask for beside features.
+    """
+
+    width: int
+    tokens: tuple[int, ...]
+    view_tokens: int
+    signals: tuple[Signal, ...] = ()
+
+    @property
+    def parts(self) -> int:
+        """Parts of the stage: embedding, layers, connector."""
+        return len(self.tokens) + 1
+
+    def merged(self, part: int) -> bool:
+        """Whether the input of a part of the stage is of merged tokens."""
+        return part > 0 and self.tokens[part - 1] < self.tokens[0]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary tables: cos and sin of position · `inverse_frequencies`, twice, times `scaling`."""
+
+    inverse_frequencies: tuple[float, ...]
+    scaling: float
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """The cache of every decoder layer: keys and values [1, heads, tokens, head_size].
+
+    form `shared_buffer`: input and output of a `Cache` are one buffer, written in place. `states`:
+    they are a state of the model, called by the cache's name; the runtime keeps it. `gone`: rows
+    that each layer has less, where visual tokens leave inside the decoder; empty where none do.
+    """
+
+    form: str
+    layers: int
+    heads: int
+    head_size: int
+    tokens: int
+    dtype: str = "f32"
+    gone: tuple[int, ...] = ()
+
+    def shape(self, layer: int) -> tuple[int, int, int, int]:
+        """Shape of the keys, and of the values, of one layer."""
+        tokens = self.tokens - (self.gone[layer] if self.gone else 0)
+        return (1, self.heads, tokens, self.head_size)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all layers' keys and values."""
+        tokens = self.layers * self.tokens - sum(self.gone)
+        return 2 * self.heads * self.head_size * tokens * {"f32": 4, "f16": 2}[self.dtype]
+
+
+def _fixed_tokens(items: tuple[LayoutItem, ...], image_tokens: int) -> int:
+    """Tokens of items but their visual ones; text known at run time counts its most."""
+    # "01:23" and "0:01:23" tokenize to at most one token per character, with the words around them
+    # about as many tokens as words; the exact number is known at run time and is never larger.
+    sizes = {"image": image_tokens, "visual": 0, "user_text": 0}
+    return sum(
+        len(p.ids) if p.kind == "ids" else sizes.get(p.kind, len(p.prefix) + len(p.suffix) + 7)
+        for p in items
+    )

@@ -1,0 +1,348 @@
+"""Kind `vlm`: a picture and a question in, text out.
+
+    vision   encode         pixel_values of one view -> features, and signals for methods
+    reduce   reduce         features and signals of all views -> the visual tokens that are kept
+    decoder  prefill        a chunk of rows -> rows, caches; the whole prompt where visual tokens
+                            leave between its layers
+             decode         one row
+             check          a few rows, for speculative decoding
+    head     logits, check  rows -> scores of the words
+
+Shapes: N tokens of a view, P views, K kept tokens, C channels, D head size, T cache rows, S rows of
+a call, E width of a signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgevlm.bundle import checks
+from edgevlm.bundle.checks import expect
+from edgevlm.bundle.documents import shown
+from edgevlm.bundle.functions import Block, Cache, Chain, Signature, Stage, Tensor
+from edgevlm.bundle.host import (
+    Embedding,
+    EncoderShape,
+    ImageSpec,
+    KVCache,
+    Layout,
+    Rope,
+    Signal,
+)
+from edgevlm.bundle.plan import Plan
+from edgevlm.recipe import MOST_CHECKED
+
+STAGES = (
+    Stage("vision", True, "vision", "blue"),
+    Stage("reduce", False, "reduce", "yellow"),
+    Stage("decoder", True, "decoder", "orange"),
+    Stage("head", True, "head", "sky"),
+)
+POSITIONS = ("contiguous", "original")
+
+
+@dataclass(frozen=True)
+class VlmHost:
+    """Constants that the program around the graphs needs.
+
+    Attributes:
+        image: Preprocessing.
+        encoder: Sizes inside the encoder.
+        visual_tokens: K, visual tokens per image or clip that reach the language model.
+        calibrated: Whether `reduce` says how much attention each visual token gets.
+        layout: The sequence of a turn.
+        embedding: The table whose rows stand for tokens.
+        rope: Rotary tables.
+        kv: The cache.
+        entering: Visual tokens among the rows that enter each layer of the decoder, and those that
+            come out of the last; empty where none leave.
+        chunk: Rows that a call of `prefill` takes.
+        check: Rows that a call of `check` takes; 0 says that there is none.
+        positions: `contiguous`, or `original`: visual tokens have the positions of the whole grid.
+        vocabulary: Words that the head scores.
+        stop_ids: Tokens that end an answer.
+    """
+
+    image: ImageSpec
+    encoder: EncoderShape
+    visual_tokens: int
+    calibrated: bool
+    layout: Layout
+    embedding: Embedding
+    rope: Rope
+    kv: KVCache
+    entering: tuple[int, ...]
+    chunk: int
+    check: int
+    positions: str
+    vocabulary: int
+    stop_ids: tuple[int, ...]
+
+    @property
+    def tables_bytes(self) -> int:
+        """Bytes of the embedding table."""
+        return self.embedding.bytes
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of a first turn with one image and an empty question."""
+        return self.layout.prompt_tokens(self.visual_tokens)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of the sequence that one image or clip takes, markers included."""
+        return self.layout.image_tokens(self.visual_tokens)
+
+
+HOST, LOOP = VlmHost, "text"
+VlmPlan = Plan[VlmHost]
+
+
+def spans(host: VlmHost) -> dict[str, int]:
+    """How far the spans of each stage's blocks reach, in the order of `STAGES`."""
+    reach = (host.encoder.parts, 1, host.kv.layers, host.vocabulary)
+    return {stage.name: stop for stage, stop in zip(STAGES, reach, strict=True)}
+
+
+def functions(host: VlmHost, stage: str) -> tuple[str, ...]:
+    """Names of the functions that each block of a stage has."""
+    check = ("check",) if host.check else ()
+    names = {
+        "vision": ("encode",),
+        "reduce": ("reduce",),
+        "decoder": ("prefill", "decode", *check),
+        "head": ("logits", *check),
+    }
+    return names[stage]
+
+
+def signature(host: VlmHost, block: Block, function: str) -> Signature:
+    """What goes in and out of a function of a block; its stage and span say which block."""
+    if block.stage == "vision":
+        return _encode(host, *block.span)
+    if block.stage == "reduce":
+        return _reduce(host)
+    if block.stage == "head":
+        return _head(host, block, rows={"logits": 1, "check": host.check}[function])
+    if not host.entering:
+        rows = {"prefill": host.chunk, "decode": 1, "check": host.check}[function]
+        return _decoder(host, block, rows)
+    return _whole_prompt(host, block) if function == "prefill" else _single_row(host, block)
+
+
+def passes(plan: VlmPlan) -> dict[str, tuple[tuple[str, str], ...]]:
+    """The orders in which a loop runs functions, again and again: (block, function)."""
+    head = [(block.name, "logits") for block in plan.stage("head")]
+    decoder = [block.name for block in plan.stage("decoder")]
+    orders = {
+        "encode": tuple((block.name, "encode") for block in plan.stage("vision")),
+        "reduce": tuple((block.name, "reduce") for block in plan.stage("reduce")),
+        "prefill": tuple((name, "prefill") for name in decoder),
+        "decode": (*head, *((name, "decode") for name in decoder)),
+    }
+    if plan.host.check:
+        heads = (block.name for block in plan.stage("head"))
+        orders["check"] = tuple((name, "check") for name in (*decoder, *heads))
+    return orders
+
+
+def facts(plan: VlmPlan) -> dict[str, Any]:
+    """What `plan`, `export` and `inspect` say of such a bundle, by JSON key."""
+    kv = plan.host.kv
+    return {
+        "visual_tokens": plan.host.visual_tokens,
+        "context_tokens": kv.tokens,
+        "kv_bytes": kv.bytes,
+    }
+
+
+def check(plan: VlmPlan) -> None:
+    """Refuse constants that do not fit each other or their files.
+
+    Raises:
+        BundleError: One line that names the field.
+    """
+    host = plan.host
+    numbers = {"visual_tokens": host.visual_tokens, "chunk": host.chunk}
+    checks.numbers("host", numbers | {"vocabulary": host.vocabulary})
+    checks.choice("host.positions", host.positions, POSITIONS)
+    checks.image(host.image)
+    checks.encoder(host.encoder)
+    checks.embedding(host.embedding, plan.files)
+    checks.cache(host.kv)
+    checks.rope(host.rope, host.kv.head_size)
+    checks.layout(host.layout, host.embedding.rows, host.image.frames)
+    expect(host.vocabulary <= host.embedding.rows, "host.vocabulary is more than embedding.rows")
+    _check_calls(host)
+    for block in plan.blocks:
+        shares = ("", "embedding") if block.stage == "head" else ("",)
+        expect(block.shares in shares, f"{block.name}.shares is {shown(block.shares)}")
+    kept = [site.tokens_out for site in plan.sites if site.site == "tokens"]
+    expect(
+        kept == [host.visual_tokens],
+        f"sites has {shown(str(kept))} tokens_out at site 'tokens', host.visual_tokens is"
+        f" {host.visual_tokens}",
+    )
+
+
+def _check_calls(host: VlmHost) -> None:
+    """The rows of calls, and the visual tokens that leave between layers."""
+    kv = host.kv
+    expect(host.chunk <= kv.tokens, f"host.chunk {host.chunk} is more than kv.tokens {kv.tokens}")
+    expect(
+        host.check in (0, *range(2, MOST_CHECKED + 1))
+        and host.check <= kv.tokens
+        and not (host.check and host.entering),
+        f"host.check is {shown(host.check)}, expected 0 or 2 to {MOST_CHECKED} rows of the cache",
+    )
+    if not host.entering:
+        expect(not kv.gone, "host.kv.gone says that rows leave, host.entering that none do")
+        return
+    entering = list(host.entering)
+    good = len(entering) == kv.layers + 1 and entering == sorted(entering, reverse=True)
+    good = good and entering[0] == host.visual_tokens and entering[-1] >= 0
+    good = good and host.chunk > entering[0] - entering[-1] and len(kv.gone) == kv.layers
+    expect(good, f"host.entering is {shown(str(entering))} for {kv.layers} layers")
+    expect(not host.calibrated, "host.calibrated: no decoder block takes it where tokens leave")
+
+
+def _encode(host: VlmHost, start: int, stop: int) -> Signature:
+    """`encode` of parts `start` to `stop` of the encoder.
+
+    Where tokens have merged, size and origin go beside the hidden state: the patches that each
+    token stands for [1, n, 1], and for each place the token that it is part of [1, places].
+    """
+    image, encoder = host.image, host.encoder
+    inputs = [Tensor("pixel_values", "f32", (1, 3, image.height, image.width))]
+    if start > 0:
+        inputs = _hidden(encoder, start)
+    chained: list[Chain] = []
+    if stop == encoder.parts:
+        outputs = [Tensor("features", "f32", (1, encoder.view_tokens, host.embedding.columns))]
+    else:
+        state = _hidden(encoder, stop)
+        if encoder.tokens[stop - 1] == encoder.tokens[max(start, 1) - 1]:
+            state = state[:1]  # nothing merges here: size and origin are as they came
+        outputs, chained = _passed_on(state)
+    signals = [
+        Tensor(s.name, "f32", _signal_shape(s, encoder.view_tokens))
+        for s in sorted(encoder.signals, key=lambda signal: signal.part)
+        if start <= s.part < stop
+    ]
+    # The connector asks for no size, and many layers for no origin.
+    unread = frozenset(("size", "origin"))
+    return Signature(tuple(inputs), (*outputs, *signals), (), tuple(chained), unread)
+
+
+def _hidden(encoder: EncoderShape, part: int) -> list[Tensor]:
+    """What enters a part of the encoder."""
+    tokens = encoder.tokens[part - 1]
+    hidden = [Tensor("hidden", "f32", (1, tokens, encoder.width))]
+    if encoder.merged(part):
+        hidden.append(Tensor("size", "f32", (1, tokens, 1)))
+        hidden.append(Tensor("origin", "i32", (1, encoder.tokens[0])))
+    return hidden
+
+
+def _signal_shape(signal: Signal, tokens: int) -> tuple[int, ...]:
+    return (1, tokens, signal.width) if signal.width else (1, tokens)
+
+
+def _reduce(host: VlmHost) -> Signature:
+    total, channels = host.image.views * host.encoder.view_tokens, host.embedding.columns
+    signals = [Tensor(s.name, "f32", _signal_shape(s, total)) for s in host.encoder.signals]
+    outputs = [
+        Tensor("visual_tokens", "f32", (1, host.visual_tokens, channels)),
+        Tensor("kept_positions", "i32", (1, host.visual_tokens)),
+    ]
+    if host.calibrated:
+        outputs.append(Tensor("log_sizes", "f32", (1, host.visual_tokens)))
+    inputs = (Tensor("features", "f32", (1, total, channels)), *signals)
+    return Signature(inputs, tuple(outputs), unread=frozenset(s.name for s in signals))
+
+
+def _decoder(host: VlmHost, block: Block, rows: int) -> Signature:
+    """`rows` new tokens and the caches of the block's layers."""
+    kv, channels = host.kv, host.embedding.columns
+    inputs = [
+        *_rows(host, rows),
+        Tensor("mask", "f32", (1, 1, rows, kv.tokens)),
+        Tensor("position", "i32", (1,)),
+    ]
+    if host.calibrated:
+        inputs.append(Tensor("bias", "f32", (1, 1, 1, kv.tokens)))
+    outputs, chained = _passed_on([Tensor("hidden", "f32", (1, rows, channels))])
+    return _with_caches(host, block, inputs, outputs, chained, ("mask",))
+
+
+def _whole_prompt(host: VlmHost, block: Block) -> Signature:
+    """`prefill` of a whole prompt, where visual tokens leave between the layers."""
+    start, stop = block.span
+    inputs = _prompt_state(host, host.entering[start])
+    state = _prompt_state(host, host.entering[stop])
+    if host.entering[stop] == host.entering[start]:
+        state = state[:1]
+    if stop == host.kv.layers:
+        state = [Tensor("hidden", "f32", (1, 1, host.embedding.columns))]
+    outputs, chained = _passed_on(state)
+    return _with_caches(host, block, inputs, outputs, chained, ("visual_rows", "last"))
+
+
+def _prompt_state(host: VlmHost, visual: int) -> list[Tensor]:
+    """A prompt of which so many visual tokens are left."""
+    return [
+        *_rows(host, host.chunk - (host.entering[0] - visual)),
+        # A tensor cannot be empty: where all have left there is one row that nobody reads.
+        Tensor("visual_rows", "i32", (1, max(1, visual))),
+        Tensor("last", "i32", (1,)),
+    ]
+
+
+def _single_row(host: VlmHost, block: Block) -> Signature:
+    """`decode` of one row, where visual tokens leave between the layers."""
+    inputs = [*_rows(host, 1), Tensor("position", "i32", (1,)), Tensor("pruned", "i32", (1,))]
+    outputs, chained = _passed_on([Tensor("hidden", "f32", (1, 1, host.embedding.columns))])
+    return _with_caches(host, block, inputs, outputs, chained, ("position", "pruned"))
+
+
+def _rows(host: VlmHost, rows: int) -> list[Tensor]:
+    """Hidden rows with their rotary tables."""
+    return [
+        Tensor("hidden", "f32", (1, rows, host.embedding.columns)),
+        Tensor("cos", "f32", (1, rows, host.kv.head_size)),
+        Tensor("sin", "f32", (1, rows, host.kv.head_size)),
+    ]
+
+
+def _passed_on(state: Iterable[Tensor]) -> tuple[list[Tensor], list[Chain]]:
+    """Outputs that the next block takes, and which input each is there."""
+    outputs = [Tensor(f"{t.name}_out", t.dtype, t.shape) for t in state]
+    return outputs, [Chain(t.name, t.name.removesuffix("_out")) for t in outputs]
+
+
+def _with_caches(
+    host: VlmHost,
+    block: Block,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    chained: Sequence[Chain],
+    unread: Sequence[str],
+) -> Signature:
+    caches, past, present = [], [], []
+    for layer in range(*block.span):
+        for part in ("key", "value"):
+            name = f"{part}_{layer - block.span[0]}"
+            caches.append(Cache(name, f"past_{name}", f"present_{name}"))
+            past.append(Tensor(caches[-1].input, "f32", host.kv.shape(layer)))
+            present.append(Tensor(caches[-1].output, "f32", host.kv.shape(layer)))
+    return Signature(
+        (*inputs, *past), (*outputs, *present), tuple(caches), tuple(chained), frozenset(unread)
+    )
+
+
+def _head(host: VlmHost, block: Block, rows: int) -> Signature:
+    hidden = Tensor("hidden", "f32", (1, rows, host.embedding.columns))
+    logits = Tensor("logits", "f32", (rows, block.span[1] - block.span[0]))
+    return Signature((hidden,), (logits,))

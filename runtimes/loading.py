@@ -1,0 +1,118 @@
+"""A bundle, an engine and a budget become the loop of the bundle's kind.
+
+    bundle -> engine of its target -> blocks, resident or streamed -> loop
+
+Each kind of bundle names its loop (`LOOP`), a module of `runtimes.loops` with two names:
+
+    open_loop(bundle, blocks)   the loop; it binds its arrays, then opens the blocks
+    bind_arrays(plan, blocks)   makes the arrays between blocks, and binds each function to them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.plan import Plan
+from edgevlm.errors import RuntimeLoadError
+from edgevlm.registry import KINDS, engine_for
+from edgevlm.runtimes.arrays import Array
+from edgevlm.runtimes.engine import Blocks, Engine, find_engine
+from edgevlm.runtimes.residency.resident import ResidentBlocks
+from edgevlm.units import parse_bytes
+
+if TYPE_CHECKING:
+    from edgevlm.runtimes.loops.text import TextLoop
+
+
+def load_loop(
+    path: str | Path,
+    engine: str | None = None,
+    threads: int | None = None,
+    memory: int | str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> TextLoop:
+    """Open a bundle and load its blocks, for who calls the steps of its loop one by one.
+
+    Args:
+        path: The bundle.
+        engine: Name of an engine; None takes the one of the highest rank.
+        threads: Threads of the engine; None takes all cores.
+        memory: Most bytes that this process may take, or a text such as `300MB`; None keeps every
+            block in memory.
+        progress: Called with each step that takes long.
+
+    Raises:
+        BundleError: If the bundle is damaged.
+        PlanError: If `memory` is too little; the message says how much would do.
+        RuntimeLoadError: If no engine can run it.
+    """
+    bundle = Bundle.open(path)
+    target = bundle.plan.recipe.target
+    kind = find_engine(engine or engine_for(target))
+    if target not in kind.targets:
+        raise RuntimeLoadError(
+            f"engine '{kind.name}' does not run target '{target}'; it runs: "
+            + ", ".join(kind.targets)
+        )
+    budget = parse_bytes(memory) if isinstance(memory, str) else memory
+    return open_loop(bundle, make_blocks(bundle, kind(bundle, threads), budget, progress))
+
+
+def make_blocks(
+    bundle: Bundle,
+    engine: Engine,
+    budget_bytes: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Blocks:
+    """The blocks of a bundle: all in memory, or as many as a budget of the process allows.
+
+    Raises:
+        RuntimeLoadError: If there is a budget, and the engine keeps to none.
+    """
+    if budget_bytes is None:
+        return ResidentBlocks(bundle.plan, engine)
+    if not engine.budgets:
+        raise RuntimeLoadError(f"engine '{engine.name}' keeps to no budget; leave out --memory")
+    from edgevlm.runtimes.residency.measure import measured
+    from edgevlm.runtimes.residency.streamed import StreamedBlocks
+
+    timings = measured(bundle, engine.name, engine.threads or 1, progress)
+    return StreamedBlocks(bundle.plan, engine, timings, budget_bytes)
+
+
+def open_loop(bundle: Bundle, blocks: Blocks) -> TextLoop:
+    """The loop of a bundle's kind over its blocks.
+
+    Raises:
+        PlanError: If the blocks have a budget that is too small.
+    """
+    loop: TextLoop = _module(bundle.plan).open_loop(bundle, blocks)
+    return loop
+
+
+def bind_arrays(plan: Plan[Any], engine: Engine) -> None:
+    """Bind every function to arrays, without a loop: for who runs functions one by one."""
+    _module(plan).bind_arrays(plan, _Touching(engine))
+
+
+@dataclass(frozen=True)
+class _Touching:
+    """An engine that touches the pages of arrays when they are bound, so that no run has to."""
+
+    engine: Engine
+
+    def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
+        """Fix the arrays of a function."""
+        for array in arrays.values():
+            array[...] = 0
+        self.engine.bind(block, function, arrays)
+
+
+def _module(plan: Plan[Any]) -> ModuleType:
+    return import_module(f"edgevlm.runtimes.loops.{KINDS.load(plan.kind).LOOP}")
