@@ -1,16 +1,16 @@
 """`adb[:SERIAL]`: an Android phone, by Android's own `adb`.
 
-What runs bundles there is no part of this package. `--runner FILE` puts it on the phone, where it
-stays, and the files of docs/devices.md are all it needs to know:
+The runner there is not part of this package. `--runner FILE` puts it on the phone, where it stays;
+its contract is the files of docs/devices.md:
 
     a program    pushed to /data/local/tmp/edgevlm/program, run as `runner runs/ID` in that folder's
                  parent; it prints its steps, and ends when its stdin does
     an .apk      installed; the app `PACKAGE` has its own folder, of which `edgevlm` is ours. It is
-                 started with the run's folder, and its files are looked at every second
+                 started with the run's folder, and its files are polled every second
 
-Files go by `adb push`, whole: a file that was cut begins anew, a bundle goes on at it. Scripts need
-the exit codes of Android 7 (`shell_v2`). Tested with the real adb and a scripted phone; nothing
-here, the app's way least of all, has met a real one.
+Files are copied by `adb push`: an interrupted file starts again, a bundle continues with it.
+Scripts need the exit codes of Android 7 (`shell_v2`). Tested with the real adb and a scripted
+phone; nothing here has been tested on a real phone, and the app not at all.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PROGRAM_FOLDER = "/data/local/tmp/edgevlm"
 APP_FOLDER = f"/sdcard/Android/data/{PACKAGE}/files/edgevlm"
 POLL_S = 1.0
 READY = "device"
-# What to do on the phone, by the state that adb tells.
+# What to do on the phone, by the state that adb reports.
 STATES = {
     "unauthorized": "unlock it and allow USB debugging for this computer on its screen",
     "authorizing": "unlock it and allow USB debugging for this computer on its screen",
@@ -61,7 +61,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
     if "shell_v2" not in _adb("-s", serial, "features").split():
         raise DeviceError(f"adb:{serial} is too old: Android 7 or newer is needed")
     is_app = _is_app(serial, job.runner, progress)
-    phone = Phone(serial, APP_FOLDER if is_app else PROGRAM_FOLDER)
+    phone = AndroidPhone(serial, APP_FOLDER if is_app else PROGRAM_FOLDER)
     with phone.connected(progress):
         if job.runner is not None and not is_app:
             phone.put("program", [File.of("runner", job.runner)], progress)
@@ -80,7 +80,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
 
 
 def reachable() -> list[Reachable]:
-    """Phones that adb sees, each with what to do where it is not ready."""
+    """Phones that adb lists, each with what to do if it is not ready."""
     try:
         phones = _phones()
     except DeviceError as cause:
@@ -92,8 +92,8 @@ def reachable() -> list[Reachable]:
     ] or [Reachable("adb", "none", NONE)]
 
 
-class Phone(Shell):
-    """One phone; `began` is its time when the run did."""
+class AndroidPhone(Shell):
+    """One phone; `began` is the phone's time at the start of the run."""
 
     resumes = False
 
@@ -106,7 +106,7 @@ class Phone(Shell):
         return [_program(), "-s", self.serial, "shell", script]
 
     def link_failure(self, code: int, errors: str) -> str | None:
-        """Whether the phone is still there, as adb tells; what it said may be the script's."""
+        """One line if adb no longer lists the phone; other errors may be the script's own."""
         if _phones().get(self.serial, ("gone", ""))[0] == READY:
             return None
         return f"the link to {self.name} was cut; plug the phone in again, and {AGAIN}"
@@ -140,11 +140,11 @@ class Phone(Shell):
             return self._wait(run, progress)
         except KeyboardInterrupt:
             with suppress(DeviceError):
-                self.sh(f"am force-stop {PACKAGE}")  # it would measure on for nobody
+                self.sh(f"am force-stop {PACKAGE}")  # nobody waits for its answer
             raise
 
     def _wait(self, run: str, progress: Step) -> str:
-        gone = False
+        ended = False
         while True:
             out = self.sh(
                 f"ls {run}; pidof {PACKAGE} >/dev/null || echo edgevlm-gone;"
@@ -153,9 +153,9 @@ class Phone(Shell):
             names, _, line = out.partition("edgevlm-log\n")
             if {t.PROFILE, t.ERROR} & {*names.split()}:
                 return ""
-            if gone:
+            if ended:
                 return "the app there ended without an answer; --log FILE keeps what it logged"
-            gone = "edgevlm-gone" in names  # once more: it may have ended just after its answer
+            ended = "edgevlm-gone" in names  # once more: it may have ended just after its answer
             if line.strip():
                 progress(f"{self.name}: {one_line(line)}")
             time.sleep(POLL_S)
@@ -176,7 +176,7 @@ def _check_runner(runner: Path | None) -> None:
 
 
 def _is_app(serial: str, runner: Path | None, progress: Step) -> bool:
-    """Whether the app runs the bundle, installed now if it is given; else a program does.
+    """Whether the app runs the bundle, else a program does; a given app is installed.
 
     Raises:
         DeviceError: If neither is given nor there, or the app cannot be installed.
@@ -189,21 +189,23 @@ def _is_app(serial: str, runner: Path | None, progress: Step) -> bool:
         said = _adb("-s", serial, "install", "-r", str(runner), failing=True)
         if "Success" not in said:
             raise DeviceError(f"adb:{serial} does not install '{runner}': {one_line(said)}")
-    look = f"[ -f {PROGRAM_FOLDER}/program/runner ] && echo program; pm path {PACKAGE} 2>/dev/null"
-    there = _adb("-s", serial, "shell", f"{look}; true").split()
-    app = any(word.startswith("package:") for word in there)
+    listing = (
+        f"[ -f {PROGRAM_FOLDER}/program/runner ] && echo program; pm path {PACKAGE} 2>/dev/null"
+    )
+    runners = _adb("-s", serial, "shell", f"{listing}; true").split()
+    app = any(word.startswith("package:") for word in runners)
     if runner is not None and not app:
         raise DeviceError(f"'{runner}' is not the app {PACKAGE}, which is the one that is started")
-    if not app and "program" not in there:
+    if not app and "program" not in runners:
         raise DeviceError(
-            f"adb:{serial} has nothing that runs bundles; give --runner FILE, an app (.apk) or a"
-            " program for it that keeps to docs/devices.md"
+            f"adb:{serial} has no runner; give --runner FILE, an app (.apk) or a program for it"
+            " that follows docs/devices.md"
         )
-    return runner is not None or "program" not in there
+    return runner is not None or "program" not in runners
 
 
 def _chosen(address: str) -> str:
-    """The serial number of the phone that is meant, which is ready.
+    """The serial number of the phone that `address` means, which is ready.
 
     Raises:
         DeviceError: If there is none, several, or it is not ready; says what to do on it.
@@ -238,7 +240,7 @@ def _adb(*arguments: str, failing: bool = False) -> str:
     """What `adb` prints.
 
     Raises:
-        DeviceError: If it fails, unless that is looked for.
+        DeviceError: If it fails, unless `failing` is set.
     """
     try:
         done = subprocess.run(
@@ -248,7 +250,7 @@ def _adb(*arguments: str, failing: bool = False) -> str:
     except subprocess.TimeoutExpired as cause:
         raise DeviceError("adb does not answer; try 'adb kill-server', then again") from cause
     if done.returncode and not failing:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
         raise DeviceError(f"adb failed: {one_line(lines[-1].removeprefix('adb: '))}")
     return done.stdout + (done.stderr if failing else "")
 

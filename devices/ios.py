@@ -4,11 +4,11 @@ The app `APP` runs bundles there; `--runner` installs it, an .app or .ipa that i
 device. Its Documents/edgevlm is the folder of docs/devices.md: the same files as everywhere.
 
 `devicectl` copies files in and out of the container of an app that is signed for development, but
-can neither hash nor delete. So what was copied is noted beside the bundle, in NAME.copied.json, and
-an empty manifest.json marks a bundle that is not whole; the app checks hashes as any reader does.
+can neither hash nor delete. So NAME.copied.json beside the bundle lists the copied files, and an
+empty manifest.json marks an incomplete bundle; the app checks hashes as any reader does.
 
-NOT RUN ON A DEVICE: these command lines follow the tool's own help and were tested against a
-scripted `xcrun` only. Unproved most of all: whether `copy to` makes the folders of its destination.
+NOT TESTED ON A DEVICE: these command lines follow the tool's own help and were tested against a
+scripted `xcrun` only. Least certain: whether `copy to` creates the folders of its destination.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from edgevlm.profiling.document import Profile
 
 APP, FOLDER = "org.edgevlm.app", "Documents/edgevlm"
 POLL_S = 2.0
-# A note of what was copied is sent after so many bytes: what a cut link costs at most.
-NOTE_BYTES = 64 * 10**6
+# The list of copied files is sent after so many bytes: an interrupted copy repeats at most these.
+LIST_BYTES = 64 * 10**6
 NO_MAC = "device 'ios' needs a Mac with Xcode 15 or newer: there is no 'xcrun' here"
 
 
@@ -48,7 +48,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
     if job.runner is not None and not job.runner.exists():
         raise DeviceError(f"no runner at '{job.runner}'")
     with tempfile.TemporaryDirectory() as folder:
-        phone = Phone(_chosen(address), Path(folder))
+        phone = IosDevice(_chosen(address), Path(folder))
         if job.runner is not None:
             progress(f"{phone.name}: install {job.runner.name}")
             phone.ctl("install", "app", str(job.runner))
@@ -58,7 +58,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
 
 
 def reachable() -> list[Reachable]:
-    """Devices that devicectl knows, each with what to do where it is not ready."""
+    """Devices that devicectl lists, each with what to do if it is not ready."""
     if shutil.which("xcrun") is None:
         return [Reachable("ios", "not here", NO_MAC)]
     try:
@@ -71,8 +71,8 @@ def reachable() -> list[Reachable]:
     return found or [Reachable("ios", "none", "no device is known; connect one and trust this Mac")]
 
 
-class Phone:
-    """One device; `folder` is ours, for files on their way."""
+class IosDevice:
+    """One device; `folder` is a local one, for files to send and fetched files."""
 
     def __init__(self, identifier: str, folder: Path) -> None:
         self.identifier, self.name, self.local = identifier, f"ios:{identifier}", folder
@@ -100,7 +100,7 @@ class Phone:
                  "--destination", f"{FOLDER}/{path}")  # fmt: skip
 
     def fetch(self, path: str, limit: int) -> bytes | None:
-        """A file of our folder; None if it is not there."""
+        """A file of our folder; None if it does not exist."""
         target = self.local / "fetched"
         target.unlink(missing_ok=True)
         try:
@@ -111,30 +111,30 @@ class Phone:
         if not target.is_file() or target.is_symlink():
             return None
         if target.stat().st_size > limit:
-            raise DeviceError(f"{self.name} sent more than {limit} bytes where few belong")
+            raise DeviceError(f"{self.name} sent more than {limit} bytes where few were expected")
         return target.read_bytes()
 
     def put_bundle(self, bundle: Bundle, progress: Step) -> None:
-        """Copy a bundle, of which only what differs from the note of an earlier copy."""
+        """Copy the files of a bundle that differ from the list of an earlier copy."""
         folder = f"bundles/{t.folder_of(bundle)}"
-        noted = self._noted(folder)
-        missing = [f for f in bundle.plan.files if noted.get(f.path) != f.sha256]
+        copied = self._copied(folder)
+        missing = [f for f in bundle.plan.files if copied.get(f.path) != f.sha256]
         manifest = (bundle.path / MANIFEST).read_bytes()
         if not missing and self.fetch(f"{folder}/{MANIFEST}", len(manifest)) == manifest:
             return
         (self.local / "empty").write_bytes(b"")
         self.send(self.local / "empty", f"{folder}/{MANIFEST}")
-        # What is about to be written over is no longer what the note says.
-        noted = {f.path: f.sha256 for f in bundle.plan.files if f not in missing}
-        self._note(folder, noted)
+        # Files that are about to be replaced are taken off the list.
+        copied = {f.path: f.sha256 for f in bundle.plan.files if f not in missing}
+        self._send_copied(folder, copied)
         total, done, since = sum(f.bytes for f in missing), 0, 0
         for file in missing:
             progress(f"{self.name}: copy {folder}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB")
             self.send(bundle.file(file.path), f"{folder}/{file.path}")
-            noted[file.path] = file.sha256
+            copied[file.path] = file.sha256
             done, since = done + file.bytes, since + file.bytes
-            if since >= NOTE_BYTES or file is missing[-1]:
-                self._note(folder, noted)
+            if since >= LIST_BYTES or file is missing[-1]:
+                self._send_copied(folder, copied)
                 since = 0
         self.send(bundle.path / MANIFEST, f"{folder}/{MANIFEST}")
 
@@ -143,7 +143,7 @@ class Phone:
         run = f"runs/{secrets.token_hex(6)}"
         request = self.local / t.REQUEST
         request.write_text(t.request_text(job, bundle), "utf-8")
-        self.send(job.picture, f"{run}/{t.PICTURE}")
+        self.send(job.image, f"{run}/{t.PICTURE}")
         self.send(request, f"{run}/{t.REQUEST}")
         launch = ("process", "launch", "--terminate-existing", APP, "--run", run)
         pid = self.ctl(*launch).get("process", {}).get("processIdentifier")
@@ -154,34 +154,34 @@ class Phone:
                 t.keep_log(job, self.fetch(f"{run}/{t.LOG}", t.LOG_BYTES) or b"")
 
     def _wait(self, run: str, pid: object, job: Job, bundle: Bundle, progress: Step) -> Profile:
-        gone = False
+        ended = False
         while True:
             if (text := self.fetch(f"{run}/{t.PROFILE}", t.PROFILE_BYTES)) is not None:
                 return t.received(text, job, bundle, self.name)
             if (text := self.fetch(f"{run}/{t.ERROR}", t.LOG_BYTES)) is not None:
                 raise DeviceError(f"{self.name}: {one_line(text.decode('utf-8', 'replace'))}")
-            if gone:
+            if ended:
                 raise DeviceError(f"{self.name}: the app there ended without an answer")
             running = self.ctl("info", "processes").get("runningProcesses", [])
-            gone = all(process.get("processIdentifier") != pid for process in running)
+            ended = all(process.get("processIdentifier") != pid for process in running)
             log = (self.fetch(f"{run}/{t.LOG}", t.LOG_BYTES) or b"").decode("utf-8", "replace")
             if lines := log.split("\n")[:-1]:
                 progress(f"{self.name}: {one_line(lines[-1])}")
             time.sleep(POLL_S)
 
-    def _note(self, folder: str, noted: dict[str, str]) -> None:
-        """Write down what is copied, beside the bundle."""
+    def _send_copied(self, folder: str, copied: dict[str, str]) -> None:
+        """Send the list of copied files."""
         note = self.local / "note"
-        note.write_text(json.dumps(noted), "utf-8")
+        note.write_text(json.dumps(copied), "utf-8")
         self.send(note, f"{folder}.copied.json")
 
-    def _noted(self, folder: str) -> dict[str, str]:
-        """sha256 of each file that was copied, as an earlier copy noted it."""
+    def _copied(self, folder: str) -> dict[str, str]:
+        """sha256 of each copied file, from the list of an earlier copy."""
         try:
-            noted = json.loads(self.fetch(f"{folder}.copied.json", t.LOG_BYTES) or b"{}")
+            copied = json.loads(self.fetch(f"{folder}.copied.json", t.LOG_BYTES) or b"{}")
         except (ValueError, RecursionError):
             return {}
-        return noted if isinstance(noted, dict) else {}
+        return copied if isinstance(copied, dict) else {}
 
 
 def _container() -> tuple[str, ...]:
@@ -189,7 +189,7 @@ def _container() -> tuple[str, ...]:
 
 
 def _chosen(address: str) -> str:
-    """Identifier of the device that is meant, which is ready.
+    """Identifier of the device that `address` means, which is ready.
 
     Raises:
         DeviceError: If there is none, several, or it is not ready.
@@ -247,7 +247,7 @@ def _ctl(*words: str) -> dict[str, Any]:
             check=False,
         )  # fmt: skip
         if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
             raise DeviceError(f"devicectl failed: {one_line(lines[0])}")
         try:
             found = json.loads(answer.read_text("utf-8")).get("result", {})

@@ -1,19 +1,19 @@
 """`ssh:[USER@]HOST[:PORT]`: a computer with a POSIX shell and Python 3.11, such as a Jetson.
 
-OpenSSH's own client does the talking, so that hosts, keys, agents and jump hosts are those of the
-user's `~/.ssh/config`, and host keys are checked as it says. Nothing is ever asked on the way
-(BatchMode): what needs an answer is refused with the command that asks for it.
+OpenSSH's own client connects, so that hosts, keys, agents and jump hosts are those of the user's
+`~/.ssh/config`, and host keys are checked as configured there. Nothing is asked interactively
+(BatchMode): a connection that needs an answer is refused with the command that asks for it.
 
 One connection serves a visit: the first command is a master (ControlMaster) that lives as long as
-its stdin, which is ours, and the others go through it. Where it is gone they must not connect anew,
-behind the lock's back: their ProxyCommand is `false`, which only a new connection would run.
+its stdin, which is ours, and the others use it. Once it has ended they must not connect again
+without the lock: their ProxyCommand is `false`, which only a new connection would run.
 
-Files go by `cat >>`, which goes on at the end of what a cut copy left; sftp can do that too, but in
-batches it shows no progress. The program there is this package itself, a zip of its sources that is
-unpacked into a folder named by its hash, so both ends are one version. It runs in the first of
-these Pythons that has what the bundle needs (not torch): `venv-TARGET` in our folder
-(`venv-ENGINE` with --engine), which may be a link to your own environment, then `python3`,
-`python3.14` … `python3.11`. If none has it, that folder is made, and pip installs there.
+Files are copied by `cat >>`, which continues at the end of an interrupted copy; sftp can do that
+too, but reports no progress in batches. The program there is this package itself, a zip of its
+sources that is unpacked into a folder named by its hash, so both ends have the same version. It
+runs in the first of these Pythons that has what the bundle needs (not torch): `venv-TARGET` in our
+folder (`venv-ENGINE` with --engine), which may be a link to your own environment, then `python3`,
+`python3.14` … `python3.11`. If none has it, that folder is created, and pip installs there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from edgevlm.registry import engine_for
 from edgevlm.version import VERSION
 
 PYTHONS = ("python3", "python3.14", "python3.13", "python3.12", "python3.11")
-# A link that carries nothing for so long is cut: three questions without an answer.
+# After three keep-alive messages without an answer the link is cut.
 ALIVE_S = 10
 OPTIONS = (
     "BatchMode=yes", "ConnectTimeout=15", f"ServerAliveInterval={ALIVE_S}", "ServerAliveCountMax=3",
@@ -56,7 +56,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
         DeviceError: If it cannot be reached, has no fitting Python, or fails on the way.
     """
     job.without_runner("ssh")
-    host = Host(address)
+    host = SshHost(address)
     bundle = t.opened(job)
     with tempfile.TemporaryDirectory(prefix="edgevlm-") as folder:
         host.control = Path(folder) / "s"
@@ -81,7 +81,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
 
 
 def reachable() -> list[Reachable]:
-    """Whether there is a client, and the hosts that the user has named; none is contacted."""
+    """The client, and the hosts of the user's configuration; none is contacted."""
     if shutil.which("ssh") is None:
         return [Reachable("ssh", "not installed", "install OpenSSH's client (openssh-client)")]
     hosts = _named_hosts(CONFIG)
@@ -90,7 +90,7 @@ def reachable() -> list[Reachable]:
     return [Reachable("ssh:USER@HOST[:PORT]", "ready", note), *found]
 
 
-class Host(Shell):
+class SshHost(Shell):
     """One host."""
 
     def __init__(self, address: str) -> None:
@@ -121,7 +121,7 @@ class Host(Shell):
         return ["ssh", *options, *control, *port, "--", self.destination, command]
 
     def link_failure(self, code: int, errors: str) -> str | None:
-        """What ssh itself says, and what to do; it ends with 255 where it fails."""
+        """What ssh itself reports, and what to do; its exit code is 255 if it fails."""
         if code != 255:
             return None
         if self.root:
@@ -138,12 +138,12 @@ class Host(Shell):
                 f"its host key is not known; connect once by hand and compare it: {by_hand}"
             ),
             "Permission denied (": (
-                f"no key of yours is accepted; see that this works without a password: {by_hand}"
+                f"no key of yours is accepted; check that this works without a password: {by_hand}"
             ),
-            "Could not resolve": "no such host; see ~/.ssh/config or the name's spelling",
+            "Could not resolve": "no such host; check ~/.ssh/config and the spelling",
             "Connection refused": "nothing listens there; is sshd running, and the port right?",
             "timed out": "no answer; is it on, and in the same network?",
-            "No route to host": "no way there; is it on, and in the same network?",
+            "No route to host": "no route; is it on, and in the same network?",
         }
         for words, what in meant.items():
             if words in errors:
@@ -175,12 +175,12 @@ class Host(Shell):
         return good
 
     def put_package(self, python: str, folder: Path, progress: Step) -> str:
-        """Have this package's sources there, unpacked; the folder to import them from."""
+        """Send this package's sources and unpack them; returns the folder to import them from."""
         archive = folder / "edgevlm.zip"
         archive.write_bytes(sources())
         file = File.of("edgevlm.zip", archive)
         name = f"package/{file.sha256[:16]}"
-        if self.sh(f"[ -d {name} ] && echo there || true").strip() != "there":
+        if self.sh(f"[ -d {name} ] && echo exists || true").strip() != "exists":
             progress(f"{self.name}: send edgevlm {VERSION}, {file.bytes / 1e6:.1f} MB")
             self.sh("rm -rf package .package && mkdir .package")
             self._put(".package", file, 0, lambda _: None)
@@ -200,7 +200,7 @@ class Host(Shell):
         return ""
 
     def make_environment(self, python: str, folder: str, engine: str, progress: Step) -> str:
-        """Make the folder with what an engine needs; its Python.
+        """Create an environment with what an engine needs; returns its Python.
 
         Raises:
             DeviceError: If pip or venv fails there, such as without a network; says what to do.
@@ -239,7 +239,7 @@ class Host(Shell):
 
 
 def sources() -> bytes:
-    """This package's own files as a zip, the same bytes every time; no models, no pictures."""
+    """This package's own files as a zip, the same bytes every time; no models, no images."""
     packed, home = io.BytesIO(), Path(edgevlm.__file__).parent
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for folder, inside, names in os.walk(home, followlinks=True):

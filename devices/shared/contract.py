@@ -1,17 +1,17 @@
-"""What all transports share: what is asked, the folder it becomes on a device, what comes back.
+"""What all transports share: the request, its folder on a device, the profile that comes back.
 
-A transport is a file of this folder, found by its name:
+A transport is a file of `devices/`, found by its name:
 
     profile(address, job, progress)   measure a bundle there; `address` is what follows `NAME:`
-    reachable()                       what can be reached now, and what to do where nothing can
+    reachable()                       devices that can be reached now, or what to do
 
-The contract with what runs on a device is files alone, in one folder of ours (docs/devices.md):
+The contract with the runner on a device are files in one folder of ours (docs/devices.md):
 
-    bundles/NAME/…          a bundle as it is here; whole once its manifest.json is there
-    runs/ID/request.json    a `RunRequest`, with the picture in the file `picture` beside it
-    runs/ID/profile.json    the answer, put there by a rename; or error.txt, one line; and log.txt
+    bundles/NAME/…          an unchanged bundle; complete once it has its manifest.json
+    runs/ID/request.json    a `RunRequest`, with the image in the file `picture` beside it
+    runs/ID/profile.json    the answer, renamed when complete; or error.txt, one line; and log.txt
 
-What a device sends is hostile input: it is bounded, read strictly and compared with what was asked.
+A device's answer is untrusted: it is bounded, read strictly and compared with the request.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ FORMAT_VERSION = 1
 REQUEST, PICTURE = "request.json", "picture"
 PROFILE, ERROR, LOG = "profile.json", "error.txt", "log.txt"
 PROFILE_BYTES, LOG_BYTES = LIMIT_BYTES, 4 * 10**6
-# Longest line that is shown of what a device says.
+# Longest line that is printed of a device's messages.
 LINE = 300
 Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure, and with what.
+    """What to measure, and how.
 
     Attributes:
         bundle: The bundle here.
-        request: Picture, question, number of answers.
+        request: Image, question, number of answers.
         engine: Name of an engine; None takes the first on the device that runs the target.
         threads: Threads of the engine; None takes all cores.
         memory_bytes: Most memory of the process there; None sets no budget.
         runner: The program or app to put on a phone, which then runs the bundle.
-        log: File here for what the device wrote on the way.
+        log: Local file for the device's log.
     """
 
     bundle: Path
@@ -65,8 +65,8 @@ class Job:
     log: Path | None = None
 
     @property
-    def picture(self) -> Path:
-        """The picture that is asked about."""
+    def image(self) -> Path:
+        """The image of the question."""
         return self.request.image or PHOTO
 
     def without_runner(self, name: str) -> None:
@@ -88,7 +88,7 @@ class RunRequest:
         bundle: Folder in `bundles/`.
         prompt: The question about the file `picture`.
         runs: Timed answers.
-        tokens_generated: Tokens of each answer, whatever the model says in them.
+        tokens_generated: Tokens of each answer; stop tokens do not end it.
         minutes: Then answers without a pause.
         engine: Name of the engine; null leaves the choice to what runs there.
         threads: Threads of the engine; null takes all cores.
@@ -121,9 +121,9 @@ class Reachable:
     """One line of `edgevlm devices`.
 
     Attributes:
-        device: What `--device` takes, or the name of the transport where there is none.
-        state: `ready`, or in the transport's own word why it is not.
-        note: What it is, or what to do.
+        device: A value of `--device`, or the name of the transport if it has none.
+        state: `ready`, or the transport's own word for why not.
+        note: A description, or what to do.
     """
 
     device: str
@@ -132,21 +132,21 @@ class Reachable:
 
 
 def opened(job: Job) -> Bundle:
-    """The bundle, once all that can be refused here has been.
+    """The bundle, after all checks that need no device.
 
     Raises:
         BundleError: If it is damaged.
-        InputError: If the picture cannot be read.
+        InputError: If the image cannot be read.
         RecipeError: If there is no such engine.
     """
     if job.engine is not None and job.engine not in ENGINES.names():
         raise RecipeError(unknown_name("engine", job.engine, ENGINES.names()))
-    images.load(job.picture)
+    images.load(job.image)
     return Bundle.open(job.bundle)
 
 
 def safe_name(name: str) -> str:
-    """A file name that every system and shell takes as it is."""
+    """A file name that needs no quoting on any system."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:100].lstrip(".-") or "bundle"
 
 
@@ -194,7 +194,7 @@ def received(text: bytes, job: Job, bundle: Bundle, device: str) -> Profile:
     for name, (got, expected) in _compared(profile, profile.text, job, bundle).items():
         if got != expected:
             raise DeviceError(f"{device} sent another profile: its {name} is not what was asked")
-    question = replace(profile.text.question, image=job.picture.name)
+    question = replace(profile.text.question, image=job.image.name)
     return replace(
         profile,
         device=device,
@@ -223,7 +223,7 @@ def _compared(
 
 
 def keep_log(job: Job, log: bytes) -> None:
-    """Write what the device logged where `--log` says.
+    """Write the device's log to the file of `--log`.
 
     Raises:
         InputError: If it cannot be written.
@@ -233,6 +233,6 @@ def keep_log(job: Job, log: bytes) -> None:
 
 
 def one_line(text: str) -> str:
-    """What a device says, as one line that steers no terminal."""
+    """A device's message as one line without control characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= LINE else line[: LINE - 3] + "..."

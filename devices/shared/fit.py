@@ -1,16 +1,16 @@
-"""Does a plan fit a named device, and what to ask for so that it does: arithmetic, no device.
+"""Whether a plan fits a named device, and which recipe would: arithmetic, no device.
 
-    limit    what one app may use before the system ends it; where no such figure is known, half of
-             the memory (a rule of this file, not a figure of the device)
+    limit    what one app may use before the system kills it; if that is not known, half of the
+             memory (a rule of this file, not a figure of the device)
     budget   the limit less `RESERVE_BYTES`, for the app around the engine
     fits     weights + KV cache <= budget, everything in memory at once
-    scheme   the most exact one that fits: the most bits of the weights, then of the rows
+    scheme   the most exact one that fits: the most bits of the weights, then of the activations
     block    the largest of 512, 256, … 8 MB at which the KV cache and two of the largest blocks are
              within the budget: one runs while the next is loaded
-    floor    of a token: bytes of decoder and head / bandwidth, for each weight is read once
+    floor    of a token: bytes of decoder and head / bandwidth, because each weight is read once
 
-Weights count once, as in the plan. Packed copies that an engine makes of its own, and activations,
-come on top; none of this was measured on a device.
+Weights count once, as in the plan. Packed copies of an engine, and activations, are not included;
+none of this was measured on a device.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from typing import Any
 from edgevlm.bundle.plan import Plan
 from edgevlm.devices.shared.named import Device
 from edgevlm.exporters.contract import find_target
+from edgevlm.profiling.text_answers import bytes_per_token
 from edgevlm.quantization.schemes import EXACT, Schemes, parse_scheme
 from edgevlm.recipe import Recipe
 from edgevlm.units import MB
 
-# For the app around the engine, its pictures and its windows. ONNX Runtime, Python and the embedded
+# For the app around the engine, its images and its windows. ONNX Runtime, Python and the embedded
 # model together peak at 140 MB (README), which is within the budget and not this.
 RESERVE_BYTES = 256 * MB
 BLOCK_SIZES_BYTES = tuple(size * MB for size in (512, 256, 128, 64, 32, 16, 8))
@@ -37,10 +38,10 @@ Planner = Callable[[Recipe], Plan[Any]]
 
 @dataclass(frozen=True)
 class OfferedSchemes:
-    """What a target offers for this choice.
+    """What a target offers for a recipe.
 
     Attributes:
-        names: Schemes that need no pictures, in the target's order.
+        names: Schemes that need no calibration, in the target's order.
         unpacked: Those that are float32 again in memory.
     """
 
@@ -50,7 +51,7 @@ class OfferedSchemes:
 
 @dataclass(frozen=True)
 class Need:
-    """What a plan takes in memory under one scheme.
+    """The memory of a plan under one scheme.
 
     Attributes:
         quantize: The scheme.
@@ -73,13 +74,13 @@ class Need:
 
 @dataclass(frozen=True)
 class Fit:
-    """A plan beside a device; `calculated`, none of it measured.
+    """A plan compared with a device; `calculated`, none of it measured.
 
     Attributes:
         device: Name of the device.
-        target: What is exported.
+        target: The recipe's target.
         limit_bytes: What one app may use.
-        limit_from: Kind of its source (`observation`), or `half of memory` where there is none.
+        limit_from: Kind of its source (`observation`), or `half of memory` if there is none.
         reserve_bytes: Left to the app around the engine.
         budget_bytes: For `run --memory`.
         asked: The recipe as it is.
@@ -105,7 +106,7 @@ class Fit:
 
 
 def offered(recipe: Recipe) -> OfferedSchemes:
-    """The schemes of a recipe's target and backend that need no pictures."""
+    """The schemes of a recipe's target and backend that need no calibration."""
     target = find_target(recipe.target)
     names = target.schemes_of(target.backend(recipe.backend))
     uncalibrated = tuple(name for name in names if name not in target.calibrated)
@@ -113,48 +114,26 @@ def offered(recipe: Recipe) -> OfferedSchemes:
 
 
 def fit(device: Device, recipe: Recipe, schemes: OfferedSchemes, make: Planner) -> Fit:
-    """Put the plans of a recipe, in each scheme, beside a device.
+    """Compare the plans of a recipe, in each scheme, with a device.
 
     Args:
         device: The figures.
         recipe: What was asked for.
-        schemes: What its target offers.
-        make: Plans a recipe; called once for each scheme and block size that is looked at.
+        schemes: Schemes that its target offers.
+        make: Plans a recipe; called once for each scheme and block size that is tried.
     """
-    make = cache(make)
     source = device.sources.get("app_limit_bytes")
     limit = device.app_limit_bytes or device.memory_bytes // 2
     budget = max(limit - RESERVE_BYTES, 0)
-
-    def need(asked: Recipe) -> Need:
-        plan = make(_in_memory(asked, schemes.unpacked))
-        kv, read = plan.host.kv.bytes, token_bytes(plan)
-        total, bandwidth = plan.weights_bytes + kv, device.bandwidth_bytes_per_s
-        return Need(
-            quantize=str(asked.quantize),
-            weights_bytes=plan.weights_bytes,
-            kv_bytes=kv,
-            needed_bytes=total,
-            fits=total <= budget,
-            token_bytes=read,
-            token_floor_ms=read / bandwidth * 1e3 if bandwidth else None,
-        )
-
-    needs: list[Need] = []
-    for name in sorted(schemes.names, key=exactness, reverse=True):
-        needs.append(need(replace(recipe, quantize=Schemes(name), calibrate=None)))
-        if needs[-1].fits:
-            break
-    best = next((n for n in needs if n.fits), min(needs, key=lambda n: n.needed_bytes))
+    planner = cache(lambda asked: make(_in_memory(asked, schemes.unpacked)))
+    best = _best(device, recipe, schemes, planner, budget)
     chosen = replace(recipe, quantize=Schemes(best.quantize), calibrate=None)
-    sizes = (replace(chosen, block_size_bytes=size) for size in BLOCK_SIZES_BYTES)
-    fitting = (r for r in sizes if pair_bytes(make(_in_memory(r, schemes.unpacked))) <= budget)
-    block = next((r.block_size_bytes for r in fitting), None)
+    block_size = _block_size(chosen, planner, budget)
     why = {}
     if device.bandwidth_bytes_per_s is None:
         why["token_floor_ms"] = f"no bandwidth: {device.missing['bandwidth_bytes_per_s']}"
-    if block is None:
-        why["block_size_bytes"] = "two of the smallest blocks and the KV cache pass the budget"
+    if block_size is None:
+        why["block_size_bytes"] = "two of the smallest blocks and the KV cache exceed the budget"
     return Fit(
         device=device.name,
         target=recipe.target,
@@ -162,27 +141,59 @@ def fit(device: Device, recipe: Recipe, schemes: OfferedSchemes, make: Planner) 
         limit_from=source.kind if source else "half of memory",
         reserve_bytes=RESERVE_BYTES,
         budget_bytes=budget,
-        asked=need(recipe),
+        asked=_need(device, recipe, planner, budget),
         best=best,
-        block_size_bytes=block,
+        block_size_bytes=block_size,
         bandwidth_bytes_per_s=device.bandwidth_bytes_per_s,
         calculated=True,
         not_measured=why,
     )
 
 
+def _need(device: Device, recipe: Recipe, planner: Planner, budget: int) -> Need:
+    """The memory of one recipe."""
+    plan = planner(recipe)
+    kv, read = plan.host.kv.bytes, bytes_per_token(plan)
+    total, bandwidth = plan.weights_bytes + kv, device.bandwidth_bytes_per_s
+    return Need(
+        quantize=str(recipe.quantize),
+        weights_bytes=plan.weights_bytes,
+        kv_bytes=kv,
+        needed_bytes=total,
+        fits=total <= budget,
+        token_bytes=read,
+        token_floor_ms=read / bandwidth * 1e3 if bandwidth else None,
+    )
+
+
+def _best(
+    device: Device, recipe: Recipe, schemes: OfferedSchemes, planner: Planner, budget: int
+) -> Need:
+    """The most exact scheme that fits; the smallest if none does."""
+    needs: list[Need] = []
+    for name in sorted(schemes.names, key=exactness, reverse=True):
+        scheme = replace(recipe, quantize=Schemes(name), calibrate=None)
+        needs.append(_need(device, scheme, planner, budget))
+        if needs[-1].fits:
+            return needs[-1]
+    return min(needs, key=lambda need: need.needed_bytes)
+
+
+def _block_size(recipe: Recipe, planner: Planner, budget: int) -> int | None:
+    """The largest block size at which two blocks and the KV cache are within the budget."""
+    for size in BLOCK_SIZES_BYTES:
+        if pair_bytes(planner(replace(recipe, block_size_bytes=size))) <= budget:
+            return size
+    return None
+
+
 def exactness(scheme: str) -> tuple[int, int]:
-    """Bits of weights and of rows: `none` is (32, 32), `fp16` (16, 16), `w4g32a8` (4, 8).
+    """Bits of weights and of activations: `none` is (32, 32), `fp16` (16, 16), `w4g32a8` (4, 8).
 
     A palette such as `p6` is computed in float16: (6, 16).
     """
     parsed = parse_scheme(scheme)
     return parsed.weight_bits, parsed.activation_bits
-
-
-def token_bytes(plan: Plan[Any]) -> int:
-    """Bytes of weights that one decoded token reads."""
-    return sum(b.weights_bytes for b in plan.blocks if b.stage in ("decoder", "head"))
 
 
 def pair_bytes(plan: Plan[Any]) -> int:

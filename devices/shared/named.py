@@ -6,8 +6,8 @@
     bandwidth_bytes_per_s            memory to chip, the highest
     npu, npu_tops                    the neural processor and its 10^12 operations a second
 
-A figure that has no source is left out, and the table `missing` says why; null does not exist in
-TOML. Nothing here was measured by this project.
+A figure without a source is left out, and the table `missing` says why; TOML has no null. Nothing
+here was measured by this project.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from edgevlm.errors import DeviceError, RecipeError, unknown_name
 
 FOLDER = Path(__file__).parents[1] / "named"
 FIGURES = ("os", "memory_bytes", "app_limit_bytes", "bandwidth_bytes_per_s", "npu", "npu_tops")
-# `vendor`: the maker's own words; `press`: what others print, most of it the maker's; then what a
-# user saw, and arithmetic on other figures, which `says` shows.
+# `vendor`: the maker's own statement; `press`: what others publish, mostly the maker's figures;
+# `observation`: of a user; `derived`: calculated from other figures, as `says` explains.
 KINDS = ("vendor", "press", "observation", "derived")
 
 
 @dataclass(frozen=True)
 class FigureSource:
-    """Where a figure is from: one of `KINDS`, an address, and what stands there in a few words."""
+    """The source of a figure: one of `KINDS`, an address, and its statement in a few words."""
 
     kind: str
     url: str
     says: str
 
     def __post_init__(self) -> None:
-        """Refuse what a reader could not look up."""
+        """Refuse a source that a reader could not check."""
         if self.kind not in KINDS:
             raise DeviceError(f"kind must be one of {', '.join(KINDS)}, got '{self.kind}'")
         if not self.url.startswith(("https://", "http://")) or not self.says.strip():
@@ -44,9 +44,10 @@ class FigureSource:
 
 @dataclass(frozen=True)
 class Device:
-    """One file of this folder; figures that are not known are None, and `missing` has the reason.
+    """One file of `devices/named`; unknown figures are None, and `missing` has the reason.
 
-    MB and GB are powers of ten in all of them: "8 GB" is 8 x 10^9 bytes, never more than there is.
+    MB and GB are powers of ten in all of them: "8 GB" is 8 x 10^9 bytes, never more than the device
+    has.
     """
 
     name: str

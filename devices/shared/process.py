@@ -1,4 +1,4 @@
-"""A command that talks to a device: it does not outlive its use, and its last words are kept."""
+"""A command that connects to a device: it ends with its use, and its last messages are kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgevlm.devices.shared.contract import Step, one_line
 def running(
     argv: Sequence[str], stdin: int = subprocess.DEVNULL
 ) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    """A process and the file of its stderr; it does not outlive the body."""
+    """A process and the file of its stderr; it is killed at the end of the body."""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(argv, stdin=stdin, stdout=subprocess.PIPE, stderr=errors)
         try:
@@ -40,20 +40,20 @@ def errors_of(errors: IO[bytes]) -> str:
 
 
 def last_line(errors: str) -> str:
-    """The last line that says something."""
+    """The last line that is not empty."""
     lines = [line for line in errors.splitlines() if line.strip()]
     return one_line(lines[-1]) if lines else ""
 
 
 def meter(what: str, size: int, progress: Step) -> Callable[[int], None]:
-    """Takes bytes as they go, and says every two seconds how many went."""
-    done, shown = 0, time.monotonic()
+    """A function that counts sent bytes, and reports them every two seconds."""
+    done, reported = 0, time.monotonic()
 
     def sent(count: int) -> None:
-        nonlocal done, shown
+        nonlocal done, reported
         done += count
-        if time.monotonic() - shown >= 2:
-            shown = time.monotonic()
+        if time.monotonic() - reported >= 2:
+            reported = time.monotonic()
             progress(f"{what}: {done / 1e6:,.1f} of {size / 1e6:,.1f} MB")
 
     return sent

@@ -1,11 +1,11 @@
-"""What runs on a computer that is reached from another: a folder in, a profile out.
+"""The program that runs on a remote computer: a folder in, a profile out.
 
-    python -m edgevlm.devices.shared.runner RUN                measure what RUN/request.json asks
-    python -m edgevlm.devices.shared.runner --check TARGET [ENGINE]    has it what that needs?
+    python -m edgevlm.devices.shared.runner RUN                measure RUN/request.json
+    python -m edgevlm.devices.shared.runner --check TARGET [ENGINE]    can this Python run it?
 
 `RUN` is `runs/ID` of the contract in docs/devices.md, and the bundle lies in `../../bundles`. Steps
 go to stdout, a line each, and to log.txt with everything that engines write. The run ends when
-stdin does: whoever asked has gone, and nobody would fetch the profile.
+stdin does, because then nobody would fetch the profile.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check(target: str, engine: str = "") -> int:
 
 
 def run(folder: Path) -> int:
-    """Measure what the folder's request asks; profile.json or error.txt is there afterwards."""
+    """Measure the folder's request; writes profile.json or error.txt."""
     from edgevlm.bundle.writing import write_text
     from edgevlm.devices.shared import contract as t
     from edgevlm.profiling.document import write_profile
@@ -77,7 +77,7 @@ def run(folder: Path) -> int:
         error = str(cause)
     except MemoryError:
         error = "there is not enough memory for this"
-    except Exception as cause:  # a defect: this side has no terminal for a traceback
+    except Exception as cause:  # a defect: there is no terminal here for a traceback
         traceback.print_exc()
         error = f"{type(cause).__name__}: {cause} (a defect; its traceback is in log.txt)"
     write_text(folder / t.ERROR, t.one_line(error) + "\n")

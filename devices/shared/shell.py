@@ -1,18 +1,18 @@
 """A device with a POSIX shell (over ssh, over adb): copy a bundle by its hashes, run, fetch.
 
-Every step is one short script for `sh`, in one folder of ours; nothing outside it is touched.
+Every step is one short script for `sh`, in our folder; nothing outside it is touched.
 
- 1. `connected` keeps one shell open for the whole visit. It holds a lock (flock, which the system
-    gives back whenever that shell ends), so that two visits do not measure each other.
- 2. `put` compares sha256 of what is there with what is wanted. A file that differs is removed, the
-    manifest before all others: a folder that has one is a whole bundle. What is missing goes to
-    `partial/SHA256`, is hashed there, and gets its name by a rename; the manifest comes last. A
-    partial file stays when the link is cut, and the next run goes on at its end.
- 3. `measure` writes `runs/ID`, starts what runs there, and shows its lines as they come. Its stdin
-    stays open until it ends; when the link is cut it closes, and the run ends itself.
+ 1. `connected` keeps one shell open for the visit. It holds a lock (flock, which the system
+    releases when that shell ends), so that two visits do not disturb each other's measurements.
+ 2. `put` compares the sha256 of the remote files with the local ones. A file that differs is
+    removed, the manifest first: a folder that has one is a complete bundle. A missing file is sent
+    to `partial/SHA256`, hashed there, and renamed; the manifest comes last. A partial file stays
+    when the link is cut, and the next run continues at its end.
+ 3. `measure` writes `runs/ID`, starts the runner there, and prints its lines. The runner's stdin
+    stays open until it ends; when the link is cut stdin closes, and the runner ends itself.
 
-Names that a device sends are used only where they are names that we know or clean paths within the
-folder; texts are bounded, and shown as one line.
+Names that a device sends are used only if they are known names or clean paths within the folder;
+texts are bounded, and printed as one line.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ SMALL = t.LOG_BYTES
 AGAIN = "run the same command again: what was copied stays"
 # macOS has no sha256sum.
 SHA = 'S=sha256sum; command -v $S >/dev/null 2>&1 || S="shasum -a 256"'
-# What a login shell prints before it is none of ours.
+# Output of a login shell before this line is ignored.
 BEGIN = "edgevlm-begin"
-# Reasons of the shell's own programs, and what they mean for us.
+# Messages of the device's programs: no room, no permission.
 FULL, DENIED = (
     ("No space left", "Disk quota exceeded", "File too large"),
     ("Permission denied", "Read-only file system", "Not a directory", "Operation not permitted"),
@@ -51,7 +51,7 @@ FULL, DENIED = (
 
 @dataclass(frozen=True)
 class File:
-    """A file to be on the device: its path there within the folder, here, its size and sha256."""
+    """A file for the device: its path in the folder there, its path here, its size and sha256."""
 
     path: str
     source: Path
@@ -60,17 +60,17 @@ class File:
 
     @classmethod
     def of(cls, path: str, source: Path) -> File:
-        """A file whose hash nobody knows yet."""
+        """A file that is hashed now."""
         return cls(path, source, source.stat().st_size, sha256(source))
 
 
 class Shell(ABC):
-    """One visit to a device; a transport says how a script gets there and what its errors mean.
+    """One visit to a device; a transport says how a script is run there and what its errors mean.
 
     Attributes:
         name: As `--device` names it.
-        folder: A shell word for our folder there; what it expands to is `root` once connected.
-        resumes: Whether `send` can go on in the middle of a file.
+        folder: A shell word for our folder there; its expansion is `root` once connected.
+        resumes: Whether `send` can continue in the middle of a file.
     """
 
     resumes = True
@@ -84,13 +84,13 @@ class Shell(ABC):
 
     @abstractmethod
     def link_failure(self, code: int, errors: str) -> str | None:
-        """One line if the way there failed, None if the script did."""
+        """One line if the link failed, None if the script did."""
 
     def send(self, file: File, skip: int, then: str, sent: Callable[[int], None]) -> str:
-        """Bring `partial/SHA256` of a file to its end, and run a script; what that prints.
+        """Complete `partial/SHA256` of a file and run a script; returns its output.
 
-        By `cat`, which goes on at the end of what is there; a transport that has a quicker way of
-        its own takes that.
+        By `cat`, which continues at the end of the file; a transport with a quicker way of its own
+        overrides this.
 
         Args:
             file: The file.
@@ -102,13 +102,13 @@ class Shell(ABC):
         argv = self.argv(self._in_root(f"{into} && {{ {then}; }}"))
         with running(argv, stdin=subprocess.PIPE) as (process, errors):
             assert process.stdin is not None and process.stdout is not None
-            # The other end may have gone: its own words say why, below.
+            # The other end may have closed: its own message says why, below.
             with suppress(BrokenPipeError), file.source.open("rb") as data, process.stdin as pipe:
                 data.seek(skip)
-                while piece := data.read(2**18):
-                    pipe.write(piece)
+                while chunk := data.read(2**18):
+                    pipe.write(chunk)
                     pipe.flush()
-                    sent(len(piece))
+                    sent(len(chunk))
             out = process.stdout.read(SMALL)
             self._check(process.wait(), errors_of(errors))
             return out.decode("utf-8", "replace")
@@ -118,7 +118,7 @@ class Shell(ABC):
         """Open the folder and hold its lock until the body ends.
 
         Raises:
-            DeviceError: If there is no way there, or another command is at work.
+            DeviceError: If it cannot be reached, or another command is running there.
         """
         progress(f"connect to {self.name}")
         script = (
@@ -149,7 +149,7 @@ class Shell(ABC):
                     process.wait(5)
 
     def sh(self, script: str, limit: int = SMALL) -> str:
-        """What a script prints; it begins in our folder.
+        """The output of a script, which starts in our folder.
 
         Raises:
             DeviceError: If it fails, or prints more than `limit` bytes.
@@ -157,17 +157,19 @@ class Shell(ABC):
         return self.read(script, limit).decode("utf-8", "replace")
 
     def read(self, script: str, limit: int) -> bytes:
-        """What a script prints, as bytes."""
+        """The output of a script, as bytes."""
         with running(self.argv(self._in_root(script))) as (process, errors):
             assert process.stdout is not None
             out = process.stdout.read(limit + 1)
             if len(out) > limit:
-                raise DeviceError(f"{self.name} sent more than {limit} bytes where few belong")
+                raise DeviceError(
+                    f"{self.name} sent more than {limit} bytes where few were expected"
+                )
             self._check(process.wait(), errors_of(errors))
             return out.partition(f"{BEGIN}\n".encode())[2]
 
     def stream(self, script: str, progress: Step) -> tuple[int, str]:
-        """Run a script and show each line that it prints; its exit code and its errors.
+        """Run a script and report each line of its output; returns its exit code and errors.
 
         Raises:
             DeviceError: If the link fails.
@@ -185,30 +187,30 @@ class Shell(ABC):
             return code, said
 
     def put_bundle(self, bundle: Bundle, progress: Step) -> None:
-        """Copy a bundle, of which only what differs."""
+        """Copy the files of a bundle that differ."""
         files = [File(f.path, bundle.file(f.path), f.bytes, f.sha256) for f in bundle.plan.files]
         manifest = File.of(MANIFEST, bundle.path / MANIFEST)
         self.put(f"bundles/{t.folder_of(bundle)}", [*files, manifest], progress)
 
     def put(self, folder: str, files: Sequence[File], progress: Step) -> None:
-        """Make a folder have these files and no others; the last file means that all are there.
+        """Make a folder have exactly these files; the last file marks the folder as complete.
 
         Raises:
             DeviceError: If the link is cut, the disk is full, or a file arrives damaged.
         """
-        progress(f"{self.name}: what of {folder} is there already?")
-        there, partial = self._look(folder)
+        progress(f"{self.name}: compare {folder}")
+        remote, partial = self._list_remote(folder)
         wanted = {file.path: file.sha256 for file in files}
-        missing = [f for f in files if there.get(f.path) != f.sha256]
-        others = [path for path, found in there.items() if wanted.get(path) != found]
+        missing = [f for f in files if remote.get(f.path) != f.sha256]
+        others = [path for path, digest in remote.items() if wanted.get(path) != digest]
         if not missing and not others:
             return
-        whole = files[-1]
-        self._remove(folder, [whole.path, *others])  # in this order: no half bundle looks whole
-        missing = [*(f for f in missing if f is not whole), whole]
+        mark = files[-1]
+        self._remove(folder, [mark.path, *others])  # in this order: no half bundle looks complete
+        missing = [*(f for f in missing if f is not mark), mark]
         begun = {f: partial.get(f.sha256, 0) if self.resumes else 0 for f in missing}
-        begun = {f: have if have <= f.bytes else 0 for f, have in begun.items()}
-        need = sum(f.bytes - have for f, have in begun.items())
+        begun = {f: size if size <= f.bytes else 0 for f, size in begun.items()}
+        need = sum(f.bytes - size for f, size in begun.items())
         free = self._free_bytes()
         if free is not None and need > free:
             raise DeviceError(
@@ -222,22 +224,22 @@ class Shell(ABC):
         progress(f"{self.name}: copied {need / 1e6:,.1f} MB, {kept / 1e6:,.1f} MB were there")
 
     def measure(self, job: Job, bundle: Bundle, start: Callable[[str], str]) -> Profile:
-        """One run: request in, profile out; the run's folder is gone afterwards.
+        """One run: request in, profile out; the run's folder is removed afterwards.
 
         Args:
             job: What to measure.
             bundle: It is on the device already.
-            start: Runs `runs/ID` there to its end, and says how it ended.
+            start: Runs `runs/ID` there to its end; returns how it ended.
 
         Raises:
-            DeviceError: If the run fails there, or what comes back is not its profile.
+            DeviceError: If the run fails there, or its answer is not its profile.
         """
         run = f"runs/{secrets.token_hex(6)}"
         try:
             with tempfile.TemporaryDirectory() as folder:
                 request = Path(folder) / t.REQUEST
                 request.write_text(t.request_text(job, bundle), "utf-8")
-                self._put(run, File.of(t.PICTURE, job.picture), 0, lambda _: None)
+                self._put(run, File.of(t.PICTURE, job.image), 0, lambda _: None)
                 self._put(run, File.of(t.REQUEST, request), 0, lambda _: None)
             ended = start(run)
             kind, _, said = self.read(
@@ -256,12 +258,12 @@ class Shell(ABC):
                 t.keep_log(job, log)
 
     def log(self, run: str) -> bytes:
-        """What the device wrote while it ran."""
+        """The log of a run."""
         path = f"{run}/{t.LOG}"
         return self.read(f"[ ! -f {path} ] || head -c {SMALL - 100} {path}", SMALL)
 
     def failure(self, code: int, errors: str) -> str | None:
-        """One line if a command failed for the way there, or for the disk; None otherwise."""
+        """One line if a command failed because of the link or the disk; None otherwise."""
         if line := self.link_failure(code, errors):
             return line
         last = last_line(errors)
@@ -275,9 +277,9 @@ class Shell(ABC):
         return None
 
     def _put(self, folder: str, file: File, skip: int, sent: Callable[[int], None]) -> None:
-        """One file by way of `partial/`; if what was there before is no part of it, once more."""
+        """One file through `partial/`; once more if the partial file is not a part of it."""
         part, path = shlex.quote(self._partial(file)), PurePosixPath(folder) / file.path
-        # A link that is cut ends `cat` too: what is too short may go on, only the rest is damage.
+        # A cut link ends `cat` too: a file that is too short may continue, any other is damaged.
         then = (
             f"{SHA}; case $($S {part}) in {file.sha256}*) mkdir -p {_quoted(path.parent)}"
             f" && mv {part} {_quoted(path)} && echo edgevlm-arrived;;"
@@ -288,18 +290,18 @@ class Shell(ABC):
                 return
         raise DeviceError(f"{self.name}: '{file.path}' arrived damaged; is the disk there sound?")
 
-    def _look(self, folder: str) -> tuple[dict[str, str], dict[str, int]]:
+    def _list_remote(self, folder: str) -> tuple[dict[str, str], dict[str, int]]:
         """sha256 of each file of a folder, and the size of each partial file by its sha256."""
         out = self.sh(
             f"{SHA}; mkdir -p {folder}; (cd {folder} && find . -type f -exec $S {{}} +);"
             " find partial -type f -exec wc -c {} +"
         )
-        there = dict[str, str]()
-        for found, path in re.findall(r"^([0-9a-f]{64})  \./(.+)$", out, re.M):
+        digests = dict[str, str]()
+        for digest, path in re.findall(r"^([0-9a-f]{64})  \./(.+)$", out, re.M):
             if ".." not in PurePosixPath(path).parts:
-                there[path] = found
+                digests[path] = digest
         sizes = re.findall(r"^ *(\d{1,15}) partial/([0-9a-f]{64})$", out, re.M)
-        return there, {name: int(size) for size, name in sizes}
+        return digests, {name: int(size) for size, name in sizes}
 
     def _remove(self, folder: str, paths: Sequence[str]) -> None:
         """Remove files of a folder of ours, in this order."""
@@ -308,7 +310,7 @@ class Shell(ABC):
             self.sh(f"rm -f {names}")
 
     def _free_bytes(self) -> int | None:
-        """Room for our folder; None where `df` says nothing that can be read."""
+        """Free bytes for our folder; None if the output of `df` cannot be read."""
         words = self.sh("df -Pk . | tail -n 1").split()
         numbers = [int(word) for word in words if word.isdecimal() and len(word) < 16]
         return numbers[2] * 1024 if len(numbers) >= 3 else None
@@ -317,7 +319,7 @@ class Shell(ABC):
         return f"{self.root}/partial/{file.sha256}"
 
     def _in_root(self, script: str) -> str:
-        # The shell itself stays: of a command that a signal ends, ssh tells no exit code.
+        # The shell itself stays: ssh reports no exit code of a command that a signal ends.
         root = shlex.quote(self.root)
         return f"echo {BEGIN}; export LC_ALL=C; umask 077; cd {root} || exit 1; {script}; exit $?"
 
@@ -328,5 +330,5 @@ class Shell(ABC):
 
 
 def _quoted(path: PurePosixPath) -> str:
-    """A path in our folder as one shell word that no program takes for an option."""
+    """A path in our folder as one shell word that no program mistakes for an option."""
     return shlex.quote(f"./{path}")

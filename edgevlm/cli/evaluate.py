@@ -17,7 +17,7 @@ from edgevlm.evaluation.answerers import answerer, is_bundle
 from edgevlm.evaluation.evaluate import Evaluation, evaluate, find_dataset
 from edgevlm.evaluation.scores import Score
 from edgevlm.recipe import MOST_FRAMES
-from edgevlm.studies.sweep import ALL, Request, Row, parse_methods, parse_sweep, sweep
+from edgevlm.studies.sweep import ALL, SweepRequest, SweepRow, parse_methods, parse_sweep, sweep
 from edgevlm.studies.sweep_files import check_prefix, require_matplotlib, write
 from edgevlm.units import megabytes
 
@@ -89,7 +89,9 @@ def main(
     data = find_dataset(dataset)
     if sweep is not None:
         budgets, names = parse_sweep(sweep), parse_methods(methods or ALL)
-        request = Request(asked, data, budgets, names, frames or 1, limit, engine, threads, seed)
+        request = SweepRequest(
+            asked, data, budgets, names, frames or 1, limit, engine, threads, seed
+        )
         _many(replace(request, keep=keep), str(output), force, json)
         return
     with progress() as step:
@@ -122,7 +124,7 @@ def _show(found: Evaluation, as_json: bool) -> None:
     answer(found, _summary(found), as_json)
 
 
-def _many(request: Request, output: str, force: bool, json: bool) -> None:
+def _many(request: SweepRequest, output: str, force: bool, json: bool) -> None:
     check_prefix(output, force)
     require_matplotlib()
     with progress() as step:
@@ -162,7 +164,7 @@ def _cells(score: Score) -> tuple[str, str, str]:
 
 
 def _summary(result: Evaluation) -> str:
-    kinds = {"image": "pictures", "clip": "clips", "still as clip": "pictures repeated as clips"}
+    kinds = {"image": "images", "clip": "clips", "still as clip": "images repeated as clips"}
     about = ", ".join(f"{count:,} about {kinds[kind]}" for kind, count in result.asked.items())
     times, size = result.ttft_ms, result.bundle_bytes
     return (
@@ -175,12 +177,12 @@ def _summary(result: Evaluation) -> str:
     )
 
 
-def _sweep_table(rows: list[Row]) -> str:
+def _sweep_table(rows: list[SweepRow]) -> str:
     head = ["method", "tokens", "right", "95 %", "detail", "multi-turn", "ms", "bundle", ""]
     return table(head, [_sweep_cells(row) for row in rows])
 
 
-def _sweep_cells(row: Row) -> list[object]:
+def _sweep_cells(row: SweepRow) -> list[object]:
     found = row.evaluation
     if found is None:
         return [row.method, row.tokens, *["-"] * 6, row.reason]

@@ -1,11 +1,11 @@
-"""Accuracy and time to first token over methods and token budgets, as a table and a picture.
+"""Accuracy and time to first token over methods and token budgets, as a table and a chart.
 
     model, methods, budgets -> a bundle for each pair -> evaluate -> rows -> PREFIX.csv, PREFIX.png
 
-A bundle's folder is named by its recipe and by the contents of the checkpoint, so that the same
-sweep on another day, or on another dataset, exports nothing again. `random` and `average_pool` are
+A bundle's folder is named by its recipe and the checkpoint's contents, so that the same sweep on
+another day, or on another dataset, exports nothing again. `random` and `average_pool` are
 always among the methods, and `identity`, which keeps all tokens, is the first row. A budget that a
-method cannot serve stays in the table with the reason.
+method does not support stays in the table with the reason.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # it comes with torch
     from edgevlm.pipeline import Graphs
 
 ALL = "all"
-REFERENCE = "identity"
+UNREDUCED = "identity"
 BASELINES = ("average_pool", "random")
 SITE = "tokens"
 COLUMNS = (
@@ -48,7 +48,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Row:
+class SweepRow:
     """One method at one budget: an evaluation, or the reason why there is none."""
 
     method: str
@@ -58,15 +58,15 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a sweep asks for.
+class SweepRequest:
+    """What to sweep.
 
     Attributes:
         model: Hub id, folder, or `embedded`.
-        dataset: What is asked.
+        dataset: Its questions are asked.
         budgets: Visual tokens.
         methods: Names.
-        frames: Frames of a clip; 1 is pictures.
+        frames: Frames of a clip; 1 is images.
         limit: Most scenes; None takes all.
         engine: Name of the engine; None takes the first that runs the target.
         threads: Threads of the engine; None takes all cores.
@@ -115,16 +115,16 @@ def parse_methods(text: str) -> tuple[str, ...]:
         if SITE not in sites:
             where = " and ".join(map(repr, sites))
             raise RecipeError(f"method '{name}' works at site {where}, a sweep is of '{SITE}'")
-    return tuple(sorted({*names, *BASELINES} - {REFERENCE}))
+    return tuple(sorted({*names, *BASELINES} - {UNREDUCED}))
 
 
 def sweep(
-    request: Request, progress: Say = lambda _: None, done: Say = lambda _: None
-) -> list[Row]:
+    request: SweepRequest, progress: Say = lambda _: None, done: Say = lambda _: None
+) -> list[SweepRow]:
     """Evaluate `identity`, and every method at every budget.
 
     Args:
-        request: What is asked for.
+        request: What to sweep.
         progress: Called with one line per step.
         done: Called with one line per finished row.
 
@@ -136,42 +136,44 @@ def sweep(
     from edgevlm.planning.plan import make_plan
 
     checkpoint = find(request.model)
-    whole = Recipe(model=request.model, methods=(MethodChoice(REFERENCE),), frames=request.frames)
-    planned = make_plan(whole, checkpoint)
+    unreduced = Recipe(
+        model=request.model, methods=(MethodChoice(UNREDUCED),), frames=request.frames
+    )
+    planned = make_plan(unreduced, checkpoint)
     weights, most = _contents(checkpoint.folder), planned.plan.host.visual_tokens
     graphs: Graphs = {}  # encoder, decoder and head are the same for all methods
-    first = Row(REFERENCE, most, _evaluate(request, whole, weights, graphs, progress))
+    first = SweepRow(UNREDUCED, most, _evaluate(request, unreduced, weights, graphs, progress))
     rows = [first]
     done(_line(first))
     for method in request.methods:
         for tokens in request.budgets:
-            recipe = replace(whole, tokens=tokens, methods=(MethodChoice(method),))
+            recipe = replace(unreduced, tokens=tokens, methods=(MethodChoice(method),))
             shape = planned.description.shape
             rows.append(_row(request, recipe, weights, shape, graphs, progress))
             done(_line(rows[-1]))
     return rows
 
 
-def table_csv(rows: list[Row]) -> str:
-    """One line for each method, budget and score; a budget without one gives its reason."""
+def table_csv(rows: list[SweepRow]) -> str:
+    """One line for each method, budget and score; a budget without scores has its reason."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in rows:
-        found = row.evaluation
-        if found is None:
+        evaluation = row.evaluation
+        if evaluation is None:
             writer.writerow([row.method, row.tokens, *[""] * 9, row.reason])
             continue
-        times = found.ttft_ms
-        shared = [times and times.median, times and times.p90, found.bundle_bytes, None]
-        for kind, name, score in _scores(found):
+        ttft = evaluation.ttft_ms
+        per_row = [ttft and ttft.median, ttft and ttft.p90, evaluation.bundle_bytes, None]
+        for kind, name, score in _scores(evaluation):
             numbers = [score.accuracy, score.low, score.high, score.n]
-            writer.writerow([row.method, row.tokens, kind, name, *numbers, *shared])
+            writer.writerow([row.method, row.tokens, kind, name, *numbers, *per_row])
     return text.getvalue()
 
 
 def bundle_path(recipe: Recipe, weights: str, keep: Path | None) -> Path:
-    """Where the bundle of a recipe is kept; `weights` names the checkpoint's contents."""
+    """Path of a recipe's bundle; `weights` identifies the checkpoint's contents."""
     identity = edgevlm.__version__ + dumps(recipe) + weights
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     (method,) = recipe.methods
@@ -179,27 +181,27 @@ def bundle_path(recipe: Recipe, weights: str, keep: Path | None) -> Path:
 
 
 def _row(
-    request: Request,
+    request: SweepRequest,
     recipe: Recipe,
     weights: str,
     shape: VisualShape,
     graphs: Graphs,
     progress: Say,
-) -> Row:
+) -> SweepRow:
     from edgevlm.planning.methods import choose_method
 
     method, tokens = str(recipe.methods[0]), recipe.tokens or 0
     try:
         _, site, _ = choose_method(recipe, shape)
         if site.tokens_out == site.tokens_in:
-            return Row(method, tokens, None, f"keeps all {tokens} tokens, as {REFERENCE} does")
-        return Row(method, tokens, _evaluate(request, recipe, weights, graphs, progress))
+            return SweepRow(method, tokens, None, f"keeps all {tokens} tokens, as {UNREDUCED} does")
+        return SweepRow(method, tokens, _evaluate(request, recipe, weights, graphs, progress))
     except EdgeVLMError as cause:
-        return Row(method, tokens, None, str(cause))
+        return SweepRow(method, tokens, None, str(cause))
 
 
 def _evaluate(
-    request: Request, recipe: Recipe, weights: str, graphs: Graphs, progress: Say
+    request: SweepRequest, recipe: Recipe, weights: str, graphs: Graphs, progress: Say
 ) -> Evaluation:
     from edgevlm.pipeline import export
 
@@ -219,20 +221,20 @@ def _evaluate(
     )
 
 
-def _scores(found: Evaluation) -> Iterator[tuple[str, str, Score]]:
-    yield "all", "", Score(found.accuracy, found.low, found.high, found.n)
-    for name, score in found.tasks.items():
+def _scores(evaluation: Evaluation) -> Iterator[tuple[str, str, Score]]:
+    yield "all", "", Score(evaluation.accuracy, evaluation.low, evaluation.high, evaluation.n)
+    for name, score in evaluation.tasks.items():
         yield "task", name, score
-    for name, score in found.groups.items():
+    for name, score in evaluation.groups.items():
         yield "group", name, score
 
 
-def _line(row: Row) -> str:
-    said = f"{row.evaluation.accuracy:.1%}" if row.evaluation else f"not possible: {row.reason}"
-    return f"{row.method} {row.tokens} tokens: {said}"
+def _line(row: SweepRow) -> str:
+    result = f"{row.evaluation.accuracy:.1%}" if row.evaluation else f"not possible: {row.reason}"
+    return f"{row.method} {row.tokens} tokens: {result}"
 
 
 def _contents(folder: Path) -> str:
-    """A text that changes when a file that an export reads does."""
+    """A text that changes with the files that an export reads."""
     files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja"))
     return " ".join(f"{path.name}:{sha256(path)}" for path in files)

@@ -1,9 +1,9 @@
-"""The two files of a sweep: every number as CSV, and a picture of accuracy against cost.
+"""The two files of a sweep: every number as CSV, and a chart of accuracy against tokens and time.
 
 Left panel: accuracy against visual tokens, on a logarithmic axis, with 95 % intervals. Right panel:
 accuracy against the median time to first token. A line is a method, and ends in the point of all
-tokens. Of many methods only the baselines have intervals, and dashed lines. The only user of
-matplotlib.
+tokens. If there are many methods, only the baselines have intervals, and dashed lines. Nothing else
+uses matplotlib.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from edgevlm.bundle.writing import check_folder
 from edgevlm.errors import InputError
 from edgevlm.libraries import require
-from edgevlm.studies.sweep import BASELINES, REFERENCE, Row, table_csv
+from edgevlm.studies.sweep import BASELINES, UNREDUCED, SweepRow, table_csv
 
 SUFFIXES = (".csv", ".png")
 FEW = 8  # methods that fit a legend inside
@@ -32,10 +32,10 @@ def require_matplotlib() -> None:
 
 
 def check_prefix(prefix: str, force: bool) -> None:
-    """Refuse a place that cannot be written, or is taken.
+    """Refuse files that cannot be written, or exist.
 
     Raises:
-        InputError: If there is no such folder, or a file is there and `force` is not given.
+        InputError: If there is no such folder, or a file exists and `force` is not given.
     """
     for path in _paths(prefix):
         check_folder(path)
@@ -45,8 +45,8 @@ def check_prefix(prefix: str, force: bool) -> None:
             raise InputError(f"'{path}' exists; choose another --output or give --force")
 
 
-def write(rows: list[Row], title: str, prefix: str, force: bool) -> tuple[Path, ...]:
-    """Write PREFIX.csv and PREFIX.png, each whole or not at all.
+def write(rows: list[SweepRow], title: str, prefix: str, force: bool) -> tuple[Path, ...]:
+    """Write PREFIX.csv and PREFIX.png, each completely or not at all.
 
     Raises:
         InputError: As `check_prefix`.
@@ -71,52 +71,20 @@ def write(rows: list[Row], title: str, prefix: str, force: bool) -> tuple[Path, 
     return paths
 
 
-def draw(rows: list[Row], title: str, path: Path) -> None:
-    """The picture, as PNG. The same rows give the same bytes with the same matplotlib."""
-    # Imported here, and without pyplot: that would look for a screen and keep global state.
+def draw(rows: list[SweepRow], title: str, path: Path) -> None:
+    """The chart, as PNG. The same rows give the same bytes with the same matplotlib."""
+    # Imported here, and without pyplot: that would open a display and keep global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     methods = list(dict.fromkeys(row.method for row in rows if row.evaluation))
     crowded = len(methods) > FEW
     figure = Figure(figsize=(13 if crowded else 11, 6 if crowded else 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     figure.suptitle(title)
-    whole = [row for row in rows if row.method == REFERENCE]
     for index, method in enumerate(methods):
-        line = [row for row in rows if row.method == method]
-        points = [
-            (row.tokens, found)
-            for row in (line if method == REFERENCE else line + whole)
-            if (found := row.evaluation) is not None
-        ]
-        share = [100 * found.accuracy for _, found in points]
-        # An end may be past the middle by a rounding of the last bit.
-        below = [max(0.0, 100 * (found.accuracy - found.low)) for _, found in points]
-        above = [max(0.0, 100 * (found.high - found.accuracy)) for _, found in points]
-        baseline = method in (REFERENCE, *BASELINES)
-        look: dict[str, Any] = {
-            "color": "black" if baseline and crowded else f"C{index % COLOURS}",
-            "marker": MARKERS[index // COLOURS % len(MARKERS)],
-            "linestyle": "--" if baseline and crowded else "-", "markersize": 4, "linewidth": 1,
-            "zorder": 3 if baseline else 2,
-        }  # fmt: skip
-        if method == REFERENCE:
-            look |= {"linestyle": "", "marker": "s"}
-        elif crowded and method in BASELINES:  # both are black
-            look["marker"] = "xP"[BASELINES.index(method)]
-        interval = (below, above) if baseline or not crowded else None
-        left.errorbar(
-            [tokens for tokens, _ in points], share, interval, capsize=2, label=method, **look
-        )
-        timed = [(f.ttft_ms.median, 100 * f.accuracy) for _, f in points if f.ttft_ms]
-        right.plot([ms for ms, _ in timed], [percent for _, percent in timed], **look)
-    left.set_xscale("log", base=2)
-    left.set_xticks(sorted({row.tokens for row in rows if row.evaluation}))
-    left.xaxis.set_major_formatter(ScalarFormatter())
-    left.xaxis.set_minor_formatter(NullFormatter())
-    left.set_xlabel("visual tokens")
+        _draw_method(left, right, rows, method, _style(index, method, crowded), crowded)
+    _token_axis(left, rows)
     left.set_ylabel("right answers, %, with 95 % interval")
     right.set_xlabel("ms to first token, median")
     if crowded:
@@ -127,6 +95,57 @@ def draw(rows: list[Row], title: str, path: Path) -> None:
         axes.grid(alpha=0.3)
     FigureCanvasAgg(figure)
     figure.savefig(path, format="png", dpi=130, metadata={"Software": None})
+
+
+def _draw_method(
+    left: Any, right: Any, rows: list[SweepRow], method: str, style: dict[str, Any], crowded: bool
+) -> None:
+    """One method: accuracy over tokens on the left, over time on the right."""
+    methods = (method,) if method == UNREDUCED else (method, UNREDUCED)
+    ordered = sorted(
+        (row for row in rows if row.method in methods), key=lambda r: r.method != method
+    )
+    points = [(row.tokens, row.evaluation) for row in ordered if row.evaluation is not None]
+    accuracy = [100 * evaluation.accuracy for _, evaluation in points]
+    # A rounding of the last bit may put an end of the interval past the middle.
+    below = [max(0.0, 100 * (e.accuracy - e.low)) for _, e in points]
+    above = [max(0.0, 100 * (e.high - e.accuracy)) for _, e in points]
+    interval = (below, above) if _is_baseline(method) or not crowded else None
+    tokens = [count for count, _ in points]
+    left.errorbar(tokens, accuracy, interval, capsize=2, label=method, **style)
+    timed = [(e.ttft_ms.median, 100 * e.accuracy) for _, e in points if e.ttft_ms]
+    right.plot([ms for ms, _ in timed], [percent for _, percent in timed], **style)
+
+
+def _style(index: int, method: str, crowded: bool) -> dict[str, Any]:
+    """Colour, marker and line of a method."""
+    baseline = _is_baseline(method)
+    style: dict[str, Any] = {
+        "color": "black" if baseline and crowded else f"C{index % COLOURS}",
+        "marker": MARKERS[index // COLOURS % len(MARKERS)],
+        "linestyle": "--" if baseline and crowded else "-", "markersize": 4, "linewidth": 1,
+        "zorder": 3 if baseline else 2,
+    }  # fmt: skip
+    if method == UNREDUCED:
+        style |= {"linestyle": "", "marker": "s"}
+    elif crowded and method in BASELINES:  # both are black
+        style["marker"] = "xP"[BASELINES.index(method)]
+    return style
+
+
+def _is_baseline(method: str) -> bool:
+    return method in (UNREDUCED, *BASELINES)
+
+
+def _token_axis(axes: Any, rows: list[SweepRow]) -> None:
+    """A logarithmic axis with a tick at each budget."""
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({row.tokens for row in rows if row.evaluation}))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("visual tokens")
 
 
 def _paths(prefix: str) -> tuple[Path, ...]:

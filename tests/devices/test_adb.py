@@ -205,7 +205,7 @@ def test_a_runner_that_fails(refused, phones, tmp_path, runner):
     phone = phones()
     name = f"adb:{phone.serial}"
     assert refused().startswith(
-        f"{name} has nothing that runs bundles; give --runner FILE, an app (.apk) or a program"
+        f"{name} has no runner; give --runner FILE, an app (.apk) or a program for it"
     )
     assert refused("--runner", tmp_path / "none").startswith(
         f"no runner at '{tmp_path / 'none'}': "
@@ -246,7 +246,7 @@ def test_several_phones(refused, phones):
     assert f"adb:{first.serial}" in line
     assert f"adb:{second.serial}" in line
     assert refused(device="adb:other").startswith("no phone 'adb:other' is connected; there are: ")
-    assert "has nothing that runs" in refused(device=f"adb:{second.serial}")
+    assert "has no runner" in refused(device=f"adb:{second.serial}")
 
 
 def test_phones_that_are_not_ready(refused, run, phones):

@@ -150,7 +150,7 @@ def test_the_whole_way(measure, mac, tmp_path, tree, exported):
 
 
 def test_only_what_differs_is_copied(measure, mac, tree, monkeypatch):
-    monkeypatch.setattr(ios, "NOTE_BYTES", 1)
+    monkeypatch.setattr(ios, "LIST_BYTES", 1)
     mac(copies=10)
     assert refusal(measure()) == "devicectl failed: ERROR: The connection was interrupted."
     bundle = mac.container / "bundles" / "tiny.edgevlm"

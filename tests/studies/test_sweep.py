@@ -19,8 +19,8 @@ from edgevlm.recipe import Recipe
 from edgevlm.studies import sweep_files
 from edgevlm.studies.sweep import (
     COLUMNS,
-    Request,
-    Row,
+    SweepRequest,
+    SweepRow,
     bundle_path,
     parse_methods,
     parse_sweep,
@@ -50,10 +50,10 @@ def evaluation(accuracy=0.5, tokens=64, ttft=None):
 
 
 ROWS = [
-    Row("identity", 64, evaluation(0.9, ttft=Stat(4, 8.5, 9.0))),
-    Row("divprune", 8, evaluation(0.7, 8)),
-    Row("divprune", 16, evaluation(0.8, 16, Stat(4, 5.0, 6.0))),
-    Row("random", 100, None, "too many, of 64"),
+    SweepRow("identity", 64, evaluation(0.9, ttft=Stat(4, 8.5, 9.0))),
+    SweepRow("divprune", 8, evaluation(0.7, 8)),
+    SweepRow("divprune", 16, evaluation(0.8, 16, Stat(4, 5.0, 6.0))),
+    SweepRow("random", 100, None, "too many, of 64"),
 ]
 
 
@@ -140,7 +140,9 @@ def exports(exported, monkeypatch):
 def test_rows_in_order_with_reasons_and_bundles_made_once(tiny_model, exports, exported, tmp_path):
     most = exported.bundle.plan.sites[0].tokens_in
     budgets = (4, most, most + 1)
-    request = Request(tiny_model, DATASET, budgets, ("random", "tome"), keep=tmp_path / "a" / "b")
+    request = SweepRequest(
+        tiny_model, DATASET, budgets, ("random", "tome"), keep=tmp_path / "a" / "b"
+    )
     steps, done = [], []
     rows = sweep(request, steps.append, done.append)
     assert [(row.method, row.tokens) for row in rows] == [
@@ -168,7 +170,7 @@ def test_a_dataset_is_checked_before_the_first_export(tiny_model, exports, tmp_p
 
     dataset = Dataset("x", jsonl, tmp_path / "no.jsonl")
     with pytest.raises(InputError, match=r"no file at"):
-        sweep(Request(tiny_model, dataset, (4,), ("random",), keep=tmp_path / "kept"))
+        sweep(SweepRequest(tiny_model, dataset, (4,), ("random",), keep=tmp_path / "kept"))
     assert exports == []
 
 
@@ -176,7 +178,7 @@ def test_the_reference_row_answers_as_the_model_does(tiny_model, tmp_path):
     """All tokens through the engine, and the checkpoint in PyTorch: the same answers."""
     from edgevlm.evaluation.answerers import answerer
 
-    request = Request(tiny_model, DATASET, (4,), (), keep=tmp_path)
+    request = SweepRequest(tiny_model, DATASET, (4,), (), keep=tmp_path)
     (row,) = sweep(request)
     (bundle,) = tmp_path.iterdir()
     reference = answerer(tiny_model)
@@ -184,7 +186,7 @@ def test_the_reference_row_answers_as_the_model_does(tiny_model, tmp_path):
     picture = Image.open(PHOTO).convert("RGB")
     said = []
     for who in (answerer(str(bundle)), reference):
-        who.show([picture])
+        who.set_frames([picture])
         asked = [("What is this?", False), ("And?", True), ("How many?", False), ("W", False)]
         said.append([who.ask(*one).text for one in asked])
     assert said[0] == said[1]

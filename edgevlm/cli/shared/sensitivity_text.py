@@ -10,11 +10,11 @@ from edgevlm.recipe import Recipe
 from edgevlm.units import megabytes, parse_bytes
 
 if TYPE_CHECKING:
-    from edgevlm.studies.sensitivity import Cost, Proposal, Sensitivity
+    from edgevlm.studies.sensitivity import Proposal, SchemeLoss, Sensitivity
 
 
 def show(recipe: Recipe, size: str | None, as_json: bool) -> None:
-    """Export in every scheme, and print what each costs each block.
+    """Export in every scheme, and print the loss of each on each block.
 
     Args:
         recipe: The model and all that is not a scheme.
@@ -32,14 +32,14 @@ def show(recipe: Recipe, size: str | None, as_json: bool) -> None:
         scheme: sum(sizes[scheme] for sizes in found.stage_bytes.values())
         for scheme in found.stage_bytes["vision"]
     }
-    document = {"costs": found.costs, "bytes": totals, "proposal": proposal}
+    document = {"costs": found.losses, "bytes": totals, "proposal": proposal}
     answer(document, _text(found, totals, proposal), as_json)
 
 
 def _text(found: Sensitivity, totals: dict[str, int], proposal: Proposal | None) -> str:
-    costs = {(cost.block, cost.scheme): cost for cost in found.costs}
-    names = dict.fromkeys(cost.block for cost in found.costs)
-    rows = [[name, *(_cell(costs[name, scheme]) for scheme in totals)] for name in names]
+    losses = {(loss.block, loss.scheme): loss for loss in found.losses}
+    names = dict.fromkeys(loss.block for loss in found.losses)
+    rows = [[name, *(_cell(losses[name, scheme]) for scheme in totals)] for name in names]
     rows.append(["total, with embeddings", *map(megabytes, totals.values())])
     lines = [
         table(["block", *totals], rows),
@@ -54,8 +54,8 @@ def _text(found: Sensitivity, totals: dict[str, int], proposal: Proposal | None)
     return "\n".join(lines)
 
 
-def _cell(cost: Cost) -> str:
-    if cost.scheme == "none":
-        return megabytes(cost.bytes)
-    near = "same" if cost.psnr_db is None else f"{cost.psnr_db:.0f} dB"
-    return f"{megabytes(cost.bytes)} {near}"
+def _cell(loss: SchemeLoss) -> str:
+    if loss.scheme == "none":
+        return megabytes(loss.bytes)
+    near = "same" if loss.psnr_db is None else f"{loss.psnr_db:.0f} dB"
+    return f"{megabytes(loss.bytes)} {near}"

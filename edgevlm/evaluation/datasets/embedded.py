@@ -1,6 +1,6 @@
 """The embedded dataset: the test split of drawn scenes and clips, hands of unseen people.
 
-Scene number n is always the same picture with the same questions, on every machine. Kinds take
+Scene number n is always the same image with the same questions, on every machine. Kinds take
 turns, so the first scenes have all of them. A still scene is asked one question of each task that
 it allows; every fifth is a chat instead, whose questions are turns of one conversation. No scene,
 person or emoji here was in the training of the embedded model.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from edgevlm.bundle.measures import Operator, Stat
-from edgevlm.profiling.document import Profile
+from edgevlm.profiling.document import ANSWERS, TEXT_KEYS, Profile
 from edgevlm.profiling.report.charts import bar
 from edgevlm.profiling.report.html import Html, facts, rows, tag
 from edgevlm.profiling.stages import share_of
@@ -25,10 +25,11 @@ def p90_text(stat: Stat | None) -> str:
 
 
 def missing_by_reason(profile: Profile) -> dict[str, list[str]]:
-    """Names of what was not measured, for each reason."""
+    """Names of what was not measured, for each reason; other types of answer are left out."""
     names: dict[str, list[str]] = {}
     for name, reason in profile.not_measured.items():
-        names.setdefault(reason, []).append(name)
+        if name not in (*ANSWERS, *TEXT_KEYS):
+            names.setdefault(reason, []).append(name)
     return names
 
 

@@ -30,7 +30,7 @@ def test_who_is_not_let_in(refused, sshd):
     sshd.know()
     sshd.key("id")
     assert refused() == (
-        f"{HOST}: no key of yours is accepted; see that this works without a password: {by_hand}"
+        f"{HOST}: no key of yours is accepted; check that this works without a password: {by_hand}"
     )
     sshd.stop()
     assert refused() == f"{HOST}: nothing listens there; is sshd running, and the port right?"
@@ -39,7 +39,7 @@ def test_who_is_not_let_in(refused, sshd):
 
 def test_a_host_that_does_not_exist(refused, sshd):
     assert refused(device="ssh:no.such.host.invalid:2222") == (
-        "ssh:no.such.host.invalid:2222: no such host; see ~/.ssh/config or the name's spelling"
+        "ssh:no.such.host.invalid:2222: no such host; check ~/.ssh/config and the spelling"
     )
 
 
@@ -57,7 +57,7 @@ def test_an_address_that_is_none(refused, sshd, address):
     [("h", "h", None), ("me@h.local:22", "me@h.local", "22"), ("me@[::1]:7", "me@::1", "7")],
 )
 def test_addresses(sshd, address, destination, port):
-    host = ssh.Host(address)
+    host = ssh.SshHost(address)
     assert (host.destination, host.port, host.name) == (destination, port, f"ssh:{address}")
 
 
@@ -75,4 +75,4 @@ def test_hosts_of_a_configuration(tmp_path):
 
 def test_bad_addresses_never_reach_a_shell():
     with pytest.raises(DeviceError, match="is no host"):
-        ssh.Host("h\n-x")
+        ssh.SshHost("h\n-x")

@@ -146,7 +146,7 @@ def _name(item: Item) -> str:
 def _path(
     rng: Random, item: Item, ways: Sequence[str], length: float
 ) -> list[tuple[float, float]] | None:
-    """Start, middle and end of a path in two legs; None if it leaves the picture."""
+    """Start, middle and end of a path in two legs; None if it leaves the image."""
     steps = [WAYS[w] if w else (0, 0) for w in ways]
     start = (rng.uniform(0, SIZE), rng.uniform(0, SIZE))
     points = [start]

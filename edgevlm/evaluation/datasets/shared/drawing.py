@@ -1,6 +1,6 @@
 """Draw items on a background: shapes, text, emoji and photographs, antialiased by supersampling.
 
-A picture is SIZE x SIZE pixels; a visual token of the embedded model covers CELL x CELL of them, so
+An image is SIZE x SIZE pixels; a visual token of the embedded model covers CELL x CELL of them, so
 the smallest item is two tokens wide. Item colours are saturated and backgrounds are not, so that an
 item never hides in its background.
 """
@@ -47,7 +47,7 @@ MATERIAL = Path(__file__).parents[1] / "material"
 
 @dataclass(frozen=True)
 class Item:
-    """One thing in a picture.
+    """One thing in an image.
 
     Attributes:
         kind: shape, text, emoji or photo.
@@ -77,7 +77,7 @@ class Item:
 
     @property
     def title(self) -> str:
-        """What a person calls it: `red star`."""
+        """Colour and shape: `red star`."""
         return f"{self.colour} {self.name}"
 
     def at(self, x: float, y: float) -> Item:
@@ -92,7 +92,7 @@ class Item:
 
     @property
     def inside(self) -> bool:
-        """Whether the item lies in the picture."""
+        """Whether the item lies inside the image."""
         return (
             self.width / 2 + 1 <= self.x <= SIZE - self.width / 2 - 1
             and self.height / 2 + 1 <= self.y <= SIZE - self.height / 2 - 1
@@ -102,7 +102,7 @@ class Item:
 def draw(
     ground: Image.Image, items: Sequence[Item], pictures: Sequence[Image.Image] = ()
 ) -> Image.Image:
-    """Items over a background, the last on top; `pictures` are what emoji and photo names number.
+    """Items over a background, the last on top; emoji and photos are named by index of `pictures`.
 
     Shapes and text are drawn at twice the size and averaged down; backgrounds are not.
     """

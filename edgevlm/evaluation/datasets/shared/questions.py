@@ -22,7 +22,7 @@ def questions(scene: Scene, rng: Random, digits: Sequence[str] = ()) -> list[Que
     """All questions about a scene, in random order and wording.
 
     Args:
-        scene: What is in the picture.
+        scene: The items of the image.
         rng: Chooses wordings, and which of many pairs are asked about.
         digits: The digit that each photograph signs.
     """

@@ -1,4 +1,4 @@
-"""Still scenes: lists of items that fit into a picture.
+"""Still scenes: lists of items that fit into an image.
 
 Kinds: `objects` (shapes, at times with a text), `odd` (equal items but one), `text` (one to three
 strings), `sign` (a photograph of a hand that signs a digit).
@@ -30,7 +30,7 @@ MOST = 9  # objects of a scene
 
 @dataclass(frozen=True)
 class Scene:
-    """Items from back to front, and how they are named in questions."""
+    """Items from back to front."""
 
     kind: str
     items: tuple[Item, ...]
@@ -38,9 +38,9 @@ class Scene:
 
     @property
     def split(self) -> str:
-        """train, validation or test: decided by what is in it and in which token of the picture.
+        """train, validation or test: decided by the items and the visual token of each.
 
-        So no scene of one split is in another, whatever seeds drew them.
+        So no scene of one split is in another, whatever the seeds.
         """
         return split_of(self.items)
 
@@ -101,7 +101,7 @@ def hands(rng: Random, photos: int, count: int) -> Scene:
 
 
 def hand(rng: Random, photo: int) -> Scene:
-    """A photograph that fills most of the picture."""
+    """A photograph that fills most of the image."""
     side = rng.uniform(0.8, 1.0) * SIZE
     slack = (SIZE - side) / 2
     x, y = (SIZE / 2 + rng.uniform(-slack, slack) for _ in range(2))
@@ -177,7 +177,7 @@ def _letters(rng: Random, colour: str | None = None) -> Item:
 
 
 def _add(rng: Random, items: list[Item], item: Item, gap: float = 3) -> None:
-    """Put an item where it fits; leave it out if a dozen places do not."""
+    """Add an item at a random position; leave it out if a dozen positions overlap."""
     for _attempt in range(12):
         half = item.width / 2 + 2, item.height / 2 + 2
         placed = item.at(*(rng.uniform(h, SIZE - h) for h in half))
