@@ -7,7 +7,7 @@ place (KV form `shared_buffer`): the program that calls owns them, and every blo
 loads for itself. A linear layer is all that is quantized: its matrix beforehand, the rows that come
 in at run time, each with its own scale (`a8`).
 
-Source: ExecuTorch 1.4, torchao 0.18; `_executorch_operators` for what XNNPACK does not take.
+Source: ExecuTorch 1.5, torchao 0.18; `_executorch_operators` for what XNNPACK does not take.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ with silent():
 KV_FORM, KV_DTYPE = "shared_buffer", "f32"
 SCHEMES = ("none", "w8a8", "w4g32a8")
 SUMMARY = "ExecuTorch programs for XNNPACK (CPUs of phones and boards); weights of 32, 8 or 4 bits"
-REQUIRES = Requires((("executorch", "1.4"),))
+REQUIRES = Requires((("executorch", "1.5"),))
 # Schemes of each backend. Only the first can be run everywhere, so only it is verified.
 BACKENDS = {"xnnpack": SCHEMES, "coreml": ("none",), "vulkan": ("none", "w4g32a8")}
 # Schemes that do not pay, with what was measured (tests/benchmarks/static_rows.py).
