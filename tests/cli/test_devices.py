@@ -29,7 +29,7 @@ def alone(tmp_path, monkeypatch):
 
 
 def test_devices_as_text(run, alone):
-    here, named, note = run("devices").stdout.strip().split("\n\n")
+    here, known, note = run("devices").stdout.strip().split("\n\n")
     lines = here.splitlines()
     assert lines[0].split() == ["--device", "now"]
     assert lines[1].split()[:2] == ["adb", "not"]
@@ -37,7 +37,7 @@ def test_devices_as_text(run, alone):
     assert lines[2].endswith("there is no 'xcrun' here")
     assert lines[3].split()[:2] == ["local", "ready"]
     assert lines[4].endswith("install OpenSSH's client (openssh-client)")
-    lines = named.splitlines()
+    lines = known.splitlines()
     assert lines[0].split() == [
         "device",
         "os",
