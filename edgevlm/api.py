@@ -20,7 +20,7 @@ from edgevlm.runtimes.loops.sequence import Visual
 from edgevlm.runtimes.loops.text import Answer, TextLoop
 
 if TYPE_CHECKING:
-    from edgevlm.parity.verify import Verification
+    from edgevlm.parity.verification import Verification
     from edgevlm.planning.method_cost import MethodCost
     from edgevlm.profiling.document import Profile
 
@@ -39,7 +39,7 @@ def plan(recipe: Recipe) -> Plan[Any]:
     """The recipe in numbers, before any graph exists; see `edgevlm.planning.vlm.make_plan`."""
     require_torch()
     from edgevlm.models.checkpoint import find
-    from edgevlm.planning.vlm import make_plan
+    from edgevlm.planning.plan import make_plan
 
     return make_plan(recipe, find(recipe.model, recipe.revision)).plan
 
@@ -49,7 +49,7 @@ def plan_with_cost(recipe: Recipe) -> tuple[Plan[Any], MethodCost | None]:
     require_torch()
     from edgevlm.models.checkpoint import find
     from edgevlm.planning.method_cost import method_cost
-    from edgevlm.planning.vlm import make_plan
+    from edgevlm.planning.plan import make_plan
 
     planned = make_plan(recipe, find(recipe.model, recipe.revision))
     return planned.plan, method_cost(planned)
@@ -177,11 +177,12 @@ class Model:
         Raises:
             InputError: If the picture cannot be read or the answer does not fit the context.
         """
-        from edgevlm.profiling.measure import PROMPT, Request, profile
+        from edgevlm.profiling.measure import PROMPT, ProfileRequest, profile
 
         asked = PROMPT if prompt is None else prompt
         path = None if image is None else Path(image)
-        return profile(self._loop, Request(path, asked, runs, tokens_generated, minutes), progress)
+        request = ProfileRequest(path, asked, runs, tokens_generated, minutes)
+        return profile(self._loop, request, progress)
 
     def _draft(self, text: str | None) -> drafts.Draft | None:
         return None if text is None else drafts.parse(text, self.plan)

@@ -25,11 +25,13 @@ from edgevlm.exporters.contract import (
     find_target,
 )
 from edgevlm.graphs.blocks import build
+from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.trace import signature, trace, weights
 from edgevlm.models.checkpoint import find
-from edgevlm.models.family import ModelParts
-from edgevlm.parity.verify import Verification, verify_model
-from edgevlm.planning.vlm import Planned, make_plan
+from edgevlm.parity.verification import Verification
+from edgevlm.parity.verify import verify_model
+from edgevlm.planning.plan import make_plan
+from edgevlm.planning.vlm import Planned
 from edgevlm.quantization.calibrate import Calibration, calibrate
 from edgevlm.recipe import Recipe
 from edgevlm.registry import engine_for
@@ -88,12 +90,12 @@ def export(
         progress("load the model")
         model = checkpoint.load_model()
         seen = calibrate(recipe, checkpoint, model, progress) if recipe.calibrate else None
-        pieces = planned.pieces(model)
-        plan = _write(planned, pieces, writer, progress, {} if graphs is None else graphs, seen)
+        parts = planned.parts(model)
+        plan = _write(planned, parts, writer, progress, {} if graphs is None else graphs, seen)
         bundle = Bundle(writer.folder, writer.close(plan))
         verification = None
         if runs:
-            verification = verify_model(bundle, planned, model, pieces, progress)
+            verification = verify_model(bundle, planned, model, parts, progress)
             if not verification.ok and not accept_all:
                 raise ExportError(verification.first_failure())
             writer.put("measured/parity.json", dumps(verification))
@@ -113,7 +115,7 @@ def runs_here(recipe: Recipe) -> bool:
 
 def _write(
     planned: Planned,
-    pieces: ModelParts,
+    parts: ModelParts,
     writer: BundleWriter,
     progress: Progress,
     graphs: Graphs,
@@ -121,13 +123,13 @@ def _write(
 ) -> Plan[Any]:
     """All files of the bundle but the manifest; the plan with their names."""
     plan, target = planned.plan, find_target(planned.plan.recipe.target)
-    table = _write_table(plan, pieces.table, writer)
+    table = _write_table(plan, parts.table, writer)
     blocks = []
     for index, block in enumerate(plan.blocks):
         functions = writer.finished(block)
         if functions is None:
             progress(f"export {block.name} ({index + 1} of {len(plan.blocks)})")
-            functions = _export_block(block, planned, pieces, target, graphs, writer, seen)
+            functions = _export_block(block, planned, parts, target, graphs, writer, seen)
             writer.finish(block, functions)
         blocks.append(replace(block, functions=functions))
     shutil.copyfile(planned.checkpoint.folder / "tokenizer.json", writer.folder / "tokenizer.json")
@@ -138,13 +140,13 @@ def _write(
 def _export_block(
     block: Block,
     planned: Planned,
-    pieces: ModelParts,
+    parts: ModelParts,
     target: Target,
     graphs: Graphs,
     writer: BundleWriter,
     seen: Calibration | None,
 ) -> tuple[Function, ...]:
-    module = build(block, pieces, planned.method, planned.description.shape)
+    module = build(block, parts, planned.method, planned.description.shape)
     key = signature(module, block)
     lowered = None if block.stage == "reduce" else graphs.get(key)  # `reduce` is of one method
     if lowered is None:

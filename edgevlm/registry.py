@@ -1,6 +1,6 @@
 """The folder is the registry: a plug-in is a file, found by its name and imported when asked for.
 
-    family   edgevlm/models/<kind>/<name>.py  method   edgevlm/compress/<name>.py
+    family   edgevlm/models/<kind>/<name>.py  method   edgevlm/compress/<site>/<name>.py
     target   exporters/to_<name>.py           engine   runtimes/on_<name>.py
     kind     edgevlm/bundle/kinds/<name>.py   what a bundle is
     dataset  evaluation/datasets/<name>.py    device   devices/<name>.py, a way to reach one
@@ -88,18 +88,76 @@ def _listed(package: str) -> list[tuple[str, str, bool]]:
     ]
 
 
-# The class of a method file for each site where the method works; the first is the default.
-SITE_CLASSES = {"tokens": "Method", "vision": "EncoderMethod", "decoder": "DecoderMethod"}
+@dataclass(frozen=True)
+class SiteRegistry:
+    """Plug-ins by site: a folder for each site, a file for each plug-in that works there.
 
+    A plug-in of two sites is two files of one name.
 
-def sites_of(module: ModuleType) -> list[str]:
-    """Sites where the method of a file works."""
-    return [site for site, name in SITE_CLASSES.items() if hasattr(module, name)]
+    Attributes:
+        kind: What a message calls such a plug-in.
+        package: Package that holds the sites' folders.
+        preferred: Sites in the order in which a name without a site is looked up; sites that are
+            not listed follow by name.
+    """
+
+    kind: str
+    package: str
+    preferred: tuple[str, ...]
+
+    def sites(self) -> list[str]:
+        """All sites, the preferred ones first."""
+        ranks = {site: rank for rank, site in enumerate(self.preferred)}
+        folders = [name for name, _, is_package in _listed(self.package) if is_package]
+        return sorted(folders, key=lambda site: (ranks.get(site, len(ranks)), site))
+
+    def names(self, site: str | None = None) -> list[str]:
+        """Names of the plug-ins of one site, or of all, sorted, without importing any."""
+        sites = self.sites() if site is None else [site]
+        return sorted({name for site in sites for name in self._at(site).names()})
+
+    def sites_of(self, name: str) -> list[str]:
+        """Sites where the plug-in works, the preferred one first, without importing it.
+
+        Raises:
+            RecipeError: If there is no such plug-in; the message has the nearest name.
+        """
+        file = name.replace("-", "_")
+        sites = [site for site in self.sites() if file in self.names(site)]
+        if not sites:
+            raise RecipeError(unknown_name(self.kind, name, self.names()))
+        return sites
+
+    def site_of(self, name: str, wanted: str | None = None) -> str:
+        """The site where the plug-in is used: the wanted one, or the preferred one.
+
+        Raises:
+            RecipeError: If there is no such plug-in, or it does not work at the wanted site.
+        """
+        sites = self.sites_of(name)
+        if wanted not in (None, *sites):
+            raise RecipeError(
+                f"{self.kind} '{name}' works at site {' and '.join(map(repr, sites))},"
+                f" not '{wanted}'"
+            )
+        return wanted or sites[0]
+
+    def load(self, name: str, site: str | None = None) -> ModuleType:
+        """Import the plug-in `name` of a site; without a site that of the preferred one.
+
+        Raises:
+            RecipeError: If there is no such plug-in, or it does not work at the site.
+            RuntimeLoadError: If a library that it needs is missing; the message has the extra.
+        """
+        return self._at(self.site_of(name, site)).load(name)
+
+    def _at(self, site: str) -> Registry:
+        return Registry(self.kind, f"{self.package}.{site}")
 
 
 KINDS = Registry("kind of bundle", "edgevlm.bundle.kinds")
 FAMILIES = Registry("model family", "edgevlm.models", nested=True)
-METHODS = Registry("method", "edgevlm.compress")
+METHODS = SiteRegistry("method", "edgevlm.compress", ("tokens", "vision", "decoder"))
 DATASETS = Registry("dataset", "edgevlm.evaluation.datasets")
 TARGETS = Registry("target", "edgevlm.exporters", "to_", "target")
 ENGINES = Registry("engine", "edgevlm.runtimes", "on_", "engine")

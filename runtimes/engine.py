@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.measures import OperatorReport
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.registry import ENGINES
 from edgevlm.runtimes.arrays import Array, check_arrays
-from edgevlm.runtimes.inspection import Inspection, Placement
+from edgevlm.runtimes.inspection import Inspection
 
 Key = tuple[str, str]  # block, function
 PRIVATE = "private"  # the load mode of every engine: what is loaded belongs to one function
@@ -43,7 +44,8 @@ class Engine(ABC):
         threads: Threads of a run; None where the engine does not say.
         parallel_loads: Threads that may load at a time.
         compile_ms: By block, what was made once on this machine before it could be loaded.
-        largest: By function and kind of operation, the largest number that was rounded to float16.
+        largest: By function and kind of operation, the largest number that was rounded to float16,
+            of engines that look at every number.
     """
 
     name: ClassVar[str]
@@ -139,16 +141,16 @@ class Engine(ABC):
     def unload(self, block: str, function: str | None = None) -> None:
         """Give the memory of a block, or of a function of it, back."""
 
-    def operators(self, calls: Mapping[Key, int]) -> Placement | str:
+    def operators(self, calls: Mapping[Key, int]) -> OperatorReport | str:
         """Where operators run and what each takes, or why that is not known.
 
         Args:
             calls: How often one answer runs each function; its arrays have what that left.
 
         Raises:
-            EdgeVLMError: If they cannot be looked at.
+            EdgeVLMError: If they cannot be found out.
         """
-        return f"the operators of engine '{self.name}' are not looked at"
+        return f"the operators of engine '{self.name}' are not reported"
 
 
 class Blocks(Protocol):

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.recipe import parse_bytes
 from edgevlm.registry import KINDS, engine_for
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks, Engine, find_engine
 from edgevlm.runtimes.residency.resident import ResidentBlocks
+from edgevlm.units import parse_bytes
 
 if TYPE_CHECKING:
     from edgevlm.runtimes.loops.text import TextLoop

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import ONNX Runtime themselves too
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core; torch reads this when imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")

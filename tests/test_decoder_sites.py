@@ -17,9 +17,9 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError, PlanError
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.models.checkpoint import find
-from edgevlm.parity.verify import _pruned_reference
+from edgevlm.parity.vlm_expected import pruned_answer
 from edgevlm.pipeline import export
-from edgevlm.planning.vlm import make_plan
+from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops.sequence import assemble
 from edgevlm.runtimes.loops.text import TextLoop
@@ -102,12 +102,11 @@ def test_64_tokens_after_the_last_stage(preset, tmp_path):
         [visual],
         0,
     )
-    pieces = planned.pieces(checkpoint.load_model())
+    parts = planned.parts(checkpoint.load_model())
     steps = len(answer.token_ids)
     assert steps == 64 or answer.stopped == "stop"
-    made = tuple(torch.from_numpy(x)[None] for x in (visual.tokens, visual.positions))
-    expected = _pruned_reference(pieces, loop.plan, piece, made, steps)
-    assert answer.token_ids == expected.tokens
+    tokens, _ = pruned_answer(parts, loop.plan, piece, steps)
+    assert answer.token_ids == tokens
 
 
 @torch.no_grad()
@@ -118,8 +117,8 @@ def test_no_pruning_is_the_plain_decoder(preset):
     layers = len(make_plan(recipe, checkpoint).plan.stage("decoder")) and 2
     planned = make_plan(replace(recipe, methods=("strided", f"schedule:{layers}x16")), checkpoint)
     model = checkpoint.load_model()
-    pieces = planned.pieces(model)
-    block = PrunedDecoderBlock(pieces.decoder, pieces.norm, 0, pieces.pruning)
+    parts = planned.parts(model)
+    block = PrunedDecoderBlock(parts.decoder.layers, parts.decoder.norm, 0, parts.pruning)
     host = planned.plan.host
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, host.chunk, host.embedding.columns, generator=generator)
@@ -129,7 +128,7 @@ def test_no_pruning_is_the_plain_decoder(preset):
     past = [torch.zeros(host.kv.shape(i // 2)) for i in range(2 * host.kv.layers)]
     last = torch.tensor([host.chunk - 1], dtype=torch.int32)
     ours, *_ = block(hidden, angles.cos(), angles.sin(), visual, last, *past)
-    theirs = pieces.language_model(inputs_embeds=hidden).last_hidden_state[:, -1:]
+    theirs = parts.decoder.language_model(inputs_embeds=hidden).last_hidden_state[:, -1:]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 

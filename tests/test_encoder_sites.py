@@ -14,7 +14,7 @@ from edgevlm.errors import PlanError, RecipeError
 from edgevlm.graphs.signals import encode
 from edgevlm.models.checkpoint import find
 from edgevlm.pipeline import export
-from edgevlm.planning.vlm import make_plan
+from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 
 FAMILIES = ("tiny-smolvlm", "tiny-llava-onevision", "tiny-llava-next")
@@ -83,8 +83,8 @@ def test_nothing_merges_where_all_is_alike_but_in_value(preset):
     height = planned[0].plan.host.image.height
     pixels = torch.nn.functional.interpolate(pixels, (height, height))
     with torch.no_grad():
-        (a,), _ = encode(planned[0].pieces(model).vision, pixels)
-        (b,), _ = encode(planned[1].pieces(model).vision, pixels)
+        (a,), _ = encode(planned[0].parts(model).encoder.modules, pixels)
+        (b,), _ = encode(planned[1].parts(model).encoder.modules, pixels)
     assert torch.equal(a, b)
 
 

@@ -16,10 +16,10 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from edgevlm.errors import PlanError
-from edgevlm.graphs.selection import VisualShape
+from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
-from edgevlm.registry import METHODS, TARGETS, sites_of
+from edgevlm.registry import METHODS, TARGETS
 
 FAMILIES = {
     "smolvlm": "tiny-smolvlm",
@@ -30,7 +30,7 @@ SHAPES = {"1x1": {}, "2x2": {"tiles": (2, 2)}, "4 frames": {"frames": 4}}
 NO_CLIPS = ("llava_next",)
 REL_ERROR, IMAGE_SENSITIVITY = 1e-3, 0.05
 
-NAMES = [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]
+NAMES = METHODS.names("tokens")
 CASES = list(product(TARGETS.names(), FAMILIES, NAMES, SHAPES))
 
 
@@ -41,7 +41,7 @@ def budget(method):
 
 def simplest(method):
     """The first shape that a method can work on."""
-    module = METHODS.load(method)
+    module = METHODS.load(method, "tokens")
     try:
         module.Method(tokens=budget(method)).plan(VisualShape(((8, 8),), 64))
     except PlanError:

@@ -1,29 +1,45 @@
-"""The command that we add to optimum-cli, run as a user runs it."""
+"""The command that we add to optimum-cli, run as a user runs it, from this tree.
+
+That optimum finds an installed edgevlm is in test_packaging.py.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 from edgevlm.bundle.files import Bundle
+from edgevlm.quantization.schemes import Schemes
+from edgevlm.recipe import MethodChoice
 
 pytest.importorskip("optimum.commands.optimum_cli")
 pytest.importorskip("onnxscript")
-try:
-    metadata.distribution("edgevlm")
-except metadata.PackageNotFoundError:
-    pytest.skip("optimum finds an installed edgevlm only", allow_module_level=True)
+
+ROOT = Path(__file__).resolve().parents[1]
+# The register folder of this tree stands for that of whatever is installed.
+PROGRAM = f"""
+import importlib.machinery, importlib.util, sys
+import optimum.commands
+name = "optimum.commands.register"
+spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+spec.submodule_search_locations = [{str(ROOT / "edgevlm" / "_optimum")!r}]
+sys.modules[name] = importlib.util.module_from_spec(spec)
+from optimum.commands.optimum_cli import main
+main()
+"""
 
 
 def optimum_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
     """`optimum-cli export edgevlm` with `arguments`."""
-    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "edgevlm"]
     return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", PROGRAM, "export", "edgevlm", *map(str, arguments)],
+        capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
 
 
 def test_exports_a_bundle(tiny_model, tmp_path):
@@ -45,13 +61,18 @@ def test_exports_a_bundle(tiny_model, tmp_path):
         "64MB",
         "--chunk",
         32,
+        "--quantize",
+        "head=fp16",
+        "--speculate",
+        4,
         out,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{out}\n"
     recipe = Bundle.open(out).plan.recipe
-    assert (recipe.tokens, recipe.methods) == (16, ("divprune",))
-    assert (recipe.context, recipe.chunk) == (128, 32)
+    assert (recipe.tokens, recipe.methods) == (16, (MethodChoice("divprune"),))
+    assert (recipe.context, recipe.chunk, recipe.speculate) == (128, 32, 4)
+    assert recipe.quantize == Schemes("none", (("head", "fp16"),))
     assert (recipe.tiles, recipe.block_size_bytes) == ((1, 1), 64_000_000)
 
 
@@ -61,6 +82,8 @@ def test_exports_a_bundle(tiny_model, tmp_path):
         (("--tiles", "2x"), "edgevlm: tiles must look like ROWSxCOLUMNS"),
         (("--block-size", "big"), "edgevlm: a size looks like 64MB"),
         (("--tokens", "0"), "edgevlm: tokens must be at least 1, got 0"),
+        (("--quantize", "=x"), "edgevlm: quantize looks like SCHEME"),
+        (("--method", "a b"), "edgevlm: a method looks like NAME[@SITE]"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, arguments, message):

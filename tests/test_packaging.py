@@ -102,13 +102,13 @@ sys.path += {libraries!r}
 import edgevlm, edgevlm.cli, edgevlm.devices, edgevlm.exporters, edgevlm.runtimes.loops.images
 import optimum.commands.register
 from edgevlm import registry
-from edgevlm.devices import _named
+from edgevlm.devices.shared import named
 modules = [m for name, m in sys.modules.items() if name.startswith("edgevlm")]
 print(json.dumps({{
     "files": [m.__file__ for m in modules],
     "optimum": list(optimum.commands.register.__path__),
     "names": {{name: getattr(registry, name).names() for name in {REGISTRIES!r}}},
-    "devices": [_named.load(name).name for name in _named.names()],
+    "devices": [named.load(name).name for name in named.names()],
 }}))
 """
     found = json.loads(python("-I", "-S", "-c", script))
@@ -120,6 +120,45 @@ print(json.dumps({{
         path.stem for path in (ROOT / "devices" / "named").glob("*.toml")
     )
     assert (tmp_path / "bin" / "edgevlm").is_file()
+
+
+TOY_DATASET = '''"""Toys."""
+SUMMARY, PATH, ENDINGS = "one toy", "a .toy file", (".toy",)
+def examples(path, frames=1, limit=None):
+    return iter(())
+'''
+
+
+def test_a_dataset_and_a_device_are_found_by_their_files(tmp_path):
+    """One file each, laid into a copy: no line elsewhere names them."""
+    copy = checkout(tmp_path, links=True)
+    (copy / "edgevlm" / "evaluation" / "datasets" / "toy_box.py").write_text(TOY_DATASET)
+    named = copy / "devices" / "named"
+    text = (named / "raspberry-pi-5.toml").read_text("utf-8")
+    (named / "toy-phone.toml").write_text(text.replace("raspberry-pi-5", "toy-phone"), "utf-8")
+    (copy / "a.toy").touch()
+
+    def edgevlm(*arguments: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", "from edgevlm.cli import main; main()", *arguments],
+            capture_output=True, text=True, check=False, cwd=copy,
+            env=os.environ | {"PYTHONPATH": str(copy)},
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    code, _, said = edgevlm("evaluate", "--dataset", "toy-bix")
+    assert (code, "did you mean 'toy_box'? known: " in said) == (1, True), said
+    code, _, said = edgevlm("evaluate", "--dataset", "toy-box")
+    assert said == "edgevlm: dataset 'toy-box' needs a path: toy-box:PATH, a .toy file\n"
+    code, _, said = edgevlm("evaluate", "--dataset", "b.toy")
+    assert said == "edgevlm: no file of questions at 'b.toy'\n"
+    code, _, said = edgevlm("evaluate", "--dataset", "a.toy")
+    assert said.splitlines()[-1] == "edgevlm: dataset 'a.toy' asks nothing"
+    code, out, said = edgevlm("devices", "--json")
+    assert code == 0, said
+    names = [device["name"] for device in json.loads(out)["named"]]
+    assert names == sorted(path.stem for path in named.glob("*.toml"))
+    assert "toy-phone" in names
 
 
 def test_the_runtime_side_imports_nothing_of_the_export_side():

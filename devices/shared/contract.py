@@ -28,7 +28,8 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.writing import write_text
 from edgevlm.errors import DeviceError, InputError, RecipeError, unknown_name
 from edgevlm.profiling.document import LIMIT_BYTES, Profile, parse_profile
-from edgevlm.profiling.measure import PHOTO, Request
+from edgevlm.profiling.measure import PHOTO, ProfileRequest
+from edgevlm.profiling.sections import TextAnswer
 from edgevlm.registry import ENGINES
 from edgevlm.runtimes.loops import images
 
@@ -56,7 +57,7 @@ class Job:
     """
 
     bundle: Path
-    request: Request
+    request: ProfileRequest
     engine: str | None = None
     threads: int | None = None
     memory_bytes: int | None = None
@@ -185,33 +186,40 @@ def received(text: bytes, job: Job, bundle: Bundle, device: str) -> Profile:
         DeviceError: If it is no profile, or not of what was asked.
     """
     try:
-        found = parse_profile(text.decode("utf-8"), PROFILE)
+        profile = parse_profile(text.decode("utf-8"), PROFILE)
     except (InputError, UnicodeDecodeError) as cause:
         raise DeviceError(f"{device} sent no profile: {one_line(str(cause))}") from cause
-    asked, plan = job.request, bundle.plan
-    pairs = {
-        "recipe": (found.recipe, plan.recipe),
-        "question.prompt": (found.question.prompt, asked.prompt),
-        "question.tokens_generated": (found.question.tokens_generated, asked.tokens_generated),
-        "runs": (found.runs, asked.runs),
-        "engine": (found.engine, found.engine if job.engine is None else job.engine),
-        "budget_bytes": (found.budget_bytes, job.memory_bytes),
+    if profile.text is None:
+        raise DeviceError(f"{device} sent a profile without 'text', and a question was asked")
+    for name, (got, expected) in _compared(profile, profile.text, job, bundle).items():
+        if got != expected:
+            raise DeviceError(f"{device} sent another profile: its {name} is not what was asked")
+    question = replace(profile.text.question, image=job.picture.name)
+    return replace(
+        profile,
+        device=device,
+        bundle=Path(os.path.abspath(bundle.path)).name,
+        text=replace(profile.text, question=question),
+    )
+
+
+def _compared(
+    profile: Profile, text: TextAnswer, job: Job, bundle: Bundle
+) -> dict[str, tuple[object, object]]:
+    """What a profile says and what was asked, by the name of the field."""
+    asked, plan, question = job.request, bundle.plan, text.question
+    return {
+        "recipe": (profile.recipe, plan.recipe),
+        "text.question.prompt": (question.prompt, asked.prompt),
+        "text.question.tokens_generated": (question.tokens_generated, asked.tokens_generated),
+        "runs": (profile.runs, asked.runs),
+        "engine": (profile.engine, profile.engine if job.engine is None else job.engine),
+        "budget_bytes": (profile.budget_bytes, job.memory_bytes),
         "blocks": (
-            [(b.name, b.function) for b in found.blocks],
+            [(b.name, b.function) for b in profile.blocks],
             [(b.name, f.name) for b in plan.blocks for f in b.functions],
         ),
     }
-    for name, (got, expected) in pairs.items():
-        if got != expected:
-            raise DeviceError(
-                f"{device} sent the profile of something else: its {name} is not what was asked"
-            )
-    return replace(
-        found,
-        device=device,
-        bundle=Path(os.path.abspath(bundle.path)).name,
-        question=replace(found.question, image=job.picture.name),
-    )
 
 
 def keep_log(job: Job, log: bytes) -> None:

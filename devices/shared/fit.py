@@ -15,7 +15,6 @@ come on top; none of this was measured on a device.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -24,7 +23,9 @@ from typing import Any
 from edgevlm.bundle.plan import Plan
 from edgevlm.devices.shared.named import Device
 from edgevlm.exporters.contract import find_target
-from edgevlm.recipe import MB, Recipe
+from edgevlm.quantization.schemes import EXACT, Schemes, parse_scheme
+from edgevlm.recipe import Recipe
+from edgevlm.units import MB
 
 # For the app around the engine, its pictures and its windows. ONNX Runtime, Python and the embedded
 # model together peak at 140 MB (README), which is within the budget and not this.
@@ -35,7 +36,7 @@ Planner = Callable[[Recipe], Plan[Any]]
 
 
 @dataclass(frozen=True)
-class Schemes:
+class OfferedSchemes:
     """What a target offers for this choice.
 
     Attributes:
@@ -103,14 +104,15 @@ class Fit:
     not_measured: dict[str, str]
 
 
-def offered(recipe: Recipe) -> Schemes:
+def offered(recipe: Recipe) -> OfferedSchemes:
     """The schemes of a recipe's target and backend that need no pictures."""
     target = find_target(recipe.target)
     names = target.schemes_of(target.backend(recipe.backend))
-    return Schemes(tuple(name for name in names if name not in target.calibrated), target.unpacked)
+    uncalibrated = tuple(name for name in names if name not in target.calibrated)
+    return OfferedSchemes(uncalibrated, target.unpacked)
 
 
-def fit(device: Device, recipe: Recipe, schemes: Schemes, make: Planner) -> Fit:
+def fit(device: Device, recipe: Recipe, schemes: OfferedSchemes, make: Planner) -> Fit:
     """Put the plans of a recipe, in each scheme, beside a device.
 
     Args:
@@ -129,7 +131,7 @@ def fit(device: Device, recipe: Recipe, schemes: Schemes, make: Planner) -> Fit:
         kv, read = plan.host.kv.bytes, token_bytes(plan)
         total, bandwidth = plan.weights_bytes + kv, device.bandwidth_bytes_per_s
         return Need(
-            quantize=asked.quantize,
+            quantize=str(asked.quantize),
             weights_bytes=plan.weights_bytes,
             kv_bytes=kv,
             needed_bytes=total,
@@ -140,11 +142,11 @@ def fit(device: Device, recipe: Recipe, schemes: Schemes, make: Planner) -> Fit:
 
     needs: list[Need] = []
     for name in sorted(schemes.names, key=exactness, reverse=True):
-        needs.append(need(replace(recipe, quantize=name, calibrate=None)))
+        needs.append(need(replace(recipe, quantize=Schemes(name), calibrate=None)))
         if needs[-1].fits:
             break
     best = next((n for n in needs if n.fits), min(needs, key=lambda n: n.needed_bytes))
-    chosen = replace(recipe, quantize=best.quantize, calibrate=None)
+    chosen = replace(recipe, quantize=Schemes(best.quantize), calibrate=None)
     sizes = (replace(chosen, block_size_bytes=size) for size in BLOCK_SIZES_BYTES)
     fitting = (r for r in sizes if pair_bytes(make(_in_memory(r, schemes.unpacked))) <= budget)
     block = next((r.block_size_bytes for r in fitting), None)
@@ -174,11 +176,8 @@ def exactness(scheme: str) -> tuple[int, int]:
 
     A palette such as `p6` is computed in float16: (6, 16).
     """
-    known = {"none": (32, 32), "fp16": (16, 16)}
-    match = re.fullmatch(r"w(\d+)(?:g\d+)?a(\d+)\w?|p(\d+)", scheme)
-    if scheme in known or match is None:
-        return known.get(scheme, (0, 0))
-    return (int(match[3]), 16) if match[3] else (int(match[1]), int(match[2]))
+    parsed = parse_scheme(scheme)
+    return parsed.weight_bits, parsed.activation_bits
 
 
 def token_bytes(plan: Plan[Any]) -> int:
@@ -194,6 +193,5 @@ def pair_bytes(plan: Plan[Any]) -> int:
 
 def _in_memory(recipe: Recipe, unpacked: tuple[str, ...]) -> Recipe:
     """The recipe with the schemes that weights have once they are loaded."""
-    stages = {k: "none" if s in unpacked else s for k, s in recipe.schemes().items()}
-    parts = [f"{stage}={scheme}" if stage else scheme for stage, scheme in stages.items()]
-    return replace(recipe, quantize=",".join(parts))
+    loaded = recipe.quantize.replaced(lambda name: EXACT if name in unpacked else name)
+    return replace(recipe, quantize=loaded)

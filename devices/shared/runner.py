@@ -52,7 +52,7 @@ def run(folder: Path) -> int:
     from edgevlm.bundle.writing import write_text
     from edgevlm.devices.shared import contract as t
     from edgevlm.profiling.document import write_profile
-    from edgevlm.profiling.measure import Request, profile
+    from edgevlm.profiling.measure import ProfileRequest, profile
     from edgevlm.runtimes.loading import load_loop
     from edgevlm.version import VERSION
 
@@ -68,7 +68,7 @@ def run(folder: Path) -> int:
         bundle = folder.resolve().parents[1] / "bundles" / asked.bundle
         say("open the bundle")
         loop = load_loop(bundle, asked.engine, asked.threads, asked.memory_bytes, say)
-        request = Request(
+        request = ProfileRequest(
             folder / t.PICTURE, asked.prompt, asked.runs, asked.tokens_generated, asked.minutes
         )
         write_profile(profile(loop, request, say), folder / t.PROFILE)

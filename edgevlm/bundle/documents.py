@@ -4,6 +4,8 @@
 type, and names the place: `plan.blocks[3].stage`. Floats in a file may be written as integers.
 A field whose type depends on another key says so: `field(metadata={"type": function})`, where the
 function takes the object that was read and returns the type.
+type, and names the place: `plan.blocks[3].stage`. Floats in a file may be written as integers. A
+type that has `parse` is written as the text that `str` gives, and read by it.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ class DocumentError(ValueError):
 
 def to_document(value: Any) -> Any:
     """`value` (a dataclass, tuple, str, number, bool or None) as plain JSON types."""
+    if hasattr(value, "parse"):
+        return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_document(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple | list):
@@ -63,6 +67,8 @@ def shown(value: Any) -> str:
 
 
 def _read(kind: Any, document: Any, where: str) -> Any:
+    if hasattr(kind, "parse"):
+        return _parse(kind, document, where)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(typing.cast(type, kind), document, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -91,6 +97,15 @@ def _read(kind: Any, document: Any, where: str) -> Any:
     if not isinstance(document, kind) or (isinstance(document, bool) and kind is not bool):
         raise _wrong(where, {str: "text", int: "an integer"}.get(kind, kind.__name__), document)
     return document
+
+
+def _parse(kind: Any, document: Any, where: str) -> Any:
+    if not isinstance(document, str):
+        raise _wrong(where, "text", document)
+    try:
+        return kind.parse(document)
+    except (ValueError, EdgeVLMError) as cause:
+        raise DocumentError(f"{where}: {cause}") from cause
 
 
 def _read_dataclass(kind: type, document: Any, where: str) -> Any:

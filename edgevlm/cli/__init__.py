@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 import io
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from edgevlm.cli.shared import versions
 from edgevlm.errors import EdgeVLMError
 
 COMMANDS = (
@@ -65,8 +66,26 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain lines: boxes leave little of 80 columns, and markup eats [@SITE]
     help="Vision-language models on phones, Jetsons and laptops, with a fixed token budget.",
 )
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=versions.show,
+            help="Print the versions of edgevlm and of the libraries it works with, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Options of no command in particular."""
+
+
 for _name in COMMANDS:
     _module = importlib.import_module(f"edgevlm.cli.{_name}")
     app.command(_name)(_module.main)

@@ -9,31 +9,44 @@ import typer
 
 from edgevlm.bundle.writing import write_text
 from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.output import answer, printable, say, table
 from edgevlm.profiling.document import read_profile
-from edgevlm.profiling.report.comparison import Comparison, Row, compare, comparison_page, figure
+from edgevlm.profiling.report.comparison import (
+    Comparison,
+    ComparisonRow,
+    compare,
+    comparison_page,
+    figure,
+)
 
 
 def main(
     a: Annotated[Path, typer.Argument(metavar="A.json", help="A profile.")],
-    b: Annotated[Path, typer.Argument(metavar="B.json", help="What is put beside it.")],
-    report: Annotated[Path | None, typer.Option(help="A page to write: c.html.")] = None,
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="The profile to compare with A.")],
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the comparison as a page, such as c.html."),
+    ] = None,
     json: o.Json = False,
 ) -> None:
-    """Put profile B beside profile A; functions that got slower by more than 20 % are marked."""
+    """Compare profile B with profile A.
+
+    Functions that are more than 20 % slower are marked.
+    """
     found = compare(read_profile(a), read_profile(b), (a.name, b.name))
     if report is not None:
         write_text(report, comparison_page(found))
-        o.say(f"wrote {report}")
-    o.answer(found, _text(found), json)
+        say(f"wrote {report}")
+    answer(found, _text(found), json)
 
 
 def _text(found: Comparison) -> str:
     rows = [
-        [o.printable(row.name), figure(row, row.a), figure(row, row.b), _ratio(row)]
+        [printable(row.name), figure(row, row.a), figure(row, row.b), _ratio(row)]
         for row in (*found.blocks, *found.totals)
     ]
-    return o.table(["", "A", "B", "B / A"], rows) + f"\n{found.note}"
+    return table(["", "A", "B", "B / A"], rows) + f"\n{found.note}"
 
 
-def _ratio(row: Row) -> str:
+def _ratio(row: ComparisonRow) -> str:
     return "-" if row.ratio is None else f"{row.ratio:.2f}" + "  SLOWER" * row.slower

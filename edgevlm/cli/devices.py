@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.output import answer, progress, table
 from edgevlm.devices.shared import named
+from edgevlm.devices.shared.contract import Reachable
 from edgevlm.devices.shared.named import Device
 from edgevlm.registry import DEVICES
 
 
 def main(json: o.Json = False) -> None:
-    """List what `profile --device` reaches now, and named devices with their figures.
+    """List devices: reachable, and known by name.
 
-    --json has the source of each figure.
+    The first table has what `profile --device` reaches now, the second figures of named devices.
+    With --json, each figure has its source.
     """
-    with o.progress() as step:
+    with progress() as step:
         reachable = []
         for name in DEVICES.names():
             step(f"look for devices: {name}")
             reachable += DEVICES.load(name).reachable()
     devices = [named.load(name) for name in named.names()]
-    here = o.table(["--device", "now", ""], [[r.device, r.state, r.note] for r in reachable])
+    answer({"reachable": reachable, "named": devices}, _text(reachable, devices), json)
+
+
+def _text(reachable: list[Reachable], devices: list[Device]) -> str:
+    here = table(["--device", "now", ""], [[r.device, r.state, r.note] for r in reachable])
     rows = [
         [
             d.name,
@@ -32,10 +39,9 @@ def main(json: o.Json = False) -> None:
         ]
         for d in devices
     ]
-    text = o.table(["device", "os", "memory", "one app", "bandwidth", "NPU", "target"], rows)
-    text = f"{here}\n\n{text}"
-    text += "\n\n~ seen by users, or derived from other figures; - not known, --json says why"
-    o.answer({"reachable": reachable, "named": devices}, text, json)
+    known = table(["device", "os", "memory", "one app", "bandwidth", "NPU", "target"], rows)
+    note = "~ seen by users, or derived from other figures; - not known, --json says why"
+    return "\n\n".join([here, known, note])
 
 
 def _figure(device: Device, name: str, unit: str) -> str:

@@ -5,19 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.output import answer, table
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.registry import ENGINES
 from edgevlm.runtimes.engine import find_engine
 
 
 def main(json: o.Json = False) -> None:
-    """List the engines; one that is not installed says what it needs."""
+    """List the engines that run bundles.
+
+    One that is not installed says what it needs.
+    """
     rows = [_row(name) for name in ENGINES.names()]
-    text = o.table(
-        ["engine", "runs", ""],
-        [[r["name"], ", ".join(r["targets"]) or "-", r["summary"] or r["reason"]] for r in rows],
-    )
-    o.answer(rows, text, json)
+    cells = [
+        [row["name"], ", ".join(row["targets"]) or "-", row["summary"] or row["reason"]]
+        for row in rows
+    ]
+    answer(rows, table(["engine", "runs", ""], cells), json)
 
 
 def _row(name: str) -> dict[str, Any]:

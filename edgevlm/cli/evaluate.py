@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,122 +12,148 @@ from rich.table import Table
 from rich.text import Text
 
 from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.output import answer, every, on_terminal, printable, progress, say, table
 from edgevlm.evaluation.answerers import answerer, is_bundle
 from edgevlm.evaluation.evaluate import Evaluation, evaluate, find_dataset
 from edgevlm.evaluation.scores import Score
 from edgevlm.recipe import MOST_FRAMES
 from edgevlm.studies.sweep import ALL, Request, Row, parse_methods, parse_sweep, sweep
 from edgevlm.studies.sweep_files import check_prefix, require_matplotlib, write
+from edgevlm.units import megabytes
 
 PAUSE_S = 10.0  # between two lines of a sweep's log
 
 
 def main(
     asked: Annotated[
-        str, typer.Argument(metavar="[BUNDLE|MODEL]", help="A bundle, or a model for PyTorch.")
-    ] = o.Defaults.model,
-    dataset: Annotated[
-        str, typer.Option(help="NAME, NAME:PATH, or a .jsonl file; see docs/datasets.md.")
+        str,
+        typer.Argument(metavar="BUNDLE|MODEL", help="A bundle, or a model to run in PyTorch."),
     ] = "embedded",
-    limit: Annotated[int | None, typer.Option(min=1, help="Most scenes; all if not given.")] = None,
+    dataset: Annotated[
+        str,
+        typer.Option(
+            metavar="DATASET", help="NAME, NAME:PATH, or a .jsonl file; see docs/datasets.md."
+        ),
+    ] = "embedded",
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of scenes; all if not given.")
+    ] = None,
     frames: Annotated[
         int | None,
-        typer.Option(min=1, max=MOST_FRAMES, help="Frames of a clip, for a model; 1 is pictures."),
+        typer.Option(
+            min=1,
+            max=MOST_FRAMES,
+            metavar="N",
+            help="For a model: frames of a clip; 1, still images, if not given.",
+        ),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine, see `edgevlm engines`.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads; all cores if not given.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the 95 % intervals.")] = 0,
+    engine: o.Engine = None,
+    threads: o.Threads = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the 95 % intervals.")] = 0,
     sweep: Annotated[
-        str | None, typer.Option(help="Budgets to compare, for a model: tokens=8,16,32.")
+        str | None,
+        typer.Option(
+            metavar="tokens=N,N,…",
+            help="For a model: export, evaluate and compare these token budgets.",
+        ),
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help=f"Methods of the sweep: NAME,NAME or '{ALL}' (default).")
+        str | None,
+        typer.Option(
+            metavar="NAME,…", help=f"With --sweep: methods to compare; '{ALL}' if not given."
+        ),
     ] = None,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", help="PREFIX of the sweep's .csv and .png.")
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PREFIX",
+            help="With --sweep: write PREFIX.csv and PREFIX.png.",
+        ),
     ] = None,
     keep: Annotated[
-        Path | None, typer.Option(help="Folder for the sweep's bundles; the cache if not given.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="With --sweep: folder for its bundles; the cache if not given."
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option(help="Replace the sweep's files.")] = False,
+    force: o.Force = False,
     json: o.Json = False,
 ) -> None:
-    """Ask BUNDLE or MODEL every question of a dataset: accuracy with 95 % intervals."""
+    """Measure how often answers are right.
+
+    Every question of a dataset is asked; accuracies have 95 % intervals.
+    """
+    _check(asked, sweep, methods, output, keep)
+    data = find_dataset(dataset)
+    if sweep is not None:
+        budgets, names = parse_sweep(sweep), parse_methods(methods or ALL)
+        request = Request(asked, data, budgets, names, frames or 1, limit, engine, threads, seed)
+        _many(replace(request, keep=keep), str(output), force, json)
+        return
+    with progress() as step:
+        step(f"open {asked}")
+        who = answerer(asked, frames, engine, threads)
+        scenes = data.examples(who.frames, limit)
+        found = evaluate(who, scenes, asked, dataset, seed, every(PAUSE_S, step))
+    _show(found, json)
+
+
+def _check(
+    asked: str, sweep: str | None, methods: str | None, output: str | None, keep: Path | None
+) -> None:
+    """Refuse options that do not go together."""
     if sweep is None:
         for name, value in (("methods", methods), ("output", output), ("keep", keep)):
             if value is not None:
                 raise typer.BadParameter(f"--{name} goes with --sweep")
-        _one(asked, dataset, limit, frames, engine, threads, seed, json)
-        return
-    if output is None:
+    elif output is None:
         raise typer.BadParameter("give --output PREFIX for the files of the sweep")
-    if is_bundle(asked):
+    elif is_bundle(asked):
         raise typer.BadParameter("a sweep exports bundles of a model; it takes no bundle")
-    budgets, found = parse_sweep(sweep), find_dataset(dataset)
-    request = Request(
-        asked, found, budgets, parse_methods(methods or ALL), frames or 1, limit, engine, threads,
-        seed, keep,
-    )  # fmt: skip
-    _many(request, output, force, json)
 
 
-def _one(
-    asked: str,
-    dataset: str,
-    limit: int | None,
-    frames: int | None,
-    engine: str | None,
-    threads: int | None,
-    seed: int,
-    json: bool,
-) -> None:
-    found = find_dataset(dataset)
-    with o.progress() as step:
-        step(f"open {asked}")
-        who = answerer(asked, frames, engine, threads)
-        examples = found.examples(who.frames, limit)
-        result = evaluate(who, examples, asked, dataset, seed, _seldom(step))
-    if not json:
-        Console(stderr=True).print(_table(result))
-        for reason, count in result.left_out.items():
-            o.say(f"left out: {count} scenes, {reason}")
-    o.answer(result, _summary(result), json)
+def _show(found: Evaluation, as_json: bool) -> None:
+    if not as_json:
+        Console(stderr=True).print(_table(found))
+        for reason, count in found.left_out.items():
+            say(f"left out: {count} scenes, {reason}")
+    answer(found, _summary(found), as_json)
 
 
 def _many(request: Request, output: str, force: bool, json: bool) -> None:
     check_prefix(output, force)
     require_matplotlib()
-    with o.progress() as step:
-        rows = sweep(request, _seldom(step), o.say if _terminal() else step)
+    with progress() as step:
+        rows = sweep(request, every(PAUSE_S, step), say if on_terminal() else step)
     (whole, *_) = [row.evaluation for row in rows if row.evaluation]
     title = f"{request.model} on {request.dataset.name}: {whole.n} questions, {whole.engine}"
     files = write(rows, title, output, force)
     for reason, count in whole.left_out.items():
-        o.say(f"left out: {count} scenes, {reason}")
-    o.say(f"wrote {' and '.join(str(path) for path in files)}")
+        say(f"left out: {count} scenes, {reason}")
+    say(f"wrote {' and '.join(str(path) for path in files)}")
     document = {
         "model_or_bundle": request.model,
         "dataset": request.dataset.name,
         "rows": rows,
         "files": [str(path) for path in files],
     }
-    o.answer(document, _sweep_table(rows), json)
+    answer(document, _sweep_table(rows), json)
 
 
 def _table(result: Evaluation) -> Table:
-    table = Table(title=Text(o.printable(f"{result.model_or_bundle} on {result.dataset}")))
-    table.add_column("")
+    shown = Table(title=Text(printable(f"{result.model_or_bundle} on {result.dataset}")))
+    shown.add_column("")
     for head in ("right", "95 %", "n"):
-        table.add_column(head, justify="right")
+        shown.add_column(head, justify="right")
     for part in (result.tasks, result.groups):
         for name, score in part.items():
-            table.add_row(Text(o.printable(name)), *_cells(score))
-        table.add_section()
+            shown.add_row(Text(printable(name)), *_cells(score))
+        shown.add_section()
     whole = Score(result.accuracy, result.low, result.high, result.n)
-    table.add_row("all", *_cells(whole))
-    return table
+    shown.add_row("all", *_cells(whole))
+    return shown
 
 
 def _cells(score: Score) -> tuple[str, str, str]:
@@ -145,14 +170,14 @@ def _summary(result: Evaluation) -> str:
         f" {result.n:,} questions ({about}) in {result.scenes:,} scenes;"
         f" {result.visual_tokens} visual tokens;"
         + (f" first token {times.median:.0f} ms, p90 {times.p90:.0f};" if times else "")
-        + (f" {o.megabytes(size)};" if size else "")
+        + (f" {megabytes(size)};" if size else "")
         + f" {result.engine}"
     )
 
 
 def _sweep_table(rows: list[Row]) -> str:
     head = ["method", "tokens", "right", "95 %", "detail", "multi-turn", "ms", "bundle", ""]
-    return o.table(head, [_sweep_cells(row) for row in rows])
+    return table(head, [_sweep_cells(row) for row in rows])
 
 
 def _sweep_cells(row: Row) -> list[object]:
@@ -169,28 +194,6 @@ def _sweep_cells(row: Row) -> list[object]:
         f"{detail.accuracy:.1%}" if detail else "-",
         f"{turns.accuracy:.1%}" if turns else "-",
         f"{times.median:.1f}" if times else "-",
-        o.megabytes(size) if size else "-",
+        megabytes(size) if size else "-",
         "",
     ]
-
-
-def _seldom(step: Callable[[str], None]) -> Callable[[str], None]:
-    """Let a line through if the last is ten seconds ago: a log need not have every block.
-
-    All lines go through on a terminal, where each takes the place of the last.
-    """
-    if _terminal():
-        return step
-    last = time.perf_counter() - PAUSE_S
-
-    def say(text: str) -> None:
-        nonlocal last
-        if time.perf_counter() - last >= PAUSE_S:
-            last = time.perf_counter()
-            step(text)
-
-    return say
-
-
-def _terminal() -> bool:
-    return Console(stderr=True).is_terminal

@@ -13,6 +13,7 @@ import typer
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.output import answer, progress, table
 from edgevlm.errors import RecipeError
 from edgevlm.registry import ENGINES, KINDS
 from edgevlm.runtimes.inspection import Inspection, Table
@@ -22,19 +23,27 @@ def main(
     bundle: o.BundleArgument,
     image: Annotated[
         list[Path] | None,
-        typer.Option(help="Core ML: a picture to find the largest float16 numbers with; repeat."),
+        typer.Option(
+            metavar="FILE",
+            help="Core ML: image to find the largest float16 numbers with; may be repeated.",
+        ),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="What is asked about each.")] = "What is this?",
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="Question about each image.")
+    ] = "What is this?",
     json: o.Json = False,
 ) -> None:
-    """List files, blocks and limits of BUNDLE."""
+    """List files, blocks and limits of BUNDLE.
+
+    The hash of every file is checked.
+    """
     opened = Bundle.open(bundle)
     for entry in opened.plan.files:
         opened.file(entry.path)
     found = _inspections(opened, image or [], prompt)
     tables = [table for inspection in found for table in inspection.tables]
-    text = _summary(opened.plan) + "".join(f"\n\n{_shown(table)}" for table in tables)
-    o.answer(_document(opened.plan, found), text, json)
+    text = _summary(opened.plan) + "".join(f"\n\n{_shown(part)}" for part in tables)
+    answer(_document(opened.plan, found), text, json)
 
 
 def _inspections(bundle: Bundle, pictures: list[Path], prompt: str) -> list[Inspection]:
@@ -48,7 +57,7 @@ def _inspections(bundle: Bundle, pictures: list[Path], prompt: str) -> list[Insp
     engines = [engine for engine in engines if target in engine.targets]
     if pictures and not any(engine.inspects_pictures for engine in engines):
         raise RecipeError(f"no engine of target '{target}' inspects with pictures; drop --image")
-    with o.progress() as step:
+    with progress() as step:
         if pictures:
             step(f"run {len(pictures)} pictures")
         return [engine.inspect(bundle, pictures, prompt) for engine in engines]
@@ -80,10 +89,10 @@ def _summary(plan: Plan[Any]) -> str:
     return (
         f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target}, format"
         f" {plan.format_version}, {len(plan.blocks)} blocks, {facts}\nneeds {needs}\n\n"
-        + o.table(["file", "bytes", "sha256"], rows)
+        + table(["file", "bytes", "sha256"], rows)
     )
 
 
-def _shown(table: Table) -> str:
-    rows = o.table([*table.heads], [[*row] for row in table.rows]) if table.rows else ""
-    return "\n".join(part for part in (table.title, rows, table.note) if part)
+def _shown(part: Table) -> str:
+    rows = table([*part.heads], [[*row] for row in part.rows]) if part.rows else ""
+    return "\n".join(text for text in (part.title, rows, part.note) if text)

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgevlm.api import require_torch
 from edgevlm.cli.shared import options as o
-from edgevlm.registry import METHODS, sites_of
+from edgevlm.cli.shared.output import answer, table
+from edgevlm.registry import METHODS
 
 
 def main(json: o.Json = False) -> None:
     """List the token-reduction methods."""
     require_torch()
-    rows = []
-    for name in METHODS.names():
-        module = METHODS.load(name)
-        rows.append(
-            {
-                "name": name,
-                "sites": sites_of(module),
-                "summary": module.SUMMARY,
-                "source": module.SOURCE,
-                "differs": module.DIFFERS,
-                "signals": list(module.Method.signals) if hasattr(module, "Method") else [],
-            }
-        )
-    text = o.table(
-        ["method", "sites", "what it does", "source"],
-        [[r["name"], ", ".join(r["sites"]), r["summary"], r["source"]] for r in rows],
-    )
-    o.answer(rows, text, json)
+    rows = [_row(name) for name in METHODS.names()]
+    cells = [[r["name"], ", ".join(r["sites"]), r["summary"], r["source"]] for r in rows]
+    answer(rows, table(["method", "sites", "what it does", "source"], cells), json)
+
+
+def _row(name: str) -> dict[str, Any]:
+    sites = METHODS.sites_of(name)
+    modules = [METHODS.load(name, site) for site in sites]
+    return {
+        "name": name,
+        "sites": sites,
+        "summary": _joined([module.SUMMARY for module in modules]),
+        "source": _joined([module.SOURCE for module in modules]),
+        "differs": _joined([module.DIFFERS for module in modules]),
+        "signals": [signal for module in modules for signal in module.Method.signals],
+    }
+
+
+def _joined(texts: list[str]) -> str:
+    """What the method's files say, each text once, in the order of the sites."""
+    return "; ".join(dict.fromkeys(texts))

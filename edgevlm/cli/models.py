@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from edgevlm.api import require_torch
 from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.output import answer, table
 from edgevlm.registry import FAMILIES
 
 
 def main(json: o.Json = False) -> None:
-    """List the model families, by transformers' model_type."""
+    """List the model families.
+
+    Names are the model_type of transformers.
+    """
     require_torch()
     rows = [
         {"name": name, "summary": str(FAMILIES.load(name).__doc__).splitlines()[0]}
         for name in FAMILIES.names()
     ]
-    text = o.table(["model_type", "what it is"], [[r["name"], r["summary"]] for r in rows])
-    o.answer(rows, text, json)
+    text = table(["model_type", "what it is"], [[r["name"], r["summary"]] for r in rows])
+    answer(rows, text, json)

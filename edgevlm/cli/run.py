@@ -1,83 +1,113 @@
-"""`edgevlm run`: ask a bundle about a picture or a clip."""
+"""`edgevlm run`: ask a bundle about an image or a clip."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edgevlm import api
 from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.default_bundle import default_bundle
+from edgevlm.cli.shared.output import answer, say
 from edgevlm.errors import InputError
 from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops.sampling import Sampling
 from edgevlm.runtimes.loops.text import Answer
 from edgevlm.runtimes.residency import pressure
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
+from edgevlm.units import megabytes
 
 
 def main(
     bundle: Annotated[
-        str | None, typer.Argument(help="A bundle; without one, the embedded default.")
+        str | None,
+        typer.Argument(metavar="BUNDLE", help="A bundle; the embedded model if not given."),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="The question.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
-    video: Annotated[Path | None, typer.Option(help="A video, for bundles with frames.")] = None,
-    chat: Annotated[bool, typer.Option(help="Go on with questions read from stdin.")] = False,
-    engine: Annotated[str | None, typer.Option(help="Engine, see `edgevlm engines`.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads; all cores if not given.")
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The question.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="An image; may be repeated.")
     ] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Most memory of this process, such as 300MB.")
+    video: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A video, for bundles exported with --frames."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Mass that sampling keeps.")] = 1.0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Read further questions from stdin.")
+    ] = False,
+    engine: o.Engine = None,
+    threads: o.Threads = None,
+    memory: o.Memory = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Longest answer in tokens.")
+    ] = 64,
+    temperature: Annotated[
+        float, typer.Option(min=0, metavar="T", help="Sampling temperature; 0 is greedy.")
+    ] = 0.0,
+    top_p: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="P", help="Probability mass that sampling draws from."),
+    ] = 1.0,
     draft: Annotated[
-        str | None, typer.Option(help="Guess and check: lookup, or skip=N (export --speculate).")
+        str | None,
+        typer.Option(
+            metavar="lookup|skip=N",
+            help="Speculative decoding: draft tokens by prompt lookup, or with N decoder layers"
+            " skipped. Needs a bundle exported with --speculate.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sampling.")] = 0,
     json: o.Json = False,
 ) -> None:
-    """Answer a question about pictures, streaming the text."""
+    """Answer a question about images.
+
+    The text is printed as it comes, figures follow on stderr.
+    """
+    _check(prompt, chat, image, video)
+    loop = load_loop(_path(bundle, memory), engine, threads, memory, progress=say)
+    if isinstance(loop.blocks, StreamedBlocks):
+        _listen(loop.blocks)
+    question = _text(prompt) if prompt is not None else _read("> ")
+    if question is None:
+        return
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "draft": draft}
+    options |= {"sampling": Sampling(temperature, top_p, seed), "on_text": _stream(json)}
+    model = api.Model(loop)
+    _finish(model.generate(image or None, question, video=video, **options), json)
+    while chat and (question := _read("> ")):
+        _finish(model.chat(question, **options), json)
+
+
+def _check(prompt: str | None, chat: bool, images: list[Path] | None, video: Path | None) -> None:
+    """Refuse options that do not go together."""
     if prompt is None and not chat:
         raise typer.BadParameter("nothing is asked; give --prompt TEXT, or --chat for questions")
-    if image and video:
+    if images and video:
         raise typer.BadParameter("give --image or --video, not both")
+
+
+def _path(bundle: str | None, memory: str | None) -> str | Path:
+    """The bundle to open; the default one is exported if it is not there yet."""
     path = bundle or default_bundle()
     if memory is not None and bundle is None and "torch" in sys.modules:
         # The default was exported just now, and what that took would count in the budget.
         os.execv(sys.executable, sys.orig_argv)
-    loop = load_loop(path, engine, threads, memory, progress=o.say)
-    if isinstance(loop.blocks, StreamedBlocks):
-        _listen(loop.blocks)
-    model = api.Model(loop)
-    sampling = Sampling(temperature, top_p, seed)
+    return path
 
-    def stream(text: str) -> None:
-        if not json:
-            print(text, end="", flush=True)
 
-    def finish(answer: Answer) -> None:
-        o.answer(answer, "", json)
-        o.say(_summary(answer))
+def _stream(as_json: bool) -> Callable[[str], None]:
+    """Prints text as it comes, where the result is no document."""
+    return (lambda _: None) if as_json else (lambda text: print(text, end="", flush=True))
 
-    pictures = list(image or ()) or None
-    options = {
-        "max_new_tokens": max_new_tokens, "sampling": sampling, "on_text": stream, "draft": draft,
-    }  # fmt: skip
-    question = _text(prompt) if prompt is not None else _read("> ")
-    if question is None:
-        return
-    finish(model.generate(pictures, question, video=video, **options))  # type: ignore[arg-type]
-    while chat and (question := _read("> ")):
-        finish(model.chat(question, **options))  # type: ignore[arg-type]
+
+def _finish(found: Answer, as_json: bool) -> None:
+    answer(found, "", as_json)
+    say(_summary(found))
 
 
 def _listen(blocks: StreamedBlocks) -> None:
@@ -115,5 +145,5 @@ def _summary(answer: Answer) -> str:
         + (f" {speed:.1f} tokens/s;" if speed else "")
         + (f" {answer.accepted} of {answer.drafted} guesses right;" if answer.drafted else "")
         + f" {answer.loads} loads;"
-        + f" peak {o.megabytes(answer.peak_rss_bytes)}; {answer.engine}"
+        + f" peak {megabytes(answer.peak_rss_bytes)}; {answer.engine}"
     )

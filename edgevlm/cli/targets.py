@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from edgevlm.api import require_torch
 from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.output import answer, table
 from edgevlm.exporters.contract import find_target
 from edgevlm.registry import TARGETS
 
 
 def main(json: o.Json = False) -> None:
-    """List the targets with their quantization schemes."""
+    """List the targets with their schemes."""
     require_torch()
     found = {name: find_target(name) for name in TARGETS.names()}
     rows = [
         {"name": name, "summary": target.summary, "schemes": list(target.schemes)}
         for name, target in found.items()
     ]
-    text = o.table(
-        ["target", "what it is", "schemes"],
-        [[r["name"], r["summary"], ", ".join(r["schemes"])] for r in rows],
-    )
-    o.answer(rows, text, json)
+    cells = [[name, target.summary, ", ".join(target.schemes)] for name, target in found.items()]
+    answer(rows, table(["target", "what it is", "schemes"], cells), json)

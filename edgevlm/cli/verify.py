@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgevlm.api import require_torch
 from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.output import answer, progress, say, table
+
+if TYPE_CHECKING:
+    from edgevlm.parity.verification import Verification
 
 
 def main(
     bundle: o.BundleArgument,
     model: Annotated[
-        str | None, typer.Option(help="Checkpoint; the manifest's source if not given.")
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Checkpoint to compare with; the bundle's source if not given."
+        ),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="Engine, see `edgevlm engines`.")] = None,
+    engine: o.Engine = None,
     json: o.Json = False,
 ) -> None:
-    """Compare every function of BUNDLE with PyTorch; exit 1 if one differs."""
+    """Compare BUNDLE with PyTorch.
+
+    Every function of every block, and the logits; exit 1 if one differs.
+    """
     require_torch()
     from edgevlm.parity.verify import verify
 
-    with o.progress() as step:
-        result = verify(bundle, model, progress=step, engine=engine)
+    with progress() as step:
+        found = verify(bundle, model, progress=step, engine=engine)
+    answer(found, _text(found), json)
+    if not found.ok:
+        say(f"edgevlm: {found.first_failure()}")
+        raise typer.Exit(1)
+
+
+def _text(found: Verification) -> str:
     rows = [
         [
             b.name,
@@ -32,18 +49,13 @@ def main(
             "exact" if b.psnr_db is None else f"{b.psnr_db:.0f}",
             "ok" if b.ok else "DIFFERS",
         ]
-        for b in result.blocks
+        for b in found.blocks
     ]
-    summary = (
-        f"logits_rel_error {result.logits_rel_error:.1e}, tokens_equal {result.tokens_equal:.2f},"
-        f" kept_equal {result.kept_equal:.2f},"
-        f" image_sensitivity {result.image_sensitivity:.2f}, {result.engine}"
-    )
-    text = o.table(["block", "function", "rel_error", "psnr_db", ""], rows) + "\n" + summary
-    if result.largest_float16:
-        where, (top, kind) = max(result.largest_float16.items(), key=lambda item: item[1][0])
-        text += f"\nlargest number in float16: {top:,.0f} of 65,504, from {kind} in {where}"
-    o.answer(result, text, json)
-    if not result.ok:
-        o.say(f"edgevlm: {result.first_failure()}")
-        raise typer.Exit(1)
+    lines = [
+        table(["block", "function", "rel_error", "psnr_db", ""], rows),
+        f"{found.summary}, {found.engine}",
+    ]
+    if found.largest_float16:
+        where, (top, kind) = max(found.largest_float16.items(), key=lambda item: item[1][0])
+        lines.append(f"largest number in float16: {top:,.0f} of 65,504, from {kind} in {where}")
+    return "\n".join(lines)

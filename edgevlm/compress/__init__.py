@@ -1,12 +1,9 @@
-"""Token reduction, one file per method.
+"""Token reduction: a folder for each site, a file for each method that works there.
 
-A method file has `SOURCE`, `SUMMARY`, `FORMULA`, `STATIC`, `DIFFERS` and a class for each site
-where it works:
+    tokens   between encoder and language model: N features become K visual tokens
+    vision   inside the encoder: tokens merge between its layers
+    decoder  inside the language model: visual tokens leave between its layers
 
-    tokens   Method          `plan`: how many tokens are kept; called with features, gives the kept
-                             tokens and their positions
-    vision   EncoderMethod   `plan`: how many tokens are left after each layer of the encoder;
-                             called with a layer's tokens, gives fewer, and what became of each
-    decoder  DecoderMethod   `plan`: how many visual tokens each layer of the language model sees;
-                             called with a look at a layer, says which stay
+A method file has `SOURCE`, `SUMMARY`, `FORMULA`, `STATIC`, `DIFFERS` and a class `Method`, whose
+contract is in `shared/contract.py`. A method that works at two sites is two files of one name.
 """

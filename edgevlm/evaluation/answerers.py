@@ -1,7 +1,7 @@
-"""Who can be asked: a bundle by its engine, or a checkpoint in PyTorch.
+"""The models that answer questions: a bundle by its engine, or a checkpoint in PyTorch.
 
-A bundle encodes a picture once, for its first question, whose time to first token is measured; the
-further questions about it reuse the visual tokens. Needs no torch.
+A bundle encodes an image once, for its first question, whose time to first token is measured; later
+questions about it reuse the visual tokens. Needs no torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgevlm.runtimes.loops.sequence import Visual
 
 
 def is_bundle(name: str) -> bool:
-    """Whether a name is a bundle's: a folder with a manifest, or one that is missing."""
+    """Whether a name means a bundle: a folder with a manifest, or a missing `.edgevlm`."""
     path = Path(name)
     return (path / MANIFEST).is_file() or (path.suffix == ".edgevlm" and not path.is_dir())
 
@@ -33,12 +33,12 @@ def answerer(
 
     Args:
         name: A bundle, or a checkpoint: hub id, folder, or `embedded`.
-        frames: Frames of a clip, for a checkpoint; None is pictures.
+        frames: Frames of a clip, for a checkpoint; None is images.
         engine: Engine, for a bundle.
         threads: Threads; None takes all cores.
 
     Raises:
-        RecipeError: If an option does not go with what is asked.
+        RecipeError: If an option does not fit a bundle, or a checkpoint.
         EdgeVLMError: If it cannot be opened.
     """
     if is_bundle(name):
@@ -48,9 +48,9 @@ def answerer(
     if engine is not None:
         raise RecipeError(f"'{name}' is a model, which PyTorch runs; --engine goes with a bundle")
     api.require_torch()
-    from edgevlm.evaluation.pytorch import TorchAnswerer
+    from edgevlm.evaluation.pytorch import PyTorchAnswerer
 
-    return TorchAnswerer.open(Recipe(model=name, frames=frames or 1), threads)
+    return PyTorchAnswerer.open(Recipe(model=name, frames=frames or 1), threads)
 
 
 class BundleAnswerer:
@@ -63,29 +63,30 @@ class BundleAnswerer:
         threads: int | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> None:
-        # The loop, not `generate`: it can be given visual tokens that are already there.
-        self._loop, self._most = load_loop(path, engine, threads), max_new_tokens
+        # The loop, not `generate`: it accepts visual tokens that are encoded already.
+        self._loop, self._max_new_tokens = load_loop(path, engine, threads), max_new_tokens
         plan = self._loop.plan
         image = plan.host.image
         self.engine, self.frames = self._loop.blocks.engine.name, image.frames
         self.visual_tokens = plan.host.visual_tokens
         self.bundle_bytes: int | None = sum(file.bytes for file in plan.files)
-        self.show([Image.new("RGB", (image.width, image.height))] * image.frames)
-        self.ask("", further=False)
+        self.set_frames([Image.new("RGB", (image.width, image.height))] * image.frames)
+        self.ask("", follow_up=False)
 
-    def show(self, pictures: Sequence[Image.Image]) -> None:
-        """Take the pictures; they are encoded by the first question."""
-        self._pictures, self._seen = pictures, list[Visual]()
+    def set_frames(self, frames: Sequence[Image.Image]) -> None:
+        """Take the frames; the first question encodes them."""
+        self._frames, self._encoded = frames, list[Visual]()
 
-    def ask(self, prompt: str, further: bool) -> Reply:
+    def ask(self, prompt: str, follow_up: bool) -> Reply:
         """Answer greedily; see `Answerer`."""
-        first = not self._seen
-        if not further:
+        first = not self._encoded
+        if not follow_up:
             self._loop.reset()
-        answer = self._loop.ask(prompt, tuple if further else self._look, self._most)
+        visuals = tuple if follow_up else self._encode
+        answer = self._loop.ask(prompt, visuals, self._max_new_tokens)
         return Reply(answer.text, answer.ttft_ms if first else None)
 
-    def _look(self) -> list[Visual]:
-        if not self._seen:
-            self._seen = [self._loop.see(self._pictures)]
-        return self._seen
+    def _encode(self) -> list[Visual]:
+        if not self._encoded:
+            self._encoded = [self._loop.see(self._frames)]
+        return self._encoded

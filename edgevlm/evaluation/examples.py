@@ -1,4 +1,4 @@
-"""What a dataset yields: pictures or clips with questions and exact answers."""
+"""What a dataset yields: images or clips with questions and exact answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Question:
-    """One question and the one answer that counts as right."""
+    """One question and the only answer that is right."""
 
     task: str
     prompt: str
@@ -18,12 +18,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Example:
-    """A scene and what is asked about it.
+    """A scene and the questions about it.
 
     Attributes:
         scene: Its name; questions of one scene are not independent, so intervals resample scenes.
-        frames: One picture, or the frames of a clip in order.
-        questions: Asked each in a conversation of its own, or one after another if `chat`.
+        frames: One image, or the frames of a clip in order.
+        questions: Each is asked in a conversation of its own, or all in one if `chat`.
         chat: The questions are the turns of one conversation.
     """
 

@@ -1,7 +1,7 @@
-"""A checkpoint as it is, in PyTorch: transformers' own forward with all visual tokens.
+"""An unchanged checkpoint in PyTorch: transformers' own forward with all visual tokens.
 
 The prompt is the plan's layout, as in `edgevlm.verify`; the answer is greedy. The keys and values
-of rows that two prompts begin with (all up to the question, for one picture) are computed once.
+of a prefix that two prompts share (all up to the question, for one image) are computed once.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from tokenizers import Tokenizer
 from edgevlm.errors import InputError
 from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Reply
 from edgevlm.models.checkpoint import find
-from edgevlm.planning.vlm import Planned, make_plan
+from edgevlm.planning.plan import make_plan
+from edgevlm.planning.vlm import Planned
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.sequence import Floats, PromptRows, Visual, assemble
 
 
-class TorchAnswerer:
+class PyTorchAnswerer:
     """The model of a plan without reductions; see `edgevlm.evaluation.evaluate.Answerer`."""
 
     engine = "pytorch"
@@ -31,10 +32,10 @@ class TorchAnswerer:
 
     def __init__(self, planned: Planned, model: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> None:
         checkpoint = planned.checkpoint
-        self._planned, self._most = planned, max_new_tokens
+        self._planned, self._max_new_tokens = planned, max_new_tokens
         self._plan, self._model = planned.plan, model
-        self._pieces = self._planned.pieces(self._model)
-        tables = self._pieces.table
+        self._parts = self._planned.parts(self._model)
+        tables = self._parts.table
         self._table = (tables[0] if len(tables) == 1 else torch.cat(tables)).numpy()
         self._tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
         self._tokenizer.encode_special_tokens = True  # as a bundle's: `<image>` stays a word
@@ -45,7 +46,7 @@ class TorchAnswerer:
         self._rows: Floats = np.zeros((0, self._table.shape[1]), np.float32)
 
     @classmethod
-    def open(cls, recipe: Recipe, threads: int | None = None) -> TorchAnswerer:
+    def open(cls, recipe: Recipe, threads: int | None = None) -> PyTorchAnswerer:
         """Load the recipe's checkpoint."""
         if threads is not None:
             torch.set_num_threads(threads)
@@ -53,9 +54,9 @@ class TorchAnswerer:
         return cls(make_plan(recipe, checkpoint), checkpoint.load_model())
 
     @torch.no_grad()
-    def show(self, pictures: Sequence[Image.Image]) -> None:
-        """Encode the pictures."""
-        pixels = torch.from_numpy(images.views(pictures, self._plan.host.image))
+    def set_frames(self, frames: Sequence[Image.Image]) -> None:
+        """Encode the frames."""
+        pixels = torch.from_numpy(images.views(frames, self._plan.host.image))
         family, shape = self._planned.checkpoint.family, self._planned.description.shape
         features = family.reference_features(self._model, pixels, self._planned.description)
         tokens, kept = self._planned.method(features, shape=shape)
@@ -64,41 +65,42 @@ class TorchAnswerer:
         self._forget()
 
     @torch.no_grad()
-    def ask(self, prompt: str, further: bool) -> Reply:
+    def ask(self, prompt: str, follow_up: bool) -> Reply:
         """Answer greedily; see `Answerer`."""
         layout, plan = self._plan.host.layout, self._plan
-        parts, first = (layout.turn, self._position) if further else (layout.prompt, 0)
-        seen = [] if further else [self._visual]
-        piece = assemble(plan, parts, self._table, self._tokenizer, prompt, seen, first)
-        length = len(self._rows) if further else 0
-        room = plan.host.kv.tokens - length - len(piece.rows)  # as long as a bundle's context
+        items, first = (layout.turn, self._position) if follow_up else (layout.prompt, 0)
+        visuals = [] if follow_up else [self._visual]
+        turn = assemble(plan, items, self._table, self._tokenizer, prompt, visuals, first)
+        length = len(self._rows) if follow_up else 0
+        room = plan.host.kv.tokens - length - len(turn.rows)  # as long as a bundle's context
         if room < 1:
             raise InputError(
-                f"the turn has {len(piece.rows)} tokens and {length} are in the context of"
+                f"the turn has {len(turn.rows)} tokens and {length} are in the context of"
                 f" {plan.host.kv.tokens}"
             )
-        if not further:
-            piece = self._keep_common(piece)
-        ids = [self._feed(piece)]
-        stops, most = set(plan.host.stop_ids), min(self._most, room)
-        while ids[-1] not in stops and len(ids) < most:
+        if not follow_up:
+            turn = self._keep_prefix(turn)
+        ids = [self._feed(turn)]
+        stops, limit = set(plan.host.stop_ids), min(self._max_new_tokens, room)
+        while ids[-1] not in stops and len(ids) < limit:
             ids.append(self._feed_token(ids[-1]))
-        said = ids[:-1] if ids[-1] in stops else ids
-        if said is ids:
-            self._feed_token(ids[-1])  # a further turn begins after the reply
-        return Reply(self._tokenizer.decode(said, skip_special_tokens=True))
+        stopped = ids[-1] in stops
+        if not stopped:
+            self._feed_token(ids[-1])  # the next turn begins after the reply
+        reply = ids[:-1] if stopped else ids
+        return Reply(self._tokenizer.decode(reply, skip_special_tokens=True))
 
-    def _keep_common(self, piece: PromptRows) -> PromptRows:
-        """Cut the cache to the rows that `piece` begins with; the rest of `piece`."""
-        most = min(len(self._rows), len(piece.rows) - 1)  # one row at least gives the scores
-        differs = (self._rows[:most] != piece.rows[:most]).any(1)
-        common = int(differs.argmax()) if differs.any() else most
-        if common == 0:
+    def _keep_prefix(self, prompt: PromptRows) -> PromptRows:
+        """Cut the cache to the prefix that it shares with `prompt`; the rest of `prompt`."""
+        most = min(len(self._rows), len(prompt.rows) - 1)  # the logits need one row at least
+        differs = (self._rows[:most] != prompt.rows[:most]).any(1)
+        shared = int(differs.argmax()) if differs.any() else most
+        if shared == 0:
             self._forget()
-        elif common < len(self._rows):
-            self._past.crop(common - len(self._rows))
-        self._rows = self._rows[:common]
-        return PromptRows(piece.rows[common:], piece.positions[common:])
+        elif shared < len(self._rows):
+            self._past.crop(shared - len(self._rows))
+        self._rows = self._rows[:shared]
+        return PromptRows(prompt.rows[shared:], prompt.positions[shared:])
 
     def _feed_token(self, token: int) -> int:
         position = np.asarray([self._position], np.int32)
@@ -106,17 +108,17 @@ class TorchAnswerer:
 
     def _feed(self, piece: PromptRows) -> int:
         """Run rows; the most likely next token."""
-        out = self._pieces.language_model(
+        out = self._parts.decoder.language_model(
             inputs_embeds=torch.from_numpy(piece.rows)[None],
             position_ids=torch.from_numpy(piece.positions)[None].long(),
-            past_key_values=self._past,
+            cache=self._past,
             use_cache=True,
         )
-        self._past = out.past_key_values
+        self._past = out.cache
         self._rows = np.concatenate([self._rows, piece.rows])
         self._position = int(piece.positions[-1]) + 1
         last = out.last_hidden_state[:, -1]
-        return int(torch.nn.functional.linear(last, self._pieces.head).argmax())
+        return int(torch.nn.functional.linear(last, self._parts.head).argmax())
 
     def _forget(self) -> None:
         self._past, self._position, self._rows = None, 0, self._rows[:0]

@@ -1,14 +1,14 @@
-"""Right or wrong, and the shares of right answers with their intervals. Numpy alone.
+"""Which answers are right, and accuracies with their intervals. Numpy alone.
 
-An answer is right if it equals the expected one after both lost outer spaces, capitals and one
-final full stop. The 95 % interval is the percentile bootstrap over scenes (Efron and Tibshirani, An
-Introduction to the Bootstrap, 1993, chapter 13): questions of a scene share a picture, so scenes
+An answer is right if it equals the expected one when outer spaces, case and one final full stop are
+ignored. The 95 % interval is the percentile bootstrap over scenes (Efron and Tibshirani, An
+Introduction to the Bootstrap, 1993, chapter 13): questions of a scene share an image, so scenes
 are drawn with replacement, not questions. Where all scenes agree the interval has no width: with
 few scenes that says little.
 
-Groups: `image` and `clip` (asked alone, about one picture or several), `multi_turn`, which together
-are all questions; `detail` (reading and counting, asked alone) is part of the first two. Detail and
-multi-turn questions are reported apart because they degrade first when tokens are removed.
+Groups: `image` and `clip` (asked alone, about one image or several frames), `multi_turn`, which
+together are all questions; `detail` (reading and counting, asked alone) is part of the first two.
+Detail and multi-turn questions are reported apart: they degrade first when tokens are removed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INTERVAL = (2.5, 97.5)  # percentiles
 
 @dataclass(frozen=True)
 class Score:
-    """Share of right answers with its 95 % interval, and the number of questions."""
+    """Fraction of right answers with its 95 % interval, and the number of questions."""
 
     accuracy: float
     low: float
@@ -36,14 +36,14 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Mark:
-    """One question after it was asked.
+class ScoredAnswer:
+    """One question and whether its answer was right.
 
     Attributes:
         scene: Name of its scene.
         task: Its task; `multi_turn` in a conversation.
-        kind: `image` or `clip`, what was asked about.
-        right: Whether the answer was the expected one.
+        kind: `image` or `clip`, the subject of the question.
+        right: Whether the answer was right.
     """
 
     scene: str
@@ -53,20 +53,20 @@ class Mark:
 
 
 def right(answer: str, expected: str) -> bool:
-    """Whether two answers are equal but for outer spaces, capitals and one final full stop."""
+    """Whether two answers are equal but for outer spaces, case and one final full stop."""
     return _plain(answer) == _plain(expected)
 
 
-def score(marks: Sequence[Mark], seed: int = 0) -> Score:
-    """Accuracy of `marks`, at least one, and its interval by bootstrap over their scenes.
+def score(answers: Sequence[ScoredAnswer], seed: int = 0) -> Score:
+    """Accuracy of at least one answer, and its interval by bootstrap over the scenes.
 
     The draws follow the seed and the number of scenes alone, so a task's interval does not change
     with other tasks. O(RESAMPLES * scenes).
     """
-    names = {name: index for index, name in enumerate(dict.fromkeys(m.scene for m in marks))}
+    names = {name: index for index, name in enumerate(dict.fromkeys(a.scene for a in answers))}
     scenes = np.zeros((len(names), 2), np.int64)  # right answers, questions
-    for mark in marks:
-        scenes[names[mark.scene]] += (mark.right, 1)
+    for answer in answers:
+        scenes[names[answer.scene]] += (answer.right, 1)
     random = np.random.default_rng(seed)
     drawn = np.empty(RESAMPLES)
     for index in range(RESAMPLES):
@@ -78,30 +78,30 @@ def score(marks: Sequence[Mark], seed: int = 0) -> Score:
     return Score(float(good / count), float(low), float(high), int(count))
 
 
-def task_scores(marks: Sequence[Mark], seed: int = 0) -> dict[str, Score]:
+def task_scores(answers: Sequence[ScoredAnswer], seed: int = 0) -> dict[str, Score]:
     """Scores by task, in the order of the names."""
-    return _scores(marks, seed, lambda mark: (mark.task,))
+    return _scores(answers, seed, lambda answer: (answer.task,))
 
 
-def group_scores(marks: Sequence[Mark], seed: int = 0) -> dict[str, Score]:
-    """Scores by group; a group without questions is not there."""
+def group_scores(answers: Sequence[ScoredAnswer], seed: int = 0) -> dict[str, Score]:
+    """Scores by group; groups without questions are left out."""
 
-    def groups(mark: Mark) -> tuple[str, ...]:
-        if mark.task == MULTI_TURN:
+    def groups(answer: ScoredAnswer) -> tuple[str, ...]:
+        if answer.task == MULTI_TURN:
             return (MULTI_TURN,)
-        return (mark.kind, "detail") if mark.task in DETAIL else (mark.kind,)
+        return (answer.kind, "detail") if answer.task in DETAIL else (answer.kind,)
 
-    return _scores(marks, seed, groups)
+    return _scores(answers, seed, groups)
 
 
 def _scores(
-    marks: Sequence[Mark], seed: int, names: Callable[[Mark], tuple[str, ...]]
+    answers: Sequence[ScoredAnswer], seed: int, names: Callable[[ScoredAnswer], tuple[str, ...]]
 ) -> dict[str, Score]:
-    parts: dict[str, list[Mark]] = defaultdict(list)
-    for mark in marks:
-        for name in names(mark):
-            parts[name].append(mark)
-    return {name: score(parts[name], seed) for name in sorted(parts)}
+    groups: dict[str, list[ScoredAnswer]] = defaultdict(list)
+    for answer in answers:
+        for name in names(answer):
+            groups[name].append(answer)
+    return {name: score(groups[name], seed) for name in sorted(groups)}
 
 
 def _plain(answer: str) -> str:

@@ -1,13 +1,18 @@
-"""Cut stages into blocks, and build the module of each block.
+"""Cut stages into blocks, and build the module of each block of a vision language model.
 
-A stage is a list of pieces; a block is a contiguous run of them whose weights fit the block size
-(a single piece may exceed it). The head is cut by rows of the vocabulary. Modules only group the
-pieces: no weight is copied.
+A stage is a sequence of modules; a block is a contiguous run of them whose weights fit the block
+size (a single module may exceed it). The head is cut by rows of the vocabulary. Blocks only group
+the model's modules: no weight is copied.
+
+    vision    VisionBlock     embedding, layers and connector of the encoder
+    reduce    ReduceBlock     the method of site `tokens`, after the packing of all views
+    decoder   DecoderBlock    layers of the decoder; PrunedDecoderBlock where tokens leave in it
+    head      HeadBlock       rows of the output matrix
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,14 +20,16 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.functions import Block
 from edgevlm.graphs.merging import merges
+from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.graphs.signals import encode, pack
+from edgevlm.graphs.visual_shape import VisualShape
 
 
 def cut(sizes: Sequence[int], limit: int, joined: int | None = None) -> list[tuple[int, int]]:
-    """Split pieces of `sizes` bytes into the fewest runs of at most `limit` bytes: [(start, stop)].
+    """Split modules of `sizes` bytes into the fewest runs of `limit` bytes at most: (start, stop).
 
-    Runs are filled from the front, so that most have the same shape and share a trace. Piece
+    Runs are filled from the front, so that most have the same shape and share a trace. Module
     `joined` stays with the one before it, whatever they weigh.
     """
     runs: list[tuple[int, int]] = []
@@ -44,21 +51,21 @@ def cut_rows(rows: int, row_bytes: int, limit: int) -> list[tuple[int, int]]:
 
 
 class VisionBlock(nn.Module):
-    """`encode`: pixel_values or hidden -> hidden or features, through the block's pieces.
+    """`encode`: pixel_values or hidden -> hidden or features, through the block's modules.
 
     Size and origin go beside hidden where tokens merge; signals of observed layers follow.
     """
 
-    def __init__(self, pieces: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.pieces = nn.ModuleList(pieces)
+        self.pieces = nn.ModuleList(modules)  # this name begins the weights' names in bundles
 
     def forward(self, x: Tensor, *merged: Tensor) -> Tensor | tuple[Tensor, ...]:
         state, signals = encode(list(self.pieces), x, *merged)
-        if not any(merges(piece) for piece in self.pieces):
-            state = state[:1]  # the others are as they came
-        made = (*state, *signals)
-        return made if len(made) > 1 else made[0]
+        if not any(merges(module) for module in self.pieces):
+            state = state[:1]  # size and origin are as they came
+        outputs = (*state, *signals)
+        return outputs if len(outputs) > 1 else outputs[0]
 
 
 class ReduceBlock(nn.Module):
@@ -68,10 +75,9 @@ class ReduceBlock(nn.Module):
     Signals of all views, [1, P*N] or [1, P*N, E], are further inputs in the method's order.
     """
 
-    def __init__(self, pack: nn.Module, method: object, shape: object) -> None:
+    def __init__(self, pack: nn.Module, method: Any, shape: VisualShape) -> None:
         super().__init__()
-        self.pack, self.shape = pack, shape
-        self.method: Any = method
+        self.pack, self.method, self.shape = pack, method, shape
 
     def forward(self, features: Tensor, *signals: Tensor) -> tuple[Tensor, ...]:
         named = zip(self.method.signals, signals, strict=True)
@@ -120,21 +126,46 @@ class HeadBlock(nn.Module):
         return torch.nn.functional.linear(hidden[0], self.rows)
 
 
-def build(block: Block, pieces: object, method: object, shape: object) -> nn.Module:
-    """The module of `block` over the model's pieces (`models.family.ModelParts`)."""
-    start, stop = block.span
-    if block.stage == "vision":
-        module: nn.Module = VisionBlock(pieces.vision[start:stop])  # type: ignore[attr-defined]
-    elif block.stage == "reduce":
-        module = ReduceBlock(pieces.pack, method, shape)  # type: ignore[attr-defined]
-    elif block.stage == "decoder":
-        layers = pieces.decoder  # type: ignore[attr-defined]
-        norm = pieces.norm if stop == len(layers) else None  # type: ignore[attr-defined]
-        pruning = pieces.pruning  # type: ignore[attr-defined]
-        if pruning is None:
-            module = DecoderBlock(layers[start:stop], norm)
-        else:
-            module = PrunedDecoderBlock(layers[start:stop], norm, start, pruning)
-    else:
-        module = HeadBlock(pieces.head, block.span)  # type: ignore[attr-defined]
-    return module.eval().requires_grad_(False)
+Builder = Callable[[Block, ModelParts, Any, VisualShape], nn.Module]
+
+
+def build(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
+    """The module of `block`.
+
+    Args:
+        block: A block of the plan; its stage and span say what it holds.
+        parts: The model, with or without memory for its weights.
+        method: The method of site `tokens`.
+        shape: Token grids that the method sees.
+    """
+    return BUILDERS[block.stage](block, parts, method, shape).eval().requires_grad_(False)
+
+
+def _vision(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
+    return VisionBlock(parts.encoder.modules[slice(*block.span)])
+
+
+def _reduce(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
+    return ReduceBlock(parts.pack, method, shape)
+
+
+def _decoder(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
+    (start, stop), decoder = block.span, parts.decoder
+    layers = decoder.layers[start:stop]
+    norm = decoder.norm if stop == len(decoder.layers) else None
+    if parts.pruning is None:
+        return DecoderBlock(layers, norm)
+    return PrunedDecoderBlock(layers, norm, start, parts.pruning)
+
+
+def _head(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
+    return HeadBlock(parts.head, block.span)
+
+
+# What makes the module of a block, by its stage.
+BUILDERS: dict[str, Builder] = {
+    "vision": _vision,
+    "reduce": _reduce,
+    "decoder": _decoder,
+    "head": _head,
+}

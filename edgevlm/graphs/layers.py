@@ -10,8 +10,7 @@ transformers' own forward in tests/models:
     rotary tables made inside, from positions       -> inputs that the host makes DecoderLayer
     RMSNorm in five operators                       -> one                        rms_norm
     2x2 pooling by interpolation (LLaVA clips)      -> a constant matrix          llava_onevision
-    AnyRes packing by the picture's shape           -> a fixed permutation        llava_onevision,
-                                                                                  llava_next
+    AnyRes packing by the image's shape             -> a fixed permutation        shared.anyres
 """
 
 from __future__ import annotations
@@ -94,8 +93,8 @@ class EncoderLayer(nn.Module):
 
     def feed(self, x: Tensor) -> Tensor:
         """The second half: the MLP."""
-        made: Tensor = self.layer.mlp(self.layer.layer_norm2(x))
-        return x + made
+        fed: Tensor = self.layer.mlp(self.layer.layer_norm2(x))
+        return x + fed
 
 
 class DecoderLayer(nn.Module):

@@ -1,4 +1,4 @@
-"""Bipartite matching: which tokens become part of which others.
+"""Merging by bipartite matching: which tokens become part of which others.
 
  1. Some tokens are candidates, the others are destinations.
  2. Each candidate finds the destination with the largest cosine.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgevlm.graphs.selection import ROUNDING, ascending, places, unit_rows
+from edgevlm.graphs.selection import ROUNDING, ascending, ranks, unit_rows
 
 # Below any cosine: a token with this score is the last to merge.
 NEVER = -2.0
@@ -22,14 +22,14 @@ NEVER = -2.0
 
 @dataclass(frozen=True)
 class Matching:
-    """One round over n tokens: who becomes part of whom.
+    """One round over n tokens: which token becomes part of which.
 
     Attributes:
-        unmerged: i64 [a - r], places of the candidates that stay.
-        merged: i64 [r], places of the candidates that merge, the best first.
-        into: i64 [r], place of the destination of each.
-        destinations: i64 [b], places of all destinations; constant.
-        target: i64 [n], place of the token that each token becomes part of; its own if it stays.
+        unmerged: i64 [a - r], indices of the candidates that stay.
+        merged: i64 [r], indices of the candidates that merge, the largest cosine first.
+        into: i64 [r], index of the destination of each.
+        destinations: i64 [b], indices of all destinations; constant.
+        target: i64 [n], index of the token that each token becomes part of; its own if it stays.
     """
 
     unmerged: Tensor
@@ -40,32 +40,32 @@ class Matching:
 
     @property
     def remaining(self) -> Tensor:
-        """Places i64 [n - r] of the tokens that are left, in the order of the rows of `merge`."""
+        """Indices i64 [n - r] of the tokens that are left, in the order of `merge`."""
         return torch.cat([self.unmerged, self.destinations])
 
     def merge(self, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of what merged, weighted by how many tokens each stands for.
+        """Means of the tokens that merge, weighted by how many tokens each stands for.
 
         Args:
             x: Tokens f32 [n, C].
             size: Tokens that each stands for, f32 [n, 1].
 
         Returns:
-            Rows f32 [n - r, C] and their sizes f32 [n - r, 1]. O(b r C).
+            Tokens f32 [n - r, C] and their sizes f32 [n - r, 1]. O(b r C).
         """
-        goes = (self.destinations.unsqueeze(1) == self.into).float()  # [b, r]
-        heavy = x * size
-        total = size.index_select(0, self.destinations) + goes @ size.index_select(0, self.merged)
-        there = heavy.index_select(0, self.destinations)
-        mean = (there + goes @ heavy.index_select(0, self.merged)) / total
-        stay = x.index_select(0, self.unmerged), size.index_select(0, self.unmerged)
-        return torch.cat([stay[0], mean]), torch.cat([stay[1], total])
+        joins = (self.destinations.unsqueeze(1) == self.into).float()  # [b, r]
+        weighted = x * size
+        total = size.index_select(0, self.destinations) + joins @ size.index_select(0, self.merged)
+        own = weighted.index_select(0, self.destinations)
+        mean = (own + joins @ weighted.index_select(0, self.merged)) / total
+        x_left, size_left = x.index_select(0, self.unmerged), size.index_select(0, self.unmerged)
+        return torch.cat([x_left, mean]), torch.cat([size_left, total])
 
     def rows(self) -> Tensor:
-        """Row of `merge` that each token is part of, i64 [n]. O(n (n - r)) compares."""
+        """Output token of `merge` that each token is part of, i64 [n]. O(n (n - r)) compares."""
         left = self.remaining
-        found = self.target.unsqueeze(1) == left
-        return (found * torch.arange(left.shape[0])).sum(1)
+        is_target = self.target.unsqueeze(1) == left
+        return (is_target * torch.arange(left.shape[0])).sum(1)
 
 
 def match(
@@ -76,27 +76,27 @@ def match(
 
     Args:
         metric: What is compared, f32 [n, D].
-        candidates: Places of candidates, a of them.
-        destinations: Places of all other tokens, b of them.
+        candidates: Indices of candidates, a of them.
+        destinations: Indices of all other tokens, b of them.
         r: Tokens to merge, at most a.
         class_token: Token 0 is a class token, which never merges.
 
     Returns:
-        The matching; unmerged candidates by descending cosine, with a class token by place. Equal
-        cosines merge in the order of their places.
+        The matching; unmerged candidates by descending cosine, with a class token by index. Equal
+        cosines merge in the order of their indices.
     """
-    rows, from_, to = unit_rows(metric), torch.tensor(candidates), torch.tensor(destinations)
-    score = rows.index_select(0, from_) @ rows.index_select(0, to).transpose(0, 1)
-    score = score.clamp(max=1.0 - ROUNDING)  # [a, b]
-    best, nearest = score.amax(1), to.index_select(0, score.argmax(1))
+    unit, from_, to = unit_rows(metric), torch.tensor(candidates), torch.tensor(destinations)
+    cosine = unit.index_select(0, from_) @ unit.index_select(0, to).transpose(0, 1)
+    cosine = cosine.clamp(max=1.0 - ROUNDING)  # [a, b]
+    best, nearest = cosine.amax(1), to.index_select(0, cosine.argmax(1))
     if class_token:
         best = torch.where(from_ == 0, NEVER, best)
-    place = places(best)
-    order = place.topk(len(candidates), largest=False).indices
+    rank = ranks(best)
+    order = rank.topk(len(candidates), largest=False).indices
     unmerged = from_.index_select(0, order[r:])
-    target = torch.cat([torch.where(place < r, nearest, from_), to])
-    found_at = {place: i for i, place in enumerate([*candidates, *destinations])}
-    raster = torch.tensor([found_at[place] for place in range(metric.shape[0])])
+    target = torch.cat([torch.where(rank < r, nearest, from_), to])
+    row_of = {index: row for row, index in enumerate([*candidates, *destinations])}
+    raster = torch.tensor([row_of[index] for index in range(metric.shape[0])])
     return Matching(
         unmerged=ascending(unmerged) if class_token else unmerged,
         merged=from_.index_select(0, order[:r]),
@@ -107,7 +107,7 @@ def match(
 
 
 def bipartite_soft_matching(metric: Tensor, r: int, *, class_token: bool = False) -> Matching:
-    """Match tokens at even places with those at odd places.
+    """Match tokens of even index with those of odd index.
 
     Args:
         metric: What is compared, f32 [n, D].
@@ -117,3 +117,27 @@ def bipartite_soft_matching(metric: Tensor, r: int, *, class_token: bool = False
     total = metric.shape[0]
     even, odd = list(range(0, total, 2)), list(range(1, total, 2))
     return match(metric, even, odd, min(r, (total - class_token) // 2), class_token=class_token)
+
+
+def prepend_class_token(
+    x: Tensor, size: Tensor, merged: Tensor, merged_size: Tensor, row: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result of merging all tokens but the class token, with the class token before it.
+
+    Args:
+        x: Tokens before the merging, f32 [n, D]; the class token is the first.
+        size: Patches that each stands for, f32 [n, 1].
+        merged: Tokens after the merging, f32 [k, D].
+        merged_size: Patches that each stands for, f32 [k, 1].
+        row: Which of `merged` each token but the class token is part of, i64 [n - 1].
+
+    Returns:
+        Tokens f32 [k + 1, D], their sizes f32 [k + 1, 1], and which of them each token is part of,
+        i64 [n].
+    """
+    first = torch.zeros(1, dtype=torch.int64)
+    return (
+        torch.cat([x[:1], merged]),
+        torch.cat([size[:1], merged_size]),
+        torch.cat([first, row + 1]),
+    )

@@ -1,17 +1,17 @@
 """Site `vision`: tokens merge between the layers of the encoder, and are put back at its end.
 
-A method of this site (`EncoderMethod`) plans how many tokens are left after each layer, and merges
-them there, between attention and MLP or, if its `between` is false, after both. From the first
-merging on, three tensors go from layer to layer:
+A method of this site (`compress/vision/`) plans how many tokens are left after each layer, and
+merges them there, between attention and MLP or, if its `between` is false, after both. From the
+first merging on, three tensors go from layer to layer:
 
     hidden  [1, n, D]  the tokens that are left
     size    [1, n, 1]  patches that each stands for; attention adds its logarithm to the scores, so
                        that a token weighs as much as its patches would (proportional attention)
     origin  [1, N]     i32, the token that each of the first N tokens is part of now
 
-Before the connector each of the N places gets the token that it is part of, so the connector, its
-folds and packing, and methods of site `tokens` see a full grid. The encoder is faster; the number
-of visual tokens is theirs to reduce.
+Before the connector each of the N positions gets the token that it is part of, so the connector,
+its folds and packing, and methods of site `tokens` see a full grid. The encoder is faster; methods
+of site `tokens` reduce the number of visual tokens.
 
 Sources: ToMe (arXiv 2210.09461), section 3; the putting back is DyMU's virtual unmerging
 (arXiv 2504.17040), done once before the language model.
@@ -25,9 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm.bundle.functions import Tensor as TensorSpec
 from edgevlm.graphs.layers import EncoderLayer
-from edgevlm.models.family import ModelParts
+from edgevlm.graphs.parts import EncoderParts, ModelParts
 
 
 class MergingLayer(nn.Module):
@@ -72,21 +71,21 @@ class MergingLayer(nn.Module):
         if before == after:
             return x, size, origin.to(torch.int32)
         removed = before - after
-        rows, sizes, place = self.method(x[0], metric[0], size[0], removed, self.class_token)
-        origin = place.index_select(0, origin[0]).unsqueeze(0).to(torch.int32)
+        rows, sizes, row_of = self.method(x[0], metric[0], size[0], removed, self.class_token)
+        origin = row_of.index_select(0, origin[0]).unsqueeze(0).to(torch.int32)
         return rows.unsqueeze(0), sizes.unsqueeze(0), origin
 
 
 class PutBack(nn.Module):
-    """The connector, after each of the N places has got its token back."""
+    """The connector, after each of the N positions has got its token back."""
 
     def __init__(self, connector: nn.Module) -> None:
         super().__init__()
         self.connector = connector
 
     def forward(self, x: Tensor, size: Tensor, origin: Tensor) -> Tensor:
-        made: Tensor = self.connector(x.index_select(1, origin[0]))
-        return made
+        features: Tensor = self.connector(x.index_select(1, origin[0]))
+        return features
 
 
 def log_size(state: tuple[Tensor, ...]) -> Tensor | None:
@@ -94,43 +93,41 @@ def log_size(state: tuple[Tensor, ...]) -> Tensor | None:
     return state[0].log().reshape(1, 1, 1, -1) if state else None
 
 
-def merge(pieces: ModelParts, method: Any, counts: tuple[int, ...]) -> ModelParts:
-    """The pieces with an encoder that merges.
+def merge(parts: ModelParts, method: Any, counts: tuple[int, ...]) -> ModelParts:
+    """The parts with an encoder that merges.
 
     Args:
-        pieces: The model.
+        parts: The model.
         method: A method of site `vision`.
         counts: Tokens before the first layer and after each; empty for no method.
     """
     if counts[-1:] == counts[:1]:
-        return pieces
-    first, *layers, connector = pieces.vision
-    start = next(i for i in range(len(layers)) if counts[i + 1] < counts[i])
-    vision: list[Any] = [first, *layers[:start]]
-    for index in range(start, len(layers)):
-        layer: Any = layers[index]
+        return parts
+    encoder = parts.encoder
+    start = next(i for i in range(len(encoder.layers)) if counts[i + 1] < counts[i])
+    layers: list[nn.Module] = list(encoder.layers[:start])
+    for index in range(start, len(encoder.layers)):
+        layer: Any = encoder.layers[index]
         pair = counts[index], counts[index + 1]
-        vision.append(MergingLayer(layer, method, pair, pieces.class_token))
-    return replace(pieces, vision=(*vision, PutBack(connector)))
+        layers.append(MergingLayer(layer, method, pair, encoder.spec.class_token))
+    merging = replace(encoder, layers=tuple(layers), connector=PutBack(encoder.connector))
+    return replace(parts, encoder=merging)
 
 
-def merges(piece: Any) -> bool:
-    """Whether tokens merge in a piece of the encoder."""
-    layer = piece if isinstance(piece, MergingLayer) else getattr(piece, "layer", None)
-    return isinstance(layer, MergingLayer) and layer.counts[1] < layer.counts[0]
+def merges(module: Any) -> bool:
+    """Whether tokens merge in a module of the encoder."""
+    layer = _merging_layer(module)
+    return layer is not None and layer.counts[1] < layer.counts[0]
 
 
-def hidden_shapes(pieces: ModelParts, stop: int) -> list[TensorSpec]:
-    """What goes from piece `stop - 1` of the encoder to the next: hidden, size and origin."""
-    first: Any = pieces.vision[0]
-    total, width = first.position.weight.shape
-    last: Any = pieces.vision[stop - 1]
-    last = getattr(last, "layer", last) if not isinstance(last, MergingLayer) else last
-    if not isinstance(last, MergingLayer):
-        return [TensorSpec("hidden", "f32", (1, total, width))]
-    left = last.counts[1]
-    return [
-        TensorSpec("hidden", "f32", (1, left, width)),
-        TensorSpec("size", "f32", (1, left, 1)),
-        TensorSpec("origin", "i32", (1, total)),
-    ]
+def layer_tokens(encoder: EncoderParts) -> tuple[int, ...]:
+    """Tokens before the first layer and after each, a class token included."""
+    merging = map(_merging_layer, encoder.layers)
+    total = encoder.spec.tokens
+    return (total, *(layer.counts[1] if layer else total for layer in merging))
+
+
+def _merging_layer(module: Any) -> MergingLayer | None:
+    """The merging layer that a module of the encoder is, or that it observes."""
+    layer = module if isinstance(module, MergingLayer) else getattr(module, "layer", None)
+    return layer if isinstance(layer, MergingLayer) else None

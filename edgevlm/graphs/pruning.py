@@ -1,6 +1,6 @@
 """Site `decoder`: visual tokens leave between the layers of the language model.
 
-A method of this site (`DecoderMethod`) plans how many visual tokens each layer sees. The prompt
+A method of this site (`compress/decoder/`) plans how many visual tokens each layer sees. The prompt
 then runs as one call (`prefill` of S rows), for what stays is chosen by its last row:
 
     hidden       [1, s, C]  the rows that are left, in order; s falls from block to block
@@ -8,9 +8,9 @@ then runs as one call (`prefill` of S rows), for what stays is chosen by its las
     visual_rows  [1, k]     i32, which of them are visual tokens
     last         [1]        i32, which is the last of the prompt; what follows fills up the call
 
-A layer's cache has as many rows less as visual tokens left before it. `decode` counts from the
-prompt's own length and each layer takes off what is gone there, if `pruned` is 1; it is 0 in a chat
-without a picture. The last block gives the prompt's last row alone.
+The cache of a layer is shorter by the visual tokens that left before it. `decode` counts from the
+prompt's own length, and each layer subtracts what left before it if `pruned` is 1; it is 0 in a
+chat without an image. The last block gives the prompt's last row alone.
 
 A method looks at the layer before which tokens leave (`after` false), or at the one after which
 they leave (`after` true), as its paper has it. Rows keep their positions, or are numbered anew
@@ -56,7 +56,7 @@ class Pruning:
     def joined(self) -> int | None:
         """A layer that must share its block with the one before it: the method looks at both."""
         fewer = [i for i, count in enumerate(self.counts) if count < self.total]
-        if not getattr(self.method, "looks_back", False) or not fewer:
+        if not self.method.looks_back or not fewer:
             return None
         return fewer[0] - self.method.after
 
@@ -97,14 +97,14 @@ class Look:
         """Rotated queries of some rows i64 [R]: f32 [heads, R, D]."""
         cos, sin = self.cos.index_select(1, rows), self.sin.index_select(1, rows)
         normed, heads = self._normed().index_select(1, rows), self.layer.heads
-        made = rotary(self.layer.layer.self_attn.q_proj(normed), cos, sin, heads)
-        return made.reshape(rows.shape[0], heads, -1).transpose(0, 1)
+        query = rotary(self.layer.layer.self_attn.q_proj(normed), cos, sin, heads)
+        return query.reshape(rows.shape[0], heads, -1).transpose(0, 1)
 
     def keys(self) -> Tensor:
         """Rotated keys of all rows, repeated for each query head: f32 [heads, s, D]."""
         groups = self.layer.kv_heads
-        made = rotary(self.layer.layer.self_attn.k_proj(self._normed()), self.cos, self.sin, groups)
-        split = made.reshape(made.shape[1], groups, -1).transpose(0, 1)
+        key = rotary(self.layer.layer.self_attn.k_proj(self._normed()), self.cos, self.sin, groups)
+        split = key.reshape(key.shape[1], groups, -1).transpose(0, 1)
         return split.repeat_interleave(self.layer.heads // groups, dim=0)
 
     def scores(self, rows: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Look:
 
     @property
     def words(self) -> Tensor:
-        """Which rows are words of the question, after the picture, bool [s]."""
+        """Which rows are words of the question, after the image, bool [s]."""
         return (self.rows > self.visual[-1:]) & (self.rows <= self.last)
 
     def last_to_visual(self) -> Tensor:
@@ -216,8 +216,8 @@ class PrunedDecoderBlock(nn.Module):
             chosen = look.visual.index_select(0, index)
             stays = marked(chosen, total) | ~marked(look.visual, total)
         left = marked_indices(stays, total - gone)
-        place = stays.to(torch.int64).cumsum(0) - 1
-        rows = place.index_select(0, chosen)
+        row_after = stays.to(torch.int64).cumsum(0) - 1
+        rows = row_after.index_select(0, chosen)
         out = hidden.index_select(1, left)
         if merged is not None:
             here = (torch.arange(total - gone).unsqueeze(1) == rows).float()  # [s, k]
@@ -226,7 +226,7 @@ class PrunedDecoderBlock(nn.Module):
             tables = look.cos[:, : total - gone], look.sin[:, : total - gone]
         else:
             tables = look.cos.index_select(1, left), look.sin.index_select(1, left)
-        return out, *tables, rows, place.index_select(0, look.last)
+        return out, *tables, rows, row_after.index_select(0, look.last)
 
     def _turned_back(self, cos: Tensor, sin: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
         """Tables of a position from those of the position plus `gone`."""

@@ -1,4 +1,4 @@
-"""What methods learn from the encoder beside its features: attention and keys of one layer.
+"""Signals: what the encoder gives to methods beside features, attention and keys of one layer.
 
     cls_attention         [1, N]     attention of the class token to each token, mean of heads
     early_cls_attention   [1, N]     the same in the first layer
@@ -10,9 +10,9 @@
                                      that receives most (VFlowOpt, arXiv 2508.05211, its setting)
 
 They are those of the layer that gives the features, computed from the queries and keys which that
-layer has anyway. The class token itself is left out. A tower without one has no such row; its
+layer has anyway. The class token itself is left out. An encoder without one has no such row; its
 stand-in is the attention that a token receives, mean of all queries, as VisionZip does for such
-towers (arXiv 2412.04467, section 3.2). It needs all N x N weights of one layer, once.
+encoders (arXiv 2412.04467, section 3.2). It needs all N x N weights of one layer, once.
 
 A connector that folds patches into a token folds their signals too: the token has their mean.
 """
@@ -26,9 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import EncoderLayer
 from edgevlm.graphs.merging import MergingLayer, log_size
-from edgevlm.models.family import ModelParts
+from edgevlm.graphs.parts import EncoderSpec, ModelParts
 
 EARLY, GLOBAL = "early_cls_attention", "global_attention"
 GLOBAL_TIMES = 39.3
@@ -56,20 +57,20 @@ class Observed(nn.Module):
         signals = []
         for name in self.names:
             count = 1 if name in FLAT else heads
-            wanted = _keys(key, count)
+            signal = _keys(key, count)
             if name == GLOBAL:
                 weights = _weights(query, key, count, bias).mean(1)
-                wanted = global_rows(weights, GLOBAL_TIMES, self.class_token).unsqueeze(-1)
+                signal = global_rows(weights, GLOBAL_TIMES, self.class_token).unsqueeze(-1)
             elif name not in KEYS:
                 rows = query[:, :1] if self.class_token else query
-                wanted = _weights(rows, key, count, bias).mean((1, 2)).unsqueeze(-1)
+                signal = _weights(rows, key, count, bias).mean((1, 2)).unsqueeze(-1)
             if state:  # a merged token's attention is shared by those that it stands for
                 size, origin = state
-                wanted = wanted if name in KEYS else wanted / size
-                wanted = wanted.index_select(1, origin[0])
-            signals.append(self._own_tokens(wanted))
-        made = self.layer.finish(x, query, key, value, *state)
-        return made if isinstance(made, tuple) else (made,), tuple(signals)
+                signal = signal if name in KEYS else signal / size
+                signal = signal.index_select(1, origin[0])
+            signals.append(self._own_tokens(signal))
+        outputs = self.layer.finish(x, query, key, value, *state)
+        return outputs if isinstance(outputs, tuple) else (outputs,), tuple(signals)
 
     def _own_tokens(self, signal: Tensor) -> Tensor:
         """Drop the class token and fold patches: [1, 1 + N, E] -> [1, N, E], [1, N] if E is 1."""
@@ -77,44 +78,51 @@ class Observed(nn.Module):
         return folded.squeeze(-1) if folded.shape[-1] == 1 else folded
 
 
-def observe(pieces: ModelParts, names: Sequence[str]) -> ModelParts:
-    """The pieces with the layers that give `names` observed."""
-    vision: list[Any] = list(pieces.vision)
-    last = len(vision) - 2  # the connector is the last piece, the embedding the first
-    for index in {1, last}:
-        here = [name for name in names if (1 if name == EARLY else last) == index]
+def observe(parts: ModelParts, names: Sequence[str]) -> ModelParts:
+    """The parts with the encoder's layers that give `names` observed.
+
+    Raises:
+        PlanError: If the encoder has no layer.
+    """
+    encoder, layers = parts.encoder, list[Any](parts.encoder.layers)
+    if names and not layers:
+        raise PlanError(f"signal '{names[0]}' comes from a layer of the encoder, this one has none")
+    last = len(layers) - 1
+    for index in {0, last}:
+        here = [name for name in names if (0 if name == EARLY else last) == index]
         if here:
-            vision[index] = Observed(vision[index], here, pieces.class_token, pieces.fold)
-    return replace(pieces, vision=tuple(vision))
+            layers[index] = Observed(layers[index], here, encoder.spec.class_token, encoder.fold)
+    return replace(parts, encoder=replace(encoder, layers=tuple(layers)))
 
 
-def encode(pieces: Sequence[nn.Module], *state: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """Run pieces of the encoder: what goes on to the next, and the signals in their order."""
+def encode(modules: Sequence[nn.Module], *state: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """Run modules of the encoder: what goes on to the next, and the signals in their order."""
     signals: list[Tensor] = []
-    for piece in pieces:
-        made = piece(*state)
-        if isinstance(piece, Observed):
-            made, found = made
-            signals += found
-        state = made if isinstance(made, tuple) else (made,)
+    for module in modules:
+        outputs = module(*state)
+        if isinstance(module, Observed):
+            outputs, observed = outputs
+            signals += observed
+        state = outputs if isinstance(outputs, tuple) else (outputs,)
     return state, signals
 
 
 def method_inputs(
-    pieces: ModelParts, names: Sequence[str], pixel_values: Tensor
+    parts: ModelParts, names: Sequence[str], pixel_values: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Features [1, P*N, C] and signals of all views f32 [P, 3, h_px, w_px], for the method."""
-    order = [n for p in pieces.vision if isinstance(p, Observed) for n in p.names]
-    features, found = [], dict[str, list[Tensor]]({name: [] for name in names})
+    modules = parts.encoder.modules
+    order = [name for module in modules if isinstance(module, Observed) for name in module.names]
+    features, by_name = [], dict[str, list[Tensor]]({name: [] for name in names})
     for index in range(len(pixel_values)):
-        (made,), signals = encode(pieces.vision, pixel_values[index : index + 1])
-        features.append(made)
+        (output,), signals = encode(modules, pixel_values[index : index + 1])
+        features.append(output)
         for name, signal in zip(order, signals, strict=True):
-            found[name].append(signal)
-    joined = {name: torch.cat(parts, 1) for name, parts in found.items()}
-    packed = {name: pack(pieces.pack, signal) for name, signal in joined.items()}
-    whole: Tensor = pieces.pack(torch.cat(features, 1))
-    return whole, packed
+            by_name[name].append(signal)
+    joined = {name: torch.cat(views, 1) for name, views in by_name.items()}
+    packed = {name: pack(parts.pack, signal) for name, signal in joined.items()}
+    packed_features: Tensor = parts.pack(torch.cat(features, 1))
+    return packed_features, packed
 
 
 def pack(module: nn.Module, signal: Tensor) -> Tensor:
@@ -124,12 +132,10 @@ def pack(module: nn.Module, signal: Tensor) -> Tensor:
     return packed.reshape(signal.shape)
 
 
-def signal_width(pieces: ModelParts, name: str) -> int:
+def signal_width(encoder: EncoderSpec, name: str) -> int:
     """E of a signal [1, N, E]; 0 for one number a token, [1, N]."""
-    last = pieces.vision[-2]
-    layer: Any = last.layer if isinstance(last, Observed) else last
-    wide = {"keys": layer.head_size, "flat_keys": layer.head_size * layer.heads}
-    return int(wide.get(name, 0))
+    widths = {"keys": encoder.head_size, "flat_keys": encoder.head_size * encoder.heads}
+    return widths.get(name, 0)
 
 
 def _keys(key: Tensor, heads: int) -> Tensor:
@@ -149,7 +155,7 @@ def global_rows(weights: Tensor, times: float, class_token: bool = False) -> Ten
     Args:
         weights: Attention, mean of heads, f32 [1, N, N].
         times: A token is global if it receives more than so many times the mean.
-        class_token: Token 0 is no token of the picture: it is never global.
+        class_token: Token 0 is no token of the image: it is never global.
 
     Returns:
         f32 [1, N].
@@ -158,5 +164,5 @@ def global_rows(weights: Tensor, times: float, class_token: bool = False) -> Ten
     if class_token:
         received = torch.where(torch.arange(received.shape[1]) == 0, 0.0, received)
     least = torch.minimum(received.mean(1, True) * times, received.amax(1, True))
-    found = (received >= least).to(weights.dtype)
-    return (found.unsqueeze(1) @ weights).squeeze(1) / found.sum(1, keepdim=True)
+    is_global = (received >= least).to(weights.dtype)
+    return (is_global.unsqueeze(1) @ weights).squeeze(1) / is_global.sum(1, keepdim=True)

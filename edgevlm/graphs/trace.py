@@ -6,6 +6,7 @@ the same signature go into the same graph by name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping
 
 import numpy as np
@@ -18,26 +19,30 @@ from edgevlm.bundle.functions import Block, Function
 from edgevlm.errors import TraceError
 from edgevlm.libraries import first_line
 
-# Operators that break at least one target, or give it a shape that depends on data.
+# Operators that break at least one target, or give it a shape that depends on data. Their variants
+# (`scatter_add`, `unique_consecutive`, `_cdist_forward`) are refused with them, and so is `index`
+# by a mask.
 BANNED = (
     "sort",
     "argsort",
     "nonzero",
     "masked_select",
-    "scatter_reduce",
+    "scatter",
     "unique",
     "isin",
     "cdist",
     "while_loop",
     "index_put",
     "bucketize",
+    "randperm",
     "item",
-    "_local_scalar_dense",
+    "local_scalar_dense",
 )
 MOST_DIMENSIONS = 5
 DTYPES = {
     name: torch.from_numpy(np.empty(0, kind)).dtype for name, kind in functions.DTYPES.items()
 }
+_VARIANT = re.compile(rf"_*(?:{'|'.join(BANNED)})\d*(?:_.*)?")
 
 
 def trace(module: nn.Module, function: Function, block: Block) -> ExportedProgram:
@@ -63,28 +68,38 @@ def example(function: Function) -> tuple[torch.Tensor, ...]:
 
 
 def check(program: ExportedProgram, where: str) -> None:
-    """Refuse symbolic dimensions and banned operators.
+    """Refuse banned operators, symbolic dimensions and tensors of too many dimensions.
 
     Raises:
         TraceError: Naming the function and the operator or value.
     """
     for node in program.graph.nodes:
+        if node.op == "call_function":
+            _check_operator(node, where)
         value = node.meta.get("val")
         for tensor in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(tensor, torch.Tensor):
-                if not all(type(size) is int for size in tensor.shape):
-                    raise TraceError(f"{where}: '{node.name}' has a symbolic shape {tensor.shape}")
-                if tensor.dim() > MOST_DIMENSIONS:
-                    raise TraceError(
-                        f"{where}: '{node.name}' has {tensor.dim()} dimensions, Core ML takes"
-                        f" {MOST_DIMENSIONS}"
-                    )
-            elif isinstance(tensor, torch.SymInt | torch.SymFloat | torch.SymBool):
-                raise TraceError(f"{where}: '{node.name}' is a symbolic number")
-        if node.op == "call_function":
-            name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-            if name.rstrip("_") in BANNED:
-                raise TraceError(f"{where}: operator '{name}' breaks a target; write it without")
+            _check_value(tensor, node.name, where)
+
+
+def _check_operator(node: fx.Node, where: str) -> None:
+    name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+    if _VARIANT.fullmatch(name):
+        raise TraceError(f"{where}: operator '{name}' breaks a target; write it without")
+    masks = (torch.bool, torch.uint8)
+    if name == "index" and any(n.meta["val"].dtype in masks for n in node.all_input_nodes[1:]):
+        raise TraceError(f"{where}: operator 'index' by a mask breaks a target; write it without")
+
+
+def _check_value(value: object, name: str, where: str) -> None:
+    if isinstance(value, torch.Tensor):
+        if not all(type(size) is int for size in value.shape):
+            raise TraceError(f"{where}: '{name}' has a symbolic shape {value.shape}")
+        if value.dim() > MOST_DIMENSIONS:
+            raise TraceError(
+                f"{where}: '{name}' has {value.dim()} dimensions, Core ML takes {MOST_DIMENSIONS}"
+            )
+    elif isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
+        raise TraceError(f"{where}: '{name}' is a symbolic number")
 
 
 def signature(module: nn.Module, block: Block) -> Hashable:

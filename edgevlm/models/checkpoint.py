@@ -7,7 +7,6 @@ The weights are read once, tensor by tensor, into the model that transformers bu
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,31 +17,33 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from edgevlm.errors import ModelError, unknown_name
 from edgevlm.libraries import first_line, silent
+from edgevlm.models.documents import check_processor, check_sizes, read_json
+from edgevlm.recipe import Recipe
 from edgevlm.registry import FAMILIES
 
 EMBEDDED = "embedded"
-# The most that a config may say.
-SIZES = {
-    "head_dim": 2**16, "hidden_size": 2**20, "image_size": 2**16, "intermediate_size": 2**20,
-    "max_position_embeddings": 2**24, "num_attention_heads": 2**12, "num_hidden_layers": 2**10,
-    "num_key_value_heads": 2**12, "patch_size": 2**16, "scale_factor": 2**10, "vocab_size": 2**24,
-}  # fmt: skip
 WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder that was found to be readable; no weight is loaded yet."""
+    """A checkpoint folder that can be read; no weight is loaded yet."""
 
     model: str
     revision: str | None
     folder: Path
     config: Any
     family: ModuleType
+
+    @property
+    def model_type(self) -> str:
+        """transformers' name of the architecture, which is the family's."""
+        return str(self.config.model_type)
 
     @property
     def config_hash(self) -> str:
@@ -59,7 +60,7 @@ class Checkpoint:
     def document(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder, or an empty one."""
         path = self.folder / name
-        return _read_json(path) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     def processor(self) -> dict[str, Any]:
         """The image processor's numbers, wherever this checkpoint's version keeps them.
@@ -67,14 +68,11 @@ class Checkpoint:
         Raises:
             ModelError: If one of them has no meaning.
         """
-        nested = self.document("processor_config.json").get("image_processor")
-        found = (
-            nested
-            if nested and isinstance(nested, dict)
-            else (self.document("preprocessor_config.json"))
-        )
-        _check_processor(found, f"'{self.model}': the image processor's")
-        return found
+        numbers = self.document("processor_config.json").get("image_processor")
+        if not numbers or not isinstance(numbers, dict):
+            numbers = self.document("preprocessor_config.json")
+        check_processor(numbers, f"'{self.model}': the image processor's")
+        return numbers
 
     def chat_template(self) -> str | None:
         """The chat template, from any of the three places where checkpoints keep it."""
@@ -87,13 +85,38 @@ class Checkpoint:
                 return template
         return None
 
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of tokenizer.json.
+
+        Raises:
+            ModelError: If the file holds none.
+        """
+        try:
+            return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        except Exception as cause:  # the library raises Exception itself
+            raise ModelError(f"'{self.model}': tokenizer.json is not valid: {cause}") from cause
+
+    def describe(self, recipe: Recipe) -> Any:
+        """The family's description of this checkpoint for a recipe.
+
+        Raises:
+            ModelError: If the config lacks what the family reads.
+            PlanError: If the family has no static form for what the recipe or the config asks.
+        """
+        try:
+            return self.family.describe(self.config, self.processor(), recipe)
+        except (AttributeError, TypeError, KeyError, ZeroDivisionError) as cause:
+            raise ModelError(
+                f"'{self.model}': config.json is not that of the family: {cause}"
+            ) from cause
+
     def _weight_files(self) -> list[Path]:
         """The one file of weights, or the ones that the index names."""
-        whole = self.folder / "model.safetensors"
-        if whole.is_file():
-            return [whole]
-        places = self.document("model.safetensors.index.json").get("weight_map")
-        names = set(places.values()) if isinstance(places, dict) else set()
+        single = self.folder / "model.safetensors"
+        if single.is_file():
+            return [single]
+        file_of = self.document("model.safetensors.index.json").get("weight_map")
+        names = set(file_of.values()) if isinstance(file_of, dict) else set()
         if not names or any(Path(str(name)).name != name for name in names):
             raise ModelError(
                 "expected model.safetensors, or model.safetensors.index.json with the names of"
@@ -158,7 +181,7 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
     folder = _folder(model, revision)
     if not (folder / "config.json").is_file():
         raise ModelError(f"'{model}' has no config.json; expected a Hugging Face checkpoint folder")
-    document = _read_json(folder / "config.json")
+    document = read_json(folder / "config.json")
     name = str(document.get("model_type"))
     if name not in FAMILIES.names():
         raise ModelError(f"'{model}': {unknown_name('model family', name, FAMILIES.names())}")
@@ -166,14 +189,12 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
         raise ModelError(
             f"'{model}' wants to run its own code (auto_map); only plain checkpoints are read"
         )
-    _check_sizes(document, f"'{model}': config.json")
+    check_sizes(document, f"'{model}': config.json")
     if not list(folder.glob("*.safetensors")):
-        other = sorted(p.name for p in folder.glob("*.bin")) + sorted(
-            p.name for p in folder.glob("*.pt*")
-        )
-        found = f", only {other[0]}" if other else ""
+        pickles = [*sorted(folder.glob("*.bin")), *sorted(folder.glob("*.pt*"))]
+        only = f", only {pickles[0].name}" if pickles else ""
         raise ModelError(
-            f"'{model}' has no *.safetensors file{found}; convert it with"
+            f"'{model}' has no *.safetensors file{only}; convert it with"
             " transformers' save_pretrained (pickles are not read)"
         )
     if not (folder / "tokenizer.json").is_file():
@@ -207,38 +228,6 @@ def _folder(model: str, revision: str | None) -> Path:
         raise ModelError(
             f"'{model}' is no folder and cannot be downloaded: {first_line(cause)}"
         ) from cause
-
-
-def _check_sizes(document: dict[str, Any], where: str) -> None:
-    """Refuse sizes that no model has, before anything is built from them."""
-    for key, value in document.items():
-        if isinstance(value, dict):
-            _check_sizes(value, f"{where}: {key}")
-        elif key in SIZES and isinstance(value, int) and not 1 <= value <= SIZES[key]:
-            raise ModelError(f"{where}: {key} is {value}, expected 1 to {SIZES[key]}")
-
-
-def _check_processor(document: dict[str, Any], where: str) -> None:
-    """Refuse a mean, deviation or filter that pixels cannot be normalized with."""
-    for key in ("image_mean", "image_std"):
-        value = document.get(key, 0.5)
-        values = value if isinstance(value, list) else [value] * 3
-        good = len(values) == 3 and all(type(v) in (int, float) for v in values)
-        if not good or (key == "image_std" and min(values) <= 0):
-            raise ModelError(f"{where} {key} is {value!r}, expected a number or three")
-    value = document.get("resample", 1)
-    if type(value) is not int or not 0 <= value <= 5:
-        raise ModelError(f"{where} resample is {value!r}, expected 0 to 5")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError, OSError) as cause:
-        raise ModelError(f"{path.name} of the checkpoint is not valid JSON: {cause}") from cause
-    if not isinstance(document, dict):
-        raise ModelError(f"{path.name} of the checkpoint must be a JSON object")
-    return document
 
 
 @contextmanager

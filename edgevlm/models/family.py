@@ -1,24 +1,37 @@
-"""What a family file gives to the generic code: numbers before weights, then pieces with weights.
+"""What a family file gives to the generic code: numbers before weights, then modules with weights.
 
-A family file is named by transformers' `model_type` and has four functions:
+A family file is `edgevlm/models/<kind>/<model_type>.py`, named as transformers names the model. Its
+first docstring line is its summary. It has a constant and four functions:
 
-    describe(config, processor, recipe) -> Description      no weights, no graph
-    pieces(model, description) -> ModelParts                 the model as a list of static pieces
-    reference_features(model, pixel_values, description)     the model's own forward, for `verify`
-    processor_views(processor, picture, image)               its own preprocessing, for `verify`
+    KIND                                                    its kind, the name of its folder
+    describe(config, processor, recipe) -> Description      numbers alone: no weights, no graph
+    parts(model, description) -> ModelParts                 the model as static modules
+    reference_features(model, pixel_values, description)    the model's own encoder, for `verify`
+    processor_views(processor, picture, image)              its own preprocessing, for `verify`
+
+What is a number and known before weights belongs to the description; what is a module belongs to
+the parts. Only a family file reads a config. `parts` gives named modules instead of a list for each
+stage, because methods work between them: they merge tokens after a layer of the encoder, read the
+attention of its last one, and remove tokens before a layer of the decoder. `graphs.blocks` makes
+stages of them. A family imports no other family; what several share is in `edgevlm/models/shared`,
+and the layers of all are in `edgevlm/graphs/layers.py`.
+
+The types here are those of the kind `vlm`. Another kind has its own description and parts, and the
+functions that its steps ask for; a kind without images has no `processor_views`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-
 from edgevlm.bundle.host import ImageSpec, LayoutItem
-from edgevlm.graphs.selection import VisualShape
+from edgevlm.graphs.parts import DecoderSpec, EncoderSpec
+from edgevlm.graphs.visual_shape import VisualShape
 
 TABLE_ROW = "table_row"
+# Filters by their number in PIL, which is how processors store them.
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
 @dataclass(frozen=True)
@@ -29,51 +42,28 @@ class Description:
         image: Preprocessing.
         view_tokens: Tokens that `encode` gives for one view: N.
         shape: Token grids in the order in which a method sees them (after `ModelParts.pack`).
-        full_image: Sequence of one image or clip when all tokens are kept, text and parts; a part
+        encoder: Numbers of the vision encoder.
+        decoder: Numbers of the language decoder.
+        full_image: Sequence of one image or clip when all tokens are kept, text and items; an item
             of kind `table_row` stands for one of the extra rows of the embedding table.
         reduced_image: The same when tokens are removed.
         placeholder: Text that the chat template writes for an image or clip.
         content_type: `image` or `video`, as the chat template calls it.
         chat_template: Template that replaces the checkpoint's, or None.
+        stop_ids: Tokens that end an answer, where the checkpoint's generation config names none.
     """
 
     image: ImageSpec
     view_tokens: int
     shape: VisualShape
+    encoder: EncoderSpec
+    decoder: DecoderSpec
     full_image: tuple[str | LayoutItem, ...]
     reduced_image: tuple[str | LayoutItem, ...]
     placeholder: str
     content_type: str = "image"
     chat_template: str | None = None
-
-
-@dataclass(frozen=True)
-class ModelParts:
-    """The model as ordered static modules; nothing here copies a weight.
-
-    Attributes:
-        vision: [1, 3, h_px, w_px] through all of them gives the features [1, N, C] of one view.
-        pack: features of all views [1, P*N, C] -> the same tokens in the order of `shape`.
-        decoder: The decoder layers.
-        norm: The norm after them.
-        table: Matrices whose rows make the embedding table, in order.
-        head: Output matrix [V, C]; the same tensor as `table[0]` where the two are tied.
-        language_model: The model's own text decoder, for `verify`.
-        class_token: The encoder's first token stands for the whole view (CLIP).
-        pruning: Numbers of a method of site `decoder` (`_pruning.Pruning`), or None.
-        fold: Values of patches [1, patches, E] -> of tokens [1, N, E], as the connector folds them.
-    """
-
-    vision: tuple[nn.Module, ...]
-    pack: nn.Module
-    decoder: tuple[nn.Module, ...]
-    norm: nn.Module
-    table: tuple[Tensor, ...]
-    head: Tensor
-    language_model: nn.Module
-    class_token: bool = False
-    fold: nn.Module = field(default_factory=nn.Identity)
-    pruning: Any = None
+    stop_ids: tuple[int, ...] = ()
 
 
 def three(values: Any) -> tuple[float, float, float]:
@@ -82,4 +72,13 @@ def three(values: Any) -> tuple[float, float, float]:
     return float(r), float(g), float(b)
 
 
-RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+def token_ids(value: Any) -> tuple[int, ...]:
+    """An `eos_token_id` (a number, several, or None) as ids in ascending order.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) for i in ids):
+        raise TypeError(f"eos_token_id must be a number, got {value!r}")
+    return tuple(sorted(set(ids)))

@@ -1,7 +1,7 @@
 """How far our preprocessing is from the checkpoint's own image processor.
 
 Ours is one resize a view, simple enough for a phone; a processor may resize twice, and chooses the
-grid by the picture's shape. Both are asked for the same grid, on a picture cut to that grid's
+grid by the image's shape. Both are asked for the same grid, on an image cut to that grid's
 shape, so that neither pads nor stretches and what remains is the difference of the resampling.
 
 Units are those of the encoder's input, where a step of one in 8 bit is 1 / (255 std), 0.008 for a
@@ -22,44 +22,41 @@ from edgevlm.bundle.host import ImageSpec
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.runtimes.loops import images
 
-# A mean of more than one step of 8 bit is another filter or another grid, not another rounding.
-LIMIT = 0.01
-
 
 def preprocessing_error(
-    checkpoint: Checkpoint, image: ImageSpec, picture: Image.Image
+    checkpoint: Checkpoint, spec: ImageSpec, image: Image.Image
 ) -> float | None:
     """Mean absolute difference of our views and the processor's, in normalized units.
 
     Args:
-        checkpoint: Its processor is the reference.
-        image: Our preprocessing; of a clip, one frame is compared.
-        picture: RGB; its middle is used, as large as it has the grid's shape.
+        checkpoint: Its processor gives the expected views.
+        spec: Our preprocessing; of a clip, one frame is compared.
+        image: RGB; its middle is used, as large as it has the grid's shape.
 
     Returns:
-        The difference; None if the checkpoint has no image processor, the picture is too small, or
+        The difference; None if the checkpoint has no image processor, the image is too small, or
         the processor cannot produce the grid.
     """
-    spec = replace(image, frames=1)
+    spec = replace(spec, frames=1)
     # Whole multiples of the grid's smallest form, so that no rounding asks for another row.
     width, height = spec.columns * spec.width, spec.rows * spec.height
     width, height = width // gcd(width, height), height // gcd(width, height)
-    scale = min(picture.width // width, picture.height // height)
+    scale = min(image.width // width, image.height // height)
     if not checkpoint.processor() or scale == 0:
         return None
-    picture = _middle(picture, scale * width, scale * height)
-    theirs = checkpoint.family.processor_views(_processor(checkpoint), picture, spec)
-    if theirs is None:
+    image = _middle(image, scale * width, scale * height)
+    expected = checkpoint.family.processor_views(_processor(checkpoint), image, spec)
+    if expected is None:
         return None
-    ours = images.views([picture], spec)
-    if theirs.shape != ours.shape:
+    actual = images.views([image], spec)
+    if expected.shape != actual.shape:
         return None
-    return float(np.abs(ours - theirs).mean())
+    return float(np.abs(actual - expected).mean())
 
 
-def _middle(picture: Image.Image, width: int, height: int) -> Image.Image:
-    x, y = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((x, y, x + width, y + height))
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    x, y = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((x, y, x + width, y + height))
 
 
 def _processor(checkpoint: Checkpoint) -> Any:

@@ -1,6 +1,6 @@
 """The blocks of a plan: which parts each holds, its functions, bytes and FLOPs.
 
-Blocks are cut by the float32 bytes of the pieces' tensors, so they are the same in every scheme;
+Blocks are cut by the float32 bytes of the modules' tensors, so they are the same in every scheme;
 their own bytes are those of the scheme. FLOPs are counted by running each function on tensors
 without data (torch's FlopCounterMode: 2 per multiply-add).
 """
@@ -19,12 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.host import EncoderShape, Signal
 from edgevlm.bundle.kinds.vlm import VlmHost, functions, signature
+from edgevlm.exporters.contract import Target
 from edgevlm.graphs.blocks import build, cut, cut_rows
-from edgevlm.graphs.merging import hidden_shapes
-from edgevlm.graphs.selection import VisualShape
+from edgevlm.graphs.merging import layer_tokens
+from edgevlm.graphs.parts import DecoderParts, EncoderParts, ModelParts
 from edgevlm.graphs.signals import Observed, signal_width
 from edgevlm.graphs.trace import DTYPES
-from edgevlm.models.family import Description, ModelParts
+from edgevlm.graphs.visual_shape import VisualShape
+from edgevlm.models.family import Description
 from edgevlm.recipe import Recipe
 
 
@@ -32,7 +34,7 @@ from edgevlm.recipe import Recipe
 class Stored:
     """Bytes of weights in their files: what a target makes of them under a recipe's schemes."""
 
-    target: Any
+    target: Target
     recipe: Recipe
 
     def matrix(self, rows: int, columns: int, stage: str) -> int:
@@ -53,7 +55,7 @@ class Stored:
 def make_blocks(
     host: VlmHost,
     limit: int,
-    pieces: ModelParts,
+    parts: ModelParts,
     description: Description,
     method: Any,
     stored: Stored,
@@ -63,37 +65,39 @@ def make_blocks(
     Args:
         host: The constants of the plan.
         limit: Block size in bytes of float32.
-        pieces: The model, with or without memory for its weights.
+        parts: The model, with or without memory for its weights.
         description: The family's numbers.
         method: The method of site `tokens`.
         stored: Bytes of weights in their files.
     """
+    joined = None if parts.pruning is None else parts.pruning.joined
     blocks = [
-        *_stage("vision", pieces.vision, limit, stored),
+        *_stage("vision", parts.encoder.modules, limit, stored),
         Block("reduce-0", "reduce", (0, 1), 0, ()),
-        *_stage("decoder", _decoder_parts(pieces), limit, stored, _joined(pieces)),
-        *_head(host, limit, pieces, stored),
+        *_stage("decoder", _decoder_parts(parts.decoder), limit, stored, joined),
+        *_head(host, limit, parts, stored),
     ]
     return tuple(
-        _count(_with_functions(host, block), pieces, method, description.shape) for block in blocks
+        _count(_with_functions(host, block), parts, method, description.shape) for block in blocks
     )
 
 
 def encoder_shape(
-    pieces: ModelParts, description: Description, names: Sequence[str]
+    encoder: EncoderParts, description: Description, names: Sequence[str]
 ) -> EncoderShape:
-    """Sizes inside the encoder of `pieces`, which has its methods; `names` of its signals."""
-    layers = range(1, len(pieces.vision))
-    tokens = tuple(hidden_shapes(pieces, part)[0].shape[1] for part in layers)
-    width = hidden_shapes(pieces, 1)[0].shape[2]
-    givers = {
+    """Sizes inside an encoder that has its methods, with the signals of these names."""
+    parts = {
         name: index
-        for index, part in enumerate(pieces.vision)
-        if isinstance(part, Observed)
-        for name in part.names
+        for index, module in enumerate(encoder.modules)
+        if isinstance(module, Observed)
+        for name in module.names
     }
-    signals = tuple(Signal(name, givers[name], signal_width(pieces, name)) for name in names)
-    return EncoderShape(width, tokens, description.view_tokens, signals)
+    return EncoderShape(
+        encoder.spec.width,
+        layer_tokens(encoder),
+        description.view_tokens,
+        tuple(Signal(name, parts[name], signal_width(encoder.spec, name)) for name in names),
+    )
 
 
 def _stage(
@@ -113,20 +117,16 @@ def _stage(
     return blocks
 
 
-def _decoder_parts(pieces: ModelParts) -> list[Sequence[nn.Module]]:
+def _decoder_parts(decoder: DecoderParts) -> list[Sequence[nn.Module]]:
     """The layers, the norm with the last."""
-    *layers, last = pieces.decoder
-    return [*((layer,) for layer in layers), (last, pieces.norm)]
+    *layers, last = decoder.layers
+    return [*((layer,) for layer in layers), (last, decoder.norm)]
 
 
-def _joined(pieces: ModelParts) -> int | None:
-    return None if pieces.pruning is None else pieces.pruning.joined
-
-
-def _head(host: VlmHost, limit: int, pieces: ModelParts, stored: Stored) -> list[Block]:
+def _head(host: VlmHost, limit: int, parts: ModelParts, stored: Stored) -> list[Block]:
     """Blocks of the head, cut by rows of the vocabulary."""
     channels = host.embedding.columns
-    shares = "embedding" if pieces.head is pieces.table[0] else ""
+    shares = "embedding" if parts.tied else ""
     return [
         Block(
             f"head-{index}",
@@ -136,7 +136,7 @@ def _head(host: VlmHost, limit: int, pieces: ModelParts, stored: Stored) -> list
             (),
             shares,
         )
-        for index, (start, stop) in enumerate(cut_rows(pieces.head.shape[0], 4 * channels, limit))
+        for index, (start, stop) in enumerate(cut_rows(parts.head.shape[0], 4 * channels, limit))
     ]
 
 
@@ -147,9 +147,9 @@ def _with_functions(host: VlmHost, block: Block) -> Block:
     )
 
 
-def _count(block: Block, pieces: ModelParts, method: Any, shape: VisualShape) -> Block:
+def _count(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> Block:
     """Fill in the FLOPs of each function."""
-    module = build(block, pieces, method, shape)
+    module = build(block, parts, method, shape)
     # The constants of `reduce` are real, so its inputs must be fake; all else has no data at all.
     real = block.stage == "reduce"
     functions = []

@@ -17,7 +17,7 @@ REPEATS, WARMUPS = 5, 2
 
 @dataclass(frozen=True)
 class MethodCost:
-    """Cost of choosing the tokens of one picture or clip.
+    """Cost of choosing the tokens of one image or clip.
 
     Attributes:
         nodes: Operators of its graph.
@@ -46,8 +46,8 @@ def method_cost(planned: Planned) -> MethodCost | None:
 
     class Alone(nn.Module):
         def forward(self, features: Tensor, signals: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            made: tuple[Tensor, ...] = planned.method(features, shape=shape, **signals)
-            return made
+            outputs: tuple[Tensor, ...] = planned.method(features, shape=shape, **signals)
+            return outputs
 
     with torch.no_grad():
         program = torch.export.export(Alone(), (features, signals), strict=False)
@@ -68,10 +68,9 @@ def most_bytes(program: ExportedProgram) -> int:
     alive, most = dict[object, int](), 0
     for index, node in enumerate(nodes):
         if node.op == "call_function":
-            made = node.meta["val"]
-            tensors = made if isinstance(made, tuple | list) else (made,)
-            made = [t for t in tensors if isinstance(t, Tensor)]
-            alive[node] = sum(t.numel() * t.element_size() for t in made)
+            value = node.meta["val"]
+            values = value if isinstance(value, tuple | list) else (value,)
+            alive[node] = sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
         most = max(most, sum(alive.values()))
         alive = {node: size for node, size in alive.items() if last.get(node, index) > index}
     return most

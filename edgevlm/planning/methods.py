@@ -5,15 +5,15 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from edgevlm.bundle.host import Rope
 from edgevlm.bundle.plan import SiteTokens
+from edgevlm.compress.shared.contract import DecoderMethod, TokensMethod, VisionMethod
 from edgevlm.compress.shared.restore import Restored
 from edgevlm.errors import RecipeError
+from edgevlm.graphs.parts import DecoderSpec, EncoderSpec
 from edgevlm.graphs.pruning import Pruning
-from edgevlm.graphs.selection import VisualShape
-from edgevlm.models.family import ModelParts
-from edgevlm.recipe import MethodChoice, Recipe, parse_method
-from edgevlm.registry import METHODS, SITE_CLASSES, sites_of
+from edgevlm.graphs.visual_shape import VisualShape
+from edgevlm.recipe import MethodChoice, OptionValue, Recipe
+from edgevlm.registry import METHODS
 
 # What the plan does with the tokens of any method of site `tokens`; the first is what happens
 # unasked.
@@ -24,21 +24,21 @@ POLICIES = {
 }
 
 
-def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[Any, SiteTokens, str]:
+def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[TokensMethod, SiteTokens, str]:
     """The method of site `tokens` with its counts, and the position policy.
 
     Without `--method`, `--tokens K` means `divprune`, of all methods within the interval of the
     best at few tokens (docs/methods.md) one that needs no signals; without either, `identity`.
     """
     default = "identity" if recipe.tokens is None else "divprune"
-    choice = _choices(recipe).get("tokens") or parse_method(default)
+    choice = _choices(recipe).get("tokens") or MethodChoice(default)
     options = dict(choice.options)
     policy = {name: str(options.pop(name, known[0])) for name, known in POLICIES.items()}
     for name, value in policy.items():
         if value not in POLICIES[name]:
             known = "' or '".join(POLICIES[name])
             raise RecipeError(f"{name} must be '{known}', got '{value}'")
-    method = _make(choice, "tokens", options, tuple(POLICIES), tokens=recipe.tokens)
+    method: TokensMethod = _make(choice, "tokens", options, tuple(POLICIES), tokens=recipe.tokens)
     median = policy["positions"] == "median"
     merge, calibrate = policy["merge"] == "mean", policy["calibrate"] == "size"
     if merge or calibrate or median:
@@ -48,8 +48,8 @@ def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[Any, SiteTokens, 
 
 
 def choose_encoder_method(
-    recipe: Recipe, pieces: ModelParts
-) -> tuple[Any, tuple[int, ...], tuple[SiteTokens, ...]]:
+    recipe: Recipe, encoder: EncoderSpec
+) -> tuple[VisionMethod | None, tuple[int, ...], tuple[SiteTokens, ...]]:
     """The method of site `vision`, encoder tokens before the first layer and after each, counts.
 
     Without such a method: None and nothing.
@@ -57,40 +57,30 @@ def choose_encoder_method(
     choice = _choices(recipe).get("vision")
     if choice is None:
         return None, (), ()
-    method = _make(choice, "vision", choice.options)
-    first: Any = pieces.vision[0]
-    extra = int(pieces.class_token)
-    patches, layers = first.position.weight.shape[0] - extra, len(pieces.vision) - 2
-    left = (patches, *method.plan(patches, layers))
-    counts = tuple(count + extra for count in left)
-    return method, counts, (SiteTokens("vision", choice.name, patches, left[-1]),)
+    method: VisionMethod = _make(choice, "vision", dict(choice.options))
+    patches = (encoder.patches, *method.plan(encoder.patches, encoder.layers))
+    counts = tuple(count + encoder.class_token for count in patches)
+    return method, counts, (SiteTokens("vision", choice.name, patches[0], patches[-1]),)
 
 
 def choose_decoder_method(
-    recipe: Recipe, pieces: ModelParts, tokens: int, rope: Rope
+    recipe: Recipe, decoder: DecoderSpec, tokens: int
 ) -> tuple[Pruning | None, tuple[SiteTokens, ...]]:
     """The method of site `decoder` with its counts; None and nothing without one."""
     choice = _choices(recipe).get("decoder")
     if choice is None:
         return None, ()
-    method = _make(choice, "decoder", choice.options)
-    counts = method.plan(tokens, len(pieces.decoder))
-    pruning = Pruning(method, counts, tokens, rope.inverse_frequencies)
+    method: DecoderMethod = _make(choice, "decoder", dict(choice.options))
+    counts = method.plan(tokens, len(decoder.caches))
+    pruning = Pruning(method, counts, tokens, decoder.rope.inverse_frequencies)
     return pruning, (SiteTokens("decoder", choice.name, tokens, counts[-1]),)
 
 
 def _choices(recipe: Recipe) -> dict[str, MethodChoice]:
     """The recipe's methods by site; one a site."""
     found: dict[str, MethodChoice] = {}
-    for text in recipe.methods:
-        choice = parse_method(text)
-        sites = sites_of(METHODS.load(choice.name))
-        site = choice.site or sites[0]
-        if site not in sites:
-            raise RecipeError(
-                f"method '{choice.name}' works at site {' and '.join(map(repr, sites))},"
-                f" not '{site}'"
-            )
+    for choice in recipe.methods:
+        site = METHODS.site_of(choice.name, choice.site)
         if site in found:
             raise RecipeError(f"one method a site: '{found[site].name}' and '{choice.name}'")
         found[site] = choice
@@ -100,12 +90,12 @@ def _choices(recipe: Recipe) -> dict[str, MethodChoice]:
 def _make(
     choice: MethodChoice,
     site: str,
-    options: dict[str, int | float | str],
+    options: dict[str, OptionValue],
     further: tuple[str, ...] = (),
     **fixed: Any,
 ) -> Any:
     """The method with its options; `further` are those that the plan itself takes."""
-    kind = getattr(METHODS.load(choice.name), SITE_CLASSES[site])
+    kind = METHODS.load(choice.name, site).Method
     known = [p for p in inspect.signature(kind).parameters if p not in fixed]
     if "" in options and known:  # a value without a name is the first option's
         options = {known[0]: options.pop(""), **options}

@@ -1,7 +1,7 @@
-"""The sequence of a prompt as parts, from the checkpoint's chat template and tokenizer.
+"""The layout of a prompt, from the checkpoint's chat template and tokenizer.
 
-The template is rendered once, at plan time, with marks where run-time text and pictures go; what is
-fixed becomes token ids. A device then needs neither Jinja nor the template.
+The template is rendered once, at plan time, with marks where run-time text and images go; fixed
+text becomes token ids. A device then needs neither Jinja nor the template.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def make_layout(
     vocabulary: int,
     reduced: bool,
 ) -> Layout:
-    """Parts of a first turn with and without an image, of one image, and of a further turn.
+    """Items of a first turn with and without an image, of one image, and of a further turn.
 
     Args:
         description: The family's numbers.
@@ -49,19 +49,19 @@ def make_layout(
     starts = _is_text(image[0], special, at_end=False)
     ends = _is_text(image[-1], special, at_end=True)
     start = _start(first, tokenizer)
-    before_parts = _parts([start, before], tokenizer, vocabulary, open_end=starts)
-    after_parts = _parts([after], tokenizer, vocabulary, open_start=ends)
+    items_before = _items([start, before], tokenizer, vocabulary, open_end=starts)
+    items_after = _items([after], tokenizer, vocabulary, open_start=ends)
     return Layout(
-        prompt=(*before_parts, LayoutItem("image"), *after_parts),
-        image=_parts(
+        prompt=(*items_before, LayoutItem("image"), *items_after),
+        image=_items(
             image,
             tokenizer,
             vocabulary,
             open_start=_is_text(before, special, at_end=True),
             open_end=_is_text(after, special, at_end=False),
         ),
-        text=_parts([start, plain], tokenizer, vocabulary),
-        turn=_parts([further], tokenizer, vocabulary),
+        text=_items([start, plain], tokenizer, vocabulary),
+        turn=_items([further], tokenizer, vocabulary),
     )
 
 
@@ -105,34 +105,34 @@ def _start(text: str, tokenizer: Tokenizer) -> LayoutItem:
     return LayoutItem("ids", ids=() if written else tuple(encoded.ids[:count]))
 
 
-def _parts(
-    items: Sequence[str | LayoutItem],
+def _items(
+    texts: Sequence[str | LayoutItem],
     tokenizer: Tokenizer,
     vocabulary: int,
     open_start: bool = False,
     open_end: bool = False,
 ) -> tuple[LayoutItem, ...]:
-    """Parts of text and of what stands between; an open end will meet text of another layout."""
-    parts: list[LayoutItem] = []
-    joined = _joined(items)
-    for index, item in enumerate(joined):
-        if isinstance(item, str):
-            parts += _text_parts(
-                item,
+    """Items of text and of what stands between; an open end will meet text of another layout."""
+    items: list[LayoutItem] = []
+    joined = _joined(texts)
+    for index, text in enumerate(joined):
+        if isinstance(text, str):
+            items += _text_items(
+                text,
                 tokenizer,
-                open_start=_text_part(joined[index - 1]) if index else open_start,
-                open_end=(_text_part(joined[index + 1]) if index + 1 < len(joined) else open_end),
+                open_start=_is_open(joined[index - 1]) if index else open_start,
+                open_end=_is_open(joined[index + 1]) if index + 1 < len(joined) else open_end,
             )
-        elif item.kind == TABLE_ROW:
-            parts.append(LayoutItem("ids", ids=(vocabulary + item.start,)))
+        elif text.kind == TABLE_ROW:
+            items.append(LayoutItem("ids", ids=(vocabulary + text.start,)))
         else:
-            parts.append(item)
+            items.append(text)
     merged: list[LayoutItem] = []
-    for part in parts:
-        if part.kind == "ids" and merged and merged[-1].kind == "ids":
-            merged[-1] = replace(merged[-1], ids=merged[-1].ids + part.ids)
-        elif part.kind != "ids" or part.ids:
-            merged.append(part)
+    for item in items:
+        if item.kind == "ids" and merged and merged[-1].kind == "ids":
+            merged[-1] = replace(merged[-1], ids=merged[-1].ids + item.ids)
+        elif item.kind != "ids" or item.ids:
+            merged.append(item)
     return tuple(merged)
 
 
@@ -147,25 +147,25 @@ def _joined(items: Sequence[str | LayoutItem]) -> list[str | LayoutItem]:
     return joined
 
 
-def _text_parts(
+def _text_items(
     text: str, tokenizer: Tokenizer, open_start: bool, open_end: bool
 ) -> list[LayoutItem]:
     """Ids of the fixed text; a run between special tokens that meets run-time text stays text."""
-    pieces = re.split(f"({_special(tokenizer)})", text)
-    parts: list[LayoutItem] = []
+    runs = re.split(f"({_special(tokenizer)})", text)
+    items: list[LayoutItem] = []
     fixed = ""
-    for index, piece in enumerate(pieces):
-        meets = (open_start and index == 0) or (open_end and index == len(pieces) - 1)
-        if _QUESTION in piece:
-            prefix, _, suffix = piece.partition(_QUESTION)
-            parts += [_ids(fixed, tokenizer), LayoutItem("user_text", prefix=prefix, suffix=suffix)]
+    for index, run in enumerate(runs):
+        meets = (open_start and index == 0) or (open_end and index == len(runs) - 1)
+        if _QUESTION in run:
+            prefix, _, suffix = run.partition(_QUESTION)
+            items += [_ids(fixed, tokenizer), LayoutItem("user_text", prefix=prefix, suffix=suffix)]
             fixed = ""
-        elif meets and piece:
-            parts += [_ids(fixed, tokenizer), LayoutItem("text", prefix=piece)]
+        elif meets and run:
+            items += [_ids(fixed, tokenizer), LayoutItem("text", prefix=run)]
             fixed = ""
         else:
-            fixed += piece
-    return [*parts, _ids(fixed, tokenizer)]
+            fixed += run
+    return [*items, _ids(fixed, tokenizer)]
 
 
 def _special(tokenizer: Tokenizer) -> str:
@@ -178,12 +178,13 @@ def _special(tokenizer: Tokenizer) -> str:
 def _is_text(item: str | LayoutItem, special: str, at_end: bool) -> bool:
     """Whether an item is text, not a special token or a row, at its start or end."""
     if isinstance(item, LayoutItem):
-        return _text_part(item)
-    pieces = re.split(f"({special})", item)
-    return bool(pieces[-1 if at_end else 0])
+        return _is_open(item)
+    runs = re.split(f"({special})", item)
+    return bool(runs[-1 if at_end else 0])
 
 
-def _text_part(item: str | LayoutItem) -> bool:
+def _is_open(item: str | LayoutItem) -> bool:
+    """Whether an item is text that is known at run time."""
     return isinstance(item, LayoutItem) and item.kind in ("timestamp", "duration")
 
 

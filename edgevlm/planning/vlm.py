@@ -1,6 +1,11 @@
-"""Make a plan: recipe and checkpoint in, all the numbers out, before any graph exists.
+"""The plan of a vision language model.
 
-The model is built without memory (meta device): its shapes are the checkpoint's own.
+1. The target has the recipe's schemes and backend.
+2. The family describes the checkpoint for the recipe: numbers alone.
+3. The methods of each site say how many tokens they leave.
+4. The model is built without memory (meta device), so that its shapes are the checkpoint's own.
+5. The chat template becomes the layout of the sequence; from its length follow chunk and context.
+6. Stages are cut into blocks, with the shapes, bytes and FLOPs of each.
 """
 
 from __future__ import annotations
@@ -8,32 +13,62 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer
-
-from edgevlm.bundle.host import Embedding, KVCache, Rope
+from edgevlm.bundle.host import Embedding, KVCache, Layout
 from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
-from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, Source
-from edgevlm.errors import ModelError, PlanError, RecipeError
-from edgevlm.exporters.contract import Target, find_target
+from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
+from edgevlm.errors import ModelError, PlanError
+from edgevlm.exporters.contract import Target
 from edgevlm.graphs.merging import merge
+from edgevlm.graphs.parts import CacheSpec, DecoderSpec, ModelParts
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.signals import observe
 from edgevlm.models.checkpoint import Checkpoint
-from edgevlm.models.family import Description, ModelParts
+from edgevlm.models.family import Description, token_ids
 from edgevlm.planning.blocks import Stored, encoder_shape, make_blocks
+from edgevlm.planning.calls import chunk_tokens, context_tokens
 from edgevlm.planning.methods import choose_decoder_method, choose_encoder_method, choose_method
 from edgevlm.planning.prompt import make_layout
+from edgevlm.planning.target import checked_target, required_backend, table_format
 from edgevlm.recipe import Recipe
 
 # Stages that have schemes; `reduce` chooses, and has no weights.
 QUANTIZED = ("vision", "embed", "decoder", "head")
-# Room for a question and an answer beside the image when the recipe names no context.
-ROOM_TOKENS = 512
-# A question of this length is planned for when the chunk is chosen.
-QUESTION_TOKENS = 32
-# A longer call gains little on a CPU, and what fills up the last one costs as much as a real row.
-CHUNK_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class ChosenMethods:
+    """The methods of a recipe, one a site, with the tokens that each leaves.
+
+    Attributes:
+        tokens: Method of site `tokens`, which every plan has.
+        reduction: Its counts.
+        positions: `contiguous` or `original`, of the visual tokens that are kept.
+        encoder: Method of site `vision`, or None.
+        encoder_tokens: Tokens before the encoder's first layer and after each; empty without one.
+        pruning: Numbers of the method of site `decoder`, or None.
+        sites: Counts of all sites, in the order of the model.
+    """
+
+    tokens: Any
+    reduction: SiteTokens
+    positions: str
+    encoder: Any
+    encoder_tokens: tuple[int, ...]
+    pruning: Pruning | None
+    sites: tuple[SiteTokens, ...]
+
+    @property
+    def entering(self) -> tuple[int, ...]:
+        """Visual tokens that enter each layer of the decoder and come out; empty if none leave."""
+        pruning = self.pruning
+        if pruning is None:
+            return ()
+        return tuple(pruning.entering(layer) for layer in range(len(pruning.counts) + 1))
+
+    def applied(self, parts: ModelParts) -> ModelParts:
+        """The parts of a model with its methods: tokens merge, signals are given, tokens leave."""
+        merged = merge(parts, self.encoder, self.encoder_tokens)
+        return replace(observe(merged, self.tokens.signals), pruning=self.pruning)
 
 
 @dataclass(frozen=True)
@@ -43,232 +78,165 @@ class Planned:
     plan: VlmPlan
     checkpoint: Checkpoint
     description: Description
-    method: Any
-    encoder_method: Any = None
-    encoder_tokens: tuple[int, ...] = ()
-    pruning: Pruning | None = None
+    methods: ChosenMethods
 
-    def pieces(self, model: Any) -> ModelParts:
-        """The model as static pieces, with its methods: tokens merge, and signals are given."""
-        found: ModelParts = self.checkpoint.family.pieces(model, self.description)
-        merged = merge(found, self.encoder_method, self.encoder_tokens)
-        return replace(observe(merged, self.method.signals), pruning=self.pruning)
+    @property
+    def method(self) -> Any:
+        """The method of site `tokens`."""
+        return self.methods.tokens
 
+    @property
+    def encoder_method(self) -> Any:
+        """The method of site `vision`, or None."""
+        return self.methods.encoder
 
-def _check_calibration(recipe: Recipe, schemes: tuple[str, ...]) -> None:
-    """Pictures are there if and only if a scheme rounds by what was seen."""
-    wanted = [scheme for scheme in recipe.schemes().values() if scheme in schemes]
-    if wanted and recipe.calibrate is None:
-        raise RecipeError(
-            f"scheme '{wanted[0]}' rounds by what pictures gave: add --calibrate N or a path"
-        )
-    if recipe.calibrate is not None and not wanted:
-        known = ", ".join(schemes) or "none here"
-        raise RecipeError(f"nothing to calibrate in '{recipe.quantize}'; schemes with it: {known}")
-
-
-def _backends(recipe: Recipe, target: Target) -> tuple[tuple[str, str], ...]:
-    """The backend as a requirement, for targets that have several, with the schemes that it takes.
-
-    Raises:
-        RecipeError: If there is no such backend, or it does not take a scheme.
-    """
-    name = target.backend(recipe.backend)
-    if name not in target.backends:
-        if not name:
-            return ()
-        known = ", ".join(target.backends) or "none to choose from"
-        raise RecipeError(f"'{recipe.target}' has no backend '{name}'; it has: {known}")
-    for scheme in recipe.schemes().values():
-        if scheme not in target.backends[name]:
-            known = ", ".join(target.backends[name])
-            raise RecipeError(f"backend '{name}' takes no scheme '{scheme}'; it takes: {known}")
-    return (("backend", name),)
+    def parts(self, model: Any) -> ModelParts:
+        """The model as static modules, with its methods."""
+        return self.methods.applied(self.checkpoint.family.parts(model, self.description))
 
 
 def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
-    """Work out every number of a bundle.
-
-    Raises:
-        RecipeError: For an unknown target, method or scheme, or wrong method options.
-        PlanError: For a budget, context or grid that cannot work.
-    """
-    target = find_target(recipe.target)
-    for stage, scheme in recipe.schemes().items():
-        if scheme in target.refused:
-            raise RecipeError(f"scheme '{scheme}' does not pay: {target.refused[scheme]}")
-        if scheme not in target.schemes:
-            known = ", ".join(target.schemes)
-            raise RecipeError(
-                f"scheme '{scheme}' is not one of target '{recipe.target}'; it has: {known}"
-            )
-        if stage not in ("", *QUANTIZED):
-            raise RecipeError(
-                f"'{stage}' is not a stage with weights; those are: {', '.join(QUANTIZED)}"
-            )
-    _check_calibration(recipe, target.calibrated)
-    backends = _backends(recipe, target)
-    config = checkpoint.config
-    description = _describe(checkpoint, recipe)
-    method, site, positions = choose_method(recipe, description.shape)
+    """Work out every number of a bundle; `edgevlm.planning.plan.make_plan` says what is raised."""
+    target = checked_target(recipe, QUANTIZED)
+    backend = required_backend(recipe, target)
+    description: Description = checkpoint.describe(recipe)
+    methods = choose_methods(recipe, description)
     model = checkpoint.empty_model()
-    pieces = checkpoint.family.pieces(model, description)
-    inside, counts, sites = choose_encoder_method(recipe, pieces)
-    pieces = observe(merge(pieces, inside, counts), method.signals)
-    text, tied = config.text_config, pieces.head is pieces.table[0]
-    if "embed" in recipe.schemes() and (tied or target.table_format(target.schemes[-1]) == "f32"):
-        raise RecipeError(
-            "stage 'embed' has no scheme of its own here: "
-            + ("its table is the head's" if tied else f"its table is f32 for '{recipe.target}'")
-        )
-    vocabulary = pieces.table[0].shape[0]
-    layout = make_layout(
-        description,
-        checkpoint.chat_template(),
-        _tokenizer(checkpoint),
-        vocabulary,
-        reduced=site.tokens_out < site.tokens_in,
-    )
-    rope = _rope(text, pieces)
-    pruning, leaving = choose_decoder_method(recipe, pieces, site.tokens_out, rope)
-    if pruning and getattr(method, "calibrate", False):
-        raise PlanError(
-            f"{leaving[0].method} at site decoder makes its own masks, so calibrate=size cannot be"
-        )
-    if pruning and pruning.method.contiguous and positions == "original":
-        raise PlanError(f"{leaving[0].method} numbers rows anew, so positions=original cannot be")
-    if pruning and recipe.speculate:
-        raise PlanError(
-            f"{leaving[0].method} at site decoder takes single rows after the prompt, so there is"
-            " nothing to speculate with"
-        )
-    pieces = replace(pieces, pruning=pruning)
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    prompt = layout.prompt_tokens(site.tokens_out)
-    chunk = recipe.chunk or _chunk(prompt + QUESTION_TOKENS, whole=bool(pruning))
-    if pruning and chunk <= prompt:
-        raise PlanError(
-            f"chunk {chunk} is too short: visual tokens leave inside the language model, so a"
-            f" prompt is one call; one image and the chat format take {prompt} tokens"
-        )
-    layers = len(pieces.decoder)
+    parts = methods.applied(checkpoint.family.parts(model, description))
+    embedding = _embedding(recipe, target, parts, description.decoder)
+    vocabulary = parts.table[0].shape[0]
+    layout = _layout(checkpoint, description, methods.reduction, vocabulary)
+    chunk, kv = _calls(recipe, target, description.decoder, methods, layout)
     host = VlmHost(
         image=description.image,
-        encoder=encoder_shape(pieces, description, method.signals),
-        visual_tokens=site.tokens_out,
-        calibrated=bool(getattr(method, "calibrate", False)),
+        encoder=encoder_shape(parts.encoder, description, methods.tokens.signals),
+        visual_tokens=methods.reduction.tokens_out,
+        calibrated=bool(getattr(methods.tokens, "calibrate", False)),
         layout=layout,
-        embedding=Embedding(
-            rows=sum(t.shape[0] for t in pieces.table),
-            columns=text.hidden_size,
-            dtype=target.table_format(recipe.scheme("head" if tied else "embed")),
-        ),
-        rope=rope,
-        kv=KVCache(
-            target.kv_form,
-            layers,
-            text.num_key_value_heads,
-            head_size,
-            tokens=_context(recipe, prompt, chunk, text.max_position_embeddings, bool(pruning)),
-            dtype=target.kv_dtype,
-            gone=tuple(pruning.gone(i) for i in range(layers)) if pruning else (),
-        ),
-        entering=tuple(pruning.entering(i) for i in range(layers + 1)) if pruning else (),
+        embedding=embedding,
+        rope=description.decoder.rope,
+        kv=kv,
+        entering=methods.entering,
         chunk=chunk,
         check=recipe.speculate,
-        positions=positions,
+        positions=methods.positions,
         vocabulary=vocabulary,
-        stop_ids=_stop_ids(checkpoint),
+        stop_ids=_stop_ids(checkpoint, description),
     )
     plan = Plan(
         format_version=FORMAT_VERSION,
-        kind="vlm",
-        source=Source(
-            recipe.model, recipe.revision, checkpoint.config.model_type, checkpoint.config_hash
-        ),
+        kind=checkpoint.family.KIND,
+        source=Source(recipe.model, recipe.revision, checkpoint.model_type, checkpoint.config_hash),
         recipe=recipe,
-        sites=(*sites, site, *leaving),
+        sites=methods.sites,
         host=host,
         blocks=make_blocks(
-            host, recipe.block_size_bytes, pieces, description, method, Stored(target, recipe)
+            host,
+            recipe.block_size_bytes,
+            parts,
+            description,
+            methods.tokens,
+            Stored(target, recipe),
         ),
-        requires=Requires((*target.requires.versions, *backends)),
+        requires=Requires((*target.requires.versions, *backend)),
     )
-    return Planned(plan, checkpoint, description, method, inside, counts, pruning)
+    return Planned(plan, checkpoint, description, methods)
 
 
-def _describe(checkpoint: Checkpoint, recipe: Recipe) -> Description:
-    try:
-        made: Description = checkpoint.family.describe(
-            checkpoint.config, checkpoint.processor(), recipe
-        )
-    except (AttributeError, TypeError, KeyError, ZeroDivisionError) as cause:
-        name = checkpoint.model
-        raise ModelError(f"'{name}': config.json is not that of the family: {cause}") from cause
-    return made
+def choose_methods(recipe: Recipe, description: Description) -> ChosenMethods:
+    """The methods of all sites, refused where two do not go together.
+
+    Raises:
+        RecipeError: For an unknown method or wrong options.
+        PlanError: For a number of tokens that cannot be, or two methods that cannot both be.
+    """
+    method, reduction, positions = choose_method(recipe, description.shape)
+    encoder, encoder_tokens, before = choose_encoder_method(recipe, description.encoder)
+    pruning, after = choose_decoder_method(recipe, description.decoder, reduction.tokens_out)
+    chosen = ChosenMethods(
+        method, reduction, positions, encoder, encoder_tokens, pruning, (*before, reduction, *after)
+    )
+    if pruning:
+        _check_pruning(recipe, chosen, pruning, after[0].method)
+    return chosen
 
 
-def _context(recipe: Recipe, prompt: int, chunk: int, most: int, whole: bool) -> int:
-    needed = prompt + 1
+def _check_pruning(recipe: Recipe, chosen: ChosenMethods, pruning: Pruning, name: str) -> None:
+    if getattr(chosen.tokens, "calibrate", False):
+        raise PlanError(f"{name} at site decoder makes its own masks, so calibrate=size cannot be")
+    if pruning.method.contiguous and chosen.positions == "original":
+        raise PlanError(f"{name} numbers rows anew, so positions=original cannot be")
     if recipe.speculate:
-        needed += QUESTION_TOKENS + recipe.speculate
-    wanted = recipe.context or min(prompt + ROOM_TOKENS, most)
-    if wanted > most:
-        raise PlanError(f"context {wanted} is more than the model's {most} positions")
-    if wanted <= needed:
-        more = ", and a checked answer some more" if recipe.speculate else ""
         raise PlanError(
-            f"context {wanted} is too short: one image and the chat format take"
-            f" {prompt} tokens{more}; give more --context or fewer --tokens"
+            f"{name} at site decoder takes single rows after the prompt, so there is nothing to"
+            " speculate with"
         )
-    if whole:  # one chunk holds the prompt; later turns go row by row
-        return min(max(wanted, chunk), most)
-    rounded = -(-wanted // chunk) * chunk
-    if rounded > most:
-        rounded -= chunk
-    if rounded <= needed:
-        raise PlanError(
-            f"chunk {chunk} does not fit the model's {most} positions; give a smaller one"
-        )
-    return rounded
 
 
-def _chunk(prompt: int, whole: bool) -> int:
-    calls = 1 if whole else -(-prompt // CHUNK_TOKENS)
-    return -(-prompt // (calls * 8)) * 8
-
-
-def _rope(text: Any, pieces: ModelParts) -> Rope:
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    kind = text.rope_parameters["rope_type"]
-    if kind not in ("default", "linear", "llama3", "yarn"):
-        raise PlanError(f"rotary scaling '{kind}' changes with the length; it cannot be static")
-    module: Any = pieces.language_model.rotary_emb
-    make = (
-        module.compute_default_rope_parameters if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
+def _embedding(
+    recipe: Recipe, target: Target, parts: ModelParts, decoder: DecoderSpec
+) -> Embedding:
+    return Embedding(
+        rows=sum(matrix.shape[0] for matrix in parts.table),
+        columns=decoder.width,
+        dtype=table_format(recipe, target, parts.tied),
     )
-    frequencies, scaling = make(text, device=torch.device("cpu"))
-    return Rope(tuple(float(f) for f in frequencies), float(scaling))
 
 
-def _stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
-    for value in (
-        checkpoint.document("generation_config.json").get("eos_token_id"),
-        getattr(checkpoint.config.text_config, "eos_token_id", None),
-    ):
-        if value is not None:
-            ids = value if isinstance(value, list) else [value]
-            if not all(isinstance(i, int) for i in ids):
-                raise ModelError(
-                    f"'{checkpoint.model}': eos_token_id must be a number, got {value!r}"
-                )
-            return tuple(sorted(set(ids)))
-    return ()
+def _layout(
+    checkpoint: Checkpoint, description: Description, reduction: SiteTokens, vocabulary: int
+) -> Layout:
+    return make_layout(
+        description,
+        checkpoint.chat_template(),
+        checkpoint.tokenizer(),
+        vocabulary,
+        reduced=reduction.tokens_out < reduction.tokens_in,
+    )
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+def _calls(
+    recipe: Recipe,
+    target: Target,
+    decoder: DecoderSpec,
+    methods: ChosenMethods,
+    layout: Layout,
+) -> tuple[int, KVCache]:
+    """Rows of a `prefill` call, and the cache."""
+    pruning, layers = methods.pruning, len(decoder.caches)
+    prompt = layout.prompt_tokens(methods.reduction.tokens_out)
+    single_call = pruning is not None
+    chunk = chunk_tokens(recipe, prompt, single_call)
+    context = context_tokens(recipe, prompt, chunk, decoder.max_positions, single_call)
+    cache = _one_cache(decoder.caches)
+    return chunk, KVCache(
+        form=target.kv_form,
+        layers=layers,
+        heads=cache.heads,
+        head_size=cache.head_size,
+        tokens=context,
+        dtype=target.kv_dtype,
+        gone=tuple(pruning.gone(layer) for layer in range(layers)) if pruning else (),
+    )
+
+
+def _one_cache(caches: tuple[CacheSpec, ...]) -> CacheSpec:
+    """What all layers' caches are; a bundle has one shape for all.
+
+    Raises:
+        PlanError: If two differ.
+    """
+    kinds = list(dict.fromkeys(caches))
+    if len(kinds) != 1:
+        shapes = " and ".join(f"{cache.heads}x{cache.head_size}" for cache in kinds)
+        raise PlanError(f"caches of {shapes} (heads x head size) in one model are not supported")
+    return kinds[0]
+
+
+def _stop_ids(checkpoint: Checkpoint, description: Description) -> tuple[int, ...]:
+    """Tokens that end an answer: the generation config's, or the family's."""
     try:
-        return Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
-    except Exception as cause:
-        raise ModelError(f"'{checkpoint.model}': tokenizer.json is not valid: {cause}") from cause
+        ids = token_ids(checkpoint.document("generation_config.json").get("eos_token_id"))
+    except TypeError as cause:
+        raise ModelError(f"'{checkpoint.model}': generation_config.json: {cause}") from cause
+    return ids or description.stop_ids

@@ -1,7 +1,7 @@
-"""How fast memory is read, by a process of its own: its arrays are not in who asks.
+"""Memory bandwidth, measured in a separate process: its arrays do not count in the caller's memory.
 
-Each thread multiplies an array of 128 MiB with itself, which reads it once at the speed of memory;
-no cache holds it. The best of a few rounds counts: others on the machine only ever slow it down.
+Each thread computes the dot product of a 128 MiB array with itself, which reads it once; no cache
+holds it. The best of a few rounds counts: other work on the machine can only slow it down.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ARRAY_BYTES, MOST_THREADS, ROUNDS = 128 * 2**20, 8, 5
 
 
 def read_bytes_per_s(threads: int) -> float | None:
-    """Bytes per second that so many threads read together; None where it cannot be found out."""
+    """Bytes per second that so many threads read together; None if the measurement fails."""
     command = [sys.executable, "-m", __name__, str(min(threads, MOST_THREADS))]
     one = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     try:

@@ -1,10 +1,10 @@
-"""Measure a bundle that is open: answers with a clock, then what would disturb them.
+"""Measure an open bundle that generates text: timed answers first, then what would disturb them.
 
-    sensors -> warm-up -> timed answers -> a watched answer -> minutes without a pause -> sensors
-            -> loads and evictions -> operators -> `profile.Profile`
+    sensors -> warm-up -> timed answers -> one answer with private memory sampled
+            -> minutes without a pause -> sensors -> loads and evictions -> operators -> `Profile`
 
 Peaks of memory are read after the last answer, before anything that only a profile does.
-`edgevlm.profiling.figures` makes the figures of what is noted here.
+`edgevlm.profiling.figures` turns the measurements into a profile.
 """
 
 from __future__ import annotations
@@ -14,25 +14,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
+from edgevlm.bundle.measures import OperatorReport
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import EdgeVLMError, InputError
-from edgevlm.profiling import bandwidth, figures, sensors
-from edgevlm.profiling.document import (
-    Operator,
-    Placed,
-    Profile,
-    Question,
-    SustainedSample,
-    stat,
-)
-from edgevlm.profiling.figures import Answered, Measured, Opened
+from edgevlm.profiling import bandwidth, figures
+from edgevlm.profiling.document import Profile
+from edgevlm.profiling.measurements import Measurements, Opening, Session, TimedAnswer
 from edgevlm.profiling.recording import Recorder, recording
+from edgevlm.profiling.sections import SustainedSample, TextQuestion
+from edgevlm.profiling.sensors import PowerMeter, read_sensors
 from edgevlm.runtimes.engine import Engine, Key
-from edgevlm.runtimes.inspection import OperatorTimes
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.text import TextLoop
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, resident_bytes
@@ -43,16 +38,18 @@ PHOTO = Path(__file__).parents[1] / "photos" / "scene.png"
 PROMPT = "What is in this picture?"
 WARM_UPS, OPENINGS = 2, 3
 
+Progress = Callable[[str], None]
+
 
 @dataclass(frozen=True)
-class Request:
+class ProfileRequest:
     """What to measure with.
 
     Attributes:
-        image: A picture; for a clip it stands for each frame. None is one of ours.
+        image: An image; a clip repeats it for each frame. None takes a packaged one.
         prompt: The question.
         runs: Timed answers.
-        tokens_generated: Tokens of each answer, whatever the model says in them.
+        tokens_generated: Tokens of each answer; stop tokens do not end it.
         minutes: Further answers without a pause; 0 is none.
     """
 
@@ -63,108 +60,123 @@ class Request:
     minutes: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what measures nothing."""
+        """Refuse a request that measures nothing."""
         if self.runs < 1:
             raise InputError(f"runs must be at least 1, got {self.runs}")
         if self.tokens_generated < 2:
             raise InputError(
                 f"tokens_generated must be at least 2, got {self.tokens_generated}: the first token"
-                " is prefill's"
+                " is part of prefill"
             )
         if not 0 <= self.minutes < 1e6:
             raise InputError(f"minutes must not be below 0, got {self.minutes}")
 
 
 def profile(
-    loop: TextLoop, request: Request = Request(), progress: Callable[[str], None] = lambda _: None
+    loop: TextLoop,
+    request: ProfileRequest = ProfileRequest(),
+    progress: Progress = lambda _: None,
 ) -> Profile:
     """Profile a loop's bundle with its engine, threads and budget.
 
     Raises:
-        InputError: If the picture cannot be read, or the answer does not fit the context.
+        InputError: If the image cannot be read, or the answer does not fit the context.
     """
-    return figures.figures(measure(loop, request, progress))
+    return figures.text_profile(measure(loop, request, progress))
 
 
-def measure(loop: TextLoop, request: Request, progress: Callable[[str], None]) -> Measured:
-    """Everything that a profile needs the loop for."""
+def measure(loop: TextLoop, request: ProfileRequest, progress: Progress) -> Measurements:
+    """All measurements of a profile."""
     path = request.image or PHOTO
-    picture, engine = images.load(path), loop.blocks.engine
-    progress("measure how fast memory is read")
-    speed = bandwidth.read_bytes_per_s(engine.threads or 1)
-    before = sensors.look()
-    with recording(loop) as recorder, _endless(loop):
+    image, engine = images.load(path), loop.blocks.engine
+    progress("measure the memory bandwidth")
+    threads = engine.threads
+    bytes_per_s = bandwidth.read_bytes_per_s(threads or 1)
+    session = _session(_Asking(loop, image, request), progress)
+    progress("run each operator under the engine's profiler")
+    first = session.answers[0].answer
+    streamed = loop.blocks if isinstance(loop.blocks, StreamedBlocks) else None
+    return Measurements(
+        bundle=loop.bundle,
+        engine=engine.name,
+        engine_version=engine.summary(),
+        threads=threads,
+        question=TextQuestion(
+            path.name, request.prompt, first.visual_tokens, first.prompt_tokens,
+            len(first.token_ids),
+        ),
+        bandwidth_bytes_per_s=bytes_per_s,
+        session=session,
+        budget_bytes=streamed.budget_bytes if streamed else None,
+        timings=streamed.timings if streamed else None,
+        operators=_operators(engine, figures.calls_per_answer(loop.plan, session.answers)),
+        compile_ms=dict(engine.compile_ms),
+    )  # fmt: skip
 
-        def answer() -> Answered:
-            return _answer(loop, recorder, picture, request)
 
-        progress(f"{WARM_UPS} answers to warm up")
-        warm = tuple(answer() for _ in range(WARM_UPS))
-        started, answers = sensors.look(), list[Answered]()
-        with sensors.Meter() as meter:
+class _Asking(NamedTuple):
+    """A loop and the question that it is asked again and again."""
+
+    loop: TextLoop
+    image: Image.Image
+    request: ProfileRequest
+
+    def answer(self, recorder: Recorder) -> TimedAnswer:
+        """One answer in a new conversation, with its calls."""
+        loop, request = self.loop, self.request
+        frames = [self.image] * loop.plan.host.image.frames
+        loop.forget()
+        recorder.clear()
+        start = time.perf_counter()
+        answer = loop.ask(request.prompt, lambda: [loop.see(frames)], request.tokens_generated)
+        end = time.perf_counter()
+        recorder.sample_memory(now=True)
+        if len(answer.token_ids) < request.tokens_generated:
+            raise InputError(
+                f"the context has room for {len(answer.token_ids)} tokens after the prompt, not for"
+                f" {request.tokens_generated}; generate fewer, or export with a larger --context"
+            )
+        return TimedAnswer(answer, start, end, tuple(recorder.calls), tuple(recorder.memory))
+
+
+def _session(asking: _Asking, progress: Progress) -> Session:
+    """All answers, then loads and evictions where every block stays in memory."""
+    loop, request = asking.loop, asking.request
+    before = read_sensors()
+    with recording(loop) as recorder, _without_stop_tokens(loop):
+        progress(f"{WARM_UPS} warm-up answers")
+        warm_ups = tuple(asking.answer(recorder) for _ in range(WARM_UPS))
+        started, answers = read_sensors(), list[TimedAnswer]()
+        with PowerMeter() as meter:
             for index in range(request.runs):
                 progress(f"answer {index + 1} of {request.runs}")
-                answers.append(answer())
-        ended = sensors.look()
-        recorder.watch_footprint = True
-        answer()
-        recorder.watch_footprint = False
-        sustained = _sustained(answer, request.minutes, progress)
-        peak, after = peak_rss_bytes(), sensors.look()
-        openings: tuple[Opened, ...] = ()
+                answers.append(asking.answer(recorder))
+        ended = read_sensors()
+        recorder.sample_footprint = True
+        asking.answer(recorder)
+        recorder.sample_footprint = False
+        sustained = _sustained(lambda: asking.answer(recorder), request.minutes, progress)
+        peak, after = peak_rss_bytes(), read_sensors()
+        openings: tuple[Opening, ...] = ()
         if isinstance(recorder.blocks, ResidentBlocks):
             progress("load and evict each block")
             openings = tuple(_reopen(loop.plan, recorder) for _ in range(OPENINGS))
         loop.forget()
-    calls = figures.calls(loop.plan, answers)
-    progress("run each operator under the engine's profiler")
-    first = answers[0].answer
-    streamed = loop.blocks if isinstance(loop.blocks, StreamedBlocks) else None
-    return Measured(
-        bundle=loop.bundle,
-        engine=engine.name,
-        engine_version=engine.summary(),
-        threads=engine.threads,
-        question=Question(
-            path.name, request.prompt, first.visual_tokens, first.prompt_tokens,
-            len(first.token_ids),
-        ),
-        bandwidth_bytes_per_s=speed,
-        warm_ups=warm,
+    return Session(
+        warm_ups=warm_ups,
         answers=tuple(answers),
         sustained=sustained,
         openings=openings,
-        budget_bytes=streamed.budget_bytes if streamed else None,
-        timings=streamed.timings if streamed else None,
         peak_rss_bytes=peak,
-        compile_ms=dict(engine.compile_ms),
         peak_footprint_bytes=recorder.peak_footprint_bytes,
         sensors=(before, started, ended, after),
         rail_joules=meter.joules,
-        placed=_placed(engine, calls),
-    )  # fmt: skip
-
-
-def _answer(loop: TextLoop, recorder: Recorder, picture: Image.Image, request: Request) -> Answered:
-    """One answer in a new conversation, with what the recorder noted."""
-    frames = [picture] * loop.plan.host.image.frames
-    loop.forget()
-    recorder.clear()
-    start = time.perf_counter()
-    answer = loop.ask(request.prompt, lambda: [loop.see(frames)], request.tokens_generated)
-    end = time.perf_counter()
-    recorder.look(now=True)
-    if len(answer.token_ids) < request.tokens_generated:
-        raise InputError(
-            f"the context has room for {len(answer.token_ids)} tokens after the prompt, not for"
-            f" {request.tokens_generated}; generate fewer, or export with a larger --context"
-        )
-    return Answered(answer, start, end, tuple(recorder.marks), tuple(recorder.memory))
+    )
 
 
 @contextmanager
-def _endless(loop: TextLoop) -> Iterator[None]:
-    """No token ends an answer, so that each has as many as the others."""
+def _without_stop_tokens(loop: TextLoop) -> Iterator[None]:
+    """No token ends an answer, so that all answers have equally many."""
     plan = loop.plan
     loop.plan = replace(plan, host=replace(plan.host, stop_ids=()))
     try:
@@ -174,64 +186,51 @@ def _endless(loop: TextLoop) -> Iterator[None]:
 
 
 def _sustained(
-    answer: Callable[[], Answered], minutes: float, progress: Callable[[str], None]
+    answer: Callable[[], TimedAnswer], minutes: float, progress: Progress
 ) -> tuple[SustainedSample, ...] | None:
     """Answers without a pause until the minutes are over; None for no minutes."""
     if not minutes:
         return None
-    found, start = list[SustainedSample](), time.perf_counter()
+    samples, start = list[SustainedSample](), time.perf_counter()
     while (seconds := time.perf_counter() - start) < minutes * 60:
         progress(f"answers without a pause: {seconds:.0f} s of {minutes * 60:.0f}")
-        made = answer()
-        found.append(
+        timed = answer()
+        samples.append(
             SustainedSample(
-                round(made.end - start, 3),
-                round(made.answer.decode_tokens_per_s or 0.0, 3),
-                round(made.answer.ttft_ms, 3),
-                sensors.look().temperature_c,
+                seconds=round(timed.end - start, 3),
+                answer_ms=round(timed.ms, 3),
+                ttft_ms=round(timed.answer.ttft_ms, 3),
+                decode_tokens_per_s=round(timed.answer.decode_tokens_per_s or 0.0, 3),
+                temperature_c=read_sensors().temperature_c,
             )
         )
-    return tuple(found)
+    return tuple(samples)
 
 
-def _reopen(plan: Plan[Any], recorder: Recorder) -> Opened:
-    """Close every function, then load each and run it once: all is there again."""
+def _reopen(plan: Plan[Any], recorder: Recorder) -> Opening:
+    """Unload every function, then load each and run it once: all are resident again."""
     engine, keys = recorder.engine, [(b.name, f.name) for b in plan.blocks for f in b.functions]
     recorder.clear()
     for key in keys:
         engine.unload(*key)
-    evictions = tuple(recorder.marks)
+    evictions = tuple(recorder.calls)
     recorder.clear()
     resident: dict[Key, int] = {}
     start = time.perf_counter()
     for key in keys:
-        held = resident_bytes()
+        before = resident_bytes()
         engine.load(*key, engine.resident_mode)
         engine.run(*key)
-        resident[key] = max(0, resident_bytes() - held)
-        recorder.look(now=True)
+        resident[key] = max(0, resident_bytes() - before)
+        recorder.sample_memory(now=True)
     end = time.perf_counter()
-    marks, memory = tuple(recorder.marks), tuple(recorder.memory)
-    return Opened(start, end, evictions, marks, memory, resident)
+    calls, memory = tuple(recorder.calls), tuple(recorder.memory)
+    return Opening(start, end, evictions, calls, memory, resident)
 
 
-def _placed(engine: Engine, calls: Mapping[Key, int]) -> Placed | str:
-    """What the engine says of its operators; the reason where it says nothing."""
+def _operators(engine: Engine, calls: Mapping[Key, int]) -> OperatorReport | str:
+    """What the engine reports of its operators; the reason where it reports nothing."""
     try:
-        found = engine.operators(calls)
+        return engine.operators(calls)
     except EdgeVLMError as cause:  # what was measured before is not lost for it
         return str(cause)
-    if isinstance(found, str):
-        return found
-    timed = found.operators
-    operators = None if timed is None else tuple(_operator(one) for one in timed)
-    return Placed(operators, found.devices, found.fallback, found.not_measured)
-
-
-def _operator(found: OperatorTimes) -> Operator:
-    took = stat(found.times_ms)
-    assert took is not None
-    return Operator(
-        found.block, found.function, found.name, found.operator, found.module, found.device,
-        found.calls, took,
-    )  # fmt: skip

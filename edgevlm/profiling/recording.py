@@ -1,9 +1,9 @@
-"""A clock between a loop and its blocks, and between those and the engine.
+"""A clock between a loop and its blocks, and between the blocks and the engine.
 
-    loop -> Recorder -> ResidentBlocks or StreamedBlocks -> _Clocked -> engine
+    loop -> Recorder -> ResidentBlocks or StreamedBlocks -> _TimedEngine -> engine
               steps                         loads, runs, evictions
 
-A step is what the loop waits for: a run, and whatever has to happen before it. Each costs two
+A step is what the loop waits for: a run, and the loads and evictions before it. Each takes two
 readings of the clock and an entry of a list; memory is read at most once in `PAUSE_S`.
 """
 
@@ -19,11 +19,11 @@ from edgevlm.runtimes.engine import PRIVATE, Blocks
 from edgevlm.runtimes.loops.text import TextLoop
 from edgevlm.runtimes.residency.memory import footprint_bytes, resident_bytes, return_freed
 
-# Reading memory takes some hundredths of a millisecond; so it is at most a per cent.
+# Reading memory takes some hundredths of a millisecond, so this is at most one per cent.
 PAUSE_S = 0.01
 
 
-class Mark(NamedTuple):
+class TimedCall(NamedTuple):
     """One `load`, `run`, `evict` or `step`; times are of `time.perf_counter`, in seconds."""
 
     kind: str
@@ -32,25 +32,30 @@ class Mark(NamedTuple):
     start: float
     end: float
 
+    @property
+    def ms(self) -> float:
+        """Duration in milliseconds."""
+        return (self.end - self.start) * 1e3
+
 
 class Recorder:
-    """Blocks that note when they ran; `marks` and `memory` grow until `clear`."""
+    """Blocks that record their calls; `calls` and `memory` grow until `clear`."""
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks, self.loads, self.keeps_all = blocks, blocks.loads, blocks.keeps_all
-        self.engine: Any = _Clocked(blocks.engine, self)
-        self.marks: list[Mark] = []
+        self.engine: Any = _TimedEngine(blocks.engine, self)
+        self.calls: list[TimedCall] = []
         self.memory: list[tuple[float, int]] = []
-        self.watch_footprint = False
+        self.sample_footprint = False
         self.peak_footprint_bytes: int | None = None
-        self._read = 0.0
+        self._sampled = 0.0
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
         """Fix the arrays of a function."""
         self.blocks.bind(block, function, arrays)
 
     def open(self) -> None:
-        """Load what has to be there."""
+        """Load the blocks that stay resident."""
         self.blocks.open()
         self.loads = self.blocks.loads
 
@@ -59,34 +64,34 @@ class Recorder:
         self.blocks.expect(pass_name, count)
 
     def run(self, block: str, function: str) -> None:
-        """Run a function; where the blocks call the engine past its clock, the step is the run."""
-        before, start = len(self.marks), time.perf_counter()
+        """Run a function; where the blocks bypass the timed engine, the step is the run."""
+        before, start = len(self.calls), time.perf_counter()
         self.blocks.run(block, function)
         end = time.perf_counter()
-        if not any(m.kind == "run" for m in self.marks[before:]):
-            self.marks.append(Mark("run", block, function, start, end))
-        self.marks.append(Mark("step", block, function, start, end))
+        if not any(call.kind == "run" for call in self.calls[before:]):
+            self.calls.append(TimedCall("run", block, function, start, end))
+        self.calls.append(TimedCall("step", block, function, start, end))
         self.loads = self.blocks.loads
-        self.look()
+        self.sample_memory()
 
     def clear(self) -> None:
-        """Forget what was noted, and look at the memory."""
-        self.marks, self.memory = [], []
-        self.look(now=True)
+        """Forget all calls and samples, and sample the memory."""
+        self.calls, self.memory = [], []
+        self.sample_memory(now=True)
 
-    def look(self, now: bool = False) -> None:
-        """Read the memory, if it was not read just now."""
+    def sample_memory(self, now: bool = False) -> None:
+        """Sample resident memory, unless that was done within `PAUSE_S`."""
         at = time.perf_counter()
-        if now or at - self._read > PAUSE_S:
-            self._read = at
+        if now or at - self._sampled > PAUSE_S:
+            self._sampled = at
             self.memory.append((at, resident_bytes()))
-            if self.watch_footprint and (found := footprint_bytes()) is not None:
-                self.peak_footprint_bytes = max(found, self.peak_footprint_bytes or 0)
+            if self.sample_footprint and (size := footprint_bytes()) is not None:
+                self.peak_footprint_bytes = max(size, self.peak_footprint_bytes or 0)
 
 
 @contextmanager
 def recording(loop: TextLoop) -> Iterator[Recorder]:
-    """A recorder in the place of a loop's blocks, until the end of the body."""
+    """Replace a loop's blocks by a recorder until the end of the body."""
     blocks, engine = loop.blocks, loop.blocks.engine
     recorder = Recorder(blocks)
     loop.blocks, blocks.engine = recorder, recorder.engine
@@ -96,8 +101,8 @@ def recording(loop: TextLoop) -> Iterator[Recorder]:
         loop.blocks, blocks.engine = blocks, engine
 
 
-class _Clocked:
-    """An engine whose loads, runs and evictions are noted; an eviction gives the memory back."""
+class _TimedEngine:
+    """An engine whose loads, runs and evictions are timed; an eviction returns freed memory."""
 
     def __init__(self, engine: Any, recorder: Recorder) -> None:
         self._engine, self._recorder = engine, recorder
@@ -107,12 +112,12 @@ class _Clocked:
 
     def load(self, block: str, function: str | None = None, mode: str = PRIVATE) -> None:
         """Open a block, or a function of it."""
-        self._note("load", block, function, lambda: self._engine.load(block, function, mode))
-        self._recorder.look(now=True)
+        self._record("load", block, function, lambda: self._engine.load(block, function, mode))
+        self._recorder.sample_memory(now=True)
 
     def run(self, block: str, function: str) -> None:
         """Run a function."""
-        self._note("run", block, function, lambda: self._engine.run(block, function))
+        self._record("run", block, function, lambda: self._engine.run(block, function))
 
     def unload(self, block: str, function: str | None = None) -> None:
         """Close a block, or a function of it."""
@@ -121,14 +126,14 @@ class _Clocked:
             self._engine.unload(block, function)
             return_freed()
 
-        self._recorder.look(now=True)
-        self._note("evict", block, function, close)
-        self._recorder.look(now=True)
+        self._recorder.sample_memory(now=True)
+        self._record("evict", block, function, close)
+        self._recorder.sample_memory(now=True)
 
-    def _note(
+    def _record(
         self, kind: str, block: str, function: str | None, action: Callable[[], None]
     ) -> None:
         start = time.perf_counter()
         action()
-        mark = Mark(kind, block, function or "", start, time.perf_counter())
-        self._recorder.marks.append(mark)
+        call = TimedCall(kind, block, function or "", start, time.perf_counter())
+        self._recorder.calls.append(call)

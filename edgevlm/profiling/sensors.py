@@ -5,9 +5,9 @@
     /sys/class/thermal/thermal_zone*    temperatures in thousandths of a degree
     /sys/devices/system/cpu             frequency of each core; how often it was slowed down
 
-A rail has a power, no count of energy: `Meter` adds it up. Source of its files: Linux,
+A rail has a power and no energy counter: `PowerMeter` integrates it. Source of its files: Linux,
 Documentation/hwmon/ina3221.rst; of which rails count: NVIDIA Jetson Linux Developer Guide, platform
-power and performance. Not tried on a Jetson.
+power and performance. Not tested on a Jetson.
 
 Virtual machines have none of them, and most systems let only root read energy. None with a reason,
 never 0.
@@ -23,18 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SYS = Path("/sys")
-# Below this share of its frequency before, a core counts as slowed down where nothing counts it.
+# Where slow-downs are not counted, a clock below this share of the earlier one is one.
 SLOWED = 0.8
-# Rails behind which all of a module lies: others are parts of them.
-WHOLE = ("VDD_IN", "VIN", "POM_5V_IN")
-METER_S = 0.05
+# Input rails of a whole module: other rails are parts of them.
+MODULE_INPUTS = ("VDD_IN", "VIN", "POM_5V_IN")
+METER_PERIOD_S = 0.05
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the sensors say at one time; None where there is none.
+    """All sensors at one time; None where there is no sensor.
 
-    `energy_uj` and `energy_ranges_uj` are of each package: the counter begins again at its range.
+    `energy_uj` and `energy_ranges_uj` are of each package: a counter wraps at its range.
     """
 
     energy_uj: tuple[int, ...] | None
@@ -46,7 +46,7 @@ class Reading:
     not_measured: dict[str, str]
 
 
-def look(system: Path = SYS) -> Reading:
+def read_sensors(system: Path = SYS) -> Reading:
     """Read all sensors."""
     reasons: dict[str, str] = {}
     zones = sorted((system / "class/thermal").glob("thermal_zone*/temp"))
@@ -99,7 +99,7 @@ def throttled(before: Reading, after: Reading) -> bool | None:
 
 @dataclass(frozen=True)
 class Rail:
-    """Where a rail's voltage (mV) and current (mA) are read."""
+    """Files of a rail's voltage (mV) and current (mA)."""
 
     name: str
     volts: Path
@@ -112,8 +112,8 @@ class Rail:
 
 
 def rails(system: Path = SYS) -> tuple[Rail, ...]:
-    """Rails that together are all of a module: its input if that is measured, else every one."""
-    found = []
+    """Rails that add up to a module: its input if that is measured, else all rails."""
+    readable = []
     for folder in sorted((system / "class/hwmon").glob("hwmon*")):
         if _text(folder / "name") != "ina3221":
             continue
@@ -121,16 +121,16 @@ def rails(system: Path = SYS) -> tuple[Rail, ...]:
             number = label.name[2]
             rail = Rail(_text(label), folder / f"in{number}_input", folder / f"curr{number}_input")
             if rail.name not in ("", "NC") and rail.watts() is not None:
-                found.append(rail)
-    whole = tuple(rail for rail in found if rail.name in WHOLE)
-    return whole or tuple(found)
+                readable.append(rail)
+    inputs = tuple(rail for rail in readable if rail.name in MODULE_INPUTS)
+    return inputs or tuple(readable)
 
 
-class Meter:
-    """Energy of rails while its body runs: their power, twenty times a second.
+class PowerMeter:
+    """Energy of rails during a `with` body: their power, twenty times a second.
 
     Attributes:
-        joules: What it came to, once the body has ended; None without rails.
+        joules: The energy, once the body has ended; None without rails.
     """
 
     def __init__(self, measured: Sequence[Rail] | None = None) -> None:
@@ -138,10 +138,10 @@ class Meter:
         self.joules: float | None = None
         self._ended = threading.Event()
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> PowerMeter:
         if self._rails:
             self.joules = 0.0
-            self._thread = threading.Thread(target=self._add_up, daemon=True)
+            self._thread = threading.Thread(target=self._integrate, daemon=True)
             self._thread.start()
         return self
 
@@ -150,10 +150,10 @@ class Meter:
         if self._rails:
             self._thread.join()
 
-    def _add_up(self) -> None:
-        """Between two looks the power is the mean of both."""
+    def _integrate(self) -> None:
+        """Between two samples the power is their mean."""
         total, at, power = 0.0, time.perf_counter(), self._watts()
-        while not self._ended.wait(METER_S):
+        while not self._ended.wait(METER_PERIOD_S):
             now, next_power = time.perf_counter(), self._watts()
             total, at, power = total + (now - at) * (power + next_power) / 2, now, next_power
         self.joules = total + (time.perf_counter() - at) * power

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from edgevlm.errors import InputError
 from edgevlm.evaluation.evaluate import find_dataset
 from edgevlm.evaluation.examples import Example, Question
-from edgevlm.evaluation.pytorch import TorchAnswerer
+from edgevlm.evaluation.pytorch import PyTorchAnswerer
 from edgevlm.models.checkpoint import Checkpoint
-from edgevlm.parity.runner import QUESTION
-from edgevlm.planning.vlm import make_plan
+from edgevlm.planning.plan import make_plan
+from edgevlm.quantization.schemes import Schemes
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
 
+QUESTION = "What is in this picture?"
 TOKENS = 8  # of each answer
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -64,9 +65,15 @@ def calibrate(
     """
     assert recipe.calibrate is not None
     exact = replace(
-        recipe, tokens=None, methods=(), quantize="none", calibrate=None, context=None, chunk=None
+        recipe,
+        tokens=None,
+        methods=(),
+        quantize=Schemes(),
+        calibrate=None,
+        context=None,
+        chunk=None,
     )
-    answerer = TorchAnswerer(make_plan(exact, checkpoint), model, TOKENS)
+    answerer = PyTorchAnswerer(make_plan(exact, checkpoint), model, TOKENS)
     found = Calibration()
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     hooks: list[Any] = [layer.register_forward_pre_hook(found.watch) for layer in layers]
@@ -74,8 +81,8 @@ def calibrate(
     try:
         for count, example in enumerate(_examples(recipe.calibrate, recipe.frames), 1):
             progress(f"calibrate: scene {count}")
-            answerer.show(example.frames)
-            answerer.ask(example.questions[0].prompt, further=False)
+            answerer.set_frames(example.frames)
+            answerer.ask(example.questions[0].prompt, follow_up=False)
     finally:
         for hook in hooks:
             hook.remove()

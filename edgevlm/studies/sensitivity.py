@@ -18,8 +18,9 @@ from typing import Any
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import PlanError
 from edgevlm.exporters.contract import find_target
-from edgevlm.parity.verify import Verification
+from edgevlm.parity.verification import Verification
 from edgevlm.pipeline import export
+from edgevlm.quantization.schemes import Schemes
 from edgevlm.recipe import Recipe
 
 STAGES = ("vision", "decoder", "head")
@@ -92,7 +93,7 @@ def measure(recipe: Recipe, progress: Callable[[str], None]) -> Sensitivity:
             continue
         pictures = recipe.calibrate if scheme in target.calibrated else None
         with tempfile.TemporaryDirectory() as work:
-            asked = replace(recipe, quantize=scheme, calibrate=pictures)
+            asked = replace(recipe, quantize=Schemes(scheme), calibrate=pictures)
             done = export(
                 asked, Path(work) / "s", progress=_named(scheme, progress), accept_all=True
             )

@@ -15,7 +15,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +28,11 @@ from edgevlm.errors import EdgeVLMError, RecipeError
 from edgevlm.evaluation.answerers import BundleAnswerer
 from edgevlm.evaluation.evaluate import Dataset, Evaluation, evaluate
 from edgevlm.evaluation.scores import Score
-from edgevlm.recipe import MOST_TOKENS, Recipe
-from edgevlm.registry import METHODS, sites_of
+from edgevlm.recipe import MOST_TOKENS, MethodChoice, Recipe
+from edgevlm.registry import METHODS
 
 if TYPE_CHECKING:  # it comes with torch
-    from edgevlm.graphs.selection import VisualShape
+    from edgevlm.graphs.visual_shape import VisualShape
     from edgevlm.pipeline import Graphs
 
 ALL = "all"
@@ -107,11 +107,11 @@ def parse_methods(text: str) -> tuple[str, ...]:
     Raises:
         RecipeError: For an unknown name, or a method that does not choose visual tokens.
     """
-    require_torch()  # to import a method
-    known = [name for name in METHODS.names() if SITE in sites_of(METHODS.load(name))]
-    names = known if text == ALL else [name.strip().replace("-", "_") for name in text.split(",")]
+    names = METHODS.names(SITE)
+    if text != ALL:
+        names = [name.strip().replace("-", "_") for name in text.split(",")]
     for name in names:
-        sites = sites_of(METHODS.load(name))
+        sites = METHODS.sites_of(name)
         if SITE not in sites:
             where = " and ".join(map(repr, sites))
             raise RecipeError(f"method '{name}' works at site {where}, a sweep is of '{SITE}'")
@@ -133,10 +133,10 @@ def sweep(
     """
     require_torch()
     from edgevlm.models.checkpoint import find
-    from edgevlm.planning.vlm import make_plan
+    from edgevlm.planning.plan import make_plan
 
     checkpoint = find(request.model)
-    whole = Recipe(model=request.model, frames=request.frames, methods=(REFERENCE,))
+    whole = Recipe(model=request.model, methods=(MethodChoice(REFERENCE),), frames=request.frames)
     planned = make_plan(whole, checkpoint)
     weights, most = _contents(checkpoint.folder), planned.plan.host.visual_tokens
     graphs: Graphs = {}  # encoder, decoder and head are the same for all methods
@@ -145,9 +145,7 @@ def sweep(
     done(_line(first))
     for method in request.methods:
         for tokens in request.budgets:
-            recipe = Recipe(
-                model=request.model, tokens=tokens, methods=(method,), frames=request.frames
-            )
+            recipe = replace(whole, tokens=tokens, methods=(MethodChoice(method),))
             shape = planned.description.shape
             rows.append(_row(request, recipe, weights, shape, graphs, progress))
             done(_line(rows[-1]))
@@ -190,7 +188,7 @@ def _row(
 ) -> Row:
     from edgevlm.planning.methods import choose_method
 
-    (method,), tokens = recipe.methods, recipe.tokens or 0
+    method, tokens = str(recipe.methods[0]), recipe.tokens or 0
     try:
         _, site, _ = choose_method(recipe, shape)
         if site.tokens_out == site.tokens_in:

@@ -14,20 +14,34 @@ the reading of the weights, whatever the prompt was, so fewer blocks are what ma
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.errors import InputError
 
-if TYPE_CHECKING:
-    from edgevlm.runtimes.loops.text import TextLoop
-
 LONGEST = 3  # words that must stand there again
 
+
+class DraftLoop(Protocol):
+    """What a draft asks of the loop that it guesses for."""
+
+    plan: VlmPlan
+    table: Any
+    length: int
+    position: int
+
+    def run(self, name: str, rows: Any, positions: Any, skipped: range = ...) -> None:
+        """Run rows through the decoder, or without some blocks."""
+
+    def logits(self) -> NDArray[Any]:
+        """Scores of the next token."""
+
+
 # The loop, the ids of the conversation (-1 for a visual token), most guesses -> guesses.
-Draft = Callable[["TextLoop", Sequence[int], int], list[int]]
+Draft = Callable[[DraftLoop, Sequence[int], int], list[int]]
 
 
 def parse(text: str, plan: VlmPlan) -> Draft:
@@ -50,7 +64,7 @@ def parse(text: str, plan: VlmPlan) -> Draft:
     raise InputError(f"a draft is lookup or skip=N with N blocks, got '{text[:60]}'")
 
 
-def lookup(loop: TextLoop, ids: Sequence[int], most: int) -> list[int]:
+def lookup(loop: DraftLoop, ids: Sequence[int], most: int) -> list[int]:
     """What followed the latest earlier place with the same last three, two or one ids.
 
     Source: prompt lookup decoding, an n-gram match instead of a model (A. Saxena, 2023); with
@@ -72,7 +86,7 @@ def skip(count: int) -> Draft:
     attention and MLP layers that a search found; here whole blocks, since those are the graphs.
     """
 
-    def draft(loop: TextLoop, ids: Sequence[int], most: int) -> list[int]:
+    def draft(loop: DraftLoop, ids: Sequence[int], most: int) -> list[int]:
         first = (len(loop.plan.stage("decoder")) - count) // 2
         made, length, position = [ids[-1]], loop.length, loop.position
         try:

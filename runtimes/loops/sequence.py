@@ -6,6 +6,7 @@ token still stands between the markers of its own tile.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,7 @@ class Rows:
     def __init__(self, path: Path, dtype: Any, shape: tuple[int, int], offset: int = 0) -> None:
         self.shape, self._dtype, self._offset = shape, np.dtype(dtype), offset
         self._file = path.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
         """Rows by number, slice or numbers from 0 on, as numpy would give them.

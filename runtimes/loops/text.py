@@ -14,6 +14,7 @@ from itertools import takewhile
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError
@@ -265,20 +266,24 @@ class _Stream:
     def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None]) -> None:
         self.tokenizer, self.on_text = tokenizer, on_text
         self.ids: list[int] = []
-        self.shown = ""
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._characters = 0  # of the text that was given on
 
     def add(self, token: int) -> None:
         self.ids.append(token)
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        if not text.endswith("\ufffd") and len(text) > len(self.shown):
-            self.on_text(text[len(self.shown) :])
-            self.shown = text
+        if text := self._decoder.step(self.tokenizer, token):
+            self._give(text)
 
     def finish(self) -> str:
+        """The whole text; its last characters are given on even if they are incomplete."""
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        if len(text) > len(self.shown):
-            self.on_text(text[len(self.shown) :])
+        if rest := text[self._characters :]:
+            self._give(rest)
         return text
+
+    def _give(self, text: str) -> None:
+        self._characters += len(text)
+        self.on_text(text)
 
 
 def _timed(action: Callable[[], object]) -> float:

@@ -23,11 +23,12 @@ from typing import Any
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Function
+from edgevlm.bundle.measures import OperatorReport
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.libraries import first_line, needs, silent
 from edgevlm.runtimes import engine
 from edgevlm.runtimes.arrays import Array
-from edgevlm.runtimes.inspection import Inspection, Placement
+from edgevlm.runtimes.inspection import Inspection
 from edgevlm.runtimes.on_executorch.operators import count_operators, kernel_tables
 
 DTYPES = {"f32": 6, "i32": 3}  # numbers of ScalarType in a program
@@ -172,7 +173,7 @@ class Engine(engine.Engine):
             if function in (None, key[1]):
                 del self._methods[key]
 
-    def operators(self, calls: Mapping[engine.Key, int]) -> Placement:
+    def operators(self, calls: Mapping[engine.Key, int]) -> OperatorReport:
         """Count what the backend computes and what it leaves; nothing is timed."""
         return count_operators(self.bundle, calls)
 

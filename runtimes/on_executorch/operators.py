@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.kernels import kernels
-from edgevlm.runtimes.inspection import Inspection, Placement, Table
+from edgevlm.bundle.measures import OperatorReport
+from edgevlm.runtimes.inspection import Inspection, Table
 
 
-def count_operators(bundle: Bundle, calls: Mapping[tuple[str, str], int]) -> Placement:
+def count_operators(bundle: Bundle, calls: Mapping[tuple[str, str], int]) -> OperatorReport:
     """Count operators of the functions in `calls`, from what the partitioner wrote down."""
     told = kernels(bundle)
     backend = dict(bundle.plan.requires.versions).get("backend", "xnnpack")
@@ -17,7 +18,7 @@ def count_operators(bundle: Bundle, calls: Mapping[tuple[str, str], int]) -> Pla
     left = sum(item.count for kernel in found for item in kernel.left)
     devices = {backend: sum(kernel.delegated for kernel in found), "portable kernels": left}
     reason = "this build of ExecuTorch has no event tracer (EXECUTORCH_ENABLE_EVENT_TRACER)"
-    return Placement(None, devices, left, {"operators": reason})
+    return OperatorReport(None, devices, left, {"operators": reason})
 
 
 def kernel_tables(bundle: Bundle) -> Inspection:

@@ -28,11 +28,12 @@ from typing import Any
 from edgevlm.bundle.cache import making_ms
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.measures import OperatorReport
 from edgevlm.errors import BundleError, RuntimeLoadError
-from edgevlm.libraries import first_line, needs, processor_lines, require
+from edgevlm.libraries import first_line, needs, processor_lines
 from edgevlm.runtimes import engine
 from edgevlm.runtimes.arrays import Array
-from edgevlm.runtimes.inspection import Placement
+from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 from edgevlm.runtimes.on_onnxruntime.prepacked import prepacked_graphs
 from edgevlm.runtimes.on_onnxruntime.shared_graphs import (
     Maps,
@@ -59,7 +60,7 @@ class Engine(engine.Engine):
     resident_mode = PREPACKED
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self.ort = _library()
+        self.ort = import_onnxruntime()
         super().__init__(bundle, threads)
         self.threads = self.parallel_loads = threads or _cores()
         self._packing = threading.Lock()
@@ -73,7 +74,7 @@ class Engine(engine.Engine):
     @classmethod
     def summary(cls) -> str:
         """The release, and where it runs."""
-        return f"ONNX Runtime {_library().__version__}, CPU"
+        return f"ONNX Runtime {import_onnxruntime().__version__}, CPU"
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -211,7 +212,7 @@ class Engine(engine.Engine):
             self._bound[key] = self._bind(key)
         self._sessions[key].run_with_iobinding(self._bound[key])
 
-    def operators(self, calls: Mapping[engine.Key, int]) -> Placement:
+    def operators(self, calls: Mapping[engine.Key, int]) -> OperatorReport:
         """Time every operator, in sessions of its own with the profiler on."""
         from edgevlm.runtimes.on_onnxruntime.operators import time_operators
 
@@ -239,7 +240,9 @@ class Engine(engine.Engine):
 
 def _open(graph: Path | bytes, options: Any, name: str) -> Any:
     try:
-        return _library().InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return import_onnxruntime().InferenceSession(
+            graph, options, providers=["CPUExecutionProvider"]
+        )
     except Exception as cause:
         line = first_line(cause)
         raise RuntimeLoadError(f"{name} does not load: {line}") from cause
@@ -266,21 +269,12 @@ def _check_signature(
 
 
 @cache
-def _library() -> Any:
-    """ONNX Runtime.
-
-    Raises:
-        RuntimeLoadError: If it is not installed, or does not load.
-    """
-    return require("engine 'onnxruntime'", "onnxruntime", "onnxruntime", "onnxruntime")
-
-
 @cache
 def _share_arena() -> None:
     """One arena for the working memory of all sessions of the process."""
     from onnxruntime.capi.onnxruntime_pybind11_state import OrtMemoryInfo, OrtMemType
 
-    ort = _library()
+    ort = import_onnxruntime()
     memory = OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, OrtMemType.DEFAULT)
     # 1: grow by what is asked for, not to twice the size.
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))

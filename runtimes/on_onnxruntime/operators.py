@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgevlm.runtimes.inspection import OperatorTimes, Placement
+from edgevlm.bundle.measures import Operator, OperatorReport, stat_of
 from edgevlm.runtimes.on_onnxruntime.engine import Engine
 
 # The only provider that the engine asks for.
@@ -25,14 +25,14 @@ SUFFIX = "_kernel_time"
 _OUTSIDE = "session.optimized_model_external_initializers_file_name"
 
 
-def time_operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> Placement:
+def time_operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> OperatorReport:
     """Time every operator of every function.
 
     Args:
         engine: Its arrays are bound, and have what the last answer left.
         calls: How often one answer runs each function, by block and function.
     """
-    found: list[OperatorTimes] = []
+    found: list[Operator] = []
     with tempfile.TemporaryDirectory() as folder:
         watched = _Watched(engine, Path(folder))
         for (block, function), count in calls.items():
@@ -40,14 +40,14 @@ def time_operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> Plac
             modules = modules_of(watched.graph) if importlib.util.find_spec("onnx") else None
             for name, kind, provider, times in times_of:
                 module = None if modules is None else modules.get(name, "")
-                took = tuple(t / 1e3 for t in times)
+                took = stat_of([t / 1e3 for t in times])
                 where = provider.removesuffix("ExecutionProvider").lower()
-                found.append(OperatorTimes(block, function, name, kind, module, where, count, took))
+                found.append(Operator(block, function, name, kind, module, where, count, took))
     devices = dict(Counter(operator.device for operator in found))
     away = sum(count for device, count in devices.items() if device != WANTED)
     named = all(operator.module is not None for operator in found)
     reason = {} if named else {"operators.module": "reading the graphs needs the library 'onnx'"}
-    return Placement(tuple(found), devices, away, reason)
+    return OperatorReport(tuple(found), devices, away, reason)
 
 
 class _Watched(Engine):

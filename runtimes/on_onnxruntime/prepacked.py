@@ -21,6 +21,7 @@ from edgevlm.bundle.cache import made_once
 from edgevlm.bundle.files import Bundle, sha256
 from edgevlm.bundle.functions import Block
 from edgevlm.libraries import processor_lines
+from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 
 # Smaller weights stay inside the graph.
 LEAST_BYTES = 1024
@@ -39,7 +40,7 @@ def prepacked_graphs(bundle: Bundle, block: Block, options: Callable[[], Any]) -
         BundleError: If a file of the block was changed.
         OSError: If the cache folder cannot be written.
     """
-    import onnxruntime as ort
+    ort = import_onnxruntime()
 
     files = bundle.files_of(block)
     inside = {path.relative_to(bundle.path).as_posix() for path in files.values()}
@@ -59,7 +60,7 @@ def prepacked_graphs(bundle: Bundle, block: Block, options: Callable[[], Any]) -
 
 def _write(artifact: Path, folder: Path, name: str, options: Any) -> None:
     """Have ONNX Runtime write what it makes of an artifact."""
-    import onnxruntime as ort
+    ort = import_onnxruntime()
 
     folder.mkdir(parents=True)
     for key, value in (

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from peer._given import DECODED, PROMPTS, Given
 
+from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
+
 SHAPES = ((1024, 768, 3072), (1024, 3072, 768), (352, 576, 1536), (352, 1536, 576))
 READ_BYTES = 512 * 2**20
 WEIGHT_BYTES = {"fp32": 4.0, "int8": 1.0, "int4": 4.5 / 8}
@@ -80,7 +82,6 @@ def _best_s(run: Callable[[], object]) -> float:
 
 def _session(kind: str, inner: int, columns: int, threads: int) -> Callable[[Any], object]:
     """A product with a constant matrix as ONNX Runtime computes it."""
-    import onnxruntime as ort
     from onnx import TensorProto, helper, numpy_helper
 
     random = np.random.default_rng(0)
@@ -100,6 +101,7 @@ def _session(kind: str, inner: int, columns: int, threads: int) -> Callable[[Any
     graph = helper.make_graph([node], "product", [a], [y], constants)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    ort = import_onnxruntime()
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.add_session_config_entry("session.force_spinning_stop", "1")

@@ -61,9 +61,9 @@ def bundle(recipe: Recipe, work: Path) -> Bundle:
     """The bundle of `recipe` in `work`, exported and verified if it is not there yet."""
     rows, columns = recipe.tiles
     chunk = f"-chunk-{recipe.chunk}" if recipe.chunk else ""
-    quantize = (recipe.quantize,) if recipe.quantize != "none" else ()
+    quantize = () if str(recipe.quantize) == "none" else (recipe.quantize,)
     chunk += f"-check-{recipe.speculate}" if recipe.speculate else ""
-    methods = "".join("-" + re.sub(r"\W+", "-", text) for text in (*recipe.methods, *quantize))
+    methods = "".join("-" + re.sub(r"\W+", "-", str(part)) for part in (*recipe.methods, *quantize))
     target = "" if recipe.target == "onnx" else f"{recipe.target}-"
     path = work / f"{target}{rows}x{columns}-{recipe.tokens or 'all'}{chunk}{methods}.edgevlm"
     if not path.exists():

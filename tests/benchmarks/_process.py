@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # peers on ONNX Runtime import it
     out = _keep_stdout()
     given = Given(asked.model, asked.work, asked.threads)
     module = importlib.import_module(f"peer.{asked.name}")

@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from _measure import finish, machine, report, rounds, row
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from edgevlm.exporters.to_onnx import attention
 from edgevlm.exporters.to_onnx.target import lower, write
 from edgevlm.graphs import ops
 from edgevlm.graphs.trace import trace
+from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 
 LAYERS = 12
 SHAPES = [(196, 16, 64), (256, 16, 64), (400, 16, 64), (576, 16, 64), (729, 16, 72), (1024, 12, 64)]
@@ -75,6 +75,7 @@ def _run(
     block = Block(f"attention-{scheme}", "vision", (0, 1), 0, (function,))
     program = trace(_Attention(heads).eval(), function, block)
     (written,) = write(lower({"run": program}, block, TargetOptions(scheme)), block, {}, work, None)
+    ort = import_onnxruntime()
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.add_session_config_entry("session.force_spinning_stop", "1")

@@ -30,7 +30,6 @@ from edgevlm import api
 from edgevlm.bundle.cache import cache_folder
 from edgevlm.bundle.files import Bundle
 from edgevlm.errors import EdgeVLMError
-from edgevlm.recipe import parse_bytes
 from edgevlm.registry import engine_for
 from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops import images
@@ -39,6 +38,7 @@ from edgevlm.runtimes.residency.memory import footprint_bytes, forget_peak, peak
 from edgevlm.runtimes.residency.schedule import Unit
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
 from edgevlm.runtimes.residency.timings import schedules
+from edgevlm.units import parse_bytes
 
 PASSES = {"encode": 4, "prefill": 5, "decode": 12}
 PHOTO = Path(__file__).parents[2] / "edgevlm" / "photos" / "flower.jpg"

@@ -16,7 +16,6 @@ import csv
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,11 +26,12 @@ from edgevlm.bundle.functions import Block, Function, Tensor
 from edgevlm.errors import PlanError
 from edgevlm.exporters.contract import TargetOptions, find_target
 from edgevlm.graphs.blocks import ReduceBlock
-from edgevlm.graphs.selection import VisualShape
 from edgevlm.graphs.trace import trace, weights
+from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.recipe import Recipe
-from edgevlm.registry import METHODS, sites_of
+from edgevlm.registry import METHODS
 from edgevlm.runtimes.loops.sequence import PromptRows
+from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 
 CHANNELS = 576
 SHAPES = {
@@ -53,12 +53,11 @@ def main() -> None:
     made.add_argument("--sweep", type=Path, required=True, help="CSV of a sweep")
     made.add_argument("--out", type=Path, required=True)
     options = made.parse_args()
-    modules = {name: METHODS.load(name) for name in METHODS.names()}
     where = machine(options.threads)
     accuracy = read_sweep(options.sweep)
     prompt = prefill(options.model, options.work, options.threads)
-    costs, nodes = measure(modules, prompt, options.repeats, options.threads)
-    options.out.write_text(page(modules, costs, nodes, accuracy, where))
+    costs, nodes = measure(prompt, options.repeats, options.threads)
+    options.out.write_text(page(costs, nodes, accuracy, where))
     say(f"{options.out} written")
 
 
@@ -77,7 +76,7 @@ def prefill(model: str, work: Path, threads: int) -> Callable[[], object]:
 
 
 def measure(
-    modules: dict[str, ModuleType], prompt: Callable[[], object], repeats: int, threads: int
+    prompt: Callable[[], object], repeats: int, threads: int
 ) -> tuple[dict[tuple[str, int, int], float], dict[tuple[str, int, int], int]]:
     """Median ms and nodes of `reduce` by method, N and K; what cannot be made is left out.
 
@@ -85,14 +84,13 @@ def measure(
     """
     cases: dict[str, Callable[[], object]] = {"prefill 0 0": prompt}
     nodes: dict[tuple[str, int, int], int] = {}
-    known = {name: (name, dict[str, Any]()) for name in modules} | VARIANTS
+    names = [name for name in METHODS.names("tokens") if name != "identity"]
+    known = {name: (name, dict[str, Any]()) for name in names} | VARIANTS
     with tempfile.TemporaryDirectory() as folder:
         for title, (name, options) in known.items():
-            if "tokens" not in sites_of(modules[name]) or name == "identity":
-                continue
             for total, shape in SHAPES.items():
                 for kept in KEPT:
-                    method = modules[name].Method(tokens=kept, **options)
+                    method = METHODS.load(name, "tokens").Method(tokens=kept, **options)
                     place = Path(folder) / f"{title.replace(':', '-')}-{total}-{kept}"
                     say(f"{title}, {total} to {kept}")
                     made = session(method, shape, kept, threads, place)
@@ -111,7 +109,6 @@ def session(
 ) -> tuple[Callable[[], object], int] | None:
     """A call of the method's graph on random inputs, and the nodes of the graph."""
     import onnx
-    import onnxruntime as ort
 
     try:
         method.plan(shape)
@@ -142,6 +139,7 @@ def session(
         place,
         None,
     )
+    ort = import_onnxruntime()
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     ran = ort.InferenceSession(place / written.file, settings, ["CPUExecutionProvider"])
@@ -165,7 +163,6 @@ def read_sweep(path: Path) -> dict[tuple[str, int], str]:
 
 
 def page(
-    modules: dict[str, ModuleType],
     costs: dict[tuple[str, int, int], float],
     nodes: dict[tuple[str, int, int], int],
     accuracy: dict[tuple[str, int], str],
@@ -197,21 +194,29 @@ def page(
         ]
         slow = costs.get((name, *first), 0.0) > SLOW_SHARE * whole
         lines.append(f"| `{name}` | {' | '.join(cells)} | {'slow' if slow else ''} |")
-    lines += ["", "## What each is", ""]
-    for name, module in modules.items():
-        lines += [
-            f"### {name}",
-            "",
-            f"{module.SUMMARY[0].upper()}{module.SUMMARY[1:]}.",
-            "",
-            f"- Sites: {', '.join(sites_of(module))}",
-            f"- Formula: {module.FORMULA}",
-            f"- Static form: {module.STATIC}",
-            f"- Source: {module.SOURCE}",
-            f"- Differs: {module.DIFFERS}",
-            "",
-        ]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, "", *descriptions()]) + "\n"
+
+
+def descriptions() -> list[str]:
+    """Lines of the last section: each method at each of its sites, in its own words."""
+    lines = ["## What each is"]
+    for name in METHODS.names():
+        sites = METHODS.sites_of(name)
+        for site in sites:
+            module = METHODS.load(name, site)
+            lines += [
+                "",
+                f"### {name}" if len(sites) == 1 else f"### {name}@{site}",
+                "",
+                f"{module.SUMMARY[0].upper()}{module.SUMMARY[1:]}.",
+                "",
+                f"- Site: {site}",
+                f"- Formula: {module.FORMULA}",
+                f"- Static form: {module.STATIC}",
+                f"- Source: {module.SOURCE}",
+                f"- Differs: {module.DIFFERS}",
+            ]
+    return lines
 
 
 PREFACE = """\

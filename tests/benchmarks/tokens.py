@@ -26,10 +26,11 @@ from edgevlm.exporters.contract import TargetOptions, find_target
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.trace import trace, weights
 from edgevlm.models.checkpoint import find
-from edgevlm.planning.vlm import make_plan
+from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops.sequence import PromptRows
 from edgevlm.runtimes.loops.text import TextLoop
+from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 
 TILES = (4, 4)
 TEXT_TOKENS = 32
@@ -116,14 +117,12 @@ def _baseline(
     model: str, method: str, tokens: int, work: Path, threads: int
 ) -> Callable[[], object]:
     """The `reduce` of another method alone: its decoder would be the same."""
-    import onnxruntime as ort
-
     checkpoint = find(model, None)
     recipe = Recipe(model=model, tiles=TILES, tokens=tokens, methods=(method,))
     planned = make_plan(recipe, checkpoint)
     (block,) = planned.plan.stage("reduce")
-    pieces = checkpoint.family.pieces(checkpoint.empty_model(), planned.description)
-    module: Any = build(block, pieces, planned.method, planned.description.shape)
+    parts = checkpoint.family.parts(checkpoint.empty_model(), planned.description)
+    module: Any = build(block, parts, planned.method, planned.description.shape)
     target = find_target(recipe.target)
     folder = work / f"reduce-{method}-{tokens}"
     folder.mkdir(exist_ok=True)
@@ -131,6 +130,7 @@ def _baseline(
         {f.name: trace(module, f, block) for f in block.functions}, block, TargetOptions("none")
     )
     (function,) = target.write(lowered, block, weights(module), folder, None)
+    ort = import_onnxruntime()
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
     session = ort.InferenceSession(folder / function.file, settings, ["CPUExecutionProvider"])

@@ -107,6 +107,15 @@ def test_the_types_own_rules_name_the_field():
         read(Recipe, document, "recipe")
 
 
+def test_a_type_with_a_parser_is_a_text():
+    document = documents.to_document(Recipe(quantize="head=fp16"))
+    assert document["quantize"] == "none,head=fp16"
+    with pytest.raises(DocumentError, match=r"^recipe\.quantize: 'int8' is no quantization scheme"):
+        read(Recipe, document | {"quantize": "int8"}, "recipe")
+    with pytest.raises(DocumentError, match=r"^recipe\.methods\[0\] must be text, got 5"):
+        read(Recipe, document | {"methods": [5]}, "recipe")
+
+
 def test_text_is_canonical():
     text = dumps({"b": 1, "a": ("é", None)})
     assert text == '{\n  "a": [\n    "é",\n    null\n  ],\n  "b": 1\n}\n'
@@ -154,7 +163,8 @@ hosts = st.builds(
 )  # fmt: skip
 recipes = st.builds(
     Recipe, model=names, tokens=st.none() | st.integers(1, 999),
-    methods=st.lists(names, max_size=2).map(tuple), context=st.none() | st.integers(1, 9999),
+    methods=st.lists(st.sampled_from(["tome@vision:r=2", "strided"]), max_size=2).map(tuple),
+    quantize=st.sampled_from(["none", "w8a8,head=fp16"]), context=st.none() | st.integers(1, 9999),
 )  # fmt: skip
 plans = st.builds(
     Plan, st.just(2), st.just("vlm"),

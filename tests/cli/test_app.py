@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import edgevlm
 from edgevlm.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,6 +174,37 @@ def test_nothing_heavy_is_imported_at_start(command):
         "atexit.register(lambda: print([m for m in heavy if m in sys.modules], file=sys.stderr))"
     )
     assert command("--help", before=after).err == "[]\n"
+
+
+def test_versions_come_without_imports(command):
+    after = (
+        "import atexit\n"
+        "heavy = ('torch', 'transformers', 'onnx', 'onnxruntime', 'coremltools')\n"
+        "atexit.register(lambda: print([m for m in heavy if m in sys.modules], file=sys.stderr))"
+    )
+    done = command("--version", before=after)
+    assert (done.code, done.err) == (0, "[]\n")
+    lines = done.out.splitlines()
+    assert lines[0] == f"edgevlm {edgevlm.__version__}"
+    versions = dict(line.split(" ", 1) for line in lines)
+    assert versions["python"] == platform.python_version()
+    for library in ("onnxruntime", "executorch", "torch", "transformers"):
+        try:
+            assert versions[library] == metadata.version(library)
+        except metadata.PackageNotFoundError:
+            assert versions[library] == "not installed"
+
+
+def test_versions_of_what_is_not_installed(monkeypatch):
+    from edgevlm.cli.shared import versions
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(versions.metadata, "version", missing)
+    assert "torch not installed" in versions.lines()
+    monkeypatch.setattr(versions.metadata, "requires", missing)
+    assert "onnxruntime not installed" in versions.lines()
 
 
 def test_a_reader_that_goes_away_is_no_error(exported):

@@ -12,22 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-BANNED = (
-    "sort",
-    "argsort",
-    "nonzero",
-    "masked_select",
-    "scatter",
-    "unique",
-    "isin",
-    "cdist",
-    "while_loop",
-    "index_put",
-    "bucketize",
-    "randperm",
-    "item",
-    "_local_scalar_dense",
-)
+from edgevlm.graphs.trace import check
+
 VECTORS = Path(__file__).resolve().parents[2].parent / "shared" / "vectors"
 
 
@@ -50,16 +36,9 @@ def trace() -> Callable[..., ExportedProgram]:
     def run(function: Callable[..., Any], *inputs: Tensor) -> ExportedProgram:
         program = torch.export.export(Wrapped(function), inputs, strict=False)
         assert not program.range_constraints
-        for node in program.graph.nodes:
-            values = node.meta.get("val")
-            for value in values if isinstance(values, tuple | list) else (values,):
-                assert not isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool), node
-                if isinstance(value, Tensor):
-                    assert all(type(size) is int for size in value.shape), node
-            if isinstance(node.target, torch._ops.OpOverload):
-                name = node.target.overloadpacket.__name__.rstrip("_")
-                assert not name.startswith(BANNED), node
-                assert str(node.target) != "aten.index.Tensor", node
+        check(program, "method")
+        # Beyond what every graph must keep to: a method gathers rows with index_select alone.
+        assert not any(str(node.target) == "aten.index.Tensor" for node in program.graph.nodes)
         return program
 
     return run

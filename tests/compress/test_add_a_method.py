@@ -1,9 +1,13 @@
-"""The example of docs/add-a-method.md does what the page says, as one file in the folder."""
+"""The example of docs/add-a-method.md does what the page says, as one file in a site's folder."""
 
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,29 +17,82 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-import edgevlm.compress
+import edgevlm.compress.tokens
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS
 
-PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "add-a-method.md"
 
 
 @pytest.fixture
-def longest(tmp_path, monkeypatch):
-    """The page's file in a folder that is part of the package for this test."""
+def example():
+    """The page's method file."""
     code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert code
-    (tmp_path / "longest.py").write_text(code[1])
-    monkeypatch.setattr(edgevlm.compress, "__path__", [*edgevlm.compress.__path__, str(tmp_path)])
+    return code[1]
+
+
+@pytest.fixture
+def longest(example, tmp_path, monkeypatch):
+    """The file in a folder that is part of the site's package for this test."""
+    (tmp_path / "longest.py").write_text(example)
+    tokens = edgevlm.compress.tokens
+    monkeypatch.setattr(tokens, "__path__", [*tokens.__path__, str(tmp_path)])
     importlib.invalidate_caches()
     yield "longest"
-    sys.modules.pop("edgevlm.compress.longest", None)
+    sys.modules.pop("edgevlm.compress.tokens.longest", None)
 
 
 def test_the_example_is_found_exported_and_verified(longest, preset, tmp_path):
-    assert longest in METHODS.names()
+    assert longest in METHODS.names("tokens")
+    assert METHODS.sites_of(longest) == ["tokens"]
     recipe = Recipe(model=str(preset("tiny-smolvlm")), tokens=12, methods=(longest,))
     done = export(recipe, tmp_path / "longest.edgevlm")
     assert done.bundle.plan.host.visual_tokens == 12
     assert done.verification.ok
+
+
+@pytest.fixture
+def copied_tree(tmp_path):
+    """A copy of the package, and a function that runs its command line: its JSON."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "edgevlm", tmp_path / "edgevlm", ignore=ignore)  # follows the links
+
+    def run(*arguments):
+        command = [sys.executable, "-c", "from edgevlm.cli import main; main()", *arguments]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return tmp_path / "edgevlm", run
+
+
+def test_a_file_in_the_tree_is_all_that_the_command_line_needs(example, copied_tree):
+    package, run = copied_tree
+    (package / "compress" / "tokens" / "longest.py").write_text(example)
+    (row,) = [row for row in run("methods", "--json") if row["name"] == "longest"]
+    assert row["sites"] == ["tokens"]
+    assert row["summary"] == "keeps the K longest tokens"
+    plan = run("plan", "embedded", "--tokens", "8", "--method", "longest", "--json")
+    (site,) = plan["sites"]
+    assert (site["method"], site["tokens_out"]) == ("longest", 8)
+
+
+def test_a_new_site_is_a_new_folder(example, copied_tree):
+    """A method is listed at a site that no code names; without a site the known one is meant."""
+    package, run = copied_tree
+    for site in ("tokens", "input"):
+        (package / "compress" / site).mkdir(exist_ok=True)
+        (package / "compress" / site / "__init__.py").touch()
+        (package / "compress" / site / "longest.py").write_text(example)
+    (row,) = [row for row in run("methods", "--json") if row["name"] == "longest"]
+    assert row["sites"] == ["tokens", "input"]

@@ -1,7 +1,9 @@
-"""What each method of site `tokens` promises, taken from the registry."""
+"""What each method promises, taken from the registry: most of it of site `tokens`."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,40 +11,56 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgevlm.compress.shared import contract
 from edgevlm.errors import PlanError
-from edgevlm.graphs.selection import VisualShape
-from edgevlm.registry import METHODS, sites_of
+from edgevlm.graphs.visual_shape import VisualShape
+from edgevlm.registry import METHODS
 
 SHAPE = VisualShape(((8, 8),), 16)
 TILES = VisualShape(((4, 8), (4, 4), (2, 8)), 16)
 TILED = VisualShape(((4, 4),) * 4, 16, (1, 3), "first")  # a thumbnail and three tiles
-methods = pytest.mark.parametrize(
-    "name", [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]
-)
+ANY = 0
+# What a method must refuse, and why: method, shape and tokens, or ANY number of them below N.
+REFUSALS = {
+    ("globalcom2", SHAPE, ANY): "the picture has no tiles beside it",
+    ("globalcom2", TILES, ANY): "the picture has no tiles beside it",
+    ("hired", SHAPE, ANY): "the picture has no tiles beside it",
+    ("hired", TILES, ANY): "the picture has no tiles beside it",
+    ("identity", SHAPE, ANY): "identity keeps all of them",
+    ("identity", TILES, ANY): "identity keeps all of them",
+    ("identity", TILED, ANY): "identity keeps all of them",
+    ("tomesd", TILES, 3): "no cell of side 5 fits a grid 4x8",
+}
+methods = pytest.mark.parametrize("name", METHODS.names("tokens"))
+FILES = [(name, site) for name in METHODS.names() for site in METHODS.sites_of(name)]
+files = pytest.mark.parametrize(("name", "site"), FILES, ids=["-".join(f) for f in FILES])
 
 
 def make(name: str, tokens: int | None, shape: VisualShape = SHAPE) -> Any:
-    """The method, or a skip with its own reason if it cannot keep `tokens`."""
-    module = METHODS.load(name)
-    method = module.Method(tokens=tokens)
-    try:
+    """The method; a skip where it must refuse, and a failure where it refuses anything else."""
+    method = METHODS.load(name, "tokens").Method(tokens=tokens)
+    reason = REFUSALS.get((name, shape, tokens or ANY))
+    if reason is None and tokens not in (None, shape.tokens):
+        reason = REFUSALS.get((name, shape, ANY))
+    if reason is None:
         method.plan(shape)
-    except PlanError as reason:
-        pytest.skip(str(reason))
-    return method
+        return method
+    with pytest.raises(PlanError, match=f"^{name}: .*{re.escape(reason)}"):
+        method.plan(shape)
+    pytest.skip(f"{name}: {reason}")
 
 
 def signals(method: Any, zero: bool = False) -> list[Tensor]:
     """What the method asks of the encoder, for 64 tokens: attention adds up to one."""
     generator = torch.Generator().manual_seed(1)
-    found = []
+    tensors = []
     for name in method.signals:
         shape = (1, 64, 8) if name in ("keys", "flat_keys") else (1, 64)
         drawn = torch.randn(shape, generator=generator)
-        found.append(
+        tensors.append(
             torch.zeros(shape) if zero else drawn if len(shape) == 3 else drawn.softmax(-1)
         )
-    return found
+    return tensors
 
 
 def call(
@@ -61,16 +79,30 @@ def check_positions(positions: Tensor, kept: int, total: int) -> None:
     assert bool((positions.diff() > 0).all())
 
 
-@pytest.mark.parametrize("name", METHODS.names())
-def test_module_says_what_it_is(name: str) -> None:
+@files
+def test_module_says_what_it_is(name: str, site: str) -> None:
     """`edgevlm methods` prints these lines."""
-    module = METHODS.load(name)
-    assert sites_of(module)
-    for text in (module.SOURCE, module.SUMMARY, module.DIFFERS):
+    module = METHODS.load(name, site)
+    for text in (module.SOURCE, module.SUMMARY, module.FORMULA, module.STATIC, module.DIFFERS):
         assert isinstance(text, str)
         assert "\n" not in text
     assert module.SUMMARY
     assert module.DIFFERS
+
+
+@files
+def test_method_keeps_the_contract_of_its_site(name: str, site: str) -> None:
+    """The class derives from `TokensMethod`, `VisionMethod`, … of compress/shared/contract.py."""
+    method = METHODS.load(name, site).Method
+    assert getattr(contract, f"{site.title()}Method") in method.__mro__
+
+
+def test_no_method_imports_another() -> None:
+    """A method file imports what is shared, and nothing of its neighbours."""
+    sites = "|".join(METHODS.sites())
+    for name, site in FILES:
+        text = Path(METHODS.load(name, site).__file__ or "").read_text()
+        assert not re.search(rf"edgevlm\.compress(\.({sites})\b| import)", text), (name, site)
 
 
 @methods
@@ -115,14 +147,14 @@ def test_a_tiled_picture_in_onnx(
 ) -> None:
     """A thumbnail and its tiles: as many as planned, and the same in ONNX Runtime."""
     method = make(name, tokens, TILED)
-    given = signals(method)
+    asked = signals(method)
 
-    def named(features: Tensor, *given: Tensor) -> Any:
-        return method(features, shape=TILED, **dict(zip(method.signals, given, strict=True)))
+    def named(features: Tensor, *asked: Tensor) -> Any:
+        return method(features, shape=TILED, **dict(zip(method.signals, asked, strict=True)))
 
-    expected, positions = named(features, *given)
+    expected, positions = named(features, *asked)
     check_positions(positions, tokens, 64)
-    kept, kept_positions = engine(trace(named, features, *given))(features, *given)
+    kept, kept_positions = engine(trace(named, features, *asked))(features, *asked)
     np.testing.assert_array_equal(kept_positions, positions.numpy())
     np.testing.assert_allclose(kept, expected.numpy(), rtol=0, atol=1e-5)
 
@@ -139,7 +171,7 @@ def test_equal_tokens_are_no_trouble(name: str) -> None:
 @pytest.mark.parametrize("tokens", [0, -1, 65])
 def test_impossible_budget(name: str, tokens: int) -> None:
     """One line: the method, what was got, what was expected, what to do."""
-    module = METHODS.load(name)
+    module = METHODS.load(name, "tokens")
     with pytest.raises(PlanError, match=rf"^{name}: got tokens={tokens}, expected .*64.*; choose "):
         module.Method(tokens=tokens).plan(SHAPE)
 
@@ -148,9 +180,9 @@ def test_impossible_budget(name: str, tokens: int) -> None:
 def test_unknown_option(name: str) -> None:
     """Options are keywords, and a wrong one is Python's own error."""
     with pytest.raises(TypeError, match="nonsense"):
-        METHODS.load(name).Method(tokens=16, nonsense=1)
+        METHODS.load(name, "tokens").Method(tokens=16, nonsense=1)
     with pytest.raises(TypeError):
-        METHODS.load(name).Method(16, 1)
+        METHODS.load(name, "tokens").Method(16, 1)
 
 
 @methods
@@ -160,14 +192,14 @@ def test_exports_and_onnx_agrees(
 ) -> None:
     """The graph is static, and ONNX Runtime gives the same tokens at the same positions."""
     method = make(name, tokens)
-    given = signals(method)
+    asked = signals(method)
 
-    def named(features: Tensor, *given: Tensor) -> Any:
-        return method(features, **dict(zip(method.signals, given, strict=True)))
+    def named(features: Tensor, *asked: Tensor) -> Any:
+        return method(features, **dict(zip(method.signals, asked, strict=True)))
 
-    program = trace(named, torch.zeros_like(features), *map(torch.zeros_like, given))
-    expected, positions = named(features, *given)
-    kept, kept_positions = engine(program)(features, *given)
+    program = trace(named, torch.zeros_like(features), *map(torch.zeros_like, asked))
+    expected, positions = named(features, *asked)
+    kept, kept_positions = engine(program)(features, *asked)
     assert kept_positions.dtype == np.int32
     np.testing.assert_array_equal(kept_positions, positions.numpy())
     np.testing.assert_allclose(kept, expected.numpy(), rtol=0, atol=1e-5)

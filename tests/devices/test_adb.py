@@ -54,7 +54,7 @@ def test_the_whole_way(measure, phones, runner, tree, exported, tmp_path):
     done = measure("--runner", runner, "-o", out, "--log", log)
     assert done.exit_code == 0, done.stderr
     found = read_profile(out)
-    assert (found.device, found.question.image) == (f"adb:{phone.serial}", "scene.png")
+    assert (found.device, found.text.question.image) == (f"adb:{phone.serial}", "scene.png")
     assert f"adb:{phone.serial}: answer 1 of 1\n" in done.stderr
     own, _, system = log.read_text("utf-8").partition("--- logcat\n")
     assert "] answer 1 of 1\n" in own

@@ -7,9 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgevlm.devices.shared.fit import BLOCK_SIZES_BYTES, RESERVE_BYTES, Schemes, exactness, fit
+from edgevlm.devices.shared.fit import (
+    BLOCK_SIZES_BYTES,
+    RESERVE_BYTES,
+    OfferedSchemes,
+    exactness,
+    fit,
+)
 from edgevlm.devices.shared.named import FIGURES, Device, FigureSource
-from edgevlm.recipe import MB, Recipe
+from edgevlm.recipe import Recipe
+from edgevlm.units import MB
 
 SOURCE = FigureSource("vendor", "https://example.org", "a figure")
 PHONE = Device(
@@ -28,7 +35,7 @@ PHONE = Device(
 # Bytes of float32 weights, and what a scheme leaves of them, in eighths.
 EIGHTHS = {"none": 8, "fp16": 4, "w8a16": 2, "w4g32a16": 1}
 KV = 100 * MB
-SCHEMES = Schemes(("none", "fp16", "w8a16", "w4g32a16"))
+SCHEMES = OfferedSchemes(("none", "fp16", "w8a16", "w4g32a16"))
 RECIPE = Recipe(target="coreml", block_size_bytes=50 * MB)
 
 
@@ -37,8 +44,8 @@ def planner(size, seen=None):
 
     def make(recipe):
         if seen is not None:
-            seen.append((recipe.quantize, recipe.block_size_bytes // MB))
-        scheme = recipe.quantize
+            seen.append((str(recipe.quantize), recipe.block_size_bytes // MB))
+        scheme = str(recipe.quantize)
         weights = size * EIGHTHS[scheme] // 8
         blocks = []
         for stage, share in (("vision", 4), ("decoder", 2), ("head", 4)):
@@ -106,7 +113,7 @@ def test_nothing_fits_whole_but_blocks_do():
 def test_the_largest_block_that_leaves_room_for_the_next(budget, block):
     # 6144 MB are cut into blocks of exactly the size that is asked for: 100 MB and two of them.
     phone = replace(PHONE, app_limit_bytes=(256 + budget) * MB)
-    found = fit(phone, RECIPE, Schemes(("none",)), planner(6144 * MB))
+    found = fit(phone, RECIPE, OfferedSchemes(("none",)), planner(6144 * MB))
     assert not found.best.fits
     assert found.block_size_bytes == (block and block * MB)
     assert set(found.not_measured) == (set() if block else {"block_size_bytes"})

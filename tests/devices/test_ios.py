@@ -136,7 +136,7 @@ def test_the_whole_way(measure, mac, tmp_path, tree, exported):
     done = measure("-o", out, "--log", log)
     assert done.exit_code == 0, done.stderr
     found = read_profile(out)
-    assert (found.device, found.question.image) == ("ios:A-1", "scene.png")
+    assert (found.device, found.text.question.image) == ("ios:A-1", "scene.png")
     assert "] answer 1 of 1\n" in log.read_text("utf-8")
     here = tree(exported.bundle.path)
     assert tree(mac.container / "bundles" / "tiny.edgevlm") == {

@@ -12,13 +12,13 @@ pytest.importorskip("onnxruntime")
 from edgevlm.devices import local
 from edgevlm.devices.shared import contract as t
 from edgevlm.errors import DeviceError, RecipeError
-from edgevlm.profiling.measure import Request
+from edgevlm.profiling.measure import ProfileRequest
 
 
 @pytest.fixture(scope="module")
 def job(exported):
     return t.Job(
-        exported.bundle.path, Request(runs=1, tokens_generated=2), "onnxruntime", threads=1
+        exported.bundle.path, ProfileRequest(runs=1, tokens_generated=2), "onnxruntime", threads=1
     )
 
 
@@ -29,10 +29,16 @@ def good(job):
     return json.loads(json.dumps(to_document(local.profile("", job, lambda _: None))))
 
 
+def asked(profile, **changes):
+    """The section `text` of a profile with another question."""
+    text = profile["text"]
+    return {"text": text | {"question": text["question"] | changes}}
+
+
 def test_an_answer_gets_the_names_that_only_this_side_knows(job, good, exported):
-    there = good | {"bundle": "x", "question": good["question"] | {"image": "picture"}}
+    there = good | {"bundle": "x", **asked(good, image="picture")}
     found = t.received(json.dumps(there).encode(), job, exported.bundle, "ssh:board")
-    assert (found.device, found.bundle, found.question.image) == (
+    assert (found.device, found.bundle, found.text.question.image) == (
         "ssh:board", "tiny.edgevlm", "scene.png"
     )  # fmt: skip
 
@@ -50,12 +56,12 @@ def test_an_engine_that_does_not_tell_its_threads(job, good, exported):
         (lambda d: d | {"speed": 1}, "sent no profile: profile.json has an unknown key 'speed'"),
         (lambda d: d | {"schema_version": 9}, "sent no profile: 'profile.json': schema_version"),
         (lambda d: d | {"ttft_ms": "fast"}, "sent no profile: profile.json.ttft_ms must be float"),
-        (lambda d: d | {"ttft_ms": None}, "sent no profile: profile.json.ttft_ms must be float"),
+        (lambda d: d | {"ttft_ms": None}, "sent no profile: profile.json: ttft_ms must have"),
         (lambda d: d | {"recipe": d["recipe"] | {"tokens": 17}}, "its recipe is not what"),
         (lambda d: d | {"runs": 100}, "its runs is not what was asked"),
         (lambda d: d | {"engine": "null"}, "its engine is not what was asked"),
         (lambda d: d | {"blocks": d["blocks"][1:]}, "its blocks is not what was asked"),
-        (lambda d: d | {"question": d["question"] | {"prompt": "?"}}, "its question.prompt is not"),
+        (lambda d: d | asked(d, prompt="?"), "its text.question.prompt is not"),
     ],
 )  # fmt: skip
 def test_an_answer_to_something_else(job, good, exported, change, message):

@@ -27,12 +27,12 @@ class Parrot:
     def __init__(self, frames=1):
         self.frames, self.log = frames, []
 
-    def show(self, pictures):
-        self.log.append(len(pictures))
+    def set_frames(self, frames):
+        self.log.append(len(frames))
         self.fresh = True
 
-    def ask(self, prompt, further):
-        self.log.append((prompt, further))
+    def ask(self, prompt, follow_up):
+        self.log.append((prompt, follow_up))
         fresh, self.fresh = self.fresh, False
         return Reply(prompt, float(len(self.log)) if fresh else None)
 
@@ -54,7 +54,7 @@ def test_what_is_asked_of_a_model_of_pictures():
         "shape": 1, "count": 0, "multi_turn": 0.5
     }  # fmt: skip
     assert found.asked == {"image": 4}
-    assert found.left_out == {"clips, the model takes pictures": 2}
+    assert found.left_out == {"clips, the model takes images": 2}
     assert (found.ttft_ms.n, found.ttft_ms.median, found.ttft_ms.p90) == (2, 3.5, 4.7)
     assert found.not_measured == {}
     assert (found.visual_tokens, found.engine, found.bundle_bytes) == (5, "parrot", 1000)
@@ -83,7 +83,7 @@ def test_the_result_as_a_document():
 def test_what_was_not_measured_has_a_reason(monkeypatch):
     parrot = Parrot()
     parrot.bundle_bytes = None
-    monkeypatch.setattr(parrot, "ask", lambda prompt, further: Reply(prompt))
+    monkeypatch.setattr(parrot, "ask", lambda prompt, follow_up: Reply(prompt))
     found = evaluate(parrot, [example("a")], "model", "set")
     assert (found.ttft_ms, found.bundle_bytes) == (None, None)
     assert set(found.not_measured) == {"ttft_ms", "bundle_bytes"}
@@ -107,7 +107,7 @@ def test_nothing_to_ask_is_an_error():
     with pytest.raises(InputError) as error:
         evaluate(Parrot(), [example("a", 4), example("b", 0)], "model", "set")
     assert str(error.value) == (
-        "dataset 'set' asks nothing: 2 scenes left out: clips, the model takes pictures"
+        "dataset 'set' asks nothing: 2 scenes left out: clips, the model takes images"
     )
 
 
@@ -116,7 +116,7 @@ def test_an_error_names_the_scene(monkeypatch):
         raise InputError("too long")
 
     parrot = Parrot()
-    monkeypatch.setattr(parrot, "show", fail)
+    monkeypatch.setattr(parrot, "set_frames", fail)
     with pytest.raises(InputError, match=r"^scene 'a': too long$"):
         evaluate(parrot, [example("a")], "model", "set")
 
@@ -182,13 +182,13 @@ def test_a_bundle_answers_as_generate_and_chat_do(exported, flower, stream):
     size = sum(p.stat().st_size for p in files if p.name != "manifest.json")
     assert who.bundle_bytes == size
     for picture in (flower, stream):
-        who.show([picture])
+        who.set_frames([picture])
         for index, prompt in enumerate(("What is this?", "A red one?")):
-            reply = who.ask(prompt, further=False)
+            reply = who.ask(prompt, follow_up=False)
             assert reply.text == model.generate(picture, prompt, max_new_tokens=16).text
             assert (reply.ttft_ms is None) == (index > 0)
-            further = who.ask("And this?", further=True)
-            assert further == Reply(model.chat("And this?", max_new_tokens=16).text)
+            later = who.ask("And this?", follow_up=True)
+            assert later == Reply(model.chat("And this?", max_new_tokens=16).text)
 
 
 def test_a_bundle_encodes_a_picture_once(exported, flower, monkeypatch):
@@ -197,9 +197,9 @@ def test_a_bundle_encodes_a_picture_once(exported, flower, monkeypatch):
 
     who, seen, see = BundleAnswerer(exported.bundle.path, threads=1), [], TextLoop.see
     monkeypatch.setattr(TextLoop, "see", lambda *a: seen.append(1) or see(*a))
-    who.show([flower])
+    who.set_frames([flower])
     for _ in range(3):
-        who.ask("What?", further=False)
+        who.ask("What?", follow_up=False)
     assert len(seen) == 1
     assert who._loop.blocks.engine.threads == 1
 
@@ -223,9 +223,9 @@ def test_kept_rows_change_no_answer(reference, flower, stream):
     for picture in (flower, stream):
         fresh = []
         for prompt in prompts:
-            reference.show([picture])
+            reference.set_frames([picture])
             fresh.append((reference.ask(prompt, False), reference.ask("And?", True)))
-        reference.show([picture])
+        reference.set_frames([picture])
         assert [(reference.ask(p, False), reference.ask("And?", True)) for p in prompts] == fresh
         assert any(reply.text for reply, _ in fresh)
 
@@ -235,11 +235,11 @@ def test_a_model_reuses_the_rows_of_the_picture(reference, flower, monkeypatch):
     monkeypatch.setattr(
         type(reference), "_feed", lambda s, p: fed.append(len(p.rows)) or feed(s, p)
     )
-    reference.show([flower])
-    reference.ask("What is this?", further=False)
+    reference.set_frames([flower])
+    reference.ask("What is this?", follow_up=False)
     whole = fed[0]
     fed.clear()
-    reference.ask("What is that?", further=False)
+    reference.ask("What is that?", follow_up=False)
     assert 1 <= fed[0] <= whole - reference.visual_tokens
 
 
@@ -249,8 +249,8 @@ def test_a_model_answers_as_without_any_cache(reference, flower):
 
     from edgevlm.runtimes.loops.sequence import assemble
 
-    reference.show([flower])
-    reply = reference.ask("What is this?", further=False)
+    reference.set_frames([flower])
+    reply = reference.ask("What is this?", follow_up=False)
     plan = reference._plan
     piece = assemble(
         plan, plan.host.layout.prompt, reference._table, reference._tokenizer, "What is this?",
@@ -260,8 +260,8 @@ def test_a_model_answers_as_without_any_cache(reference, flower):
     ids = []
     with torch.no_grad():
         while len(ids) < 16 and not set(ids) & set(plan.host.stop_ids):
-            out = reference._pieces.language_model(inputs_embeds=rows, use_cache=False)
-            logits = out.last_hidden_state[0, -1] @ reference._pieces.head.T
+            out = reference._parts.decoder.language_model(inputs_embeds=rows, use_cache=False)
+            logits = out.last_hidden_state[0, -1] @ reference._parts.head.T
             ids.append(int(logits.argmax()))
             rows = torch.cat(
                 [rows, torch.from_numpy(np.array(reference._table[ids[-1]]))[None, None]], 1

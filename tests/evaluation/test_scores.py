@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgevlm.evaluation.scores import Mark, Score, group_scores, right, score, task_scores
+from edgevlm.evaluation.scores import Score, ScoredAnswer, group_scores, right, score, task_scores
 
 
 def marks(*scenes, task="shape", kind="image"):
-    """Marks of scenes, each a text like `110`: two right answers and a wrong one."""
+    """ScoredAnswers of scenes, each a text like `110`: two right answers and a wrong one."""
     return [
-        Mark(f"scene {i}", task, kind, letter == "1")
+        ScoredAnswer(f"scene {i}", task, kind, letter == "1")
         for i, scene in enumerate(scenes)
         for letter in scene
     ]

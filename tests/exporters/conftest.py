@@ -19,7 +19,7 @@ from edgevlm.exporters.contract import TargetOptions, find_target  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.planning.vlm import make_plan  # noqa: E402
+from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.runtimes.engine import find_engine  # noqa: E402
 
@@ -112,8 +112,8 @@ def reduction(preset: Any) -> Any:
                 continue
             break
         (block,) = planned.plan.stage("reduce")
-        pieces = planned.pieces(planned.checkpoint.load_model())
-        module = build(block, pieces, planned.method, planned.description.shape)
+        parts = planned.parts(planned.checkpoint.load_model())
+        module = build(block, parts, planned.method, planned.description.shape)
         generator = torch.Generator().manual_seed(0)
         return module, [torch.rand(t.shape, generator=generator) for t in block.functions[0].inputs]
 

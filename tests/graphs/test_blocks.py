@@ -18,7 +18,7 @@ SIZES = st.lists(st.integers(0, 50), max_size=12)
 
 
 def fewest(sizes, limit):
-    """Fewest runs by trying every last run; one piece may exceed the limit alone."""
+    """Fewest runs by trying every last run; one module may exceed the limit alone."""
     best = [0]
     for stop in range(1, len(sizes) + 1):
         starts = (s for s in range(stop) if s == stop - 1 or sum(sizes[s:stop]) <= limit)
@@ -27,14 +27,14 @@ def fewest(sizes, limit):
 
 
 @given(SIZES, st.integers(1, 80))
-def test_cut_covers_every_piece_once_in_order(sizes, limit):
+def test_cut_covers_every_module_once_in_order(sizes, limit):
     runs = cut(sizes, limit)
     assert [i for start, stop in runs for i in range(start, stop)] == list(range(len(sizes)))
     assert all(start < stop for start, stop in runs)
 
 
 @given(SIZES, st.integers(1, 80))
-def test_cut_stays_within_the_limit_but_for_single_pieces(sizes, limit):
+def test_cut_stays_within_the_limit_but_for_single_modules(sizes, limit):
     for start, stop in cut(sizes, limit):
         assert sum(sizes[start:stop]) <= limit or stop - start == 1
 
@@ -44,12 +44,12 @@ def test_cut_makes_the_fewest_runs(sizes, limit):
     assert len(cut(sizes, limit)) == fewest(sizes, limit)
 
 
-def test_cut_of_equal_pieces_gives_equal_runs_and_a_rest():
+def test_cut_of_equal_modules_gives_equal_runs_and_a_rest():
     assert cut([10] * 7, 30) == [(0, 3), (3, 6), (6, 7)]
 
 
 @given(SIZES, st.integers(1, 80), st.integers(1, 10))
-def test_cut_keeps_a_joined_piece_with_the_one_before(sizes, limit, joined):
+def test_cut_keeps_a_joined_module_with_the_one_before(sizes, limit, joined):
     assume(joined < len(sizes))
     runs = cut(sizes, limit, joined)
     assert [i for start, stop in runs for i in range(start, stop)] == list(range(len(sizes)))
@@ -77,7 +77,7 @@ def test_cut_rows_when_one_row_exceeds_the_limit():
     assert cut_rows(3, 100, 64) == [(0, 1), (1, 2), (2, 3)]
 
 
-def test_vision_block_is_its_pieces_one_after_the_other():
+def test_vision_block_is_its_modules_one_after_the_other():
     first, second = nn.Linear(4, 5), nn.Linear(5, 6)
     x = torch.randn(1, 3, 4)
     assert torch.equal(VisionBlock([first, second])(x), second(first(x)))

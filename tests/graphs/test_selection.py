@@ -1,79 +1,21 @@
-"""Budgets over grids, and order without sort."""
+"""Order, masks and gathering without sort."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from edgevlm.errors import PlanError
 from edgevlm.graphs.selection import (
-    VisualShape,
     ascending,
-    check_shape,
     descending,
-    grid_budgets,
-    keep_rows,
     largest,
+    largest_indices,
     marked,
     marked_indices,
-    places,
-    square_shape,
+    ranks,
+    select_tokens,
     unit_rows,
 )
-
-
-def test_shape_counts_all_grids() -> None:
-    """N is the sum over tiles."""
-    assert VisualShape(((2, 3), (4, 5)), 7).tokens == 26
-
-
-@pytest.mark.parametrize(
-    ("grids", "kept", "budgets"),
-    [
-        (((8, 8),), 10, (10,)),
-        (((8, 8), (4, 4)), 20, (16, 4)),
-        (((2, 5), (2, 5), (2, 5)), 10, (4, 3, 3)),  # equal remainders: the first
-        (((1, 5), (1, 3), (1, 2)), 5, (3, 1, 1)),  # 2.5, 1.5, 1.0: equal remainders again
-        (((10, 10), (1, 1), (1, 1)), 3, (1, 1, 1)),  # each grid has one at least
-        (((10, 10), (1, 1), (1, 1)), 102, (100, 1, 1)),
-        (((10, 10), (9, 9), (1, 1)), 10, (5, 4, 1)),  # shares 5.49, 4.45 and 0.05
-    ],
-)
-def test_grid_budgets(
-    grids: tuple[tuple[int, int], ...], kept: int, budgets: tuple[int, ...]
-) -> None:
-    """Largest remainder with at least one each."""
-    assert grid_budgets("m", VisualShape(grids, 1), kept) == budgets
-
-
-def test_grid_budgets_always_fit() -> None:
-    """Every total is met, no grid gets none or more than it has."""
-    shape = VisualShape(((7, 3), (1, 1), (5, 5), (2, 1)), 1)
-    for kept in range(4, shape.tokens + 1):
-        budgets = grid_budgets("m", shape, kept)
-        assert sum(budgets) == kept
-        assert all(1 <= b <= h * w for b, (h, w) in zip(budgets, shape.grids, strict=True))
-
-
-def test_fewer_tokens_than_grids() -> None:
-    """The message has both numbers."""
-    message = r"^m: got tokens=1 for 2 grids \(tiles or frames\), expected at least one each; keep"
-    with pytest.raises(PlanError, match=message):
-        grid_budgets("m", VisualShape(((2, 2), (2, 2)), 1), 1)
-
-
-def test_square_shape() -> None:
-    """A lone square grid is understood, anything else needs a shape."""
-    assert square_shape("m", torch.zeros(1, 9, 2)) == VisualShape(((3, 3),), 2)
-    with pytest.raises(PlanError, match=r"^m: got 8 tokens and no grid, expected a square number;"):
-        square_shape("m", torch.zeros(1, 8, 2))
-
-
-def test_check_shape() -> None:
-    """Features of another grid are refused."""
-    message = r"^m: got 8 tokens, expected 9 from the grids \[\(3, 3\)\]; pass"
-    with pytest.raises(PlanError, match=message):
-        check_shape("m", torch.zeros(1, 8, 2), VisualShape(((3, 3),), 2))
 
 
 def test_ascending() -> None:
@@ -81,12 +23,12 @@ def test_ascending() -> None:
     assert ascending(torch.tensor([[5, 0, 9, 2]])).tolist() == [[0, 2, 5, 9]]
 
 
-def test_places() -> None:
+def test_ranks() -> None:
     """Equal scores keep their order."""
-    assert places(torch.tensor([[0.5, 2.0, 0.5, 3.0, 0.5]])).tolist() == [[2, 1, 3, 0, 4]]
+    assert ranks(torch.tensor([[0.5, 2.0, 0.5, 3.0, 0.5]])).tolist() == [[2, 1, 3, 0, 4]]
     scores = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
     order = scores.argsort(1, descending=True)
-    assert places(scores).gather(1, order).tolist() == [list(range(50))] * 2
+    assert ranks(scores).gather(1, order).tolist() == [list(range(50))] * 2
 
 
 def test_unit_rows() -> None:
@@ -116,12 +58,17 @@ def test_largest() -> None:
     assert largest(scores, 3).int().tolist() == [[1, 1, 0, 1, 0], [1, 1, 1, 0, 0]]
     scores = torch.randint(5, (20, 30), generator=torch.Generator().manual_seed(0)).float()
     for count in (1, 7, 30):
-        assert torch.equal(largest(scores, count), places(scores) < count)
+        assert torch.equal(largest(scores, count), ranks(scores) < count)
 
 
-def test_keep_rows() -> None:
-    """The rows, and their places as i32 with a batch of one."""
-    kept, positions = keep_rows(torch.arange(8.0).reshape(1, 4, 2), torch.tensor([1, 3]))
+def test_largest_indices() -> None:
+    """Ascending, the first of equals."""
+    assert largest_indices(torch.tensor([1.0, 3.0, 1.0, 2.0, 1.0]), 3).tolist() == [0, 1, 3]
+
+
+def test_select_tokens() -> None:
+    """The tokens, and their positions as i32 with a batch of one."""
+    kept, positions = select_tokens(torch.arange(8.0).reshape(1, 4, 2), torch.tensor([1, 3]))
     assert kept.tolist() == [[[2.0, 3.0], [6.0, 7.0]]]
     assert positions.tolist() == [[1, 3]]
     assert positions.dtype == torch.int32

@@ -22,25 +22,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Tiny:
-    """A tiny model for one recipe: the plan, transformers' model and our pieces over it."""
+    """A tiny model for one recipe: the plan, transformers' model and our parts over it."""
 
     planned: Any
     model: Any
-    pieces: Any
+    parts: Any
 
     @property
     def plan(self) -> Any:
         return self.planned.plan
 
     def features(self, pixels: np.ndarray) -> torch.Tensor:
-        """Our encoder: views [P, 3, h_px, w_px] through the pieces, packed: [1, P*N, C]."""
+        """Our encoder: views [P, 3, h_px, w_px] through the modules, packed: [1, P*N, C]."""
         views = []
         for view in torch.from_numpy(pixels):
             x = view[None]
-            for piece in self.pieces.vision:
-                x = piece(x)
+            for module in self.parts.encoder.modules:
+                x = module(x)
             views.append(x)
-        return self.pieces.pack(torch.cat(views, dim=1))
+        return self.parts.pack(torch.cat(views, dim=1))
 
     def reference_features(self, pixels: np.ndarray) -> torch.Tensor:
         """The model's own encoder on the same views."""
@@ -89,16 +89,16 @@ class Prompt:
         duration: float = 0.0,
     ) -> torch.Tensor:
         """Rows [1, S, C] that the decoder reads."""
-        table = torch.cat(self.tiny.pieces.table).numpy()
+        table = torch.cat(self.tiny.parts.table).numpy()
         visuals = [one[0].numpy() for one in features]
-        piece = self._assemble(table, question, visuals, times, duration, False)
-        assert piece.positions.tolist() == list(range(len(piece.rows)))
-        return torch.from_numpy(piece.rows)[None]
+        prompt = self._assemble(table, question, visuals, times, duration, False)
+        assert prompt.positions.tolist() == list(range(len(prompt.rows)))
+        return torch.from_numpy(prompt.rows)[None]
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Scores [1, S, V] of rows, by the model's language model."""
-        hidden = self.tiny.pieces.language_model(inputs_embeds=rows).last_hidden_state
-        return torch.nn.functional.linear(hidden, self.tiny.pieces.head)
+        hidden = self.tiny.parts.decoder.language_model(inputs_embeds=rows).last_hidden_state
+        return torch.nn.functional.linear(hidden, self.tiny.parts.head)
 
     @staticmethod
     def chat(question: str, images: int = 0, videos: int = 0) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ class Prompt:
 def tiny(preset) -> Callable[..., Tiny]:
     """`tiny("tiny-smolvlm", tiles=(2, 2))`: a recipe's plan with the model; weights load once."""
     from edgevlm.models.checkpoint import find
-    from edgevlm.planning.vlm import make_plan
+    from edgevlm.planning.plan import make_plan
     from edgevlm.recipe import Recipe
 
     models: dict[str, Any] = {}
@@ -133,8 +133,8 @@ def tiny(preset) -> Callable[..., Tiny]:
         planned = make_plan(Recipe(model=path, **options), checkpoint)
         if name not in models:
             models[name] = checkpoint.load_model()
-        pieces = checkpoint.family.pieces(models[name], planned.description)
-        return Tiny(planned, models[name], pieces)
+        parts = checkpoint.family.parts(models[name], planned.description)
+        return Tiny(planned, models[name], parts)
 
     return make
 
@@ -200,16 +200,16 @@ def photo() -> Callable[..., Image.Image]:
 @pytest.fixture(scope="session")
 def decoder_difference() -> Callable[[Tiny], float]:
     """Worst rel_error of the last hidden state: chunks and single tokens against one full call."""
-    from edgevlm.parity.runner import difference
+    from edgevlm.parity.compare import difference
     from edgevlm.runtimes.loops.sequence import causal_mask, rotary_tables
 
     def measure(made: Tiny) -> float:
-        kv, length = made.plan.host.kv, 24
+        kv, length, decoder = made.plan.host.kv, 24, made.parts.decoder
         calls = [(0, 8), (8, 8), (16, 5), (21, 1), (22, 1), (23, 1)]
         hidden = torch.randn(1, length, made.plan.host.embedding.columns)
         cache = [
             [torch.zeros(1, kv.heads, length, kv.head_size) for _ in range(2)]
-            for _ in made.pieces.decoder
+            for _ in decoder.layers
         ]
         outputs = []
         for first, count in calls:
@@ -217,10 +217,10 @@ def decoder_difference() -> Callable[[Tiny], float]:
             cos, sin = (torch.from_numpy(x)[None] for x in rotary_tables(made.plan, positions))
             mask = torch.from_numpy(causal_mask(first, count, length))
             x, at = hidden[:, first : first + count], torch.tensor([first], dtype=torch.int32)
-            for layer, past in zip(made.pieces.decoder, cache, strict=True):
+            for layer, past in zip(decoder.layers, cache, strict=True):
                 x, past[0], past[1] = layer(x, cos, sin, mask, at, *past)
-            outputs.append(made.pieces.norm(x))
-        whole = made.pieces.language_model(inputs_embeds=hidden).last_hidden_state
+            outputs.append(decoder.norm(x))
+        whole = decoder.language_model(inputs_embeds=hidden).last_hidden_state
         return difference(torch.cat(outputs, 1), whole)[0]
 
     return measure

@@ -14,7 +14,8 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgevlm.models.checkpoint import find
-from edgevlm.parity.preprocessing import LIMIT, preprocessing_error
+from edgevlm.parity.checks import PREPROCESSING_LIMIT as LIMIT
+from edgevlm.parity.preprocessing import preprocessing_error
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from edgevlm.models.checkpoint import find
 from edgevlm.planning.method_cost import method_cost, most_bytes
-from edgevlm.planning.vlm import make_plan
+from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgevlm.errors import PlanError, RecipeError  # noqa: E402
+from edgevlm.errors import ModelError, PlanError, RecipeError  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.planning.vlm import make_plan  # noqa: E402
+from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
 
@@ -48,9 +51,9 @@ def test_bytes_are_the_models_with_a_tied_table_once(planned):
 def test_bytes_of_each_block_are_those_of_its_module(planned):
     made = planned(block_size_bytes=200_000)
     model = made.checkpoint.load_model()
-    pieces = made.checkpoint.family.pieces(model, made.description)
+    parts = made.checkpoint.family.parts(model, made.description)
     for block in made.plan.blocks:
-        module = build(block, pieces, made.method, made.description.shape)
+        module = build(block, parts, made.method, made.description.shape)
         tensors = [*module.parameters(), *module.buffers()]
         assert block.weights_bytes == bytes_of(tensors), block.name
 
@@ -64,14 +67,14 @@ def test_bytes_of_a_family_that_leaves_weights_unused(planned, llava):
     assert made.plan.weights_bytes == bytes_of(model.parameters()) - unused + pool
 
 
-def test_blocks_cover_every_piece_within_the_block_size(planned):
+def test_blocks_cover_every_module_within_the_block_size(planned):
     limit = 200_000
     made = planned(block_size_bytes=limit)
-    for stage, pieces in {"vision": 4, "decoder": 2, "head": 1024}.items():
+    for stage, end in {"vision": 4, "decoder": 2, "head": 1024}.items():
         blocks = made.plan.stage(stage)
         ranges = [b.span for b in blocks]
         assert ranges[0][0] == 0
-        assert ranges[-1][1] == pieces
+        assert ranges[-1][1] == end
         assert [r[1] for r in ranges[:-1]] == [r[0] for r in ranges[1:]]
         for block in blocks:
             assert block.weights_bytes <= limit or block.span[1] - block.span[0] == 1
@@ -262,3 +265,71 @@ def test_a_rotary_scaling_that_follows_the_length_is_refused(tiny_model):
     }
     with pytest.raises(PlanError, match=r"^rotary scaling 'dynamic' changes with the length"):
         make_plan(Recipe(), replace(checkpoint, config=config))
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ({"eos_token_id": [5, 3]}, (3, 5)),
+        ({"eos_token_id": 4}, (4,)),
+        ({}, (9,)),
+        (None, (9,)),
+    ],
+    ids=["several", "one", "none", "no file"],
+)
+def test_an_answer_ends_where_the_generation_config_says(
+    tiny_model, tmp_path, generation, expected
+):
+    """Without it, where the config of the language model says."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = 9
+    (folder / "config.json").write_text(json.dumps(config))
+    made = make_plan(Recipe(model=str(folder)), find(str(folder)))
+    assert made.plan.host.stop_ids == expected
+
+
+def test_an_end_that_is_no_number_is_refused(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": "end"}))
+    expected = "generation_config.json: eos_token_id must be a number, got 'end'$"
+    with pytest.raises(ModelError, match=expected):
+        make_plan(Recipe(model=str(folder)), find(str(folder)))
+
+
+def test_layers_with_different_caches_are_refused(tiny_model):
+    checkpoint = find(tiny_model)
+    description = checkpoint.describe(Recipe())
+    decoder = description.decoder
+    wider = replace(decoder.caches[0], head_size=32)
+    other = replace(decoder, caches=(*decoder.caches[:-1], wider))
+    family = SimpleNamespace(
+        KIND="vlm",
+        describe=lambda *_: replace(description, decoder=other),
+        parts=checkpoint.family.parts,
+    )
+    with pytest.raises(PlanError, match=r"^caches of 2x16 and 2x32 \(heads x head size\) in one"):
+        make_plan(Recipe(), replace(checkpoint, family=family))
+
+
+def test_numbers_of_the_description_are_those_of_the_models_modules(planned, preset):
+    for name in ("tiny-smolvlm", "tiny-llava-onevision", "tiny-llava-next"):
+        made = planned(str(preset(name)))
+        parts = made.parts(made.checkpoint.empty_model())
+        encoder, decoder = made.description.encoder, made.description.decoder
+        position = parts.encoder.embedding.position.weight
+        assert (encoder.tokens, encoder.width) == tuple(position.shape)
+        assert encoder.layers == len(parts.encoder.layers)
+        layer = parts.encoder.layers[0]
+        assert (encoder.heads, encoder.head_size) == (layer.heads, layer.head_size)
+        assert decoder.width == parts.head.shape[1]
+        for cache, layer in zip(decoder.caches, parts.decoder.layers, strict=True):
+            keys = layer.layer.self_attn.k_proj.weight.shape[0]
+            assert cache.heads * cache.head_size == keys
+        own = parts.decoder.language_model.rotary_emb.compute_default_rope_parameters
+        frequencies, scaling = own(made.checkpoint.config.text_config, device="cpu")
+        assert decoder.rope.inverse_frequencies == tuple(frequencies.tolist())
+        assert decoder.rope.scaling == scaling

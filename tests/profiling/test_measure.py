@@ -15,20 +15,15 @@ pytest.importorskip("onnxruntime")
 
 import edgevlm
 from edgevlm.bundle.documents import to_document
+from edgevlm.bundle.measures import stat
 from edgevlm.errors import InputError
 from edgevlm.profiling import schema as profile_schema
-from edgevlm.profiling.document import (
-    PARTS,
-    STAGES,
-    Profile,
-    parse_profile,
-    read_profile,
-    stat,
-    write_profile,
-)
-from edgevlm.profiling.measure import Request
+from edgevlm.profiling.document import Profile, parse_profile, read_profile, write_profile
+from edgevlm.profiling.measure import ProfileRequest
 from edgevlm.profiling.report.chrome_trace import chrome_trace
 from edgevlm.profiling.report.comparison import compare, comparison_page
+from edgevlm.profiling.report.page import report
+from edgevlm.profiling.stages import time_shares
 from edgevlm.runtimes.on_onnxruntime.engine import Engine
 
 KEYS = {
@@ -38,6 +33,8 @@ KEYS = {
 }  # fmt: skip
 BLOCK = {"name", "function", "weights_bytes", "load_ms", "compile_ms", "run_ms", "evict_ms"}
 TOKENS = 4
+SHARES = [share.name for share in time_shares("vlm")]
+RUN_SHARES = [share.name for share in time_shares("vlm") if share.stage]
 
 
 def measured(path, memory=None, runs=4, **options) -> Profile:
@@ -71,7 +68,7 @@ def test_it_has_the_agreed_keys(profile, exported):
     document = to_document(profile)
     plan = exported.bundle.plan
     assert set(document) >= KEYS
-    assert document["schema_version"] == 1
+    assert (document["schema_version"], document["kind"]) == (2, "vlm")
     assert (document["device"], document["engine"], document["threads"]) == (
         "local", "onnxruntime", 1
     )  # fmt: skip
@@ -86,7 +83,7 @@ def test_it_has_the_agreed_keys(profile, exported):
             assert set(block[name]) == {"n", "median", "p90"}
             assert 0 < block[name]["median"] <= block[name]["p90"]
     assert profile.recipe == plan.recipe
-    assert profile.question.visual_tokens == plan.host.visual_tokens == 16
+    assert profile.text.question.visual_tokens == plan.host.visual_tokens == 16
     assert profile.sites == plan.sites
     assert profile.peak_footprint_bytes < profile.peak_rss_bytes
 
@@ -113,10 +110,12 @@ def test_an_answers_time_is_all_told(profile):
 
 def test_the_parts_of_an_answer_are_all_of_it(exported):
     found = measured(exported.bundle.path, runs=1)  # medians of one answer are that answer
-    assert set(found.stages) == set(PARTS)
-    parts = sum(found.stages[name].median for name in PARTS)
+    assert set(found.stages) == set(SHARES)
+    parts = sum(found.stages[name].median for name in SHARES)
     assert parts == pytest.approx(found.end_to_end_ms.median, rel=1e-3)
-    assert found.blocks_ms == pytest.approx(sum(found.stages[n].median for n in STAGES), rel=1e-3)
+    assert found.blocks_ms == pytest.approx(
+        sum(found.stages[n].median for n in RUN_SHARES), rel=1e-3
+    )
 
 
 def test_block_times_sum_to_an_answer(exported, slowed):
@@ -124,7 +123,7 @@ def test_block_times_sum_to_an_answer(exported, slowed):
     slowed(0.008)
     found = measured(exported.bundle.path)
     assert found.blocks_ms == pytest.approx(found.end_to_end_ms.median, rel=0.1)
-    stages = sum(found.stages[name].median for name in STAGES)
+    stages = sum(found.stages[name].median for name in RUN_SHARES)
     assert stages == pytest.approx(found.end_to_end_ms.median, rel=0.1)
 
 
@@ -149,7 +148,7 @@ def test_a_slowed_block_stands_out(exported, profile, slowed):
 
 def test_a_comparison_says_what_is_not_the_same(profile):
     same = compare(profile, profile, ("a", "a"))
-    assert same.note == "same machine, engine, threads, recipe, budget and question"
+    assert same.note == "same kind, machine, engine, threads, recipe, device, budget and question"
     assert {row.ratio for row in same.blocks} == {1.0}
     document = to_document(profile)
     document["threads"], document["budget_bytes"] = 7, 10**9
@@ -220,7 +219,7 @@ def _lacks(document):
 
 
 def _version(document):
-    document["schema_version"] = 2
+    document["schema_version"] = 1
 
 
 def _no_reason(document):
@@ -241,7 +240,11 @@ def _wrong_type(document):
         (_unknown, "p.json has an unknown key 'bloks'; did you mean 'blocks'?"),
         (_unknown_inside, "p.json.blocks[0] has an unknown key 'run'"),
         (_lacks, "p.json lacks the key 'ttft_ms'"),
-        (_version, "'p.json': schema_version is 2, this edgevlm reads 1"),
+        (
+            _version,
+            "'p.json': schema_version is 1, this edgevlm reads 2; measure again with 'edgevlm"
+            " profile'",
+        ),
         (_no_reason, "'budget_bytes' is null without a reason in not_measured"),
         (_reason_for_nothing, "'ttft_ms' has a reason in not_measured and a value"),
         (_wrong_type, "p.json.peak_rss_bytes must be an integer, got 'many'"),
@@ -258,6 +261,55 @@ def test_a_wrong_document_is_refused_in_one_line(profile, tmp_path, change, mess
     assert "\n" not in str(error.value)
 
 
+def embedding(profile):
+    """The document of an encoder that takes the same time for a vector."""
+    document = copy.deepcopy(to_document(profile))
+    time_ms, why = document["end_to_end_ms"], "an encoder generates no text"
+    question = {"modality": "image", "source": "scene.png"}
+    encoded = {"question": question, "dimensions": 768, "encode_ms": time_ms}
+    reasons = document["not_measured"]
+    del reasons["embedding"]
+    stages = {share.name: time_ms for share in time_shares("encoder")}
+    text_only = dict.fromkeys(("text", "ttft_ms", "decode_tokens_per_s"))
+    for block in document["blocks"]:
+        block["stage"] = "vision"
+    return document | text_only | {
+        "kind": "encoder", "stages": stages, "embedding": encoded, "sites": [],
+        "not_measured": reasons | dict.fromkeys(text_only, why),
+    }  # fmt: skip
+
+
+def test_an_embedding_has_a_profile_too(profile):
+    encoder = parse_profile(json.dumps(embedding(profile)))
+    assert encoder.question == encoder.embedding.question
+    page = report(encoder)
+    assert "768 dimensions" in page
+    assert "time to first token" not in page
+    compared = compare(profile, encoder, ("a", "b"))
+    assert compared.note == "not the same: kind, question"
+    totals = {row.name: (row.a, row.b) for row in compared.totals}
+    assert totals["encode_ms"] == (None, encoder.embedding.encode_ms.median)
+    assert totals["ttft_ms"] == (profile.ttft_ms, None)
+    stages = {row.name: (row.a, row.b) for row in compared.stages}
+    assert stages["text"][0] is stages["prefill"][1] is None
+    assert "one encode" in page
+    assert comparison_page(compared).count(">prefill<") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ttft_ms": 3.0}, "ttft_ms must have a value if text has one, and be null otherwise"),
+        ({"embedding": None}, "one of text, embedding must have a value"),
+        ({"kind": "painter"}, "kind is 'painter', this edgevlm reads profiles of"),
+        ({"kind": "vlm"}, "stages has or lacks 'decode', known: "),
+    ],
+)
+def test_a_profile_has_one_answer_and_the_stages_of_its_kind(profile, change, message):
+    with pytest.raises(InputError, match=message):
+        parse_profile(json.dumps(embedding(profile) | change))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "nul\0", '{"schema_version": true}'])
 def test_what_is_no_profile_is_refused(tmp_path, text):
     path = tmp_path / "p.json"
@@ -267,13 +319,13 @@ def test_what_is_no_profile_is_refused(tmp_path, text):
 
 
 def test_the_published_schema_is_the_dataclasses(profile):
-    published = Path(edgevlm.__file__).parent / "profile.schema.json"
+    published = Path(edgevlm.__file__).parent / "profiling" / "profile.schema.json"
     assert published.read_text("utf-8") == profile_schema.text()
     schema = json.loads(published.read_text("utf-8"))
     assert set(schema["required"]) == set(to_document(profile)) == set(schema["properties"])
     for kind in (schema, *schema["$defs"].values()):
         assert kind["additionalProperties"] is False
-    assert schema["properties"]["fallback"]["description"].startswith("How many of them are not")
+    assert schema["properties"]["fallback"]["description"].startswith("How many of them do not")
 
 
 def test_the_document_fits_the_schema(profile):
@@ -305,7 +357,7 @@ def test_the_trace_is_one_that_perfetto_opens(profile):
 )  # fmt: skip
 def test_a_request_that_measures_nothing_is_refused(options, message):
     with pytest.raises(InputError, match=message):
-        Request(**options)
+        ProfileRequest(**options)
 
 
 def test_more_tokens_than_the_context_has_room_for(exported):

@@ -16,7 +16,8 @@ from edgevlm.bundle.documents import to_document
 from edgevlm.profiling.document import Profile, parse_profile
 from edgevlm.profiling.report.comparison import compare, comparison_page
 from edgevlm.profiling.report.html import Html, data, tag
-from edgevlm.profiling.report.page import megabytes, milliseconds, report
+from edgevlm.profiling.report.page import report
+from edgevlm.units import megabytes, milliseconds
 
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)">\u2028&amp;'
 VOID = {"meta", "br"}
@@ -67,7 +68,7 @@ def test_figures_on_the_page_are_the_documents(profile):
     assert reader.text["b"][:2] == [
         f"{milliseconds(profile.ttft_ms)} ms", f"{profile.decode_tokens_per_s:,.1f} /s"
     ]  # fmt: skip
-    assert f"{megabytes(profile.peak_rss_bytes)} MB" in reader.text["b"]
+    assert megabytes(profile.peak_rss_bytes) in reader.text["b"]
     cells = reader.text["td"]
     for block in profile.blocks:
         at = cells.index(f"{block.name} {block.function}")
@@ -102,7 +103,7 @@ def test_it_loads_nothing(profile):
 
 def test_a_hostile_name_stays_text(profile):
     document = to_document(profile)
-    document["bundle"] = document["question"]["prompt"] = HOSTILE
+    document["bundle"] = document["text"]["question"]["prompt"] = HOSTILE
     for block in document["blocks"]:
         block["name"] = HOSTILE + block["name"]
     for event in document["answer"]["events"]:
@@ -148,7 +149,7 @@ def test_no_figures_is_said(profile):
         profile, conditions=hot, energy_joules=1.25, temperature_c=71.5, not_measured=reasons
     )
     page = report(warm)
-    for words in ("1.250 J for an answer", "40.0 °C before, 71.5 °C after", "3,000 MHz before"):
+    for words in ("1.250 J per answer", "40.0 °C before, 71.5 °C after", "3,000 MHz before"):
         assert words in page
 
 

@@ -36,7 +36,7 @@ def package(number, joules, name="package-0", most=10**9):
 
 
 def test_no_sensor_is_none_with_a_reason(tmp_path):
-    found = sensors.look(tmp_path)
+    found = sensors.read_sensors(tmp_path)
     assert (found.energy_uj, found.temperature_c, found.frequency_mhz) == (None, None, None)
     assert set(found.not_measured) >= {"energy", "temperature", "frequency", "throttled"}
     assert sensors.joules(found, found) is None
@@ -45,18 +45,18 @@ def test_no_sensor_is_none_with_a_reason(tmp_path):
 
 def test_energy_of_all_packages_and_past_the_end_of_a_counter(system):
     path = system(**package(0, 5_000_000), **package(1, 999_000_000, "package-1"))
-    before = sensors.look(path)
+    before = sensors.read_sensors(path)
     # Parts of a package, and the whole platform, would be counted twice.
     system(**package(0, 7_500_000), **package(1, 1_000_000, "package-1"),
            **package(2, 10**8, "psys"), **package("0_at_0", 10**8, "core"))  # fmt: skip
-    after = sensors.look(path)
+    after = sensors.read_sensors(path)
     assert before.energy_uj == (5_000_000, 999_000_000)
     assert sensors.joules(before, after) == pytest.approx(2.5 + 2.0)
 
 
 def test_energy_that_only_root_may_read(system):
     path = system(**package(0, "no number"))
-    found = sensors.look(path)
+    found = sensors.read_sensors(path)
     assert found.energy_uj is None
     assert "this user may not read energy_uj" in found.not_measured["energy"]
 
@@ -66,7 +66,7 @@ def test_temperature_and_frequency(system):
         class__thermal__thermal_zone0__temp=41_000, class__thermal__thermal_zone1__temp=63_500,
         **{f"{CORE}cpufreq__scaling_cur_freq": 2_400_000},
     )  # fmt: skip
-    found = sensors.look(path)
+    found = sensors.read_sensors(path)
     assert (found.temperature_c, found.frequency_mhz) == (63.5, 2400.0)
     assert "temperature" not in found.not_measured
     assert sensors.throttled(found, found) is False
@@ -76,11 +76,11 @@ def test_temperature_and_frequency(system):
 def test_counted_slow_downs_say_more_than_a_frequency(system):
     counter = f"{CORE}thermal_throttle__core_throttle_count"
     path = system(**{counter: 3, f"{CORE}cpufreq__scaling_cur_freq": 3_000_000})
-    before = sensors.look(path)
+    before = sensors.read_sensors(path)
     slow = replace(before, frequency_mhz=100.0)
     assert sensors.throttled(before, slow) is False
     system(**{counter: 4})
-    assert sensors.throttled(before, sensors.look(path)) is True
+    assert sensors.throttled(before, sensors.read_sensors(path)) is True
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_without_it_every_rail_counts(jetson):
 def test_a_meter_adds_power_up(jetson):
     path = jetson((1, "VDD_IN", 5000, 2000))
     started = time.perf_counter()
-    with sensors.Meter(sensors.rails(path)) as meter:
+    with sensors.PowerMeter(sensors.rails(path)) as meter:
         time.sleep(0.3)
         jetson((1, "VDD_IN", 5000, 4000))
         time.sleep(0.3)
@@ -124,6 +124,6 @@ def test_a_meter_adds_power_up(jetson):
 
 
 def test_no_rails_no_energy(tmp_path):
-    with sensors.Meter(sensors.rails(tmp_path)) as meter:
+    with sensors.PowerMeter(sensors.rails(tmp_path)) as meter:
         pass
     assert meter.joules is None

@@ -16,7 +16,7 @@ from edgevlm.cli import app
 from edgevlm.errors import PlanError
 from edgevlm.exporters.to_onnx import target as to_onnx
 from edgevlm.models.checkpoint import find
-from edgevlm.planning.vlm import make_plan
+from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.studies.sensitivity import EXACT_DB, Sensitivity
 

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from edgevlm.bundle.measures import Stat
 from edgevlm.errors import ExportError, InputError, RecipeError, RuntimeLoadError
-from edgevlm.evaluation.evaluate import Dataset, Evaluation, Times, evaluate
+from edgevlm.evaluation.evaluate import Dataset, Evaluation, evaluate
 from edgevlm.evaluation.examples import Example, Question
 from edgevlm.evaluation.scores import Score
 from edgevlm.recipe import Recipe
@@ -49,9 +50,9 @@ def evaluation(accuracy=0.5, tokens=64, ttft=None):
 
 
 ROWS = [
-    Row("identity", 64, evaluation(0.9, ttft=Times(4, 8.5, 9.0))),
+    Row("identity", 64, evaluation(0.9, ttft=Stat(4, 8.5, 9.0))),
     Row("divprune", 8, evaluation(0.7, 8)),
-    Row("divprune", 16, evaluation(0.8, 16, Times(4, 5.0, 6.0))),
+    Row("divprune", 16, evaluation(0.8, 16, Stat(4, 5.0, 6.0))),
     Row("random", 100, None, "too many, of 64"),
 ]
 
@@ -127,9 +128,9 @@ def exports(exported, monkeypatch):
 
     def export(recipe, path, progress, graphs):
         progress("plan")
-        if recipe.methods == ("tome",):
+        if str(recipe.methods[0]) == "tome":
             raise ExportError("differs from PyTorch")
-        made.append((recipe.methods[0], recipe.tokens))
+        made.append((str(recipe.methods[0]), recipe.tokens))
         shutil.copytree(exported.bundle.path, path)
 
     monkeypatch.setattr(pipeline, "export", export)

@@ -9,10 +9,11 @@ from edgevlm.bundle.documents import dumps
 from edgevlm.bundle.files import MEASURED
 from edgevlm.bundle.plan import MANIFEST
 from edgevlm.bundle.writing import write_text
-from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.output import answer, say, table
 from edgevlm.errors import RecipeError
 from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
+from edgevlm.units import megabytes
 
 WORDS = {
     "encode": "a view", "prefill": "a chunk of the prompt", "decode": "a token",
@@ -32,7 +33,7 @@ def show(path: str, memory: str, save: bool, as_json: bool) -> None:
             f"--memory plans with times measured on this machine, so it takes a bundle: '{path}' is"
             " none; export it first"
         )
-    blocks = load_loop(path, memory=memory, progress=o.say).blocks
+    blocks = load_loop(path, memory=memory, progress=say).blocks
     assert isinstance(blocks, StreamedBlocks)
     document: dict[str, Any] = {
         "budget_bytes": blocks.budget_bytes,
@@ -53,21 +54,21 @@ def show(path: str, memory: str, save: bool, as_json: bool) -> None:
             len(made.loads),
             f"{made.pass_ms:.0f}",
             f"{sum(unit.run_ms for unit in made.units):.0f}",
-            o.megabytes(made.peak_bytes),
+            megabytes(made.peak_bytes),
         ]
         for name, made in blocks.schedules.items()
         if name in WORDS
     ]
     text = (
-        f"{o.megabytes(blocks.budget_bytes)} for the process, {o.megabytes(blocks.fixed_bytes)} of"
-        f" it before any block; the smallest budget is {o.megabytes(blocks.minimum_budget_bytes)}"
+        f"{megabytes(blocks.budget_bytes)} for the process, {megabytes(blocks.fixed_bytes)} of"
+        f" it before any block; the smallest budget is {megabytes(blocks.minimum_budget_bytes)}"
         f" ({blocks.engine.name}, measured on this machine)\n\n"
-        + o.table(["pass", "kept", "loads", "ms", "all kept, ms", "blocks"], rows)
+        + table(["pass", "kept", "loads", "ms", "all kept, ms", "blocks"], rows)
     )
     blocks.close()
     if save:
         file = Path(path) / MEASURED / f"schedule-{blocks.engine.name}-{memory}.json"
         file.parent.mkdir(exist_ok=True)
         write_text(file, dumps(document))
-        o.say(f"wrote {file}")
-    o.answer(document, text, as_json)
+        say(f"wrote {file}")
+    answer(document, text, as_json)

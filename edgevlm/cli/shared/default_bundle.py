@@ -9,7 +9,7 @@ import edgevlm
 from edgevlm.api import require_torch
 from edgevlm.bundle.cache import cache_folder
 from edgevlm.bundle.documents import dumps
-from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.output import progress, say
 from edgevlm.recipe import Recipe
 
 RECIPE = Recipe(tokens=98)
@@ -25,8 +25,8 @@ def default_bundle() -> Path:
         require_torch()
         from edgevlm.pipeline import export
 
-        o.say(f"exporting the embedded model, once, to {path}")
+        say(f"exporting the embedded model, once, to {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with o.progress() as step:
+        with progress() as step:
             export(RECIPE, path, progress=step)
     return path

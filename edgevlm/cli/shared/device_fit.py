@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from edgevlm.cli.shared import options as o
 from edgevlm.devices.shared.fit import Fit, Need
-from edgevlm.recipe import MB
+from edgevlm.units import MB, megabytes
 
 
 def beside(found: Fit) -> str:
     """What fits the device, in lines."""
-    limit, asked, best = o.megabytes(found.limit_bytes), found.asked, found.best
+    limit, asked, best = megabytes(found.limit_bytes), found.asked, found.best
     known = f"one app may use {limit} ({found.limit_from})"
     if found.limit_from == "half of memory":
         known = f"no limit of one app is known, half of the memory is {limit}"
@@ -22,12 +21,12 @@ def beside(found: Fit) -> str:
         blocks = f"--block-size {size}MB: a block, the next one and the KV cache fit"
     return "\n".join(
         [
-            f"for {found.device}: {known}; without {o.megabytes(found.reserve_bytes)} for the app"
+            f"for {found.device}: {known}; without {megabytes(found.reserve_bytes)} for the app"
             f" around the engine: run --memory {found.budget_bytes // MB}MB",
-            f"{asked.quantize}: weights {o.megabytes(asked.weights_bytes)} + KV cache"
-            f" {o.megabytes(asked.kv_bytes)} = {o.megabytes(asked.needed_bytes)}:"
+            f"{asked.quantize}: weights {megabytes(asked.weights_bytes)} + KV cache"
+            f" {megabytes(asked.kv_bytes)} = {megabytes(asked.needed_bytes)}:"
             f" {'fits' if asked.fits else 'does not fit'}",
-            f"{choice}, {o.megabytes(best.needed_bytes)}",
+            f"{choice}, {megabytes(best.needed_bytes)}",
             blocks,
             *([_floor(found, asked)] if asked.token_bytes != best.token_bytes else []),
             _floor(found, best),
@@ -38,7 +37,7 @@ def beside(found: Fit) -> str:
 
 
 def _floor(found: Fit, need: Need) -> str:
-    reads = f"{need.quantize}: a token reads {o.megabytes(need.token_bytes)} of decoder and head"
+    reads = f"{need.quantize}: a token reads {megabytes(need.token_bytes)} of decoder and head"
     if need.token_floor_ms is None or found.bandwidth_bytes_per_s is None:
         return f"{reads}; {found.not_measured['token_floor_ms']}"
     speed = found.bandwidth_bytes_per_s / 1e9

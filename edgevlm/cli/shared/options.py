@@ -1,145 +1,72 @@
-"""Options that several commands share, and the two ways in which a command speaks."""
+"""Options that several commands share, each declared once."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import inspect
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from edgevlm.bundle.documents import to_document
-from edgevlm.recipe import Recipe, parse_bytes, parse_tiles
+from edgevlm.options import Option, options
+from edgevlm.recipe import Recipe
 
-_DEFAULT = Recipe()
-
-ModelArgument = Annotated[str, typer.Argument(help="Hub id, checkpoint folder, or 'embedded'.")]
-BundleArgument = Annotated[str, typer.Argument(help="A bundle that `export` wrote.")]
-Target = Annotated[str, typer.Option(help="Target, see `edgevlm targets`.")]
-Revision = Annotated[str | None, typer.Option(help="Commit or tag of a hub id.")]
-Tokens = Annotated[
-    int | None, typer.Option(help="Visual tokens kept per image or clip; all if not given.")
+BundleArgument = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="A bundle that `export` wrote.")
 ]
-Methods = Annotated[
-    list[str] | None,
-    typer.Option("--method", help="NAME[@SITE][:key=value,…], see `edgevlm methods`."),
-]
-Quantize = Annotated[str, typer.Option(help="SCHEME[,STAGE=SCHEME,…]; 'none' is float32.")]
-Context = Annotated[int | None, typer.Option(help="Cache length in tokens.")]
-Frames = Annotated[int, typer.Option(help="Frames of a clip; 1 means still images.")]
-Tiles = Annotated[str, typer.Option(help="Tile grid of an image, ROWSxCOLUMNS.")]
-BlockSize = Annotated[str, typer.Option(help="Largest block, in float32 weights: 64MB.")]
-Chunk = Annotated[int | None, typer.Option(help="Tokens per prefill call; chosen if not given.")]
-Calibrate = Annotated[
+Engine = Annotated[
     str | None,
-    typer.Option(help="For static schemes: N scenes, a folder of pictures, or a .jsonl file."),
+    typer.Option(metavar="NAME", help="Engine; `edgevlm engines` lists them."),
 ]
-Backend = Annotated[
-    str | None, typer.Option(help="ExecuTorch: xnnpack, or ahead of time coreml or vulkan.")
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Threads; all cores if not given.")
 ]
-Speculate = Annotated[
-    int, typer.Option(help="Tokens that one call checks, for `run --draft`; 0 is none, 8 is usual.")
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory budget of the whole process, such as 300MB."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Last stdout line is one JSON document.")]
-Force = Annotated[bool, typer.Option(help="Replace a bundle that is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")
+]
 
 
-def recipe(
-    model: str,
-    revision: str | None,
-    target: str,
-    tokens: int | None,
-    method: list[str] | None,
-    quantize: str,
-    context: int | None,
-    frames: int,
-    tiles: str,
-    block_size: str,
-    chunk: int | None,
-    calibrate: str | None,
-    backend: str | None,
-    speculate: int,
-) -> Recipe:
-    """The recipe that the options spell."""
-    return Recipe(
-        model=model,
-        revision=revision,
-        target=target,
-        tokens=tokens,
-        methods=tuple(method or ()),
-        quantize=quantize,
-        context=context,
-        frames=frames,
-        tiles=parse_tiles(tiles),
-        block_size_bytes=parse_bytes(block_size),
-        chunk=chunk,
-        calibrate=calibrate,
-        backend=backend,
-        speculate=speculate,
+def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a recipe, in the place of its parameter `recipe`."""
+
+    def call(**given: Any) -> None:
+        named = {each.name: given.pop(each.name) for each in options(Recipe)}
+        recipe = Recipe(**{name: v for name, v in named.items() if v is not None})
+        command(recipe=recipe, **given)
+
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.name == "recipe":
+            parameters += map(_parameter, options(Recipe))
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    call.__doc__, call.__module__ = command.__doc__, command.__module__
+    call.__annotations__ = {each.name: each.annotation for each in parameters}
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    """The parameter of a command from which Typer makes an option or an argument."""
+    kind: Any = int if option.number else str
+    kind = list[kind] if option.repeated else kind
+    declared: Any = typer.Argument(metavar=option.metavar, help=option.help)
+    if option.flag:
+        declared = typer.Option(option.flag, metavar=option.metavar, help=option.help)
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=option.default,
+        annotation=Annotated[kind | None if option.default is None else kind, declared],
     )
 
 
-class Defaults:
-    """Defaults of the recipe in the form that options take."""
-
-    model, target, quantize, frames = (
-        _DEFAULT.model,
-        _DEFAULT.target,
-        _DEFAULT.quantize,
-        _DEFAULT.frames,
-    )
-    tiles = f"{_DEFAULT.tiles[0]}x{_DEFAULT.tiles[1]}"
-    block_size = f"{_DEFAULT.block_size_bytes // 10**6}MB"
-
-
-def say(text: str) -> None:
-    """A line for a person, on stderr."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def answer(document: Any, text: str, as_json: bool) -> None:
-    """The result: `text` on stdout for a person, or one JSON line for a machine."""
-    print(json.dumps(to_document(document), ensure_ascii=False) if as_json else text, flush=True)
-
-
-@contextmanager
-def progress() -> Iterator[Any]:
-    """Steps as they begin: a spinner on a terminal, a line each elsewhere."""
-    console, started = Console(stderr=True), time.perf_counter()
-    if not console.is_terminal:
-        yield lambda step: say(f"[{time.perf_counter() - started:6.1f} s] {printable(step)}")
-        return
-    with console.status("…") as status:
-        # A step may have words of a device, which are no markup and steer no terminal.
-        yield lambda step: status.update(escape(f"{printable(step)} …"))
-
-
-def megabytes(size: float) -> str:
-    """Bytes as MB (10^6)."""
-    return f"{size / 1e6:,.1f} MB"
-
-
-def printable(text: str) -> str:
-    """A text without characters that would steer a terminal: a name may come from a file."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def table(head: list[str], rows: list[list[Any]]) -> str:
-    """Plain columns, numbers to the right."""
-    cells = [head, *([str(c) for c in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    right = [
-        all(not isinstance(row[i], str) for row in rows) and bool(rows) for i in range(len(head))
-    ]
-    lines = [
-        "  ".join(
-            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)
-        )
-        for row in cells
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether the user named an option, and did not leave it to its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"

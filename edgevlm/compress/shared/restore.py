@@ -1,53 +1,52 @@
-"""Give back what is lost when tokens leave: the mean of a group, its weight, and its place.
+"""Restore what is lost when tokens leave: the mean, the weight and the position of a group.
 
-Each of the N tokens belongs to the kept token of its grid that is most like it (cosine of features;
-of equals the first), and a kept token to itself. Then, as asked:
+Each of the N tokens belongs to the most similar kept token of its grid (cosine of features; of
+equals the first), and a kept token to itself. Then, as asked:
 
     merge      a kept token becomes the mean of its group
     calibrate  attention to it gets log(size of the group), so that it weighs as much as the group
-    median     its position is the middle one of the group's, in raster order
+    median     its position is the group's median position in raster order
 
-Each decoder layer adds the logarithm to its scores, in the columns of the visual tokens' rows of
-the cache (input `bias`).
+Each decoder layer adds the logarithm to its attention scores, in the columns of the visual tokens
+in the KV cache (input `bias`).
 
 Source: RESTORE (ICML 2026), sections on positions and on attention after reduction; from the paper.
-Limits: O(N K) compares. Groups of a method that merges are made anew from its kept positions.
+Limits: O(N K) compares. A method that merges is grouped again, from its kept positions.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from edgevlm.graphs.selection import ROUNDING, VisualShape, in_raster_order, square_shape, unit_rows
+from edgevlm.compress.shared.contract import TokensMethod
+from edgevlm.graphs.selection import ROUNDING, in_raster_order, unit_rows
+from edgevlm.graphs.visual_shape import VisualShape, square_shape
 
 
-class Restored:
+class Restored(TokensMethod):
     """A method of site `tokens` with one or more of the three.
 
     Args:
         method: The method.
         merge: Tokens become the means of their groups.
         calibrate: A third output, the logarithms of the groups' sizes.
-        median: Positions are the middle ones of the groups.
+        median: Positions are the median positions of the groups.
     """
 
-    def __init__(self, method: Any, merge: bool, calibrate: bool, median: bool) -> None:
+    def __init__(self, method: TokensMethod, merge: bool, calibrate: bool, median: bool) -> None:
         self.method, self.merge = method, merge
         self.calibrate, self.median = calibrate, median
-        self.signals: tuple[str, ...] = method.signals
+        self.signals = method.signals
 
     def plan(self, shape: VisualShape) -> int:
-        """As the method's."""
-        kept: int = self.method.plan(shape)
-        return kept
+        """Tokens kept by the method: K."""
+        return self.method.plan(shape)
 
     def __call__(
         self, features: Tensor, *, shape: VisualShape | None = None, **signals: Tensor
     ) -> tuple[Tensor, ...]:
-        """Reduce, then give back.
+        """Reduce, then restore.
 
         Args:
             features: f32 [1, N, C].
@@ -59,22 +58,22 @@ class Restored:
             [1, K]; by ascending position.
         """
         tokens, positions = self.method(features, shape=shape, **signals)
-        rows, places = tokens[0], positions[0].to(torch.int64)
-        members = groups(features[0], places, shape or square_shape("restore", features))
+        kept, at = tokens[0], positions[0].to(torch.int64)
+        members = groups(features[0], at, shape or square_shape("restore", features))
         sizes = members.sum(0)
         if self.merge:
-            rows = members.transpose(0, 1) @ features[0] / sizes.unsqueeze(1)
+            kept = members.transpose(0, 1) @ features[0] / sizes.unsqueeze(1)
         logs = sizes.log()
         if self.median:
-            places, rows, logs = in_raster_order(middle(members), rows, logs)
-        made = rows.unsqueeze(0), places.to(torch.int32).unsqueeze(0)
-        return (*made, logs.unsqueeze(0)) if self.calibrate else made
+            at, kept, logs = in_raster_order(median_positions(members), kept, logs)
+        reduced = kept.unsqueeze(0), at.to(torch.int32).unsqueeze(0)
+        return (*reduced, logs.unsqueeze(0)) if self.calibrate else reduced
 
 
 def groups(features: Tensor, kept: Tensor, shape: VisualShape) -> Tensor:
-    """Which token is in which group: f32 [N, K], 1 or 0; no group has none.
+    """Which token is in which group: f32 [N, K], 1 or 0; no group is empty.
 
-    A grid without a kept token is in no group.
+    Tokens of a grid without a kept token are in no group.
 
     Args:
         features: f32 [N, C].
@@ -84,17 +83,17 @@ def groups(features: Tensor, kept: Tensor, shape: VisualShape) -> Tensor:
     sizes = [h * w for h, w in shape.grids]
     grid = torch.tensor([number for number, size in enumerate(sizes) for _ in range(size)])
     unit = unit_rows(features)
-    alike = (unit @ unit.index_select(0, kept).transpose(0, 1)).clamp(max=1.0 - ROUNDING)
-    near = grid.unsqueeze(1) == grid.index_select(0, kept)  # [N, K]
+    cosine = (unit @ unit.index_select(0, kept).transpose(0, 1)).clamp(max=1.0 - ROUNDING)
+    same_grid = grid.unsqueeze(1) == grid.index_select(0, kept)  # [N, K]
     own = torch.arange(features.shape[0]).unsqueeze(1) == kept
-    alike = torch.where(own, 2.0, torch.where(near, alike, -2.0))
-    best = alike.argmax(1, keepdim=True) == torch.arange(kept.shape[0])
-    return (best & near).float()
+    cosine = torch.where(own, 2.0, torch.where(same_grid, cosine, -2.0))
+    nearest = cosine.argmax(1, keepdim=True) == torch.arange(kept.shape[0])
+    return (nearest & same_grid).float()
 
 
-def middle(members: Tensor) -> Tensor:
-    """Middle position of each group of members [N, K], the earlier of two: i64 [K]."""
+def median_positions(members: Tensor) -> Tensor:
+    """Median position of each group of members [N, K], the earlier of two: i64 [K]."""
     inside = members.to(torch.int64)
-    wanted = (inside.sum(0) + 1) // 2
-    here = (inside.cumsum(0) == wanted) & (inside > 0)
-    return (here * torch.arange(members.shape[0]).unsqueeze(1)).sum(0)
+    half = (inside.sum(0) + 1) // 2
+    is_median = (inside.cumsum(0) == half) & (inside > 0)
+    return (is_median * torch.arange(members.shape[0]).unsqueeze(1)).sum(0)

@@ -1,14 +1,14 @@
-"""NLVR: is a sentence true of a picture of three boxes with shapes? About 1,000 in the test set.
+"""NLVR: is a sentence true of an image of three boxes with shapes? About 1,000 in the test set.
 
 Source: A Corpus of Natural Language for Visual Reasoning (ACL 2017), the original corpus with drawn
-pictures, github.com/lil-lab/nlvr, CC-BY-4.0; the folder is read as it is published:
+images, github.com/lil-lab/nlvr, CC-BY-4.0; the folder is read as it is published:
 
     nlvr/test/test.json                      a JSON object a line: sentence, label, identifier, …
     nlvr/test/images/DIRECTORY/test-IDENTIFIER-K.png      K = 0 to 5: the boxes in another order
 
-An identifier is SET-POSITION: one sentence was written for the up to four pictures of a set, so a
-set is one scene. Only permutation 0 of each picture is shown: the others have the same boxes and
-answer, and would make the interval no narrower. Figures for all six are not comparable.
+An identifier is SET-POSITION: one sentence was written for the up to four images of a set, so a set
+is one scene. Only permutation 0 of each image is asked about: the others have the same boxes and
+answer, and would not narrow the interval. Figures for all six are not comparable.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from edgevlm.bundle.documents import shown
 from edgevlm.errors import InputError
 from edgevlm.evaluation.datasets.shared.lines import first_scenes, inside, objects
+from edgevlm.evaluation.datasets.shared.sentences import true_or_false
 from edgevlm.evaluation.examples import Example, Question
 from edgevlm.runtimes.loops import images
 
@@ -30,44 +31,38 @@ PATH = "the folder of NLVR, or of one split: nlvr/test"
 
 SPLIT = "test"
 PERMUTATION = 0
-PROMPT = "{sentence} True or false?"  # the sentence ends in one full stop
 TASK = "nlvr"
 
 
 @dataclass(frozen=True)
-class _Line:
+class _SentenceLine:
     scene: str
-    picture: Path
+    image: Path
     question: Question
 
 
 def examples(path: Path | str, frames: int = 1, limit: int | None = None) -> Iterator[Example]:
-    """A picture and its sentence, in the order of the file.
+    """An image and its sentence, in the order of the file.
 
     Args:
         path: The folder `nlvr`, whose split `test` is taken, or the folder of a split.
-        frames: Not needed: there are no clips.
-        limit: Most scenes, that is sets of pictures; None takes all.
+        frames: Not used: there are no clips.
+        limit: Most scenes, that is sets of images; None takes all.
 
     Raises:
-        InputError: If the folder or a line has another form, or a picture is missing.
+        InputError: If the folder or a line has another form, or an image is missing.
     """
     folder = _split(Path(path))
     file = folder / f"{folder.name}.json"
-    lines = [_line(folder, f"'{file}' line {number}", found) for number, found in objects(file)]
+    lines = [_line(folder, f"'{file}' line {number}", line) for number, line in objects(file)]
     if not lines:
         raise InputError(f"'{file}' has no sentences")
     wanted = first_scenes((line.scene for line in lines), limit)
     return (
-        Example(line.scene, (images.load(line.picture),), (line.question,))
+        Example(line.scene, (images.load(line.image),), (line.question,))
         for line in lines
         if line.scene in wanted
     )
-
-
-def prompt(sentence: str) -> str:
-    """The question about a sentence, which gets exactly one full stop at its end."""
-    return PROMPT.format(sentence=sentence.strip().rstrip(". ") + ".")
 
 
 def _split(path: Path) -> Path:
@@ -79,7 +74,7 @@ def _split(path: Path) -> Path:
     )
 
 
-def _line(folder: Path, where: str, document: dict[str, Any]) -> _Line:
+def _line(folder: Path, where: str, document: dict[str, Any]) -> _SentenceLine:
     patterns = {
         "sentence": r"[\s\S]*\w[\s\S]*",
         "label": "true|false",
@@ -93,5 +88,5 @@ def _line(folder: Path, where: str, document: dict[str, Any]) -> _Line:
             raise InputError(f"{where}: '{key}' is {shown(value)}, which NLVR never has")
     identifier = str(values["identifier"])
     name = f"images/{values['directory']}/{folder.name}-{identifier}-{PERMUTATION}.png"
-    question = Question(TASK, prompt(str(values["sentence"])), str(values["label"]))
-    return _Line(identifier.partition("-")[0], inside(folder, name, where), question)
+    question = Question(TASK, true_or_false(str(values["sentence"])), str(values["label"]))
+    return _SentenceLine(identifier.partition("-")[0], inside(folder, name, where), question)

@@ -1,5 +1,10 @@
-"""Idefics3 (arXiv 2408.12637): the same shape as SmolVLM, under its older name."""
+"""Idefics3 (arXiv 2408.12637): SigLIP encoder, pixel shuffle, Llama decoder.
 
-from edgevlm.models.vlm.smolvlm import describe, pieces, processor_views, reference_features
+SmolVLM has the same architecture, which `edgevlm/models/shared/idefics.py` has.
+"""
 
-__all__ = ["describe", "pieces", "processor_views", "reference_features"]
+from edgevlm.models.shared.idefics import describe, parts, processor_views, reference_features
+
+__all__ = ["KIND", "describe", "parts", "processor_views", "reference_features"]
+
+KIND = "vlm"

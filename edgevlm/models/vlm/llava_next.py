@@ -11,7 +11,7 @@ Sources: https://llava-vl.github.io/blog/2024-01-30-llava-next/ (LLaVA 1.6), CLI
 2103.00020), transformers' `models/llava_next/modeling_llava_next.py`. Differences from the
 original: the grid is fixed by the recipe and the picture fills it without padding, so nothing is
 unpadded; when tokens are removed rows lose their meaning and one newline at the end remains; a
-picture may be shown by its base image alone. Limits: no clips; several pictures stand side by
+picture may be encoded by its base image alone. Limits: no clips; several images stand side by
 side, where the published templates write a line break between them.
 """
 
@@ -24,14 +24,25 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.host import ImageSpec, LayoutItem
 from edgevlm.errors import PlanError
-from edgevlm.graphs.layers import ClassPatchEmbedding, DecoderLayer, EncoderLayer, FinalNorm
-from edgevlm.graphs.selection import VisualShape
-from edgevlm.models.family import RESAMPLE, Description, ModelParts, three
-from edgevlm.models.vlm.llava_onevision import NEWLINE, Pack, newline_rows, processor_views
+from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer
+from edgevlm.graphs.parts import EncoderParts, ModelParts
+from edgevlm.graphs.visual_shape import VisualShape
+from edgevlm.models.family import RESAMPLE, Description, three, token_ids
+from edgevlm.models.shared.anyres import (
+    NEWLINE,
+    Pack,
+    known_grids,
+    newline_rows,
+    processor_views,
+    without_newlines,
+)
+from edgevlm.models.shared.llama import decoder_parts, decoder_spec
+from edgevlm.models.shared.towers import encoder_spec, selected_layers
 from edgevlm.recipe import Recipe
 
-__all__ = ["describe", "pieces", "processor_views", "reference_features"]
+__all__ = ["KIND", "describe", "parts", "processor_views", "reference_features"]
 
+KIND = "vlm"
 # What CLIP was trained with, and the processor's values where a checkpoint names none.
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 # The language models whose layers `DecoderLayer` computes.
@@ -62,44 +73,47 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         mean=three(processor.get("image_mean", CLIP_MEAN)),
         std=three(processor.get("image_std", CLIP_STD)),
     )
-    whole = config.vision_feature_select_strategy == "full"
-    grids: tuple[tuple[int, int], ...] = (((1, 1),) if whole else ()) + ((side, side),)
+    keeps_class = _keeps_class_token(config)
+    grids: tuple[tuple[int, int], ...] = (((1, 1),) if keeps_class else ()) + ((side, side),)
     if image.views > 1:
         grids += ((rows * side, columns * side),)
-    shape = VisualShape(grids, config.text_config.hidden_size, *image.tiling)
+    decoder = decoder_spec(config.text_config)
+    shape = VisualShape(grids, decoder.width, *image.tiling)
     flat: tuple[str | LayoutItem, ...] = (LayoutItem("visual", start=0, stop=shape.tokens), NEWLINE)
     return Description(
         image=image,
-        view_tokens=side * side + whole,
+        view_tokens=side * side + keeps_class,
         shape=shape,
+        # Where the class token stays it is a token like the others.
+        encoder=encoder_spec(
+            vision, selected_layers(config), side * side + keeps_class, class_token=not keeps_class
+        ),
+        decoder=decoder,
         full_image=flat if image.views == 1 else newline_rows(side, rows, columns),
         reduced_image=flat,
         placeholder="<image>",
+        stop_ids=token_ids(getattr(config.text_config, "eos_token_id", None)),
     )
 
 
-def pieces(model: Any, description: Description) -> ModelParts:
-    """Static pieces over the weights of `model`; see `ModelParts`."""
-    core, config = model.model, model.config
-    tower, text, image = core.vision_tower, config.text_config, description.image
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    whole = config.vision_feature_select_strategy == "full"
+def parts(model: Any, description: Description) -> ModelParts:
+    """Static modules over the weights of `model`; see `ModelParts`."""
+    core, vision, image = model.model, model.config.vision_config, description.image
+    tower, spec = core.vision_tower, description.encoder
+    drop = DropClass() if spec.class_token else nn.Identity()
+    side = vision.image_size // vision.patch_size
     return ModelParts(
-        vision=(
-            ClassPatchEmbedding(tower.embeddings, tower.pre_layrnorm),
-            *(EncoderLayer(layer) for layer in tower.encoder.layers[: _depth(config)]),
-            nn.Sequential(nn.Identity() if whole else DropClass(), core.multi_modal_projector),
+        encoder=EncoderParts(
+            spec=spec,
+            embedding=ClassPatchEmbedding(tower.embeddings, tower.pre_layrnorm),
+            layers=tuple(EncoderLayer(layer) for layer in tower.encoder.layers[: spec.layers]),
+            connector=nn.Sequential(drop, core.multi_modal_projector),
+            fold=nn.Identity(),
         ),
         pack=Pack(image.rows, image.columns, side) if image.views > 1 else nn.Identity(),
-        decoder=tuple(
-            DecoderLayer(layer, text.num_attention_heads, text.num_key_value_heads)
-            for layer in core.language_model.layers
-        ),
-        norm=FinalNorm(core.language_model.norm),
+        decoder=decoder_parts(core.language_model, description.decoder),
         table=(core.language_model.embed_tokens.weight, core.image_newline[None]),
         head=model.lm_head.weight,
-        language_model=core.language_model,
-        class_token=not whole,  # where it stays it is a token like the others
     )
 
 
@@ -109,15 +123,11 @@ def reference_features(model: Any, pixel_values: Tensor, description: Descriptio
     if image.views == 1:  # the original always adds tiles, so its encoder is asked alone
         states = core.vision_tower(pixel_values, output_hidden_states=True).hidden_states
         chosen = states[config.vision_feature_layer]
-        whole = config.vision_feature_select_strategy == "full"
-        return core.multi_modal_projector(chosen if whole else chosen[:, 1:])
+        return core.multi_modal_projector(chosen if _keeps_class_token(config) else chosen[:, 1:])
     size = torch.tensor([[image.rows * image.height, image.columns * image.width]])
     packed = core.get_image_features(pixel_values[None], size, return_dict=True)
-    tokens = packed.pooler_output[0]
     side = image.height // config.vision_config.patch_size
-    base, grid = tokens[: side * side], tokens[side * side :]
-    grid = grid.reshape(image.rows * side, -1, tokens.shape[-1])[:, :-1]
-    return torch.cat((base, grid.flatten(0, 1)))[None]
+    return without_newlines(packed.pooler_output[0], image, side)
 
 
 class DropClass(nn.Module):
@@ -127,14 +137,13 @@ class DropClass(nn.Module):
         return x[:, 1:]
 
 
-def _depth(config: Any) -> int:
-    """Encoder layers up to the selected one; layer 0 is their input, -1 the last one's output."""
-    last = config.vision_feature_layer
-    return int(config.vision_config.num_hidden_layers + 1 + last if last < 0 else last)
+def _keeps_class_token(config: Any) -> bool:
+    """Whether the class token is one of the visual tokens."""
+    return bool(config.vision_feature_select_strategy == "full")
 
 
 def _check(config: Any) -> None:
-    vision, text, layer = config.vision_config, config.text_config, config.vision_feature_layer
+    vision, text = config.vision_config, config.text_config
     if vision.model_type != "clip_vision_model":
         raise PlanError(f"vision tower '{vision.model_type}' is not supported, CLIP's is")
     if text.model_type not in DECODERS:
@@ -144,19 +153,12 @@ def _check(config: Any) -> None:
     window = getattr(text, "sliding_window", None)
     if window is not None and window < text.max_position_embeddings:
         raise PlanError(f"a sliding window of {window} tokens is not supported, full attention is")
-    if not isinstance(layer, int):
-        raise PlanError("several vision feature layers are not supported, only one is")
-    if not 0 <= _depth(config) <= vision.num_hidden_layers:
-        raise PlanError(
-            f"vision_feature_layer {layer} is none of the {vision.num_hidden_layers} layers"
-        )
 
 
 def _check_grid(config: Any, rows: int, columns: int) -> None:
     if rows * columns == 1:
         return
-    size = config.vision_config.image_size
-    known = {(h // size, w // size) for h, w in config.image_grid_pinpoints}
+    known = known_grids(config)
     if (rows, columns) not in known:
         raise PlanError(f"tiles {rows}x{columns} is none of the model's grids {sorted(known)}")
     if config.vision_feature_select_strategy != "default":

@@ -1,7 +1,7 @@
-"""Pictures for our pages: lanes of a timeline, memory under it, lines. SVG without text.
+"""Charts for our pages: lanes of a timeline, memory below it, curves. SVG without text.
 
-A drawing is stretched to the width that there is, so letters stand beside it in HTML and stay as
-large on a phone as on a screen.
+A drawing is stretched to the available width, so its labels are HTML beside it and keep their size
+on a phone.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from edgevlm.profiling.document import Event, Timeline
-from edgevlm.profiling.report.html import Html, colour, tag
+from edgevlm.profiling.report.html import Html, tag
+from edgevlm.profiling.sections import Event, Timeline
+from edgevlm.profiling.stages import colour, time_shares
 
 HEIGHT, TICKS = 18, 5
-SHOWN = ("load", "vision", "reduce", "prefill", "head", "decode", "evict")
 
 
-def lanes(timeline: Timeline, budget_bytes: int | None) -> Html:
+def lanes(kind: str, timeline: Timeline, budget_bytes: int | None) -> Html:
     """A lane for each stage's runs, one for loads and one for evictions, and the memory below."""
-    found: list[Html] = []
-    for name in SHOWN:
-        events = [e for e in timeline.events if name == (e.part if e.kind == "run" else e.kind)]
+    rows: list[Html] = []
+    for name in ("load", *(share.name for share in time_shares(kind) if share.stage), "evict"):
+        events = [e for e in timeline.events if name == (e.stage if e.kind == "run" else e.kind)]
         if events:
-            found += [tag("span", name), _lane(events, timeline.ms)]
+            rows += [tag("span", name), _lane(events, timeline.ms)]
     if timeline.memory:
         most = max(sample.rss_bytes for sample in timeline.memory)
         label = tag("span", "memory", tag("br"), f"to {most / 1e6:,.0f} MB")
-        found += [label, _memory(timeline, budget_bytes)]
-    found += [tag("span"), axis(timeline.ms)]
-    return tag("div", *found, class_="lanes")
+        rows += [label, _memory(timeline, budget_bytes)]
+    rows += [tag("span"), axis(timeline.ms)]
+    return tag("div", *rows, class_="lanes")
 
 
 def axis(ms: float) -> Html:
@@ -56,21 +56,21 @@ def curve(points: Sequence[tuple[float, float]], name: str, height: int = 90) ->
     return _drawing(1000, height, height, tag("title", name), line)
 
 
-def split(parts: Sequence[tuple[str, float]]) -> Html:
-    """One bar in parts of (stage, amount)."""
-    whole = sum(amount for _, amount in parts) or 1.0
-    pieces = [
-        tag("i", title=part, style=f"width:{100 * amount / whole:.3f}%;background:{colour(part)}")
-        for part, amount in parts
+def split(shares: Sequence[tuple[str, float]]) -> Html:
+    """One bar divided by (time share, amount)."""
+    total = sum(amount for _, amount in shares) or 1.0
+    segments = [
+        tag("i", title=name, style=f"width:{100 * amount / total:.3f}%;background:{colour(name)}")
+        for name, amount in shares
         if amount > 0
     ]
-    return tag("div", *pieces, class_="split")
+    return tag("div", *segments, class_="split")
 
 
-def bar(share: float, part: str = "vision") -> Html:
-    """A bar of a share of the width."""
-    width = 100 * min(1.0, max(0.0, share))
-    return tag("span", class_="bar", style=f"width:{width:.2f}%;background:{colour(part)}")
+def bar(fraction: float, name: str = "vision") -> Html:
+    """A bar over a fraction of the width, in the colour of a time share."""
+    width = 100 * min(1.0, max(0.0, fraction))
+    return tag("span", class_="bar", style=f"width:{width:.2f}%;background:{colour(name)}")
 
 
 def _lane(events: Sequence[Event], ms: float) -> Html:
@@ -80,10 +80,10 @@ def _lane(events: Sequence[Event], ms: float) -> Html:
             tag("title", f"{e.kind} {e.block} {e.function}: {e.ms:.2f} ms at {e.start_ms:.2f}"),
             x=f"{e.start_ms / ms * 1000:.3f}",
             y=2,
-            # At least a third of a pixel of a wide screen, or a short run is not seen at all.
+            # At least a third of a pixel of a wide screen, so that a short run stays visible.
             width=f"{max(e.ms / ms * 1000, 0.4):.3f}",
             height=HEIGHT - 4,
-            fill=colour(e.part),
+            fill=colour(e.stage),
         )
         for e in events
     ]

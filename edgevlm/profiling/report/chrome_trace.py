@@ -1,8 +1,8 @@
 """A profile's timelines as a Chrome trace, which Perfetto (ui.perfetto.dev) and Chrome open.
 
-The format is JSON of events with `ph`: `X` has a beginning and a length in microseconds, `C` is a
+The format is JSON of events with `ph`: `X` has a start and a duration in microseconds, `C` is a
 counter, `M` names a lane. One process for the opening, if there is one, and one for the answer.
-Source: "Trace Event Format", the document of Chrome's developers.
+Source: "Trace Event Format", the Chrome developers' document.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from edgevlm.profiling.document import Profile, Timeline
+from edgevlm.profiling.document import Profile
+from edgevlm.profiling.sections import Timeline
 
 LANES = {"run": 1, "load": 2, "evict": 3}
 
@@ -36,29 +37,31 @@ def chrome_trace(profile: Profile) -> str:
 
 
 def _events(process: int, name: str, timeline: Timeline) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [
+    events: list[dict[str, Any]] = [
         {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": {"name": name}}
     ]
     for kind, lane in LANES.items():
-        told = {"name": f"{kind}s" if kind != "evict" else "evictions"}
-        found.append({"ph": "M", "name": "thread_name", "pid": process, "tid": lane, "args": told})
+        lane_name = {"name": f"{kind}s" if kind != "evict" else "evictions"}
+        events.append(
+            {"ph": "M", "name": "thread_name", "pid": process, "tid": lane, "args": lane_name}
+        )
     for event in timeline.events:
-        found.append(
+        events.append(
             {
                 "ph": "X",
                 "name": f"{event.block}.{event.function}" if event.function else event.block,
-                "cat": f"{event.kind},{event.part}",
+                "cat": f"{event.kind},{event.stage}",
                 "ts": round(event.start_ms * 1e3, 1),
                 "dur": round(event.ms * 1e3, 1),
                 "pid": process,
                 "tid": LANES[event.kind],
-                "args": {"kind": event.kind, "stage": event.part},
+                "args": {"kind": event.kind, "stage": event.stage},
             }
         )
     for sample in timeline.memory:
         size = {"rss_bytes": sample.rss_bytes}
         at = round(sample.ms * 1e3, 1)
-        found.append(
+        events.append(
             {"ph": "C", "name": "memory", "ts": at, "pid": process, "tid": 0, "args": size}
         )
-    return found
+    return events

@@ -1,7 +1,7 @@
-"""HTML without a template: elements that escape what they are given, and the look of our pages.
+"""HTML without a template: elements that escape their contents, and the style of our pages.
 
-Text is escaped wherever it stands, because only `tag` makes `Html`. A page loads nothing: its style
-is inside, it has no script that runs, and its policy forbids both, also to names from a bundle.
+Text is escaped everywhere, because only `tag` makes `Html`. A page loads nothing: its style is
+inline, no script runs, and its policy forbids both, also to names from a bundle.
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ import html
 import json
 from typing import Any
 
+from edgevlm.profiling.stages import colour
+
 VOID = ("meta", "rect", "line", "path", "br")
-# Colours that people who confuse red and green tell apart (Okabe and Ito), by stage.
-COLOURS = {
-    "picture": "--pink", "vision": "--blue", "reduce": "--yellow", "prefill": "--orange",
-    "head": "--sky", "decode": "--green", "evict": "--violet", "wait": "--grey", "host": "--dim",
-}  # fmt: skip
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 STYLE = """
 :root{color-scheme:light dark;--ground:#fff;--ink:#1c2024;--soft:#5d666f;--line:#d9dee3;
@@ -78,15 +75,15 @@ class Html(str):
 
 def tag(name: str, /, *children: str | None, **attributes: str | float | None) -> Html:
     """An element; `class_` is `class`, None is left out."""
-    told = "".join(
+    properties = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value), quote=True)}"'
         for key, value in attributes.items()
         if value is not None
     )
     if name in VOID and not children:
-        return Html(f"<{name}{told}>" if name in ("meta", "br") else f"<{name}{told}/>")
+        return Html(f"<{name}{properties}>" if name in ("meta", "br") else f"<{name}{properties}/>")
     inside = "".join(escape(child) for child in children if child is not None)
-    return Html(f"<{name}{told}>{inside}</{name}>")
+    return Html(f"<{name}{properties}>{inside}</{name}>")
 
 
 def escape(text: str) -> Html:
@@ -95,7 +92,7 @@ def escape(text: str) -> Html:
 
 
 def data(identifier: str, document: Any) -> Html:
-    """A JSON document inside a page; no name in it can end its element or begin another."""
+    """A JSON document inside a page; no name in it can close its element or open another."""
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -103,7 +100,7 @@ def data(identifier: str, document: Any) -> Html:
 
 
 def page(title: str, *parts: str | None) -> str:
-    """A whole document."""
+    """A complete document."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -116,25 +113,20 @@ def page(title: str, *parts: str | None) -> str:
 
 
 def tile(value: str, label: str) -> Html:
-    """A figure with what it is."""
+    """A figure and its label."""
     return tag("div", tag("b", value), tag("span", label), class_="tile")
 
 
-def colour(part: str) -> str:
-    """The colour of a stage."""
-    return f"var({COLOURS.get(part, '--grey')})"
-
-
-def legend(parts: list[tuple[str, str]]) -> Html:
-    """Names of colours: pairs of stage and text."""
+def legend(labels: list[tuple[str, str]]) -> Html:
+    """What the colours mean: pairs of time share and label."""
     entries = [
-        tag("span", tag("i", style=f"background:{colour(part)}"), words) for part, words in parts
+        tag("span", tag("i", style=f"background:{colour(name)}"), label) for name, label in labels
     ]
     return tag("div", *entries, class_="legend")
 
 
 def rows(head: list[tuple[str, str]], lines: list[list[str]]) -> Html:
-    """A table; each head has its text and the class of its cells (`n` is a number)."""
+    """A table; each head is a text and the class of its cells (`n` is a number)."""
     first = [tag("th", text, class_=kind or None) for text, kind in head]
     cells = [
         [tag("td", c, class_=k or None) for c, (_, k) in zip(line, head, strict=True)]
@@ -142,3 +134,8 @@ def rows(head: list[tuple[str, str]], lines: list[list[str]]) -> Html:
     ]
     table = tag("table", tag("tr", *first), *(tag("tr", *line) for line in cells))
     return tag("div", table, class_="wide")
+
+
+def facts(pairs: list[tuple[str, str]]) -> Html:
+    """A list of names and values."""
+    return tag("dl", *(item for k, v in pairs for item in (tag("dt", k), tag("dd", v))))

@@ -61,7 +61,7 @@ class Eager:
         given = self._torch.as_tensor(ids)[None]
         with self._torch.inference_mode():
             hidden = self._model.model.text_model(
-                input_ids=given, past_key_values=self._past, use_cache=True
+                input_ids=given, cache=self._past, use_cache=True
             ).last_hidden_state
             scores: Array = self._model.lm_head(hidden[:, -1:])[0, 0].numpy()
         return scores

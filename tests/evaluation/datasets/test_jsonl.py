@@ -70,7 +70,7 @@ def test_frames_of_a_clip_are_spread_evenly(write):
     assert shades(found) == [0, 80, 200]
     (found,) = examples(path, frames=6)
     assert shades(found) == [0, 40, 80, 120, 160, 200]
-    with pytest.raises(InputError, match=r"line 1.frames has 6 pictures, the model takes 7$"):
+    with pytest.raises(InputError, match=r"line 1.frames has 6 images, the model takes 7$"):
         list(examples(path, frames=7))
 
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from edgevlm.errors import InputError
-from edgevlm.evaluation.datasets.nlvr import PROMPT, examples, prompt
+from edgevlm.evaluation.datasets.nlvr import examples
+from edgevlm.evaluation.datasets.shared.sentences import PROMPT, true_or_false
 
 LINES = (
     ("7-0", "There is a box .", "true", "0"),
@@ -60,8 +61,8 @@ def test_the_folder_of_a_split(nlvr, monkeypatch):
 
 @pytest.mark.parametrize("sentence", ["A box", "A box.", " A box .\n", "A box..", "A box. . "])
 def test_a_sentence_ends_in_one_full_stop(sentence):
-    assert prompt(sentence) == "A box. True or false?"
-    assert PROMPT.format(sentence="A box.") == prompt(sentence)
+    assert true_or_false(sentence) == "A box. True or false?"
+    assert PROMPT.format(sentence="A box.") == true_or_false(sentence)
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ pytest.importorskip("onnxscript")
 
 from edgevlm.errors import PlanError
 from edgevlm.exporters.to_coreml.target import TARGET
-from edgevlm.graphs.selection import VisualShape
+from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
-from edgevlm.registry import METHODS, sites_of
+from edgevlm.registry import METHODS
 
 MODELS = ("tiny-smolvlm", "tiny-llava-onevision", "embedded")
-NAMES = [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]
+NAMES = METHODS.names("tokens")
 INSIDE = {"tome@vision:r=4": "vision", "fastv:layer=1": "decoder"}
 LEAST_DB = {"fp16": 55, "w8a16": 40, "w4g32a16": 20, "p4": 20, "p6": 20}
 
@@ -64,7 +64,7 @@ def test_every_scheme_with_every_method(model, scheme, method, graphs, preset, t
 def _alone(method: str) -> bool:
     """Whether a method can work on one view."""
     try:
-        METHODS.load(method).Method(tokens=24).plan(VisualShape(((8, 8),), 64))
+        METHODS.load(method, "tokens").Method(tokens=24).plan(VisualShape(((8, 8),), 64))
     except PlanError:
         return False
     return True

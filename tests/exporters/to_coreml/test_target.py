@@ -26,12 +26,12 @@ from edgevlm.exporters.contract import TargetOptions  # noqa: E402
 from edgevlm.exporters.to_coreml import target as to_coreml  # noqa: E402
 from edgevlm.exporters.to_coreml.operators import overflows_float16, translations  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
-from edgevlm.parity.runner import difference  # noqa: E402
+from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
-from edgevlm.registry import METHODS, sites_of  # noqa: E402
+from edgevlm.registry import METHODS  # noqa: E402
 
-NAMES = [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]
+NAMES = METHODS.names("tokens")
 
 
 @pytest.fixture

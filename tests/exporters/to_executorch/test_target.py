@@ -29,16 +29,16 @@ from edgevlm.exporters.to_executorch import target as to_executorch  # noqa: E40
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.parity.runner import difference  # noqa: E402
-from edgevlm.parity.verify import THRESHOLDS  # noqa: E402
+from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
-from edgevlm.planning.vlm import make_plan  # noqa: E402
+from edgevlm.planning.plan import make_plan  # noqa: E402
+from edgevlm.quantization.schemes import threshold  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
-from edgevlm.registry import METHODS, sites_of  # noqa: E402
+from edgevlm.registry import METHODS  # noqa: E402
 from edgevlm.runtimes.loading import load_loop  # noqa: E402
 from edgevlm.runtimes.on_executorch.engine import Engine  # noqa: E402
 
-NAMES = [name for name in METHODS.names() if "tokens" in sites_of(METHODS.load(name))]
+NAMES = METHODS.names("tokens")
 XNNPACK = TargetOptions("none", "xnnpack")
 SMALL = {"w8a8": 0.27, "w4g32a8": 0.15}  # of float32
 X = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0)) * 3
@@ -243,7 +243,7 @@ def test_a_bundle_agrees_with_pytorch(model, scheme, preset, tmp_path):
         assert len(bundle.plan.stage("decoder")) == 2
         assert done.verification.logits_rel_error <= 1e-3
         assert done.verification.tokens_equal == 1.0
-    least = THRESHOLDS[scheme].psnr_db or 0.0
+    least = threshold(scheme).psnr_db or 0.0
     for found in done.verification.blocks:
         assert found.name == "reduce-0" or (found.psnr_db or least) >= least
     for block in bundle.plan.stage("decoder"):
@@ -275,8 +275,8 @@ def test_other_backends_ahead_of_time(backend, calls, preset, tmp_path):
     planned = make_plan(replace(recipe, backend=backend), find(recipe.model))
     assert dict(planned.plan.requires.versions)["backend"] == backend
     (block,) = planned.plan.stage("decoder")
-    pieces = planned.pieces(planned.checkpoint.load_model())
-    module = build(block, pieces, planned.method, planned.description.shape)
+    parts = planned.parts(planned.checkpoint.load_model())
+    module = build(block, parts, planned.method, planned.description.shape)
     traced = {"decode": trace(module, block.function("decode"), block)}
     block = replace(block, functions=(block.function("decode"),))
     lowered = to_executorch.lower(traced, block, TargetOptions("none", backend))

@@ -17,7 +17,7 @@ from edgevlm.exporters.contract import TargetOptions  # noqa: E402
 from edgevlm.exporters.to_onnx.target import lower, write  # noqa: E402
 from edgevlm.graphs import ops  # noqa: E402
 from edgevlm.graphs.trace import trace  # noqa: E402
-from edgevlm.parity.runner import difference  # noqa: E402
+from edgevlm.parity.compare import difference  # noqa: E402
 
 ROWS, SIZE = 400, 16
 

@@ -23,10 +23,10 @@ from edgevlm.exporters.to_onnx.linear import FORMATS  # noqa: E402
 from edgevlm.exporters.to_onnx.target import lower, write  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.parity.runner import difference  # noqa: E402
-from edgevlm.parity.verify import THRESHOLDS  # noqa: E402
+from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
-from edgevlm.planning.vlm import make_plan  # noqa: E402
+from edgevlm.planning.plan import make_plan  # noqa: E402
+from edgevlm.quantization.schemes import threshold  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.runtimes.loading import load_loop  # noqa: E402
 from edgevlm.runtimes.loops.sequence import load_table  # noqa: E402
@@ -84,7 +84,7 @@ def test_a_bundle_agrees_with_pytorch_and_is_small(model, scheme, preset, tmp_pa
     recipe = replace(recipe, calibrate="2" if scheme == "w8a8s" else None)
     done = export(recipe, tmp_path / "tiny.edgevlm")
     bundle, embedding = done.bundle, done.bundle.plan.host.embedding
-    assert THRESHOLDS[scheme].psnr_db == LEAST_DB[scheme]
+    assert threshold(scheme).psnr_db == LEAST_DB[scheme]
     for block in done.verification.blocks:
         stage = block.name.rpartition("-")[0]
         assert stage == "reduce" or block.psnr_db >= LEAST_DB[scheme]
@@ -108,7 +108,7 @@ def test_a_bundle_agrees_with_pytorch_and_is_small(model, scheme, preset, tmp_pa
     said = planned.plan.weights_bytes  # the files begin each weight at a multiple of 64
     assert said <= sum(files[path] for path in kept) <= 1.05 * said + 2000
     assert [b.span for b in planned.plan.blocks] == [b.span for b in exact.blocks]
-    matrix = torch.cat(planned.pieces(find(recipe.model).load_model()).table).numpy()
+    matrix = torch.cat(planned.parts(find(recipe.model).load_model()).table).numpy()
     packing = PACKINGS[embedding.dtype]
     table = load_table(bundle)
     rounded = unpack(*pack(matrix, packing), packing, embedding.columns)

@@ -23,7 +23,7 @@ from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import signature, trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
-from edgevlm.planning.vlm import make_plan  # noqa: E402
+from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
 # Each layer of the tiny model becomes a block, and its head two.
@@ -172,10 +172,10 @@ def test_equal_weights_of_one_block_do_not_bind_the_next(tiny_model, tmp_path):
 
     planned = make_plan(Recipe(model=tiny_model, block_size_bytes=BLOCK), find(tiny_model))
     model = planned.checkpoint.load_model()
-    pieces = planned.checkpoint.family.pieces(model, planned.description)
-    pieces.vision[2].layer.layer_norm2.weight.mul_(1.5)
+    parts = planned.checkpoint.family.parts(model, planned.description)
+    parts.encoder.layers[1].layer.layer_norm2.weight.mul_(1.5)
     first, second = planned.plan.stage("vision")[1:3]
-    modules = [build(b, pieces, planned.method, planned.description.shape) for b in (first, second)]
+    modules = [build(b, parts, planned.method, planned.description.shape) for b in (first, second)]
     assert signature(modules[0], first) == signature(modules[1], second)
     (function,) = first.functions
     lowered = lower({"encode": trace(modules[0], function, first)}, first, TargetOptions("none"))

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: our static pieces and our prompt against transformers' own."""
+"""LLaVA-NeXT: our static modules and our prompt against transformers' own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.parity.runner import difference  # noqa: E402
-from edgevlm.planning.vlm import make_plan  # noqa: E402
+from edgevlm.parity.compare import difference  # noqa: E402
+from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
 NAME = "tiny-llava-next"
@@ -48,7 +48,7 @@ def own_inputs(made, processor, prompt, picture):
 
 
 @pytest.mark.parametrize("tiles", [(1, 1), (2, 2), (1, 3)], ids=["1x1", "2x2", "1x3"])
-def test_vision_pieces_equal_the_models_encoder(tiny, tiles):
+def test_vision_modules_equal_the_models_encoder(tiny, tiles):
     made = tiny(NAME, tiles=tiles)
     image = made.plan.host.image
     pixels = torch.rand(image.views, 3, image.height, image.width).mul(2).sub(1).numpy()
@@ -98,17 +98,17 @@ def test_one_newline_at_the_end_remains_of_a_reduced_image(tiny, tiles):
 def test_the_class_token_passes_the_encoder_and_leaves_before_the_projector(tiny):
     made = tiny(NAME)
     x = torch.rand(1, 3, 56, 56)
-    *encoder, last = made.pieces.vision
-    assert len(encoder) == 1 + 2  # of three layers the last is not used
-    for piece in encoder:
-        x = piece(x)
+    encoder = made.parts.encoder
+    assert len(encoder.layers) == 2  # of three layers the last is not used
+    for module in (encoder.embedding, *encoder.layers):
+        x = module(x)
         assert tuple(x.shape) == (1, 1 + 196, 64)
-    assert tuple(last(x).shape) == (1, 196, 64)
+    assert tuple(encoder.connector(x).shape) == (1, 196, 64)
 
 
 # Qwen2 is the language model of the tiny LLaVA-OneVision.
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
-def test_decoder_pieces_with_cache_equal_the_language_model(
+def test_decoder_layers_with_cache_equal_the_language_model(
     tiny, changed, decoder_difference, kind
 ):
     made = tiny(changed(text={"model_type": kind, "sliding_window": None}))

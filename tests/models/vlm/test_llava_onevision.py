@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: our static pieces and our prompt against transformers' own."""
+"""LLaVA-OneVision: our static modules and our prompt against transformers' own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edgevlm.errors import PlanError  # noqa: E402
-from edgevlm.parity.runner import difference  # noqa: E402
+from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
 NAME = "tiny-llava-onevision"
@@ -24,7 +24,7 @@ LIMIT = 1e-5
     [{}, {"tiles": (2, 2)}, {"tiles": (2, 3)}, {"frames": 4}],
     ids=["1x1", "2x2", "2x3", "4 frames"],
 )
-def test_vision_pieces_equal_the_models_encoder(tiny, options):
+def test_vision_modules_equal_the_models_encoder(tiny, options):
     made = tiny(NAME, **options)
     image = made.plan.host.image
     pixels = torch.rand(image.views, 3, image.height, image.width).mul(2).sub(1).numpy()
@@ -54,7 +54,7 @@ def test_pooling_of_an_odd_grid_equals_the_models(tiny):
     assert difference(pool(features), theirs)[0] <= LIMIT
 
 
-def test_decoder_pieces_with_cache_equal_the_language_model(tiny, decoder_difference):
+def test_decoder_layers_with_cache_equal_the_language_model(tiny, decoder_difference):
     assert decoder_difference(tiny(NAME)) <= LIMIT
 
 
@@ -143,6 +143,7 @@ def test_second_turn_gives_the_ids_of_the_whole_conversation(tiny, processor, pr
     ("change", "message"),
     [
         ({"vision_feature_layer": [-1, -2]}, "several vision feature layers are not supported"),
+        ({"vision_feature_layer": 9}, "vision_feature_layer 9 is none of the 2 layers"),
         ({"vision_feature_select_strategy": "default"}, "'default' is not supported, 'full' is"),
         ({"image_grid_pinpoints": [[56, 112]]}, r"2x2 is none of the model's grids \[\(1, 2\)"),
         ({"vision_aspect_ratio": "anyres_max_2"}, "tiles 2x2 is more than this model's 2 tiles"),

@@ -1,4 +1,4 @@
-"""SmolVLM and Idefics3: our static pieces and our prompt against transformers' own."""
+"""SmolVLM and Idefics3: our static modules and our prompt against transformers' own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edgevlm.errors import PlanError  # noqa: E402
-from edgevlm.parity.runner import difference  # noqa: E402
+from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
 QUESTION = "What is in this picture, and why?"
@@ -46,7 +46,7 @@ def own_processor_images(made, processor, pictures, splitting):
     [{}, {"tiles": (2, 2)}, {"tiles": (2, 3)}, {"frames": 4}],
     ids=["1x1", "2x2", "2x3", "4 frames"],
 )
-def test_vision_pieces_equal_the_models_encoder(tiny, name, options):
+def test_vision_modules_equal_the_models_encoder(tiny, name, options):
     made = tiny(name, **options)
     image = made.plan.host.image
     pixels = torch.rand(image.views, 3, image.height, image.width).mul(2).sub(1).numpy()
@@ -56,7 +56,7 @@ def test_vision_pieces_equal_the_models_encoder(tiny, name, options):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_decoder_pieces_with_cache_equal_the_language_model(tiny, decoder_difference, name):
+def test_decoder_layers_with_cache_equal_the_language_model(tiny, decoder_difference, name):
     assert decoder_difference(tiny(name)) <= LIMIT
 
 

@@ -23,7 +23,7 @@ from edgevlm import api
 from edgevlm.errors import BundleError, InputError, PlanError, RecipeError
 from edgevlm.models.checkpoint import find
 from edgevlm.pipeline import export
-from edgevlm.planning.vlm import make_plan
+from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops import drafts, images

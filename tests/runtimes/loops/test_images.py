@@ -170,7 +170,7 @@ def test_odd_images_leave_stderr_and_memory_alone(odd):
     script = (
         "import pathlib, sys\n"
         "from edgevlm.errors import InputError\n"
-        "from edgevlm.runtimes import images\n"
+        "from edgevlm.runtimes.loops import images\n"
         "for path in sys.stdin.read().splitlines():\n"
         "    try:\n"
         "        images.load(path)\n"

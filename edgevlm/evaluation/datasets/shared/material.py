@@ -1,7 +1,7 @@
-"""The real material of the embedded dataset: photographs of hands, emoji, sentences about pictures.
+"""The real material of the embedded dataset: photographs of hands, emoji, sentences about images.
 
-The package carries the test part, as sheets of equal tiles; the training part is read from the
-folders that the archives unpack to. Photographs are split by person: the files of each digit are in
+The package contains the test part, as sheets of equal tiles; the training part is read from the
+folders of the unpacked archives. Photographs are split by person: the files of each digit are in
 the order of the people, so blocks of files are blocks of people. Emoji are split by their name.
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from edgevlm.evaluation.datasets import nlvr
 from edgevlm.evaluation.datasets.shared.drawing import MATERIAL
+from edgevlm.evaluation.datasets.shared.sentences import true_or_false
 
 HAND, EMOJI = 100, 48  # pixels a side
 COLUMNS = 20  # of a sheet
@@ -25,7 +25,7 @@ TEST_PEOPLE, VALIDATION_PEOPLE = 20, 12  # photographs of each digit, from the e
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence of NLVR, which is equally true of each of its pictures."""
+    """A sentence of NLVR, with the images of one set that it is true of, or false."""
 
     prompt: str
     answer: str
@@ -43,7 +43,7 @@ class Material:
 
 
 def packaged_material() -> Material:
-    """The test part, from the sheets that the package carries.
+    """The test part, from the sheets in the package.
 
     `hands.jpg` has a row of 20 people for each digit from 0; `emoji.png` is filled row by row, and
     its last row may end early.
@@ -115,7 +115,7 @@ def _sentences(data: Path, split: str) -> list[Sentence]:
         pictures = tuple(folder / name for name in row["images"])
         found.append(
             Sentence(
-                nlvr.prompt(row["sentence"]),
+                true_or_false(row["sentence"]),
                 row["label"],
                 pictures,
             )

@@ -1,0 +1,1 @@
+"""Site `decoder`: visual tokens leave between the layers of the language model."""

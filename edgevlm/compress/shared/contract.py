@@ -1,0 +1,144 @@
+"""What a method is at each site: the class `Method` of a method file derives from one of these.
+
+`plan` comes first and works on numbers alone; the call is traced with the numbers that it gave, so
+every shape in it is a constant. The defaults of a method's properties are here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from edgevlm.graphs.pruning import Look
+from edgevlm.graphs.visual_shape import VisualShape
+
+
+class SiteMethod(Protocol):
+    """What methods of all sites have in common.
+
+    Attributes:
+        signals: Names of what the encoder gives beside its features (`graphs/signals.py`), such as
+            `cls_attention`; each is a keyword argument of the call at site `tokens`.
+    """
+
+    signals: tuple[str, ...] = ()
+
+
+class TokensMethod(SiteMethod, Protocol):
+    """A method of site `tokens`: N features become K visual tokens.
+
+    Its `__init__` takes `tokens` (K; None keeps all) and options as keywords.
+
+    Attributes:
+        calibrate: The call gives a third output, the logarithm of how many tokens each kept token
+            stands for, f32 [1, K].
+    """
+
+    calibrate: bool = False
+
+    def plan(self, shape: VisualShape) -> int:
+        """Tokens kept: K.
+
+        Raises:
+            PlanError: If the method cannot keep K tokens of this shape.
+        """
+        ...
+
+    def __call__(self, features: Tensor, *none: Any, **inputs: Any) -> tuple[Tensor, ...]:
+        """Reduce.
+
+        Args:
+            features: f32 [1, N, C].
+            *none: Nothing: all that follows is named.
+            **inputs: `shape`, a VisualShape, where None is one square grid; and the signals that
+                the method names, f32 [1, N] or [1, N, D].
+
+        Returns:
+            Tokens f32 [1, K, C] and their positions i32 [1, K], ascending and distinct; with
+            `calibrate` the logarithms too.
+        """
+        ...
+
+
+class VisionMethod(SiteMethod, Protocol):
+    """A method of site `vision`: tokens merge after some layers of the encoder.
+
+    Attributes:
+        between: Tokens merge between attention and MLP of a layer; else after both.
+    """
+
+    between: bool = True
+
+    def plan(self, patches: int, layers: int) -> tuple[int, ...]:
+        """Patches left after each layer.
+
+        Args:
+            patches: Patches of a view, a class token left out: N.
+            layers: Layers of the encoder.
+
+        Raises:
+            PlanError: If the method cannot leave as many.
+        """
+        ...
+
+    def __call__(
+        self, x: Tensor, metric: Tensor, size: Tensor, removed: int, class_token: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Merge in one layer.
+
+        Args:
+            x: Tokens f32 [n, D].
+            metric: What may be compared, f32 [n, E]: the layer's keys, mean over heads, if tokens
+                merge between attention and MLP, else the tokens.
+            size: Patches that each token stands for, f32 [n, 1].
+            removed: How many fewer tokens are left.
+            class_token: Token 0 stands for the whole view and never merges.
+
+        Returns:
+            Tokens f32 [n - removed, D], the patches that each stands for f32 [n - removed, 1], and
+            the output token that each input token is part of, i64 [n].
+        """
+        ...
+
+
+class DecoderMethod(SiteMethod, Protocol):
+    """A method of site `decoder`: visual tokens leave between layers of the language model.
+
+    Attributes:
+        after: Tokens are chosen by the layer after which they leave; else by the layer before which
+            they leave.
+        contiguous: What is left of the prompt is numbered anew; else tokens keep their positions.
+        looks_back: The choice needs the layer before that one too, so both are in one block.
+    """
+
+    after: bool = True
+    contiguous: bool = False
+    looks_back: bool = False
+
+    def plan(self, tokens: int, layers: int) -> tuple[int, ...]:
+        """Visual tokens that each layer sees; the first layer sees all.
+
+        Args:
+            tokens: Visual tokens of the prompt: K.
+            layers: Layers of the language model.
+
+        Raises:
+            PlanError: If there is no such layer, or more tokens should stay than there are.
+        """
+        ...
+
+    def __call__(self, look: Look, hidden: Tensor, kept: int) -> tuple[Tensor | None, Tensor]:
+        """Choose the visual tokens that stay; called where some but not all of them leave.
+
+        Args:
+            look: The layer by which tokens are chosen, and its input.
+            hidden: Activations from which tokens leave, f32 [1, s, C]: the layer's output if
+                `after`, else its input.
+            kept: Visual tokens that stay: k.
+
+        Returns:
+            New activations of the visual tokens that stay, f32 [1, k, C], or None where they stay
+            as they are; and which of the visual tokens stay, i64 [k], ascending.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Site `tokens`: N features of the encoder become K visual tokens before the language model."""

@@ -1,0 +1,1 @@
+"""Site `vision`: tokens merge between the layers of the encoder."""

@@ -1,0 +1,141 @@
+"""The parts of a model: its modules by what they do, with the numbers that generic code needs.
+
+A family file makes them (edgevlm/models/family.py is its contract); merging, signals, pruning,
+blocks, planning and parity read them and never a config. `EncoderSpec` and `DecoderSpec` are
+known before any weight is read, so a family's description has them too.
+
+Each kind of model has its own type of parts, made of the types here: `ModelParts` is that of the
+kind `vlm`. A kind without a decoder would have an `EncoderParts` and none.
+
+Shapes: P views, N visual tokens of a view, K kept ones, D width of the encoder, C width of the
+decoder, V words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from edgevlm.bundle.host import Rope
+from edgevlm.graphs.pruning import Pruning
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Numbers of a vision encoder.
+
+    Attributes:
+        layers: Layers up to the one whose output goes to the connector.
+        patches: Patches of one view, the class token left out.
+        width: Channels of a patch: D.
+        heads: Attention heads.
+        head_size: Channels of a head.
+        class_token: The first token stands for the whole view (CLIP) and is dropped at the end.
+    """
+
+    layers: int
+    patches: int
+    width: int
+    heads: int
+    head_size: int
+    class_token: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one view between the layers: patches, and a class token if there is one."""
+        return self.patches + self.class_token
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """The KV cache of one decoder layer: keys and values [1, heads, rows, head_size] each."""
+
+    heads: int
+    head_size: int
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """Numbers of a language decoder.
+
+    Attributes:
+        width: Channels of a token: C.
+        caches: The cache of each layer, in order.
+        rope: Inverse frequencies and scaling of the rotary tables.
+        max_positions: The most positions that the model was made for.
+    """
+
+    width: int
+    caches: tuple[CacheSpec, ...]
+    rope: Rope
+    max_positions: int
+
+
+@dataclass(frozen=True)
+class EncoderParts:
+    """The modules of a vision encoder.
+
+    Attributes:
+        spec: Its numbers.
+        embedding: pixel_values f32 [1, 3, h_px, w_px] -> hidden [1, patches, D], the class token
+            first where there is one.
+        layers: hidden -> hidden, each.
+        connector: hidden -> features [1, N, C] of one view.
+        fold: Values of patches [1, patches, E] -> of tokens [1, N, E], as the connector folds them.
+    """
+
+    spec: EncoderSpec
+    embedding: nn.Module
+    layers: tuple[nn.Module, ...]
+    connector: nn.Module
+    fold: nn.Module
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All of them in the order in which they run; a block's `span` counts in it."""
+        return (self.embedding, *self.layers, self.connector)
+
+
+@dataclass(frozen=True)
+class DecoderParts:
+    """The modules of a language decoder.
+
+    Attributes:
+        spec: Its numbers.
+        layers: The layers, each with its cache outside (`layers.DecoderLayer`).
+        norm: The norm after them, [1, S, C] -> same.
+        language_model: The model's own decoder, which parity compares with.
+    """
+
+    spec: DecoderSpec
+    layers: tuple[nn.Module, ...]
+    norm: nn.Module
+    language_model: nn.Module
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """A vision language model as static modules; nothing here copies a weight.
+
+    Attributes:
+        encoder: The vision encoder with its connector.
+        pack: Features of all views [1, P*N, C] -> the same tokens in the order of the family's
+            `Description.shape`.
+        decoder: The language decoder.
+        table: Matrices whose rows make the embedding table, in order.
+        head: Output matrix [V, C]; the same tensor as `table[0]` where the two are tied.
+        pruning: Numbers of a method of site `decoder`, or None.
+    """
+
+    encoder: EncoderParts
+    pack: nn.Module
+    decoder: DecoderParts
+    table: tuple[Tensor, ...]
+    head: Tensor
+    pruning: Pruning | None = None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head's matrix is the embedding table's."""
+        return self.head is self.table[0]

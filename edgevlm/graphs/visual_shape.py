@@ -1,0 +1,61 @@
+"""The grids that visual tokens come from: what is known before any graph exists."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from edgevlm.errors import PlanError
+
+
+@dataclass(frozen=True)
+class VisualShape:
+    """Grids of visual tokens.
+
+    Attributes:
+        grids: Token grid (h, w) of each tile, frame or packed image, in order.
+        channels: C.
+        tiles: Rows and columns of tiles that the image was cut into; (1, 1) if it was not.
+        global_view: `first` or `last` if one of the grids is the whole picture beside its tiles.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    channels: int
+    tiles: tuple[int, int] = (1, 1)
+    global_view: str = ""
+
+    @property
+    def tokens(self) -> int:
+        """N: tokens of all grids."""
+        return sum(h * w for h, w in self.grids)
+
+
+def square_shape(method: str, features: Tensor) -> VisualShape:
+    """The shape of features [1, N, C] that are one square grid.
+
+    Raises:
+        PlanError: If N is not a square.
+    """
+    total, channels = features.shape[1], features.shape[2]
+    side = math.isqrt(total)
+    if side * side != total:
+        raise PlanError(
+            f"{method}: got {total} tokens and no grid, expected a square number;"
+            " pass shape=VisualShape(grids, channels)"
+        )
+    return VisualShape(((side, side),), channels)
+
+
+def check_shape(method: str, features: Tensor, shape: VisualShape) -> None:
+    """Refuse features [1, N, C] that do not belong to `shape`.
+
+    Raises:
+        PlanError: If N differs.
+    """
+    if features.shape[1] != shape.tokens:
+        raise PlanError(
+            f"{method}: got {features.shape[1]} tokens, expected {shape.tokens} from the grids"
+            f" {list(shape.grids)}; pass the shape that these features have"
+        )

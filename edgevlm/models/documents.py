@@ -1,0 +1,61 @@
+"""JSON documents of a checkpoint: read, and refused where their numbers have no meaning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgevlm.errors import ModelError
+
+# The largest sizes that a config may have.
+SIZES = {
+    "head_dim": 2**16, "hidden_size": 2**20, "image_size": 2**16, "intermediate_size": 2**20,
+    "max_position_embeddings": 2**24, "num_attention_heads": 2**12, "num_hidden_layers": 2**10,
+    "num_key_value_heads": 2**12, "patch_size": 2**16, "scale_factor": 2**10, "vocab_size": 2**24,
+}  # fmt: skip
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of the checkpoint.
+
+    Raises:
+        ModelError: If the file holds no such object.
+    """
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError, OSError) as cause:
+        raise ModelError(f"{path.name} of the checkpoint is not valid JSON: {cause}") from cause
+    if not isinstance(document, dict):
+        raise ModelError(f"{path.name} of the checkpoint must be a JSON object")
+    return document
+
+
+def check_sizes(document: dict[str, Any], where: str) -> None:
+    """Refuse sizes that no model has, before anything is built from them.
+
+    Raises:
+        ModelError: Naming the key, its value and the range.
+    """
+    for key, value in document.items():
+        if isinstance(value, dict):
+            check_sizes(value, f"{where}: {key}")
+        elif key in SIZES and isinstance(value, int) and not 1 <= value <= SIZES[key]:
+            raise ModelError(f"{where}: {key} is {value}, expected 1 to {SIZES[key]}")
+
+
+def check_processor(document: dict[str, Any], where: str) -> None:
+    """Refuse a mean, deviation or filter that pixels cannot be normalized with.
+
+    Raises:
+        ModelError: Naming the key and its value.
+    """
+    for key in ("image_mean", "image_std"):
+        value = document.get(key, 0.5)
+        values = value if isinstance(value, list) else [value] * 3
+        good = len(values) == 3 and all(type(v) in (int, float) for v in values)
+        if not good or (key == "image_std" and min(values) <= 0):
+            raise ModelError(f"{where} {key} is {value!r}, expected a number or three")
+    value = document.get("resample", 1)
+    if type(value) is not int or not 0 <= value <= 5:
+        raise ModelError(f"{where} resample is {value!r}, expected 0 to 5")

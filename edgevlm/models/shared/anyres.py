@@ -1,0 +1,65 @@
+"""AnyRes packing of the LLaVA families: a base image, then one grid of tiles with newlines.
+
+The grid is fixed by the recipe and the picture fills it, so nothing is unpadded. Each row of the
+grid is closed by the learned newline, an extra row of the embedding table; when tokens are removed
+rows lose their meaning and one newline at the end remains.
+
+Source: https://llava-vl.github.io/blog/2024-01-30-llava-next/ (LLaVA 1.6).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from edgevlm.bundle.host import ImageSpec, LayoutItem
+from edgevlm.models.family import TABLE_ROW
+
+NEWLINE = LayoutItem(TABLE_ROW, start=0)
+
+
+class Pack(nn.Module):
+    """Tiles to one raster grid: [1, (1 + R*C)*h*w, C], base image first -> [1, same, C]."""
+
+    def __init__(self, rows: int, columns: int, side: int) -> None:
+        super().__init__()
+        self.rows, self.columns, self.side = rows, columns, side
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.side * self.side
+        base, tiles = x[:, :n], x[0, n:]
+        grid = tiles.view(self.rows, self.columns, self.side, self.side, -1).transpose(1, 2)
+        return torch.cat((base, grid.reshape(1, -1, x.shape[-1])), dim=1)
+
+
+def newline_rows(side: int, rows: int, columns: int) -> tuple[str | LayoutItem, ...]:
+    """The sequence of a packed image: base image, then each row of the grid with a newline."""
+    base, width = side * side, columns * side
+    items: list[str | LayoutItem] = [LayoutItem("visual", start=0, stop=base)]
+    for row in range(rows * side):
+        start = base + row * width
+        items += [LayoutItem("visual", start=start, stop=start + width), NEWLINE]
+    return tuple(items)
+
+
+def without_newlines(packed: Tensor, image: ImageSpec, side: int) -> Tensor:
+    """The model's own packed tokens [N', C] without the newline of each row: [1, N, C]."""
+    base, grid = packed[: side * side], packed[side * side :]
+    grid = grid.reshape(image.rows * side, -1, packed.shape[-1])[:, :-1]
+    return torch.cat((base, grid.flatten(0, 1)))[None]
+
+
+def known_grids(config: Any) -> set[tuple[int, int]]:
+    """Tile grids (rows, columns) that the model was trained with."""
+    size = config.vision_config.image_size
+    return {(h // size, w // size) for h, w in config.image_grid_pinpoints}
+
+
+def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:
+    """The views f32 [P, 3, h_px, w_px] of the model's own processor, offered this grid alone."""
+    grid = [image.rows * image.height, image.columns * image.width]
+    inputs = processor([picture], image_grid_pinpoints=[grid], return_tensors="np")
+    return inputs["pixel_values"][0][: image.views]  # one view: the base image

@@ -1,0 +1,61 @@
+"""Language decoders of Llama's kin (Llama, Mistral, Qwen2): numbers and modules.
+
+Source: Llama (arXiv 2302.13971); `graphs.layers.DecoderLayer` computes their layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from edgevlm.bundle.host import Rope
+from edgevlm.errors import PlanError
+from edgevlm.graphs.layers import DecoderLayer, FinalNorm
+from edgevlm.graphs.parts import CacheSpec, DecoderParts, DecoderSpec
+
+# Scalings of the rotary tables that are the same at every length.
+STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+
+
+def decoder_spec(text: Any) -> DecoderSpec:
+    """Numbers of a decoder from transformers' text config.
+
+    Raises:
+        PlanError: If its rotary tables change with the length.
+    """
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return DecoderSpec(
+        width=text.hidden_size,
+        caches=(CacheSpec(text.num_key_value_heads, head_size),) * text.num_hidden_layers,
+        rope=_rope(text),
+        max_positions=text.max_position_embeddings,
+    )
+
+
+def decoder_parts(language_model: Any, spec: DecoderSpec) -> DecoderParts:
+    """Static modules over the weights of transformers' text model."""
+    heads = language_model.config.num_attention_heads
+    return DecoderParts(
+        spec=spec,
+        layers=tuple(
+            DecoderLayer(layer, heads, cache.heads)
+            for layer, cache in zip(language_model.layers, spec.caches, strict=True)
+        ),
+        norm=FinalNorm(language_model.norm),
+        language_model=language_model,
+    )
+
+
+def _rope(text: Any) -> Rope:
+    # Imported here: transformers is heavy, and reading a family's name needs none of it.
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    kind = text.rope_parameters["rope_type"]
+    if kind not in STATIC_ROPES:
+        raise PlanError(f"rotary scaling '{kind}' changes with the length; it cannot be static")
+    default = LlamaRotaryEmbedding.compute_default_rope_parameters
+    compute = default if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
+    frequencies, scaling = compute(text, device=torch.device("cpu"))
+    return Rope(tuple(float(f) for f in frequencies), float(scaling))

@@ -1,0 +1,120 @@
+"""What `verify` asks of a bundle: every check with its bound, and the line that a failure prints.
+
+Thresholds of schemes are beside the schemes; all other bounds are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from edgevlm.quantization.schemes import Threshold
+
+IMAGE_SENSITIVITY = 0.05
+# A mean of more than one step of 8 bit is another filter or another grid, not another rounding.
+PREPROCESSING_LIMIT = 0.01
+# Below what PyTorch itself has in float16, where tokens merge in a rounded encoder.
+FLOAT16_MARGIN_DB = 3.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a bundle must reach.
+
+    Attributes:
+        name: `BLOCK.FUNCTION`, or the measure.
+        value: What was measured; None where both sides are equal to the last bit.
+        bound: What is accepted: at most this error, at least this psnr_db or share.
+        ok: Whether `value` is within the bound.
+        text: Why it fails, in one line; empty where it does not.
+    """
+
+    name: str
+    value: float | None
+    bound: float
+    ok: bool
+    text: str
+
+
+def block_check(
+    block: str,
+    function: str,
+    threshold: Threshold,
+    rel_error: float,
+    psnr_db: float | None,
+    float16_psnr_db: float | None = None,
+) -> Check:
+    """One function against PyTorch.
+
+    Args:
+        block: Its block.
+        function: Its name.
+        threshold: That of the block's scheme.
+        rel_error: Of its worst call.
+        psnr_db: Over all calls.
+        float16_psnr_db: What PyTorch has in float16 where tokens merge in a rounded block: more
+            cannot be asked for.
+    """
+    if float16_psnr_db is not None and threshold.psnr_db is not None:
+        bound = min(threshold.psnr_db, float16_psnr_db - FLOAT16_MARGIN_DB)
+        threshold = replace(threshold, psnr_db=bound)
+    name = f"{block}.{function}"
+    return _near(name, f"{name} differs from PyTorch", threshold, rel_error, psnr_db)
+
+
+def logits_check(
+    thresholds: Collection[Threshold], rel_error: float, psnr_db: float | None
+) -> Check:
+    """A vlm's logits against PyTorch: the strictest threshold of the stages that are rounded."""
+    exact = all(threshold.exact for threshold in thresholds)
+    strictest = min(
+        (threshold for threshold in thresholds if threshold.exact == exact),
+        key=lambda threshold: (threshold.rel_error or 0.0, -(threshold.psnr_db or 0.0)),
+    )
+    subject = "the logits differ from PyTorch's"
+    return _near("logits", subject, strictest, rel_error, psnr_db)
+
+
+def tokens_check(tokens_equal: float) -> Check:
+    """A vlm's greedy tokens, share of those that are PyTorch's: all must be."""
+    text = f"tokens_equal is {tokens_equal:.2f}: greedy tokens are not those of PyTorch"
+    return _at_least("tokens_equal", tokens_equal, 1.0, text)
+
+
+def sensitivity_check(image_sensitivity: float) -> Check:
+    """Relative change of the logits with another image: the check of all other checks."""
+    text = (
+        f"the logits change by {image_sensitivity:.3f} with another image, at least"
+        f" {IMAGE_SENSITIVITY} is expected: nothing can be verified on this checkpoint"
+    )
+    return _at_least("image_sensitivity", image_sensitivity, IMAGE_SENSITIVITY, text)
+
+
+def preprocessing_check(error: float) -> Check:
+    """Our preprocessing against the checkpoint's own: a mean absolute difference."""
+    text = (
+        "preprocessing differs from the checkpoint's processor: mean error"
+        f" {error:.4f}, at most {PREPROCESSING_LIMIT} is accepted"
+    )
+    ok = error <= PREPROCESSING_LIMIT
+    return Check("preprocessing_error", error, PREPROCESSING_LIMIT, ok, "" if ok else text)
+
+
+def _near(
+    name: str, subject: str, threshold: Threshold, rel_error: float, psnr_db: float | None
+) -> Check:
+    """Whether a difference from PyTorch is within a threshold."""
+    value: float | None
+    if threshold.rel_error is not None:
+        value, bound = rel_error, threshold.rel_error
+        measured = f"rel_error {value:.2e}, at most {bound:.0e} is accepted"
+    else:
+        value, bound = psnr_db, threshold.psnr_db or 0.0
+        measured = f"psnr_db {value or 0.0:.1f}, at least {bound:.0f} is accepted"
+    ok = threshold.accepts(rel_error, psnr_db)
+    return Check(name, value, bound, ok, "" if ok else f"{subject}: {measured}")
+
+
+def _at_least(name: str, value: float, bound: float, text: str) -> Check:
+    ok = value >= bound
+    return Check(name, value, bound, ok, "" if ok else text)

@@ -1,0 +1,150 @@
+"""The driver of kind `vlm`: PyTorch answers a question about an image, and the engine answers it.
+
+The engine runs the steps of PyTorch's answer with PyTorch's tokens (teacher forcing), so that their
+logits can be compared. Where `reduce` keeps other tokens because the choice hangs on rounding
+(`rounding`), or tokens merge otherwise because a scheme rounds the encoder, both sides go on with
+the engine's tokens; where they are other tokens for another reason, blocks alone can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgevlm.bundle.host import ImageSpec
+from edgevlm.parity import checks
+from edgevlm.parity.calls import BlockCalls
+from edgevlm.parity.compare import Array, difference
+from edgevlm.parity.preprocessing import preprocessing_error
+from edgevlm.parity.verification import Verification
+from edgevlm.parity.vlm_blocks import QUESTION, Reduced, VlmBlocks
+from edgevlm.parity.vlm_expected import ExpectedAnswer, ExpectedAnswers
+from edgevlm.runtimes.loops import images
+
+STEPS, LEAST_STEPS = 32, 3
+
+
+@dataclass(frozen=True)
+class VlmVerification(Verification):
+    """The end-to-end measures of a vlm.
+
+    Attributes:
+        logits_rel_error: Of the logits of all steps.
+        logits_psnr_db: The same in decibels; None where nothing differs.
+        tokens_equal: Share of the greedy tokens that are PyTorch's.
+        kept_equal: Share of the visual tokens that PyTorch keeps too.
+        image_sensitivity: Relative change of the first logits with another image: a check of the
+            checks, for a model that ignores the image would pass anything.
+        preprocessing_error: That of `edgevlm.parity.preprocessing`; None if not measured.
+    """
+
+    logits_rel_error: float
+    logits_psnr_db: float | None
+    tokens_equal: float
+    kept_equal: float
+    image_sensitivity: float
+    preprocessing_error: float | None
+
+    @property
+    def summary(self) -> str:
+        """The end-to-end measures, one line."""
+        return (
+            f"logits_rel_error {self.logits_rel_error:.1e}, tokens_equal {self.tokens_equal:.2f},"
+            f" kept_equal {self.kept_equal:.2f}, image_sensitivity {self.image_sensitivity:.2f}"
+        )
+
+    @property
+    def agreement(self) -> str:
+        """How near the bundle is to PyTorch, in a few words."""
+        equal = f"{self.tokens_equal:.0%}"
+        if self.exact:
+            return f"agrees with PyTorch (logits {self.logits_rel_error:.0e}, tokens {equal})"
+        return f"rounded: worst block {self.worst_block}, {equal} of PyTorch's tokens"
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Both sides' answer to the same visual tokens, and whether the tokens are the same ones."""
+
+    expected: ExpectedAnswer
+    logits: Array  # [steps, V], the engine's
+    kept_equal: float
+    same_tokens: bool
+
+
+def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> VlmVerification:
+    """Compare a bundle with its model, on two photos; the second shows that the image matters."""
+    plan, blocks = calls.plan, VlmBlocks(calls)
+    calls.progress("verify: the expected answer, in PyTorch")
+    first, second = (_pixels(photo, plan.host.image) for photo in photos[:2])
+    pytorch = ExpectedAnswers(model, calls.parts, calls.planned, blocks.prompt_rows)
+    steps = min(STEPS, plan.host.kv.tokens - plan.host.prompt_tokens - len(QUESTION))
+    expected = pytorch.answer(first, max(LEAST_STEPS, steps))
+    other = pytorch.answer(second, 1)
+    answers = _answers(blocks, blocks.reduce(first), pytorch, expected)
+    rel_error, psnr_db = difference(answers.logits, answers.expected.logits)
+    equal = float((answers.logits.argmax(1) == answers.expected.logits.argmax(1)).mean())
+    sensitivity = _sensitivity(other.logits[0], answers.expected.logits[0])
+    photo = images.load(photos[0])
+    preprocessing = preprocessing_error(calls.planned.checkpoint, plan.host.image, photo)
+    functions, asked = calls.results()
+    asked.append(checks.sensitivity_check(sensitivity))
+    if preprocessing is not None:
+        asked.append(checks.preprocessing_check(preprocessing))
+    thresholds = calls.thresholds.values()
+    exact = all(threshold.exact for threshold in thresholds)
+    if exact or (answers.same_tokens and all(threshold.whole for threshold in thresholds)):
+        asked.append(checks.logits_check(thresholds, rel_error, psnr_db))
+    if exact and plan.host.kv.dtype == "f32":  # a float16 cache may turn a near tie
+        asked.append(checks.tokens_check(equal))
+    return VlmVerification(
+        engine=calls.engine.name,
+        thresholds=calls.thresholds,
+        blocks=tuple(functions),
+        checks=tuple(asked),
+        largest_float16=calls.largest_float16(),
+        logits_rel_error=rel_error,
+        logits_psnr_db=psnr_db,
+        tokens_equal=equal,
+        kept_equal=answers.kept_equal,
+        image_sensitivity=sensitivity,
+        preprocessing_error=preprocessing,
+    )
+
+
+def _answers(
+    blocks: VlmBlocks, reduced: Reduced, pytorch: ExpectedAnswers, expected: ExpectedAnswer
+) -> _Answers:
+    """The engine's answer beside PyTorch's, which begins again where the engine's tokens count."""
+    kept_equal = float(np.isin(reduced.kept, expected.kept).mean())
+    if kept_equal == 1.0:  # and merged alike, as far as the encoder's rounding leaves it
+        vision = blocks.calls.thresholds["vision"]
+        near = vision.accepts(*difference(reduced.visual, expected.visual))
+        go_on = near or vision.exact
+    else:
+        go_on = not reduced.hangs_on_rounding()
+    if not go_on:
+        expected = pytorch.answer_to(list(reduced.outputs.values()), len(expected.tokens))
+    logits = blocks.logits(reduced, expected.tokens)
+    return _Answers(expected, logits, kept_equal, kept_equal == 1.0 or not go_on)
+
+
+def _sensitivity(other: Array, expected: Array) -> float:
+    """Relative change of logits [V] with another image; none where they are not finite."""
+    finite = np.isfinite(other).all() and np.isfinite(expected).all()
+    return difference(other, expected)[0] if finite else 0.0
+
+
+def _pixels(photo: Path, spec: ImageSpec) -> Array:
+    """All views of a photo [P, 3, h, w]; a clip is a window that moves over it, as in a pan."""
+    image = images.load(photo)
+    if spec.frames == 1:
+        return images.views([image], spec)
+    width = image.width * 3 // 4
+    shifts = np.linspace(0, image.width - width, spec.frames).astype(int)
+    frames = [image.crop((int(x), 0, int(x) + width, image.height)) for x in shifts]
+    return images.views(frames, spec)

@@ -1,0 +1,112 @@
+"""The calls of a vlm's decoder: the inputs of each, made from the prompt's rows and an answer's.
+
+A prompt goes in chunks, or in one call where visual tokens leave inside the decoder; the rows of an
+answer go one by one. Where the decoder has a `check`, it takes the first of those rows too, before
+single steps write their cache rows again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgevlm.bundle.kinds.vlm import VlmPlan
+from edgevlm.parity.compare import Array
+from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, prompt_state, rotary_tables
+
+
+@dataclass
+class DecoderCall:
+    """One call of each decoder block.
+
+    Attributes:
+        function: Which function.
+        values: Inputs by name; what a block gives on replaces them for the next.
+        rows: Rows that are compared, from the first; what follows fills up the call. None are all.
+        cache_rows: Cache rows that are compared. None are all.
+        head_row: The row of the last block's hidden whose logits count; None is none.
+    """
+
+    function: str
+    values: dict[str, Array]
+    rows: int | None = None
+    cache_rows: int | None = None
+    head_row: int | None = None
+
+
+def decoder_calls(plan: VlmPlan, prompt: PromptRows, answer: Array) -> list[DecoderCall]:
+    """All calls of a decoder block.
+
+    Args:
+        plan: The plan.
+        prompt: The prompt's rows.
+        answer: Rows of the embedding table that follow it [n, C].
+    """
+    positions = prompt.positions[-1] + 1 + np.arange(len(answer), dtype=np.int32)
+    calls = _pruned if plan.host.kv.gone else _chunked
+    return list(calls(plan, prompt, answer, positions))
+
+
+def _chunked(
+    plan: VlmPlan, prompt: PromptRows, answer: Array, positions: Array
+) -> Iterator[DecoderCall]:
+    chunk, check, length = plan.host.chunk, plan.host.check, len(prompt.rows)
+    bias = None
+    if prompt.bias is not None:
+        bias = np.pad(prompt.bias, (0, plan.host.kv.tokens - length))
+    for first in range(0, length, chunk):
+        rows = prompt.rows[first : first + chunk]
+        call = _call(plan, "prefill", chunk, first, rows, prompt.positions[first:], bias)
+        call.head_row = len(rows) - 1 if first + len(rows) == length else None
+        yield call
+    if check and length + check <= plan.host.kv.tokens:
+        yield _call(plan, "check", check, length, answer[:check], positions, bias)
+    for index in range(len(answer)):
+        row = answer[index : index + 1]
+        call = _call(plan, "decode", 1, length + index, row, positions[index:], bias)
+        call.head_row = 0
+        yield call
+
+
+def _call(
+    plan: VlmPlan,
+    function: str,
+    size: int,
+    first: int,
+    rows: Array,
+    positions: Array,
+    bias: Array | None,
+) -> DecoderCall:
+    """A call of `size` rows, of which these are the first and the others nothing."""
+    count = len(rows)
+    hidden, padded = np.zeros((1, size, rows.shape[1]), np.float32), np.zeros(size, np.int32)
+    hidden[0, :count], padded[:count] = rows, positions[:count]
+    cos, sin = rotary_tables(plan, padded)
+    values = {
+        "hidden": hidden,
+        "cos": cos[None],
+        "sin": sin[None],
+        "mask": causal_mask(first, size, plan.host.kv.tokens),
+        "position": np.asarray([first], np.int32),
+    }
+    if bias is not None:
+        values["bias"] = bias[None, None, None]
+    return DecoderCall(function, values, rows=count, cache_rows=first + count)
+
+
+def _pruned(
+    plan: VlmPlan, prompt: PromptRows, answer: Array, positions: Array
+) -> Iterator[DecoderCall]:
+    yield DecoderCall("prefill", prompt_state(plan, prompt), head_row=0)
+    for index, row in enumerate(answer):
+        cos, sin = rotary_tables(plan, positions[index : index + 1])
+        values = {
+            "hidden": row[None, None],
+            "cos": cos[None],
+            "sin": sin[None],
+            "position": np.asarray([len(prompt.rows) + index], np.int32),
+            "pruned": np.ones(1, np.int32),
+        }
+        yield DecoderCall("decode", values, head_row=0)

@@ -1,0 +1,120 @@
+"""What a vlm should answer: transformers' own model in PyTorch, greedy tokens and their logits.
+
+The model's own encoder, the same method on its features, and its own language model with its own
+cache. Where tokens merge inside the encoder, or leave inside the decoder, the model's own forward
+does something else: then it is that part of the blocks in PyTorch, in one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgevlm.bundle.kinds.vlm import VlmPlan
+from edgevlm.graphs.parts import ModelParts
+from edgevlm.graphs.pruning import PrunedDecoderBlock
+from edgevlm.graphs.signals import method_inputs
+from edgevlm.parity.compare import Array
+from edgevlm.planning.vlm import Planned
+from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, prompt_state, rotary_tables
+
+
+@dataclass(frozen=True)
+class ExpectedAnswer:
+    """Greedy tokens with their logits [steps, V], and the visual tokens that they answer to.
+
+    `kept` are the positions of the visual tokens [K], `visual` the tokens themselves [1, K, C].
+    """
+
+    tokens: tuple[int, ...]
+    logits: Array
+    kept: Array
+    visual: Array
+
+
+@dataclass(frozen=True)
+class ExpectedAnswers:
+    """The model in PyTorch; `rows` makes the prompt's rows from the outputs of `reduce`."""
+
+    model: Any
+    parts: ModelParts
+    planned: Planned
+    rows: Callable[..., PromptRows]
+
+    def answer(self, pixels: Array, steps: int) -> ExpectedAnswer:
+        """To one image or clip [P, 3, h, w]."""
+        return self.answer_to(self._reduced(torch.from_numpy(pixels)), steps)
+
+    def answer_to(self, reduced: list[Array], steps: int) -> ExpectedAnswer:
+        """To outputs of `reduce`, with the batch axis."""
+        prompt = self.rows(*(array[0] for array in reduced))
+        if self.parts.pruning is not None:
+            tokens, logits = pruned_answer(self.parts, self.planned.plan, prompt, steps)
+        else:
+            tokens, logits = _answer(self.parts, prompt, steps)
+        return ExpectedAnswer(tokens, logits, reduced[1][0], reduced[0])
+
+    def _reduced(self, views: torch.Tensor) -> list[Array]:
+        """Outputs of the method of site `tokens`."""
+        planned, signals = self.planned, dict[str, torch.Tensor]()
+        merging = planned.encoder_method is not None
+        if planned.method.signals or merging:
+            features, signals = method_inputs(self.parts, planned.method.signals, views)
+        if not merging:
+            family = planned.checkpoint.family
+            features = family.reference_features(self.model, views, planned.description)
+        outputs = planned.method(features, shape=planned.description.shape, **signals)
+        return [tensor.numpy() for tensor in outputs]
+
+
+def _answer(parts: ModelParts, prompt: PromptRows, steps: int) -> tuple[tuple[int, ...], Array]:
+    """Tokens and logits of the model's own language model."""
+    rows = torch.from_numpy(prompt.rows)[None]
+    positions = torch.from_numpy(prompt.positions)[None]
+    cache, length, tokens, logits = None, 0, list[int](), []
+    for _ in range(steps):
+        mask = None
+        if prompt.bias is not None:  # else the model makes its own
+            bias = np.pad(prompt.bias, (0, len(tokens)))
+            mask = torch.from_numpy(causal_mask(length, rows.shape[1], len(bias)) + bias)
+        length += rows.shape[1]
+        outputs = parts.decoder.language_model(
+            inputs_embeds=rows,
+            position_ids=positions.long(),
+            attention_mask=mask,
+            cache=cache,
+            use_cache=True,
+        )
+        cache = outputs.cache
+        scores = torch.nn.functional.linear(outputs.last_hidden_state[:, -1], parts.head)
+        logits.append(scores[0].numpy())
+        tokens.append(int(scores.argmax()))
+        rows, positions = parts.table[0][tokens[-1]][None, None], positions[:, -1:] + 1
+    return tuple(tokens), np.stack(logits)
+
+
+def pruned_answer(
+    parts: ModelParts, plan: VlmPlan, prompt: PromptRows, steps: int
+) -> tuple[tuple[int, ...], Array]:
+    """Tokens and logits where visual tokens leave inside the decoder: all its layers as one."""
+    assert parts.pruning is not None
+    layers, norm = parts.decoder.layers, parts.decoder.norm
+    decoder = PrunedDecoderBlock(layers, norm, 0, parts.pruning).eval()
+    cache = [torch.zeros(plan.host.kv.shape(i // 2)) for i in range(2 * plan.host.kv.layers)]
+    inputs = [torch.from_numpy(array) for array in prompt_state(plan, prompt).values()]
+    tokens, logits = list[int](), []
+    for step in range(steps):
+        hidden, *cache = decoder(*inputs, *cache)
+        scores = torch.nn.functional.linear(hidden[:, 0], parts.head)
+        logits.append(scores[0].numpy())
+        tokens.append(int(scores.argmax()))
+        positions = prompt.positions[-1:] + 1 + step
+        tables = [torch.from_numpy(table)[None] for table in rotary_tables(plan, positions)]
+        position = torch.tensor([len(prompt.rows) + step], dtype=torch.int32)
+        row = parts.table[0][tokens[-1]][None, None]
+        inputs = [row, *tables, position, torch.ones_like(position)]
+    return tuple(tokens), np.stack(logits)

@@ -1,0 +1,90 @@
+"""The target of a recipe, refused early where it lacks what the recipe asks for."""
+
+from __future__ import annotations
+
+from edgevlm.errors import RecipeError
+from edgevlm.exporters.contract import Target, find_target
+from edgevlm.recipe import Recipe
+
+
+def checked_target(recipe: Recipe, stages: tuple[str, ...]) -> Target:
+    """The recipe's target, which has all its schemes.
+
+    Args:
+        recipe: What is asked for.
+        stages: Stages with weights; each may have a scheme of its own.
+
+    Raises:
+        RecipeError: For an unknown target, a scheme that it has not, an unknown stage, or images
+            to calibrate with where no scheme needs them, or none where one does.
+    """
+    target = find_target(recipe.target)
+    for stage, scheme in (("", recipe.quantize.default), *recipe.quantize.stages):
+        _check_scheme(recipe, target, scheme)
+        if stage not in ("", *stages):
+            raise RecipeError(
+                f"'{stage}' is not a stage with weights; those are: {', '.join(stages)}"
+            )
+    _check_calibration(recipe, target.calibrated)
+    return target
+
+
+def required_backend(recipe: Recipe, target: Target) -> tuple[tuple[str, str], ...]:
+    """The backend as a requirement, for targets that have several; nothing for the others.
+
+    Raises:
+        RecipeError: If there is no such backend, or it does not take a scheme.
+    """
+    name = target.backend(recipe.backend)
+    if name not in target.backends:
+        if not name:
+            return ()
+        known = ", ".join(target.backends) or "none to choose from"
+        raise RecipeError(f"'{recipe.target}' has no backend '{name}'; it has: {known}")
+    for scheme in recipe.quantize.names:
+        if scheme not in target.backends[name]:
+            known = ", ".join(target.backends[name])
+            raise RecipeError(f"backend '{name}' takes no scheme '{scheme}'; it takes: {known}")
+    return (("backend", name),)
+
+
+def table_format(recipe: Recipe, target: Target, tied: bool) -> str:
+    """Format of the embedding table: `f32` or a packing of `bundle.packed`.
+
+    Args:
+        recipe: What is asked for.
+        target: Its target.
+        tied: Whether the head's matrix is the table, so that it has the head's scheme.
+
+    Raises:
+        RecipeError: If stage `embed` has a scheme that cannot apply.
+    """
+    only_f32 = target.table_format(target.schemes[-1]) == "f32"
+    if "embed" in dict(recipe.quantize.stages) and (tied or only_f32):
+        raise RecipeError(
+            "stage 'embed' has no scheme of its own here: "
+            + ("its table is the head's" if tied else f"its table is f32 for '{recipe.target}'")
+        )
+    return target.table_format(recipe.scheme("head" if tied else "embed"))
+
+
+def _check_scheme(recipe: Recipe, target: Target, scheme: str) -> None:
+    if scheme in target.refused:
+        raise RecipeError(f"scheme '{scheme}' does not pay: {target.refused[scheme]}")
+    if scheme not in target.schemes:
+        known = ", ".join(target.schemes)
+        raise RecipeError(
+            f"scheme '{scheme}' is not one of target '{recipe.target}'; it has: {known}"
+        )
+
+
+def _check_calibration(recipe: Recipe, calibrated: tuple[str, ...]) -> None:
+    """Images are there if and only if a scheme rounds by them."""
+    schemes = [scheme for scheme in recipe.quantize.names if scheme in calibrated]
+    if schemes and recipe.calibrate is None:
+        raise RecipeError(
+            f"scheme '{schemes[0]}' rounds by what pictures gave: add --calibrate N or a path"
+        )
+    if recipe.calibrate is not None and not schemes:
+        known = ", ".join(calibrated) or "none here"
+        raise RecipeError(f"nothing to calibrate in '{recipe.quantize}'; schemes with it: {known}")

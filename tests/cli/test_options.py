@@ -1,0 +1,122 @@
+"""Options are declared once: with the field of a recipe, or in one place of the command line."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgevlm.cli import COMMANDS
+from edgevlm.options import options
+from edgevlm.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+LAST_FIELD = "    def __post_init__(self) -> None:"
+NEW_FIELD = """    rank: int = field(
+        default=7, metadata=option("Rank of an adapter, a number of tests.", "RANK", least=1)
+    )
+
+"""
+# optimum with the register folder of a tree, whatever else is installed.
+OPTIMUM = """
+import importlib.machinery, importlib.util, sys
+import optimum.commands
+name = "optimum.commands.register"
+spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+spec.submodule_search_locations = [sys.argv.pop(1)]
+sys.modules[name] = importlib.util.module_from_spec(spec)
+from optimum.commands.optimum_cli import main
+main()
+"""
+LINES = 14  # of a command's body: parse, call, print
+
+
+def page(tree: Path, code: str, *arguments: object) -> str:
+    """What a program prints that imports `tree`, in one line."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], cwd=tree, check=False, text=True,
+        capture_output=True, env=os.environ | {"PYTHONPATH": str(tree), "COLUMNS": "80"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return " ".join(done.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def tree_with_one_more_field(tmp_path_factory):
+    tree = tmp_path_factory.mktemp("tree")
+    ignore = shutil.ignore_patterns("__pycache__", "embedded", "material", "photos")
+    for name in ("edgevlm", "exporters", "runtimes", "devices"):
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignore)
+    path = tree / "edgevlm" / "recipe.py"
+    text = path.read_text("utf-8")
+    assert text.count(LAST_FIELD) == 1
+    path.write_text(text.replace(LAST_FIELD, NEW_FIELD + LAST_FIELD), "utf-8")
+    return tree
+
+
+@pytest.mark.parametrize("command", ["export", "plan", "optimum-cli"])
+def test_a_new_option_of_a_recipe_is_one_field(tree_with_one_more_field, command):
+    tree = tree_with_one_more_field
+    if command == "optimum-cli":
+        if importlib.util.find_spec("optimum") is None:
+            pytest.skip("optimum is not installed")
+        text = page(tree, OPTIMUM, tree / "edgevlm/_optimum", "export", "edgevlm", "--help")
+    else:
+        text = page(tree, "from edgevlm.cli import main; main()", command, "--help")
+    assert "--rank RANK Rank of an adapter, a number of tests. [default: 7]" in text
+
+
+@pytest.mark.parametrize("command", ["export", "plan"])
+def test_every_field_of_a_recipe_is_an_option(run, command):
+    text = " ".join(run(command, "--help").stdout.split())
+    for option in options(Recipe):
+        assert f"{option.flag} {option.metavar} ".lstrip() in text
+        shown = "" if option.default is None else f" [default: {option.default}]"
+        assert option.help + shown in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_80_columns_and_says_defaults_once(run, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = run(name, "--help").stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert "--no-" not in text
+    assert "…[" not in text
+    defaults = re.findall(r"\[default: ([^;\]]+)", " ".join(text.split()))
+    said = re.findall(r"\((?:the )?default[):]|by default", text)
+    assert not said, f"{name} says a default in a help text besides {defaults}"
+
+
+@pytest.mark.parametrize("flag", ["--no-force", "--no-dry-run", "--no-json"])
+def test_flags_have_no_twins(run, flag):
+    done = run("export", flag)
+    assert done.exit_code == 2
+    assert f"No such option: {flag}" in done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_parses_calls_and_prints(name):
+    tree = ast.parse((ROOT / "edgevlm" / "cli" / f"{name}.py").read_text("utf-8"))
+    (main,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main")
+    assert ast.get_docstring(main)
+    first, last = main.body[1], main.body[-1]
+    assert last.end_lineno - first.lineno + 1 <= LINES
+
+
+def test_the_device_of_a_plan_gives_the_target_that_is_not_named(run, monkeypatch):
+    from edgevlm.cli import plan
+
+    asked = []
+    monkeypatch.setattr(plan, "plan_with_cost", lambda recipe: (asked.append(recipe), None))
+    monkeypatch.setattr(plan.plan_text, "show", lambda *_: None)
+    for named in ([], ["--target", "onnx"]):
+        assert run("plan", "--for", "iphone-15-pro", *named).exit_code == 0
+    assert run("plan").exit_code == 0
+    assert [recipe.target for recipe in asked] == ["coreml", "onnx", "onnx"]

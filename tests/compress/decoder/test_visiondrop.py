@@ -1,0 +1,60 @@
+"""VisionDrop against the reference, its plans and refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from edgevlm.compress.decoder.visiondrop import Method
+from edgevlm.graphs.pruning import Look
+
+
+class FixedLook(Look):
+    """A layer whose rotated queries and keys are those of a case."""
+
+    fixed: dict[str, Tensor]
+
+    def queries(self, rows: Tensor) -> Tensor:
+        return self.fixed["queries"].index_select(1, rows)
+
+    def keys(self) -> Tensor:
+        return self.fixed["keys"]
+
+
+def test_equals_reference(vectors: Any) -> None:
+    """Score, dominant tokens and merged ones, which are at their targets here."""
+    for case in vectors("visiondrop"):
+        start, count = int(case["param_image_start"]), int(case["param_image_tokens"])
+        hidden = torch.from_numpy(case["in_hidden_states"])
+        none: Any = None
+        look = FixedLook(none, hidden, none, none, torch.arange(start, start + count), none)
+        FixedLook.fixed = {
+            name: torch.from_numpy(case[f"in_{name}_roped"]) for name in ("queries", "keys")
+        }
+        score = look.attention(look.visual).mean((0, 1))[look.visual]
+        np.testing.assert_allclose(score, case["out_score"], rtol=0, atol=1e-6)
+        dominant, contextual = int(case["param_dominant"]), int(case["param_contextual"])
+        kept = dominant + contextual
+        method = Method(contextual=(contextual + 0.5) / kept)
+        tokens, indices = method(look, hidden, kept)
+        stays = np.isin(indices, case["out_dominant_indices_sorted"])
+        assert stays.sum() == dominant
+        found = torch.cat([tokens[0, stays], tokens[0, ~stays]])
+        bound = 1e-4 * np.abs(case["out_visual_tokens"]).max()
+        np.testing.assert_allclose(found, case["out_visual_tokens"], rtol=0, atol=bound)
+
+
+def test_plans() -> None:
+    """Visual tokens that each layer sees."""
+    assert Method().plan(48, 8) == (48, 48, 35, 35, 26, 26, 19, 19)
+    assert Method(tokens="20+9", layers="2+3").plan(64, 5) == (64, 64, 20, 9, 9)
+
+
+def test_wrong_options() -> None:
+    """Refused when the method is made."""
+    with pytest.raises(ValueError, match=r"^contextual is a share, 0 to below 1, got 1"):
+        Method(contextual=1)

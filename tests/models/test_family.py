@@ -1,0 +1,70 @@
+"""The family contract: what each file has, no sibling imports, and a file laid in is found."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from edgevlm.models.family import token_ids
+from edgevlm.registry import FAMILIES
+
+ROOT = Path(__file__).resolve().parents[2]
+TOY = '''"""Toy: a family of no model."""
+
+KIND = "vlm"
+'''
+
+
+@pytest.mark.parametrize("name", FAMILIES.names())
+def test_a_family_has_what_the_contract_names(name):
+    family = FAMILIES.load(name)
+    assert Path(family.__file__).parent.name == family.KIND
+    assert importlib.util.find_spec(f"edgevlm.planning.{family.KIND}")
+    for function in ("describe", "parts", "reference_features", "processor_views"):
+        assert callable(getattr(family, function)), function
+
+
+@pytest.mark.parametrize("name", FAMILIES.names())
+def test_a_family_imports_no_other(name):
+    tree = ast.parse(Path(FAMILIES.load(name).__file__).read_text("utf-8"))
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    allowed = ("edgevlm.models.family", "edgevlm.models.shared.")
+    assert all(m.startswith(allowed) for m in modules if m.startswith("edgevlm.models"))
+
+
+def test_a_file_laid_into_the_tree_is_listed(tmp_path):
+    for folder in ("edgevlm", "exporters", "runtimes", "devices"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=ignored)
+    (tmp_path / "edgevlm" / "models" / "vlm" / "toy.py").write_text(TOY)
+    command = [sys.executable, "-c", "from edgevlm.cli import main; main()", "models", "--json"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    rows = {row["name"]: row["summary"] for row in json.loads(done.stdout.splitlines()[-1])}
+    assert sorted(rows) == sorted([*FAMILIES.names(), "toy"])
+    assert rows["toy"] == "Toy: a family of no model."
+
+
+@pytest.mark.parametrize(
+    ("value", "ids"), [(None, ()), (2, (2,)), ([7, 2, 7], (2, 7)), ([], ())], ids=str
+)
+def test_stop_ids_of_any_form(value, ids):
+    assert token_ids(value) == ids
+
+
+def test_stop_ids_that_are_no_numbers_are_refused():
+    with pytest.raises(TypeError, match=r"^eos_token_id must be a number, got \['</s>'\]$"):
+        token_ids(["</s>"])
