@@ -33,8 +33,8 @@ def test_devices_as_text(run, alone):
     lines = here.splitlines()
     assert lines[0].split() == ["--device", "now"]
     assert lines[1].split()[:2] == ["adb", "not"]
-    assert "there is no 'adb' here; install Android's platform tools (package adb)" in lines[1]
-    assert lines[2].endswith("there is no 'xcrun' here")
+    assert "'adb' is not installed; install Android's platform tools (package adb)" in lines[1]
+    assert lines[2].endswith("'xcrun' is not installed")
     assert lines[3].split()[:2] == ["local", "ready"]
     assert lines[4].endswith("install OpenSSH's client (openssh-client)")
     lines = listed.splitlines()

@@ -94,7 +94,7 @@ def test_operators_that_cannot_be_looked_at_lose_nothing_else(run, exported, mon
     [
         (("--device", "sssh:me@board"), "unknown device 'sssh'; did you mean 'ssh'?"),
         (("--device", "local:2"), "'local' is this machine and takes no address, got '2'"),
-        (("--log", "d.log"), "--log is what another device wrote; this machine writes to the"),
+        (("--log", "d.log"), "--log keeps the messages of another device; leave it out for"),
         (("--runner", "a.apk"), "--runner is for phones: device 'local' takes none; leave it out"),
         (("-o", "no/such/p.json"), "'no/such/p.json' cannot be written: there is no folder"),
         (("--report", "."), "'.' cannot be written: it is a folder"),

@@ -65,7 +65,7 @@ def test_a_hostile_device(refused, sshd, tools, tmp_path, script):
         ("profile.json", "{", None, f"{HOST} sent no profile: 'profile.json' is not valid JSON"),
         ("profile.json", " ", 64_000_001, f"{HOST} sent more than 64000000 bytes"),
         ("error.txt", "no\n\x1b[2Jroom " + "x" * 1000, None, f"{HOST}: no [2Jroom xxx"),
-        ("other", "", None, f"{HOST}: the run there ended with exit code 0"),
+        ("other", "", None, f"{HOST}: the remote run ended with exit code 0"),
     ]:
         shutil.rmtree(sent, ignore_errors=True)
         sent.mkdir()
