@@ -49,35 +49,35 @@ class Option:
     repeated: bool = False
     default: int | str | None = None
 
-    def value(self, given: Any) -> Any:
+    def value(self, raw: Any) -> Any:
         """The value of the field, from a text or from what it stands for.
 
         Raises:
             RecipeError: If it is none, or out of its limits.
         """
-        if given is None and self.default is None and not self.repeated:
+        if raw is None and self.default is None and not self.repeated:
             return None
         try:
             if self.repeated:
-                several = isinstance(given, tuple | list)
-                return tuple(self._one(item) for item in (given if several else [given]))
-            value = self._one(given)
+                several = isinstance(raw, tuple | list)
+                return tuple(self._one(item) for item in (raw if several else [raw]))
+            value = self._one(raw)
         except (TypeError, ValueError) as cause:
-            wanted = "must be a whole number" if self.number else f"looks like {self.metavar}"
-            raise RecipeError(f"{self.name} {wanted}, got {given!r:.60}") from cause
+            expected = "must be a whole number" if self.number else f"looks like {self.metavar}"
+            raise RecipeError(f"{self.name} {expected}, got {raw!r:.60}") from cause
         if self.least is not None and value < self.least:
             raise RecipeError(f"{self.name} must be at least {self.least}, got {value}")
         if self.most is not None and value > self.most:
             raise RecipeError(f"{self.name} must be at most {self.most}, got {value}")
         return value
 
-    def _one(self, given: Any) -> Any:
+    def _one(self, raw: Any) -> Any:
         """A single value; one with a parser goes through its text, so the text reads back."""
-        if given is None:
+        if raw is None:
             raise TypeError
         if self.number:
-            return operator.index(given)
-        text = self.show(given) if self.parse and not isinstance(given, str) else given
+            return operator.index(raw)
+        text = self.show(raw) if self.parse and not isinstance(raw, str) else raw
         if not isinstance(text, str):
             raise TypeError
         if any("\ud800" <= letter <= "\udfff" for letter in text):

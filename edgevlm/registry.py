@@ -70,12 +70,12 @@ class Registry:
         packages = [self.package]
         if self.nested:
             packages = [path for _, path, is_package in _listed(self.package) if is_package]
-        found = {}
+        import_names = {}
         for package in packages:
             for name, path, is_package in _listed(package):
                 if name.startswith(self.prefix) and (self.main or not is_package):
-                    found[name] = f"{path}.{self.main}" if is_package else path
-        return found
+                    import_names[name] = f"{path}.{self.main}" if is_package else path
+        return import_names
 
 
 def _listed(package: str) -> list[tuple[str, str, bool]]:
@@ -128,19 +128,19 @@ class SiteRegistry:
             raise RecipeError(unknown_name(self.kind, name, self.names()))
         return sites
 
-    def site_of(self, name: str, wanted: str | None = None) -> str:
+    def site_of(self, name: str, requested: str | None = None) -> str:
         """The site where the plug-in is used: the wanted one, or the preferred one.
 
         Raises:
             RecipeError: If there is no such plug-in, or it does not work at the wanted site.
         """
         sites = self.sites_of(name)
-        if wanted not in (None, *sites):
+        if requested not in (None, *sites):
             raise RecipeError(
                 f"{self.kind} '{name}' works at site {' and '.join(map(repr, sites))},"
-                f" not '{wanted}'"
+                f" not '{requested}'"
             )
-        return wanted or sites[0]
+        return requested or sites[0]
 
     def load(self, name: str, site: str | None = None) -> ModuleType:
         """Import the plug-in `name` of a site; without a site that of the preferred one.

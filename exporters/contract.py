@@ -111,9 +111,9 @@ class Target:
         ends = (*self.weight_suffixes, TABLE_FILE)
         return sum(file.bytes for file in files if file.path.endswith(ends))
 
-    def backend(self, asked: str | None) -> str:
+    def backend(self, requested: str | None) -> str:
         """The backend that is asked for, else the first; "" where there is nothing to choose."""
-        return asked or next(iter(self.backends), "")
+        return requested or next(iter(self.backends), "")
 
     def schemes_of(self, backend: str) -> tuple[str, ...]:
         """The schemes that a backend takes."""
@@ -127,5 +127,5 @@ def find_target(name: str) -> Target:
         RecipeError: If there is none; the message has the nearest name.
         RuntimeLoadError: If a library that it needs is missing; the message has the extra.
     """
-    found: Target = TARGETS.load(name).TARGET
-    return found
+    target: Target = TARGETS.load(name).TARGET
+    return target

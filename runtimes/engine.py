@@ -182,7 +182,7 @@ def find_engine(name: str) -> type[Engine]:
         RecipeError: If there is none; the message has the nearest name.
         RuntimeLoadError: If it cannot run here.
     """
-    found: type[Engine] = ENGINES.load(name).Engine
-    if (reason := found.unavailable()) is not None:
+    engine: type[Engine] = ENGINES.load(name).Engine
+    if (reason := engine.unavailable()) is not None:
         raise RuntimeLoadError(reason)
-    return found
+    return engine

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevlm.bundle.cache import made_once, making_ms
+from edgevlm.bundle.cache import build_ms, build_once
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Block
 from edgevlm.errors import RuntimeLoadError
@@ -90,14 +90,14 @@ class Engine(engine.Engine):
             return
         planned = self.bundle.plan.block(block)
         folder, units = compiled(self.bundle, planned), _units(planned)
-        self.compile_ms[block] = making_ms(folder)
-        for wanted in planned.functions:
+        self.compile_ms[block] = build_ms(folder)
+        for spec in planned.functions:
             try:
-                model = _library().models.CompiledMLModel(str(folder), units, wanted.name)
+                model = _library().models.CompiledMLModel(str(folder), units, spec.name)
             except Exception as cause:
                 line = first_line(cause)
-                raise RuntimeLoadError(f"{block}.{wanted.name} does not load: {line}") from cause
-            self._models[block, wanted.name] = model
+                raise RuntimeLoadError(f"{block}.{spec.name} does not load: {line}") from cause
+            self._models[block, spec.name] = model
 
     def run(self, block: str, function: str) -> None:
         """Run a loaded function over its bound arrays.
@@ -106,19 +106,19 @@ class Engine(engine.Engine):
             RuntimeLoadError: If Core ML cannot run it.
         """
         model, arrays = self._models[block, function], self.arrays[block, function]
-        made = self.bundle.plan.block(block).function(function)
-        given = {tensor.name: arrays[tensor.name] for tensor in made.fed}
+        planned = self.bundle.plan.block(block).function(function)
+        inputs = {tensor.name: arrays[tensor.name] for tensor in planned.fed}
         try:
-            if block not in self._states and len(given) < len(made.inputs):
+            if block not in self._states and len(inputs) < len(planned.inputs):
                 self._states[block] = model.make_state()
                 for name, array in self._caches(block).items():
                     self._states[block].write_state(name, array.astype(np.float16))
-            found = model.predict(given, self._states.get(block))
+            outputs = model.predict(inputs, self._states.get(block))
         except Exception as cause:
             line = first_line(cause)
             raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
-        for tensor in made.results:
-            arrays[tensor.name][:] = found[tensor.name]
+        for tensor in planned.results:
+            arrays[tensor.name][:] = outputs[tensor.name]
 
     def sync(self, block: str) -> None:
         """Copy a block's state to the arrays of the host's cache."""
@@ -162,7 +162,7 @@ def compiled(bundle: Bundle, block: Block) -> Path:
             line = first_line(cause)
             raise RuntimeLoadError(f"{block.name} does not compile: {line}") from cause
 
-    return made_once("coreml", "\n".join(sorted(hashes)), make, ".mlmodelc")
+    return build_once("coreml", "\n".join(sorted(hashes)), make, ".mlmodelc")
 
 
 def placement(bundle: Bundle) -> dict[str, dict[str, int]]:
@@ -170,7 +170,7 @@ def placement(bundle: Bundle) -> dict[str, dict[str, int]]:
 
     Functions whose plan Core ML does not tell are left out.
     """
-    found = {}
+    placements = {}
     for block in bundle.plan.blocks:
         path = str(compiled(bundle, block))
         plan = _library().models.compute_plan.MLComputePlan.load_from_path(path, _units(block))
@@ -181,8 +181,8 @@ def placement(bundle: Bundle) -> dict[str, dict[str, int]]:
             devices = [type(u.preferred_compute_device).__name__ for u in usages if u is not None]
             if devices:
                 counts = Counter(DEVICES[device] for device in devices)
-                found[f"{block.name}.{name}"] = dict(sorted(counts.items()))
-    return found
+                placements[f"{block.name}.{name}"] = dict(sorted(counts.items()))
+    return placements
 
 
 def _units(block: Block) -> Any:

@@ -26,7 +26,7 @@ def keep(path: Path, text: str) -> None:
         write_text(path, text)
 
 
-def made_once(kind: str, contents: str, make: Callable[[Path], Path], end: str = "") -> Path:
+def build_once(kind: str, contents: str, make: Callable[[Path], Path], end: str = "") -> Path:
     """A folder of the cache that stands for `contents`, made if it is not there yet.
 
     Whoever is stopped while it is made leaves none; who is slower than another takes the other's.
@@ -46,14 +46,14 @@ def made_once(kind: str, contents: str, make: Callable[[Path], Path], end: str =
         done.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=done.parent) as work:
             started = time.perf_counter()
-            made = make(Path(work))
+            built = make(Path(work))
             keep(done.with_suffix(".ms"), f"{(time.perf_counter() - started) * 1e3:.3f}")
             if not done.is_dir():
-                os.rename(made, done)
+                os.rename(built, done)
     return done
 
 
-def making_ms(done: Path) -> float | None:
+def build_ms(done: Path) -> float | None:
     """What it took to make a folder of `made_once` on this machine; None if that is not known."""
     try:
         return float(done.with_suffix(".ms").read_text("utf-8"))

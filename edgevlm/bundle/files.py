@@ -121,10 +121,10 @@ class BundleWriter:
             return None
         try:
             functions = json.loads(record.read_text("utf-8"))
-            made = tuple(read(Function, f, record.name) for f in functions)
+            recorded = tuple(read(Function, f, record.name) for f in functions)
         except (ValueError, TypeError):  # cut off by a power failure: do the block again
             return None
-        return made if len(made) == len(block.functions) else None
+        return recorded if len(recorded) == len(block.functions) else None
 
     def finish(self, block: Block, functions: tuple[Function, ...]) -> None:
         """Record a block as complete; its files are on disk."""

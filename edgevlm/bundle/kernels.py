@@ -40,13 +40,13 @@ def kernels(bundle: Bundle) -> dict[str, Kernels]:
     Raises:
         BundleError: If a file is missing, was changed, or says something else.
     """
-    found: dict[str, Kernels] = {}
+    by_function: dict[str, Kernels] = {}
     for block in bundle.plan.blocks:
         name = PurePosixPath(block.functions[0].file).with_suffix(".kernels.json").as_posix()
         try:
             document = json.loads(bundle.file(name).read_text("utf-8"))
-            made = read(dict[str, Kernels], document, name)
+            functions = read(dict[str, Kernels], document, name)
         except (ValueError, DocumentError) as cause:
             raise BundleError(f"'{name}' is not valid: {cause}") from cause
-        found |= {f"{block.name}.{function}": made[function] for function in made}
-    return found
+        by_function |= {f"{block.name}.{function}": functions[function] for function in functions}
+    return by_function

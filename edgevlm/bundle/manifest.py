@@ -163,8 +163,8 @@ def _check_spans(stage: str, blocks: Sequence[Block], end: int) -> None:
     """Names count up, and spans follow each other from 0 to `end`."""
     at = 0
     for index, block in enumerate(blocks):
-        wanted = f"{stage}-{index}"
-        expect(block.name == wanted, f"block {shown(block.name)} must be named '{wanted}'")
+        name = f"{stage}-{index}"
+        expect(block.name == name, f"block {shown(block.name)} must be named '{name}'")
         start, stop = block.span
         expect(
             start == at and stop > start,
@@ -191,17 +191,17 @@ def _check_side(
     expected: Sequence[Tensor],
     unread: Collection[str],
 ) -> None:
-    wanted = {tensor.name: tensor for tensor in expected}
+    by_name = {tensor.name: tensor for tensor in expected}
     names = [tensor.name for tensor in tensors]
     expect(len(set(names)) == len(names), f"{where} has two {side}s of one name")
     for tensor in tensors:
-        want = wanted.get(tensor.name)
-        if want is None:
+        known = by_name.get(tensor.name)
+        if known is None:
             raise BundleError(f"{MANIFEST}: {where} has an unknown {side} {shown(tensor.name)}")
         expect(
-            tensor == want,
-            f"{where}.{tensor.name} must be {want.dtype} {list(want.shape)},"
+            tensor == known,
+            f"{where}.{tensor.name} must be {known.dtype} {list(known.shape)},"
             f" got {tensor.dtype} {list(tensor.shape)}",
         )
-    for name in wanted:
+    for name in by_name:
         expect(name in names or name in unread, f"{where} lacks the {side} '{name}'")

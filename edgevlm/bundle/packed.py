@@ -86,6 +86,6 @@ def unpack(numbers: Array, scales: Array, packing: Packing, columns: int) -> Arr
     if packing.bits == 4:
         numbers = np.stack([numbers & 15, numbers >> 4], -1).reshape(*numbers.shape[:-1], -1)
     runs = numbers.reshape(*scales.shape, packing.group).astype(np.float32)
-    found = (runs - np.float32(1 << (packing.bits - 1))) * scales[..., None]
-    flat: Array = found.reshape(*scales.shape[:-1], -1)[..., :columns]
+    values = (runs - np.float32(1 << (packing.bits - 1))) * scales[..., None]
+    flat: Array = values.reshape(*scales.shape[:-1], -1)[..., :columns]
     return flat

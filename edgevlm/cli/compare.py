@@ -33,19 +33,19 @@ def main(
 
     Functions that are more than 20 % slower are marked.
     """
-    found = compare(read_profile(a), read_profile(b), (a.name, b.name))
+    comparison = compare(read_profile(a), read_profile(b), (a.name, b.name))
     if report is not None:
-        write_text(report, comparison_page(found))
+        write_text(report, comparison_page(comparison))
         say(f"wrote {report}")
-    answer(found, _text(found), json)
+    answer(comparison, _text(comparison), json)
 
 
-def _text(found: Comparison) -> str:
+def _text(comparison: Comparison) -> str:
     rows = [
         [printable(row.name), figure(row, row.a), figure(row, row.b), _ratio(row)]
-        for row in (*found.blocks, *found.totals)
+        for row in (*comparison.blocks, *comparison.totals)
     ]
-    return table(["", "A", "B", "B / A"], rows) + f"\n{found.note}"
+    return table(["", "A", "B", "B / A"], rows) + f"\n{comparison.note}"
 
 
 def _ratio(row: ComparisonRow) -> str:

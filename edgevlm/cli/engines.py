@@ -28,7 +28,7 @@ def _row(name: str) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "available": False, "summary": None, "targets": []}
     try:
         engine = find_engine(name)
-        found = {"summary": engine.summary(), "targets": list(engine.targets)}
+        details = {"summary": engine.summary(), "targets": list(engine.targets)}
     except RuntimeLoadError as cause:
         return row | {"reason": str(cause)}
-    return row | found | {"available": True, "reason": None}
+    return row | details | {"available": True, "reason": None}

@@ -25,7 +25,7 @@ PAUSE_S = 10.0  # between two lines of a sweep's log
 
 
 def main(
-    asked: Annotated[
+    model_or_bundle: Annotated[
         str,
         typer.Argument(metavar="BUNDLE|MODEL", help="A bundle, or a model to run in PyTorch."),
     ] = "embedded",
@@ -85,25 +85,29 @@ def main(
 
     Every question of a dataset is asked; accuracies have 95 % intervals.
     """
-    _check(asked, sweep, methods, output, keep)
+    _check(model_or_bundle, sweep, methods, output, keep)
     data = find_dataset(dataset)
     if sweep is not None:
         budgets, names = parse_sweep(sweep), parse_methods(methods or ALL)
         request = SweepRequest(
-            asked, data, budgets, names, frames or 1, limit, engine, threads, seed
+            model_or_bundle, data, budgets, names, frames or 1, limit, engine, threads, seed
         )
         _many(replace(request, keep=keep), str(output), force, json)
         return
     with progress() as step:
-        step(f"open {asked}")
-        who = answerer(asked, frames, engine, threads)
-        scenes = data.examples(who.frames, limit)
-        found = evaluate(who, scenes, asked, dataset, seed, every(PAUSE_S, step))
-    _show(found, json)
+        step(f"open {model_or_bundle}")
+        source = answerer(model_or_bundle, frames, engine, threads)
+        scenes = data.examples(source.frames, limit)
+        evaluation = evaluate(source, scenes, model_or_bundle, dataset, seed, every(PAUSE_S, step))
+    _show(evaluation, json)
 
 
 def _check(
-    asked: str, sweep: str | None, methods: str | None, output: str | None, keep: Path | None
+    model_or_bundle: str,
+    sweep: str | None,
+    methods: str | None,
+    output: str | None,
+    keep: Path | None,
 ) -> None:
     """Refuse options that do not go together."""
     if sweep is None:
@@ -112,16 +116,16 @@ def _check(
                 raise typer.BadParameter(f"--{name} goes with --sweep")
     elif output is None:
         raise typer.BadParameter("give --output PREFIX for the files of the sweep")
-    elif is_bundle(asked):
+    elif is_bundle(model_or_bundle):
         raise typer.BadParameter("a sweep exports bundles of a model; it takes no bundle")
 
 
-def _show(found: Evaluation, as_json: bool) -> None:
+def _show(evaluation: Evaluation, as_json: bool) -> None:
     if not as_json:
-        Console(stderr=True).print(_table(found))
-        for reason, count in found.left_out.items():
+        Console(stderr=True).print(_table(evaluation))
+        for reason, count in evaluation.left_out.items():
             say(f"left out: {count} scenes, {reason}")
-    answer(found, _summary(found), as_json)
+    answer(evaluation, _summary(evaluation), as_json)
 
 
 def _many(request: SweepRequest, output: str, force: bool, json: bool) -> None:
@@ -129,10 +133,10 @@ def _many(request: SweepRequest, output: str, force: bool, json: bool) -> None:
     require_matplotlib()
     with progress() as step:
         rows = sweep(request, every(PAUSE_S, step), say if on_terminal() else step)
-    (whole, *_) = [row.evaluation for row in rows if row.evaluation]
-    title = f"{request.model} on {request.dataset.name}: {whole.n} questions, {whole.engine}"
+    (first, *_) = [row.evaluation for row in rows if row.evaluation]
+    title = f"{request.model} on {request.dataset.name}: {first.n} questions, {first.engine}"
     files = write(rows, title, output, force)
-    for reason, count in whole.left_out.items():
+    for reason, count in first.left_out.items():
         say(f"left out: {count} scenes, {reason}")
     say(f"wrote {' and '.join(str(path) for path in files)}")
     document = {
@@ -145,17 +149,17 @@ def _many(request: SweepRequest, output: str, force: bool, json: bool) -> None:
 
 
 def _table(result: Evaluation) -> Table:
-    shown = Table(title=Text(printable(f"{result.model_or_bundle} on {result.dataset}")))
-    shown.add_column("")
+    grid = Table(title=Text(printable(f"{result.model_or_bundle} on {result.dataset}")))
+    grid.add_column("")
     for head in ("right", "95 %", "n"):
-        shown.add_column(head, justify="right")
-    for part in (result.tasks, result.groups):
-        for name, score in part.items():
-            shown.add_row(Text(printable(name)), *_cells(score))
-        shown.add_section()
-    whole = Score(result.accuracy, result.low, result.high, result.n)
-    shown.add_row("all", *_cells(whole))
-    return shown
+        grid.add_column(head, justify="right")
+    for scores in (result.tasks, result.groups):
+        for name, score in scores.items():
+            grid.add_row(Text(printable(name)), *_cells(score))
+        grid.add_section()
+    total = Score(result.accuracy, result.low, result.high, result.n)
+    grid.add_row("all", *_cells(total))
+    return grid
 
 
 def _cells(score: Score) -> tuple[str, str, str]:
@@ -183,16 +187,16 @@ def _sweep_table(rows: list[SweepRow]) -> str:
 
 
 def _sweep_cells(row: SweepRow) -> list[object]:
-    found = row.evaluation
-    if found is None:
+    evaluation = row.evaluation
+    if evaluation is None:
         return [row.method, row.tokens, *["-"] * 6, row.reason]
-    detail, turns = (found.groups.get(name) for name in ("detail", "multi_turn"))
-    times, size = found.ttft_ms, found.bundle_bytes
+    detail, turns = (evaluation.groups.get(name) for name in ("detail", "multi_turn"))
+    times, size = evaluation.ttft_ms, evaluation.bundle_bytes
     return [
         row.method,
         row.tokens,
-        f"{found.accuracy:.1%}",
-        f"{found.low:.1%} to {found.high:.1%}",
+        f"{evaluation.accuracy:.1%}",
+        f"{evaluation.low:.1%} to {evaluation.high:.1%}",
         f"{detail.accuracy:.1%}" if detail else "-",
         f"{turns.accuracy:.1%}" if turns else "-",
         f"{times.median:.1f}" if times else "-",

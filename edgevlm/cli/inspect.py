@@ -40,10 +40,10 @@ def main(
     opened = Bundle.open(bundle)
     for entry in opened.plan.files:
         opened.file(entry.path)
-    found = _inspections(opened, image or [], prompt)
-    tables = [table for inspection in found for table in inspection.tables]
+    inspections = _inspections(opened, image or [], prompt)
+    tables = [table for inspection in inspections for table in inspection.tables]
     text = _summary(opened.plan) + "".join(f"\n\n{_shown(part)}" for part in tables)
-    answer(_document(opened.plan, found), text, json)
+    answer(_document(opened.plan, inspections), text, json)
 
 
 def _inspections(bundle: Bundle, pictures: list[Path], prompt: str) -> list[Inspection]:
@@ -63,7 +63,7 @@ def _inspections(bundle: Bundle, pictures: list[Path], prompt: str) -> list[Insp
         return [engine.inspect(bundle, pictures, prompt) for engine in engines]
 
 
-def _document(plan: Plan[Any], found: list[Inspection]) -> dict[str, Any]:
+def _document(plan: Plan[Any], inspections: list[Inspection]) -> dict[str, Any]:
     document: dict[str, Any] = {
         "format_version": plan.format_version,
         "kind": plan.kind,
@@ -75,7 +75,7 @@ def _document(plan: Plan[Any], found: list[Inspection]) -> dict[str, Any]:
         "placement": None,
     } | KINDS.load(plan.kind).facts(plan)
     why = {"placement": "known only when a device has run the bundle"}
-    for inspection in found:
+    for inspection in inspections:
         document |= inspection.document
         why |= inspection.not_measured
     return document | {"not_measured": {k: v for k, v in why.items() if document.get(k) is None}}
@@ -83,8 +83,8 @@ def _document(plan: Plan[Any], found: list[Inspection]) -> dict[str, Any]:
 
 def _summary(plan: Plan[Any]) -> str:
     rows = [[f.path, f"{f.bytes:,}", f.sha256[:12]] for f in plan.files]
-    found = KINDS.load(plan.kind).facts(plan)
-    facts = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in found.items())
+    values = KINDS.load(plan.kind).facts(plan)
+    facts = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in values.items())
     needs = ", ".join(f"{name} {version}" for name, version in plan.requires.versions)
     return (
         f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target}, format"

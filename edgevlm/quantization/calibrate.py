@@ -39,11 +39,11 @@ class Calibration:
     def __init__(self) -> None:
         self._tops: dict[int, tuple[Tensor, float]] = {}  # by identity, which the tensor keeps
 
-    def watch(self, module: nn.Linear, given: tuple[Tensor, ...]) -> None:
+    def watch(self, module: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
         """Look at the input of a layer."""
-        top = float(given[0].abs().max())
-        _, known = self._tops.get(id(module.weight), (module.weight, 0.0))
-        self._tops[id(module.weight)] = module.weight, max(top, known)
+        top = float(inputs[0].abs().max())
+        _, largest = self._tops.get(id(module.weight), (module.weight, 0.0))
+        self._tops[id(module.weight)] = module.weight, max(top, largest)
 
     def beside(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights of a block, and for each matrix NAME the largest input, NAME.top."""
@@ -74,9 +74,9 @@ def calibrate(
         chunk=None,
     )
     answerer = PyTorchAnswerer(make_plan(exact, checkpoint), model, TOKENS)
-    found = Calibration()
+    calibration = Calibration()
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    hooks: list[Any] = [layer.register_forward_pre_hook(found.watch) for layer in layers]
+    hooks: list[Any] = [layer.register_forward_pre_hook(calibration.watch) for layer in layers]
     count = 0
     try:
         for count, example in enumerate(_examples(recipe.calibrate, recipe.frames), 1):
@@ -88,21 +88,21 @@ def calibrate(
             hook.remove()
     if not count:
         raise InputError(f"'{recipe.calibrate}' has no picture to calibrate with")
-    return found
+    return calibration
 
 
 def _examples(text: str, frames: int) -> Iterator[Example]:
     """Scenes with as many frames as the model takes; a picture is a clip that stands still."""
     if text.isdecimal():
-        found = find_dataset("embedded").examples(frames, int(text))
+        examples = find_dataset("embedded").examples(frames, int(text))
     elif Path(text).is_dir():
-        found = _of_folder(Path(text))
+        examples = _of_folder(Path(text))
     else:
-        found = find_dataset(text).examples(frames, None)
-    for example in found:
+        examples = find_dataset(text).examples(frames, None)
+    for example in examples:
         if len(example.frames) in (1, frames):
-            shown = example.frames * (frames // len(example.frames))
-            yield replace(example, frames=shown)
+            repeated = example.frames * (frames // len(example.frames))
+            yield replace(example, frames=repeated)
 
 
 def _of_folder(folder: Path) -> Iterator[Example]:

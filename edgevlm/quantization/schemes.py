@@ -102,16 +102,16 @@ class Schemes:
         Raises:
             RecipeError: If the text has another form, names a stage twice, or a name is no scheme.
         """
-        found: dict[str, str] = {}
-        for part in text.split(","):
-            stage, equals, name = part.strip().rpartition("=")
-            if not name or (equals and not _STAGE.fullmatch(stage)) or stage in found:
+        schemes: dict[str, str] = {}
+        for item in text.split(","):
+            stage, equals, name = item.strip().rpartition("=")
+            if not name or (equals and not _STAGE.fullmatch(stage)) or stage in schemes:
                 raise RecipeError(
                     "quantize looks like SCHEME or SCHEME,STAGE=SCHEME,…, for example"
                     f" fp16,decoder=w8a16, got '{text[:60]}'"
                 )
-            found[stage] = parse_scheme(name).name
-        return cls(found.pop("", EXACT), tuple(sorted(found.items())))
+            schemes[stage] = parse_scheme(name).name
+        return cls(schemes.pop("", EXACT), tuple(sorted(schemes.items())))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -156,11 +156,11 @@ def parse_scheme(name: str) -> Scheme:
 
 def threshold(scheme: str) -> Threshold:
     """What a bundle in this scheme must reach, by the bits that it rounds to."""
-    found = parse_scheme(scheme)
-    if found.weight_bits == 32:
+    parsed = parse_scheme(scheme)
+    if parsed.weight_bits == 32:
         return Threshold(rel_error=1e-3)
-    if found.weight_bits == 16:
+    if parsed.weight_bits == 16:
         return Threshold(psnr_db=55.0)
-    if found.weight_bits < 8:
+    if parsed.weight_bits < 8:
         return Threshold(psnr_db=20.0, whole=False)
-    return Threshold(psnr_db=30.0 if found.activation_bits == 8 else 40.0, whole=False)
+    return Threshold(psnr_db=30.0 if parsed.activation_bits == 8 else 40.0, whole=False)

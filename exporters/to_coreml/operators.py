@@ -47,9 +47,9 @@ def attention_kv(context: Any, node: Any) -> None:
     The queries of a group's heads stand one after the other as rows of one head, so that keys and
     values need not be repeated.
     """
-    given = _get_inputs(context, node)
-    query, key, value, past_key, past_value, mask, position, heads = given[:8]
-    bias = given[8] if len(given) > 8 else None
+    inputs = _get_inputs(context, node)
+    query, key, value, past_key, past_value, mask, position, heads = inputs[:8]
+    bias = inputs[8] if len(inputs) > 8 else None
     _, groups, _, size = past_key.shape
     rows, repeat = query.shape[1], int(heads.val) // groups
     key, value = (
@@ -107,8 +107,8 @@ def index_select(context: Any, node: Any) -> None:
     flags = x.is_tensor_or_scalar_of(dtype="bool")
     if flags:
         x = mb.cast(x=x, dtype="int32")
-    found = mb.gather(x=x, indices=indices, axis=axis)
-    context.add(mb.cast(x=found, dtype="bool") if flags else found, node.name)
+    gathered = mb.gather(x=x, indices=indices, axis=axis)
+    context.add(mb.cast(x=gathered, dtype="bool") if flags else gathered, node.name)
 
 
 def floor_divide(context: Any, node: Any) -> None:
@@ -140,8 +140,8 @@ def _constant(context: Any, node: Any, size: Any, value: Any) -> Any:
 def where_number(context: Any, node: Any) -> None:
     """`torch.where` with a number for one of the two: of whole numbers the result is whole."""
     cond, a, b = _get_inputs(context, node)
-    whole = any(x.is_tensor_or_scalar_of(dtype="int32") and x.rank for x in (a, b))
-    a, b = (mb.cast(x=x, dtype="int32" if whole else "fp32") for x in (a, b))
+    is_integer = any(x.is_tensor_or_scalar_of(dtype="int32") and x.rank for x in (a, b))
+    a, b = (mb.cast(x=x, dtype="int32" if is_integer else "fp32") for x in (a, b))
     context.add(mb.select(cond=cond, a=_wide(a, cond), b=_wide(b, cond), name=node.name))
 
 
@@ -150,8 +150,8 @@ def matmul(context: Any, node: Any) -> None:
     x, y = _get_inputs(context, node)
     wide = [mb.expand_dims(x=v, axes=[axis]) if v.rank == 1 else v for v, axis in ((x, 0), (y, 1))]
     out = mb.matmul(x=wide[0], y=wide[1])
-    gone = [axis for v, axis in ((x, -2), (y, -1)) if v.rank == 1]
-    context.add(mb.squeeze(x=out, axes=gone) if gone else out, node.name)
+    added_axes = [axis for v, axis in ((x, -2), (y, -1)) if v.rank == 1]
+    context.add(mb.squeeze(x=out, axes=added_axes) if added_axes else out, node.name)
 
 
 def _wide(x: Any, like: Any) -> Any:
@@ -201,9 +201,13 @@ def overflows_float16(operation: Any) -> bool:
     """
     for inputs in operation.inputs.values():
         for var in inputs if isinstance(inputs, list | tuple) else [inputs]:
-            made = var.op
-            if made is not None and made.op_type == "const" and var.is_tensor_or_scalar_of("fp32"):
-                sizes = np.abs(np.asarray(made.val.val))
+            source = var.op
+            if (
+                source is not None
+                and source.op_type == "const"
+                and var.is_tensor_or_scalar_of("fp32")
+            ):
+                sizes = np.abs(np.asarray(source.val.val))
                 if np.max(sizes, where=sizes < FINITE, initial=0.0) > FLOAT16_MAX:
                     return True
     return False

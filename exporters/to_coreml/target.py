@@ -166,13 +166,13 @@ class Stateful(nn.Module):
     def forward(self, **given: Tensor) -> tuple[Tensor, ...]:
         """Call it, and keep what comes out for each cache."""
         states = [getattr(self, name) for name in self.kept]
-        made = self.inner(*(given[name] for name in self.given), *states)
-        made = made if isinstance(made, tuple | list) else (made,)
-        own = len(made) - len(states)
-        for state, new in zip(states, made[own:], strict=True):
+        outputs = self.inner(*(given[name] for name in self.given), *states)
+        outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        own = len(outputs) - len(states)
+        for state, new in zip(states, outputs[own:], strict=True):
             state.copy_(new)
         # An output that is an input would lose its own name.
-        return tuple(out.clone() for out in made[:own])
+        return tuple(out.clone() for out in outputs[:own])
 
 
 def _convert(
@@ -183,13 +183,13 @@ def _convert(
     scheme: str,
 ) -> Any:
     module = Stateful(with_weights(program, tensors), function)
-    given = {t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype]) for t in function.fed}
+    inputs = {t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype]) for t in function.fed}
     with torch.no_grad():
-        again = torch.export.export(module, (), given, strict=False).run_decompositions({})
+        retraced = torch.export.export(module, (), inputs, strict=False).run_decompositions({})
     outputs = [tensor.name for tensor in function.results]
     exact = scheme == "none"
     model = ct.convert(
-        again,
+        retraced,
         outputs=[ct.TensorType(name=name) for name in outputs],
         minimum_deployment_target=ct.target.iOS18,
         compute_precision=ct.precision.FLOAT32 if exact else ct.precision.FLOAT16,

@@ -78,11 +78,11 @@ class _Reasons(dict[str, str]):
 @contextmanager
 def _reasons() -> Iterator[_Reasons]:
     """The reasons of programs that are partitioned inside."""
-    found = _Reasons()
+    reasons = _Reasons()
     with ExitStack() as stack:
         for configs in (gemm_configs, generic_node_configs, node_configs, xnnpack_config):
-            stack.enter_context(replaced(configs.why, "logger", found))
-        yield found
+            stack.enter_context(replaced(configs.why, "logger", reasons))
+        yield reasons
 
 
 @dataclass(frozen=True)
@@ -139,17 +139,17 @@ def write(
             for name in names:
                 _drop_copies(edge.exported_program(name))
             planning = MemoryPlanningPass(alloc_graph_input=False)
-            made = edge.to_executorch(
+            program = edge.to_executorch(
                 ExecutorchBackendConfig(memory_planning_pass=planning, run_reinplace_pass=True)
             )
     except Exception as cause:  # of many types; the first line says what happened
         line = first_line(cause)
         raise ExportError(f"{block.name} does not convert to ExecuTorch: {line}") from cause
     with file.open("wb") as out:
-        made.write_to_file(out)
+        program.write_to_file(out)
     kernels = {name: _kernels(edge.exported_program(name), reasons) for name in names}
     (folder / f"{block.name}.kernels.json").write_text(dumps(kernels), "utf-8")
-    del edge, made
+    del edge, program
     gc.collect()  # programs refer to themselves, and hold the block's weights
     return tuple(replace(function, file=file.name) for function in block.functions)
 
@@ -256,16 +256,16 @@ class Rewritten(nn.Module):
         self.inner = inner
         self.outputs = len(function.results)
 
-    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Call it."""
-        made = _Rewriter(self.inner).run(*given)
-        made = made if isinstance(made, tuple | list) else (made,)
-        caches = made[self.outputs :]
-        for past, present in zip(given[len(given) - len(caches) :], caches, strict=True):
+        outputs = _Rewriter(self.inner).run(*inputs)
+        outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        caches = outputs[self.outputs :]
+        for past, present in zip(inputs[len(inputs) - len(caches) :], caches, strict=True):
             if present is not past:  # made anew, where tokens leave inside the decoder
                 past.copy_(present)
         # An output that is an input would be no output of its own.
-        return tuple(out.clone() for out in made[: self.outputs])
+        return tuple(out.clone() for out in outputs[: self.outputs])
 
 
 class _Rewriter(fx.Interpreter):
@@ -309,18 +309,18 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _linear(inner: fx.GraphModule, weight: str, bias: str | None = None) -> nn.Linear:
     rows, columns = (matrix := _tensor(inner, weight)).shape
-    made = nn.Linear(columns, rows, bias=bias is not None, device="meta")
-    made.weight = nn.Parameter(matrix, requires_grad=False)
+    layer = nn.Linear(columns, rows, bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(matrix, requires_grad=False)
     if bias is not None:
-        made.bias = nn.Parameter(_tensor(inner, bias), requires_grad=False)
-    return made
+        layer.bias = nn.Parameter(_tensor(inner, bias), requires_grad=False)
+    return layer
 
 
 def _tensor(inner: fx.GraphModule, name: str) -> Tensor:
-    found: Any = inner
+    attribute: Any = inner
     for part in name.split("."):
-        found = getattr(found, part)
-    tensor: Tensor = found.detach()
+        attribute = getattr(attribute, part)
+    tensor: Tensor = attribute.detach()
     return tensor
 
 

@@ -36,7 +36,7 @@ def write_attention(node: ir.Node, writer: Writer) -> None:
     bias, heads = next(iter(rest), None), node.attributes["num_heads"].as_int()
     (rows, width), (keys, _) = _shape(query), _shape(key)
     if writer.rounds and rows * keys >= LEAST_SCORES:
-        write = _Bytes(writer, heads, width // heads)
+        write = _Int8Attention(writer, heads, width // heads)
         writer.replace(node, write.nodes(query, key, value, bias))
         return
     nodes: list[ir.Node] = []
@@ -49,7 +49,7 @@ def write_attention(node: ir.Node, writer: Writer) -> None:
     writer.replace(node, nodes)
 
 
-class _Bytes:
+class _Int8Attention:
     """The operators of one attention: H heads of size D, S queries, T keys."""
 
     def __init__(self, writer: Writer, heads: int, size: int) -> None:
@@ -74,8 +74,8 @@ class _Bytes:
         operands = ((q, 2), (k, 0), (v, 2), *((x, 0) for x in scales))
         heads = zip(*(self._split(x, axis) for x, axis in operands), strict=True)
         added = () if bias is None else (None, self._then("Reshape", bias, self._numbers(-1)))
-        seen = [self._head(head, added, rows, keys) for head in heads]
-        self._then("Concat", *seen, axis=2)
+        head_outputs = [self._head(head, added, rows, keys) for head in heads]
+        self._then("Concat", *head_outputs, axis=2)
         return self._nodes
 
     def _head(
@@ -86,20 +86,20 @@ class _Bytes:
         one, byte = (self._constant(f"{x:.4f}", np.float32(x)) for x in (1, 1 / 255))
         zero = self._constant("zero", np.uint8(128))
         scores = self._then("MatMulIntegerToFloat", q, k, q_step, k_step, zero, *added)
-        shares = self._then("Softmax", scores, axis=-1)
-        top = self._then("ReduceMax", shares, self._numbers(-1), keepdims=1)
+        weights = self._then("Softmax", scores, axis=-1)
+        top = self._then("ReduceMax", weights, self._numbers(-1), keepdims=1)
         step = self._then("Mul", top, byte)
-        rounded = self._round(shares, step, np.uint8(0), (rows, 1), keys)
-        seen = self._then("MatMulIntegerToFloat", rounded, v, one, v_step)
-        return self._then("Mul", seen, step)
+        rounded = self._round(weights, step, np.uint8(0), (rows, 1), keys)
+        output = self._then("MatMulIntegerToFloat", rounded, v, one, v_step)
+        return self._then("Mul", output, step)
 
     def _steps(self, x: ir.Value, most: int) -> ir.Value:
         """The scale of each row and head, [1, rows, H]; its largest number becomes `most`."""
         split = self._numbers(1, -1, self._heads, self._size)
         sizes = self._then("Reshape", self._then("Abs", x), split)
         top = self._then("ReduceMax", sizes, self._numbers(-1), keepdims=0)
-        held = self._then("Max", top, self._constant("least", LEAST))
-        return self._then("Div", held, self._constant(f"most.{most}", np.float32(most)))
+        clamped = self._then("Max", top, self._constant("least", LEAST))
+        return self._then("Div", clamped, self._constant(f"most.{most}", np.float32(most)))
 
     def _round_heads(self, x: ir.Value, zero: np.generic, most: int) -> tuple[ir.Value, ir.Value]:
         """Bytes with one scale a head, and the scales, [1, 1, H]."""

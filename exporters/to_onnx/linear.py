@@ -60,14 +60,14 @@ FORMATS = {
     "w4g32a8": Format("w4g32", "bits8"),
 }
 CALIBRATED = ("w8a8s",)
-WHOLE = ("rows8", "steps8")  # products with one scale for an output channel
+INT8_MATMUL = ("rows8", "steps8")  # products with one scale for an output channel
 LEVELS = {"bits32": 1, "bits8": 4, "rows8": 4, "steps8": 4}  # MatMulNBits' accuracy_level
 DOMAIN = "com.microsoft"
 LEAST = np.float32(1e-12)  # for rows of zeros
 
 
 @dataclass(frozen=True)
-class Weight:
+class StoredWeight:
     """A weight outside the graph: the traced tensor it is, and in which form.
 
     Forms: `plain`, `transposed`, or `numbers` and `scales` of a packing; without a packing, of
@@ -83,13 +83,13 @@ def matrix_bytes(rows: int, columns: int, scheme: str, stage: str) -> int:
     """Bytes of a linear layer's matrix under a scheme."""
     if scheme not in FORMATS:
         return 4 * rows * columns
-    if FORMATS[scheme].product in WHOLE and stage != "head":
+    if FORMATS[scheme].product in INT8_MATMUL and stage != "head":
         return rows * columns + 4 * rows
     return rows * PACKINGS[FORMATS[scheme].packing].bytes(columns)
 
 
 def stored(
-    weight: Weight, tensors: Mapping[str, Tensor], packed: dict[str, tuple[Array, Array]]
+    weight: StoredWeight, tensors: Mapping[str, Tensor], packed: dict[str, tuple[Array, Array]]
 ) -> Array:
     """A weight in its form; `packed` keeps numbers and scales that belong together.
 
@@ -127,7 +127,7 @@ class Writer:
     """
 
     def __init__(self, graph: ir.Graph, scheme: str) -> None:
-        self.weights: dict[str, Weight] = {}
+        self.weights: dict[str, StoredWeight] = {}
         self._graph, self._format = graph, FORMATS.get(scheme)
         self._rows: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # rounded, and their scale
 
@@ -152,7 +152,7 @@ class Writer:
     @property
     def rounds(self) -> bool:
         """Whether products are of whole numbers."""
-        return self._format is not None and self._format.product in WHOLE
+        return self._format is not None and self._format.product in INT8_MATMUL
 
     def replace(self, node: ir.Node, nodes: list[ir.Node]) -> None:
         """Put nodes in the place of one; the last gives its output."""
@@ -168,7 +168,7 @@ class Writer:
 
     def _turned(self, x: ir.Value, matrix: ir.Value) -> ir.Node:
         rows, columns = _shape(matrix)
-        weight = Weight(str(matrix.name), "transposed")
+        weight = StoredWeight(str(matrix.name), "transposed")
         turned = self._outside(matrix, weight, (columns, rows), ir.DataType.FLOAT)
         return ir.node("MatMul", [x, turned])
 
@@ -185,12 +185,12 @@ class Writer:
         """Numbers of packed rows as MatMulNBits takes them, and their scales."""
         how, (rows, columns) = PACKINGS[packing], _shape(matrix)
         groups, name = how.groups(columns), str(matrix.name)
-        weight = Weight(name, "numbers", packing)
+        weight = StoredWeight(name, "numbers", packing)
         if not groups:
             return [self._outside(matrix, weight, (rows, columns), ir.DataType.FLOAT16)]
         shape = (rows, groups, how.group * how.bits // 8)
         numbers = self._outside(matrix, weight, shape, ir.DataType.UINT8)
-        weight = Weight(name, "scales", packing)
+        weight = StoredWeight(name, "scales", packing)
         scales = self._outside(matrix, weight, (rows, groups), ir.DataType.FLOAT)
         return [numbers, scales]
 
@@ -234,8 +234,10 @@ class Writer:
     def _channels(self, matrix: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Numbers [in, out] of 8 bits and a scale for each output channel."""
         name, (rows, columns) = str(matrix.name), _shape(matrix)
-        numbers = self._outside(matrix, Weight(name, "numbers"), (columns, rows), ir.DataType.INT8)
-        scales = self._outside(matrix, Weight(name, "scales"), (rows,), ir.DataType.FLOAT)
+        numbers = self._outside(
+            matrix, StoredWeight(name, "numbers"), (columns, rows), ir.DataType.INT8
+        )
+        scales = self._outside(matrix, StoredWeight(name, "scales"), (rows,), ir.DataType.FLOAT)
         return numbers, scales
 
     def _one_scale(self, x: ir.Value, matrix: ir.Value, bias: list[ir.Value]) -> list[ir.Node]:
@@ -243,7 +245,9 @@ class Writer:
         numbers, scales = self._channels(matrix)
         zero, nodes = self.constant("zero", np.uint8(128)), []
         if x not in self._rows:
-            step = self._outside(matrix, Weight(str(matrix.name), "step"), (), ir.DataType.FLOAT)
+            step = self._outside(
+                matrix, StoredWeight(str(matrix.name), "step"), (), ir.DataType.FLOAT
+            )
             nodes = [ir.node("QuantizeLinear", [x, step, zero])]
             self._rows[x] = nodes[0].outputs[0], step
         rounded, step = self._rows[x]
@@ -258,16 +262,16 @@ class Writer:
         zeros = self.constant(f"zeros.{count}", np.full((1, count, 1), 128, np.uint8))
         sizes = ir.node("Abs", [x])
         top = ir.node("ReduceMax", [sizes.outputs[0], last], {"keepdims": 1})
-        held = ir.node("Max", [top.outputs[0], self.constant("least", LEAST)])
-        scale = ir.node("Div", [held.outputs[0], self.constant("steps", np.float32(127))])
+        clamped = ir.node("Max", [top.outputs[0], self.constant("least", LEAST)])
+        scale = ir.node("Div", [clamped.outputs[0], self.constant("steps", np.float32(127))])
         inputs = [x, scale.outputs[0], zeros]
         # Runs as long as a row: with an axis, ONNX Runtime takes longer for the same bytes.
         rounded = ir.node("QuantizeLinear", inputs, {"axis": -1, "block_size": columns})
         self._rows[x] = rounded.outputs[0], scale.outputs[0]
-        return [sizes, top, held, scale, rounded]
+        return [sizes, top, clamped, scale, rounded]
 
     def _outside(
-        self, matrix: ir.Value, weight: Weight, shape: tuple[int, ...], dtype: ir.DataType
+        self, matrix: ir.Value, weight: StoredWeight, shape: tuple[int, ...], dtype: ir.DataType
     ) -> ir.Value:
         """The graph's value of a weight in its form, made when it is first asked for."""
         name = f"{weight.name}.{weight.form}"

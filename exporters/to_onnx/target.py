@@ -40,7 +40,7 @@ from edgevlm.exporters.to_onnx.attention import write_attention
 from edgevlm.exporters.to_onnx.linear import (
     CALIBRATED,
     FORMATS,
-    Weight,
+    StoredWeight,
     Writer,
     matrix_bytes,
     stored,
@@ -58,7 +58,7 @@ class Lowered:
     """The graphs of one signature, and for each function the weights that it reads by name."""
 
     graphs: Mapping[str, ir.Model]
-    weights: Mapping[str, Mapping[str, Weight]]
+    weights: Mapping[str, Mapping[str, StoredWeight]]
 
 
 def table_format(scheme: str) -> str:
@@ -78,7 +78,7 @@ def lower(programs: Mapping[str, ExportedProgram], block: Block, options: Target
         ExportError: If torch.onnx cannot convert a graph.
     """
     graphs: dict[str, ir.Model] = {}
-    weights: dict[str, Mapping[str, Weight]] = {}
+    weights: dict[str, Mapping[str, StoredWeight]] = {}
     for name, program in programs.items():
         function = block.function(name)
         try:
@@ -112,7 +112,7 @@ def write(
     else:
         every = [w for used in lowered.weights.values() for w in used.values()]
         offsets = {w: shared.scales if w.form == "scales" else shared.numbers for w in every}
-    done = []
+    functions = []
     for function in block.functions:
         model = lowered.graphs[function.name]  # only offsets and names change from block to block
         for value_name, weight in lowered.weights[function.name].items():
@@ -135,13 +135,13 @@ def write(
         file = folder / f"{block.name}.{function.name}.onnx"
         proto = ir.to_proto(model)
         file.write_bytes(proto.SerializeToString(deterministic=True))
-        done.append(replace(function, file=file.name, inputs=_taken(model, function)))
-    return tuple(done)
+        functions.append(replace(function, file=file.name, inputs=_taken(model, function)))
+    return tuple(functions)
 
 
 def _convert(
     program: ExportedProgram, function: Function, scheme: str
-) -> tuple[ir.Model, dict[str, Weight]]:
+) -> tuple[ir.Model, dict[str, StoredWeight]]:
     with _quiet():
         program = program.run_decompositions(LOWERINGS)
         converted = torch.onnx.export(
@@ -206,7 +206,7 @@ def _name_constant_outputs(graph: ir.Graph) -> None:
                 out.name = name
 
 
-def _take_out_weights(graph: ir.Graph, known: set[str], scheme: str) -> dict[str, Weight]:
+def _take_out_weights(graph: ir.Graph, known: set[str], scheme: str) -> dict[str, StoredWeight]:
     """Write out our Linear and Attention; list the weights that the graph reads.
 
     All weights leave the graph, small ones too: blocks of one signature share it. Constants that
@@ -223,22 +223,22 @@ def _take_out_weights(graph: ir.Graph, known: set[str], scheme: str) -> dict[str
         if not value.uses():
             del graph.initializers[name]
         elif name in known:
-            weights[name] = Weight(name)
+            weights[name] = StoredWeight(name)
     graph.sort()
     return weights
 
 
 def _write_weights(
     lowered: Lowered, tensors: Mapping[str, Tensor], file: Path
-) -> dict[Weight, int]:
+) -> dict[StoredWeight, int]:
     """Append each weight once, in order of first use; returns its offset in bytes."""
-    offsets: dict[Weight, int] = {}
-    wanted = [weight for used in lowered.weights.values() for weight in used.values()]
-    if not wanted:
+    offsets: dict[StoredWeight, int] = {}
+    used_weights = [weight for used in lowered.weights.values() for weight in used.values()]
+    if not used_weights:
         return offsets
     packed: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # numbers wait for their scales
     with file.open("wb") as out:
-        for weight in dict.fromkeys(wanted):
+        for weight in dict.fromkeys(used_weights):
             data = stored(weight, tensors, packed)
             out.write(b"\0" * (-out.tell() % ALIGN_BYTES))
             offsets[weight] = out.tell()

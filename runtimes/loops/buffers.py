@@ -50,9 +50,9 @@ def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
     view, features, _ = _chain(plan.stage("vision"), "encode", blocks, {})
     reduce = plan.stage("reduce")[0].functions[0]
     own = blocks.engine.buffers("reduce-0", "reduce")
-    seen = {tensor.name: _array(tensor, own) for tensor in reduce.inputs}
-    chosen = {tensor.name: _array(tensor, own) for tensor in reduce.outputs}
-    blocks.bind("reduce-0", "reduce", seen | chosen)
+    all_views = {tensor.name: _array(tensor, own) for tensor in reduce.inputs}
+    reduced = {tensor.name: _array(tensor, own) for tensor in reduce.outputs}
+    blocks.bind("reduce-0", "reduce", all_views | reduced)
     kv = plan.host.kv
     cache = [np.zeros(kv.shape(i // 2), np.float32) for i in range(2 * kv.layers)]
     decoder, by_block = plan.stage("decoder"), _caches(plan, cache)
@@ -72,7 +72,16 @@ def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
             result = steps["check"]["result"]
             blocks.bind(block.name, "check", {"hidden": result, "logits": checked[-1]})
     return Arrays(
-        view["pixel_values"], features, seen, chosen, cache, steps, between, last, logits, checked
+        view["pixel_values"],
+        features,
+        all_views,
+        reduced,
+        cache,
+        steps,
+        between,
+        last,
+        logits,
+        checked,
     )
 
 
@@ -88,7 +97,7 @@ def _chain(
         What the host writes, by input; what the stage gives: outputs by name, those that a further
         block would take by its input; and what the first block gives.
     """
-    fed, state, given = dict[str, Array](), dict[str, Array](), dict[str, Array]()
+    fed, state, results = dict[str, Array](), dict[str, Array](), dict[str, Array]()
     first: dict[str, Array] = {}
     spare: dict[str, Array] = {}  # what the block before last wrote, and nobody reads any more
     for block in stage:
@@ -103,9 +112,9 @@ def _chain(
         links = function.links
         spare = {chain: inputs[input] for chain, input in links.items() if input in inputs}
         state |= {links[key]: array for key, array in outputs.items() if key in links}
-        given |= {links.get(key, key): array for key, array in outputs.items()}
-        first = first or dict(given)
-    return fed, given, first
+        results |= {links.get(key, key): array for key, array in outputs.items()}
+        first = first or dict(results)
+    return fed, results, first
 
 
 def _caches(plan: VlmPlan, cache: Sequence[Array]) -> dict[str, dict[str, Array]]:

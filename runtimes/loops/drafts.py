@@ -71,11 +71,13 @@ def lookup(loop: DraftLoop, ids: Sequence[int], most: int) -> list[int]:
     references, arXiv 2304.04487.
     """
     for length in range(min(LONGEST, len(ids) - 1), 0, -1):
-        wanted = ids[-length:]
+        suffix = ids[-length:]
         for start in range(len(ids) - length - 1, -1, -1):
-            if ids[start : start + length] == wanted:
-                found = ids[start + length : start + length + most]
-                return list(found[: found.index(-1)] if -1 in found else found)
+            if ids[start : start + length] == suffix:
+                continuation = ids[start + length : start + length + most]
+                return list(
+                    continuation[: continuation.index(-1)] if -1 in continuation else continuation
+                )
     return []
 
 
@@ -88,15 +90,15 @@ def skip(count: int) -> Draft:
 
     def draft(loop: DraftLoop, ids: Sequence[int], most: int) -> list[int]:
         first = (len(loop.plan.stage("decoder")) - count) // 2
-        made, length, position = [ids[-1]], loop.length, loop.position
+        tokens, length, position = [ids[-1]], loop.length, loop.position
         try:
             for _ in range(most):
-                row, at = loop.table[made[-1]][None], np.asarray([loop.position], np.int32)
+                row, at = loop.table[tokens[-1]][None], np.asarray([loop.position], np.int32)
                 loop.run("decode", row, at, range(first, first + count))
                 loop.length, loop.position = loop.length + 1, loop.position + 1
-                made.append(int(loop.logits().argmax()))
+                tokens.append(int(loop.logits().argmax()))
         finally:
             loop.length, loop.position = length, position
-        return made[1:]
+        return tokens[1:]
 
     return draft

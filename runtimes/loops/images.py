@@ -111,11 +111,11 @@ def views(pictures: Sequence[Image.Image], spec: ImageSpec) -> Array:
         tiles = [_resized(p, size, spec) for p in pictures]
     else:
         (picture,) = pictures
-        whole = _resized(picture, (size[0] * spec.columns, size[1] * spec.rows), spec)
+        resized = _resized(picture, (size[0] * spec.columns, size[1] * spec.rows), spec)
         tiles = [
-            whole.crop((x, y, x + size[0], y + size[1]))
-            for y in range(0, whole.height, size[1])
-            for x in range(0, whole.width, size[0])
+            resized.crop((x, y, x + size[0], y + size[1]))
+            for y in range(0, resized.height, size[1])
+            for x in range(0, resized.width, size[0])
         ]
         overview = _resized(picture, size, spec)
         tiles = [overview, *tiles] if spec.global_view == "first" else [*tiles, overview]
@@ -156,7 +156,7 @@ def load_clip(path: str | Path, frames: int) -> tuple[list[Image.Image], list[fl
     return [pictures[stamp] for stamp in chosen], times, (stamps[-1] - stamps[0]) * unit
 
 
-def _pictures(av: Any, path: str | Path, wanted: set[int]) -> dict[int, Image.Image]:
+def _pictures(av: Any, path: str | Path, stamps: set[int]) -> dict[int, Image.Image]:
     """The frames with these time stamps; decoding ends with the last of them."""
     pictures: dict[int, Image.Image] = {}
     with av.open(str(path)) as container:
@@ -164,9 +164,9 @@ def _pictures(av: Any, path: str | Path, wanted: set[int]) -> dict[int, Image.Im
             if frame.width * frame.height > PIXEL_LIMIT:
                 size = f"{frame.width}x{frame.height}"
                 raise InputError(f"'{path}' has frames of {size} pixels; {_TOO_LARGE}")
-            if frame.pts in wanted:
+            if frame.pts in stamps:
                 pictures[frame.pts] = frame.to_image().convert("RGB")
-            if len(pictures) == len(wanted):
+            if len(pictures) == len(stamps):
                 break
     return pictures
 

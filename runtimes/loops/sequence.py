@@ -91,17 +91,17 @@ class Rows:
             IndexError: If there is no such row.
         """
         count = self.shape[0]
-        places = np.arange(*rows.indices(count)) if isinstance(rows, slice) else np.asarray(rows)
-        if places.size and not 0 <= places.min() <= places.max() < count:
-            raise IndexError(f"rows {places.min()} to {places.max()} of a table of {count}")
-        found = np.empty((*places.shape, self.shape[1]), self._dtype)
+        indices = np.arange(*rows.indices(count)) if isinstance(rows, slice) else np.asarray(rows)
+        if indices.size and not 0 <= indices.min() <= indices.max() < count:
+            raise IndexError(f"rows {indices.min()} to {indices.max()} of a table of {count}")
+        values = np.empty((*indices.shape, self.shape[1]), self._dtype)
         size = self.shape[1] * self._dtype.itemsize
-        flat = found.reshape(places.size, self.shape[1])
-        for row, place in zip(flat, places.flat, strict=True):
-            self._file.seek(self._offset + int(place) * size)
+        flat = values.reshape(indices.size, self.shape[1])
+        for row, index in zip(flat, indices.flat, strict=True):
+            self._file.seek(self._offset + int(index) * size)
             if self._file.readinto(row.data) != size:
-                raise BundleError(f"'{self._file.name}' ends before row {place} of its table")
-        return found
+                raise BundleError(f"'{self._file.name}' ends before row {index} of its table")
+        return values
 
 
 class PackedTable:
@@ -134,7 +134,7 @@ def load_table(bundle: Bundle) -> Table:
 
 def assemble(
     plan: VlmPlan,
-    parts: Sequence[LayoutItem],
+    items: Sequence[LayoutItem],
     table: Table,
     tokenizer: Tokenizer,
     question: str,
@@ -145,7 +145,7 @@ def assemble(
 
     Args:
         plan: The manifest.
-        parts: `layout.prompt` or `layout.turn`.
+        items: `layout.prompt`, `layout.text` or `layout.turn`.
         table: The embedding table [rows, C].
         tokenizer: The bundle's tokenizer.
         question: The user's text.
@@ -154,9 +154,9 @@ def assemble(
     """
     rows: list[Floats] = []
     positions: list[Integers] = []
-    seen: list[int] = []
-    weights: list[Floats] = []
-    said: list[int] = []
+    visual_rows: list[int] = []
+    log_sizes: list[Floats] = []
+    token_ids: list[int] = []
     original = plan.host.positions == "original"
     at, text = first_position, ""
 
@@ -175,49 +175,49 @@ def assemble(
         text = ""
 
     def put_ids(ids: Sequence[int]) -> None:
-        said.extend(ids)
+        token_ids.extend(ids)
         put(table[list(ids)])
 
-    def walk(parts: Sequence[LayoutItem], visual: Visual | None) -> None:
+    def walk(items: Sequence[LayoutItem], visual: Visual | None) -> None:
         nonlocal text
-        for part in parts:
-            if part.kind in ("ids", "visual"):
+        for item in items:
+            if item.kind in ("ids", "visual"):
                 put_text()
-            if part.kind == "ids":
-                put_ids(part.ids)
-            elif part.kind == "image":
+            if item.kind == "ids":
+                put_ids(item.ids)
+            elif item.kind == "image":
                 for picture in visuals:
                     walk(plan.host.layout.image, picture)
-            elif part.kind == "visual" and visual is not None:
-                here = (visual.positions >= part.start) & (visual.positions < part.stop)
-                offsets = visual.positions[here] - part.start if original else None
+            elif item.kind == "visual" and visual is not None:
+                selected = (visual.positions >= item.start) & (visual.positions < item.stop)
+                offsets = visual.positions[selected] - item.start if original else None
                 before = sum(map(len, rows))
-                said.extend([-1] * int(here.sum()))
-                seen.extend(range(before, before + int(here.sum())))
+                token_ids.extend([-1] * int(selected.sum()))
+                visual_rows.extend(range(before, before + int(selected.sum())))
                 if visual.log_sizes is not None:
-                    weights.append(visual.log_sizes[here])
-                put(visual.tokens[here], offsets, part.stop - part.start if original else None)
+                    log_sizes.append(visual.log_sizes[selected])
+                put(visual.tokens[selected], offsets, item.stop - item.start if original else None)
             else:
-                text += part.prefix + _text(part, question, visual) + part.suffix
+                text += item.prefix + _text(item, question, visual) + item.suffix
 
-    walk(parts, None)
+    walk(items, None)
     put_text()
-    whole = np.concatenate([np.zeros((0, table.shape[1]), np.float32), *rows])
+    hidden = np.concatenate([np.zeros((0, table.shape[1]), np.float32), *rows])
     bias = None
-    if weights:
-        bias = np.zeros(len(whole), np.float32)
-        bias[seen] = np.concatenate(weights)
-    placed = np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32)
-    return PromptRows(whole, placed, tuple(seen), bias, tuple(said))
+    if log_sizes:
+        bias = np.zeros(len(hidden), np.float32)
+        bias[visual_rows] = np.concatenate(log_sizes)
+    all_positions = np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32)
+    return PromptRows(hidden, all_positions, tuple(visual_rows), bias, tuple(token_ids))
 
 
-def _text(part: LayoutItem, question: str, visual: Visual | None) -> str:
-    if part.kind == "text":
+def _text(item: LayoutItem, question: str, visual: Visual | None) -> str:
+    if item.kind == "text":
         return ""
-    if part.kind == "user_text" or visual is None:
+    if item.kind == "user_text" or visual is None:
         return question
-    if part.kind == "timestamp":
-        seconds = int(visual.times[part.start])
+    if item.kind == "timestamp":
+        seconds = int(visual.times[item.start])
         return f"{seconds // 60:02d}:{seconds % 60:02d}"
     seconds = int(visual.duration)
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
@@ -232,18 +232,18 @@ def rotary_tables(plan: VlmPlan, positions: Integers) -> tuple[Floats, Floats]:
     return np.cos(angles) * scaling, np.sin(angles) * scaling
 
 
-def prompt_state(plan: VlmPlan, piece: PromptRows) -> dict[str, NDArray[Any]]:
+def prompt_state(plan: VlmPlan, prompt: PromptRows) -> dict[str, NDArray[Any]]:
     """What `prefill` takes of a prompt in one call, filled up with zeros."""
-    count, chunk = len(piece.rows), plan.host.chunk
-    cos, sin = rotary_tables(plan, piece.positions)
+    count, chunk = len(prompt.rows), plan.host.chunk
+    cos, sin = rotary_tables(plan, prompt.positions)
     state: dict[str, NDArray[Any]] = {
-        "hidden": np.zeros((1, chunk, piece.rows.shape[1]), np.float32),
+        "hidden": np.zeros((1, chunk, prompt.rows.shape[1]), np.float32),
         "cos": np.zeros((1, chunk, plan.host.kv.head_size), np.float32),
         "sin": np.zeros((1, chunk, plan.host.kv.head_size), np.float32),
-        "visual_rows": np.asarray([piece.visual], np.int32),
+        "visual_rows": np.asarray([prompt.visual], np.int32),
         "last": np.asarray([count - 1], np.int32),
     }
-    for name, rows in (("hidden", piece.rows), ("cos", cos), ("sin", sin)):
+    for name, rows in (("hidden", prompt.rows), ("cos", cos), ("sin", sin)):
         state[name][0, :count] = rows
     return state
 

@@ -91,33 +91,33 @@ class TextLoop(DecoderLoop):
         key = hashlib.sha256(pixels.tobytes()).digest()
         if key not in self._known:
             self._known[key] = self._look(pixels)
-        made = self._known[key] = self._known.pop(key)  # the last one used is the last one to go
+        visual = self._known[key] = self._known.pop(key)  # the last one used is the last one to go
         if len(self._known) > PICTURES:
             self._known.pop(next(iter(self._known)))
         if not times:
             times = [float(i) for i in range(len(pictures))]
             duration = float(len(pictures))
-        return replace(made, times=tuple(times), duration=duration)
+        return replace(visual, times=tuple(times), duration=duration)
 
     def _look(self, pixels: Array) -> Visual:
         image = self.plan.host.image
-        seen, chosen = self.arrays.seen, self.arrays.chosen
-        count = seen["features"].shape[1] // image.views
+        all_views, reduced = self.arrays.seen, self.arrays.chosen
+        count = all_views["features"].shape[1] // image.views
         started = time.perf_counter()
         self.blocks.expect("encode", len(pixels))
         for index, view in enumerate(pixels):
             self.arrays.pixels[0] = view
             for block in self.plan.stage("vision"):
                 self.blocks.run(block.name, "encode")
-            for name, whole in seen.items():
-                whole[:, index * count : (index + 1) * count] = self.arrays.view[name]
+            for name, features in all_views.items():
+                features[:, index * count : (index + 1) * count] = self.arrays.view[name]
         self.vision_ms += (time.perf_counter() - started) * 1e3
         self.blocks.expect("reduce", 1)
         self.reduce_ms += _timed(lambda: self.blocks.run("reduce-0", "reduce"))
-        logs = chosen.get("log_sizes")
+        logs = reduced.get("log_sizes")
         return Visual(
-            chosen["visual_tokens"][0].copy(),
-            chosen["kept_positions"][0].copy(),
+            reduced["visual_tokens"][0].copy(),
+            reduced["kept_positions"][0].copy(),
             log_sizes=None if logs is None else logs[0].copy(),
         )
 
@@ -153,23 +153,23 @@ class TextLoop(DecoderLoop):
             )
         started = time.perf_counter()
         self.vision_ms = self.reduce_ms = 0.0
-        seen = visuals()
+        encoded = visuals()
         layout = self.plan.host.layout
-        parts = layout.turn if self.length else layout.prompt if seen else layout.text
-        if self.length and seen:
+        items = layout.turn if self.length else layout.prompt if encoded else layout.text
+        if self.length and encoded:
             raise InputError("pictures belong to the first turn; start a new conversation")
-        piece = assemble(
-            self.plan, parts, self.table, self.tokenizer, question, seen, self.position
+        prompt = assemble(
+            self.plan, items, self.table, self.tokenizer, question, encoded, self.position
         )
-        room = self.plan.host.kv.tokens - self.length - len(piece.rows)
+        room = self.plan.host.kv.tokens - self.length - len(prompt.rows)
         if room < 1:
             raise InputError(
-                f"the turn has {len(piece.rows)} tokens and {self.length} are in the context of"
+                f"the turn has {len(prompt.rows)} tokens and {self.length} are in the context of"
                 f" {self.plan.host.kv.tokens}; export with a larger --context"
             )
-        self.prefill_ms = _timed(lambda: self.prefill(self.further(piece)))
+        self.prefill_ms = _timed(lambda: self.prefill(self.further(prompt)))
         self.checks = self.drafted = self.accepted = 0
-        self._said += piece.ids
+        self._said += prompt.ids
         choose = chooser(sampling)
         ids = [choose(self.logits())]
         first = time.perf_counter()
@@ -184,8 +184,8 @@ class TextLoop(DecoderLoop):
             text=shown.finish(),
             token_ids=tuple(ids),
             stopped=stopped,
-            visual_tokens=sum(len(v.tokens) for v in seen),
-            prompt_tokens=len(piece.rows),
+            visual_tokens=sum(len(v.tokens) for v in encoded),
+            prompt_tokens=len(prompt.rows),
             load_ms=self.load_ms,
             vision_ms=self.vision_ms,
             reduce_ms=self.reduce_ms,
@@ -208,52 +208,52 @@ class TextLoop(DecoderLoop):
         shown: _Stream,
         draft: Draft | None,
     ) -> str:
-        stops, said = set(self.plan.host.stop_ids), 0
+        stops, streamed = set(self.plan.host.stop_ids), 0
         while True:
-            for token in ids[said:]:
+            for token in ids[streamed:]:
                 if token in stops:
                     return "stop"
                 shown.add(token)
-            said = len(ids)
-            if said == most:
+            streamed = len(ids)
+            if streamed == most:
                 return "length"
-            guessed = self._guess(ids, most, draft, stops) if draft else None
-            if guessed is None:
+            guesses = self._guess(ids, most, draft, stops) if draft else None
+            if guesses is None:
                 self._step_token(ids[-1])
                 ids.append(choose(self.logits()))
             else:
-                ids += self._check(ids[-1], guessed, choose)
+                ids += self._check(ids[-1], guesses, choose)
 
     def _guess(
         self, ids: Sequence[int], most: int, draft: Draft, stops: set[int]
     ) -> list[int] | None:
         """What a draft thinks follows; None where a single step is the better way on."""
-        check, left = self.plan.host.check, self.plan.host.kv.tokens - self.length
-        if left < check:
+        check, room = self.plan.host.check, self.plan.host.kv.tokens - self.length
+        if room < check:
             return None
-        guessed = draft(self, [*self._said, *ids], min(check - 1, most - len(ids) - 1))
-        guessed = list(takewhile(lambda token: token not in stops, guessed))
+        guesses = draft(self, [*self._said, *ids], min(check - 1, most - len(ids) - 1))
+        guesses = list(takewhile(lambda token: token not in stops, guesses))
         # With a budget, going back and forth between two functions would load both each time.
-        return guessed if guessed or not self.blocks.keeps_all else None
+        return guesses if guesses or not self.blocks.keeps_all else None
 
     def _check(
-        self, last: int, guessed: Sequence[int], choose: Callable[[Array], int]
+        self, last: int, guesses: Sequence[int], choose: Callable[[Array], int]
     ) -> list[int]:
         """The tokens after `last`: the guesses that the model makes too, and one of its own."""
-        rows = np.asarray(self.table[[last, *guessed]])
+        rows = np.asarray(self.table[[last, *guesses]])
         positions = np.arange(self.position, self.position + len(rows), dtype=np.int32)
         self.run("check", rows, positions)
         for block in self.plan.stage("head"):
             self.blocks.run(block.name, "check")
-        made: list[int] = []
+        tokens: list[int] = []
         for index in range(len(rows)):
-            made.append(choose(np.concatenate([part[index] for part in self.arrays.checked])))
-            if index == len(guessed) or made[-1] != guessed[index]:
+            tokens.append(choose(np.concatenate([part[index] for part in self.arrays.checked])))
+            if index == len(guesses) or tokens[-1] != guesses[index]:
                 break
-        self.advance(rows[: len(made)], positions)
-        self.checks, self.drafted = self.checks + 1, self.drafted + len(guessed)
-        self.accepted += len(made) - 1
-        return made
+        self.advance(rows[: len(tokens)], positions)
+        self.checks, self.drafted = self.checks + 1, self.drafted + len(guesses)
+        self.accepted += len(tokens) - 1
+        return tokens
 
     def _step_token(self, token: int) -> None:
         if self.length < self.plan.host.kv.tokens:

@@ -57,7 +57,7 @@ class Engine(engine.Engine):
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__(bundle)
-        self._functions: dict[tuple[str, str], program.Function] = {}
+        self._functions: dict[tuple[str, str], program.MilFunction] = {}
         self._steps: dict[tuple[str, str], list[Step]] = {}
         self._constants: dict[tuple[str, str], dict[str, Array]] = {}
 
@@ -96,13 +96,13 @@ class Engine(engine.Engine):
             return
         planned = self.bundle.plan.block(block)
         paths = self.bundle.files_of(planned)
-        read = {path: program.read_package(path) for path in set(paths.values())}
-        for wanted in planned.functions:
-            found = read[paths[wanted.name]].get(wanted.name)
-            if found is None:
-                raise RuntimeLoadError(f"{block}: the package has no function '{wanted.name}'")
-            _check_signature(found, wanted, block)
-            self._prepare((block, wanted.name), found)
+        packages = {path: program.read_package(path) for path in set(paths.values())}
+        for spec in planned.functions:
+            parsed = packages[paths[spec.name]].get(spec.name)
+            if parsed is None:
+                raise RuntimeLoadError(f"{block}: the package has no function '{spec.name}'")
+            _check_signature(parsed, spec, block)
+            self._prepare((block, spec.name), parsed)
 
     def run(self, block: str, function: str) -> None:
         """Run a loaded function over its bound arrays.
@@ -111,15 +111,15 @@ class Engine(engine.Engine):
             RuntimeLoadError: If an operation's inputs do not fit it.
         """
         key = (block, function)
-        made, arrays = self._functions[key], self.arrays[key]
+        parsed, arrays = self._functions[key], self.arrays[key]
         values: dict[str, Any] = dict(self._constants[key])
-        values |= {v.name: _as(np.array(arrays[v.name]), v.dtype) for v in made.inputs}
+        values |= {v.name: _as(np.array(arrays[v.name]), v.dtype) for v in parsed.inputs}
         cached = self.bundle.plan.block(block).function(function).caches
         states = {cache.name: arrays[cache.input] for cache in cached}
         for step in self._steps[key]:
-            given = {
-                name: _resolve(parts, values, name in LISTS)
-                for name, parts in step.inputs.items()
+            inputs = {
+                name: _resolve(names, values, name in LISTS)
+                for name, names in step.inputs.items()
                 if step.operation.kind not in STATES
             }
             if step.operation.kind == "read_state":
@@ -130,13 +130,13 @@ class Engine(engine.Engine):
                 continue
             else:
                 try:
-                    results = OPERATORS[step.operation.kind](**given)
+                    results = OPERATORS[step.operation.kind](**inputs)
                 except (ValueError, TypeError, IndexError) as cause:
                     kind = step.operation.kind
                     raise RuntimeLoadError(f"{block}.{function}: {kind}: {cause}") from cause
             _keep(values, step, results)
             self._watch(key, step, values)
-        for name in made.outputs:
+        for name in parsed.outputs:
             arrays[name][:] = values[name]
 
     def unload(self, block: str, function: str | None = None) -> None:
@@ -149,16 +149,16 @@ class Engine(engine.Engine):
             return
         for value in step.operation.outputs:
             if value.dtype == "fp16" and value.name in values:
-                found = values[value.name]
-                top = max(float(found.max()), -float(found.min()))
+                array = values[value.name]
+                top = max(float(array.max()), -float(array.min()))
                 kinds = self.largest.setdefault(key, {})
                 kinds[step.operation.kind] = max(top, kinds.get(step.operation.kind, 0.0))
 
-    def _prepare(self, key: tuple[str, str], made: program.Function) -> None:
+    def _prepare(self, key: tuple[str, str], parsed: program.MilFunction) -> None:
         """Compute what is constant once, and find when each value is read last."""
         constants: dict[str, Any] = {}
         steps: list[Step] = []
-        for operation in made.operations:
+        for operation in parsed.operations:
             known = operation.kind in OPERATORS or operation.kind in STATES
             if not known:
                 raise RuntimeLoadError(
@@ -169,19 +169,19 @@ class Engine(engine.Engine):
             if operation.kind == "const":  # as it was read: functions share the weights
                 constants[operation.outputs[0].name] = operation.inputs["val"][0]
             elif operation.kind.startswith("constexpr_"):
-                given = {n: _resolve(p, constants, n in LISTS) for n, p in step.inputs.items()}
-                given.pop("name", None)
-                _keep(constants, step, OPERATORS[operation.kind](**given))
+                inputs = {n: _resolve(p, constants, n in LISTS) for n, p in step.inputs.items()}
+                inputs.pop("name", None)
+                _keep(constants, step, OPERATORS[operation.kind](**inputs))
             else:
                 steps.append(step)
         last = {name: i for i, step in enumerate(steps) for name in program.names(step.inputs)}
-        kept = {*constants, *made.outputs}
-        self._functions[key], self._constants[key] = made, constants
+        needed = {*constants, *parsed.outputs}
+        self._functions[key], self._constants[key] = parsed, constants
         self._steps[key] = [
             Step(
                 step.operation,
                 step.inputs,
-                tuple(n for n, at in last.items() if at == index and n not in kept),
+                tuple(n for n, at in last.items() if at == index and n not in needed),
             )
             for index, step in enumerate(steps)
         ]
@@ -189,8 +189,10 @@ class Engine(engine.Engine):
 
 def _resolve(parts: tuple[Any, ...], values: Mapping[str, Any], several: bool) -> Any:
     """Names as their values; a list for inputs that are lists."""
-    found = [values[part] if isinstance(part, str) and part in values else part for part in parts]
-    return tuple(found) if several else found[0]
+    resolved = [
+        values[part] if isinstance(part, str) and part in values else part for part in parts
+    ]
+    return tuple(resolved) if several else resolved[0]
 
 
 def _keep(values: dict[str, Any], step: Step, results: Any) -> None:
@@ -212,16 +214,16 @@ def _as(array: Any, dtype: str) -> Array:
     return np.asarray(array).astype(CASTS.get(dtype, np.int32), copy=False)
 
 
-def _check_signature(found: program.Function, function: Any, block: str) -> None:
+def _check_signature(parsed: program.MilFunction, function: Any, block: str) -> None:
     """Refuse a program whose inputs, states and outputs are not the manifest's."""
     types = {"f32": "fp32", "i32": "int32"}
-    wanted = {t.name: (types[t.dtype], t.shape) for t in function.fed}
+    inputs = {t.name: (types[t.dtype], t.shape) for t in function.fed}
     states = {cache.name: tensor.shape for cache, tensor in function.cached()}
     outputs = {tensor.name for tensor in function.results}
     good = (
-        {v.name: (v.dtype, v.shape) for v in found.inputs} == wanted
-        and all(states.get(v.name) == v.shape for v in found.states)
-        and set(found.outputs) == outputs
+        {v.name: (v.dtype, v.shape) for v in parsed.inputs} == inputs
+        and all(states.get(v.name) == v.shape for v in parsed.states)
+        and set(parsed.outputs) == outputs
     )
     if not good:
         raise RuntimeLoadError(

@@ -158,8 +158,8 @@ def _best(function: Callable[..., Any]) -> Callable[..., Array]:
     """Index of the largest or smallest; of equals the first."""
 
     def run(x: Array, axis: Any = -1, keep_dims: Any = True, output_dtype: str = "int32") -> Array:
-        found = function(x, axis=int(axis), keepdims=bool(keep_dims))
-        return np.asarray(found).astype(CASTS[output_dtype])
+        indices = function(x, axis=int(axis), keepdims=bool(keep_dims))
+        return np.asarray(indices).astype(CASTS[output_dtype])
 
     return run
 

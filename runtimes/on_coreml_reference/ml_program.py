@@ -63,7 +63,7 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Function:
+class MilFunction:
     """One function of a program; `states` are the inputs that it may write to."""
 
     inputs: tuple[Value, ...]
@@ -107,7 +107,7 @@ class Blobs:
         return widened(raw.view(STORED[dtype]), dtype).reshape(shape)
 
 
-def read_package(path: Path) -> dict[str, Function]:
+def read_package(path: Path) -> dict[str, MilFunction]:
     """Functions of a package by name.
 
     Raises:
@@ -130,13 +130,13 @@ def read_package(path: Path) -> dict[str, Function]:
         raise BundleError(f"'{path.name}' is not a whole ML program: {cause}") from cause
 
 
-def _function(message: Any, blobs: Blobs) -> Function:
+def _function(message: Any, blobs: Blobs) -> MilFunction:
     (block,) = message.block_specializations.values()
-    given = [_value(item) for item in message.inputs]
+    values = [_value(item) for item in message.inputs]
     states = {item.name for item in message.inputs if item.type.WhichOneof("type") == "stateType"}
-    return Function(
-        tuple(value for value in given if value.name not in states),
-        tuple(value for value in given if value.name in states),
+    return MilFunction(
+        tuple(value for value in values if value.name not in states),
+        tuple(value for value in values if value.name in states),
         tuple(_operation(item, blobs) for item in block.operations),
         tuple(block.outputs),
     )
@@ -189,8 +189,10 @@ def _constant(message: Any, blobs: Blobs) -> Any:
 def unpack(raw: Array, count: int, bits: int, signed: bool) -> Array:
     """Numbers of `bits` bits, the lowest bits of the first byte first: int32 [count]."""
     each = np.unpackbits(np.asarray(raw), bitorder="little")[: count * bits].reshape(count, bits)
-    found = (each.astype(np.int32) << np.arange(bits)).sum(1)
-    return np.where(found >= 1 << (bits - 1), found - (1 << bits), found) if signed else found
+    numbers = (each.astype(np.int32) << np.arange(bits)).sum(1)
+    return (
+        np.where(numbers >= 1 << (bits - 1), numbers - (1 << bits), numbers) if signed else numbers
+    )
 
 
 def widened(array: Array, dtype: str) -> Array:

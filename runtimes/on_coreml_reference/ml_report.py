@@ -85,13 +85,13 @@ def inspection(bundle: Bundle, pictures: Sequence[Path], prompt: str) -> Inspect
 
 def static_report(bundle: Bundle) -> list[FunctionReport]:
     """A report for each function of a bundle of target `coreml`."""
-    made = []
+    reports = []
     for block in bundle.plan.blocks:
         paths = bundle.files_of(block)
-        read = {path: program.read_package(path) for path in set(paths.values())}
+        packages = {path: program.read_package(path) for path in set(paths.values())}
         for name, path in paths.items():
-            made.append(_report(block.name, name, read[path][name]))
-    return made
+            reports.append(_report(block.name, name, packages[path][name]))
+    return reports
 
 
 def largest_numbers(bundle: Bundle, pictures: Sequence[Path], question: str) -> Largest:
@@ -154,22 +154,22 @@ def _overflow(largest: Largest, pictures: int) -> Table:
     return Table(("function", "room", "largest by operation"), tuple(rows), title)
 
 
-def _report(block: str, name: str, function: program.Function) -> FunctionReport:
+def _report(block: str, name: str, function: program.MilFunction) -> FunctionReport:
     counted = [
         op
         for op in function.operations
         if op.kind not in SILENT and not op.kind.startswith("constexpr_")
     ]
-    made = [value for op in counted for value in op.outputs]
+    values = [value for op in counted for value in op.outputs]
     kinds = Counter(op.kind for op in counted)
     return FunctionReport(
         block=block,
         function=name,
         operations=len(counted),
-        rank=max((len(value.shape) for value in made), default=0),
+        rank=max((len(value.shape) for value in values), default=0),
         float32=sum(op.outputs[0].dtype == "fp32" for op in counted if op.kind != "cast"),
         fall_back={kind: kinds[kind] for kind in FALL_BACK if kinds[kind]},
-        largest_bytes=max((_bytes(value) for value in made), default=0),
+        largest_bytes=max((_bytes(value) for value in values), default=0),
     )
 
 

@@ -52,16 +52,16 @@ def _span(
     begin_mask: Array | None, end_mask: Array | None, squeeze_mask: Array | None,
 ) -> tuple[slice | int, ...]:  # fmt: skip
     """What `slice_by_index` and `slice_update` mean by begin, end, stride and the three masks."""
-    found: list[slice | int] = []
+    slices: list[slice | int] = []
     for axis in range(len(shape)):
         step = 1 if stride is None else int(stride[axis])
         if squeeze_mask is not None and squeeze_mask[axis]:
-            found.append(int(begin[axis]))
+            slices.append(int(begin[axis]))
             continue
         first = None if begin_mask is not None and begin_mask[axis] else int(begin[axis])
         last = None if end_mask is not None and end_mask[axis] else int(end[axis])
-        found.append(slice(first, last, step))
-    return tuple(found)
+        slices.append(slice(first, last, step))
+    return tuple(slices)
 
 
 def slice_by_index(

@@ -63,10 +63,10 @@ class Engine(engine.Engine):
             RuntimeLoadError: If the bundle is for a backend that is not here.
         """
         super().__init__(bundle, threads)
-        wanted = dict(bundle.plan.requires.versions).get("backend", "xnnpack")
-        if wanted not in self.backends():
+        backend = dict(bundle.plan.requires.versions).get("backend", "xnnpack")
+        if backend not in self.backends():
             raise RuntimeLoadError(
-                f"this ExecuTorch build lacks the bundle's backend '{wanted}'; available:"
+                f"this ExecuTorch build lacks the bundle's backend '{backend}'; available:"
                 f" {', '.join(self.backends())}"
             )
         self._torch, self._lib = _runtime()
@@ -92,8 +92,8 @@ class Engine(engine.Engine):
     @classmethod
     def backends(cls) -> tuple[str, ...]:
         """Backends of this ExecuTorch, as `--backend` names them."""
-        found = _runtime()[1]._get_registered_backend_names()
-        return tuple(name for name, registered in BACKENDS.items() if registered in found)
+        available = _runtime()[1]._get_registered_backend_names()
+        return tuple(name for name, registered in BACKENDS.items() if registered in available)
 
     @classmethod
     def inspect(cls, bundle: Bundle, pictures: Sequence[Path], prompt: str) -> Inspection:
@@ -107,9 +107,9 @@ class Engine(engine.Engine):
             RuntimeLoadError: If an array is missing or has another shape or dtype.
         """
         super().bind(block, function, arrays)
-        made = self.bundle.plan.block(block).function(function)
-        given = [self._torch.from_numpy(arrays[spec.name]) for spec in made.inputs]
-        self._given[block, function] = given
+        planned = self.bundle.plan.block(block).function(function)
+        tensors = [self._torch.from_numpy(arrays[spec.name]) for spec in planned.inputs]
+        self._given[block, function] = tensors
 
     def prepare(self, block: str, function: str, mode: str) -> None:
         """Keep the block with the fewest weights open, aside from what is loaded.
@@ -138,16 +138,16 @@ class Engine(engine.Engine):
         if not functions:
             return
         (path,) = set(self.bundle.files_of(planned).values())
-        for wanted in functions:
+        for spec in functions:
             try:
                 with _mute():
                     program = self._lib._load_for_executorch(str(path))
-                    meta = program.method_meta(wanted.name)
+                    meta = program.method_meta(spec.name)
             except Exception as cause:
                 line = first_line(cause)
                 raise RuntimeLoadError(f"{block} does not load: {line}") from cause
-            _check_signature(meta, wanted, block)
-            self._methods[block, wanted.name] = program
+            _check_signature(meta, spec, block)
+            self._methods[block, spec.name] = program
 
     def run(self, block: str, function: str) -> None:
         """Run a loaded function over its bound arrays.
@@ -155,16 +155,16 @@ class Engine(engine.Engine):
         Raises:
             RuntimeLoadError: If ExecuTorch cannot run it.
         """
-        given, arrays = self._given[block, function], self.arrays[block, function]
+        inputs, arrays = self._given[block, function], self.arrays[block, function]
         try:
-            made = self._methods[block, function].run_method(function, given, False)
+            outputs = self._methods[block, function].run_method(function, inputs, False)
         except Exception as cause:
             line = first_line(cause)
             raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
         results = self.bundle.plan.block(block).function(function).results
-        own = [tensor.name for tensor in results]
+        names = [tensor.name for tensor in results]
         # Caches that were written come first; they are the host's arrays already.
-        for name, tensor in zip(own, made[-len(own) :], strict=True):
+        for name, tensor in zip(names, outputs[-len(names) :], strict=True):
             arrays[name][:] = tensor.numpy()
 
     def unload(self, block: str, function: str | None = None) -> None:
@@ -188,8 +188,8 @@ def _check_signature(meta: Any, function: Function, block: str) -> None:
         )
     ]
     caches = [tensor for _, tensor in function.cached()]
-    wanted = [(t.shape, DTYPES[t.dtype]) for t in (*function.inputs, *caches, *function.results)]
-    if got != wanted:
+    expected = [(t.shape, DTYPES[t.dtype]) for t in (*function.inputs, *caches, *function.results)]
+    if got != expected:
         raise RuntimeLoadError(
             f"{block}.{function.name}: inputs and outputs of the program are not the manifest's"
         )

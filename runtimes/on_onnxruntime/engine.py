@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle.cache import making_ms
+from edgevlm.bundle.cache import build_ms
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.measures import OperatorReport
@@ -36,8 +36,8 @@ from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 from edgevlm.runtimes.on_onnxruntime.prepacked import prepacked_graphs
 from edgevlm.runtimes.on_onnxruntime.shared_graphs import (
+    MappedWeight,
     Maps,
-    Weight,
     operator_kinds,
     without_weights,
 )
@@ -66,7 +66,7 @@ class Engine(engine.Engine):
         self._packing = threading.Lock()
         self._sessions: dict[tuple[str, str], Any] = {}
         self._shared: dict[bytes, Any] = {}  # sessions by hash of their graph without weights
-        self._common: dict[Path, tuple[Any, tuple[Weight, ...]]] = {}
+        self._common: dict[Path, tuple[Any, tuple[MappedWeight, ...]]] = {}
         self._maps = Maps()
         self._weights: dict[tuple[str, str], Mapping[str, Array]] = {}
         self._bound: dict[tuple[str, str], Any] = {}
@@ -153,7 +153,7 @@ class Engine(engine.Engine):
             try:
                 with self._packing:  # once for all functions of a block
                     folder = prepacked_graphs(self.bundle, block, self.options)
-                self.compile_ms[block.name] = making_ms(folder)
+                self.compile_ms[block.name] = build_ms(folder)
                 return {f.name: folder / f.name / f"{block.name}.onnx" for f in block.functions}
             except BundleError:
                 raise
@@ -183,7 +183,7 @@ class Engine(engine.Engine):
             options.add_session_config_entry("session.x64quantprecision", "1")
         return options
 
-    def _session(self, block: Block, function: str) -> tuple[Any, tuple[Weight, ...]]:
+    def _session(self, block: Block, function: str) -> tuple[Any, tuple[MappedWeight, ...]]:
         """The session of a function's graph without weights, and the weights that are its own."""
         path = self.bundle.files_of(block)[function]
         if path not in self._common:
@@ -227,9 +227,12 @@ class Engine(engine.Engine):
                 del self._sessions[key]
 
     def _bind(self, key: tuple[str, str]) -> Any:
-        made = self.bundle.plan.block(key[0]).function(key[1])
+        planned = self.bundle.plan.block(key[0]).function(key[1])
         arrays, binding = self.arrays[key], self._sessions[key].io_binding()
-        for specs, bind in ((made.inputs, binding.bind_input), (made.outputs, binding.bind_output)):
+        for specs, bind in (
+            (planned.inputs, binding.bind_input),
+            (planned.outputs, binding.bind_output),
+        ):
             for spec in specs:
                 array = arrays[spec.name]
                 bind(spec.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
@@ -249,7 +252,7 @@ def _open(graph: Path | bytes, options: Any, name: str) -> Any:
 
 
 def _check_signature(
-    session: Any, function: Function, block: str, weights: Sequence[Weight] = ()
+    session: Any, function: Function, block: str, weights: Sequence[MappedWeight] = ()
 ) -> None:
     """Refuse an artifact whose inputs and outputs are not the manifest's: binding trusts them."""
     types = {"f32": "tensor(float)", "i32": "tensor(int32)"}
@@ -259,12 +262,12 @@ def _check_signature(
         (session.get_outputs(), function.outputs),
     ):
         got = {n.name: (n.type, *n.shape) for n in nodes if n.name not in bound}
-        wanted = {spec.name: (types[spec.dtype], *spec.shape) for spec in specs}
-        for name in sorted(got.keys() | wanted.keys()):
-            if got.get(name) != wanted.get(name):
+        expected = {spec.name: (types[spec.dtype], *spec.shape) for spec in specs}
+        for name in sorted(got.keys() | expected.keys()):
+            if got.get(name) != expected.get(name):
                 raise RuntimeLoadError(
                     f"{block}.{function.name}: '{name}' is {got.get(name)} in the artifact,"
-                    f" {wanted.get(name)} in the manifest"
+                    f" {expected.get(name)} in the manifest"
                 )
 
 

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle.cache import made_once
+from edgevlm.bundle.cache import build_once
 from edgevlm.bundle.files import Bundle, sha256
 from edgevlm.bundle.functions import Block
 from edgevlm.libraries import processor_lines
@@ -25,7 +25,7 @@ from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 
 # Smaller weights stay inside the graph.
 LEAST_BYTES = 1024
-_TOLD = ("model name", "flags", "Features")  # lines of Linux about the processor
+_PROCESSOR_FIELDS = ("model name", "flags", "Features")  # lines of Linux about the processor
 
 
 def prepacked_graphs(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
@@ -48,14 +48,14 @@ def prepacked_graphs(bundle: Bundle, block: Block, options: Callable[[], Any]) -
     hashes = [f"{f.path} {f.sha256}" for f in bundle.plan.files if f.path in inside]
 
     def make(work: Path) -> Path:
-        made = work / "made"
+        folder = work / "made"
         for name, path in files.items():
-            _write(path, made / name, block.name, options())
-        _share(made, block.name)
-        return made
+            _write(path, folder / name, block.name, options())
+        _share(folder, block.name)
+        return folder
 
     contents = "\n".join((ort.__version__, processor(), *sorted(hashes)))
-    return made_once("onnxruntime", contents, make)
+    return build_once("onnxruntime", contents, make)
 
 
 def _write(artifact: Path, folder: Path, name: str, options: Any) -> None:
@@ -73,19 +73,19 @@ def _write(artifact: Path, folder: Path, name: str, options: Any) -> None:
     ort.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
 
 
-def _share(made: Path, name: str) -> None:
+def _share(folder: Path, name: str) -> None:
     """Functions whose matrices are equal get one file."""
     first: dict[str, Path] = {}
-    for file in sorted(made.glob(f"*/{name}.matrices")):
-        one = first.setdefault(sha256(file), file)
-        if one is not file:
+    for file in sorted(folder.glob(f"*/{name}.matrices")):
+        original = first.setdefault(sha256(file), file)
+        if original is not file:
             file.unlink()
-            os.link(one, file)
+            os.link(original, file)
 
 
 @cache
 def processor() -> str:
     """What tells processors apart for which matrices are packed."""
-    told = sorted(x for x in {*processor_lines()} if x.startswith(_TOLD))
-    told = told or [platform.processor()]
-    return f"{platform.system()} {platform.machine()} {told}"
+    lines = sorted(x for x in {*processor_lines()} if x.startswith(_PROCESSOR_FIELDS))
+    lines = lines or [platform.processor()]
+    return f"{platform.system()} {platform.machine()} {lines}"

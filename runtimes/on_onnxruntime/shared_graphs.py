@@ -51,7 +51,7 @@ _FIELDS: dict[str, Sequence[tuple[int, str, str]]] = {
 
 
 @dataclass(frozen=True)
-class Weight:
+class MappedWeight:
     """A weight of a graph: an input now, and where its numbers lie."""
 
     name: str
@@ -75,7 +75,7 @@ def operator_kinds(artifact: Path) -> frozenset[str]:
     return frozenset(node.op_type for node in _read(artifact).graph.node)
 
 
-def without_weights(artifact: Path) -> tuple[bytes, tuple[Weight, ...]]:
+def without_weights(artifact: Path) -> tuple[bytes, tuple[MappedWeight, ...]]:
     """A graph whose weights outside the file are inputs, and these weights.
 
     Raises:
@@ -83,7 +83,7 @@ def without_weights(artifact: Path) -> tuple[bytes, tuple[Weight, ...]]:
     """
     model = _read(artifact)
     try:
-        found = [_weight(x) for x in model.graph.initializer if x.data_location == _EXTERNAL]
+        weights = [_weight(x) for x in model.graph.initializer if x.data_location == _EXTERNAL]
     except (KeyError, ValueError) as cause:
         raise RuntimeLoadError(f"'{artifact.name}' is no ONNX graph of ours: {cause!r}") from cause
     for index in reversed(range(len(model.graph.initializer))):
@@ -94,7 +94,7 @@ def without_weights(artifact: Path) -> tuple[bytes, tuple[Weight, ...]]:
                 value.shape.dim.add(dim_value=size)
             del model.graph.initializer[index]
     del model.metadata_props[:]  # the block's name
-    return model.SerializeToString(deterministic=True), tuple(found)
+    return model.SerializeToString(deterministic=True), tuple(weights)
 
 
 class Maps:
@@ -104,7 +104,7 @@ class Maps:
         self._open: WeakValueDictionary[tuple[Path, int, int], mmap.mmap] = WeakValueDictionary()
 
     def weights(
-        self, weights: Sequence[Weight], files: Mapping[str, Path]
+        self, weights: Sequence[MappedWeight], files: Mapping[str, Path]
     ) -> dict[str, NDArray[Any]]:
         """Weights by name, as they lie in their files; their pages are brought in now.
 
@@ -115,7 +115,7 @@ class Maps:
         Raises:
             RuntimeLoadError: If a weight is not inside its file.
         """
-        found, ends = dict[str, NDArray[Any]](), dict[str, tuple[int, int]]()
+        arrays, ends = dict[str, NDArray[Any]](), dict[str, tuple[int, int]]()
         sizes = {name: path.stat().st_size for name, path in files.items()}
         for weight in weights:
             if not 0 <= weight.offset <= sizes.get(weight.file, 0) - weight.bytes:
@@ -126,22 +126,22 @@ class Maps:
         for weight in weights:
             first, last = ends[weight.file]
             first -= first % mmap.ALLOCATIONGRANULARITY
-            piece = self._piece(files[weight.file], first, last)
+            region = self._piece(files[weight.file], first, last)
             count = math.prod(weight.shape)
-            numbers = np.frombuffer(piece, weight.dtype, count, weight.offset - first)
+            numbers = np.frombuffer(region, weight.dtype, count, weight.offset - first)
             numbers.view(np.uint8)[::AROUND].max(initial=0)
-            found[weight.name] = numbers.reshape(weight.shape)
-        return found
+            arrays[weight.name] = numbers.reshape(weight.shape)
+        return arrays
 
     def _piece(self, path: Path, first: int, last: int) -> mmap.mmap:
-        piece = self._open.get((path, first, last))
-        if piece is None:
+        region = self._open.get((path, first, last))
+        if region is None:
             with path.open("rb") as file:
-                piece = mmap.mmap(
+                region = mmap.mmap(
                     file.fileno(), last - first, access=mmap.ACCESS_READ, offset=first
                 )
-            self._open[path, first, last] = piece
-        return piece
+            self._open[path, first, last] = region
+        return region
 
 
 def _read(artifact: Path) -> Any:
@@ -155,14 +155,14 @@ def _read(artifact: Path) -> Any:
     return model
 
 
-def _weight(tensor: Any) -> Weight:
-    places = {entry.key: entry.value for entry in tensor.external_data}
-    weight = Weight(
+def _weight(tensor: Any) -> MappedWeight:
+    external = {entry.key: entry.value for entry in tensor.external_data}
+    weight = MappedWeight(
         tensor.name,
         _TYPES[tensor.data_type],
         tuple(tensor.dims),
-        places["location"],
-        int(places.get("offset", 0)),
+        external["location"],
+        int(external.get("offset", 0)),
     )
     if min(weight.shape, default=0) < 0:
         raise ValueError(f"'{weight.name}' has a shape of {weight.shape}")
@@ -186,10 +186,10 @@ def _messages() -> dict[str, Any]:
         for number, field, text in fields:
             kind = text.removesuffix("*")
             label = scalars.LABEL_REPEATED if text.endswith("*") else scalars.LABEL_OPTIONAL
-            made = message.field.add(name=field, number=number, label=label)
-            made.type = kinds.get(kind, scalars.TYPE_MESSAGE)
+            declared = message.field.add(name=field, number=number, label=label)
+            declared.type = kinds.get(kind, scalars.TYPE_MESSAGE)
             if kind not in kinds:
-                made.type_name = f".edgevlm.onnx.{kind}"
+                declared.type_name = f".edgevlm.onnx.{kind}"
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {

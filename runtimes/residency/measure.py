@@ -78,8 +78,8 @@ def measure_timings(bundle: Path, engine: str, threads: int) -> Timings:
     command = [sys.executable, "-m", __name__, str(bundle), engine, str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        raise RuntimeLoadError(f"the blocks cannot be measured: {said}")
+        reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        raise RuntimeLoadError(f"the blocks cannot be measured: {reason}")
     return read(Timings, json.loads(done.stdout.splitlines()[-1]), "timings")
 
 
@@ -95,11 +95,11 @@ def measure_functions(plan: Plan[Any], engine: Engine) -> Timings:
             engine.prepare(*key, mode)
     return_freed()
     before = resident_bytes()
-    found = [timing for mode, keys in groups for timing in _timings(engine, keys, mode)]
+    timings = [timing for mode, keys in groups for timing in _timings(engine, keys, mode)]
     return_freed()
     workspace = max(0, resident_bytes() - before)
-    alone = Timings(tuple(found), workspace, {})
-    return replace(alone, overlap_speed=_overlap_speeds(plan, engine, alone))
+    sequential = Timings(tuple(timings), workspace, {})
+    return replace(sequential, overlap_speed=_overlap_speeds(plan, engine, sequential))
 
 
 def _timings(engine: Engine, keys: Sequence[Key], mode: str) -> list[FunctionTiming]:
@@ -118,21 +118,21 @@ def _timings(engine: Engine, keys: Sequence[Key], mode: str) -> list[FunctionTim
         for repetition in range(1 + (REPEATS if first < THIRDS else STREAMED)):
             for key in keys:
                 if key in resident:
-                    once = {"run": _timed(engine.run, *key)}
+                    measured_s = {"run": _timed(engine.run, *key)}
                 else:
-                    once = _once(engine, key, mode)
-                if repetition and ("run" in once or first == THIRDS):
-                    for name, value in once.items():
+                    measured_s = _once(engine, key, mode)
+                if repetition and ("run" in measured_s or first == THIRDS):
+                    for name, value in measured_s.items():
                         times[key][name].append(value)
         for key in resident:
             engine.unload(*key)
         return_freed()
-    found = []
+    timings = []
     for key in keys:
         *seconds, sizes = (times[key][name] for name in TIMES)
         times_ms = (1e3 * statistics.median(t) for t in seconds)
-        found.append(FunctionTiming(*key, mode, int(max(sizes)), *times_ms))
-    return found
+        timings.append(FunctionTiming(*key, mode, int(max(sizes)), *times_ms))
+    return timings
 
 
 def _once(engine: Engine, key: Key, mode: str) -> dict[str, float]:
@@ -145,15 +145,15 @@ def _once(engine: Engine, key: Key, mode: str) -> dict[str, float]:
     return {"load": load, "first": first, "evict": evict, "bytes": size}
 
 
-def _timed(action: Callable[..., object], *given: object) -> float:
+def _timed(action: Callable[..., object], *arguments: object) -> float:
     started = time.perf_counter()
-    action(*given)
+    action(*arguments)
     return time.perf_counter() - started
 
 
 def _overlap_speeds(plan: Plan[Any], engine: Engine, timings: Timings) -> dict[str, float]:
     """How fast loads and runs are beside each other, from passes with room for two functions."""
-    found = {}
+    speeds = {}
     for name, keys in plan.passes.items():
         units = timings.units(keys)
         if len(units) < 3:
@@ -162,26 +162,26 @@ def _overlap_speeds(plan: Plan[Any], engine: Engine, timings: Timings) -> dict[s
         blocks = StreamedBlocks(plan, engine, timings, largest + second, {name: keys})
         blocks.start()
         blocks.expect(name, 1 + PASSES)
-        at = []
+        ends = []
         for _ in range(1 + PASSES):
             for key in keys:
                 blocks.run(*key)
-            at.append(time.perf_counter())
+            ends.append(time.perf_counter())
         blocks.close()
         for key in keys:
             engine.unload(*key)
-        took = 1e3 * statistics.median(b - a for a, b in pairwise(at))
-        found[name] = _fitting(blocks.schedules[name], took)
-    return found
+        pass_ms = 1e3 * statistics.median(b - a for a, b in pairwise(ends))
+        speeds[name] = _fitting(blocks.schedules[name], pass_ms)
+    return speeds
 
 
-def _fitting(made: Schedule, took_ms: float) -> float:
+def _fitting(schedule: Schedule, pass_ms: float) -> float:
     """The speed with which a replay of the schedule takes as long."""
     low, high = LEAST_SPEED, 1.0
     for _ in range(12):
         middle = (low + high) / 2
-        times = replay(made.units, frozenset(made.resident), made.loads, PASSES, middle)
-        low, high = (low, middle) if times[-1] - times[-2] < took_ms else (middle, high)
+        times = replay(schedule.units, frozenset(schedule.resident), schedule.loads, PASSES, middle)
+        low, high = (low, middle) if times[-1] - times[-2] < pass_ms else (middle, high)
     return round(low, 3)
 
 

@@ -37,8 +37,8 @@ def footprint_bytes() -> int | None:
         text = Path("/proc/self/smaps_rollup").read_text()
     except OSError:
         return None
-    found = {m[1]: int(m[2]) * 1024 for m in re.finditer(r"^(\w+):\s+(\d+) kB$", text, re.M)}
-    return max(found["Anonymous"], found["Private_Dirty"])
+    sizes = {m[1]: int(m[2]) * 1024 for m in re.finditer(r"^(\w+):\s+(\d+) kB$", text, re.M)}
+    return max(sizes["Anonymous"], sizes["Private_Dirty"])
 
 
 def forget_peak() -> None:

@@ -114,10 +114,10 @@ def schedule(units: Sequence[Unit], room_bytes: int, overlap_speed: float = 1.0)
             times = replay(
                 units, resident, _loads(units, resident, room_bytes), PASSES, overlap_speed
             )
-            took = times[-1] - times[-2]
+            pass_ms = times[-1] - times[-2]
         else:
-            took = sum(map(_saved, streamed))  # and all runs, whichever are resident
-        return took, sum(unit.bytes for unit in streamed)
+            pass_ms = sum(map(_saved, streamed))  # and all runs, whichever are resident
+        return pass_ms, sum(unit.bytes for unit in streamed)
 
     every = frozenset(range(len(units)))
     fits = _fits(units, room_bytes)
@@ -203,10 +203,10 @@ def climb(
             dropped = [best, *(best - {i} for i in best)]
             dropped += [best - {*pair} for pair in combinations(best, 2)] if count <= PAIRS else []
             near = {d | {j} for d in dropped for j in range(count)} | set(dropped)
-            found = min(((rate(c), sorted(c)) for c in near if fits(c)), default=(known, []))
-            if found[0] >= known:
+            best_near = min(((rate(c), sorted(c)) for c in near if fits(c)), default=(known, []))
+            if best_near[0] >= known:
                 return best
-            known, best = found[0], frozenset(found[1])
+            known, best = best_near[0], frozenset(best_near[1])
 
     return min(map(reached, sorted(starts, key=rate)[:STARTS]), key=rate)
 
@@ -215,8 +215,8 @@ def _fits(units: Sequence[Unit], room_bytes: int) -> Callable[[frozenset[int]], 
     """Whether a choice leaves room for the largest of the others."""
 
     def fits(resident: frozenset[int]) -> bool:
-        held = sum(units[i].bytes for i in resident)
-        return held + max(
+        resident_bytes = sum(units[i].bytes for i in resident)
+        return resident_bytes + max(
             (u.bytes for i, u in enumerate(units) if i not in resident), default=0
         ) <= (room_bytes)
 
@@ -227,14 +227,14 @@ def _starts(units: Sequence[Unit], fits: Callable[[frozenset[int]], bool]) -> li
     """Choices to climb from: nothing, what is dearest to load, and every second, third, … unit."""
     dearest = sorted(range(len(units)), key=lambda i: -_saved(units[i]) / max(units[i].bytes, 1))
     apart = [sorted(range(len(units)), key=lambda i: (i % gap, i)) for gap in (1, 2, 3, 4)]
-    found = [frozenset[int]()]
+    starts = [frozenset[int]()]
     for order in (dearest, *apart):
         resident = frozenset[int]()
         for i in order:
             if fits(resident | {i}):
                 resident |= {i}
-                found.append(resident)
-    return found
+                starts.append(resident)
+    return starts
 
 
 def _saved(unit: Unit) -> float:
@@ -253,7 +253,7 @@ def _loads(
     if not ahead:
         return tuple(Load(unit, unit - 1) for unit in streamed)
     room, count = room_bytes - sum(units[i].bytes for i in resident), len(units)
-    found = []
+    loads = []
     for rank, unit in enumerate(streamed):
         total, back = units[unit].bytes, 1
         # Units streamed before this one that may still be in memory when its load begins; at most
@@ -265,8 +265,8 @@ def _loads(
             total, back = total + before, back + 1
         border = rank - back
         passes, index = divmod(border, len(streamed))
-        found.append(Load(unit, passes * count + streamed[index]))
-    return tuple(found)
+        loads.append(Load(unit, passes * count + streamed[index]))
+    return tuple(loads)
 
 
 def _peak(units: Sequence[Unit], resident: frozenset[int], loads: Sequence[Load]) -> int:

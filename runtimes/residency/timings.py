@@ -59,21 +59,21 @@ class Timings:
 
     def units(self, keys: Sequence[Key]) -> list[Unit]:
         """The functions of a pass."""
-        found = []
+        pass_units = []
         for key in keys:
             streamed, resident = self.streamed(key), self.resident(key)
             most = int(MARGIN * max(streamed.bytes, resident.bytes))
             load = streamed.evict_ms + streamed.load_ms  # who loads evicts what is over
             first = max(streamed.first_ms, resident.run_ms)
-            found.append(Unit(*key, most, load, first, resident.run_ms))
-        return found
+            pass_units.append(Unit(*key, most, load, first, resident.run_ms))
+        return pass_units
 
     @cached_property
     def _by_key(self) -> dict[Key, list[FunctionTiming]]:
-        found: dict[Key, list[FunctionTiming]] = {}
+        by_key: dict[Key, list[FunctionTiming]] = {}
         for timing in self.functions:
-            found.setdefault((timing.block, timing.function), []).append(timing)
-        return found
+            by_key.setdefault((timing.block, timing.function), []).append(timing)
+        return by_key
 
 
 def minimum_budget(timings: Timings, orders: Mapping[str, tuple[Key, ...]], fixed: int) -> int:

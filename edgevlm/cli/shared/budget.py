@@ -41,22 +41,22 @@ def show(path: str, memory: str, save: bool, as_json: bool) -> None:
         "fixed_bytes": blocks.fixed_bytes,
         "engine": blocks.engine.name,
         "predicted": {
-            "pass_ms": {name: made.pass_ms for name, made in blocks.schedules.items()},
+            "pass_ms": {name: schedule.pass_ms for name, schedule in blocks.schedules.items()},
             "peak_bytes": blocks.fixed_bytes + max(s.peak_bytes for s in blocks.schedules.values()),
-            "loads": {name: len(made.loads) for name, made in blocks.schedules.items()},
+            "loads": {name: len(schedule.loads) for name, schedule in blocks.schedules.items()},
         },
         "schedules": blocks.schedules,
     }
     rows = [
         [
             WORDS[name],
-            f"{len(made.resident)} of {len(made.units)}",
-            len(made.loads),
-            f"{made.pass_ms:.0f}",
-            f"{sum(unit.run_ms for unit in made.units):.0f}",
-            megabytes(made.peak_bytes),
+            f"{len(schedule.resident)} of {len(schedule.units)}",
+            len(schedule.loads),
+            f"{schedule.pass_ms:.0f}",
+            f"{sum(unit.run_ms for unit in schedule.units):.0f}",
+            megabytes(schedule.peak_bytes),
         ]
-        for name, made in blocks.schedules.items()
+        for name, schedule in blocks.schedules.items()
         if name in WORDS
     ]
     text = (

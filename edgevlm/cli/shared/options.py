@@ -34,10 +34,10 @@ Json = Annotated[
 def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a recipe, in the place of its parameter `recipe`."""
 
-    def call(**given: Any) -> None:
-        named = {each.name: given.pop(each.name) for each in options(Recipe)}
-        recipe = Recipe(**{name: v for name, v in named.items() if v is not None})
-        command(recipe=recipe, **given)
+    def call(**values: Any) -> None:
+        fields = {each.name: values.pop(each.name) for each in options(Recipe)}
+        recipe = Recipe(**{name: v for name, v in fields.items() if v is not None})
+        command(recipe=recipe, **values)
 
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():

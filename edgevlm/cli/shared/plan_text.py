@@ -23,8 +23,8 @@ def show(
     """Print a plan with the cost of its method, and beside a device, as text or JSON."""
     document, text = _document(plan, cost), _text(plan, cost)
     if device:
-        found = fit.fit(device, plan.recipe, fit.offered(plan.recipe), api.plan)
-        document["for"], text = found, f"{text}\n\n{beside(found)}"
+        comparison = fit.fit(device, plan.recipe, fit.offered(plan.recipe), api.plan)
+        document["for"], text = comparison, f"{text}\n\n{beside(comparison)}"
     answer(document, text, as_json)
 
 
@@ -108,16 +108,16 @@ def _cost(method: str, cost: MethodCost) -> str:
     )
 
 
-def _parts(parts: tuple[LayoutItem, ...]) -> str:
-    shown = [
+def _parts(items: tuple[LayoutItem, ...]) -> str:
+    names = [
         f"{len(p.ids)} ids"
         if p.kind == "ids"
         else f"visual {p.start}:{p.stop}"
         if p.kind == "visual"
         else p.kind
-        for p in parts
+        for p in items
     ]
-    return " + ".join(shown if len(shown) <= 9 else [*shown[:4], "…", *shown[-4:]])
+    return " + ".join(names if len(names) <= 9 else [*names[:4], "…", *names[-4:]])
 
 
 def _shape(name: str, shape: tuple[int, ...]) -> str:

@@ -26,19 +26,19 @@ def show(recipe: Recipe, size: str | None, as_json: bool) -> None:
     from edgevlm.studies.sensitivity import measure
 
     with progress() as step:
-        found = measure(recipe, step)
-    proposal = None if limit is None else found.propose(limit)
+        sensitivity = measure(recipe, step)
+    proposal = None if limit is None else sensitivity.propose(limit)
     totals = {
-        scheme: sum(sizes[scheme] for sizes in found.stage_bytes.values())
-        for scheme in found.stage_bytes["vision"]
+        scheme: sum(sizes[scheme] for sizes in sensitivity.stage_bytes.values())
+        for scheme in sensitivity.stage_bytes["vision"]
     }
-    document = {"costs": found.losses, "bytes": totals, "proposal": proposal}
-    answer(document, _text(found, totals, proposal), as_json)
+    document = {"costs": sensitivity.losses, "bytes": totals, "proposal": proposal}
+    answer(document, _text(sensitivity, totals, proposal), as_json)
 
 
-def _text(found: Sensitivity, totals: dict[str, int], proposal: Proposal | None) -> str:
-    losses = {(loss.block, loss.scheme): loss for loss in found.losses}
-    names = dict.fromkeys(loss.block for loss in found.losses)
+def _text(sensitivity: Sensitivity, totals: dict[str, int], proposal: Proposal | None) -> str:
+    losses = {(loss.block, loss.scheme): loss for loss in sensitivity.losses}
+    names = dict.fromkeys(loss.block for loss in sensitivity.losses)
     rows = [[name, *(_cell(losses[name, scheme]) for scheme in totals)] for name in names]
     rows.append(["total, with embeddings", *map(megabytes, totals.values())])
     lines = [

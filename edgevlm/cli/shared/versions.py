@@ -14,9 +14,9 @@ from edgevlm.version import VERSION
 EXPORTING = ("torch", "transformers")
 
 
-def show(asked: bool) -> None:
+def show(requested: bool) -> None:
     """Print the versions and end, if they are asked for."""
-    if asked:
+    if requested:
         print("\n".join(lines()))
         raise typer.Exit
 
@@ -38,15 +38,19 @@ def _engine_libraries() -> list[str]:
     """
     names = ENGINES.names()
     try:
-        wanted = metadata.requires("edgevlm") or []
+        requirements = metadata.requires("edgevlm") or []
     except metadata.PackageNotFoundError:
         return names
-    found = []
+    engine_libraries = []
     for name in names:
-        of_extra = (each for each in wanted if re.search(rf"extra == ['\"]{name}['\"]", each))
-        libraries = (re.split(r"[^\w.-]", each)[0] for each in of_extra)
-        found += [library for library in libraries if library != "edgevlm"][:1]
-    return found
+        of_engine = (
+            requirement
+            for requirement in requirements
+            if re.search(rf"extra == ['\"]{name}['\"]", requirement)
+        )
+        libraries = (re.split(r"[^\w.-]", requirement)[0] for requirement in of_engine)
+        engine_libraries += [library for library in libraries if library != "edgevlm"][:1]
+    return engine_libraries
 
 
 def _version(library: str) -> str:
