@@ -134,8 +134,7 @@ class Shell(ABC):
                 text = line.decode("utf-8", "replace").strip()
                 if text == "edgevlm-busy":
                     raise DeviceError(
-                        f"{self.name} is busy: another edgevlm command profiles on it; wait, then try"
-                        " again"
+                        f"{self.name} is busy: another edgevlm uses it; wait, then try again"
                     )
                 if text.startswith("edgevlm-root:/"):
                     self.root = text.removeprefix("edgevlm-root:")

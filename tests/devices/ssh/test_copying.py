@@ -191,7 +191,7 @@ def test_one_visit_at_a_time(start, refused, sshd, exported):
     process = start("profile", exported.bundle.path, *QUICK, "--minutes", "5", "--device", HOST)
     while "answer" not in process.stderr.readline():
         pass
-    assert refused() == f"{HOST} is busy: another edgevlm command uses it; wait, then try again"
+    assert refused() == f"{HOST} is busy: another edgevlm uses it; wait, then try again"
     process.kill()
     process.communicate()
     wait_for(lambda: not runners(sshd.device))

@@ -305,7 +305,7 @@ def test_other_backends_ahead_of_time(backend, calls, preset, tmp_path):
         ),
         (
             Recipe(target="executorch", quantize="none,decoder=w8a8s"),
-            "scheme 'w8a8s' does not pay: on XNNPACK scales of rows found beforehand are 0.9 to",
+            "scheme 'w8a8s' does not pay: on XNNPACK static scales are 0.9 to",
         ),
     ],
 )
