@@ -1,13 +1,13 @@
-"""Core ML itself, on a Mac: the kernels of its CPU, GPU and Neural Engine.
+"""Core ML on a Mac: the kernels of its CPU, GPU and Neural Engine.
 
-    package -> compiled once, kept in the cache folder by its files' hashes -> models -> states
+    package -> compiled once into the cache folder, named by its files' hashes -> models -> states
 
 A block's functions are models of one compiled package and use one state. The host's arrays of a
 cache are a copy of that state: it is filled from them before the first run, and they are brought up
 to date by `sync` and by `unload`.
 
-What was checked where there is no Mac: the calls, against coremltools 9.0's own signatures and a
-stand-in that executes the packages (`on_coreml_reference`). On a Mac it was never run.
+NOT TESTED ON A MAC. The calls were tested against coremltools 9.0's own signatures and a stand-in
+that executes the packages (`on_coreml_reference`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from edgevlm.runtimes import engine
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.inspection import Inspection, Table
 
-UNITS = {"reduce": "CPU_ONLY"}  # all others may go anywhere; see docs/bundle.md
+UNITS = {"reduce": "CPU_ONLY"}  # other stages may use any unit; see docs/bundle.md
 DEVICES = {
     "MLCPUComputeDevice": "cpu",
     "MLGPUComputeDevice": "gpu",
@@ -43,7 +43,7 @@ MISSING = needs("engine 'coreml'", "coremltools", "coreml")
 class Engine(engine.Engine):
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns.
 
-    Core ML chooses its threads itself; `compile_ms` is what compiling a block took, once.
+    Core ML chooses its threads itself; `compile_ms` is the time of compiling a block, once.
     """
 
     name, targets, rank = "coreml", ("coreml",), 20
@@ -60,17 +60,17 @@ class Engine(engine.Engine):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """Another system, or what is missing."""
+        """The reason: another system, or a missing library."""
         if platform.system() != "Darwin":
             return (
-                f"engine 'coreml' is Apple's own and needs macOS 15, this is {platform.system()};"
-                " engine 'coreml-reference' executes the same programs here"
+                f"engine 'coreml' needs macOS 15, this is {platform.system()}; engine"
+                " 'coreml-reference' executes the same programs here"
             )
         return None if importlib.util.find_spec("coremltools") else MISSING
 
     @classmethod
     def inspect(cls, bundle: Bundle, pictures: Sequence[Path], prompt: str) -> Inspection:
-        """Where this Mac would run the operations; the reason elsewhere."""
+        """Devices of the operations on this Mac; elsewhere the reason why they are unknown."""
         if (reason := cls.unavailable()) is not None:
             return Inspection(not_measured={"placement": reason})
         placed = placement(bundle)
@@ -80,11 +80,11 @@ class Engine(engine.Engine):
         return Inspection({"placement": placed}, (Table(heads, rows, title),))
 
     def load(self, block: str, function: str | None = None, mode: str = engine.PRIVATE) -> None:
-        """Open all models of a block; nothing happens if they are open.
+        """Open all models of a block; no effect if they are open.
 
         Raises:
             BundleError: If a file was changed.
-            RuntimeLoadError: If Core ML refuses the package.
+            RuntimeLoadError: If Core ML cannot load the package.
         """
         if any(name == block for name, _ in self._models):
             return
@@ -103,7 +103,7 @@ class Engine(engine.Engine):
         """Run a loaded function over its bound arrays.
 
         Raises:
-            RuntimeLoadError: If Core ML cannot run it.
+            RuntimeLoadError: If the run fails.
         """
         model, arrays = self._models[block, function], self.arrays[block, function]
         planned = self.bundle.plan.block(block).function(function)
@@ -127,7 +127,7 @@ class Engine(engine.Engine):
                 array[:] = self._states[block].read_state(name)
 
     def unload(self, block: str, function: str | None = None) -> None:
-        """Give the block's memory back; the host's arrays keep its cache."""
+        """Free the block's memory; the host's arrays keep its cache."""
         self.sync(block)
         self._states.pop(block, None)
         for key in [key for key in self._models if key[0] == block]:
@@ -144,7 +144,7 @@ class Engine(engine.Engine):
 
 
 def compiled(bundle: Bundle, block: Block) -> Path:
-    """The block's package as Core ML loads it; made once, then found by its files' hashes.
+    """The block's package, compiled; built once and cached by its files' hashes.
 
     Raises:
         BundleError: If a file was changed.
@@ -166,9 +166,9 @@ def compiled(bundle: Bundle, block: Block) -> Path:
 
 
 def placement(bundle: Bundle) -> dict[str, dict[str, int]]:
-    """For each `block.function`: how many operations Core ML would run on which device.
+    """For each `block.function`, the number of operations that Core ML would run on each device.
 
-    Functions whose plan Core ML does not tell are left out.
+    Functions without a compute plan are left out.
     """
     placements = {}
     for block in bundle.plan.blocks:

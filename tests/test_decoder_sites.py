@@ -149,7 +149,7 @@ def test_chats_and_long_prompts(preset, tmp_path):
     assert loop.ask("And now?", max_new_tokens=4).token_ids
     loop.reset()
     chunk = loop.plan.host.chunk
-    with pytest.raises(InputError, match=rf"this bundle takes {chunk} in its one call"):
+    with pytest.raises(InputError, match=rf"this bundle takes at most {chunk} with an image"):
         loop.ask("word " * 90, lambda: [loop.see([PICTURE])])
 
 

@@ -1,4 +1,4 @@
-"""The arrays between blocks: made once by the host, and bound to every function of a bundle."""
+"""The arrays between blocks, allocated once and bound to every function of a bundle."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Arrays:
-    """What a loop writes and reads between runs.
+    """Arrays that a loop writes and reads between runs.
 
     Attributes:
         pixels: One view.
         view: Features and signals of one view, by name.
-        seen: Features and signals of all views: what `reduce` takes.
-        chosen: What `reduce` gives.
+        all_views: Features and signals of all views: inputs of `reduce`.
+        reduced: Outputs of `reduce`.
         cache: Keys and values of each layer in turn.
         steps: For each function of the decoder its inputs by name, and `result`.
-        between: For each function of the decoder the two arrays that hidden rows go to and fro.
-        last: The row that the head scores, [1, 1, C].
-        logits: Its scores [V].
-        checked: Scores [k, rows] of all rows of a `check`, for each block of the head.
+        between: For each function of the decoder the two arrays that hidden states alternate in.
+        last: The hidden state that the head takes, [1, 1, C].
+        logits: Its logits [V].
+        checked: Logits [k, rows] of all rows of a `check`, for each block of the head.
     """
 
     pixels: Array
     view: dict[str, Array]
-    seen: dict[str, Array]
-    chosen: dict[str, Array]
+    all_views: dict[str, Array]
+    reduced: dict[str, Array]
     cache: list[Array]
     steps: dict[str, dict[str, Array]]
     between: dict[str, tuple[Array, Array]]
@@ -46,7 +46,7 @@ class Arrays:
 
 
 def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
-    """Make the arrays of a plan and bind them."""
+    """Allocate the arrays of a plan and bind them."""
     view, features, _ = _chain(plan.stage("vision"), "encode", blocks, {})
     reduce = plan.stage("reduce")[0].functions[0]
     own = blocks.engine.buffers("reduce-0", "reduce")
@@ -91,15 +91,15 @@ def _chain(
     blocks: Blocks,
     caches: Mapping[str, Mapping[str, Array]],
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-    """Bind a function of all blocks of a stage, each to what the one before gives.
+    """Bind a function of all blocks of a stage, each to the outputs of the block before.
 
     Returns:
-        What the host writes, by input; what the stage gives: outputs by name, those that a further
-        block would take by its input; and what the first block gives.
+        Arrays that the host writes, by input; outputs of the stage (by the input of a further block
+        where they are chained); outputs of the first block.
     """
     fed, state, results = dict[str, Array](), dict[str, Array](), dict[str, Array]()
     first: dict[str, Array] = {}
-    spare: dict[str, Array] = {}  # what the block before last wrote, and nobody reads any more
+    spare: dict[str, Array] = {}  # outputs of the block before last, free for reuse
     for block in stage:
         function, own = block.function(name), blocks.engine.buffers(block.name, name)
         for tensor in function.fed:

@@ -1,7 +1,7 @@
-"""From the layout's parts to rows of the embedding table and their positions.
+"""From the items of a layout to rows of the embedding table and their positions.
 
 Visual tokens go where their kept position says: a method may choose freely across tiles, and each
-token still stands between the markers of its own tile.
+token is still placed between the markers of its own tile.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ Integers = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Visual:
-    """What `reduce` gave for one image or clip, and the times of its frames in seconds."""
+    """Outputs of `reduce` for one image or clip, and the times of its frames in seconds."""
 
     tokens: Floats  # [K, C]
     positions: Integers  # [K]
     times: tuple[float, ...] = ()
     duration: float = 0.0
-    log_sizes: Floats | None = None  # [K], where attention is calibrated
+    log_sizes: Floats | None = None  # [K], where attention is calibrated (`VlmHost.calibrated`)
 
 
 @dataclass(frozen=True)
 class PromptRows:
-    """A run of the sequence: rows [n, C], their rotary positions [n], which rows are visual.
+    """Rows [n, C] of a prompt, their rotary positions [n], and indices of the visual rows.
 
-    `bias` [n] is what attention to each row gets; None is nothing. `ids` are the token of each row,
-    -1 for a visual one.
+    `bias` [n] is added to the attention scores of each row; None is 0. `ids` are the token of each
+    row, -1 for a visual one.
     """
 
     rows: Floats
@@ -53,10 +53,10 @@ class PromptRows:
 
 
 def load_tokenizer(bundle: Bundle) -> Tokenizer:
-    """The bundle's tokenizer; words like `<image>` in a question stay words.
+    """The bundle's tokenizer; a text like `<image>` in a question is not a special token.
 
     Raises:
-        BundleError: If the file is not one, or knows more tokens than the table has rows.
+        BundleError: If the file is not a tokenizer, or has more tokens than the table has rows.
     """
     try:
         tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
@@ -67,15 +67,17 @@ def load_tokenizer(bundle: Bundle) -> Tokenizer:
     rows = bundle.plan.host.embedding.rows
     most = max(tokenizer.get_vocab().values(), default=0)
     if most >= rows:
-        raise BundleError(f"'tokenizer.json' has the id {most}, the embedding table {rows} rows")
+        raise BundleError(
+            f"'tokenizer.json' has the token id {most}, the embedding table has {rows} rows"
+        )
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 class Rows:
-    """A matrix in a file, of which rows are read as they are asked for: `matrix[rows]`.
+    """A matrix in a file that is read row by row: `matrix[rows]`.
 
-    It is not mapped: pages of a mapped file stay resident, some more with each token.
+    It is not mapped: pages of a mapped file stay resident, more of them with each token.
     """
 
     def __init__(self, path: Path, dtype: Any, shape: tuple[int, int], offset: int = 0) -> None:
@@ -84,11 +86,11 @@ class Rows:
         weakref.finalize(self, self._file.close)
 
     def __getitem__(self, rows: Any) -> NDArray[Any]:
-        """Rows by number, slice or numbers from 0 on, as numpy would give them.
+        """Rows by index, slice or indices from 0 on, as numpy would return them.
 
         Raises:
-            BundleError: If the file ends before.
-            IndexError: If there is no such row.
+            BundleError: If the file is too short.
+            IndexError: If a row is outside the table.
         """
         count = self.shape[0]
         indices = np.arange(*rows.indices(count)) if isinstance(rows, slice) else np.asarray(rows)
@@ -105,7 +107,7 @@ class Rows:
 
 
 class PackedTable:
-    """A table of few bits that is read as float32: `table[rows]` unpacks these rows."""
+    """A low-bit table that is read as float32: `table[rows]` unpacks these rows."""
 
     def __init__(self, path: Path, embedding: Embedding) -> None:
         self.shape = (embedding.rows, embedding.columns)
@@ -116,7 +118,7 @@ class PackedTable:
         self._scales = Rows(path, np.float32, (embedding.rows, scales // 4), start)
 
     def __getitem__(self, rows: Any) -> Floats:
-        """Rows by number, slice or numbers, as numpy would give them."""
+        """Rows by index, slice or indices, as numpy would return them."""
         return unpack(self._numbers[rows], self._scales[rows], self._packing, self.shape[1])
 
 
@@ -124,7 +126,7 @@ Table = Floats | Rows | PackedTable
 
 
 def load_table(bundle: Bundle) -> Table:
-    """The bundle's embedding table [rows, C]: a row is read when it is used."""
+    """The bundle's embedding table [rows, C]; a row is read at use."""
     embedding = bundle.plan.host.embedding
     path = bundle.file(embedding.file)
     if embedding.dtype != "f32":
@@ -168,7 +170,7 @@ def assemble(
         at += len(new) if span is None else span
 
     def put_text() -> None:
-        """Neighbouring texts are one to a tokenizer: a word may begin in one, end in the next."""
+        """Tokenize adjacent texts together, as a word may begin in one and end in the next."""
         nonlocal text
         if text:
             put_ids(tokenizer.encode(text, add_special_tokens=False).ids)
@@ -233,7 +235,7 @@ def rotary_tables(plan: VlmPlan, positions: Integers) -> tuple[Floats, Floats]:
 
 
 def prompt_state(plan: VlmPlan, prompt: PromptRows) -> dict[str, NDArray[Any]]:
-    """What `prefill` takes of a prompt in one call, filled up with zeros."""
+    """Inputs of `prefill` for a whole prompt in one call, padded with zeros."""
     count, chunk = len(prompt.rows), plan.host.chunk
     cos, sin = rotary_tables(plan, prompt.positions)
     state: dict[str, NDArray[Any]] = {
@@ -249,6 +251,6 @@ def prompt_state(plan: VlmPlan, prompt: PromptRows) -> dict[str, NDArray[Any]]:
 
 
 def causal_mask(first: int, rows: int, length: int) -> Floats:
-    """Additive mask [1, 1, rows, length]: 0 where a row may look, -1e4 elsewhere."""
+    """Additive mask [1, 1, rows, length]: 0 where a row may attend, -1e4 elsewhere."""
     columns, lines = np.arange(length)[None], np.arange(first, first + rows)[:, None]
     return np.where(columns <= lines, 0.0, -1e4).astype(np.float32)[None, None]

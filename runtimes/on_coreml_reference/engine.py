@@ -1,12 +1,11 @@
-"""Core ML packages, executed operation by operation in numpy: the program's meaning, anywhere.
+"""Core ML packages, executed operation by operation in numpy, on any system.
 
-It reads what `export --target coreml` saved (`ml_program`) and computes each operation as Apple
-documents it (`ml_operators`), rounded to float16 where the program says so. That proves the saved
-program and its weights. It does not prove the Neural Engine's or the GPU's kernels, nor how fast
-they are: those need a device.
+It reads the packages of `export --target coreml` (`ml_program`) and computes each operation as
+Apple documents it (`ml_operators`), rounded to float16 where the program declares float16. That
+tests the saved program and its weights, not the kernels of the Neural Engine or the GPU, nor their
+speed.
 
-Limits: only operations that exports of today use; another is refused by name when a block is
-loaded.
+Limits: only operations that current exports use; another one is an error when a block is loaded.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from edgevlm.runtimes.on_coreml_reference.ml_operators import LISTS, OPERATORS, 
 from edgevlm.runtimes.on_coreml_reference.ml_shapes import CASTS
 
 MISSING = needs("engine 'coreml-reference'", "coremltools", "coreml")
-# These give no number that was not there before; what hides rows in a mask is large on purpose.
+# These compute no new values, and may move mask values that are large on purpose.
 MOVES = ("cast", "concat", "expand_dims", "gather", "reshape", "select", "split", "tile",
          "transpose")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Step:
-    """An operation with its constants; `free` are values that nobody reads after it."""
+    """An operation with its constants; `free` are values that no later operation reads."""
 
     operation: program.Operation
     inputs: Mapping[str, tuple[Any, ...]]
@@ -48,8 +47,8 @@ class Engine(engine.Engine):
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns.
 
     A state of a program is the array bound as a cache's input. `largest` has, for each function and
-    each kind of operation, the largest finite or infinite number that was rounded to float16: what
-    is near 65,504 may overflow with another picture.
+    each kind of operation, the largest value (or infinity) that was rounded to float16: one near
+    65,504 may overflow with another image.
     """
 
     name, targets, rank = "coreml-reference", ("coreml",), 0
@@ -63,17 +62,17 @@ class Engine(engine.Engine):
 
     @classmethod
     def summary(cls) -> str:
-        """What it is for."""
+        """Its purpose."""
         return "Core ML programs in numpy, operation by operation; slow, for checking"
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """What is missing; it is slow to import, so only when a block is read."""
+        """The missing library, which is slow to import, so it is imported at the first load."""
         return None if importlib.util.find_spec("coremltools") else MISSING
 
     @classmethod
     def inspect(cls, bundle: Bundle, pictures: Sequence[Path], prompt: str) -> Inspection:
-        """Operations of each program, and the largest numbers in float16 that pictures give."""
+        """Operations of each program, and the largest float16 values for the given images."""
         from edgevlm.runtimes.on_coreml_reference.ml_report import inspection
 
         if (reason := cls.unavailable()) is not None:
@@ -85,12 +84,12 @@ class Engine(engine.Engine):
         self.arrays[block, function] = arrays
 
     def load(self, block: str, function: str | None = None, mode: str = engine.PRIVATE) -> None:
-        """Read all programs of a block; nothing happens if they are there.
+        """Read all programs of a block; no effect if they are loaded.
 
         Raises:
             BundleError: If a file was changed, or is not a program.
-            RuntimeLoadError: If a program has an operation that is not known here, or is not the
-                one of the manifest.
+            RuntimeLoadError: If a program has an unsupported operation, or does not match the
+                manifest.
         """
         if any(name == block for name, _ in self._functions):
             return
@@ -100,7 +99,9 @@ class Engine(engine.Engine):
         for spec in planned.functions:
             parsed = packages[paths[spec.name]].get(spec.name)
             if parsed is None:
-                raise RuntimeLoadError(f"{block}: the package has no function '{spec.name}'")
+                raise RuntimeLoadError(
+                    f"{block}: the package lacks the function '{spec.name}' of the manifest"
+                )
             _check_signature(parsed, spec, block)
             self._prepare((block, spec.name), parsed)
 
@@ -108,7 +109,7 @@ class Engine(engine.Engine):
         """Run a loaded function over its bound arrays.
 
         Raises:
-            RuntimeLoadError: If an operation's inputs do not fit it.
+            RuntimeLoadError: If an operation does not accept its inputs.
         """
         key = (block, function)
         parsed, arrays = self._functions[key], self.arrays[key]
@@ -135,16 +136,16 @@ class Engine(engine.Engine):
                     kind = step.operation.kind
                     raise RuntimeLoadError(f"{block}.{function}: {kind}: {cause}") from cause
             _keep(values, step, results)
-            self._watch(key, step, values)
+            self._record_largest(key, step, values)
         for name in parsed.outputs:
             arrays[name][:] = values[name]
 
     def unload(self, block: str, function: str | None = None) -> None:
-        """Give the block's memory back."""
+        """Free the block's memory."""
         for key in [key for key in self._functions if key[0] == block]:
             del self._functions[key], self._steps[key], self._constants[key]
 
-    def _watch(self, key: tuple[str, str], step: Step, values: Mapping[str, Any]) -> None:
+    def _record_largest(self, key: tuple[str, str], step: Step, values: Mapping[str, Any]) -> None:
         if step.operation.kind in MOVES:
             return
         for value in step.operation.outputs:
@@ -155,18 +156,18 @@ class Engine(engine.Engine):
                 kinds[step.operation.kind] = max(top, kinds.get(step.operation.kind, 0.0))
 
     def _prepare(self, key: tuple[str, str], parsed: program.MilFunction) -> None:
-        """Compute what is constant once, and find when each value is read last."""
+        """Compute constants once, and find the last reader of each value."""
         constants: dict[str, Any] = {}
         steps: list[Step] = []
         for operation in parsed.operations:
             known = operation.kind in OPERATORS or operation.kind in STATES
             if not known:
                 raise RuntimeLoadError(
-                    f"{key[0]}.{key[1]}: operation '{operation.kind}' is not one that"
-                    " coreml-reference knows"
+                    f"{key[0]}.{key[1]}: operation '{operation.kind}' is not supported by engine"
+                    " 'coreml-reference'; use 'coreml' on a Mac"
                 )
             step = Step(operation, operation.inputs, ())
-            if operation.kind == "const":  # as it was read: functions share the weights
+            if operation.kind == "const":  # not copied: functions share the weights
                 constants[operation.outputs[0].name] = operation.inputs["val"][0]
             elif operation.kind.startswith("constexpr_"):
                 inputs = {n: _resolve(p, constants, n in LISTS) for n, p in step.inputs.items()}
@@ -188,7 +189,7 @@ class Engine(engine.Engine):
 
 
 def _resolve(parts: tuple[Any, ...], values: Mapping[str, Any], several: bool) -> Any:
-    """Names as their values; a list for inputs that are lists."""
+    """Values of names; a tuple for inputs that are lists."""
     resolved = [
         values[part] if isinstance(part, str) and part in values else part for part in parts
     ]
@@ -196,7 +197,7 @@ def _resolve(parts: tuple[Any, ...], values: Mapping[str, Any], several: bool) -
 
 
 def _keep(values: dict[str, Any], step: Step, results: Any) -> None:
-    """Store an operation's results as their declared type; forget what is read no more."""
+    """Store an operation's results as their declared types; drop values without further readers."""
     outputs = step.operation.outputs
     for value, result in zip(outputs, results if len(outputs) > 1 else (results,), strict=False):
         if isinstance(result, tuple):
@@ -207,7 +208,7 @@ def _keep(values: dict[str, Any], step: Step, results: Any) -> None:
 
 
 def _as(array: Any, dtype: str) -> Array:
-    """An array of a type of the program; float16 is float32 with rounded values."""
+    """An array of a program's type; float16 is float32 with rounded values."""
     if dtype == "fp16":
         with np.errstate(over="ignore"):  # too large is infinite, as on the device
             return np.asarray(array).astype(np.float16).astype(np.float32)
@@ -215,7 +216,7 @@ def _as(array: Any, dtype: str) -> Array:
 
 
 def _check_signature(parsed: program.MilFunction, function: Any, block: str) -> None:
-    """Refuse a program whose inputs, states and outputs are not the manifest's."""
+    """Check that a program's inputs, states and outputs are those of the manifest."""
     types = {"f32": "fp32", "i32": "int32"}
     inputs = {t.name: (types[t.dtype], t.shape) for t in function.fed}
     states = {cache.name: tensor.shape for cache, tensor in function.cached()}
@@ -227,5 +228,6 @@ def _check_signature(parsed: program.MilFunction, function: Any, block: str) -> 
     )
     if not good:
         raise RuntimeLoadError(
-            f"{block}.{function.name}: inputs and outputs of the package are not the manifest's"
+            f"{block}.{function.name}: inputs and outputs of the package differ from the manifest;"
+            " export again"
         )

@@ -1,8 +1,8 @@
-"""What ONNX Runtime's own profiler says of each operator, in runs of their own.
+"""The time of each operator by ONNX Runtime's own profiler, in separate runs.
 
 Each function is opened once more, alone, over the same arrays, run a few times with the profiler
 on, and closed. The names of weights in the graph are the names of the model's modules; an operator
-without weights belongs where its inputs come from.
+without weights counts for the module of its inputs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from edgevlm.bundle.measures import Operator, OperatorReport, stat_of
 from edgevlm.runtimes.on_onnxruntime.engine import Engine
 
-# The only provider that the engine asks for.
+# The only execution provider that the engine requests.
 PROVIDER = "cpu"
 RUNS, WARM_UPS = 5, 1
 SUFFIX = "_kernel_time"
@@ -29,7 +29,7 @@ def time_operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> Oper
     """Time every operator of every function.
 
     Args:
-        engine: Its arrays are bound, and have what the last answer left.
+        engine: The engine; its bound arrays hold the last answer's values.
         calls: How often one answer runs each function, by block and function.
     """
     operators: list[Operator] = []
@@ -48,12 +48,14 @@ def time_operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> Oper
     devices = dict(Counter(operator.device for operator in operators))
     away = sum(count for device, count in devices.items() if device != PROVIDER)
     named = all(operator.module is not None for operator in operators)
-    reason = {} if named else {"operators.module": "reading the graphs needs the library 'onnx'"}
+    reason = (
+        {} if named else {"operators.module": "reading the graphs needs 'onnx'; pip install onnx"}
+    )
     return OperatorReport(tuple(operators), devices, away, reason)
 
 
 class _ProfiledEngine(Engine):
-    """An engine of the same arrays whose sessions write profiles and their graphs into a folder."""
+    """An engine over the same arrays whose sessions write profiles and graphs into a folder."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         super().__init__(engine.bundle, engine.threads)
@@ -85,13 +87,13 @@ class _ProfiledEngine(Engine):
                 continue
             name = name.removesuffix(SUFFIX)
             fresh = (name, str(details["op_name"]), str(details["provider"]), list[int]())
-            # Some names stand twice in a graph, a number does not.
+            # Names may repeat in a graph, node numbers do not.
             by_node.setdefault((details["node_index"], name), fresh)[3].append(int(event["dur"]))
         return [(*entry[:3], entry[3][WARM_UPS:]) for entry in by_node.values()]
 
 
 def modules_of(path: Path) -> dict[str, str]:
-    """Module of each node of a graph, by the node's name; empty where no weight tells."""
+    """Module of each node of a graph, by the node's name; empty where no weight shows it."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
@@ -105,7 +107,7 @@ def modules_of(path: Path) -> dict[str, str]:
             inside = module[:-1]
         else:
             sources = [module_of[name].split(".") for name in node.input if module_of.get(name)]
-            # A sum over two layers belongs to the later one: sources of its layer alone count.
+            # A sum over two layers counts for the later one: only sources of that layer are used.
             sources = [s for s in sources if s[:2] == sources[-1][:2]]
             module = inside = _common(sources) if sources else []
         modules[node.name] = ".".join(module)
@@ -114,7 +116,7 @@ def modules_of(path: Path) -> dict[str, str]:
 
 
 def _common(paths: Sequence[Sequence[str]]) -> list[str]:
-    """The parts with which all of them begin."""
+    """The longest common prefix."""
     prefix: list[str] = []
     for parts in zip(*paths, strict=False):
         if len({*parts}) > 1:

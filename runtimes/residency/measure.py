@@ -1,8 +1,8 @@
-"""What each function of a bundle takes on this machine: bytes, time to load, time to run.
+"""Bytes, load time and run time of each function of a bundle on this machine.
 
-It is measured once, by a process of its own, so that neither the packing of matrices nor the
-measuring counts in the memory of who runs the bundle; the cache folder keeps it by bundle, engine,
-release, processor and threads.
+They are measured once, in a separate process, so that neither the packing of matrices nor the
+measurement counts in the memory of the process that runs the bundle. The cache folder keeps them by
+bundle, engine, release, processor and threads.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from edgevlm.runtimes.residency.streamed import StreamedBlocks
 from edgevlm.runtimes.residency.timings import FunctionTiming, Timings
 from edgevlm.version import VERSION
 
-FORMAT = 2  # of the kept document
+FORMAT = 2  # of the cached document
 TIMES = ("load", "first", "run", "evict", "bytes")
-# A pass is repeated so often with each third of its functions resident, and so often with none,
-# after one that warms files and working memory.
+# Each pass is repeated REPEATS times with each third of its functions resident, and STREAMED times
+# with none, after one that warms files and working memory.
 THIRDS, REPEATS, STREAMED = 3, 2, 4
 LEAST_SPEED = 0.2
 
@@ -50,7 +50,7 @@ LEAST_SPEED = 0.2
 def measured(
     bundle: Bundle, engine: str, threads: int, progress: Callable[[str], None] = lambda _: None
 ) -> Timings:
-    """The timings of a bundle's functions, from the cache or measured now.
+    """Timings of a bundle's functions, from the cache or measured now.
 
     Raises:
         RuntimeLoadError: If they cannot be measured; the message has the first reason.
@@ -62,7 +62,7 @@ def measured(
     try:
         return read(Timings, json.loads(file.read_text("utf-8")), file.name)
     except (OSError, ValueError):
-        pass  # not there, or of another release
+        pass  # not cached, or of another release
     progress(f"measure {len(bundle.plan.blocks)} blocks on this machine, once")
     timings = measure_timings(bundle.path, engine, threads)
     keep(file, dumps(timings))
@@ -70,7 +70,7 @@ def measured(
 
 
 def measure_timings(bundle: Path, engine: str, threads: int) -> Timings:
-    """`measured`, now and not kept.
+    """`measured`, without the cache.
 
     Raises:
         RuntimeLoadError: If they cannot be measured; the message has the first reason.
@@ -103,12 +103,12 @@ def measure_functions(plan: Plan[Any], engine: Engine) -> Timings:
 
 
 def _timings(engine: Engine, keys: Sequence[Key], mode: str) -> list[FunctionTiming]:
-    """Times and bytes in passes as a budget makes them: some functions stay, the others stream.
+    """Times and bytes in passes as a budget has them: some functions resident, the others streamed.
 
-    In turn each third stays, and its runs are timed. What they read is then as far from the
-    processor as it will be: in a cache for small models, in memory where the others have pushed it
-    out since the last pass. At last nothing stays, and what it takes to come and go is timed:
-    functions that are there together may have working memory in common.
+    Each third in turn is resident, and its runs are timed. Its weights are then as far from the
+    processor as later: in a cache for small models, in memory where the other functions displaced
+    them since the last pass. Finally none is resident, and loads and evictions are timed, because
+    functions in memory together may share working memory.
     """
     times = {key: {name: list[float]() for name in TIMES} for key in keys}
     for first in range(THIRDS + 1):
@@ -120,7 +120,7 @@ def _timings(engine: Engine, keys: Sequence[Key], mode: str) -> list[FunctionTim
                 if key in resident:
                     measured_s = {"run": _timed(engine.run, *key)}
                 else:
-                    measured_s = _once(engine, key, mode)
+                    measured_s = _load_run_evict(engine, key, mode)
                 if repetition and ("run" in measured_s or first == THIRDS):
                     for name, value in measured_s.items():
                         times[key][name].append(value)
@@ -135,8 +135,8 @@ def _timings(engine: Engine, keys: Sequence[Key], mode: str) -> list[FunctionTim
     return timings
 
 
-def _once(engine: Engine, key: Key, mode: str) -> dict[str, float]:
-    """Seconds to load, run and evict a function, and bytes in memory at most."""
+def _load_run_evict(engine: Engine, key: Key, mode: str) -> dict[str, float]:
+    """Seconds to load, run and evict a function, and its peak bytes in memory."""
     empty = resident_bytes()
     forget_peak()
     load, first = _timed(engine.load, *key, mode), _timed(engine.run, *key)
@@ -152,7 +152,7 @@ def _timed(action: Callable[..., object], *arguments: object) -> float:
 
 
 def _overlap_speeds(plan: Plan[Any], engine: Engine, timings: Timings) -> dict[str, float]:
-    """How fast loads and runs are beside each other, from passes with room for two functions."""
+    """Speed of loads and runs that overlap, from passes with room for two functions."""
     speeds = {}
     for name, keys in plan.passes.items():
         units = timings.units(keys)
@@ -176,7 +176,7 @@ def _overlap_speeds(plan: Plan[Any], engine: Engine, timings: Timings) -> dict[s
 
 
 def _fitting(schedule: Schedule, pass_ms: float) -> float:
-    """The speed with which a replay of the schedule takes as long."""
+    """The overlap speed with which a replay of the schedule takes `pass_ms`."""
     low, high = LEAST_SPEED, 1.0
     for _ in range(12):
         middle = (low + high) / 2

@@ -183,7 +183,7 @@ def test_a_chat_reads_questions_from_stdin(run, exported, photo):
         (("--image", __file__), "is not an image that can be read"),
         (("--video", "clip.mp4"), "the bundle takes still images; export it with --frames"),
         (("--engine", "onnxruntim"), "unknown engine 'onnxruntim'; did you mean 'onnxruntime'?"),
-        (("--prompt", "word " * 2000), "are in the context of"),
+        (("--prompt", "word " * 2000), "tokens, the context of"),
         (("--prompt", "\udcff"), "the question is not valid UTF-8"),
     ],
 )
