@@ -21,17 +21,17 @@ from edgevlm.profiling.report.comparison import (
 
 
 def main(
-    a: Annotated[Path, typer.Argument(metavar="A.json", help="A profile.")],
-    b: Annotated[Path, typer.Argument(metavar="B.json", help="The profile to compare with A.")],
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="Baseline, from `profile -o`.")],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="Profile to compare with it.")],
     report: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the comparison as a page, such as c.html."),
+        typer.Option(metavar="FILE", help="Write the comparison as an HTML page."),
     ] = None,
     json: o.Json = False,
 ) -> None:
-    """Compare profile B with profile A.
+    """Compare two profiles.
 
-    Functions that are more than 20 % slower are marked.
+    Functions more than 20 % slower in B are marked SLOWER.
     """
     comparison = compare(read_profile(a), read_profile(b), (a.name, b.name))
     if report is not None:

@@ -1,4 +1,4 @@
-"""`edgevlm profile`: what a bundle takes on this machine or another device, block by block."""
+"""`edgevlm profile`: time and memory of a bundle on this machine or another device, by block."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def main(
         int, typer.Option(min=2, metavar="N", help="Tokens of each answer.")
     ] = _DEFAULT.tokens_generated,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="An image; a packaged one if not given.")
+        Path | None, typer.Option(metavar="FILE", help="Image; default: a packaged photo.")
     ] = None,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question.")] = PROMPT,
     minutes: Annotated[
         float,
         typer.Option(
-            min=0, metavar="MINUTES", help="Afterwards, answer without a pause for this long."
+            min=0, metavar="MINUTES", help="Then answer without a pause for so many minutes."
         ),
     ] = _DEFAULT.minutes,
     max_fallback: Annotated[
@@ -59,7 +59,7 @@ def main(
         typer.Option(
             min=0,
             metavar="N",
-            help="Exit 1 if more than N operators run elsewhere than on the wanted processor.",
+            help="Exit with code 1 if more than N operators run on another processor.",
         ),
     ] = None,
     output: Annotated[
@@ -67,23 +67,26 @@ def main(
         typer.Option("--output", "-o", metavar="FILE", help="Write the profile as JSON."),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page for a browser (HTML).")
+        Path | None, typer.Option(metavar="FILE", help="Write the profile as an HTML page.")
     ] = None,
     trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a trace for Perfetto or Chrome.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a trace for Perfetto or chrome://tracing."),
     ] = None,
     runner: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Phones: app or program to install, to run the bundle."),
+        typer.Option(
+            metavar="FILE", help="Phones: app or program to install, which runs the bundle."
+        ),
     ] = None,
     log: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write what the device printed.")
+        Path | None, typer.Option(metavar="FILE", help="Write the log of the device.")
     ] = None,
     json: o.Json = False,
 ) -> None:
     """Measure BUNDLE on a device.
 
-    Time and memory of each block, tokens per second, operators, and energy where it is known.
+    Time and memory of each block, tokens per second, operators, and energy if known.
     """
     name, _, address = device.partition(":")
     transport = DEVICES.load(name)
@@ -102,7 +105,7 @@ def main(
 
 
 def _write(profile: Profile, output: Path | None, report: Path | None, trace: Path | None) -> None:
-    """The files that are asked for."""
+    """Write the requested files."""
     if output is not None:
         write_profile(profile, output)
     if report is not None:
@@ -114,11 +117,11 @@ def _write(profile: Profile, output: Path | None, report: Path | None, trace: Pa
 
 
 def _check_fallback(profile: Profile, allowed: int | None) -> None:
-    """Exit 1 with one line if too many operators are elsewhere, or nobody counted them."""
+    """Exit with code 1 if too many operators run elsewhere, or their number is not known."""
     if allowed is None:
         return
     if profile.fallback is None:
-        say(f"edgevlm: fallback is not known: {profile.not_measured['fallback']}")
+        say(f"edgevlm: --max-fallback cannot be checked: {profile.not_measured['fallback']}")
         raise typer.Exit(1)
     if profile.fallback > allowed:
         where = ", ".join(f"{n} on {name}" for name, n in (profile.placement or {}).items())
@@ -197,7 +200,7 @@ def _totals(profile: Profile) -> str:
 
 
 def _answer_lines(profile: Profile) -> list[str]:
-    """The figures of the type of answer."""
+    """Figures of the kind of answer."""
     if profile.ttft_ms is not None and profile.decode_tokens_per_s is not None:
         tokens = f"{profile.decode_tokens_per_s:,.1f} tokens/s"
         return [f"first token {milliseconds(profile.ttft_ms)} ms, then {tokens}"]

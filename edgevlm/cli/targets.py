@@ -10,7 +10,7 @@ from edgevlm.registry import TARGETS
 
 
 def main(json: o.Json = False) -> None:
-    """List the targets with their schemes."""
+    """List the export targets with their quantization schemes."""
     require_torch()
     targets = {name: find_target(name) for name in TARGETS.names()}
     rows = [
@@ -18,4 +18,4 @@ def main(json: o.Json = False) -> None:
         for name, target in targets.items()
     ]
     cells = [[name, target.summary, ", ".join(target.schemes)] for name, target in targets.items()]
-    answer(rows, table(["target", "what it is", "schemes"], cells), json)
+    answer(rows, table(["target", "summary", "schemes"], cells), json)

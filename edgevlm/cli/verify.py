@@ -19,7 +19,7 @@ def main(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Checkpoint to compare with; the bundle's source if not given."
+            metavar="MODEL", help="Checkpoint to compare with; default: the bundle's source."
         ),
     ] = None,
     engine: o.Engine = None,
@@ -27,7 +27,7 @@ def main(
 ) -> None:
     """Compare BUNDLE with PyTorch.
 
-    Every function of every block, and the logits; exit 1 if one differs.
+    Compares every function of every block, and the logits; exit code 1 if one differs.
     """
     require_torch()
     from edgevlm.parity.verify import verify
@@ -57,5 +57,5 @@ def _text(verification: Verification) -> str:
     ]
     if verification.largest_float16:
         where, (top, kind) = max(verification.largest_float16.items(), key=lambda item: item[1][0])
-        lines.append(f"largest number in float16: {top:,.0f} of 65,504, from {kind} in {where}")
+        lines.append(f"largest value in float16: {top:,.0f} of 65,504, from {kind} in {where}")
     return "\n".join(lines)

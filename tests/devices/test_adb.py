@@ -107,7 +107,7 @@ def test_an_end_while_it_measures(start, phones, runner, tmp_path, exported, how
         assert line
     if how == "Ctrl-C":
         process.send_signal(signal.SIGINT)
-        expected = "edgevlm: stopped; nothing is half-written"
+        expected = "edgevlm: stopped; no output is incomplete"
     else:
         phone.unplug()
         expected = f"edgevlm: the link to adb:{phone.serial} was cut; plug the phone in again, and"
@@ -180,7 +180,7 @@ def test_an_app_is_stopped_when_the_command_is(start, phones, app, exported, tmp
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=60)[1]
-    assert err.splitlines()[-1].startswith("edgevlm: stopped; nothing is half-written")
+    assert err.splitlines()[-1].startswith("edgevlm: stopped; no output is incomplete")
     first, *rest = said.read_text().splitlines()
     assert first.startswith("start -W -n org.edgevlm.app/.ProfileActivity --es run runs/")
     assert rest == ["force-stop org.edgevlm.app"]

@@ -1,4 +1,4 @@
-"""The lines of `edgevlm plan --for`: a plan beside a named device."""
+"""The lines of `edgevlm plan --for`: the fit of a plan to a named device."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from edgevlm.units import MB, megabytes
 
 
 def beside(fit: Fit) -> str:
-    """What fits the device, in lines."""
+    """The fit to the device, in lines."""
     limit, asked, best = megabytes(fit.limit_bytes), fit.asked, fit.best
     known = f"one app may use {limit} ({fit.limit_from})"
     if fit.limit_from == "half of memory":
-        known = f"no limit of one app is known, half of the memory is {limit}"
-    choice = f"no scheme of {fit.target} fits whole, the smallest is --quantize {best.quantize}"
+        known = f"the limit of one app is not known, half of the memory is {limit}"
+    choice = f"no scheme of {fit.target} fits in memory, the smallest is --quantize {best.quantize}"
     if best.fits:
         choice = f"most exact scheme of {fit.target} that fits: --quantize {best.quantize}"
-    blocks = "not even two of the smallest blocks fit beside the KV cache"
+    blocks = "two of the smallest blocks and the KV cache do not fit"
     if fit.block_size_bytes:
         size = fit.block_size_bytes // MB
-        blocks = f"--block-size {size}MB: a block, the next one and the KV cache fit"
+        blocks = f"--block-size {size}MB: two blocks and the KV cache fit"
     return "\n".join(
         [
             f"for {fit.device}: {known}; without {megabytes(fit.reserve_bytes)} for the app"
@@ -30,8 +30,8 @@ def beside(fit: Fit) -> str:
             blocks,
             *([_floor(fit, asked)] if asked.token_bytes != best.token_bytes else []),
             _floor(fit, best),
-            "calculated from published figures, not measured on the device; copies that an engine"
-            " makes come on top",
+            "calculated from published figures, not measured on the device; copies by the engine"
+            " are not included",
         ]
     )
 

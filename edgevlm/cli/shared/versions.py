@@ -1,4 +1,4 @@
-"""`edgevlm --version`: our version and those of what it works with, without importing any."""
+"""`edgevlm --version`: versions of edgevlm and of its libraries, without importing them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXPORTING = ("torch", "transformers")
 
 
 def show(requested: bool) -> None:
-    """Print the versions and end, if they are asked for."""
+    """Print the versions and exit, if requested."""
     if requested:
         print("\n".join(lines()))
         raise typer.Exit
@@ -32,9 +32,9 @@ def lines() -> list[str]:
 
 
 def _engine_libraries() -> list[str]:
-    """What the engines need: the extra of an engine's name lists its library first.
+    """Libraries of the engines: the extra named like an engine lists its library first.
 
-    Where this package itself is not installed, an engine's own name stands for its library.
+    If this package is not installed, the name of an engine is taken for its library.
     """
     names = ENGINES.names()
     try:

@@ -208,9 +208,7 @@ def test_a_draft_needs_blocks_and_its_function(loop, exported):
 
 @pytest.mark.parametrize("value", [-1, 1, 65])
 def test_numbers_of_tokens_that_cannot_be(value):
-    with pytest.raises(
-        RecipeError, match=rf"^speculate is 0 or a number from 2 to 64, got {value}"
-    ):
+    with pytest.raises(RecipeError, match=rf"^speculate must be 0 or from 2 to 64, got {value}"):
         Recipe(speculate=value)
 
 
