@@ -214,7 +214,7 @@ class Recipe:
 
 
 def _number(text: str) -> OptionValue:
-    """A whole number, a finite one, or the text itself."""
+    """An integer, a finite float, or the text itself."""
     for kind in (int, float):
         try:
             number = kind(text)

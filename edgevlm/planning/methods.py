@@ -78,13 +78,13 @@ def choose_decoder_method(
 
 def _choices(recipe: Recipe) -> dict[str, MethodChoice]:
     """The recipe's methods by site; one a site."""
-    found: dict[str, MethodChoice] = {}
+    by_site: dict[str, MethodChoice] = {}
     for choice in recipe.methods:
         site = METHODS.site_of(choice.name, choice.site)
-        if site in found:
-            raise RecipeError(f"one method a site: '{found[site].name}' and '{choice.name}'")
-        found[site] = choice
-    return found
+        if site in by_site:
+            raise RecipeError(f"one method a site: '{by_site[site].name}' and '{choice.name}'")
+        by_site[site] = choice
+    return by_site
 
 
 def _make(

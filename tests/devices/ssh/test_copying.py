@@ -167,7 +167,10 @@ def test_an_end_while_it_measures(start, measure, sshd, link, tmp_path, exported
     (runner,) = runners(sshd.device)
     if how == "Ctrl-C":
         process.send_signal(signal.SIGINT)
-        expected = "edgevlm: stopped; no output is incomplete, and the same command continues where it can\n"
+        expected = (
+            "edgevlm: stopped; no output is incomplete, and the same command continues where it"
+            " can\n"
+        )
     else:
         link.cut()
         expected = f"edgevlm: the link to {HOST} was cut; {AGAIN}\n"
