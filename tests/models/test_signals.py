@@ -94,5 +94,5 @@ def test_signals_of_an_encoder_without_layers_are_refused(tiny):
     parts = tiny("tiny-llava-next").parts
     bare = replace(parts, encoder=replace(parts.encoder, layers=()))
     assert observe(bare, ()) == bare
-    with pytest.raises(PlanError, match="^signal 'keys' comes from a layer of the encoder, this"):
+    with pytest.raises(PlanError, match=r"^signal 'keys' comes from a layer of the encoder, this"):
         observe(bare, ("keys",))
