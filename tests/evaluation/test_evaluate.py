@@ -261,7 +261,7 @@ def test_a_model_answers_as_without_any_cache(reference, flower):
     with torch.no_grad():
         while len(ids) < 16 and not set(ids) & set(plan.host.stop_ids):
             out = reference._parts.decoder.language_model(inputs_embeds=rows, use_cache=False)
-            logits = out.last_hidden_state[0, -1] @ reference._pieces.head.T
+            logits = out.last_hidden_state[0, -1] @ reference._parts.head.T
             ids.append(int(logits.argmax()))
             rows = torch.cat(
                 [rows, torch.from_numpy(np.array(reference._table[ids[-1]]))[None, None]], 1
