@@ -4,7 +4,7 @@ XNNPACK has no attention over a cache, averages over the two last of four dimens
 takes the GELU by tanh for the exact one. What it does not take is a kernel of ExecuTorch's own
 between two calls of it. Each function here is the operator again, of operators that it takes.
 
-Source: ExecuTorch 1.4, backends/xnnpack/partition/config (what is taken, and on which condition).
+Source: ExecuTorch 1.5, backends/xnnpack/partition/config (what is taken, and on which condition).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ a call, E width of a signal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,8 @@ from edgevlm.bundle.host import (
     KVCache,
     Layout,
     Rope,
-    Signal,
 )
+from edgevlm.bundle.kinds.shared.vision import encode, passed_on, signal_shape
 from edgevlm.bundle.plan import Plan
 from edgevlm.recipe import MOST_CHECKED
 
@@ -121,7 +121,9 @@ def functions(host: VlmHost, stage: str) -> tuple[str, ...]:
 def signature(host: VlmHost, block: Block, function: str) -> Signature:
     """What goes in and out of a function of a block; its stage and span say which block."""
     if block.stage == "vision":
-        return _encode(host, *block.span)
+        features = (1, host.encoder.view_tokens, host.embedding.columns)
+        result = Tensor("features", "f32", features)
+        return encode(host.image, host.encoder, block.span, result)
     if block.stage == "reduce":
         return _reduce(host)
     if block.stage == "head":
@@ -208,51 +210,9 @@ def _check_calls(host: VlmHost) -> None:
     expect(not host.calibrated, "host.calibrated: no decoder block takes it where tokens leave")
 
 
-def _encode(host: VlmHost, start: int, stop: int) -> Signature:
-    """`encode` of parts `start` to `stop` of the encoder.
-
-    Where tokens have merged, size and origin go beside the hidden state: the patches that each
-    token stands for [1, n, 1], and for each place the token that it is part of [1, places].
-    """
-    image, encoder = host.image, host.encoder
-    inputs = [Tensor("pixel_values", "f32", (1, 3, image.height, image.width))]
-    if start > 0:
-        inputs = _hidden(encoder, start)
-    chained: list[Chain] = []
-    if stop == encoder.parts:
-        outputs = [Tensor("features", "f32", (1, encoder.view_tokens, host.embedding.columns))]
-    else:
-        state = _hidden(encoder, stop)
-        if encoder.tokens[stop - 1] == encoder.tokens[max(start, 1) - 1]:
-            state = state[:1]  # nothing merges here: size and origin are as they came
-        outputs, chained = _passed_on(state)
-    signals = [
-        Tensor(s.name, "f32", _signal_shape(s, encoder.view_tokens))
-        for s in sorted(encoder.signals, key=lambda signal: signal.part)
-        if start <= s.part < stop
-    ]
-    # The connector asks for no size, and many layers for no origin.
-    unread = frozenset(("size", "origin"))
-    return Signature(tuple(inputs), (*outputs, *signals), (), tuple(chained), unread)
-
-
-def _hidden(encoder: EncoderShape, part: int) -> list[Tensor]:
-    """What enters a part of the encoder."""
-    tokens = encoder.tokens[part - 1]
-    hidden = [Tensor("hidden", "f32", (1, tokens, encoder.width))]
-    if encoder.merged(part):
-        hidden.append(Tensor("size", "f32", (1, tokens, 1)))
-        hidden.append(Tensor("origin", "i32", (1, encoder.tokens[0])))
-    return hidden
-
-
-def _signal_shape(signal: Signal, tokens: int) -> tuple[int, ...]:
-    return (1, tokens, signal.width) if signal.width else (1, tokens)
-
-
 def _reduce(host: VlmHost) -> Signature:
     total, channels = host.image.views * host.encoder.view_tokens, host.embedding.columns
-    signals = [Tensor(s.name, "f32", _signal_shape(s, total)) for s in host.encoder.signals]
+    signals = [Tensor(s.name, "f32", signal_shape(s, total)) for s in host.encoder.signals]
     outputs = [
         Tensor("visual_tokens", "f32", (1, host.visual_tokens, channels)),
         Tensor("kept_positions", "i32", (1, host.visual_tokens)),
@@ -273,7 +233,7 @@ def _decoder(host: VlmHost, block: Block, rows: int) -> Signature:
     ]
     if host.calibrated:
         inputs.append(Tensor("bias", "f32", (1, 1, 1, kv.tokens)))
-    outputs, chained = _passed_on([Tensor("hidden", "f32", (1, rows, channels))])
+    outputs, chained = passed_on([Tensor("hidden", "f32", (1, rows, channels))])
     return _with_caches(host, block, inputs, outputs, chained, ("mask",))
 
 
@@ -286,7 +246,7 @@ def _whole_prompt(host: VlmHost, block: Block) -> Signature:
         state = state[:1]
     if stop == host.kv.layers:
         state = [Tensor("hidden", "f32", (1, 1, host.embedding.columns))]
-    outputs, chained = _passed_on(state)
+    outputs, chained = passed_on(state)
     return _with_caches(host, block, inputs, outputs, chained, ("visual_rows", "last"))
 
 
@@ -303,7 +263,7 @@ def _prompt_state(host: VlmHost, visual: int) -> list[Tensor]:
 def _single_row(host: VlmHost, block: Block) -> Signature:
     """`decode` of one row, where visual tokens leave between the layers."""
     inputs = [*_rows(host, 1), Tensor("position", "i32", (1,)), Tensor("pruned", "i32", (1,))]
-    outputs, chained = _passed_on([Tensor("hidden", "f32", (1, 1, host.embedding.columns))])
+    outputs, chained = passed_on([Tensor("hidden", "f32", (1, 1, host.embedding.columns))])
     return _with_caches(host, block, inputs, outputs, chained, ("position", "pruned"))
 
 
@@ -314,12 +274,6 @@ def _rows(host: VlmHost, rows: int) -> list[Tensor]:
         Tensor("cos", "f32", (1, rows, host.kv.head_size)),
         Tensor("sin", "f32", (1, rows, host.kv.head_size)),
     ]
-
-
-def _passed_on(state: Iterable[Tensor]) -> tuple[list[Tensor], list[Chain]]:
-    """Outputs that the next block takes, and which input each is there."""
-    outputs = [Tensor(f"{t.name}_out", t.dtype, t.shape) for t in state]
-    return outputs, [Chain(t.name, t.name.removesuffix("_out")) for t in outputs]
 
 
 def _with_caches(

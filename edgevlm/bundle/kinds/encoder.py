@@ -1,0 +1,153 @@
+"""Kind `encoder`: an image in, an embedding out; a text in, an embedding to compare it with.
+
+    vision  encode  pixel_values of the image -> its embedding [1, E]
+    text    encode  rows of the text's tokens -> its embedding [1, E]
+
+A checkpoint without a text encoder has the first stage alone. Shapes: S tokens of a text, C
+channels of a token, E numbers of an embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgevlm.bundle import checks
+from edgevlm.bundle.checks import expect
+from edgevlm.bundle.functions import Block, Signature, Stage, Tensor
+from edgevlm.bundle.host import Embedding, EncoderShape, ImageSpec
+from edgevlm.bundle.kinds.shared.vision import encode, passed_on
+from edgevlm.bundle.plan import Plan
+
+STAGES = (
+    Stage("vision", True, "image encoder", "blue"),
+    Stage("text", True, "text encoder", "orange"),
+)
+LOOP = "encoder"
+SCORES = ("softmax", "sigmoid")
+MOST_TOKENS = 2**16
+
+
+@dataclass(frozen=True)
+class TextHost:
+    """What a program needs around the text encoder.
+
+    Attributes:
+        tokens: S, tokens of a text, filled up with `pad_id`.
+        layers: Layers of the encoder.
+        embedding: The table whose rows stand for tokens.
+        pad_id: Token that fills up a text.
+        end_id: Token that a text ends with; it is there after a cut too.
+        reads_end: Whether the embedding is read at the first `end_id` (CLIP), else at the last
+            token of all (SigLIP).
+    """
+
+    tokens: int
+    layers: int
+    embedding: Embedding
+    pad_id: int
+    end_id: int
+    reads_end: bool
+
+    @property
+    def parts(self) -> int:
+        """Parts of the stage: positions, layers, head."""
+        return self.layers + 2
+
+
+@dataclass(frozen=True)
+class EncoderHost:
+    """Constants that the program around the graphs needs.
+
+    The likeness of an image and a text is the product of their embeddings at unit length, times
+    `scale`, plus `bias`; over several texts it becomes shares by `scores`.
+
+    Attributes:
+        image: Preprocessing.
+        encoder: Sizes inside the image encoder.
+        size: E, numbers of an embedding.
+        text: The text encoder; None where the checkpoint has none.
+        scale: Factor of a product.
+        bias: What is added to it.
+        scores: `softmax` over the texts, or `sigmoid` of each.
+    """
+
+    image: ImageSpec
+    encoder: EncoderShape
+    size: int
+    text: TextHost | None
+    scale: float
+    bias: float
+    scores: str
+
+    @property
+    def tables_bytes(self) -> int:
+        """Bytes of the text encoder's embedding table."""
+        return self.text.embedding.bytes if self.text else 0
+
+
+HOST = EncoderHost
+EncoderPlan = Plan[EncoderHost]
+
+
+def spans(host: EncoderHost) -> dict[str, int]:
+    """How far the spans of each stage's blocks reach."""
+    reach = {"vision": host.encoder.parts}
+    return reach | {"text": host.text.parts} if host.text else reach
+
+
+def functions(host: EncoderHost, stage: str) -> tuple[str, ...]:
+    """Names of the functions that each block of a stage has."""
+    return ("encode",)
+
+
+def signature(host: EncoderHost, block: Block, function: str) -> Signature:
+    """What goes in and out of `encode` of a block."""
+    result = Tensor("embedding", "f32", (1, host.size))
+    if block.stage == "vision":
+        return encode(host.image, host.encoder, block.span, result)
+    assert host.text is not None
+    hidden = Tensor("hidden", "f32", (1, host.text.tokens, host.text.embedding.columns))
+    if block.span[1] < host.text.parts:
+        outputs, chained = passed_on([hidden])
+        return Signature((hidden,), tuple(outputs), (), tuple(chained))
+    return Signature((hidden, Tensor("end", "i32", (1,))), (result,), unread=frozenset(("end",)))
+
+
+def passes(plan: EncoderPlan) -> dict[str, tuple[tuple[str, str], ...]]:
+    """The orders in which a loop runs functions: (block, function)."""
+    return {
+        stage: tuple((block.name, "encode") for block in plan.stage(stage))
+        for stage in spans(plan.host)
+    }
+
+
+def facts(plan: EncoderPlan) -> dict[str, Any]:
+    """What `plan`, `export` and `inspect` say of such a bundle, by JSON key."""
+    return {"embedding_size": plan.host.size}
+
+
+def check(plan: EncoderPlan) -> None:
+    """Refuse constants that do not fit each other or their files.
+
+    Raises:
+        BundleError: One line that names the field.
+    """
+    host, text = plan.host, plan.host.text
+    checks.numbers("host", {"size": host.size})
+    checks.image(host.image)
+    expect(host.image.views == 1, f"host.image has {host.image.views} views, expected one")
+    checks.encoder(host.encoder)
+    expect(not host.encoder.signals, "host.encoder.signals: no method takes them here")
+    checks.choice("host.scores", host.scores, SCORES)
+    for block in plan.blocks:
+        expect(not block.shares, f"{block.name}.shares is set, no table is shared here")
+    if text is None:
+        return
+    checks.numbers("host.text", {"tokens": text.tokens, "layers": text.layers})
+    expect(text.tokens <= MOST_TOKENS, f"host.text.tokens is {text.tokens}")
+    expect(text.layers <= checks.MOST_LAYERS, f"host.text.layers is {text.layers}")
+    checks.embedding(text.embedding, plan.files)
+    for name, value in (("pad_id", text.pad_id), ("end_id", text.end_id)):
+        inside = 0 <= value < text.embedding.rows
+        expect(inside, f"host.text.{name} is {value}, outside the embedding table")
