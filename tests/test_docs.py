@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -142,3 +143,16 @@ def test_every_page_is_in_the_index():
     index = ROOT / "docs" / "index.md"
     linked = set(re.findall(r"\]\(([\w-]+\.md)\)", text(index)))
     assert linked == {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+
+
+def test_the_floors_are_those_of_the_test():
+    """The table of docs/architecture.md, row by row."""
+    tree = ast.parse((ROOT / "tests/test_floors.py").read_text("utf-8"))
+    (floors,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLOORS"
+    ]
+    rows = re.findall(r"^\| \d+ \| (.*?) \|", text(ROOT / "docs/architecture.md"), re.MULTILINE)
+    named = [re.findall(r"`(?:edgevlm/)?([\w/]+?)(?:\.py|/)`", row) for row in rows]
+    assert [{name.replace("/", ".") for name in row} for row in named] == [{*f} for f in floors]
