@@ -148,7 +148,7 @@ class Engine(ABC):
         Raises:
             EdgeVLMError: If they cannot be measured.
         """
-        return f"the operators of engine '{self.name}' are not reported"
+        return f"engine '{self.name}' reports no operators"
 
 
 class Blocks(Protocol):
