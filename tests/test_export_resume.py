@@ -173,7 +173,7 @@ def test_a_failed_export_with_force_keeps_the_old_bundle(
         (("--method", "divprun"), "unknown method 'divprun'; did you mean 'divprune'?"),
         (("--method", "tome@decoder"), "method 'tome' works at site 'tokens' and 'vision', not"),
         (("--method", "tome:rr=1"), "method 'tome' has no option 'rr'; it has:"),
-        (("--quantize", "w3"), "scheme 'w3' is not one of target 'onnx'; it has: none"),
+        (("--quantize", "w3"), "target 'onnx' does not support scheme 'w3'; available: none"),
         (("--tiles", "2"), "tiles must look like ROWSxCOLUMNS, for example 2x2, got '2'"),
         (("--block-size", "big"), "a size looks like 64MB or 1.5GB, got 'big'"),
         (("no/such/model",), "no model 'no/such/model': expected a folder, a hub id like"),

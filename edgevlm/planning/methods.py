@@ -82,7 +82,8 @@ def _choices(recipe: Recipe) -> dict[str, MethodChoice]:
     for choice in recipe.methods:
         site = METHODS.site_of(choice.name, choice.site)
         if site in by_site:
-            raise RecipeError(f"one method a site: '{by_site[site].name}' and '{choice.name}'")
+            names = f"'{by_site[site].name}' and '{choice.name}'"
+            raise RecipeError(f"site '{site}' has two methods: {names}; drop one")
         by_site[site] = choice
     return by_site
 
@@ -102,7 +103,7 @@ def _make(
     for name in options:
         if name not in known:
             raise RecipeError(
-                f"method '{choice.name}' has no option '{name}'; it has: "
+                f"method '{choice.name}' has no option '{name}'; available: "
                 + ", ".join([*known, *further])
             )
     try:

@@ -215,8 +215,8 @@ def test_numbers_of_tokens_that_cannot_be(value):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"context": 40}, "and a checked answer some more; give more --context"),
-        ({"methods": ("fastv:layer=1",)}, "so there is nothing to speculate with"),
+        ({"context": 40}, "and a checked answer some more; give a larger --context"),
+        ({"methods": ("fastv:layer=1",)}, "leave out --speculate"),
     ],
 )
 def test_plans_that_have_no_room_for_it(tiny_model, options, message):
