@@ -117,7 +117,7 @@ class Recipe:
         default=Schemes(),
         metadata=option(
             "Quantization scheme, also for single stages: fp16,decoder=w8a16. 'none' is float32;"
-            " `edgevlm targets` lists them.",
+            " `edgevlm targets` lists schemes.",
             "SCHEME[,STAGE=SCHEME,…]",
             parse=Schemes.parse,
         ),

@@ -24,7 +24,7 @@ def main(
         typer.Option(
             "--for",
             metavar="DEVICE",
-            help="Named device to fit: whether the plan does, and which scheme would. Its target is"
+            help="Check whether the plan fits a named device, and which schemes would; its target is"
             " the default. `edgevlm devices` lists them.",
         ),
     ] = None,

@@ -34,24 +34,28 @@ def main(
     device: Annotated[
         str,
         typer.Option(
-            metavar="DEVICE", help="local, ssh:USER@HOST[:PORT], adb[:SERIAL] or ios[:DEVICE]."
+            metavar="DEVICE", help="One of local, ssh:USER@HOST[:PORT], adb[:SERIAL], ios[:DEVICE]."
         ),
     ] = "local",
     memory: o.Memory = None,
     engine: o.Engine = None,
     threads: o.Threads = None,
-    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Timed answers.")] = _DEFAULT.runs,
+    runs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Number of timed answers.")
+    ] = _DEFAULT.runs,
     tokens_generated: Annotated[
         int, typer.Option(min=2, metavar="N", help="Tokens of each answer.")
     ] = _DEFAULT.tokens_generated,
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Image; default: a packaged photo.")
     ] = None,
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question.")] = PROMPT,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Question about the image.")] = PROMPT,
     minutes: Annotated[
         float,
         typer.Option(
-            min=0, metavar="MINUTES", help="Then answer without a pause for so many minutes."
+            min=0,
+            metavar="MINUTES",
+            help="After the runs, answer without a pause for so many minutes.",
         ),
     ] = _DEFAULT.minutes,
     max_fallback: Annotated[

@@ -128,7 +128,7 @@ def test_inspect_shows_the_largest_numbers_of_pictures(bundle):
     text = CliRunner().invoke(app, show).stdout
     assert "Largest values in float16 (maximum 65,504), 1 image:" in text
     again = CliRunner().invoke(app, [*show, "--image", str(PICTURE.with_name("hand.jpg"))])
-    assert "2 pictures" in again.stdout
+    assert "2 images" in again.stdout
 
 
 def test_on_a_mac_it_answers_as_the_reference_does(mac, bundle):
