@@ -24,7 +24,7 @@ def main(
         typer.Option(
             "--for",
             metavar="DEVICE",
-            help="Check whether the plan fits a named device, and which schemes would; its target is"
+            help="Whether the plan fits a named device, and which schemes would; its target is"
             " the default. `edgevlm devices` lists them.",
         ),
     ] = None,
