@@ -62,6 +62,9 @@ def image(spec: ImageSpec) -> None:
     numbers("host.image", {name: getattr(spec, name) for name in sizes})
     choice("host.image.global_view", spec.global_view, ("first", "last"))
     choice("host.image.resample", spec.resample, FILTERS)
+    choice("host.image.fit", spec.fit, ("stretch", "crop"))
+    square = spec.views == 1 and spec.width == spec.height
+    expect(spec.fit == "stretch" or square, "host.image.fit is 'crop', and it is no square view")
     expect(spec.frames == 1 or spec.rows * spec.columns == 1, "host.image has frames and tiles")
     expect(min(spec.std) > 0, f"host.image.std is {list(spec.std)}, it must be above 0")
 

@@ -14,7 +14,7 @@ from edgevlm.profiling.recording import TimedCall
 from edgevlm.profiling.sections import SustainedSample, TextQuestion
 from edgevlm.profiling.sensors import Reading
 from edgevlm.runtimes.engine import Key
-from edgevlm.runtimes.loops.text import Answer
+from edgevlm.runtimes.loops.answers import Answer
 from edgevlm.runtimes.residency.timings import Timings
 
 

@@ -4,14 +4,15 @@
     --calibrate photos/       every picture of a folder, with one question
     --calibrate asked.jsonl   the first of your own questions of each scene (docs/datasets.md)
 
-The model answers in PyTorch, with all visual tokens; one scene is in memory at a time, and of each
-layer one number is kept: the largest that came in.
+How a scene is shown is the kind's (`quantization.kinds`); one scene is in memory at a time, and of
+each layer one number is kept: the largest that came in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import importlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +22,42 @@ from torch import Tensor, nn
 from edgevlm.errors import InputError
 from edgevlm.evaluation.evaluate import find_dataset
 from edgevlm.evaluation.examples import Example, Question
-from edgevlm.evaluation.pytorch import PyTorchAnswerer
 from edgevlm.models.checkpoint import Checkpoint
-from edgevlm.planning.plan import make_plan
-from edgevlm.quantization.schemes import Schemes
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
 
 QUESTION = "What is in this picture?"
-TOKENS = 8  # of each answer
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class Presenter:
+    """A model that is shown scenes: the linear layers that see them, and how it is done."""
+
+    layers: Sequence[nn.Linear]
+    show: Callable[[Example], None]
 
 
 class Calibration:
     """Largest inputs, for the weights of one model that is in memory."""
 
     def __init__(self) -> None:
-        self._tops: dict[int, tuple[Tensor, float]] = {}  # by identity, which the tensor keeps
+        # By where a matrix lies, which the tensor keeps: layers of static modules may be a part of
+        # a larger matrix of the model, and another tensor each time.
+        self._tops: dict[Hashable, tuple[Tensor, float]] = {}
 
     def watch(self, module: nn.Linear, given: tuple[Tensor, ...]) -> None:
         """Look at the input of a layer."""
         top = float(given[0].abs().max())
-        _, known = self._tops.get(id(module.weight), (module.weight, 0.0))
-        self._tops[id(module.weight)] = module.weight, max(top, known)
+        _, known = self._tops.get(_place(module.weight), (module.weight, 0.0))
+        self._tops[_place(module.weight)] = module.weight, max(top, known)
 
     def beside(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights of a block, and for each matrix NAME the largest input, NAME.top."""
         tops = {
-            f"{name}.top": torch.tensor(self._tops[id(tensor)][1])
+            f"{name}.top": torch.tensor(self._tops[_place(tensor)][1])
             for name, tensor in tensors.items()
-            if id(tensor) in self._tops
+            if _place(tensor) in self._tops
         }
         return tensors | tops
 
@@ -64,31 +71,26 @@ def calibrate(
         InputError: If there is no picture, or one cannot be read.
     """
     assert recipe.calibrate is not None
-    exact = replace(
-        recipe,
-        tokens=None,
-        methods=(),
-        quantize=Schemes(),
-        calibrate=None,
-        context=None,
-        chunk=None,
-    )
-    answerer = PyTorchAnswerer(make_plan(exact, checkpoint), model, TOKENS)
+    kind = importlib.import_module(f"edgevlm.quantization.kinds.{checkpoint.family.KIND}")
+    shown: Presenter = kind.presenter(recipe, checkpoint, model)
     found = Calibration()
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    hooks: list[Any] = [layer.register_forward_pre_hook(found.watch) for layer in layers]
+    hooks: list[Any] = [layer.register_forward_pre_hook(found.watch) for layer in shown.layers]
     count = 0
     try:
         for count, example in enumerate(_examples(recipe.calibrate, recipe.frames), 1):
             progress(f"calibrate: scene {count}")
-            answerer.set_frames(example.frames)
-            answerer.ask(example.questions[0].prompt, follow_up=False)
+            shown.show(example)
     finally:
         for hook in hooks:
             hook.remove()
     if not count:
         raise InputError(f"'{recipe.calibrate}' has no picture to calibrate with")
     return found
+
+
+def _place(matrix: Tensor) -> Hashable:
+    """What two tensors have in common that are the same numbers in memory."""
+    return matrix.data_ptr(), tuple(matrix.shape)
 
 
 def _examples(text: str, frames: int) -> Iterator[Example]:
