@@ -1,4 +1,4 @@
-"""How a scene is shown to a model in PyTorch, a file a kind with one function:
+"""How a scene is shown to a model in PyTorch, a file a kind.
 
-presenter(recipe, checkpoint, model) -> Presenter
+Each has one function: `presenter(recipe, checkpoint, model) -> Presenter`.
 """
