@@ -6,7 +6,7 @@ from edgevlm.devices.shared.contract import Job, Reachable, Step
 from edgevlm.errors import DeviceError
 from edgevlm.profiling import measure as profiling
 from edgevlm.profiling.document import Profile
-from edgevlm.profiling.machine import machine
+from edgevlm.profiling.machine.identity import machine
 from edgevlm.runtimes.loading import load_loop
 
 

@@ -32,6 +32,7 @@ class Registry:
         package: Package that holds the plug-ins.
         prefix: Beginning of their file names.
         main: File that a plug-in of several files is asked for.
+        dashes: Names are shown with `-` where files have `_`.
         nested: The plug-ins lie in the packages inside `package`, a folder for each kind of them.
     """
 
@@ -39,12 +40,13 @@ class Registry:
     package: str
     prefix: str = ""
     main: str = ""
+    dashes: bool = False
     nested: bool = False
 
     def names(self) -> list[str]:
         """Names of all plug-ins, sorted, without importing any."""
         names = (name.removeprefix(self.prefix) for name in self._modules())
-        return sorted(n.replace("_", "-") if self.kind == "engine" else n for n in names)
+        return sorted(n.replace("_", "-") if self.dashes else n for n in names)
 
     def load(self, name: str) -> ModuleType:
         """Import the plug-in `name`.
@@ -160,7 +162,7 @@ FAMILIES = Registry("model family", "edgevlm.models", nested=True)
 METHODS = SiteRegistry("method", "edgevlm.compress", ("tokens", "vision", "decoder"))
 DATASETS = Registry("dataset", "edgevlm.evaluation.datasets")
 TARGETS = Registry("target", "edgevlm.exporters", "to_", "target")
-ENGINES = Registry("engine", "edgevlm.runtimes", "on_", "engine")
+ENGINES = Registry("engine", "edgevlm.runtimes", "on_", "engine", dashes=True)
 DEVICES = Registry("device", "edgevlm.devices")
 
 

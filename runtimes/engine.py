@@ -149,7 +149,7 @@ class Engine(ABC):
         Raises:
             EdgeVLMError: If they cannot be found out.
         """
-        return f"the operators of engine '{self.name}' are not reported"
+        return f"engine '{self.name}' reports no operators"
 
 
 class Blocks(Protocol):

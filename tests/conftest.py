@@ -139,6 +139,30 @@ def start():
 
 
 @pytest.fixture(scope="session")
+def optimum_cli():
+    """Run `optimum-cli` with the command of a tree, whatever other edgevlm is installed."""
+
+    def run(tree, *arguments):
+        program = f"""
+import importlib.machinery, importlib.util, sys
+import optimum.commands
+name = "optimum.commands.register"
+spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+spec.submodule_search_locations = [{str(tree / "edgevlm" / "_optimum")!r}]
+sys.modules[name] = importlib.util.module_from_spec(spec)
+from optimum.commands.optimum_cli import main
+main()
+"""
+        return subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments)], cwd=tree,
+            capture_output=True, text=True, check=False,
+            env=os.environ | {"PYTHONPATH": str(tree), "COLUMNS": "80"},
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def command(start):
     """Run the `edgevlm` command as a process of its own to its end: exit code, stdout, stderr."""
 

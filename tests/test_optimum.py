@@ -5,9 +5,6 @@ That optimum finds an installed edgevlm is in test_packaging.py.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,31 +17,14 @@ pytest.importorskip("optimum.commands.optimum_cli")
 pytest.importorskip("onnxscript")
 
 ROOT = Path(__file__).resolve().parents[1]
-# The register folder of this tree stands for that of whatever is installed.
-PROGRAM = f"""
-import importlib.machinery, importlib.util, sys
-import optimum.commands
-name = "optimum.commands.register"
-spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
-spec.submodule_search_locations = [{str(ROOT / "edgevlm" / "_optimum")!r}]
-sys.modules[name] = importlib.util.module_from_spec(spec)
-from optimum.commands.optimum_cli import main
-main()
-"""
 
 
-def optimum_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """`optimum-cli export edgevlm` with `arguments`."""
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, "export", "edgevlm", *map(str, arguments)],
-        capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-
-
-def test_exports_a_bundle(tiny_model, tmp_path):
+def test_exports_a_bundle(optimum_cli, tiny_model, tmp_path):
     out = tmp_path / "tiny.edgevlm"
     done = optimum_cli(
+        ROOT,
+        "export",
+        "edgevlm",
         "--model",
         tiny_model,
         "--target",
@@ -86,15 +66,15 @@ def test_exports_a_bundle(tiny_model, tmp_path):
         (("--method", "a b"), "edgevlm: a method looks like NAME[@SITE]"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path, arguments, message):
-    done = optimum_cli(*arguments, tmp_path / "tiny.edgevlm")
+def test_a_mistake_is_one_line(optimum_cli, tmp_path, arguments, message):
+    done = optimum_cli(ROOT, "export", "edgevlm", *arguments, tmp_path / "tiny.edgevlm")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(message)
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_usage_names_the_options():
-    done = optimum_cli("--tokens", "many")
+def test_wrong_usage_names_the_options(optimum_cli):
+    done = optimum_cli(ROOT, "export", "edgevlm", "--tokens", "many")
     assert done.returncode == 2
     assert "--block-size SIZE" in done.stderr

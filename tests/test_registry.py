@@ -8,7 +8,7 @@ import pytest
 import edgevlm
 from edgevlm import registry
 from edgevlm.errors import RecipeError, RuntimeLoadError, unknown_name
-from edgevlm.registry import DATASETS, ENGINES, FAMILIES, METHODS, TARGETS, Registry
+from edgevlm.registry import DATASETS, ENGINES, FAMILIES, METHODS, TARGETS, Registry, SiteRegistry
 
 
 def test_public_names_are_few_and_there():
@@ -51,6 +51,35 @@ def test_only_plug_ins_are_imported(name):
 def test_a_dash_may_stand_for_an_underscore():
     pytest.importorskip("torch")
     assert METHODS.load("average-pool") is METHODS.load("average_pool")
+
+
+def test_sites_are_folders_in_order_of_preference():
+    assert METHODS.sites() == ["tokens", "vision", "decoder"]
+    assert METHODS.sites_of("mustdrop") == ["vision", "decoder"]
+    assert METHODS.site_of("tome") == "tokens"
+    assert METHODS.site_of("tome", "vision") == "vision"
+    assert "fastv" in METHODS.names("decoder")
+    assert "fastv" not in METHODS.names("tokens")
+
+
+def test_a_method_is_loaded_by_name_and_site():
+    pytest.importorskip("torch")
+    assert METHODS.load("tome").__name__ == "edgevlm.compress.tokens.tome"
+    assert METHODS.load("tome", "vision").__name__ == "edgevlm.compress.vision.tome"
+    with pytest.raises(RecipeError) as error:
+        METHODS.load("fastv", "vision")
+    assert str(error.value) == "method 'fastv' works at site 'decoder', not 'vision'"
+
+
+def test_a_new_folder_is_a_new_site(plug_ins):
+    folder, plug_in = plug_ins
+    for site in ("late", "early"):
+        (folder / site).mkdir()
+        (folder / site / "__init__.py").touch()
+        (folder / site / "drop.py").touch()
+    by_site = SiteRegistry("method", plug_in.package, ("late",))
+    assert by_site.sites_of("drop") == ["late", "early"]
+    assert by_site.load("drop", "early").__name__ == f"{plug_in.package}.early.drop"
 
 
 def test_without_any_plug_in():

@@ -61,7 +61,7 @@ class Matching:
         x_left, size_left = x.index_select(0, self.unmerged), size.index_select(0, self.unmerged)
         return torch.cat([x_left, mean]), torch.cat([size_left, total])
 
-    def rows(self) -> Tensor:
+    def output_index(self) -> Tensor:
         """Output token of `merge` that each token is part of, i64 [n]. O(n (n - r)) compares."""
         left = self.remaining
         is_target = self.target.unsqueeze(1) == left

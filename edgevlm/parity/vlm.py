@@ -127,13 +127,13 @@ def _answers(
     if kept_equal == 1.0:  # and merged alike, as far as the encoder's rounding leaves it
         vision = blocks.calls.thresholds["vision"]
         near = vision.accepts(*difference(reduced.visual, expected.visual))
-        go_on = near or vision.exact
+        settled = near or vision.exact
     else:
-        go_on = not reduced.hangs_on_rounding()
-    if not go_on:
+        settled = not reduced.hangs_on_rounding()
+    if not settled:
         expected = pytorch.answer_to(list(reduced.outputs.values()), len(expected.tokens))
     logits = blocks.logits(reduced, expected.tokens)
-    return _Answers(expected, logits, kept_equal, kept_equal == 1.0 or not go_on)
+    return _Answers(expected, logits, kept_equal, kept_equal == 1.0 or not settled)
 
 
 def _sensitivity(other: Array, expected: Array) -> float:

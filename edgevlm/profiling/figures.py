@@ -11,9 +11,10 @@ from typing import Any
 
 from edgevlm.bundle.measures import OperatorReport, Stat, stat, stat_of
 from edgevlm.bundle.plan import Plan
-from edgevlm.profiling import reasons, sensors
+from edgevlm.profiling import reasons
 from edgevlm.profiling.document import SCHEMA_VERSION, Profile
-from edgevlm.profiling.machine import machine
+from edgevlm.profiling.machine import sensors
+from edgevlm.profiling.machine.identity import machine
 from edgevlm.profiling.measurements import Measurements, Session, TimedAnswer
 from edgevlm.profiling.recording import TimedCall
 from edgevlm.profiling.sections import BlockProfile, Card, Conditions, Timeline

@@ -21,12 +21,13 @@ from PIL import Image
 from edgevlm.bundle.measures import OperatorReport
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import EdgeVLMError, InputError
-from edgevlm.profiling import bandwidth, figures
+from edgevlm.profiling import figures
 from edgevlm.profiling.document import Profile
+from edgevlm.profiling.machine import bandwidth
+from edgevlm.profiling.machine.sensors import PowerMeter, read_sensors
 from edgevlm.profiling.measurements import Measurements, Opening, Session, TimedAnswer
 from edgevlm.profiling.recording import Recorder, recording
 from edgevlm.profiling.sections import SustainedSample, TextQuestion
-from edgevlm.profiling.sensors import PowerMeter, read_sensors
 from edgevlm.runtimes.engine import Engine, Key
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.text import TextLoop

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.measures import OperatorReport
+from edgevlm.profiling.machine.sensors import Reading
 from edgevlm.profiling.recording import TimedCall
 from edgevlm.profiling.sections import SustainedSample, TextQuestion
-from edgevlm.profiling.sensors import Reading
 from edgevlm.runtimes.engine import Key
 from edgevlm.runtimes.loops.answers import Answer
 from edgevlm.runtimes.residency.timings import Timings

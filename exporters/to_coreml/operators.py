@@ -48,13 +48,13 @@ def attention_kv(context: Any, node: Any) -> None:
     values need not be repeated.
     """
     given = _get_inputs(context, node)
-    query, key, value, past_key, past_value, mask, position, heads = given[:8]
+    query, key, value, key_cache, value_cache, mask, position, heads = given[:8]
     bias = given[8] if len(given) > 8 else None
-    _, groups, _, size = past_key.shape
+    _, groups, _, size = key_cache.shape
     rows, repeat = query.shape[1], int(heads.val) // groups
     key, value = (
         _write(past, _split(x, groups), position)
-        for past, x in ((past_key, key), (past_value, value))
+        for past, x in ((key_cache, key), (value_cache, value))
     )
     wide = mb.reshape(x=_split(query, int(heads.val)), shape=[1, groups, repeat * rows, size])
     if bias is not None:

@@ -241,9 +241,11 @@ def _describe(package: Path, block: Block, scheme: str) -> None:
     for key, value in (("block", block.name), ("stage", block.stage), ("scheme", scheme)):
         about.userDefined[f"edgevlm.{key}"] = value
     for function in model.description.functions:
-        for feature in (*function.input, *function.output, *function.state):
-            name = feature.name.removesuffix("_out").rstrip("_0123456789")
-            feature.shortDescription = MEANINGS.get(name, "")
+        onward = block.function(function.name).links
+        for feature in (*function.input, *function.output):
+            feature.shortDescription = MEANINGS.get(onward.get(feature.name, feature.name), "")
+        for feature in function.state:
+            feature.shortDescription = MEANINGS[feature.name.partition("_")[0]]
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 

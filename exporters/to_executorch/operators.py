@@ -4,7 +4,7 @@ XNNPACK has no attention over a cache, averages over the two last of four dimens
 takes the GELU by tanh for the exact one. What it does not take is a kernel of ExecuTorch's own
 between two calls of it. Each function here is the operator again, of operators that it takes.
 
-Source: ExecuTorch 1.4, backends/xnnpack/partition/config (what is taken, and on which condition).
+Source: ExecuTorch 1.5, backends/xnnpack/partition/config (what is taken, and on which condition).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def attention_kv(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    past_key: Tensor,
-    past_value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
     mask: Tensor,
     position: Tensor,
     heads: int,
@@ -45,19 +45,19 @@ def attention_kv(
 
     Query heads that share keys are rows of one product, so no key is repeated.
     """
-    groups, rows = past_key.shape[1], key.shape[1]
+    groups, rows = key_cache.shape[1], key.shape[1]
     index = position.long() + torch.arange(rows)
     write = torch.ops.aten.index_put_
-    write(past_key, [None, None, index], _split(key, groups))
-    write(past_value, [None, None, index], _split(value, groups))
-    size, count = past_key.shape[-1], past_key.shape[2]
+    write(key_cache, [None, None, index], _split(key, groups))
+    write(value_cache, [None, None, index], _split(value, groups))
+    size, count = key_cache.shape[-1], key_cache.shape[2]
     q = _split(query, heads).reshape(groups, -1, size) * size**-0.5
-    keys, values = (past.view(groups, count, size) for past in (past_key, past_value))
+    keys, values = (past.view(groups, count, size) for past in (key_cache, value_cache))
     scores = torch.bmm(q, keys.transpose(1, 2)).view(1, heads, rows, count)
     scores = scores + (mask if bias is None else mask + bias)
     weights = torch.softmax(scores, -1).view(groups, -1, count)
     out = torch.bmm(weights, values).view(1, heads, rows, size)
-    return out.transpose(1, 2).flatten(2), past_key, past_value
+    return out.transpose(1, 2).flatten(2), key_cache, value_cache
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:

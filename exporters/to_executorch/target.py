@@ -7,7 +7,7 @@ place (KV form `shared_buffer`): the program that calls owns them, and every blo
 loads for itself. A linear layer is all that is quantized: its matrix beforehand, the rows that come
 in at run time, each with its own scale (`a8`).
 
-Source: ExecuTorch 1.4, torchao 0.18; `_executorch_operators` for what XNNPACK does not take.
+Source: ExecuTorch 1.5, torchao 0.18; `_executorch_operators` for what XNNPACK does not take.
 """
 
 from __future__ import annotations
@@ -328,7 +328,7 @@ TARGET = Target(
     summary="ExecuTorch programs for XNNPACK (CPUs of phones and boards); weights of 32, 8 or 4"
     " bits",
     schemes=SCHEMES,
-    requires=Requires((("executorch", "1.4"),)),
+    requires=Requires((("executorch", "1.5"),)),
     weight_suffixes=(PROGRAM,),
     lower=lower,
     write=write,

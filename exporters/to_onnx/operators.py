@@ -35,8 +35,8 @@ def _attention_kv(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    past_key: Tensor,
-    past_value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
     mask: Tensor,
     position: Tensor,
     heads: int,
@@ -44,19 +44,19 @@ def _attention_kv(
 ) -> tuple[Tensor, Tensor, Tensor]:
     # seqlens_k is the index of the last valid row; the total is the buffer, whose rows all exist.
     last = position + (query.shape[1] - 1)
-    total = torch.full((), past_key.shape[2], dtype=torch.int32)
-    inputs: tuple[Tensor | None, ...] = (query, key, value, past_key, past_value, last, total)
+    total = torch.full((), key_cache.shape[2], dtype=torch.int32)
+    inputs: tuple[Tensor | None, ...] = (query, key, value, key_cache, value_cache, last, total)
     if bias is not None:  # repeated over heads alone; the three between are unused
         inputs += (None, None, None, bias.expand(1, 1, query.shape[1], -1))
-    out, present_key, present_value = symbolic_multi_out(
+    out, written_keys, written_values = symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         inputs,
-        {"num_heads": heads, "kv_num_heads": past_key.shape[1]},
-        dtypes=(query.dtype, past_key.dtype, past_value.dtype),
-        shapes=(query.shape, past_key.shape, past_value.shape),
+        {"num_heads": heads, "kv_num_heads": key_cache.shape[1]},
+        dtypes=(query.dtype, key_cache.dtype, value_cache.dtype),
+        shapes=(query.shape, key_cache.shape, value_cache.shape),
         version=1,
     )
-    return out, present_key, present_value
+    return out, written_keys, written_values
 
 
 def _rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:

@@ -74,7 +74,7 @@ EDITS = {
     "newer version": (put("format_version", 3), "format_version is 3, this edgevlm reads 2; export the model again"),
     "version of another type": (put("format_version", True), "format_version is True"),
     "recipe's own rule": (put("recipe.tokens", 0), "manifest.json.recipe: tokens must be at least 1, got 0"),
-    "kind": (put("kind", "video-diffusion"), "kind is 'video-diffusion', known: vlm"),
+    "kind": (put("kind", "video-diffusion"), "kind is 'video-diffusion', known: encoder, vlm"),
     # Files.
     "absolute path": (put("files.0.path", "/etc/passwd"), "files[0].path '/etc/passwd' leaves the bundle"),
     "parent": (put("files.0.path", "../../etc/passwd"), "files[0].path '../../etc/passwd' leaves the bundle"),
@@ -215,7 +215,7 @@ def test_a_repeated_key(bundle_copy):
         ("", "manifest.json is not valid JSON: Expecting value"),
         ("[]", "format_version is None, this edgevlm reads 2"),
         ("{}", "format_version is None, this edgevlm reads 2"),
-        ('{"format_version": 2}', "manifest.json: kind is None, known: vlm"),
+        ('{"format_version": 2}', "manifest.json: kind is None, known: encoder, vlm"),
         ("[" * 10**6, "manifest.json is not valid JSON: maximum recursion depth"),
         ('{"a":' * 10**5, "manifest.json is not valid JSON: maximum recursion depth"),
         ('{"format_version": ' + "[" * 900 + "]" * 900 + "}", "format_version is a list"),
@@ -327,5 +327,5 @@ def test_random_changes_give_a_bundle_error_or_nothing(document, scratch, data):
     except BundleError as error:
         assert len(str(error)) < 400  # noqa: PT017 -- both ends are right
     else:
-        assert plan.weights_bytes is not None
+        assert plan.weights_bytes >= plan.host.embedding.bytes > 0
         assert plan.host.prompt_tokens > 0

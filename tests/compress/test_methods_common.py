@@ -39,9 +39,9 @@ files = pytest.mark.parametrize(("name", "site"), FILES, ids=["-".join(f) for f 
 def make(name: str, tokens: int | None, shape: VisualShape = SHAPE) -> Any:
     """The method; a skip where it must refuse, and a failure where it refuses anything else."""
     method = METHODS.load(name, "tokens").Method(tokens=tokens)
-    reason = REFUSALS.get((name, shape, tokens or ANY))
-    if reason is None and tokens not in (None, shape.tokens):
-        reason = REFUSALS.get((name, shape, ANY))
+    reason = None
+    if tokens not in (None, shape.tokens):
+        reason = REFUSALS.get((name, shape, tokens), REFUSALS.get((name, shape, ANY)))
     if reason is None:
         method.plan(shape)
         return method

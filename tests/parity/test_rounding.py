@@ -93,3 +93,25 @@ def test_float16_psnr_is_that_of_rounding_alone():
     expected = {"hidden": linear(torch.from_numpy(x)).numpy()}
     assert 55 < float16_psnr_db(linear, [x], expected) < 90
     assert float16_psnr_db(linear, [x], {"hidden": expected["hidden"] / 2}) < 20
+
+
+class Merged(torch.nn.Module):
+    """A product that says of each of 6 patches which of 3 tokens it is part of."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = torch.nn.Linear(64, 64, bias=False).requires_grad_(False)
+
+    def forward(self, x):
+        return self.linear(x), torch.from_numpy(EXPECTED["origin"]).int()
+
+
+def test_float16_psnr_is_by_patch_where_tokens_merge():
+    x = np.random.default_rng(0).standard_normal((1, 3, 64)).astype(np.float32)
+    module = Merged()
+    hidden, origin = (tensor.numpy() for tensor in module(torch.from_numpy(x)))
+    assert 55 < float16_psnr_db(module, [x], {"hidden": hidden, "origin": origin}) < 90
+    order, renumbered = [2, 0, 1], RENUMBERED["origin"]
+    other = {"hidden": hidden[:, order], "origin": renumbered}
+    assert 55 < float16_psnr_db(module, [x], other) < 90

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 
 from edgevlm.models.checkpoint import find
+from edgevlm.planning import method_cost as module
 from edgevlm.planning.method_cost import method_cost, most_bytes
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
@@ -32,8 +35,10 @@ def test_bytes_are_those_alive_together() -> None:
     assert most_bytes(program) == 4 * (8 + 24)
 
 
-def test_cost_of_methods(preset: Any) -> None:
+def test_cost_of_methods(preset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """More tokens kept, more operators; signals of all kinds are made up; nothing kept is free."""
+    ticks = count(step=0.002)  # two milliseconds from each reading of the clock to the next
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     recipe = Recipe(model=str(preset("tiny-llava-next")), tokens=8)
     checkpoint = find(recipe.model, None)
 
@@ -43,7 +48,7 @@ def test_cost_of_methods(preset: Any) -> None:
     few, more = cost(methods=("divprune",)), cost(methods=("divprune",), tokens=16)
     assert few.nodes < more.nodes
     assert 0 < few.bytes <= more.bytes
-    assert few.ms > 0
+    assert few.ms == pytest.approx(2.0)
     assert cost(methods=("visionzip",)).nodes > cost(methods=("random",)).nodes
     assert cost(methods=("divprune:merge=mean,calibrate=size",)).nodes > few.nodes
     assert cost(tokens=None) is None

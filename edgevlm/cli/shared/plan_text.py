@@ -75,7 +75,7 @@ def _text(plan: Plan[Any], cost: MethodCost | None) -> str:
             f.name,
             megabytes(b.weights_bytes),
             f"{f.flops / 1e9:.2f}",
-            ", ".join(_shape(t.name, t.shape) for t in f.inputs if not t.name.startswith("past_")),
+            ", ".join(_shape(t.name, t.shape) for t in f.fed),
         ]
         for b in plan.blocks
         for f in b.functions

@@ -1,7 +1,7 @@
 """Visual exit: from one layer on the language model sees no visual token at all.
 
-By then what the picture says has moved into the rows of the question. DyVTE's trained gate chooses
-the layer for each prompt; here a calibration has chosen it.
+By then the content of the picture has moved into the tokens of the question. DyVTE's trained gate
+chooses the layer for each prompt; here it is a constant.
 
 Source: DyVTE (arXiv 2411.19628), and the second stage of ToDRE (arXiv 2505.18757). Limits: a
 question that needs the picture late loses it.
@@ -21,7 +21,7 @@ SOURCE = (
 )
 SUMMARY = "drops all visual tokens from one layer on"
 FORMULA = "from layer l on no visual token"
-STATIC = "rows of text alone from that layer on"
+STATIC = "text tokens alone from that layer on"
 DIFFERS = (
     "the layer is a constant (originals: chosen for each prompt, by a trained gate or a threshold"
     " of attention)"

@@ -101,7 +101,7 @@ def select(features: Tensor, kept: int, groups: int = 1) -> Tensor:
     unit = unit_rows(features.reshape(features.shape[-2:]))
     unit = unit.reshape(-1, groups, unit.shape[1]).transpose(0, 1)  # [G, n, C]
     cosine = torch.matmul(unit, unit.transpose(1, 2))  # [G, n, n]
-    # The constant shifts all distances alike, so their order stays.
+    # The constant shifts all distances equally, so their order stays.
     distance = ((1.0 - ROUNDING) - cosine).clamp(min=0.0)
     number = torch.arange(unit.shape[1])
     own = number == number.unsqueeze(1)

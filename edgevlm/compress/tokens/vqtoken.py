@@ -1,9 +1,9 @@
 """VQToken, the clustering: K clusters of all tokens by cosine, a token is the mean of its cluster.
 
  1. Centres: the longest token, then K - 1 times the token whose nearest centre is furthest away.
- 2. A number of rounds: each token goes to the centre with the largest cosine; a centre becomes the
-    direction of the mean of its unit rows. An empty cluster keeps its centre. The last round does
-    not move the centres.
+ 2. A number of rounds: each token joins the centre with the largest cosine; a centre becomes the
+    direction of the mean of its unit vectors. An empty cluster keeps its centre. The last round
+    does not move the centres.
  3. A kept token is the mean of the features of a cluster, at the position of its representative:
     the token of the cluster that is nearest to the mean.
 

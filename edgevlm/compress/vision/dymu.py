@@ -85,4 +85,4 @@ class Method(VisionMethod):
             token is part of, i64 [n].
         """
         matching = bipartite_soft_matching(metric, removed, class_token=class_token)
-        return *matching.merge(x, size), matching.rows()
+        return *matching.merge(x, size), matching.output_index()

@@ -76,8 +76,8 @@ class Method(VisionMethod):
         if by > layers:
             raise PlanError(f"tome: got by={by}, the encoder has {layers} layers")
         check_fewer_patches("tome", wanted, patches)
-        gone = [(patches - wanted) * min(layer, by) // by for layer in range(1, layers + 1)]
-        counts = (patches, *(patches - count for count in gone))
+        merged = [(patches - wanted) * min(layer, by) // by for layer in range(1, layers + 1)]
+        counts = (patches, *(patches - count for count in merged))
         if any(2 * after < before for before, after in pairwise(counts)):
             raise PlanError(
                 f"tome: {patches} patches cannot become {wanted} in {by} layers, half of them merge"
@@ -102,4 +102,4 @@ class Method(VisionMethod):
             token is part of, i64 [n].
         """
         matching = bipartite_soft_matching(metric, removed, class_token=class_token)
-        return *matching.merge(x, size), matching.rows()
+        return *matching.merge(x, size), matching.output_index()

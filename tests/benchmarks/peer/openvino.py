@@ -115,7 +115,7 @@ def _export(given: Given, path: Path) -> None:
     inputs: dict[str, Any] = {
         "input_ids": torch.arange(500, 500 + new)[None],
         "position_ids": torch.arange(past, past + new)[None],
-        "past_key_values": cache,
+        "cache": cache,
         "use_cache": True,
         "logits_to_keep": 1,
     }

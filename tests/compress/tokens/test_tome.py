@@ -70,7 +70,7 @@ def test_merging_loses_nothing(features: Tensor) -> None:
     merged, size = matching.merge(features[0], torch.ones(64, 1))
     assert _members(matching).sum(0).tolist() == [1.0] * 64
     torch.testing.assert_close((merged * size).sum(0), features[0].sum(0), rtol=0, atol=1e-4)
-    rows = matching.rows()
+    rows = matching.output_index()
     assert torch.equal(matching.remaining[rows], matching.target)
     alone = size[rows, 0] == 1
     assert 24 <= int(alone.sum()) < 44  # 44 rows; 20 merges leave 24 to 43 of them alone

@@ -26,7 +26,7 @@ def test_equals_reference(vectors: Any) -> None:
         np.testing.assert_array_equal(sizes, case["out_size"][0])
         tracked = (matching.remaining.unsqueeze(1) == matching.target).int()
         np.testing.assert_array_equal(tracked, case["out_pos_tracking"][0])
-        unmerged = rows.index_select(0, matching.rows())
+        unmerged = rows.index_select(0, matching.output_index())
         np.testing.assert_allclose(unmerged, case["out_expanded"][0], rtol=0, atol=1e-5)
 
 

@@ -47,7 +47,7 @@ def test_no_network_there(refused, sshd, tools, script):
     sshd.start(path=folder, environment="PIP_NO_INDEX=1")
     line = refused()
     assert line.startswith(f"{HOST} has no Python with numpy>=1.26, pillow>=11, ")
-    assert "onnxruntime>=1.22, protobuf>=4.22, and they could not be installed: " in line
+    assert "onnxruntime>=1.32, protobuf>=4.22, and they could not be installed: " in line
     environment = sshd.remote / "venv-onnx"
     assert line.endswith(f"install them there, or link your environment to {environment}")
     assert not environment.exists()

@@ -258,7 +258,7 @@ def test_the_cache_is_one_buffer_written_in_place(loop):
     for one in loop.arrays.cache:
         one[:] = 0
     for name in ("prefill", "decode"):
-        arrays = loop.blocks.engine._arrays["decoder-0", name]
+        arrays = loop.blocks.engine.arrays["decoder-0", name]
         for layer in range(loop.plan.host.kv.layers):
             for part in ("key", "value"):
                 past, present = (arrays[f"{time}_{part}_{layer}"] for time in ("past", "present"))

@@ -43,8 +43,11 @@ def signal_shape(signal: Signal, tokens: int) -> tuple[int, ...]:
 
 def passed_on(state: Iterable[Tensor]) -> tuple[list[Tensor], list[Chain]]:
     """Outputs that the next block takes, and which input each is there."""
-    outputs = [Tensor(f"{t.name}_out", t.dtype, t.shape) for t in state]
-    return outputs, [Chain(t.name, t.name.removesuffix("_out")) for t in outputs]
+    outputs, chained = list[Tensor](), list[Chain]()
+    for tensor in state:
+        chained.append(Chain(f"{tensor.name}_out", tensor.name))
+        outputs.append(Tensor(chained[-1].output, tensor.dtype, tensor.shape))
+    return outputs, chained
 
 
 def _hidden(encoder: EncoderShape, part: int) -> list[Tensor]:

@@ -31,7 +31,7 @@ def read_bytes_per_s(threads: int) -> float | None:
 
 
 def main() -> None:
-    """`python -m edgevlm.profiling.bandwidth THREADS`: bytes per second on stdout."""
+    """`python -m edgevlm.profiling.machine.bandwidth THREADS`: bytes per second on stdout."""
     arrays = [np.ones(ARRAY_BYTES // 4, np.float32) for _ in range(int(sys.argv[1]))]
     took = []
     for _ in range(ROUNDS):

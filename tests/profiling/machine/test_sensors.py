@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgevlm.profiling import sensors
+from edgevlm.profiling.machine import sensors
 
 
 @pytest.fixture
