@@ -192,11 +192,11 @@ class Model:
         Raises:
             InputError: If the picture cannot be read or the answer does not fit the context.
         """
-        from edgevlm.profiling.measure import PROMPT, ProfileRequest, profile
+        from edgevlm.profiling.measure import profile
+        from edgevlm.profiling.measurements import ProfileRequest
 
-        asked = PROMPT if prompt is None else prompt
         path = None if image is None else Path(image)
-        request = ProfileRequest(path, asked, runs, tokens_generated, minutes)
+        request = ProfileRequest(path, prompt, runs, tokens_generated, minutes)
         return profile(self._loop, request, progress)
 
     def _asked(self) -> TextLoop:

@@ -24,7 +24,7 @@ STAGES = (
     Stage("vision", True, "image encoder", "blue"),
     Stage("text", True, "text encoder", "orange"),
 )
-LOOP = "encoder"
+LOOP, ANSWER = "encoder", "embedding"
 SCORES = ("softmax", "sigmoid")
 MOST_TOKENS = 2**16
 
@@ -142,7 +142,7 @@ def outline(host: EncoderHost) -> tuple[object, ...]:
 
 def facts(plan: EncoderPlan) -> dict[str, Any]:
     """What `plan`, `export` and `inspect` say of such a bundle, by JSON key."""
-    return {"embedding_size": plan.host.size}
+    return {"embedding_dimensions": plan.host.size}
 
 
 def check(plan: EncoderPlan) -> None:

@@ -100,7 +100,7 @@ class VlmHost:
         return self.layout.image_tokens(self.visual_tokens)
 
 
-HOST, LOOP = VlmHost, "text"
+HOST, LOOP, ANSWER = VlmHost, "text", "text"
 VlmPlan = Plan[VlmHost]
 
 

@@ -17,7 +17,7 @@ from edgevlm.units import megabytes
 
 WORDS = {
     "encode": "a view", "prefill": "a chunk of the prompt", "decode": "a token",
-    "check": "a check of guesses",
+    "check": "a check of guesses", "vision": "an image", "text": "a text",
 }  # fmt: skip
 
 

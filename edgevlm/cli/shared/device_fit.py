@@ -15,21 +15,24 @@ def beside(found: Fit) -> str:
     choice = f"no scheme of {found.target} fits whole, the smallest is --quantize {best.quantize}"
     if best.fits:
         choice = f"most exact scheme of {found.target} that fits: --quantize {best.quantize}"
-    blocks = "not even two of the smallest blocks fit beside the KV cache"
+    cache, smallest, pair = "", "", "a block and the next one fit"
+    if asked.kv_bytes:
+        needed = megabytes(asked.needed_bytes)
+        cache = f" + KV cache {megabytes(asked.kv_bytes)} = {needed}"
+        smallest, pair = " beside the KV cache", "a block, the next one and the KV cache fit"
+    blocks = f"not even two of the smallest blocks fit{smallest}"
     if found.block_size_bytes:
-        size = found.block_size_bytes // MB
-        blocks = f"--block-size {size}MB: a block, the next one and the KV cache fit"
+        blocks = f"--block-size {found.block_size_bytes // MB}MB: {pair}"
     return "\n".join(
         [
             f"for {found.device}: {known}; without {megabytes(found.reserve_bytes)} for the app"
             f" around the engine: run --memory {found.budget_bytes // MB}MB",
-            f"{asked.quantize}: weights {megabytes(asked.weights_bytes)} + KV cache"
-            f" {megabytes(asked.kv_bytes)} = {megabytes(asked.needed_bytes)}:"
+            f"{asked.quantize}: weights {megabytes(asked.weights_bytes)}{cache}:"
             f" {'fits' if asked.fits else 'does not fit'}",
             f"{choice}, {megabytes(best.needed_bytes)}",
             blocks,
             *([_floor(found, asked)] if asked.token_bytes != best.token_bytes else []),
-            _floor(found, best),
+            *([_floor(found, best)] if best.token_bytes else []),
             "calculated from published figures, not measured on the device; copies that an engine"
             " makes come on top",
         ]
