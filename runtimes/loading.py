@@ -4,7 +4,8 @@
 
 Each kind of bundle names its loop (`LOOP`), a module of `runtimes.loops` with two names:
 
-    open_loop(bundle, blocks)   the loop, which binds its arrays, then opens the blocks
+    open_loop                   the class of the loop (`loops.contract.Loop`), built from a bundle
+                                and its blocks; it binds its arrays, then opens the blocks
     bind_arrays(plan, blocks)   allocates the arrays between blocks, and binds each function
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
@@ -23,11 +24,9 @@ from edgevlm.errors import RuntimeLoadError
 from edgevlm.registry import KINDS, engine_for
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks, Engine, find_engine
+from edgevlm.runtimes.loops.contract import Loop
 from edgevlm.runtimes.residency.resident import ResidentBlocks
 from edgevlm.units import parse_bytes
-
-if TYPE_CHECKING:
-    from edgevlm.runtimes.loops.text import TextLoop
 
 
 def load_loop(
@@ -36,7 +35,7 @@ def load_loop(
     threads: int | None = None,
     memory: int | str | None = None,
     progress: Callable[[str], None] = lambda _: None,
-) -> TextLoop:
+) -> Loop:
     """Open a bundle and load its blocks, for callers that use the loop's steps directly.
 
     Args:
@@ -88,14 +87,19 @@ def make_blocks(
     return StreamedBlocks(bundle.plan, engine, timings, budget_bytes)
 
 
-def open_loop(bundle: Bundle, blocks: Blocks) -> TextLoop:
+def loop_class(plan: Plan[Any]) -> type[Loop]:
+    """The class of the loop of a plan's kind."""
+    found: type[Loop] = _module(plan).open_loop
+    return found
+
+
+def open_loop(bundle: Bundle, blocks: Blocks) -> Loop:
     """The loop of a bundle's kind over its blocks.
 
     Raises:
         PlanError: If the blocks have a budget that is too small.
     """
-    loop: TextLoop = _module(bundle.plan).open_loop(bundle, blocks)
-    return loop
+    return loop_class(bundle.plan)(bundle, blocks)
 
 
 def bind_arrays(plan: Plan[Any], engine: Engine) -> None:

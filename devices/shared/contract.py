@@ -27,9 +27,9 @@ from edgevlm.bundle.documents import DocumentError, dumps, read
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.writing import write_text
 from edgevlm.errors import DeviceError, InputError, RecipeError, unknown_name
+from edgevlm.profiling.answers import answers_of
 from edgevlm.profiling.document import LIMIT_BYTES, Profile, parse_profile
-from edgevlm.profiling.measure import PHOTO, ProfileRequest
-from edgevlm.profiling.sections import TextAnswer
+from edgevlm.profiling.measurements import ProfileRequest
 from edgevlm.registry import ENGINES
 from edgevlm.runtimes.loops import images
 
@@ -67,7 +67,7 @@ class Job:
     @property
     def image(self) -> Path:
         """The image of the question."""
-        return self.request.image or PHOTO
+        return self.request.picture
 
     def without_runner(self, name: str) -> None:
         """Refuse `--runner` where nothing can be put on the device.
@@ -86,7 +86,8 @@ class RunRequest:
     Attributes:
         format_version: Of this document.
         bundle: Folder in `bundles/`.
-        prompt: The question about the file `picture`.
+        prompt: The question about the file `picture`, or the text to encode; null is a question of
+            the runner's, or encodes the picture.
         runs: Timed answers.
         tokens_generated: Tokens of each answer; stop tokens do not end it.
         minutes: Then answers without a pause.
@@ -97,7 +98,7 @@ class RunRequest:
 
     format_version: int
     bundle: str
-    prompt: str
+    prompt: str | None
     runs: int
     tokens_generated: int
     minutes: float
@@ -189,31 +190,21 @@ def received(text: bytes, job: Job, bundle: Bundle, device: str) -> Profile:
         profile = parse_profile(text.decode("utf-8"), PROFILE)
     except (InputError, UnicodeDecodeError) as cause:
         raise DeviceError(f"{device} sent no profile: {one_line(str(cause))}") from cause
-    if profile.text is None:
-        raise DeviceError(
-            f"{device} sent a profile without 'text'; expected the answers to a question"
-        )
-    for name, (got, expected) in _compared(profile, profile.text, job, bundle).items():
+    for name, (got, expected) in _compared(profile, job, bundle).items():
         if got != expected:
             raise DeviceError(f"{device} sent another profile: its {name} differs from the request")
-    question = replace(profile.text.question, image=job.image.name)
-    return replace(
-        profile,
-        device=device,
-        bundle=Path(os.path.abspath(bundle.path)).name,
-        text=replace(profile.text, question=question),
-    )
+    name = Path(os.path.abspath(bundle.path)).name
+    here: Profile = answers_of(profile.kind).named(profile, job.image.name)
+    return replace(here, device=device, bundle=name)
 
 
-def _compared(
-    profile: Profile, text: TextAnswer, job: Job, bundle: Bundle
-) -> dict[str, tuple[object, object]]:
+def _compared(profile: Profile, job: Job, bundle: Bundle) -> dict[str, tuple[object, object]]:
     """Value in the profile and value in the request, by the name of the field."""
-    request, plan, question = job.request, bundle.plan, text.question
+    request, plan = job.request, bundle.plan
     return {
         "recipe": (profile.recipe, plan.recipe),
-        "text.question.prompt": (question.prompt, request.prompt),
-        "text.question.tokens_generated": (question.tokens_generated, request.tokens_generated),
+        "kind": (profile.kind, plan.kind),
+        **answers_of(plan.kind).compared(profile, request),
         "runs": (profile.runs, request.runs),
         "engine": (profile.engine, profile.engine if job.engine is None else job.engine),
         "budget_bytes": (profile.budget_bytes, job.memory_bytes),

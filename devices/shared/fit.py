@@ -23,9 +23,10 @@ from typing import Any
 from edgevlm.bundle.plan import Plan
 from edgevlm.devices.shared.named import Device
 from edgevlm.exporters.contract import find_target
-from edgevlm.profiling.text_answers import bytes_per_token
+from edgevlm.profiling.answers.text import bytes_per_token
 from edgevlm.quantization.schemes import EXACT, Schemes, parse_scheme
 from edgevlm.recipe import Recipe
+from edgevlm.registry import KINDS
 from edgevlm.units import MB
 
 # For the app around the engine, its images and its windows. ONNX Runtime, Python and the embedded
@@ -59,8 +60,9 @@ class Need:
         kv_bytes: Of the cache.
         needed_bytes: Both.
         fits: Whether they are within the budget.
-        token_bytes: Weights of decoder and head, read for each token.
-        token_floor_ms: Those / bandwidth; None where the bandwidth is not known.
+        token_bytes: Weights of decoder and head, read for each token; 0 without any.
+        token_floor_ms: Those / bandwidth; None where the bandwidth is not known, or no token is
+            generated.
     """
 
     quantize: str
@@ -132,6 +134,8 @@ def fit(device: Device, recipe: Recipe, schemes: OfferedSchemes, make: Planner) 
     why = {}
     if device.bandwidth_bytes_per_s is None:
         why["token_floor_ms"] = f"no bandwidth: {device.missing['bandwidth_bytes_per_s']}"
+    elif best.token_floor_ms is None:
+        why["token_floor_ms"] = "an embedding has no tokens"
     if block_size is None:
         why["block_size_bytes"] = "two of the smallest blocks and the KV cache exceed the budget"
     return Fit(
@@ -153,7 +157,7 @@ def fit(device: Device, recipe: Recipe, schemes: OfferedSchemes, make: Planner) 
 def _need(device: Device, recipe: Recipe, planner: Planner, budget: int) -> Need:
     """The memory of one recipe."""
     plan = planner(recipe)
-    kv, read = plan.host.kv.bytes, bytes_per_token(plan)
+    kv, read = _kv_bytes(plan), bytes_per_token(plan)
     total, bandwidth = plan.weights_bytes + kv, device.bandwidth_bytes_per_s
     return Need(
         quantize=str(recipe.quantize),
@@ -162,7 +166,7 @@ def _need(device: Device, recipe: Recipe, planner: Planner, budget: int) -> Need
         needed_bytes=total,
         fits=total <= budget,
         token_bytes=read,
-        token_floor_ms=read / bandwidth * 1e3 if bandwidth else None,
+        token_floor_ms=read / bandwidth * 1e3 if bandwidth and read else None,
     )
 
 
@@ -198,8 +202,13 @@ def exactness(scheme: str) -> tuple[int, int]:
 
 def pair_bytes(plan: Plan[Any]) -> int:
     """Bytes of the KV cache and two of the largest blocks."""
-    kv_bytes: int = plan.host.kv.bytes
-    return kv_bytes + 2 * max(block.weights_bytes for block in plan.blocks)
+    return _kv_bytes(plan) + 2 * max(block.weights_bytes for block in plan.blocks)
+
+
+def _kv_bytes(plan: Plan[Any]) -> int:
+    """Bytes of the KV cache; 0 for a kind without one."""
+    found: int = KINDS.load(plan.kind).facts(plan).get("kv_bytes", 0)
+    return found
 
 
 def _in_memory(recipe: Recipe, unpacked: tuple[str, ...]) -> Recipe:

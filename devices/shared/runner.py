@@ -52,7 +52,8 @@ def run(folder: Path) -> int:
     from edgevlm.bundle.writing import write_text
     from edgevlm.devices.shared import contract as t
     from edgevlm.profiling.document import write_profile
-    from edgevlm.profiling.measure import ProfileRequest, profile
+    from edgevlm.profiling.measure import profile
+    from edgevlm.profiling.measurements import ProfileRequest
     from edgevlm.runtimes.loading import load_loop
     from edgevlm.version import VERSION
 

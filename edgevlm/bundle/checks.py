@@ -62,6 +62,9 @@ def image(spec: ImageSpec) -> None:
     numbers("host.image", {name: getattr(spec, name) for name in sizes})
     choice("host.image.global_view", spec.global_view, ("first", "last"))
     choice("host.image.resample", spec.resample, FILTERS)
+    choice("host.image.fit", spec.fit, ("stretch", "crop"))
+    square = spec.views == 1 and spec.width == spec.height
+    expect(spec.fit == "stretch" or square, "host.image.fit is 'crop', expected one square view")
     expect(
         spec.frames == 1 or spec.rows * spec.columns == 1,
         "host.image has frames and tiles, expected one of them",

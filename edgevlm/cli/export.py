@@ -11,9 +11,11 @@ from edgevlm.api import plan_with_cost
 from edgevlm.bundle.files import check_free
 from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared import plan_text
+from edgevlm.cli.shared.kinds import printed
 from edgevlm.cli.shared.output import answer, progress
 from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
+from edgevlm.registry import KINDS
 from edgevlm.units import megabytes
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def _document(done: Exported) -> dict[str, Any]:
         "target": plan.recipe.target,
         "blocks": len(plan.blocks),
         "weights_bytes": find_target(plan.recipe.target).weights_bytes(plan.files),
-        "visual_tokens": plan.host.visual_tokens,
+        **KINDS.load(plan.kind).facts(plan),
         "seconds": round(done.seconds, 3),
         "peak_rss_bytes": done.peak_rss_bytes,
     }
@@ -76,7 +78,7 @@ def _text(done: Exported, weights_bytes: int) -> str:
     plan = done.bundle.plan
     return (
         f"{done.bundle.path}: {len(plan.blocks)} blocks, {megabytes(weights_bytes)},"
-        f" {plan.site('tokens').tokens_in} -> {plan.host.visual_tokens} visual tokens;"
+        f" {printed(plan.kind).export_text(plan)};"
         f" {_agreement(done.verification)}; {done.seconds:.0f} s,"
         f" peak {megabytes(done.peak_rss_bytes)}"
     )

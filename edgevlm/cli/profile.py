@@ -12,7 +12,7 @@ from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.output import answer, printable, progress, say, table
 from edgevlm.devices.shared.contract import Job
 from edgevlm.profiling.document import Profile, write_profile
-from edgevlm.profiling.measure import PROMPT, ProfileRequest
+from edgevlm.profiling.measurements import ProfileRequest
 from edgevlm.profiling.report.chrome_trace import chrome_trace
 from edgevlm.profiling.report.page import report as page_of
 from edgevlm.profiling.report.page import threads_text
@@ -49,7 +49,14 @@ def main(
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Image; default: a packaged photo.")
     ] = None,
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="Question about the image.")] = PROMPT,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Question about the image. For a bundle with embeddings: text to encode instead of"
+            " an image.",
+        ),
+    ] = None,
     minutes: Annotated[
         float,
         typer.Option(

@@ -1,6 +1,6 @@
 """Three operators that stay one node in every trace, because targets want them differently.
 
-    attention      all tokens see all tokens (vision encoders)
+    attention      all tokens see all tokens, or what a bias leaves of them (encoders)
     attention_kv   new tokens see the cache, grouped-query (language decoders)
     rotary         rotary position embedding, half-rotation form (RoFormer, arXiv 2104.09864)
 
@@ -21,7 +21,15 @@ from torch.utils.flop_counter import register_flop_formula
 def attention(
     query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None
 ) -> Tensor:
-    """softmax(Q K^T / sqrt(D) + bias) V over all tokens; tensors [1, S, H*D], bias [1, 1, 1, S]."""
+    """softmax(Q K^T / sqrt(D) + bias) V over all tokens.
+
+    Args:
+        query: f32 [1, S, H*D].
+        key: f32 [1, N, H*D]; N is S, or there are other queries than tokens.
+        value: f32 [1, N, H*D].
+        heads: H.
+        bias: f32 [1, 1, 1, N] for all queries, or [1, 1, S, N].
+    """
     q, k, v = (_split(x, heads) for x in (query, key, value))
     return _join(torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias))
 

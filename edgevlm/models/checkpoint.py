@@ -16,9 +16,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 
 from edgevlm.errors import ModelError, unknown_name
 from edgevlm.libraries import first_line, silent
@@ -110,6 +111,27 @@ class Checkpoint:
                 f"'{self.model}': config.json does not match its family: {cause}"
             ) from cause
 
+    def number(self, name: str) -> float:
+        """A weight that is one number, of which the rest of the file is not read.
+
+        Raises:
+            ModelError: If there is none of this name, or it is no number.
+        """
+        try:
+            for path in self._weight_files():
+                file: Any = safe_open(path, "pt", backend="pread")
+                if name in file.keys():  # noqa: SIM118
+                    return float(file.get_tensor(name).float().item())
+        except Exception as cause:
+            line = first_line(cause)
+            raise ModelError(f"'{self.model}': '{name}' cannot be read: {line}") from cause
+        raise ModelError(f"'{self.model}' lacks the weight '{name}'")
+
+    @property
+    def _auto_class(self) -> Any:
+        """The class of transformers that builds models of this family's kind."""
+        return getattr(transformers, self.family.AUTO_CLASS)
+
     def _weight_files(self) -> list[Path]:
         """The one file of weights, or the ones that the index names."""
         single = self.folder / "model.safetensors"
@@ -132,7 +154,7 @@ class Checkpoint:
         """
         try:
             with _quiet(), torch.device("meta"):
-                model = AutoModelForImageTextToText.from_config(self.config, dtype=torch.float32)
+                model = self._auto_class.from_config(self.config, dtype=torch.float32)
         except Exception as cause:  # sizes that do not go together raise anything
             line = first_line(cause)
             raise ModelError(f"'{self.model}': config.json makes no model: {line}") from cause

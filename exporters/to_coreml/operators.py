@@ -32,7 +32,7 @@ def attention(context: Any, node: Any) -> None:
     query, key, value, heads, *rest = _get_inputs(context, node)
     split = [_split(x, int(heads.val)) for x in (query, key, value)]
     bias = rest[0] if rest else None
-    if bias is not None:  # [1, 1, 1, S], the same for each query
+    if bias is not None and bias.shape[2] == 1:  # the same for each query
         bias = mb.tile(x=bias, reps=[1, 1, query.shape[1], 1])
     out = mb.scaled_dot_product_attention(
         query=split[0], key=split[1], value=split[2], attn_mask=bias

@@ -72,6 +72,8 @@ MEANINGS = {
     "last": "the prompt's last row",
     "pruned": "1 after a prompt with a picture, else 0",
     "logits": "scores of the vocabulary",
+    "embedding": "the embedding, as long as the model gives it",
+    "end": "which token the embedding is read at",
     "key": "keys of a layer",
     "value": "values of a layer",
 }

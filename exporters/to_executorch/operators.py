@@ -23,10 +23,10 @@ def attention(
 ) -> Tensor:
     """`edgevlm.graphs.ops.attention`: softmax(Q K^T / sqrt(D) + bias) V, tensors [1, S, H*D]."""
     count = query.shape[1]
-    q, k, v = (x.view(count, heads, -1).transpose(0, 1) for x in (query, key, value))
+    q, k, v = (x.view(x.shape[1], heads, -1).transpose(0, 1) for x in (query, key, value))
     scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
     if bias is not None:
-        scores = scores + bias.view(1, 1, count)
+        scores = scores + bias.view(1, bias.shape[2], bias.shape[3])
     return torch.bmm(torch.softmax(scores, -1), v).transpose(0, 1).reshape(1, count, -1)
 
 

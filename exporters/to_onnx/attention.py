@@ -30,12 +30,16 @@ LEAST_SCORES = 400 * 400
 
 
 def write_attention(node: ir.Node, writer: Writer) -> None:
-    """Replace one Attention: query [1, S, H*D], key and value [1, T, H*D], bias [1, 1, 1, T]."""
+    """Replace one Attention: query [1, S, H*D], key and value [1, T, H*D].
+
+    A bias is [1, 1, 1, T], or [1, 1, S, T] where each query has its own: then nothing is rounded.
+    """
     query, key, value, *rest = node.inputs
     assert query is not None and key is not None and value is not None
     bias, heads = next(iter(rest), None), node.attributes["num_heads"].as_int()
     (rows, width), (keys, _) = _shape(query), _shape(key)
-    if writer.rounds and rows * keys >= LEAST_SCORES:
+    shared = bias is None or _rows_of_bias(bias) == 1
+    if writer.rounds and shared and rows * keys >= LEAST_SCORES:
         write = _Int8Attention(writer, heads, width // heads)
         writer.replace(node, write.nodes(query, key, value, bias))
         return
@@ -131,6 +135,12 @@ class _Int8Attention:
         domain = DOMAIN if kind == "MatMulIntegerToFloat" else ""
         self._nodes.append(ir.node(kind, inputs, attributes, domain=domain))
         return self._nodes[-1].outputs[0]
+
+
+def _rows_of_bias(bias: ir.Value) -> int:
+    """Queries that a bias tells apart."""
+    assert bias.shape is not None
+    return int(bias.shape.numpy()[2])
 
 
 def _shape(x: ir.Value) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class Arrays:
 
 def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
     """Allocate the arrays of a plan and bind them."""
-    view, features, _ = _chain(plan.stage("vision"), "encode", blocks, {})
+    view, features, _ = chain(plan.stage("vision"), "encode", blocks)
     reduce = plan.stage("reduce")[0].functions[0]
     own = blocks.engine.buffers("reduce-0", "reduce")
     all_views = {tensor.name: _array(tensor, own) for tensor in reduce.inputs}
@@ -58,7 +59,7 @@ def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
     decoder, by_block = plan.stage("decoder"), _caches(plan, cache)
     steps, between = dict[str, dict[str, Array]](), dict[str, tuple[Array, Array]]()
     for function in decoder[0].functions:
-        fed, results, second = _chain(decoder, function.name, blocks, by_block)
+        fed, results, second = chain(decoder, function.name, blocks, by_block)
         steps[function.name] = {**fed, "result": results["hidden"]}
         between[function.name] = (fed["hidden"], second["hidden"])
     last = np.zeros((1, 1, plan.host.embedding.columns), np.float32)
@@ -85,11 +86,11 @@ def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
     )
 
 
-def _chain(
+def chain(
     stage: Sequence[Block],
     name: str,
     blocks: Blocks,
-    caches: Mapping[str, Mapping[str, Array]],
+    caches: Mapping[str, Mapping[str, Array]] = MappingProxyType({}),
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
     """Bind a function of all blocks of a stage, each to the outputs of the block before.
 
@@ -110,7 +111,7 @@ def _chain(
         inputs = {tensor.name: state[tensor.name] for tensor in function.fed}
         blocks.bind(block.name, name, inputs | outputs | dict(caches.get(block.name, {})))
         links = function.links
-        spare = {chain: inputs[input] for chain, input in links.items() if input in inputs}
+        spare = {output: inputs[taken] for output, taken in links.items() if taken in inputs}
         state |= {links[key]: array for key, array in outputs.items() if key in links}
         results |= {links.get(key, key): array for key, array in outputs.items()}
         first = first or dict(results)

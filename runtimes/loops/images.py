@@ -173,4 +173,14 @@ def _pictures(av: Any, path: str | Path, stamps: set[int]) -> dict[int, Image.Im
 
 def _resized(picture: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.Image:
     filters = {f.name.lower(): f for f in Image.Resampling}
-    return picture if picture.size == size else picture.resize(size, filters[spec.resample])
+    whole = _covering(picture.size, size) if spec.fit == "crop" else size
+    resized = picture if picture.size == whole else picture.resize(whole, filters[spec.resample])
+    x, y = (whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2
+    return resized.crop((x, y, x + size[0], y + size[1])) if whole != size else resized
+
+
+def _covering(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The size of a picture [width, height] whose shorter side is that of a square view."""
+    short, side = min(picture), size[0]
+    width, height = (side if edge == short else int(side * edge / short) for edge in picture)
+    return width, height

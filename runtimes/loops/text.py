@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import takewhile
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -21,44 +23,36 @@ from edgevlm.errors import InputError
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops import images
+from edgevlm.runtimes.loops.answers import Answer
 from edgevlm.runtimes.loops.buffers import bind
+from edgevlm.runtimes.loops.contract import RunRequest
 from edgevlm.runtimes.loops.decoder import DecoderLoop
-from edgevlm.runtimes.loops.drafts import Draft
+from edgevlm.runtimes.loops.drafts import Draft, parse
 from edgevlm.runtimes.loops.sampling import Sampling, chooser
-from edgevlm.runtimes.loops.sequence import Visual, assemble, load_table, load_tokenizer
+from edgevlm.runtimes.loops.sequence import Visual, assemble
+from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
 
 CACHED_IMAGES = 4  # images whose visual tokens are cached
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One answer with its measurements; times in ms, `ttft_ms` from the decoded image on."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    stopped: str
-    visual_tokens: int
-    prompt_tokens: int
-    load_ms: float
-    vision_ms: float
-    reduce_ms: float
-    prefill_ms: float
-    ttft_ms: float
-    decode_tokens_per_s: float | None
-    peak_rss_bytes: int
-    engine: str
-    loads: int
-    checks: int
-    drafted: int
-    accepted: int
-
-
 class TextLoop(DecoderLoop):
     """A conversation over one bundle. Not safe for two threads."""
 
+    takes: ClassVar[tuple[str, ...]] = (
+        "prompt", "image", "video", "chat", "max_new_tokens", "temperature", "top_p", "draft",
+        "seed",
+    )  # fmt: skip
+    needs: ClassVar[tuple[str, ...]] = ("prompt", "chat")
+    usage: ClassVar[str] = (
+        "the bundle answers questions; give --prompt TEXT, or --chat to type them, and --image or"
+        " --video FILE"
+    )
+
     def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
-        self.tokenizer, self.table = load_tokenizer(bundle), load_table(bundle)
+        embedding = bundle.plan.host.embedding
+        self.tokenizer = load_tokenizer(bundle, embedding.rows)
+        self.table = load_table(bundle, embedding)
         return_freed()  # memory of parsing, which new arrays would reuse and count twice
         super().__init__(bundle, blocks)
         self._known: dict[bytes, Visual] = {}  # by hash of the pixels
@@ -98,6 +92,38 @@ class TextLoop(DecoderLoop):
             times = [float(i) for i in range(len(pictures))]
             duration = float(len(pictures))
         return replace(visual, times=tuple(times), duration=duration)
+
+    def answers(self, request: RunRequest) -> Iterator[Answer]:
+        """An answer for each question, in one new conversation; see `contract.Loop`."""
+        draft = parse(request.draft, self.plan) if request.draft else None
+        for index, question in enumerate(request.questions):
+            if index == 0:
+                self.reset()
+            visuals = self.visuals(request.images, request.video) if index == 0 else tuple
+            yield self.ask(
+                question, visuals, request.max_new_tokens, request.sampling, request.on_text, draft
+            )
+
+    def visuals(
+        self, pictures: Sequence[Path | Image.Image], video: Path | None = None
+    ) -> Callable[[], Sequence[Visual]]:
+        """Decode images or a video now; the result encodes them, inside the measured time.
+
+        Raises:
+            InputError: If a file cannot be read, or there is a video and the bundle has no frames.
+        """
+        frames = self.plan.host.image.frames
+        if video is not None:
+            if frames == 1:
+                raise InputError("the bundle takes still images; export it with --frames for video")
+            clip, times, duration = images.load_clip(video, frames)
+            return lambda: [self.see(clip, times, duration)]
+        if not pictures:
+            return tuple
+        decoded = [p if isinstance(p, Image.Image) else images.load(p) for p in pictures]
+        if frames > 1:
+            return lambda: [self.see(decoded)]
+        return lambda: [self.see([picture]) for picture in decoded]
 
     def _encode(self, pixels: Array) -> Visual:
         image = self.plan.host.image

@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 from edgevlm.devices import local
 from edgevlm.devices.shared import contract as t
 from edgevlm.errors import DeviceError, RecipeError
-from edgevlm.profiling.measure import ProfileRequest
+from edgevlm.profiling.measurements import ProfileRequest
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from edgevlm.units import megabytes
 
 WORDS = {
     "encode": "view", "prefill": "chunk of the prompt", "decode": "token",
-    "check": "check of a draft",
+    "check": "check of a draft", "vision": "image", "text": "text",
 }  # fmt: skip
 
 

@@ -15,21 +15,24 @@ def beside(fit: Fit) -> str:
     choice = f"no scheme of {fit.target} fits in memory, the smallest is --quantize {best.quantize}"
     if best.fits:
         choice = f"most exact scheme of {fit.target} that fits: --quantize {best.quantize}"
-    blocks = "two of the smallest blocks and the KV cache do not fit"
+    cache, smallest, pair = "", "", "two blocks fit"
+    if asked.kv_bytes:
+        needed = megabytes(asked.needed_bytes)
+        cache = f" + KV cache {megabytes(asked.kv_bytes)} = {needed}"
+        smallest, pair = " and the KV cache", "two blocks and the KV cache fit"
+    blocks = f"two of the smallest blocks{smallest} do not fit"
     if fit.block_size_bytes:
-        size = fit.block_size_bytes // MB
-        blocks = f"--block-size {size}MB: two blocks and the KV cache fit"
+        blocks = f"--block-size {fit.block_size_bytes // MB}MB: {pair}"
     return "\n".join(
         [
             f"for {fit.device}: {known}; without {megabytes(fit.reserve_bytes)} for the app"
             f" around the engine: run --memory {fit.budget_bytes // MB}MB",
-            f"{asked.quantize}: weights {megabytes(asked.weights_bytes)} + KV cache"
-            f" {megabytes(asked.kv_bytes)} = {megabytes(asked.needed_bytes)}:"
+            f"{asked.quantize}: weights {megabytes(asked.weights_bytes)}{cache}:"
             f" {'fits' if asked.fits else 'does not fit'}",
             f"{choice}, {megabytes(best.needed_bytes)}",
             blocks,
             *([_floor(fit, asked)] if asked.token_bytes != best.token_bytes else []),
-            _floor(fit, best),
+            *([_floor(fit, best)] if best.token_bytes else []),
             "calculated from published figures, not measured on the device; copies by the engine"
             " are not included",
         ]

@@ -40,9 +40,9 @@ from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.towers import encoder_spec, selected_layers
 from edgevlm.recipe import Recipe
 
-__all__ = ["KIND", "describe", "parts", "processor_views", "reference_features"]
+__all__ = ["AUTO_CLASS", "KIND", "describe", "parts", "processor_views", "reference_features"]
 
-KIND = "vlm"
+KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
 # What CLIP was trained with, and the processor's values where a checkpoint names none.
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 # The language models whose layers `DecoderLayer` computes.

@@ -35,9 +35,9 @@ from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.towers import encoder_spec, selected_layers
 from edgevlm.recipe import Recipe
 
-__all__ = ["KIND", "describe", "parts", "processor_views", "reference_features"]
+__all__ = ["AUTO_CLASS", "KIND", "describe", "parts", "processor_views", "reference_features"]
 
-KIND = "vlm"
+KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
 
 
 def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Description:
