@@ -1,12 +1,12 @@
-"""Whether a plan fits a named device, and which recipe would: arithmetic, no device.
+"""Whether a plan fits a named device, and which recipe would; calculated, without the device.
 
-    limit    what one app may use before the system kills it; if that is not known, half of the
-             memory (a rule of this file, not a figure of the device)
+    limit    memory that one app may use before the system kills it; where that is not known, half
+             of the memory (a rule of this file, not a figure of the device)
     budget   the limit less `RESERVE_BYTES`, for the app around the engine
     fits     weights + KV cache <= budget, everything in memory at once
-    scheme   the most exact one that fits: the most bits of the weights, then of the activations
-    block    the largest of 512, 256, … 8 MB at which the KV cache and two of the largest blocks are
-             within the budget: one runs while the next is loaded
+    scheme   the most exact one that fits: most bits of the weights first, then of the activations
+    block    the largest of 512, 256, … 8 MB at which the KV cache and two of the largest blocks fit
+             the budget: one runs while the next is loaded
     floor    of a token: bytes of decoder and head / bandwidth, because each weight is read once
 
 Weights count once, as in the plan. Packed copies of an engine, and activations, are not included;
@@ -38,11 +38,11 @@ Planner = Callable[[Recipe], Plan[Any]]
 
 @dataclass(frozen=True)
 class OfferedSchemes:
-    """What a target offers for a recipe.
+    """Schemes that a target offers for a recipe.
 
     Attributes:
         names: Schemes that need no calibration, in the target's order.
-        unpacked: Those that are float32 again in memory.
+        unpacked: Schemes whose weights are float32 in memory.
     """
 
     names: tuple[str, ...]
@@ -81,9 +81,9 @@ class Fit:
         target: The recipe's target.
         limit_bytes: What one app may use.
         limit_from: Kind of its source (`observation`), or `half of memory` if there is none.
-        reserve_bytes: Left to the app around the engine.
+        reserve_bytes: Memory left to the app around the engine.
         budget_bytes: For `run --memory`.
-        asked: The recipe as it is.
+        asked: The memory of the recipe as given.
         best: The most exact scheme that fits; if none does, the smallest.
         block_size_bytes: For `--block-size` with that scheme; None if not even two blocks fit.
         bandwidth_bytes_per_s: Of the device, if known.
@@ -120,7 +120,7 @@ def fit(device: Device, recipe: Recipe, schemes: OfferedSchemes, make: Planner) 
         device: The figures.
         recipe: What was asked for.
         schemes: Schemes that its target offers.
-        make: Plans a recipe; called once for each scheme and block size that is tried.
+        make: Plans a recipe; called once for each scheme and block size.
     """
     source = device.sources.get("app_limit_bytes")
     limit = device.app_limit_bytes or device.memory_bytes // 2
@@ -203,6 +203,6 @@ def pair_bytes(plan: Plan[Any]) -> int:
 
 
 def _in_memory(recipe: Recipe, unpacked: tuple[str, ...]) -> Recipe:
-    """The recipe with the schemes that weights have once they are loaded."""
+    """The recipe with the schemes that the weights have in memory."""
     loaded = recipe.quantize.replaced(lambda name: EXACT if name in unpacked else name)
     return replace(recipe, quantize=loaded)

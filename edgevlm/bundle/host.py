@@ -20,7 +20,7 @@ SIGNALS = (
 
 @dataclass(frozen=True)
 class LayoutItem:
-    """One piece of the sequence.
+    """One item of the sequence.
 
     kind `ids`: fixed rows of the embedding table. `image`: the parts of `Layout.image`, once per
     image or clip. `visual`: the visual tokens whose kept position lies in [start, stop), in the

@@ -1,7 +1,7 @@
 """The plan: a recipe in numbers, before any graph exists; with files, a bundle's manifest.
 
-Importing this module needs neither torch nor transformers: a phone-side or numpy-only reader of a
-bundle uses the same types. `edgevlm.planning` makes a plan from a recipe and a checkpoint.
+Importing this module needs neither torch nor transformers, so readers of bundles use these types
+too. `edgevlm.planning` makes a plan from a recipe and a checkpoint.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Requires:
-    """What a device must offer: versions of a target's format, as the exporter states them."""
+    """Requirements for a device: versions of a target's format, as the exporter states them."""
 
     versions: tuple[tuple[str, str], ...] = ()
 

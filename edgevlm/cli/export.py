@@ -38,7 +38,7 @@ def main(
 ) -> None:
     """Export MODEL as a verified bundle.
 
-    All shapes are static, and every block is compared with PyTorch.
+    Shapes are static, and every block is compared with PyTorch.
     """
     check_free(Path(output), force)
     if dry_run:
@@ -67,7 +67,7 @@ def _document(done: Exported) -> dict[str, Any]:
         "peak_rss_bytes": done.peak_rss_bytes,
     }
     if done.verification is None:
-        why = f"nothing here runs '{plan.recipe.backend}'"
+        why = f"no engine here has the backend '{plan.recipe.backend}'"
         document["not_measured"] = {"verification": why}
     return document
 
@@ -83,7 +83,7 @@ def _text(done: Exported, weights_bytes: int) -> str:
 
 
 def _agreement(parity: Verification | None) -> str:
-    """How near the bundle is to PyTorch, in a few words."""
+    """Parity of the bundle with PyTorch, in a few words."""
     if parity is None:
-        return "NOT VERIFIED: no engine here runs this backend; verify it where one does"
+        return "NOT VERIFIED: no engine here has this backend; run `edgevlm verify` where one has"
     return parity.agreement

@@ -27,15 +27,17 @@ from edgevlm.units import megabytes
 def main(
     bundle: Annotated[
         str | None,
-        typer.Argument(metavar="BUNDLE", help="A bundle; the embedded model if not given."),
+        typer.Argument(metavar="BUNDLE", help="Bundle; default: the embedded model."),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The question.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Question about the images.")
+    ] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="An image; may be repeated.")
+        list[Path] | None, typer.Option(metavar="FILE", help="Image; may be repeated.")
     ] = None,
     video: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A video, for bundles exported with --frames."),
+        typer.Option(metavar="FILE", help="Video, for bundles exported with --frames."),
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Read further questions from stdin.")
@@ -44,7 +46,7 @@ def main(
     threads: o.Threads = None,
     memory: o.Memory = None,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Longest answer in tokens.")
+        int, typer.Option(min=1, metavar="N", help="Most tokens of an answer.")
     ] = 64,
     temperature: Annotated[
         float, typer.Option(min=0, metavar="T", help="Sampling temperature; 0 is greedy.")
@@ -61,12 +63,12 @@ def main(
             " skipped. Needs a bundle exported with --speculate.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of sampling.")] = 0,
     json: o.Json = False,
 ) -> None:
     """Answer a question about images.
 
-    The text is printed as it comes, figures follow on stderr.
+    Prints the text as it is generated, then figures on stderr.
     """
     _check(prompt, chat, image, video)
     loop = load_loop(_path(bundle, memory), engine, threads, memory, progress=say)
@@ -86,7 +88,7 @@ def main(
 def _check(prompt: str | None, chat: bool, images: list[Path] | None, video: Path | None) -> None:
     """Refuse options that do not go together."""
     if prompt is None and not chat:
-        raise typer.BadParameter("nothing is asked; give --prompt TEXT, or --chat for questions")
+        raise typer.BadParameter("no question; give --prompt TEXT, or --chat to type questions")
     if images and video:
         raise typer.BadParameter("give --image or --video, not both")
 

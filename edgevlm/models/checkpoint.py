@@ -108,7 +108,7 @@ class Checkpoint:
                 return self.family.describe(self.config, self.processor(), recipe)
         except (AttributeError, TypeError, KeyError, ZeroDivisionError) as cause:
             raise ModelError(
-                f"'{self.model}': config.json is not that of the family: {cause}"
+                f"'{self.model}': config.json does not match its family: {cause}"
             ) from cause
 
     def _weight_files(self) -> list[Path]:
@@ -188,7 +188,7 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
         raise ModelError(f"'{model}': {unknown_name('model family', name, FAMILIES.names())}")
     if "auto_map" in document:
         raise ModelError(
-            f"'{model}' wants to run its own code (auto_map); only plain checkpoints are read"
+            f"'{model}' needs remote code (auto_map), which is not run; use a plain checkpoint"
         )
     check_sizes(document, f"'{model}': config.json")
     if not list(folder.glob("*.safetensors")):
@@ -227,7 +227,7 @@ def _folder(model: str, revision: str | None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=WANTED))
     except Exception as cause:
         raise ModelError(
-            f"'{model}' is no folder and cannot be downloaded: {first_line(cause)}"
+            f"'{model}' is not a folder and cannot be downloaded: {first_line(cause)}"
         ) from cause
 
 

@@ -97,7 +97,7 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> VlmVerifica
         asked.append(checks.preprocessing_check(preprocessing))
     thresholds = calls.thresholds.values()
     exact = all(threshold.exact for threshold in thresholds)
-    if exact or (answers.same_tokens and all(threshold.whole for threshold in thresholds)):
+    if exact or (answers.same_tokens and all(threshold.end_to_end for threshold in thresholds)):
         asked.append(checks.logits_check(thresholds, rel_error, psnr_db))
     if exact and plan.host.kv.dtype == "f32":  # a float16 cache may turn a near tie
         asked.append(checks.tokens_check(equal))

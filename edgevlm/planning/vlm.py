@@ -163,13 +163,12 @@ def choose_methods(recipe: Recipe, description: Description) -> ChosenMethods:
 
 def _check_pruning(recipe: Recipe, chosen: ChosenMethods, pruning: Pruning, name: str) -> None:
     if getattr(chosen.tokens, "calibrate", False):
-        raise PlanError(f"{name} at site decoder makes its own masks, so calibrate=size cannot be")
+        raise PlanError(f"{name} at site decoder makes its own masks; leave out calibrate=size")
     if pruning.method.contiguous and chosen.positions == "original":
-        raise PlanError(f"{name} numbers rows anew, so positions=original cannot be")
+        raise PlanError(f"{name} renumbers positions; leave out positions=original")
     if recipe.speculate:
         raise PlanError(
-            f"{name} at site decoder takes single rows after the prompt, so there is nothing to"
-            " speculate with"
+            f"{name} at site decoder takes single rows after the prompt; leave out --speculate"
         )
 
 

@@ -1,10 +1,10 @@
-"""Operators of the trace in the forms that XNNPACK takes whole.
+"""Traced operators rewritten with operators that XNNPACK supports.
 
-XNNPACK has no attention over a cache, averages over the two last of four dimensions alone, and
-takes the GELU by tanh for the exact one. What it does not take is a kernel of ExecuTorch's own
-between two calls of it. Each function here is the operator again, of operators that it takes.
+XNNPACK has no attention over a cache, takes a mean over the two last of four dimensions alone, and
+computes the exact GELU for the one by tanh. An operator without its support runs as a kernel of
+ExecuTorch between two calls of XNNPACK. Each function here is an equivalent of supported operators.
 
-Source: ExecuTorch 1.5, backends/xnnpack/partition/config (what is taken, and on which condition).
+Source: ExecuTorch 1.5, backends/xnnpack/partition/config (supported operators and conditions).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def attention_kv(
     heads: int,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`edgevlm.graphs.ops.attention_kv`; the new rows are written into the caches that came in.
+    """`edgevlm.graphs.ops.attention_kv`; writes the new rows into the given caches.
 
-    Query heads that share keys are rows of one product, so no key is repeated.
+    Query heads that share keys are rows of one matrix product, so no key is repeated.
     """
     groups, rows = key_cache.shape[1], key.shape[1]
     index = position.long() + torch.arange(rows)
@@ -78,9 +78,9 @@ def rms_norm(x: Tensor, shape: list[int], weight: Tensor | None, eps: float | No
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    """GELU (arXiv 1606.08415); the form by tanh as x sigmoid(2u), which is x (1 + tanh u) / 2.
+    """GELU (arXiv 1606.08415); by tanh as x sigmoid(2u), which equals x (1 + tanh u) / 2.
 
-    XNNPACK would compute the exact one for both, up to 4.7e-4 away.
+    XNNPACK would compute the exact one for both, with a difference of up to 4.7e-4.
     """
     if approximate != "tanh":
         return torch.nn.functional.gelu(x)

@@ -1,4 +1,4 @@
-"""A plan for a person and for a machine: `edgevlm plan`, and `export --dry-run`."""
+"""A plan as text and as JSON: `edgevlm plan`, and `export --dry-run`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def show(
     plan: Plan[Any], cost: MethodCost | None, as_json: bool, device: Device | None = None
 ) -> None:
-    """Print a plan with the cost of its method, and beside a device, as text or JSON."""
+    """Print a plan with the cost of its method, and its fit to a device, as text or JSON."""
     document, text = _document(plan, cost), _text(plan, cost)
     if device:
-        found = fit.fit(device, plan.recipe, fit.offered(plan.recipe), api.plan)
-        document["for"], text = found, f"{text}\n\n{beside(found)}"
+        comparison = fit.fit(device, plan.recipe, fit.offered(plan.recipe), api.plan)
+        document["for"], text = comparison, f"{text}\n\n{beside(comparison)}"
     answer(document, text, as_json)
 
 
@@ -55,8 +55,8 @@ def _document(plan: Plan[Any], cost: MethodCost | None) -> dict[str, object]:
         "minimum_budget_bytes": None,
         "predicted": None,
         "not_measured": {
-            "minimum_budget_bytes": "measured on the machine that runs: plan BUNDLE --memory",
-            "predicted": "measured on the machine that runs: plan BUNDLE --memory",
+            "minimum_budget_bytes": "measured on the machine that runs it: plan BUNDLE --memory",
+            "predicted": "measured on the machine that runs it: plan BUNDLE --memory",
         },
     }
 
@@ -89,9 +89,9 @@ def _text(plan: Plan[Any], cost: MethodCost | None) -> str:
             f" by {site.method} at site {site.site}",
             *inside,
             *([_cost(site.method, cost)] if cost else []),
-            f"sequence: {_parts(plan.host.layout.prompt)}",
-            f"an image: {_parts(plan.host.layout.image)} = {plan.host.image_tokens} tokens",
-            f"prompt {plan.host.prompt_tokens} tokens and the question; context {kv.tokens};"
+            f"prompt: {_parts(plan.host.layout.prompt)}",
+            f"image: {_parts(plan.host.layout.image)} = {plan.host.image_tokens} tokens",
+            f"prompt of {plan.host.prompt_tokens} tokens and the question; context of {kv.tokens};"
             f" prefill in chunks of {plan.host.chunk}",
             f"KV cache: {kv.layers} layers x 2 x {[1, kv.heads, kv.tokens, kv.head_size]},"
             f" {megabytes(kv.bytes)}, {kv.form}",
@@ -103,21 +103,21 @@ def _text(plan: Plan[Any], cost: MethodCost | None) -> str:
 
 def _cost(method: str, cost: MethodCost) -> str:
     return (
-        f"{method} itself: {cost.nodes} operators, {megabytes(cost.bytes)} while it runs,"
+        f"cost of {method}: {cost.nodes} operators, peak {megabytes(cost.bytes)},"
         f" {cost.ms:.2f} ms here in PyTorch"
     )
 
 
-def _parts(parts: tuple[LayoutItem, ...]) -> str:
-    shown = [
+def _parts(items: tuple[LayoutItem, ...]) -> str:
+    names = [
         f"{len(p.ids)} ids"
         if p.kind == "ids"
         else f"visual {p.start}:{p.stop}"
         if p.kind == "visual"
         else p.kind
-        for p in parts
+        for p in items
     ]
-    return " + ".join(shown if len(shown) <= 9 else [*shown[:4], "…", *shown[-4:]])
+    return " + ".join(names if len(names) <= 9 else [*names[:4], "…", *names[-4:]])
 
 
 def _shape(name: str, shape: tuple[int, ...]) -> str:

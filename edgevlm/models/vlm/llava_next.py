@@ -58,7 +58,9 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     """
     vision, (rows, columns) = config.vision_config, recipe.tiles
     if recipe.frames > 1:
-        raise PlanError(f"llava_next has no clips: {recipe.frames} frames were asked for, it has 1")
+        raise PlanError(
+            f"llava_next does not support clips: got {recipe.frames} frames, expected 1"
+        )
     _check(config)
     _check_grid(config, rows, columns)
     side = vision.image_size // vision.patch_size
@@ -160,7 +162,9 @@ def _check_grid(config: Any, rows: int, columns: int) -> None:
         return
     known = known_grids(config)
     if (rows, columns) not in known:
-        raise PlanError(f"tiles {rows}x{columns} is none of the model's grids {sorted(known)}")
+        raise PlanError(
+            f"tiles {rows}x{columns} is not a grid of the model, expected one of {sorted(known)}"
+        )
     if config.vision_feature_select_strategy != "default":
         raise PlanError(
             f"tiles {rows}x{columns} need vision_feature_select_strategy 'default', the class token"

@@ -150,7 +150,9 @@ def _check(config: Any, rows: int, columns: int) -> None:
         raise PlanError(f"vision_feature_select_strategy '{strategy}' is not supported, 'full' is")
     known = known_grids(config)
     if rows * columns > 1 and (rows, columns) not in known:
-        raise PlanError(f"tiles {rows}x{columns} is none of the model's grids {sorted(known)}")
+        raise PlanError(
+            f"tiles {rows}x{columns} is not a grid of the model, expected one of {sorted(known)}"
+        )
     # The original shrinks a grid of more than about 1.1^2 * max tiles (modeling, AnyRes packing).
     most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
     if sqrt(rows * columns / most) > 1.1:
