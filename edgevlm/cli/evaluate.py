@@ -88,11 +88,9 @@ def main(
     _check(model_or_bundle, sweep, methods, output, keep)
     data = find_dataset(dataset)
     if sweep is not None:
-        budgets, names = parse_sweep(sweep), parse_methods(methods or ALL)
-        request = SweepRequest(
-            model_or_bundle, data, budgets, names, frames or 1, limit, engine, threads, seed
-        )
-        _many(replace(request, keep=keep), str(output), force, json)
+        tried = (parse_sweep(sweep), parse_methods(methods or ALL))
+        request = SweepRequest(model_or_bundle, data, *tried, frames or 1, limit, engine)
+        _many(replace(request, threads=threads, seed=seed, keep=keep), str(output), force, json)
         return
     with progress() as step:
         step(f"open {model_or_bundle}")
