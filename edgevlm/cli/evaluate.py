@@ -25,7 +25,7 @@ PAUSE_S = 10.0  # between two lines of a sweep's log
 
 
 def main(
-    model_or_bundle: Annotated[
+    subject: Annotated[
         str,
         typer.Argument(metavar="BUNDLE|MODEL", help="A bundle, or a model to run in PyTorch."),
     ] = "embedded",
@@ -85,25 +85,23 @@ def main(
 
     Asks every question; accuracies have 95 % confidence intervals.
     """
-    _check(model_or_bundle, sweep, methods, output, keep)
+    _check(subject, sweep, methods, output, keep)
     data = find_dataset(dataset)
     if sweep is not None:
-        budgets, names = parse_sweep(sweep), parse_methods(methods or ALL)
-        request = SweepRequest(
-            model_or_bundle, data, budgets, names, frames or 1, limit, engine, threads, seed
-        )
-        _many(replace(request, keep=keep), str(output), force, json)
+        tried = (parse_sweep(sweep), parse_methods(methods or ALL))
+        request = SweepRequest(subject, data, *tried, frames or 1, limit, engine)
+        _many(replace(request, threads=threads, seed=seed, keep=keep), str(output), force, json)
         return
     with progress() as step:
-        step(f"open {model_or_bundle}")
-        source = answerer(model_or_bundle, frames, engine, threads)
+        step(f"open {subject}")
+        source = answerer(subject, frames, engine, threads)
         scenes = data.examples(source.frames, limit)
-        evaluation = evaluate(source, scenes, model_or_bundle, dataset, seed, every(PAUSE_S, step))
+        evaluation = evaluate(source, scenes, subject, dataset, seed, every(PAUSE_S, step))
     _show(evaluation, json)
 
 
 def _check(
-    model_or_bundle: str,
+    subject: str,
     sweep: str | None,
     methods: str | None,
     output: str | None,
@@ -116,7 +114,7 @@ def _check(
                 raise typer.BadParameter(f"--{name} needs --sweep")
     elif output is None:
         raise typer.BadParameter("--sweep needs --output PREFIX for its files")
-    elif is_bundle(model_or_bundle):
+    elif is_bundle(subject):
         raise typer.BadParameter("--sweep takes a model, got a bundle")
 
 

@@ -105,7 +105,8 @@ class Checkpoint:
             PlanError: If the family has no static form for what the recipe or the config asks.
         """
         try:
-            return self.family.describe(self.config, self.processor(), recipe)
+            with _quiet():  # a family imports its classes from transformers
+                return self.family.describe(self.config, self.processor(), recipe)
         except (AttributeError, TypeError, KeyError, ZeroDivisionError) as cause:
             raise ModelError(
                 f"'{self.model}': config.json does not match its family: {cause}"

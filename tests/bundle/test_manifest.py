@@ -153,7 +153,7 @@ EDITS = {
     "other cache": (lambda d: reshape(d, "decoder-0", "past_key_0", [1, 2, 8, 16]), "decoder-0.prefill.past_key_0 must be f32 [1, 2, "),
     "kept tokens": (keep_17, "reduce-0.reduce.visual_tokens must be f32 [1, 17, 64], got f32 [1, 16, 64]"),
     "a cache less": (lambda d: at(d, "decoder-0")["caches"].pop(), "decoder-0.prefill.caches differ from those of its layers"),
-    "caches crossed": (lambda d: at(d, "decoder-0")["caches"][0].update(output="present_value_0"), "decoder-0.prefill.caches are not"),
+    "caches crossed": (lambda d: at(d, "decoder-0")["caches"][0].update(output="present_value_0"), "decoder-0.prefill.caches differ from"),
     "unchained": (lambda d: at(d, "decoder-0")["chained"].clear(), "decoder-0.prefill.chained does not match the next block"),
     "shared weights": (put("blocks.0.shares", "embedding"), "vision-0.shares is 'embedding'"),
     "views": (put("host.image.columns", 2), "reduce-0.reduce.features must be f32 [1, 192, 64], got f32 [1, 64, 64]"),

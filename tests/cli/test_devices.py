@@ -31,7 +31,7 @@ def alone(tmp_path, monkeypatch):
 def test_devices_as_text(run, alone):
     here, listed, note = run("devices").stdout.strip().split("\n\n")
     lines = here.splitlines()
-    assert lines[0].split() == ["--device", "now"]
+    assert lines[0].split() == ["--device", "state", "note"]
     assert lines[1].split()[:2] == ["adb", "not"]
     assert "'adb' is not installed; install Android's platform tools (package adb)" in lines[1]
     assert lines[2].endswith("'xcrun' is not installed")

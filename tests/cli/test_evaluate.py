@@ -38,7 +38,7 @@ def test_a_bundle(run, exported, questions):
     assert set(found) >= KEYS
     assert (found["accuracy"], found["n"], found["visual_tokens"]) == (0.0, 3, 16)
     assert found["tasks"]["multi_turn"] == {"accuracy": 0.0, "low": 0.0, "high": 0.0, "n": 2}
-    assert found["left_out"] == {"clips, the model takes pictures": 1}
+    assert found["left_out"] == {"clips, the model takes images": 1}
     assert (found["engine"], found["ttft_ms"]["n"]) == ("onnxruntime", 2)
     assert found["model_or_bundle"] == str(exported.bundle.path)
     assert found["dataset"] == str(questions)
@@ -53,7 +53,7 @@ def test_a_bundle_as_text(run, exported, questions):
     )
     assert "read [red]?[2J" in done.stderr  # neither markup nor control characters
     assert "multi_turn" in done.stderr
-    assert "skipped 1 scenes: clips, the model takes pictures\n" in done.stderr
+    assert "skipped 1 scenes: clips, the model takes images\n" in done.stderr
 
 
 def test_a_model_and_a_limit(run, tiny_model, questions):
@@ -147,7 +147,7 @@ def test_a_sweep(run, tiny_model, no_export, questions, tmp_path):
     assert document["files"] == [str(tmp_path / "s.csv"), str(tmp_path / "s.png")]
     assert all(Path(file).is_file() for file in document["files"])
     assert " s] random 4 tokens: 0.0%\n" in done.stderr
-    assert "skipped 1 scenes: clips, the model takes pictures\n" in done.stderr
+    assert "skipped 1 scenes: clips, the model takes images\n" in done.stderr
     again = run(*asked)
     assert again.exit_code == 1
     assert "s.csv' exists; choose another --output or give --force" in again.stderr

@@ -50,7 +50,7 @@ def test_json_is_the_last_line(run, exported):
 def test_too_many_operators_elsewhere(run, exported, monkeypatch):
     from edgevlm.runtimes.on_onnxruntime import operators as operators_on_onnxruntime
 
-    monkeypatch.setattr(operators_on_onnxruntime, "WANTED", "npu")
+    monkeypatch.setattr(operators_on_onnxruntime, "PROVIDER", "npu")
     done = run("profile", exported.bundle.path, *QUICK, "--max-fallback", "3", "--json")
     assert done.exit_code == 1
     count = parse_profile(done.stdout).fallback

@@ -187,8 +187,8 @@ def test_the_same_recipe_gives_the_same_plan(planned):
         (
             {"context": 50},
             PlanError,
-            r"^context 50 is too short: one image and the chat format take \d+ tokens; give more"
-            r" --context or fewer --tokens$",
+            r"^context 50 is too short: one image and the chat format take \d+ tokens; give a"
+            r" larger --context or fewer --tokens$",
         ),
         ({"context": 9000}, PlanError, "^context 9000 is more than the model's 8192 positions$"),
         ({"tokens": 65}, PlanError, r"divprune: .*65.*64"),

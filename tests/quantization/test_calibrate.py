@@ -93,7 +93,7 @@ def test_what_cannot_be_used_is_one_line(model, tmp_path, tiny_model):
         with pytest.raises(RecipeError, match="calibrate must be a number from 1 or a path"):
             Recipe(calibrate=wrong)
     (scheme,) = TARGET.calibrated
-    with pytest.raises(RecipeError, match="add --calibrate N or a path"):
+    with pytest.raises(RecipeError, match="add --calibrate N or --calibrate PATH"):
         make_plan(Recipe(model=tiny_model, quantize=f"decoder={scheme}"), find(tiny_model))
     with pytest.raises(RecipeError, match="nothing to calibrate in 'w8a8'"):
         make_plan(Recipe(model=tiny_model, quantize="w8a8", calibrate="4"), find(tiny_model))
