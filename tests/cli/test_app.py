@@ -40,7 +40,7 @@ def test_help_lists_every_command(run):
         (["verify"], "Missing argument"),
         (["plan", "--tokens", "many"], "Invalid value for '--tokens'"),
         (["plan", "--colour"], "No such option: --colour"),
-        (["run", "x"], "no question; give --prompt TEXT, or --chat to type questions"),
+        (["run", "x"], "no input; give --prompt TEXT, or --chat to type questions"),
         (["run", "x", "--prompt", "?", "--image", "a", "--video", "b"], "not both"),
         (["run", "x", "--prompt", "?", "--max-new-tokens", "0"], "Invalid value for"),
         (["run", "x", "--prompt", "?", "--threads", "-1"], "Invalid value for '--threads'"),
