@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from edgevlm.errors import RecipeError  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.planning.method_cost import method_cost  # noqa: E402
-from edgevlm.planning.plan import make_plan  # noqa: E402
-from edgevlm.recipe import Recipe  # noqa: E402
+from edgevlm.errors import RecipeError
+from edgevlm.models.checkpoint import find
+from edgevlm.planning.method_cost import method_cost
+from edgevlm.planning.plan import make_plan
+from edgevlm.recipe import Recipe
 
 
 @pytest.fixture
