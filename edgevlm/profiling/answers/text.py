@@ -143,7 +143,8 @@ def text_answer(measured: Measurements) -> TextAnswer:
 
 def ttft_ms(answers: Sequence[TimedAnswer]) -> float:
     """Median time to first token."""
-    return round(statistics.median(a.answer.ttft_ms for a in answers), 4)
+    each: list[float] = [answer.answer.ttft_ms for answer in answers]
+    return round(statistics.median(each), 4)
 
 
 def decode_tokens_per_s(answers: Sequence[TimedAnswer]) -> float:
