@@ -20,7 +20,7 @@ from edgevlm.cli.shared.default_bundle import default_bundle
 from edgevlm.cli.shared.output import answer, say
 from edgevlm.errors import InputError
 from edgevlm.runtimes.loading import load_loop, loop_class
-from edgevlm.runtimes.loops.contract import Answered, RunRequest, check_options
+from edgevlm.runtimes.loops.contract import Answered, Loop, RunRequest, check_options
 from edgevlm.runtimes.loops.sampling import Sampling
 from edgevlm.runtimes.residency import pressure
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
@@ -83,13 +83,8 @@ def main(
     Prints text as it is generated, then figures on stderr. With --json each answer, and each image
     of a bundle with embeddings, is one line.
     """
-    if image and video:
-        raise typer.BadParameter("give --image or --video, not both")
-    given = {name for name in context_.params if o.is_given(context_, name)} - {*OF_ALL}
-    path = _checked(bundle, memory, given)
-    loop = load_loop(path, engine, threads, memory, progress=say)
-    if isinstance(loop.blocks, StreamedBlocks):
-        _listen(loop.blocks)
+    path = _checked(context_, bundle, memory)
+    loop = _listening(load_loop(path, engine, threads, memory, progress=say))
     request = RunRequest(
         images=image or (),
         video=video,
@@ -104,15 +99,18 @@ def main(
         _finish(answered, json)
 
 
-def _checked(bundle: str | None, memory: str | None, given: set[str]) -> str | Path:
-    """The bundle to open, after a check that it supports the given options."""
-    if not given:  # without an input the default bundle is not exported
+def _checked(context: typer.Context, bundle: str | None, memory: str | None) -> str | Path:
+    """The bundle to open, after a check that it supports the options of the command line."""
+    options = {name for name in context.params if o.is_given(context, name)} - {*OF_ALL}
+    if {"image", "video"} <= options:
+        raise typer.BadParameter("give --image or --video, not both")
+    if not options:  # without an input the default bundle is not exported
         raise typer.BadParameter(
             "no input; give --prompt TEXT, or --chat to type questions, or --image FILE for a"
             " bundle with embeddings"
         )
     path = _path(bundle, memory)
-    check_options(loop_class(Bundle.open(path).plan), given)
+    check_options(loop_class(Bundle.open(path).plan), options)
     return path
 
 
@@ -151,8 +149,11 @@ def _finish(answered: Answered, as_json: bool) -> None:
     say(answered.summary)
 
 
-def _listen(blocks: StreamedBlocks) -> None:
-    """The smallest budget from the next block on, when SIGUSR1 or Linux says memory is short."""
+def _listening(loop: Loop) -> Loop:
+    """A loop with a budget takes its smallest when SIGUSR1 or Linux says that memory is short."""
+    blocks = loop.blocks
+    if not isinstance(blocks, StreamedBlocks):
+        return loop
 
     def lower(*_: object) -> None:
         blocks.set_budget(blocks.minimum_budget_bytes)
@@ -160,6 +161,7 @@ def _listen(blocks: StreamedBlocks) -> None:
     pressure.watch(lower)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, lower)
+    return loop
 
 
 def _read(mark: str) -> str | None:
