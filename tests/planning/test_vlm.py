@@ -312,6 +312,7 @@ def test_layers_with_different_caches_are_refused(tiny_model):
     other = replace(decoder, caches=(*decoder.caches[:-1], wider))
     family = SimpleNamespace(
         KIND="vlm",
+        AUTO_CLASS=checkpoint.family.AUTO_CLASS,
         describe=lambda *_: replace(description, decoder=other),
         parts=checkpoint.family.parts,
     )
