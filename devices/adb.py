@@ -1,7 +1,7 @@
 """`adb[:SERIAL]`: an Android phone, by Android's own `adb`.
 
-The runner there is not part of this package. `--runner FILE` puts it on the phone, where it stays;
-its contract is the files of docs/devices.md:
+The runner on the phone is not part of this package. `--runner FILE` installs it there once; the
+files that it reads and writes are those of docs/devices.md:
 
     a program    pushed to /data/local/tmp/edgevlm/program, run as `runner runs/ID` in that folder's
                  parent; it prints its steps, and ends when its stdin does
@@ -53,7 +53,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
     """Measure on a phone.
 
     Raises:
-        DeviceError: If there is none, it is not ready, nothing there runs bundles, or it fails.
+        DeviceError: If no phone is connected or ready, it has no runner, or the run fails.
     """
     bundle = t.opened(job)
     _check_runner(job.runner)
@@ -71,10 +71,13 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
             phone.began = phone.sh("date '+%m-%d %H:%M:%S.000'").strip()
             if is_app:
                 return phone.run_app(run, progress)
-            code, said = phone.stream(f"chmod 700 program/runner; ./program/runner {run}", progress)
+            code, errors = phone.stream(
+                f"chmod 700 program/runner; ./program/runner {run}", progress
+            )
             if code in (126, 127):
-                return f"the runner cannot be executed there; is it built for it? {one_line(said)}"
-            return f"the runner there ended with exit code {code}; {one_line(said[-200:])}"
+                why = one_line(errors)
+                return f"the runner cannot be executed on the phone; is it built for it? {why}"
+            return f"the runner on the phone ended with exit code {code}; {one_line(errors[-200:])}"
 
         return phone.measure(job, bundle, start)
 
@@ -134,13 +137,13 @@ class AndroidPhone(Shell):
             DeviceError: If the phone goes away.
         """
         try:
-            said = self.sh(f"am start -W -n {PACKAGE}/{ACTIVITY} --es run {run} 2>&1")
-            if "Error" in said:
-                return f"the app cannot be started: {one_line(said)}"
+            output = self.sh(f"am start -W -n {PACKAGE}/{ACTIVITY} --es run {run} 2>&1")
+            if "Error" in output:
+                return f"the app cannot be started: {one_line(output)}"
             return self._wait(run, progress)
         except KeyboardInterrupt:
             with suppress(DeviceError):
-                self.sh(f"am force-stop {PACKAGE}")  # nobody waits for its answer
+                self.sh(f"am force-stop {PACKAGE}")  # its answer is not needed
             raise
 
     def _wait(self, run: str, progress: Step) -> str:
@@ -154,8 +157,12 @@ class AndroidPhone(Shell):
             if {t.PROFILE, t.ERROR} & {*names.split()}:
                 return ""
             if ended:
-                return "the app there ended without an answer; --log FILE keeps what it logged"
-            ended = "edgevlm-gone" in names  # once more: it may have ended just after its answer
+                return (
+                    "the app on the phone ended without an answer; --log FILE keeps what it logged"
+                )
+            ended = (
+                "edgevlm-gone" in names
+            )  # one more poll: the app may have ended right after its answer
             if line.strip():
                 progress(f"{self.name}: {one_line(line)}")
             time.sleep(POLL_S)
@@ -176,26 +183,28 @@ def _check_runner(runner: Path | None) -> None:
 
 
 def _is_app(serial: str, runner: Path | None, progress: Step) -> bool:
-    """Whether the app runs the bundle, else a program does; a given app is installed.
+    """Whether the app runs the bundle, or else a program; installs `runner` if it is an app.
 
     Raises:
-        DeviceError: If neither is given nor there, or the app cannot be installed.
+        DeviceError: If the phone has neither and `runner` is None, or the app cannot be installed.
     """
     if runner is not None:
         with runner.open("rb") as file:
             if file.read(2) != b"PK":
                 return False
         progress(f"adb:{serial}: install {runner.name}")
-        said = _adb("-s", serial, "install", "-r", str(runner), failing=True)
-        if "Success" not in said:
-            raise DeviceError(f"adb:{serial} does not install '{runner}': {one_line(said)}")
+        output = _adb("-s", serial, "install", "-r", str(runner), failing=True)
+        if "Success" not in output:
+            raise DeviceError(f"adb:{serial} cannot install '{runner}': {one_line(output)}")
     listing = (
         f"[ -f {PROGRAM_FOLDER}/program/runner ] && echo program; pm path {PACKAGE} 2>/dev/null"
     )
     runners = _adb("-s", serial, "shell", f"{listing}; true").split()
     app = any(word.startswith("package:") for word in runners)
     if runner is not None and not app:
-        raise DeviceError(f"'{runner}' is not the app {PACKAGE}, which is the one that is started")
+        raise DeviceError(
+            f"'{runner}' is not the app {PACKAGE}; give that app, or a program (ELF or #!)"
+        )
     if not app and "program" not in runners:
         raise DeviceError(
             f"adb:{serial} has no runner; give --runner FILE, an app (.apk) or a program for it"
@@ -205,20 +214,20 @@ def _is_app(serial: str, runner: Path | None, progress: Step) -> bool:
 
 
 def _chosen(address: str) -> str:
-    """The serial number of the phone that `address` means, which is ready.
+    """The serial number of the phone that `address` names, after a check that it is ready.
 
     Raises:
         DeviceError: If there is none, several, or it is not ready; says what to do on it.
     """
-    phones, wanted = _phones(), address or os.environ.get("ANDROID_SERIAL", "")
+    phones, requested = _phones(), address or os.environ.get("ANDROID_SERIAL", "")
     names = ", ".join(f"adb:{serial}" for serial in phones)
     if not phones:
         raise DeviceError(NONE)
-    if not wanted and len(phones) > 1:
-        raise DeviceError(f"several phones are connected; choose with --device, one of {names}")
-    serial = wanted or next(iter(phones))
+    if not requested and len(phones) > 1:
+        raise DeviceError(f"several phones are connected; choose one with --device: {names}")
+    serial = requested or next(iter(phones))
     if serial not in phones:
-        raise DeviceError(f"no phone 'adb:{one_line(serial)}' is connected; there are: {names}")
+        raise DeviceError(f"no phone 'adb:{one_line(serial)}' is connected; connected: {names}")
     state, note = phones[serial]
     if state != READY:
         raise DeviceError(f"adb:{serial} is {state}: {STATES.get(state, note or 'restart it')}")
@@ -227,13 +236,13 @@ def _chosen(address: str) -> str:
 
 def _phones() -> dict[str, tuple[str, str]]:
     """State and model of each phone, by its serial number."""
-    found = {}
+    phones = {}
     for line in _adb("devices", "-l").splitlines():
         if match := re.match(r"(\S+)\s+(no permissions|\S+)(.*)", line):
             model = re.search(r"model:(\S+)", match[3])
             if not line.startswith(("List of", "*")):
-                found[match[1]] = (match[2], model[1] if model else "")
-    return found
+                phones[match[1]] = (match[2], model[1] if model else "")
+    return phones
 
 
 def _adb(*arguments: str, failing: bool = False) -> str:
@@ -256,10 +265,10 @@ def _adb(*arguments: str, failing: bool = False) -> str:
 
 
 def _program() -> str:
-    found = shutil.which("adb")
-    if found is None:
+    executable = shutil.which("adb")
+    if executable is None:
         raise DeviceError(
-            "there is no 'adb' here; install Android's platform tools (package adb), then plug the"
-            " phone in"
+            "'adb' is not installed; install Android's platform tools (package adb), then plug"
+            " the phone in"
         )
-    return found
+    return executable

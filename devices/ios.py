@@ -1,11 +1,11 @@
 """`ios[:DEVICE]`: an iPhone or iPad, from a Mac with Xcode 15, by `xcrun devicectl`.
 
-The app `APP` runs bundles there; `--runner` installs it, an .app or .ipa that is signed for the
-device. Its Documents/edgevlm is the folder of docs/devices.md: the same files as everywhere.
+The app `APP` runs bundles on the device; `--runner` installs it from an .app or .ipa that is
+signed for the device. Its folder Documents/edgevlm holds the files of docs/devices.md.
 
-`devicectl` copies files in and out of the container of an app that is signed for development, but
-can neither hash nor delete. So NAME.copied.json beside the bundle lists the copied files, and an
-empty manifest.json marks an incomplete bundle; the app checks hashes as any reader does.
+`devicectl` copies files to and from the container of an app that is signed for development, but it
+can neither hash nor delete them. So NAME.copied.json beside the bundle lists the copied files, and
+an empty manifest.json marks an incomplete bundle; the app checks hashes as any reader does.
 
 NOT TESTED ON A DEVICE: these command lines follow the tool's own help and were tested against a
 scripted `xcrun` only. Least certain: whether `copy to` creates the folders of its destination.
@@ -31,16 +31,16 @@ from edgevlm.profiling.document import Profile
 
 APP, FOLDER = "org.edgevlm.app", "Documents/edgevlm"
 POLL_S = 2.0
-# The list of copied files is sent after so many bytes: an interrupted copy repeats at most these.
+# Bytes between two copies of the list: an interrupted copy repeats at most these.
 LIST_BYTES = 64 * 10**6
-NO_MAC = "device 'ios' needs a Mac with Xcode 15 or newer: there is no 'xcrun' here"
+NO_MAC = "device 'ios' needs a Mac with Xcode 15 or newer: 'xcrun' is not installed"
 
 
 def profile(address: str, job: Job, progress: Step) -> Profile:
     """Measure on an iPhone or iPad.
 
     Raises:
-        DeviceError: If there is none, it is not ready, the app is missing, or it fails.
+        DeviceError: If no device is known or ready, the app is missing, or the run fails.
     """
     bundle = t.opened(job)
     if job.runner is not None and job.runner.suffix not in (".app", ".ipa"):
@@ -65,20 +65,24 @@ def reachable() -> list[Reachable]:
         devices = _devices()
     except DeviceError as cause:
         return [Reachable("ios", "failed", str(cause))]
-    found = []
-    for identifier, (name, what) in devices.items():
-        found.append(Reachable(f"ios:{identifier}", "not ready" if what else "ready", what or name))
-    return found or [Reachable("ios", "none", "no device is known; connect one and trust this Mac")]
+    listed = []
+    for identifier, (name, remedy) in devices.items():
+        listed.append(
+            Reachable(f"ios:{identifier}", "not ready" if remedy else "ready", remedy or name)
+        )
+    return listed or [
+        Reachable("ios", "none", "no device is known; connect one and trust this Mac")
+    ]
 
 
 class IosDevice:
-    """One device; `folder` is a local one, for files to send and fetched files."""
+    """One device; `folder` is a local folder for files to send and for fetched files."""
 
     def __init__(self, identifier: str, folder: Path) -> None:
         self.identifier, self.name, self.local = identifier, f"ios:{identifier}", folder
 
     def ctl(self, *words: str) -> dict[str, Any]:
-        """`devicectl device WORDS`, what it answers as JSON.
+        """The JSON answer of `devicectl device WORDS`.
 
         Raises:
             DeviceError: If it fails.
@@ -90,7 +94,7 @@ class IosDevice:
         apps = self.ctl("info", "apps", "--bundle-id", APP).get("apps")
         if not apps:
             raise DeviceError(
-                f"{self.name} has no app {APP}, which runs bundles; build it for the device, and"
+                f"{self.name} lacks the app {APP}; build it for the device, and"
                 " install it with --runner FILE or with Xcode"
             )
 
@@ -111,7 +115,9 @@ class IosDevice:
         if not target.is_file() or target.is_symlink():
             return None
         if target.stat().st_size > limit:
-            raise DeviceError(f"{self.name} sent more than {limit} bytes where few were expected")
+            raise DeviceError(
+                f"{self.name} sent more than {limit} bytes, the most that is accepted"
+            )
         return target.read_bytes()
 
     def put_bundle(self, bundle: Bundle, progress: Step) -> None:
@@ -161,7 +167,7 @@ class IosDevice:
             if (text := self.fetch(f"{run}/{t.ERROR}", t.LOG_BYTES)) is not None:
                 raise DeviceError(f"{self.name}: {one_line(text.decode('utf-8', 'replace'))}")
             if ended:
-                raise DeviceError(f"{self.name}: the app there ended without an answer")
+                raise DeviceError(f"{self.name}: the app on the device ended without an answer")
             running = self.ctl("info", "processes").get("runningProcesses", [])
             ended = all(process.get("processIdentifier") != pid for process in running)
             log = (self.fetch(f"{run}/{t.LOG}", t.LOG_BYTES) or b"").decode("utf-8", "replace")
@@ -189,7 +195,7 @@ def _container() -> tuple[str, ...]:
 
 
 def _chosen(address: str) -> str:
-    """Identifier of the device that `address` means, which is ready.
+    """Identifier of the device that `address` names, after a check that it is ready.
 
     Raises:
         DeviceError: If there is none, several, or it is not ready.
@@ -201,35 +207,35 @@ def _chosen(address: str) -> str:
     if not devices:
         raise DeviceError("no iOS device is known; connect one and trust this Mac on its screen")
     if not address and len(devices) > 1:
-        raise DeviceError(f"several iOS devices are known; choose with --device, one of {names}")
+        raise DeviceError(f"several iOS devices are known; choose one with --device: {names}")
     chosen = address or next(iter(devices))
     if chosen not in devices:
-        raise DeviceError(f"no device 'ios:{one_line(chosen)}' is known; there are: {names}")
-    if what := devices[chosen][1]:
-        raise DeviceError(f"ios:{chosen} is not ready: {what}")
+        raise DeviceError(f"no device 'ios:{one_line(chosen)}' is known; known: {names}")
+    if remedy := devices[chosen][1]:
+        raise DeviceError(f"ios:{chosen} is not ready: {remedy}")
     return chosen
 
 
 def _devices() -> dict[str, tuple[str, str]]:
     """Name of each device by its identifier, and what to do if it is not ready."""
-    found = {}
+    devices = {}
     for device in _ctl("list", "devices").get("devices", []):
         hardware, link = (
             device.get("hardwareProperties", {}),
             device.get("connectionProperties", {}),
         )
-        own, what = device.get("deviceProperties", {}), ""
+        properties, remedy = device.get("deviceProperties", {}), ""
         if hardware.get("platform") not in ("iOS", "iPadOS"):
             continue
         if link.get("pairingState") != "paired":
-            what = "unlock it and trust this Mac on its screen"
-        elif own.get("developerModeStatus") == "disabled":
-            what = "turn on Developer Mode in its Settings, Privacy & Security"
+            remedy = "unlock it and trust this Mac on its screen"
+        elif properties.get("developerModeStatus") == "disabled":
+            remedy = "turn on Developer Mode in its Settings, Privacy & Security"
         elif link.get("tunnelState") == "unavailable":
-            what = "connect it by cable, or to the same network, and unlock it"
-        name = f"{own.get('name')}, {hardware.get('marketingName')}"
-        found[str(device.get("identifier"))] = (one_line(name), what)
-    return found
+            remedy = "connect it by cable, or to the same network, and unlock it"
+        name = f"{properties.get('name')}, {hardware.get('marketingName')}"
+        devices[str(device.get("identifier"))] = (one_line(name), remedy)
+    return devices
 
 
 def _ctl(*words: str) -> dict[str, Any]:
@@ -240,7 +246,7 @@ def _ctl(*words: str) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        # Before the words: what follows an app's name is the app's.
+        # The option comes early: devicectl passes what follows an app's name to the app.
         command = ["xcrun", "devicectl", *words[:3], "--json-output", str(answer), *words[3:]]
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
@@ -250,9 +256,9 @@ def _ctl(*words: str) -> dict[str, Any]:
             lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
             raise DeviceError(f"devicectl failed: {one_line(lines[0])}")
         try:
-            found = json.loads(answer.read_text("utf-8")).get("result", {})
+            result = json.loads(answer.read_text("utf-8")).get("result", {})
         except (OSError, ValueError, AttributeError, RecursionError) as cause:
             raise DeviceError(
                 "devicectl gave no JSON answer; Xcode 15 or newer is needed"
             ) from cause
-    return found if isinstance(found, dict) else {}
+    return result if isinstance(result, dict) else {}

@@ -20,7 +20,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
         raise DeviceError(f"device 'local' is this machine and takes no address, got '{address}'")
     job.without_runner("local")
     if job.log is not None:
-        raise DeviceError("--log is what another device wrote; this machine writes to the terminal")
+        raise DeviceError("--log keeps the messages of another device; leave it out for 'local'")
     loop = load_loop(job.bundle, job.engine, job.threads, job.memory_bytes, progress)
     return profiling.profile(loop, job.request, progress)
 

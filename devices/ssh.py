@@ -6,14 +6,15 @@ OpenSSH's own client connects, so that hosts, keys, agents and jump hosts are th
 
 One connection serves a visit: the first command is a master (ControlMaster) that lives as long as
 its stdin, which is ours, and the others use it. Once it has ended they must not connect again
-without the lock: their ProxyCommand is `false`, which only a new connection would run.
+without the lock, so their ProxyCommand is `false`: only a new connection would run it.
 
 Files are copied by `cat >>`, which continues at the end of an interrupted copy; sftp can do that
-too, but reports no progress in batches. The program there is this package itself, a zip of its
-sources that is unpacked into a folder named by its hash, so both ends have the same version. It
-runs in the first of these Pythons that has what the bundle needs (not torch): `venv-TARGET` in our
-folder (`venv-ENGINE` with --engine), which may be a link to your own environment, then `python3`,
-`python3.14` … `python3.11`. If none has it, that folder is created, and pip installs there.
+too, but reports no progress in batches. The remote program is this package itself: a zip of its
+sources is unpacked into a folder named by its hash, so both ends have the same version. It runs in
+the first of these Pythons with the libraries that the bundle needs (torch is not one):
+`venv-TARGET` in our folder (`venv-ENGINE` with --engine), which may be a link to your own
+environment, then `python3`, `python3.14` … `python3.11`. If none has them, pip installs them into a
+new `venv-TARGET`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
     """Measure on a computer by ssh.
 
     Raises:
-        DeviceError: If it cannot be reached, has no fitting Python, or fails on the way.
+        DeviceError: If the host cannot be reached, has no suitable Python, or the run fails.
     """
     job.without_runner("ssh")
     host = SshHost(address)
@@ -63,7 +64,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
         with host.connected(progress):
             target = bundle.plan.recipe.target
             environment = t.safe_name(f"venv-{job.engine or target}")
-            progress(f"{host.name}: find a Python that has what the bundle needs")
+            progress(f"{host.name}: find a Python that can run the bundle")
             pythons = host.pythons(environment)
             package = host.put_package(pythons[0], Path(folder), progress)
             python = host.fitting(pythons, package, target, job.engine)
@@ -73,21 +74,21 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
             host.put_bundle(bundle, progress)
 
             def start(run: str) -> str:
-                code, said = host.stream(f"{host.runner(python, package)} {run}", progress)
+                code, errors = host.stream(f"{host.runner(python, package)} {run}", progress)
                 why = ", which is often too little memory" if code in (137, 139) else ""
-                return f"the run there ended with exit code {code}{why}; {one_line(said[-200:])}"
+                return f"the remote run ended with exit code {code}{why}; {one_line(errors[-200:])}"
 
             return host.measure(job, bundle, start)
 
 
 def reachable() -> list[Reachable]:
-    """The client, and the hosts of the user's configuration; none is contacted."""
+    """The client and the hosts of the user's configuration; no host is contacted."""
     if shutil.which("ssh") is None:
         return [Reachable("ssh", "not installed", "install OpenSSH's client (openssh-client)")]
     hosts = _named_hosts(CONFIG)
-    found = [Reachable(f"ssh:{host}", "not contacted", "of ~/.ssh/config") for host in hosts]
+    configured = [Reachable(f"ssh:{host}", "not contacted", "of ~/.ssh/config") for host in hosts]
     note = "any host that 'ssh USER@HOST' reaches without a question"
-    return [Reachable("ssh:USER@HOST[:PORT]", "ready", note), *found]
+    return [Reachable("ssh:USER@HOST[:PORT]", "ready", note), *configured]
 
 
 class SshHost(Shell):
@@ -95,23 +96,23 @@ class SshHost(Shell):
 
     def __init__(self, address: str) -> None:
         user, at, rest = address.rpartition("@")
-        found = re.fullmatch(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:]+)(?::(\d{1,5}))?", rest)
-        words = (user, found[1].strip("[]")) if found else ()
+        match = re.fullmatch(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:]+)(?::(\d{1,5}))?", rest)
+        words = (user, match[1].strip("[]")) if match else ()
         odd = any(re.search(r"[^\w.%:@\\-]", word) or word.startswith("-") for word in words)
-        if not found or odd or (at and not user):
+        if not match or odd or (at and not user):
             raise DeviceError(
-                f"'ssh:{address}' is no host; expected ssh:USER@HOST or ssh:USER@HOST:PORT, where"
+                f"'ssh:{address}' is not a host; expected ssh:USER@HOST or ssh:USER@HOST:PORT;"
                 " HOST may be a name of ~/.ssh/config"
             )
         if shutil.which("ssh") is None:
-            raise DeviceError("there is no 'ssh' here; install OpenSSH's client (openssh-client)")
-        self.destination, self.port = f"{user}{at}{found[1].strip('[]')}", found[2]
+            raise DeviceError("'ssh' is not installed; install OpenSSH's client (openssh-client)")
+        self.destination, self.port = f"{user}{at}{match[1].strip('[]')}", match[2]
         self.control = Path()
         folder = '"${XDG_CACHE_HOME:-$HOME/.cache}/edgevlm/remote"'
         super().__init__(f"ssh:{address}", folder)
 
     def argv(self, script: str) -> list[str]:
-        """`ssh … HOST exec sh -c SCRIPT`; the login shell there may be any."""
+        """`ssh … HOST exec sh -c SCRIPT`, whatever the login shell is."""
         # The master is the first, and it has answered with the folder's path before any other.
         more = ("ControlMaster=no", "ProxyCommand=false") if self.root else ("ControlMaster=yes",)
         options = [word for option in (*OPTIONS, *more) for word in ("-o", option)]
@@ -121,7 +122,7 @@ class SshHost(Shell):
         return ["ssh", *options, *control, *port, "--", self.destination, command]
 
     def link_failure(self, code: int, errors: str) -> str | None:
-        """What ssh itself reports, and what to do; its exit code is 255 if it fails."""
+        """What ssh reports and what to do about it; ssh's own failures have exit code 255."""
         if code != 255:
             return None
         if self.root:
@@ -129,7 +130,7 @@ class SshHost(Shell):
         host = self.destination.rpartition("@")[2]
         by_hand = f"ssh {f'-p {self.port} ' if self.port else ''}{self.destination}"
         known = f"'[{host}]:{self.port}'" if self.port not in (None, "22") else host
-        meant = {
+        causes = {
             "HOST IDENTIFICATION HAS CHANGED": (
                 "its host key is not the one that is known: another machine may pretend to be it;"
                 f" if you know why it changed, run: ssh-keygen -R {known}; {by_hand}"
@@ -145,14 +146,14 @@ class SshHost(Shell):
             "timed out": "no answer; is it on, and in the same network?",
             "No route to host": "no route; is it on, and in the same network?",
         }
-        for words, what in meant.items():
+        for words, cause in causes.items():
             if words in errors:
-                return f"{self.name}: {what}"
-        said = [line for line in errors.splitlines() if line.strip()]
-        return f"{self.name}: {one_line(said[-1]) if said else 'ssh failed without a word'}"
+                return f"{self.name}: {cause}"
+        lines = [line for line in errors.splitlines() if line.strip()]
+        return f"{self.name}: {one_line(lines[-1]) if lines else 'ssh failed without a message'}"
 
     def pythons(self, environment: str) -> list[str]:
-        """Pythons there that are new enough, the likeliest first.
+        """Paths of the remote Pythons from 3.11 on, the most likely one first.
 
         Raises:
             DeviceError: If there is none.
@@ -163,16 +164,16 @@ class SshHost(Shell):
             " \"$p\" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null;"
             ' echo "$?|$p"; done; true'
         )
-        found = re.findall(r"^(\d+)\|(.+)$", out, re.M)
-        if not found:
+        candidates = re.findall(r"^(\d+)\|(.+)$", out, re.M)
+        if not candidates:
             raise DeviceError(f"{self.name} has no Python; install Python 3.11 or newer there")
-        good = list(dict.fromkeys(path for old, path in found if old == "0"))
-        if not good:
+        usable = list(dict.fromkeys(path for old, path in candidates if old == "0"))
+        if not usable:
             raise DeviceError(
-                f"{self.name} has only a Python older than 3.11 ({one_line(found[0][1])}); install"
-                " Python 3.11 or newer there"
+                f"{self.name} has only a Python older than 3.11 ({one_line(candidates[0][1])});"
+                " install Python 3.11 or newer there"
             )
-        return good
+        return usable
 
     def put_package(self, python: str, folder: Path, progress: Step) -> str:
         """Send this package's sources and unpack them; returns the folder to import them from."""
@@ -191,7 +192,7 @@ class SshHost(Shell):
         return name
 
     def fitting(self, pythons: Sequence[str], package: str, target: str, engine: str | None) -> str:
-        """The first Python that has what the bundle needs; empty if none has."""
+        """The first Python that has the libraries of the bundle; empty if none has."""
         for python in pythons:
             words = " ".join(map(shlex.quote, (target, *([engine] if engine else []))))
             check = f"{self.runner(python, package)} --check {words} 2>/dev/null | tail -n 1"
@@ -203,12 +204,12 @@ class SshHost(Shell):
         """Create an environment with what an engine needs; returns its Python.
 
         Raises:
-            DeviceError: If pip or venv fails there, such as without a network; says what to do.
+            DeviceError: If pip or venv fails, such as without a network; says what to do.
         """
         needs = requirements(engine)
         words = " ".join(map(shlex.quote, needs))
         progress(f"{self.name}: make {self.root}/{folder}, once: {', '.join(needs)}")
-        code, said = self.stream(
+        code, errors = self.stream(
             f"export XDG_CACHE_HOME={shlex.quote(self.root)}/cache;"
             f" [ ! -L {folder} ] || {{ echo 'it is a link of yours' >&2; exit 1; }};"
             f" rm -rf .{folder} && {shlex.quote(python)} -m venv .{folder} >&2"
@@ -218,10 +219,10 @@ class SshHost(Shell):
         )
         if code:
             self.sh(f"rm -rf .{folder}")
-            lines = [line for line in said.splitlines() if line.startswith(("ERROR", "Error"))]
-            why = one_line((lines or said.splitlines() or ["pip ended without a word"])[-1])
-            if "ensurepip" in said:
-                why = "it cannot make environments, which the package python3-venv adds"
+            lines = [line for line in errors.splitlines() if line.startswith(("ERROR", "Error"))]
+            why = one_line((lines or errors.splitlines() or ["pip ended without a word"])[-1])
+            if "ensurepip" in errors:
+                why = "its Python cannot create environments; install the package python3-venv"
             raise DeviceError(
                 f"{self.name} has no Python with {', '.join(needs)}, and they could not be"
                 f" installed: {why}; install them there, or link your environment to"
@@ -230,7 +231,7 @@ class SshHost(Shell):
         return f"{self.root}/{folder}/bin/python"
 
     def runner(self, python: str, package: str) -> str:
-        """The command that runs `_runner` there, with all its caches in our folder."""
+        """The remote command of `devices.shared.runner`, with all its caches in our folder."""
         root = shlex.quote(self.root)
         return (
             f"env PYTHONPATH={root}/{package} XDG_CACHE_HOME={root}/cache PYTHONUNBUFFERED=1"
@@ -254,33 +255,33 @@ def sources() -> bytes:
 
 
 def requirements(extra: str) -> list[str]:
-    """What pip has to install for the core and an extra: of the installed package, or a checkout.
+    """Requirements of the core and of an extra: of a checkout, or of the installed package.
 
     Raises:
-        DeviceError: If this edgevlm is neither.
+        DeviceError: If this edgevlm is neither a checkout nor installed.
     """
     project = Path(edgevlm.__file__).resolve().parents[1] / "pyproject.toml"
     if project.is_file():
         table = tomllib.loads(project.read_text("utf-8"))["project"]
         core, extras = table["dependencies"], table["optional-dependencies"]
-        wanted = [*core, *extras.get(extra, ())]
+        dependencies = [*core, *extras.get(extra, ())]
     else:
         try:
             lines = [line.partition(";") for line in importlib.metadata.requires("edgevlm") or ()]
         except importlib.metadata.PackageNotFoundError as cause:
             raise DeviceError(
-                "edgevlm is not installed here; pip install it, then run again"
+                "edgevlm is not installed; pip install it, then run the same command again"
             ) from cause
-        wanted = [
+        dependencies = [
             name.strip()
             for name, _, mark in lines
             if "extra" not in mark or re.search(rf"""extra == ['"]{extra}['"]""", mark)
         ]
-    return [name for name in wanted if not name.startswith("edgevlm")]
+    return [name for name in dependencies if not name.startswith("edgevlm")]
 
 
 def _named_hosts(config: Path) -> list[str]:
-    """Hosts that a client's configuration names, without patterns."""
+    """Hosts named in a client's configuration; patterns are left out."""
     try:
         lines = config.read_text("utf-8", "replace").splitlines()
     except OSError:

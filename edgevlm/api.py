@@ -15,9 +15,11 @@ from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops import drafts, images
+from edgevlm.runtimes.loops.answers import Answer
+from edgevlm.runtimes.loops.contract import Loop
+from edgevlm.runtimes.loops.encoder import Embedded, EncoderLoop
 from edgevlm.runtimes.loops.sampling import Sampling
-from edgevlm.runtimes.loops.sequence import Visual
-from edgevlm.runtimes.loops.text import Answer, TextLoop
+from edgevlm.runtimes.loops.text import TextLoop
 
 if TYPE_CHECKING:
     from edgevlm.parity.verification import Verification
@@ -36,7 +38,7 @@ def export(recipe: Recipe, out: str | Path, force: bool = False) -> Bundle:
 
 
 def plan(recipe: Recipe) -> Plan[Any]:
-    """The recipe in numbers, before any graph exists; see `edgevlm.planning.vlm.make_plan`."""
+    """The recipe in numbers, before any graph exists; see `edgevlm.planning.plan.make_plan`."""
     require_torch()
     from edgevlm.models.checkpoint import find
     from edgevlm.planning.plan import make_plan
@@ -87,9 +89,13 @@ def load(
 
 
 class Model:
-    """A bundle in memory. One conversation at a time; not safe for two threads."""
+    """A bundle in memory. One conversation at a time; not safe for two threads.
 
-    def __init__(self, loop: TextLoop) -> None:
+    A bundle that answers questions has `generate` and `chat`, one that gives embeddings `embed` and
+    `classify`; the others refuse in one line.
+    """
+
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
 
     @property
@@ -123,9 +129,12 @@ class Model:
         Raises:
             InputError: If a picture cannot be read or the prompt does not fit the context.
         """
-        self._loop.reset()
-        seen = self._visuals(image, video)
-        return self._loop.ask(prompt, seen, max_new_tokens, sampling, on_text, self._draft(draft))
+        loop = self._asked()
+        loop.reset()
+        given = image if isinstance(image, Sequence) and not isinstance(image, str) else [image]
+        pictures = [Path(each) if isinstance(each, str) else each for each in given if each]
+        seen = loop.visuals(pictures, None if video is None else Path(video))
+        return loop.ask(prompt, seen, max_new_tokens, sampling, on_text, self._draft(draft))
 
     def chat(
         self,
@@ -137,7 +146,28 @@ class Model:
         draft: str | None = None,
     ) -> Answer:
         """A further turn of the conversation that `generate` began."""
-        return self._loop.ask(prompt, tuple, max_new_tokens, sampling, on_text, self._draft(draft))
+        loop = self._asked()
+        return loop.ask(prompt, tuple, max_new_tokens, sampling, on_text, self._draft(draft))
+
+    def embed(self, image: Picture) -> Embedded:
+        """The embedding of one picture, of a bundle that gives embeddings.
+
+        Raises:
+            InputError: If the picture cannot be read, or the bundle answers questions.
+        """
+        return self.classify(image, ())
+
+    def classify(self, image: Picture, labels: Sequence[str]) -> Embedded:
+        """The embedding of one picture, and the score of each label, of such a bundle.
+
+        Raises:
+            InputError: If the picture cannot be read, the bundle answers questions, or it has no
+                text encoder.
+        """
+        if not isinstance(self._loop, EncoderLoop):
+            raise InputError(f"no embedding here: {self._loop.usage}")
+        picture = image if isinstance(image, Image.Image) else images.load(image)
+        return self._loop.classify(picture, labels)
 
     def profile(
         self,
@@ -162,30 +192,22 @@ class Model:
         Raises:
             InputError: If the picture cannot be read or the answer does not fit the context.
         """
-        from edgevlm.profiling.measure import PROMPT, ProfileRequest, profile
+        from edgevlm.profiling.measure import profile
+        from edgevlm.profiling.measurements import ProfileRequest
 
-        asked = PROMPT if prompt is None else prompt
         path = None if image is None else Path(image)
-        request = ProfileRequest(path, asked, runs, tokens_generated, minutes)
+        request = ProfileRequest(path, prompt, runs, tokens_generated, minutes)
         return profile(self._loop, request, progress)
+
+    def _asked(self) -> TextLoop:
+        """The loop, if it answers questions.
+
+        Raises:
+            InputError: If the bundle gives something else.
+        """
+        if not isinstance(self._loop, TextLoop):
+            raise InputError(f"no answer here: {self._loop.usage}")
+        return self._loop
 
     def _draft(self, text: str | None) -> drafts.Draft | None:
         return None if text is None else drafts.parse(text, self.plan)
-
-    def _visuals(
-        self, image: Picture | Sequence[Picture] | None, video: str | Path | None
-    ) -> Callable[[], Sequence[Visual]]:
-        """Decode now, encode inside the measured time."""
-        frames, see = self.plan.host.image.frames, self._loop.see
-        if video is not None:
-            if frames == 1:
-                raise InputError("the bundle takes still images; export it with --frames for video")
-            clip, times, duration = images.load_clip(video, frames)
-            return lambda: [see(clip, times, duration)]
-        if image is None:
-            return tuple
-        given = [image] if isinstance(image, str | Path | Image.Image) else list(image)
-        pictures = [p if isinstance(p, Image.Image) else images.load(p) for p in given]
-        if frames > 1:
-            return lambda: [see(pictures)]
-        return lambda: [see([picture]) for picture in pictures]

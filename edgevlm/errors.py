@@ -15,7 +15,7 @@ class EdgeVLMError(Exception):
 
 
 class RecipeError(EdgeVLMError):
-    """The request itself is wrong: an unknown name, a value out of range, an impossible pair."""
+    """The request itself is wrong: an unknown name, a value out of range, options that conflict."""
 
 
 class PlanError(EdgeVLMError):
@@ -27,7 +27,7 @@ class ModelError(EdgeVLMError):
 
 
 class TraceError(EdgeVLMError):
-    """A traced graph breaks the rules: a symbolic dimension or an operator that breaks a target."""
+    """A traced graph has a symbolic dimension, or an operator that targets do not support."""
 
 
 class ExportError(EdgeVLMError):
@@ -47,7 +47,7 @@ class RuntimeLoadError(EdgeVLMError):
 
 
 class DeviceError(EdgeVLMError):
-    """A device cannot be reached or fails on the way, or the file of a named one is damaged."""
+    """A device cannot be reached, a run on it fails, or the file of a named device is damaged."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Other people's libraries: which are here, what they say, and how to keep them still."""
+"""Optional libraries: imports with a clear error, their log lines, and temporary patches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgevlm.errors import EdgeVLMError, RuntimeLoadError
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """No log lines and no warnings inside."""
+    """Silence log lines and warnings inside the body."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -30,7 +30,7 @@ def silent() -> Iterator[None]:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of a library's class or module with another value inside; as before after."""
+    """Replace an attribute of a library's class or module inside the body."""
     before = owner.__dict__[name]
     setattr(owner, name, value)
     try:
@@ -40,16 +40,16 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def first_line(cause: BaseException) -> str:
-    """The first line of an error's message, or the name of its type where it has none."""
+    """The first line of an error's message, or the name of its type if it has none."""
     return next(iter(str(cause).strip().splitlines()), type(cause).__name__)
 
 
 def needs(what: str, library: str, extra: str) -> str:
-    """One line for a step whose library is missing, with the extra that brings it.
+    """One line for a step whose library is missing, with the extra to install.
 
     Args:
         what: Step or plug-in, as the subject of a sentence.
-        library: What is missing.
+        library: The missing library.
         extra: Name of the extra in pyproject.toml.
     """
     return f"{what} needs {library}; pip install 'edgevlm[{extra}]'"
@@ -70,7 +70,7 @@ def require(
 
 
 def require_torch() -> None:
-    """Say which extra is missing before a step that needs PyTorch.
+    """Check for PyTorch and transformers before a step that needs them.
 
     Raises:
         RuntimeLoadError: If torch or transformers is not installed.
@@ -86,7 +86,7 @@ def require_torch() -> None:
 
 @cache
 def processor_lines() -> tuple[str, ...]:
-    """What Linux tells about the processor, line by line; nothing on other systems."""
+    """Lines of Linux's /proc/cpuinfo; none on other systems."""
     try:
         return tuple(Path("/proc/cpuinfo").read_text("utf-8").splitlines())
     except OSError:
@@ -94,9 +94,9 @@ def processor_lines() -> tuple[str, ...]:
 
 
 def processor_name() -> str:
-    """Name of the processor, or of the board where that has a name only; at least its kind."""
+    """Name of the processor, else of the board, else the processor's architecture."""
     names = [x.partition(":")[2].strip() for x in processor_lines() if x.startswith("model name")]
     if not names:
-        with suppress(OSError):  # ARM boards name no processor, but themselves
+        with suppress(OSError):  # ARM boards have a name, their processors have none
             names = [Path("/proc/device-tree/model").read_text("utf-8").strip("\0\n")]
     return next(iter(names), platform.processor() or platform.machine())

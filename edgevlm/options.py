@@ -2,8 +2,8 @@
 
     tokens: int | None = field(default=None, metadata=option("Visual tokens kept.", "N", least=1))
 
-`options` lists them for whoever builds a command line. `Option.value` parses and checks a value, so
-that the dataclass accepts from Python what it accepts from a command line.
+`options` lists them for code that builds a command line. `Option.value` parses and checks a value,
+so that the dataclass accepts the same values from Python and from a command line.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from edgevlm.errors import RecipeError
 
 @dataclass(frozen=True)
 class Option:
-    """How a field is asked for on a command line.
+    """The option of a field on a command line.
 
     Attributes:
         help: A sentence or two, without the default.
-        metavar: What stands for a value in the help.
-        flag: `--NAME`; empty for an argument without a name. None is made from the field's name.
-        parse: Gives the value that a text stands for; of each value where there may be several.
-        show: The text of a value; `parse` reads it back.
+        metavar: Placeholder of a value in the help.
+        flag: `--NAME`; empty for an argument without a name. None is derived from the field's name.
+        parse: Converts a text to a value; applied to each value of a repeated option.
+        show: Converts a value to the text that `parse` reads.
         least: Smallest number.
         most: Largest number.
         name: The field, filled in by `options`, as are all that follow.
-        number: Whether a command line reads a whole number, and no text.
+        number: Whether the value is an integer, not a text.
         repeated: Whether it may be given several times.
-        default: The field's default as a number or a text; None where there is none to show.
+        default: The field's default as a number or a text; None if there is none to show.
     """
 
     help: str
@@ -49,35 +49,35 @@ class Option:
     repeated: bool = False
     default: int | str | None = None
 
-    def value(self, given: Any) -> Any:
-        """The value of the field, from a text or from what it stands for.
+    def value(self, raw: Any) -> Any:
+        """The value of the field, from a text or from a parsed value.
 
         Raises:
-            RecipeError: If it is none, or out of its limits.
+            RecipeError: If it has the wrong type or form, or is out of its limits.
         """
-        if given is None and self.default is None and not self.repeated:
+        if raw is None and self.default is None and not self.repeated:
             return None
         try:
             if self.repeated:
-                several = isinstance(given, tuple | list)
-                return tuple(self._one(item) for item in (given if several else [given]))
-            value = self._one(given)
+                several = isinstance(raw, tuple | list)
+                return tuple(self._one(item) for item in (raw if several else [raw]))
+            value = self._one(raw)
         except (TypeError, ValueError) as cause:
-            wanted = "must be a whole number" if self.number else f"looks like {self.metavar}"
-            raise RecipeError(f"{self.name} {wanted}, got {given!r:.60}") from cause
+            expected = "must be an integer" if self.number else f"looks like {self.metavar}"
+            raise RecipeError(f"{self.name} {expected}, got {raw!r:.60}") from cause
         if self.least is not None and value < self.least:
             raise RecipeError(f"{self.name} must be at least {self.least}, got {value}")
         if self.most is not None and value > self.most:
             raise RecipeError(f"{self.name} must be at most {self.most}, got {value}")
         return value
 
-    def _one(self, given: Any) -> Any:
-        """A single value; one with a parser goes through its text, so the text reads back."""
-        if given is None:
+    def _one(self, raw: Any) -> Any:
+        """A single value; a parsed value goes through its text, so that it reads back."""
+        if raw is None:
             raise TypeError
         if self.number:
-            return operator.index(given)
-        text = self.show(given) if self.parse and not isinstance(given, str) else given
+            return operator.index(raw)
+        text = self.show(raw) if self.parse and not isinstance(raw, str) else raw
         if not isinstance(text, str):
             raise TypeError
         if any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -101,7 +101,7 @@ def options(kind: type) -> tuple[Option, ...]:
 
 
 def _of_field(option: Option, name: str, hint: Any, default: Any) -> Option:
-    """A field's option with what its type and its default say."""
+    """A field's option, completed from its type and its default."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     none = default is None or default == ()
     return replace(

@@ -14,6 +14,7 @@ from torch import Tensor
 from edgevlm.bundle.documents import dumps
 from edgevlm.bundle.files import Bundle, BundleWriter, check_free, writing
 from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.host import Embedding
 from edgevlm.bundle.packed import PACKINGS, pack
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import ExportError
@@ -24,14 +25,11 @@ from edgevlm.exporters.contract import (
     TargetOptions,
     find_target,
 )
-from edgevlm.graphs.blocks import build
-from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.trace import signature, trace, weights
 from edgevlm.models.checkpoint import find
 from edgevlm.parity.verification import Verification
 from edgevlm.parity.verify import verify_model
-from edgevlm.planning.plan import make_plan
-from edgevlm.planning.vlm import Planned
+from edgevlm.planning.plan import Planned, make_plan
 from edgevlm.quantization.calibrate import Calibration, calibrate
 from edgevlm.recipe import Recipe
 from edgevlm.registry import engine_for
@@ -115,7 +113,7 @@ def runs_here(recipe: Recipe) -> bool:
 
 def _write(
     planned: Planned,
-    parts: ModelParts,
+    parts: Any,
     writer: BundleWriter,
     progress: Progress,
     graphs: Graphs,
@@ -123,7 +121,11 @@ def _write(
 ) -> Plan[Any]:
     """All files of the bundle but the manifest; the plan with their names."""
     plan, target = planned.plan, find_target(planned.plan.recipe.target)
-    table = _write_table(plan, parts.table, writer)
+    files = {}
+    for name, table in plan.host.tables.items():
+        stage = _folder(plan, name)
+        _write_table(table, parts.tables[name], writer.stage_folder(stage) / TABLE_FILE)
+        files[name] = f"blocks/{stage}/{TABLE_FILE}"
     blocks = []
     for index, block in enumerate(plan.blocks):
         functions = writer.finished(block)
@@ -132,21 +134,22 @@ def _write(
             functions = _export_block(block, planned, parts, target, graphs, writer, seen)
             writer.finish(block, functions)
         blocks.append(replace(block, functions=functions))
-    shutil.copyfile(planned.checkpoint.folder / "tokenizer.json", writer.folder / "tokenizer.json")
-    host = replace(plan.host, embedding=replace(plan.host.embedding, file=table))
-    return replace(plan, blocks=tuple(blocks), host=host)
+    if plan.host.tables:
+        tokenizer = planned.checkpoint.folder / "tokenizer.json"
+        shutil.copyfile(tokenizer, writer.folder / "tokenizer.json")
+    return replace(plan, blocks=tuple(blocks), host=plan.host.placed(files))
 
 
 def _export_block(
     block: Block,
     planned: Planned,
-    parts: ModelParts,
+    parts: Any,
     target: Target,
     graphs: Graphs,
     writer: BundleWriter,
     seen: Calibration | None,
 ) -> tuple[Function, ...]:
-    module = build(block, parts, planned.method, planned.description.shape)
+    module = planned.build(block, parts)
     key = signature(module, block)
     lowered = None if block.stage == "reduce" else graphs.get(key)  # `reduce` is of one method
     if lowered is None:
@@ -155,22 +158,26 @@ def _export_block(
         options = TargetOptions(recipe.scheme(block.stage), target.backend(recipe.backend))
         lowered = target.lower(programs, block, options)
         graphs[key] = lowered
-    embedding = planned.plan.host.embedding
-    offsets = embedding.row_offset(block.span[0])
-    shared = SharedMatrix(TABLE_FILE, *offsets) if block.shares else None
+    shared = None
+    if block.shares:
+        offsets = planned.plan.host.tables[block.shares].row_offset(block.span[0])
+        shared = SharedMatrix(TABLE_FILE, *offsets)
     folder = writer.stage_folder(block.stage)
     tensors = seen.beside(weights(module)) if seen else weights(module)
     functions = target.write(lowered, block, tensors, folder, shared)
     return tuple(replace(f, file=f"blocks/{block.stage}/{f.file}") for f in functions)
 
 
-def _write_table(plan: Plan[Any], matrices: tuple[Tensor, ...], writer: BundleWriter) -> str:
-    """The embedding table, row by row; in the head's folder where the head shares it."""
-    embedding = plan.host.embedding
-    shared = [block.stage for block in plan.blocks if block.shares]
-    stage, packing = shared[0] if shared else "embed", PACKINGS.get(embedding.dtype)
-    scales = []
-    with (writer.stage_folder(stage) / TABLE_FILE).open("wb") as out:
+def _folder(plan: Plan[Any], table: str) -> str:
+    """The folder of a table: that of the blocks that share it, if there are any."""
+    sharing = [block.stage for block in plan.blocks if block.shares == table]
+    return sharing[0] if sharing else "embed"
+
+
+def _write_table(table: Embedding, matrices: tuple[Tensor, ...], file: Path) -> None:
+    """A table, row by row."""
+    packing, scales = PACKINGS.get(table.dtype), []
+    with file.open("wb") as out:
         for matrix in matrices:
             for start in range(0, matrix.shape[0], TABLE_ROWS):
                 rows = matrix.detach()[start : start + TABLE_ROWS]
@@ -181,4 +188,3 @@ def _write_table(plan: Plan[Any], matrices: tuple[Tensor, ...], writer: BundleWr
                 out.write(part.data)
         for scale in scales:
             out.write(scale.data)
-    return f"blocks/{stage}/{TABLE_FILE}"

@@ -1,8 +1,8 @@
-"""What the user asks for: a recipe, parsed once.
+"""The request of a user: a recipe, parsed once.
 
-A field is declared with its option (`edgevlm.options`), and all commands that take a recipe make
-theirs from these fields. A field that has a parser may be given as text or as what the text stands
-for, and holds the latter. The defaults live here and nowhere else.
+Each field is declared with its option (`edgevlm.options`), from which commands with a recipe derive
+their options. A field with a parser may be given as text or as a parsed value, and holds the parsed
+value. All defaults are defined here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgevlm.units import MB, parse_bytes, spell_bytes
 
 MOST_FRAMES = 1024
 MOST_CHECKED = 64
-# No model has more positions; a cache of more would be sized before anything else is looked at.
+# No model has more positions; the limit bounds the cache before the model is read.
 MOST_TOKENS = 2**24
 
 OptionValue = int | float | str
@@ -30,8 +30,8 @@ class MethodChoice:
 
     Attributes:
         name: Name of the method's file.
-        site: Where it works; None is the method's first site.
-        options: Names and values; the name "" stands for the method's first option.
+        site: Site of the method; None is its preferred site.
+        options: Names and values; the name "" is the method's first option.
     """
 
     name: str
@@ -83,10 +83,10 @@ def spell_tiles(tiles: tuple[int, int]) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A request, in numbers and names; the help of each field says what it is.
+    """A request in numbers and names; the help of each field is its documentation.
 
     Raises:
-        RecipeError: For a malformed text, or a value that no model could serve.
+        RecipeError: For a malformed text, or a value that no model supports.
     """
 
     model: str = field(
@@ -94,7 +94,7 @@ class Recipe:
         metadata=option("Hub id, checkpoint folder, or 'embedded'.", "MODEL", flag=""),
     )
     revision: str | None = field(
-        default=None, metadata=option("Commit or tag of a hub id; the newest if not given.", "REF")
+        default=None, metadata=option("Commit or tag of a Hub id; default: the newest.", "REF")
     )
     target: str = field(
         default="onnx",
@@ -102,12 +102,12 @@ class Recipe:
     )
     tokens: int | None = field(
         default=None,
-        metadata=option("Visual tokens kept per image or clip; all if not given.", "N", least=1),
+        metadata=option("Visual tokens kept per image or clip; default: all.", "N", least=1),
     )
     methods: tuple[MethodChoice, ...] = field(
         default=(),
         metadata=option(
-            "Token reduction; `edgevlm methods` lists them. Repeat it for several sites.",
+            "Token-reduction method; `edgevlm methods` lists them. Repeat for several sites.",
             "NAME[@SITE][:key=value,…]",
             flag="--method",
             parse=MethodChoice.parse,
@@ -116,8 +116,8 @@ class Recipe:
     quantize: Schemes = field(
         default=Schemes(),
         metadata=option(
-            "Quantization of the weights, for single stages too: fp16,decoder=w8a16. 'none' is"
-            " float32.",
+            "Quantization scheme, also for single stages: fp16,decoder=w8a16. 'none' is float32;"
+            " `edgevlm targets` lists schemes.",
             "SCHEME[,STAGE=SCHEME,…]",
             parse=Schemes.parse,
         ),
@@ -125,8 +125,8 @@ class Recipe:
     context: int | None = field(
         default=None,
         metadata=option(
-            "Length of the KV cache in tokens. If not given, that of a prompt with one image and"
-            " 512 more, rounded up.",
+            "Length of the KV cache in tokens; default: a prompt with one image and 512 more,"
+            " rounded up.",
             "N",
             least=1,
             most=MOST_TOKENS,
@@ -148,7 +148,7 @@ class Recipe:
     block_size_bytes: int = field(
         default=64 * MB,
         metadata=option(
-            "Largest block, counted in float32 weights; single layers are never cut.",
+            "Largest block in bytes of float32 weights; a layer is never split.",
             "SIZE",
             flag="--block-size",
             parse=parse_bytes,
@@ -159,7 +159,7 @@ class Recipe:
     chunk: int | None = field(
         default=None,
         metadata=option(
-            "Tokens per prefill call; the plan chooses if not given.",
+            "Tokens per prefill call; default: chosen by the plan.",
             "N",
             least=1,
             most=MOST_TOKENS,
@@ -176,33 +176,37 @@ class Recipe:
     backend: str | None = field(
         default=None,
         metadata=option(
-            "Backend of the target, such as vulkan for executorch; its first if not given.",
+            "Backend of the target, such as vulkan for executorch; default: its first.",
             "NAME",
         ),
     )
     speculate: int = field(
         default=0,
         metadata=option(
-            "Tokens that one call checks in speculative decoding (`run --draft`); 0 is none, 8 is"
-            " usual.",
+            "Tokens verified per call in speculative decoding (`run --draft`); 0 is off, 8 is"
+            " typical.",
             "N",
         ),
     )
 
     def __post_init__(self) -> None:
-        """Parse what is given as text; refuse values that no model could serve."""
+        """Parse texts; refuse values that no model supports."""
         for each in options(Recipe):
             object.__setattr__(self, each.name, each.value(getattr(self, each.name)))
         if self.speculate not in (0, *range(2, MOST_CHECKED + 1)):
             raise RecipeError(
-                f"speculate is 0 or a number from 2 to {MOST_CHECKED}, got {self.speculate}"
+                f"speculate must be 0 or from 2 to {MOST_CHECKED}, got {self.speculate}"
             )
         if self.calibrate is not None and not self.calibrate.strip("0"):
-            raise RecipeError(f"calibrate is a number from 1 or a path, got '{self.calibrate}'")
+            raise RecipeError(
+                f"calibrate must be a number from 1 or a path, got '{self.calibrate}'"
+            )
         if min(self.tiles) < 1:
             raise RecipeError(f"tiles must be at least 1x1, got {self.tiles[0]}x{self.tiles[1]}")
         if self.frames > 1 and self.tiles != (1, 1):
-            raise RecipeError("frames and tiles do not go together: frames of a clip are not split")
+            raise RecipeError(
+                "frames and tiles exclude each other, as clips are not tiled; drop one of them"
+            )
 
     def scheme(self, stage: str) -> str:
         """Quantization scheme of a stage."""
@@ -210,14 +214,14 @@ class Recipe:
 
 
 def _number(text: str) -> OptionValue:
-    """A whole number, a finite one, or the text itself."""
+    """An integer, a finite float, or the text itself."""
     for kind in (int, float):
         try:
             number = kind(text)
         except ValueError:
             continue
         if not math.isfinite(number):
-            raise RecipeError(f"a method's option must be finite, got '{text[:60]}'")
+            raise RecipeError(f"an option of --method must be a finite number, got '{text[:60]}'")
         return number
     return text
 

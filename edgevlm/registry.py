@@ -1,13 +1,13 @@
-"""The folder is the registry: a plug-in is a file, found by its name and imported when asked for.
+"""The folder is the registry: a plug-in is a file, found by its name and imported at first use.
 
     family   edgevlm/models/<kind>/<name>.py  method   edgevlm/compress/<site>/<name>.py
-    target   exporters/to_<name>.py           engine   runtimes/on_<name>.py
-    kind     edgevlm/bundle/kinds/<name>.py   what a bundle is
-    dataset  evaluation/datasets/<name>.py    device   devices/<name>.py, a way to reach one
+    target   exporters/to_<name>/             engine   runtimes/on_<name>.py
+    kind     edgevlm/bundle/kinds/<name>.py   a kind of bundle
+    dataset  evaluation/datasets/<name>.py    device   devices/<name>.py, a transport to devices
 
-A plug-in of several files is a folder of that name; its `main` file (`target.py`, `engine.py`) has
-what is asked of a plug-in. The folder `shared` of a package is code that its plug-ins have in
-common. A name on the command line may use `-` where the file has `_`.
+A plug-in of several files is a folder of that name; its `main` file (`target.py`, `engine.py`)
+follows the plug-in contract. The folder `shared` of a package has code that its plug-ins share. A
+name on the command line may use `-` where the file has `_`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Registry:
     """The plug-ins of one kind: modules whose names begin with `prefix`.
 
     Attributes:
-        kind: What a message calls such a plug-in.
+        kind: Name of such a plug-in in messages.
         package: Package that holds the plug-ins.
-        prefix: Beginning of their file names.
-        main: File that a plug-in of several files is asked for.
-        dashes: Names are shown with `-` where files have `_`.
-        nested: The plug-ins lie in the packages inside `package`, a folder for each kind of them.
+        prefix: Prefix of their file names.
+        main: Main file of a plug-in of several files.
+        dashes: Whether names are shown with `-` where files have `_`.
+        nested: Whether the plug-ins are in subpackages of `package`, one for each kind of them.
     """
 
     kind: str
@@ -64,7 +64,7 @@ class Registry:
             library = str(cause.name).partition(".")[0]
             if library == "edgevlm":
                 raise
-            extra = file if self.prefix else "onnx"  # families and methods serve exports
+            extra = file if self.prefix else "onnx"  # families and methods are used by exports
             raise RuntimeLoadError(needs(f"{self.kind} '{name}'", f"'{library}'", extra)) from cause
 
     def _modules(self) -> dict[str, str]:
@@ -72,16 +72,16 @@ class Registry:
         packages = [self.package]
         if self.nested:
             packages = [path for _, path, is_package in _listed(self.package) if is_package]
-        found = {}
+        import_names = {}
         for package in packages:
             for name, path, is_package in _listed(package):
                 if name.startswith(self.prefix) and (self.main or not is_package):
-                    found[name] = f"{path}.{self.main}" if is_package else path
-        return found
+                    import_names[name] = f"{path}.{self.main}" if is_package else path
+        return import_names
 
 
 def _listed(package: str) -> list[tuple[str, str, bool]]:
-    """Name, import name, and whether it is a package, of what a package holds but `shared`."""
+    """(name, import name, whether it is a package) of each module of a package except `shared`."""
     path = importlib.import_module(package).__path__
     return [
         (module.name, f"{package}.{module.name}", module.ispkg)
@@ -92,15 +92,15 @@ def _listed(package: str) -> list[tuple[str, str, bool]]:
 
 @dataclass(frozen=True)
 class SiteRegistry:
-    """Plug-ins by site: a folder for each site, a file for each plug-in that works there.
+    """Plug-ins by site: a folder for each site, a file for each plug-in of the site.
 
     A plug-in of two sites is two files of one name.
 
     Attributes:
-        kind: What a message calls such a plug-in.
+        kind: Name of such a plug-in in messages.
         package: Package that holds the sites' folders.
-        preferred: Sites in the order in which a name without a site is looked up; sites that are
-            not listed follow by name.
+        preferred: Sites in the order of preference for a name without a site; other sites follow by
+            name.
     """
 
     kind: str
@@ -130,22 +130,22 @@ class SiteRegistry:
             raise RecipeError(unknown_name(self.kind, name, self.names()))
         return sites
 
-    def site_of(self, name: str, wanted: str | None = None) -> str:
-        """The site where the plug-in is used: the wanted one, or the preferred one.
+    def site_of(self, name: str, requested: str | None = None) -> str:
+        """The site of the plug-in: the requested one, or the preferred one.
 
         Raises:
-            RecipeError: If there is no such plug-in, or it does not work at the wanted site.
+            RecipeError: If there is no such plug-in, or it does not work at the requested site.
         """
         sites = self.sites_of(name)
-        if wanted not in (None, *sites):
+        if requested not in (None, *sites):
             raise RecipeError(
                 f"{self.kind} '{name}' works at site {' and '.join(map(repr, sites))},"
-                f" not '{wanted}'"
+                f" not '{requested}'"
             )
-        return wanted or sites[0]
+        return requested or sites[0]
 
     def load(self, name: str, site: str | None = None) -> ModuleType:
-        """Import the plug-in `name` of a site; without a site that of the preferred one.
+        """Import the plug-in `name` of a site, or of its preferred site.
 
         Raises:
             RecipeError: If there is no such plug-in, or it does not work at the site.
@@ -170,7 +170,7 @@ def engine_for(target: str) -> str:
     """Name of the engine of the highest rank among those that run `target` here.
 
     Raises:
-        RuntimeLoadError: If there is none; the message has each engine's own reason.
+        RuntimeLoadError: If there is none; the message has each engine's reason.
     """
     ranked, reasons = list[tuple[int, str]](), list[str]()
     for name in ENGINES.names():

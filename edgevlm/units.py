@@ -28,8 +28,8 @@ def parse_bytes(text: str) -> int:
 def spell_bytes(size: int) -> str:
     """64_000_000 -> `64MB`: what `parse_bytes` reads, in the largest unit that divides the size."""
     units = {"GB": 10**9, "MB": MB, "kB": 10**3, "": 1}
-    whole = operator.index(size)
-    return next(f"{whole // unit}{name}" for name, unit in units.items() if whole % unit == 0)
+    count = operator.index(size)
+    return next(f"{count // unit}{name}" for name, unit in units.items() if count % unit == 0)
 
 
 def megabytes(size: float, unit: str = " MB") -> str:

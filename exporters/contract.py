@@ -1,10 +1,10 @@
-"""What a target of an export is: the value `TARGET` of each `to_<name>/target.py`.
+"""The contract of an export target: the value `TARGET` of each `to_<name>/target.py`.
 
-    traced functions of one signature -> `lower` -> what its blocks share
-    that, a block and its weights     -> `write` -> the block's files
+    traced functions of one signature          -> `lower` -> a form shared by its blocks
+    that form, a block and the block's weights -> `write` -> the block's files
 
-A target says what differs from the defaults here; generic code asks for nothing else. The summary,
-the schemes and the bytes are known without tracing anything, so a plan is made with them.
+A target overrides the defaults here; generic code reads these attributes alone. The summary, the
+schemes and the sizes in bytes are known without a trace, so plans use them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
-TABLE_FILE = "table.bin"  # the embedding table: of every target, in one format
+TABLE_FILE = "table.bin"  # the embedding table; its format is the same for every target
 
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """How a block is lowered: the scheme of its stage, and the backend ("" where there is one)."""
+    """How a block is lowered: the scheme of its stage, and the backend ("" without a choice)."""
 
     scheme: str
     backend: str = ""
@@ -35,7 +35,7 @@ class TargetOptions:
 
 @dataclass(frozen=True)
 class SharedMatrix:
-    """Where a block's only matrix lies already: a tied head's rows in the embedding table.
+    """Place of a block's only matrix in another file: a tied head's rows in the embedding table.
 
     Attributes:
         file: Name in the block's folder.
@@ -70,18 +70,18 @@ class Target:
     Attributes:
         summary: One line for `edgevlm targets`.
         schemes: Quantization schemes, the most exact one first; the last has the smallest table.
-        requires: Versions that a device must offer.
-        weight_suffixes: Ends of the names of files that are mostly weights, beside the table.
-        lower: Traced functions of one signature by name, a block of it, options -> what `write`
-            takes for every block of the signature. Raises ExportError.
-        write: That, the block, its weights by traced name, an existing folder, and where its only
-            matrix lies already, or None -> the block's functions with their files, names relative
-            to the folder. Raises ExportError.
-        kv_form: Form of the KV cache, see `plan.KVCache`.
-        kv_dtype: Its dtype.
-        calibrated: Schemes that round by what pictures gave.
-        refused: Schemes that do not pay, with what was measured.
-        unpacked: Schemes whose weights are float32 again in memory.
+        requires: Versions of runtimes and formats that a device must offer.
+        weight_suffixes: Suffixes of the files that hold mostly weights, beside the table.
+        lower: (traced functions of one signature by name, a block of it, options) -> the lowered
+            form that `write` takes for every block of the signature. Raises ExportError.
+        write: (lowered form, block, its weights by traced name, existing folder, place of its only
+            matrix in another file or None) -> the block's functions with their files, relative to
+            the folder. Raises ExportError.
+        kv_form: Form of the KV cache, see `bundle.host.KVCache`.
+        kv_dtype: Dtype of the KV cache.
+        calibrated: Schemes with static scales, found by calibration.
+        refused: Schemes without a benefit, with the measurement that shows it.
+        unpacked: Schemes whose weights are float32 in memory.
         backends: Schemes of each backend, for targets with several; the first is the default.
         table_format: Scheme -> format of the embedding table, for `Embedding.dtype`.
         matrix_bytes: Rows, columns, scheme, stage -> bytes of a linear layer's matrix.
@@ -107,13 +107,13 @@ class Target:
     number_bytes: Callable[[str], int] = float32_number
 
     def weights_bytes(self, files: Iterable[FileEntry]) -> int:
-        """Bytes of the files that are mostly weights, among those of a bundle."""
+        """Bytes of those files of a bundle that hold mostly weights."""
         ends = (*self.weight_suffixes, TABLE_FILE)
         return sum(file.bytes for file in files if file.path.endswith(ends))
 
-    def backend(self, asked: str | None) -> str:
-        """The backend that is asked for, else the first; "" where there is nothing to choose."""
-        return asked or next(iter(self.backends), "")
+    def backend(self, requested: str | None) -> str:
+        """The requested backend, else the first; "" for a target without backends."""
+        return requested or next(iter(self.backends), "")
 
     def schemes_of(self, backend: str) -> tuple[str, ...]:
         """The schemes that a backend takes."""
@@ -124,8 +124,8 @@ def find_target(name: str) -> Target:
     """The target called `name`.
 
     Raises:
-        RecipeError: If there is none; the message has the nearest name.
+        RecipeError: If no target has this name; the message has the nearest name.
         RuntimeLoadError: If a library that it needs is missing; the message has the extra.
     """
-    found: Target = TARGETS.load(name).TARGET
-    return found
+    target: Target = TARGETS.load(name).TARGET
+    return target

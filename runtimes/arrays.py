@@ -1,4 +1,4 @@
-"""Arrays of the host that an engine is given."""
+"""Host arrays that are bound to the functions of an engine."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Array = NDArray[Any]
 
 
 def check_arrays(block: str, function: Function, arrays: Mapping[str, Array]) -> None:
-    """Refuse arrays that a function's inputs and outputs cannot be bound to.
+    """Check that arrays can be bound to a function's inputs and outputs.
 
     Raises:
-        RuntimeLoadError: If an array is missing or has another shape or dtype.
+        RuntimeLoadError: If an array is missing, not contiguous, or has another shape or dtype.
     """
     for spec in (*function.inputs, *function.outputs):
         array = arrays.get(spec.name)
@@ -29,6 +29,6 @@ def check_arrays(block: str, function: Function, arrays: Mapping[str, Array]) ->
         ):
             got = "none" if array is None else f"{array.dtype} {list(array.shape)}"
             raise RuntimeLoadError(
-                f"{block}.{function.name}: '{spec.name}' must be {spec.dtype} {list(spec.shape)}"
-                f" in one piece, got {got}"
+                f"{block}.{function.name}: '{spec.name}' must be a contiguous array of"
+                f" {spec.dtype} {list(spec.shape)}, got {got}"
             )

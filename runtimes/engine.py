@@ -1,12 +1,12 @@
 """Blocks of a bundle as engines and loops see them.
 
     Engine   the class `Engine` of each `on_<name>`: bind, load, run, unload
-    Blocks   what a loop asks for: `residency.ResidentBlocks`, or `StreamedBlocks` within a budget
+    Blocks   the interface of loops: `residency.ResidentBlocks`, or `StreamedBlocks` with a budget
 
-A function's inputs and outputs are numpy arrays of the host. An engine with memory of its own that
-the host can address says so in `buffers`; one whose memory the host cannot address copies in `run`
-and `sync`, as `on_coreml` does with its states. (Calls for copies of their own, `upload` and
-`download`, come with the first engine that gains by them.)
+A function's inputs and outputs are numpy arrays of the host. An engine whose own memory the host
+can address offers it in `buffers`; an engine whose memory the host cannot address copies in `run`
+and `sync`, as `on_coreml` does with its states. (Separate calls for copies, `upload` and
+`download`, will be added with the first engine that needs them.)
 """
 
 from __future__ import annotations
@@ -24,27 +24,26 @@ from edgevlm.runtimes.arrays import Array, check_arrays
 from edgevlm.runtimes.inspection import Inspection
 
 Key = tuple[str, str]  # block, function
-PRIVATE = "private"  # the load mode of every engine: what is loaded belongs to one function
+PRIVATE = "private"  # the load mode of every engine: each function has its own weights
 
 
 class Engine(ABC):
     """Loads blocks of one bundle, and runs their functions over arrays.
 
-    An engine says what differs from the defaults here; generic code asks for nothing else. What is
-    known without a bundle is known without the engine's library too: a main file imports it when it
-    is used.
+    An engine overrides the defaults here; generic code uses these members alone. The class methods
+    work without the engine's library, so an engine imports it at first use.
 
     Attributes:
-        name: As on the command line.
+        name: Its name on the command line.
         targets: Targets whose bundles it runs.
-        rank: Of the engines that run a target here, the one of the highest rank is the default.
-        budgets: Whether functions can come and go one by one.
-        resident_mode: The load mode for a block that stays, where memory is no matter.
-        inspects_pictures: Whether `inspect` has a use for pictures.
-        threads: Threads of a run; None where the engine does not say.
-        parallel_loads: Threads that may load at a time.
-        compile_ms: By block, what was made once on this machine before it could be loaded.
-        largest: By function and kind of operation, the largest number that was rounded to float16.
+        rank: The default is the engine of highest rank among those that run a target here.
+        budgets: Whether functions can be loaded and unloaded one by one, as a budget needs.
+        resident_mode: The load mode of resident blocks without a budget.
+        inspects_pictures: Whether `inspect` uses pictures.
+        threads: Threads of a run; None if the engine does not report them.
+        parallel_loads: Loads that may run in parallel.
+        compile_ms: By block, time of its one-time compilation on this machine.
+        largest: By function and kind of operation, the largest value rounded to float16.
     """
 
     name: ClassVar[str]
@@ -63,11 +62,11 @@ class Engine(ABC):
     @classmethod
     @abstractmethod
     def summary(cls) -> str:
-        """One line with its release; asked where it can run."""
+        """One line with its release; called only if it is available."""
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """Why it cannot run here, in one line; None where it can."""
+        """The reason why it cannot run here, in one line; None if it can."""
         return None
 
     @classmethod
@@ -77,12 +76,12 @@ class Engine(ABC):
 
     @classmethod
     def inspect(cls, bundle: Bundle, pictures: Sequence[Path], prompt: str) -> Inspection:
-        """What can be said of a bundle of its targets, also where it cannot run.
+        """Report on a bundle of its targets, also where the engine cannot run.
 
         Args:
             bundle: The bundle.
-            pictures: To be run, one after another, by an engine that `inspects_pictures`.
-            prompt: What is asked about each.
+            pictures: Images to run one by one, for an engine that `inspects_pictures`.
+            prompt: The question about each image.
 
         Raises:
             EdgeVLMError: If a file or a picture cannot be read.
@@ -92,9 +91,9 @@ class Engine(ABC):
     def buffers(self, block: str, function: str) -> Mapping[str, Array]:
         """Arrays of the engine's own for tensors of a function; the host makes all others.
 
-        They are asked for where the host would make an array between blocks. What one block gives
-        and the next takes is one array, that of the block that gives it. The cache and the logits
-        are the host's.
+        The host asks for them where it would allocate an array between blocks. An output and the
+        next block's input share one array, that of the output. The cache and the logits belong to
+        the host.
         """
         return {}
 
@@ -112,16 +111,16 @@ class Engine(ABC):
         return (PRIVATE,)
 
     def prepare(self, block: str, function: str, mode: str) -> None:
-        """Do once what loads of this mode need; it takes memory that is not given back."""
+        """One-time preparation for loads of this mode; its memory is not freed."""
         return
 
     @abstractmethod
     def load(self, block: str, function: str | None = None, mode: str = PRIVATE) -> None:
-        """Load a block, or a function of it; nothing happens if it is loaded.
+        """Load a block, or a function of it; no effect if it is loaded.
 
         Raises:
             BundleError: If a file was changed.
-            RuntimeLoadError: If the engine refuses the artifact.
+            RuntimeLoadError: If the engine cannot load the artifact.
         """
 
     @abstractmethod
@@ -129,60 +128,60 @@ class Engine(ABC):
         """Run a loaded function over its bound arrays.
 
         Raises:
-            RuntimeLoadError: If it cannot be run.
+            RuntimeLoadError: If the run fails.
         """
 
     def sync(self, block: str) -> None:
-        """Bring the host's arrays of a block's cache up to date."""
+        """Copy a block's cache to the host's arrays, where the engine keeps it elsewhere."""
         return
 
     @abstractmethod
     def unload(self, block: str, function: str | None = None) -> None:
-        """Give the memory of a block, or of a function of it, back."""
+        """Free the memory of a block, or of a function of it."""
 
     def operators(self, calls: Mapping[Key, int]) -> OperatorReport | str:
-        """Where operators run and what each takes, or why that is not known.
+        """Device and time of each operator, or the reason why they are not known.
 
         Args:
-            calls: How often one answer runs each function; its arrays have what that left.
+            calls: Runs of each function in one answer; bound arrays hold the last answer's values.
 
         Raises:
-            EdgeVLMError: If they cannot be found out.
+            EdgeVLMError: If they cannot be measured.
         """
         return f"engine '{self.name}' reports no operators"
 
 
 class Blocks(Protocol):
-    """What a loop asks for: bind everything, open, then run in the order of the plan's passes."""
+    """The interface of loops: bind everything, open, then run in the order of the plan's passes."""
 
     engine: Engine
     loads: int
-    keeps_all: bool  # whether every function is in memory
+    keeps_all: bool  # whether every function stays in memory
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
         """Fix the arrays of a function."""
 
     def open(self) -> None:
-        """All functions are bound: load what has to be there."""
+        """Load resident blocks; called once all functions are bound."""
 
     def expect(self, pass_name: str, count: int | None) -> None:
-        """So many passes of this name follow; None is as many as come.
+        """Announce `count` passes of this name; None is an unknown number.
 
-        It is a hint for what to load: steps of a pass may be left out, and other ones may come.
+        It is a hint for loading: steps of a pass may be skipped, and other passes may follow.
         """
 
     def run(self, block: str, function: str) -> None:
-        """Run a function, loaded or not."""
+        """Run a function, after loading it if it is not in memory."""
 
 
 def find_engine(name: str) -> type[Engine]:
     """The engine called `name`.
 
     Raises:
-        RecipeError: If there is none; the message has the nearest name.
+        RecipeError: If no engine has this name; the message has the nearest name.
         RuntimeLoadError: If it cannot run here.
     """
-    found: type[Engine] = ENGINES.load(name).Engine
-    if (reason := found.unavailable()) is not None:
+    engine: type[Engine] = ENGINES.load(name).Engine
+    if (reason := engine.unavailable()) is not None:
         raise RuntimeLoadError(reason)
-    return found
+    return engine

@@ -1,4 +1,4 @@
-"""What an engine says of a bundle that it does not run: numbers for programs, tables for people."""
+"""An engine's report on a bundle: a document for programs, tables for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under heads, with a line above and one below."""
+    """Rows under heads, with a title above and a note below."""
 
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -18,9 +18,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Keys of the document of `edgevlm inspect`, and the same as tables.
+    """Keys of the document of `edgevlm inspect`, and the same values as tables.
 
-    `not_measured` says why a key is not there.
+    `not_measured` has the reason for each missing key.
     """
 
     document: dict[str, Any] = field(default_factory=dict)

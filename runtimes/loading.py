@@ -4,8 +4,9 @@
 
 Each kind of bundle names its loop (`LOOP`), a module of `runtimes.loops` with two names:
 
-    open_loop(bundle, blocks)   the loop; it binds its arrays, then opens the blocks
-    bind_arrays(plan, blocks)   makes the arrays between blocks, and binds each function to them
+    open_loop                   the class of the loop (`loops.contract.Loop`), built from a bundle
+                                and its blocks; it binds its arrays, then opens the blocks
+    bind_arrays(plan, blocks)   allocates the arrays between blocks, and binds each function
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
@@ -23,11 +24,9 @@ from edgevlm.errors import RuntimeLoadError
 from edgevlm.registry import KINDS, engine_for
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks, Engine, find_engine
+from edgevlm.runtimes.loops.contract import Loop
 from edgevlm.runtimes.residency.resident import ResidentBlocks
 from edgevlm.units import parse_bytes
-
-if TYPE_CHECKING:
-    from edgevlm.runtimes.loops.text import TextLoop
 
 
 def load_loop(
@@ -36,20 +35,20 @@ def load_loop(
     threads: int | None = None,
     memory: int | str | None = None,
     progress: Callable[[str], None] = lambda _: None,
-) -> TextLoop:
-    """Open a bundle and load its blocks, for who calls the steps of its loop one by one.
+) -> Loop:
+    """Open a bundle and load its blocks, for callers that use the loop's steps directly.
 
     Args:
         path: The bundle.
-        engine: Name of an engine; None takes the one of the highest rank.
-        threads: Threads of the engine; None takes all cores.
-        memory: Most bytes that this process may take, or a text such as `300MB`; None keeps every
-            block in memory.
-        progress: Called with each step that takes long.
+        engine: Name of an engine; None selects the one of highest rank for the target.
+        threads: Threads of the engine; None uses all cores.
+        memory: Memory budget of this process in bytes, or a text such as `300MB`; None keeps
+            every block in memory.
+        progress: Called at the start of each slow step.
 
     Raises:
         BundleError: If the bundle is damaged.
-        PlanError: If `memory` is too little; the message says how much would do.
+        PlanError: If `memory` is too small; the message has the smallest budget.
         RuntimeLoadError: If no engine can run it.
     """
     bundle = Bundle.open(path)
@@ -57,8 +56,8 @@ def load_loop(
     kind = find_engine(engine or engine_for(target))
     if target not in kind.targets:
         raise RuntimeLoadError(
-            f"engine '{kind.name}' does not run target '{target}'; it runs: "
-            + ", ".join(kind.targets)
+            f"engine '{kind.name}' does not run target '{target}'; it runs:"
+            f" {', '.join(kind.targets) or 'none'}"
         )
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
     return open_loop(bundle, make_blocks(bundle, kind(bundle, threads), budget, progress))
@@ -70,15 +69,17 @@ def make_blocks(
     budget_bytes: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Blocks:
-    """The blocks of a bundle: all in memory, or as many as a budget of the process allows.
+    """The blocks of a bundle: all in memory, or as many as a budget for the process allows.
 
     Raises:
-        RuntimeLoadError: If there is a budget, and the engine keeps to none.
+        RuntimeLoadError: If there is a budget, and the engine does not support budgets.
     """
     if budget_bytes is None:
         return ResidentBlocks(bundle.plan, engine)
     if not engine.budgets:
-        raise RuntimeLoadError(f"engine '{engine.name}' keeps to no budget; leave out --memory")
+        raise RuntimeLoadError(
+            f"engine '{engine.name}' does not support memory budgets; leave out --memory"
+        )
     from edgevlm.runtimes.residency.measure import measured
     from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
@@ -86,24 +87,29 @@ def make_blocks(
     return StreamedBlocks(bundle.plan, engine, timings, budget_bytes)
 
 
-def open_loop(bundle: Bundle, blocks: Blocks) -> TextLoop:
+def loop_class(plan: Plan[Any]) -> type[Loop]:
+    """The class of the loop of a plan's kind."""
+    found: type[Loop] = _module(plan).open_loop
+    return found
+
+
+def open_loop(bundle: Bundle, blocks: Blocks) -> Loop:
     """The loop of a bundle's kind over its blocks.
 
     Raises:
         PlanError: If the blocks have a budget that is too small.
     """
-    loop: TextLoop = _module(bundle.plan).open_loop(bundle, blocks)
-    return loop
+    return loop_class(bundle.plan)(bundle, blocks)
 
 
 def bind_arrays(plan: Plan[Any], engine: Engine) -> None:
-    """Bind every function to arrays, without a loop: for who runs functions one by one."""
+    """Bind every function to arrays without a loop, to run functions one by one."""
     _module(plan).bind_arrays(plan, _Touching(engine))
 
 
 @dataclass(frozen=True)
 class _Touching:
-    """An engine that touches the pages of arrays when they are bound, so that no run has to."""
+    """Binds arrays to an engine after touching their pages, so that no run has page faults."""
 
     engine: Engine
 

@@ -1,13 +1,13 @@
-"""Core ML itself, on a Mac: the kernels of its CPU, GPU and Neural Engine.
+"""Core ML on a Mac: the kernels of its CPU, GPU and Neural Engine.
 
-    package -> compiled once, kept in the cache folder by its files' hashes -> models -> states
+    package -> compiled once into the cache folder, named by its files' hashes -> models -> states
 
 A block's functions are models of one compiled package and use one state. The host's arrays of a
 cache are a copy of that state: it is filled from them before the first run, and they are brought up
 to date by `sync` and by `unload`.
 
-What was checked where there is no Mac: the calls, against coremltools 9.0's own signatures and a
-stand-in that executes the packages (`on_coreml_reference`). On a Mac it was never run.
+NOT TESTED ON A MAC. The calls were tested against coremltools 9.0's own signatures and a stand-in
+that executes the packages (`on_coreml_reference`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from edgevlm.bundle.cache import made_once, making_ms
+from edgevlm.bundle.cache import build_ms, build_once
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Block
 from edgevlm.errors import RuntimeLoadError
@@ -31,7 +31,7 @@ from edgevlm.runtimes import engine
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.inspection import Inspection, Table
 
-UNITS = {"reduce": "CPU_ONLY"}  # all others may go anywhere; see docs/bundle.md
+UNITS = {"reduce": "CPU_ONLY"}  # other stages may use any unit; see docs/bundle.md
 DEVICES = {
     "MLCPUComputeDevice": "cpu",
     "MLGPUComputeDevice": "gpu",
@@ -43,7 +43,7 @@ MISSING = needs("engine 'coreml'", "coremltools", "coreml")
 class Engine(engine.Engine):
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns.
 
-    Core ML chooses its threads itself; `compile_ms` is what compiling a block took, once.
+    Core ML chooses its threads itself; `compile_ms` is the time of compiling a block, once.
     """
 
     name, targets, rank = "coreml", ("coreml",), 20
@@ -60,17 +60,17 @@ class Engine(engine.Engine):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """Another system, or what is missing."""
+        """The reason: another system, or a missing library."""
         if platform.system() != "Darwin":
             return (
-                f"engine 'coreml' is Apple's own and needs macOS 15, this is {platform.system()};"
-                " engine 'coreml-reference' executes the same programs here"
+                f"engine 'coreml' needs macOS 15, this is {platform.system()}; engine"
+                " 'coreml-reference' executes the same programs here"
             )
         return None if importlib.util.find_spec("coremltools") else MISSING
 
     @classmethod
     def inspect(cls, bundle: Bundle, pictures: Sequence[Path], prompt: str) -> Inspection:
-        """Where this Mac would run the operations; the reason elsewhere."""
+        """Devices of the operations on this Mac; elsewhere the reason why they are unknown."""
         if (reason := cls.unavailable()) is not None:
             return Inspection(not_measured={"placement": reason})
         placed = placement(bundle)
@@ -80,45 +80,45 @@ class Engine(engine.Engine):
         return Inspection({"placement": placed}, (Table(heads, rows, title),))
 
     def load(self, block: str, function: str | None = None, mode: str = engine.PRIVATE) -> None:
-        """Open all models of a block; nothing happens if they are open.
+        """Open all models of a block; no effect if they are open.
 
         Raises:
             BundleError: If a file was changed.
-            RuntimeLoadError: If Core ML refuses the package.
+            RuntimeLoadError: If Core ML cannot load the package.
         """
         if any(name == block for name, _ in self._models):
             return
         planned = self.bundle.plan.block(block)
         folder, units = compiled(self.bundle, planned), _units(planned)
-        self.compile_ms[block] = making_ms(folder)
-        for wanted in planned.functions:
+        self.compile_ms[block] = build_ms(folder)
+        for spec in planned.functions:
             try:
-                model = _library().models.CompiledMLModel(str(folder), units, wanted.name)
+                model = _library().models.CompiledMLModel(str(folder), units, spec.name)
             except Exception as cause:
                 line = first_line(cause)
-                raise RuntimeLoadError(f"{block}.{wanted.name} does not load: {line}") from cause
-            self._models[block, wanted.name] = model
+                raise RuntimeLoadError(f"{block}.{spec.name} does not load: {line}") from cause
+            self._models[block, spec.name] = model
 
     def run(self, block: str, function: str) -> None:
         """Run a loaded function over its bound arrays.
 
         Raises:
-            RuntimeLoadError: If Core ML cannot run it.
+            RuntimeLoadError: If the run fails.
         """
         model, arrays = self._models[block, function], self.arrays[block, function]
-        made = self.bundle.plan.block(block).function(function)
-        given = {tensor.name: arrays[tensor.name] for tensor in made.fed}
+        planned = self.bundle.plan.block(block).function(function)
+        inputs = {tensor.name: arrays[tensor.name] for tensor in planned.fed}
         try:
-            if block not in self._states and len(given) < len(made.inputs):
+            if block not in self._states and len(inputs) < len(planned.inputs):
                 self._states[block] = model.make_state()
                 for name, array in self._caches(block).items():
                     self._states[block].write_state(name, array.astype(np.float16))
-            found = model.predict(given, self._states.get(block))
+            outputs = model.predict(inputs, self._states.get(block))
         except Exception as cause:
             line = first_line(cause)
             raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
-        for tensor in made.results:
-            arrays[tensor.name][:] = found[tensor.name]
+        for tensor in planned.results:
+            arrays[tensor.name][:] = outputs[tensor.name]
 
     def sync(self, block: str) -> None:
         """Copy a block's state to the arrays of the host's cache."""
@@ -127,7 +127,7 @@ class Engine(engine.Engine):
                 array[:] = self._states[block].read_state(name)
 
     def unload(self, block: str, function: str | None = None) -> None:
-        """Give the block's memory back; the host's arrays keep its cache."""
+        """Free the block's memory; the host's arrays keep its cache."""
         self.sync(block)
         self._states.pop(block, None)
         for key in [key for key in self._models if key[0] == block]:
@@ -144,7 +144,7 @@ class Engine(engine.Engine):
 
 
 def compiled(bundle: Bundle, block: Block) -> Path:
-    """The block's package as Core ML loads it; made once, then found by its files' hashes.
+    """The block's package, compiled; built once and cached by its files' hashes.
 
     Raises:
         BundleError: If a file was changed.
@@ -162,15 +162,15 @@ def compiled(bundle: Bundle, block: Block) -> Path:
             line = first_line(cause)
             raise RuntimeLoadError(f"{block.name} does not compile: {line}") from cause
 
-    return made_once("coreml", "\n".join(sorted(hashes)), make, ".mlmodelc")
+    return build_once("coreml", "\n".join(sorted(hashes)), make, ".mlmodelc")
 
 
 def placement(bundle: Bundle) -> dict[str, dict[str, int]]:
-    """For each `block.function`: how many operations Core ML would run on which device.
+    """For each `block.function`, the number of operations that Core ML would run on each device.
 
-    Functions whose plan Core ML does not tell are left out.
+    Functions without a compute plan are left out.
     """
-    found = {}
+    placements = {}
     for block in bundle.plan.blocks:
         path = str(compiled(bundle, block))
         plan = _library().models.compute_plan.MLComputePlan.load_from_path(path, _units(block))
@@ -181,8 +181,8 @@ def placement(bundle: Bundle) -> dict[str, dict[str, int]]:
             devices = [type(u.preferred_compute_device).__name__ for u in usages if u is not None]
             if devices:
                 counts = Counter(DEVICES[device] for device in devices)
-                found[f"{block.name}.{name}"] = dict(sorted(counts.items()))
-    return found
+                placements[f"{block.name}.{name}"] = dict(sorted(counts.items()))
+    return placements
 
 
 def _units(block: Block) -> Any:

@@ -1,7 +1,7 @@
-"""No compute: loads and runs take the times that they are said to, and their bytes are counted.
+"""No compute: loads and runs wait for given times, and their bytes are counted.
 
-For trying schedules: what `schedule.replay` predicts, `StreamedBlocks` does with this engine, in
-threads and with real waiting.
+It tests schedules: `StreamedBlocks` executes with this engine, in threads and in real time, what
+`schedule.replay` predicts.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class Engine(engine.Engine):
     """Holds bytes and waits.
 
     Attributes:
-        bytes: Of what is loaded or being loaded.
-        most_bytes: The highest that `bytes` has been.
+        bytes: Bytes of functions that are loaded or being loaded.
+        most_bytes: Peak of `bytes`.
         runs: Every run, in order.
     """
 
-    name, budgets = "null", True  # of no target: never chosen for a bundle
+    name, budgets = "null", True  # without a target it is never chosen for a bundle
 
     def __init__(self, timings: Timings, speed: float = 1.0) -> None:
         """`speed` 10 makes 10 ms of a timing take 1 ms; 0 waits for nothing."""
@@ -38,14 +38,14 @@ class Engine(engine.Engine):
 
     @classmethod
     def summary(cls) -> str:
-        """What it is for."""
-        return "no compute: carries schedules out, to count bytes and loads"
+        """Its purpose."""
+        return "no compute: executes schedules to count bytes and loads"
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def load(self, block: str, function: str | None = None, mode: str = engine.PRIVATE) -> None:
-        """Take the bytes at once, and the time."""
+        """Count the bytes at once, then wait."""
         timing = self._timing(block, function)
         with self._counting:
             if (block, timing.function) in self.resident:
@@ -56,7 +56,7 @@ class Engine(engine.Engine):
         self.resident.add((block, timing.function))
 
     def run(self, block: str, function: str) -> None:
-        """Take the time.
+        """Wait for the run time.
 
         Raises:
             RuntimeLoadError: If the function is not loaded.
@@ -67,7 +67,7 @@ class Engine(engine.Engine):
         self.runs.append((block, function))
 
     def unload(self, block: str, function: str | None = None) -> None:
-        """Give the bytes back."""
+        """Subtract the bytes."""
         timing = self._timing(block, function)
         with self._counting:
             self.resident.remove((block, timing.function))

@@ -5,6 +5,7 @@
 The folder has the published architecture at its true size (or a tiny one of the same family), a
 byte-level BPE tokenizer trained on the spot on the text of Python's standard library, and the
 family's image processor and chat template. It answers nonsense, at the speed of the real one.
+SigLIP, SigLIP 2 and CLIP have no chat template: they give embeddings of images and of texts.
 
 Weights. A tensor is drawn from normal(0, std) by a generator seeded with `seed` and its name, so
 neither the order nor the number of tensors matters. `std` is gain / sqrt(fan_in), gains in `GAINS`:
@@ -16,6 +17,8 @@ neither the order nor the number of tensors matters. `std` is gain / sqrt(fan_in
 - the text embedding has std 1, the connector's output too: visual tokens are as loud as words.
 - norms are 1, but the last norm of the text model is -1: a head tied to the embedding then pushes
   down the token just read, which it would repeat for ever otherwise. Biases have std 0.1.
+- the factor and the shift of SigLIP's and CLIP's likenesses are 10 and -1, so that scores of random
+  embeddings are neither 0 nor 1.
 - rows of special tokens are 1/4 as long and rows past the tokenizer 0: greedy text has words, and
   almost never ends by itself.
 
@@ -39,15 +42,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForImageTextToText
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 GAINS = {"q_proj": 1.4, "k_proj": 1.4, "v_proj": 1.5, "o_proj": 1.5, "out_proj": 1.5,
          "gate_proj": 1.5, "up_proj": 1.0, "down_proj": 1.0, "fc1": 1.5, "fc2": 1.0,
          "patch_embedding": 3.0, "modality_projection": 1.0,
-         "linear_1": 1.5, "linear_2": 1.0}  # fmt: skip
+         "linear_1": 1.5, "linear_2": 1.0, "in_proj_weight": 1.5, "head": 1.0,
+         "visual_projection": 1.0, "text_projection": 1.0}  # fmt: skip
 ABSOLUTE_STD = {"embed_tokens": 1.0, "lm_head": 1.0, "position_embedding": 0.5,
-                "class_embedding": 0.5, "image_newline": 1.0, "bias": 0.1}  # fmt: skip
+                "class_embedding": 0.5, "image_newline": 1.0, "bias": 0.1, "token_embedding": 1.0,
+                "probe": 1.0, "in_proj_bias": 0.1}  # fmt: skip
+CONSTANTS = {"logit_scale": math.log(10), "logit_bias": -1.0}
 CHUNK = 1 << 22  # numbers drawn at a time: 16 MB, whatever the size of the tensor
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
@@ -66,6 +81,10 @@ QWEN2_TEXT = dict(model_type="qwen2", vocab_size=152000, hidden_act="silu", rms_
     max_position_embeddings=32768, rope_theta=1000000.0, tie_word_embeddings=True,
     bos_token_id=151643, eos_token_id=151645)  # fmt: skip
 LLAMA_TEXT = SMOLVLM_TEXT | dict(max_position_embeddings=4096, tie_word_embeddings=False)
+BASE = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+TINY_WORDS = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+    vocab_size=1024, max_position_embeddings=16)  # fmt: skip
+SIGLIP_IDS = dict(pad_token_id=0, eos_token_id=1, bos_token_id=2)
 
 PRESETS = {
     "smolvlm-256m": dict(family="smolvlm", dtype="bfloat16", scale_factor=4, vision=SMOLVLM_VISION,
@@ -88,7 +107,24 @@ PRESETS = {
         vision=TINY_VISION | TINY_CLIP, text=LLAMA_TEXT | TINY_TEXT),
     "tiny-idefics3": dict(family="idefics3", dtype="float32", scale_factor=2,
         vision=TINY_VISION | dict(image_size=128, patch_size=8), text=SMOLVLM_TEXT | TINY_TEXT),
+    "siglip2-base-patch16-224": dict(family="siglip", dtype="bfloat16",
+        vision=BASE | dict(image_size=224, patch_size=16, hidden_act="gelu_pytorch_tanh"),
+        text=BASE | SIGLIP_IDS | dict(vocab_size=256000, max_position_embeddings=64,
+            hidden_act="gelu_pytorch_tanh")),
+    "clip-vit-base-patch32": dict(family="clip", dtype="bfloat16", projection_dim=512,
+        vision=BASE | dict(image_size=224, patch_size=32, hidden_act="quick_gelu"),
+        text=dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=12,
+            num_attention_heads=8, vocab_size=49408, max_position_embeddings=77,
+            hidden_act="quick_gelu")),
+    "tiny-siglip": dict(family="siglip", dtype="float32",
+        vision=TINY_VISION | dict(image_size=64, patch_size=8), text=TINY_WORDS | SIGLIP_IDS),
+    "tiny-siglip2": dict(family="siglip2", dtype="float32", max_num_patches=64,
+        vision=TINY_VISION | dict(patch_size=8, num_patches=16), text=TINY_WORDS | SIGLIP_IDS),
+    "tiny-clip": dict(family="clip", dtype="float32", projection_dim=32,
+        vision=TINY_VISION | dict(image_size=56, patch_size=8, hidden_act="quick_gelu"),
+        text=TINY_WORDS | dict(hidden_size=48, hidden_act="quick_gelu")),
 }  # fmt: skip
+EMBEDDERS = {"siglip": "Siglip", "siglip2": "Siglip2", "clip": "CLIP"}
 CLASSES = {"smolvlm": "SmolVLM", "idefics3": "Idefics3",
            "llava_onevision": "LlavaOnevision", "llava_next": "LlavaNext"}  # fmt: skip
 
@@ -127,11 +163,17 @@ LLAVA_NEXT_CHAT = MESSAGES + """\
     {%- endfor %}
 {%- endfor %}
 {{- 'ASSISTANT:' if add_generation_prompt else '' }}"""  # fmt: skip
+SIGLIP_SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
+CLIP_SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 CHATS = {"llava_onevision": LLAVA_ONEVISION_CHAT, "llava_next": LLAVA_NEXT_CHAT}
 
 # GPT-2's way to cut words, as Qwen2 has it: digits one by one, at most one mark before a word.
 QWEN2_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
                r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")  # fmt: skip
+
+# CLIP's way: letters, single digits, runs of marks; blanks are left out.
+CLIP_WORDS = (r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]"
+              r"|[^\s\p{L}\p{N}]+")  # fmt: skip
 
 
 def make_checkpoint(like: str, out: Path, seed: int = 0, force: bool = False) -> Path:
@@ -146,12 +188,15 @@ def make_checkpoint(like: str, out: Path, seed: int = 0, force: bool = False) ->
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    tokenizer = train_tokenizer(preset)
-    config = model_config(preset, tokenizer)
+    embedder = preset["family"] in EMBEDDERS
+    tokenizer = train_words(preset) if embedder else train_tokenizer(preset)
+    config = embedder_config(preset, tokenizer) if embedder else model_config(preset, tokenizer)
     tokenizer.save(str(partial / "tokenizer.json"))
-    for name, content in {"config.json": config, **small_files(preset, config)}.items():
+    files = embedder_files(preset) if embedder else small_files(preset, config)
+    for name, content in {"config.json": config, **files}.items():
         write_json(partial / name, content)
-    (partial / "chat_template.jinja").write_text(CHATS.get(preset["family"], SMOLVLM_CHAT))
+    if not embedder:
+        (partial / "chat_template.jinja").write_text(CHATS.get(preset["family"], SMOLVLM_CHAT))
     write_weights(partial / "model.safetensors", config, tokenizer, seed)
     if out.exists():
         shutil.rmtree(out)
@@ -177,16 +222,12 @@ def train_tokenizer(preset: dict) -> Tokenizer:
         first = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
         last = [*SMOLVLM_SPECIAL, *reserved, "<end_of_utterance>"]
     words = vocab_size - len(last) if tiny or first else 151643
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    patterns = ["pydoc_data/*.py"] if tiny else ["*.py", "[a-z]*/*.py"]
-    files = [file for pattern in patterns for file in sorted(stdlib.glob(pattern))]
-    files = [file for file in files if file.parent.name != "site-packages"]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=bool(first))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        (file.read_text(encoding="utf-8", errors="ignore") for file in files),
+        texts(tiny),
         trainers.BpeTrainer(vocab_size=words, special_tokens=first, min_frequency=1,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
     )  # fmt: skip
@@ -199,6 +240,120 @@ def train_tokenizer(preset: dict) -> Tokenizer:
         start = [("<s>", first.index("<s>"))]
         tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=start)
     return tokenizer
+
+
+def texts(tiny: bool) -> Iterator[str]:
+    """The files of Python's standard library, or a few of them."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    for pattern in ["pydoc_data/*.py"] if tiny else ["*.py", "[a-z]*/*.py"]:
+        for file in sorted(stdlib.glob(pattern)):
+            if file.parent.name != "site-packages":
+                yield file.read_text(encoding="utf-8", errors="ignore")
+
+
+def train_words(preset: dict) -> Tokenizer:
+    """Train the tokenizer of an encoder of texts, built as the published ones.
+
+    CLIP: bytes, lower case, the end of a word marked, <|startoftext|> and <|endoftext|> around a
+    text. SigLIP 2: Gemma's, letters with bytes for what is unknown, blanks as marks, <eos> after a
+    text; `tiny-siglip` also has SigLIP's lower case without punctuation.
+    """
+    size, tiny = preset["text"]["vocab_size"], preset["dtype"] == "float32"
+    if clip := preset["family"] == "clip":
+        first, last, suffix = [], CLIP_SPECIAL, "</w>"
+        cut = pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True)
+        cut = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        blank = normalizers.Replace(Regex(r"\s+"), " ")
+        clean = normalizers.Sequence([normalizers.NFC(), blank, normalizers.Lowercase()])
+    else:
+        first, last, suffix = SIGLIP_SPECIAL + [f"<0x{i:02X}>" for i in range(256)], [], ""
+        cut = pre_tokenizers.Metaspace(prepend_scheme="never")
+        clean = normalizers.Replace(" ", "▁")
+        if preset["family"] == "siglip" and tiny:
+            marks = normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), "")
+            strip = normalizers.Strip(left=True, right=True)
+            clean = normalizers.Sequence([normalizers.Lowercase(), marks, strip, clean])
+    trained = Tokenizer(models.BPE(end_of_word_suffix=suffix))
+    trained.pre_tokenizer, trained.normalizer = cut, normalizers.Lowercase() if clip else None
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if clip else []
+    trained.train_from_iterator(
+        texts(tiny),
+        trainers.BpeTrainer(vocab_size=size - len(first) - len(last), end_of_word_suffix=suffix,
+            min_frequency=1, initial_alphabet=alphabet, show_progress=False,
+            limit_alphabet=300 if tiny else 3000),
+    )  # fmt: skip
+    learned = json.loads(trained.to_str())["model"]
+    words = [*first, *sorted(learned["vocab"], key=learned["vocab"].get)]
+    words += [f"▁{1000 + i}" for i in range(size - len(last) - len(words))]
+    vocab = {word: i for i, word in enumerate([*words, *last])}
+    merges = [tuple(pair) for pair in learned["merges"]]
+    made = Tokenizer(models.BPE(vocab, merges, unk_token=last[1] if clip else "<unk>",
+        end_of_word_suffix=suffix, byte_fallback=not clip, fuse_unk=not clip))  # fmt: skip
+    made.normalizer = clean
+    made.add_special_tokens(last or SIGLIP_SPECIAL)
+    if clip:
+        made.pre_tokenizer, made.decoder = cut, decoders.ByteLevel()
+        made.post_processor = processors.RobertaProcessing(
+            (last[1], vocab[last[1]]), (last[0], vocab[last[0]]), False, False
+        )
+    else:
+        made.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(),
+            decoders.Fuse()])  # fmt: skip
+        made.post_processor = processors.TemplateProcessing("$A <eos>", None, [("<eos>", 1)])
+    return made
+
+
+def embedder_config(preset: dict, tokenizer: Tokenizer) -> dict:
+    """config.json of a model that gives embeddings."""
+    family, text = preset["family"], dict(preset["text"])
+    if family == "clip":
+        start, end = (tokenizer.token_to_id(token) for token in CLIP_SPECIAL)
+        text |= {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    config = {"model_type": family, "dtype": preset["dtype"]}
+    config |= {"architectures": [f"{EMBEDDERS[family]}Model"]}
+    config |= {name: preset[name] for name in ("projection_dim",) if name in preset}
+    return config | {
+        "text_config": {"model_type": f"{family}_text_model", **text},
+        "vision_config": {"model_type": f"{family}_vision_model", **preset["vision"]},
+    }
+
+
+def embedder_files(preset: dict) -> dict[str, dict]:
+    """The other JSON files of such a folder: image processor and tokenizer, as published."""
+    family, vision = preset["family"], preset["vision"]
+    name = EMBEDDERS[family]
+    side = vision.get("image_size", 0)
+    image = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True}
+    image |= {"image_processor_type": f"{name}ImageProcessor", "rescale_factor": 1 / 255}
+    image |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}  # BILINEAR
+    image |= {"processor_class": f"{name}Processor"}
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>"}
+    special |= {"unk_token": "<unk>"}
+    if family == "clip":
+        image |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "resample": 3}  # BICUBIC
+        image |= {"size": {"shortest_edge": side}, "do_center_crop": True}
+        image |= {"crop_size": {"height": side, "width": side}}
+        special = dict(bos_token=CLIP_SPECIAL[0], eos_token=CLIP_SPECIAL[1])
+        special |= {"pad_token": CLIP_SPECIAL[1], "unk_token": CLIP_SPECIAL[1]}
+    elif family == "siglip":
+        image |= {"size": {"height": side, "width": side}}
+    else:
+        patches = preset["max_num_patches"]
+        image |= {"max_num_patches": patches, "patch_size": vision["patch_size"]}
+    kinds = {"clip": "CLIPTokenizer", "siglip": "PreTrainedTokenizerFast"}
+    return {
+        "preprocessor_config.json": image,
+        "tokenizer_config.json": {
+            "tokenizer_class": kinds.get(family, "Siglip2Tokenizer"),
+            "processor_class": f"{name}Processor",
+            "model_max_length": preset["text"]["max_position_embeddings"],
+            "padding_side": "right",
+            "clean_up_tokenization_spaces": False,
+            **special,
+        },
+        "special_tokens_map.json": special,
+    }
 
 
 def model_config(preset: dict, tokenizer: Tokenizer) -> dict:
@@ -283,7 +438,8 @@ def write_weights(path: Path, config: dict, tokenizer: Tokenizer, seed: int) -> 
     """Write model.safetensors tensor by tensor; holds no more than `CHUNK` numbers at a time."""
     parts = {name: dict(config[name]) for name in ("text_config", "vision_config")}
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**config | parts))
+        auto = AutoModel if config["model_type"] in EMBEDDERS else AutoModelForImageTextToText
+        model = auto.from_config(AutoConfig.for_model(**config | parts))
     shapes = {published_name(name, config): tuple(p.shape) for name, p in model.named_parameters()}
     short, item = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}[config["dtype"]]
     header, end = {"__metadata__": {"format": "pt"}}, 0
@@ -305,6 +461,9 @@ def draw(name: str, shape: tuple, seed: int, tokenizer: Tokenizer) -> Iterator[n
     digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
     layer, kind = name.split(".")[-2:] if "." in name else (name, name)
+    if kind in CONSTANTS:
+        yield np.full(1, CONSTANTS[kind], np.float32)
+        return
     row = math.prod(shape[1:])
     if "norm" in layer and kind == "weight":
         yield np.full(shape, -1.0 if layer == "norm" else 1.0, np.float32)

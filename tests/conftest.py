@@ -119,6 +119,25 @@ def coreml_bundle(tiny_model, once):
     return Bundle.open(once("coreml.edgevlm", lambda out: export(recipe, out)))
 
 
+@pytest.fixture(scope="session")
+def embedder(preset, tmp_path_factory):
+    """`embedder("tiny-clip")`: a tiny encoder, exported once; nobody writes into it."""
+    for module in ("onnx_ir", "onnxscript", "onnxruntime"):
+        pytest.importorskip(module)
+    from edgevlm.pipeline import export
+    from edgevlm.recipe import Recipe
+
+    folder, made = tmp_path_factory.mktemp("embedders"), {}
+
+    def make(name):
+        if name not in made:
+            recipe = Recipe(model=str(preset(name)), block_size_bytes=100_000)
+            made[name] = export(recipe, folder / f"{name}.edgevlm")
+        return made[name]
+
+    return make
+
+
 @pytest.fixture
 def bundle_copy(exported, tmp_path):
     """A copy of the session's bundle, to be damaged."""

@@ -163,7 +163,7 @@ def test_chats_and_long_prompts(preset, export_to):
     assert loop.ask("And now?", max_new_tokens=4).token_ids
     loop.reset()
     chunk = loop.plan.host.chunk
-    with pytest.raises(InputError, match=rf"this bundle takes {chunk} in its one call"):
+    with pytest.raises(InputError, match=rf"this bundle takes at most {chunk} with an image"):
         loop.ask("word " * 90, lambda: [loop.see([PICTURE])])
 
 
@@ -173,5 +173,5 @@ def test_refusals(preset):
     checkpoint = find(model, None)
     with pytest.raises(PlanError, match=r"^fastv: got layers \[9\], expected ascending numbers"):
         make_plan(Recipe(model=model, methods=("fastv:layer=9",)), checkpoint)
-    with pytest.raises(PlanError, match=r"^chunk 8 is too short: visual tokens leave inside"):
+    with pytest.raises(PlanError, match=r"^chunk 8 is too short: with pruning in the decoder"):
         make_plan(Recipe(model=model, methods=("fastv:layer=1",), chunk=8), checkpoint)

@@ -102,7 +102,9 @@ def test_refusals(preset):
     """Two methods at one site, a site where a method does not work, and an impossible count."""
     model = str(preset("tiny-smolvlm"))
     checkpoint = find(model, None)
-    with pytest.raises(RecipeError, match=r"^one method a site: 'random' and 'divprune'$"):
+    with pytest.raises(
+        RecipeError, match=r"^site 'tokens' has two methods: 'random' and 'divprune'"
+    ):
         make_plan(Recipe(model=model, tokens=4, methods=("random", "divprune")), checkpoint)
     with pytest.raises(RecipeError, match=r"^method 'divprune' works at site 'tokens', not"):
         make_plan(Recipe(model=model, methods=("divprune@vision",)), checkpoint)

@@ -84,7 +84,9 @@ def test_ctrl_c_is_one_line_and_the_next_run_completes(options, exported, start,
     out = tmp_path / "b.edgevlm"
     code, stderr = cut(start, options, out, "export vision-1", signal.SIGINT)
     assert code == 1, stderr
-    expected = "edgevlm: stopped; nothing is half-written, the same command goes on where it can"
+    expected = (
+        "edgevlm: stopped; no output is incomplete, and the same command continues where it can"
+    )
     assert stderr.splitlines()[-1] == expected
     assert "Traceback" not in stderr
     assert not out.exists()
@@ -103,7 +105,7 @@ def test_ctrl_c_before_the_first_block_leaves_nothing(options, exported, start, 
     code, stderr = cut(start, options, tmp_path / "b.edgevlm", "load the model", signal.SIGINT)
     assert code == 1, stderr
     assert "Traceback" not in stderr
-    assert stderr.splitlines()[-1].startswith("edgevlm: stopped; nothing is half-written")
+    assert stderr.splitlines()[-1].startswith("edgevlm: stopped; no output is incomplete")
     assert names(tmp_path) == []
 
 
@@ -171,7 +173,7 @@ def test_a_failed_export_with_force_keeps_the_old_bundle(
         (("--method", "divprun"), "unknown method 'divprun'; did you mean 'divprune'?"),
         (("--method", "tome@decoder"), "method 'tome' works at site 'tokens' and 'vision', not"),
         (("--method", "tome:rr=1"), "method 'tome' has no option 'rr'; it has:"),
-        (("--quantize", "w3"), "scheme 'w3' is not one of target 'onnx'; it has: none"),
+        (("--quantize", "w3"), "target 'onnx' does not support scheme 'w3'; available: none"),
         (("--tiles", "2"), "tiles must look like ROWSxCOLUMNS, for example 2x2, got '2'"),
         (("--block-size", "big"), "a size looks like 64MB or 1.5GB, got 'big'"),
         (("no/such/model",), "no model 'no/such/model': expected a folder, a hub id like"),
@@ -193,7 +195,7 @@ def test_the_place_of_the_output(options, run, bundle_copy, tmp_path):
     for place, more, message in (
         (bundle_copy, (), "exists; choose another output or give --force to replace it"),
         (tmp_path, ("--force",), "is not a bundle; --force replaces only bundles"),
-        (tmp_path / "no" / "b", (), "cannot be written: there is no folder"),
+        (tmp_path / "no" / "b", (), "does not exist; create it"),
         (tmp_path / ("x" * 300), (), "File name too long"),
     ):
         done = run("export", *options, "-o", place, *more)

@@ -113,6 +113,7 @@ def test_rooms_are_small():
 
 
 CATALOGUES = ("cli", "compress.tokens", "compress.decoder", "compress.vision", "models.vlm",
+              "models.encoders", "bundle.kinds",
               "evaluation.datasets")  # fmt: skip
 
 

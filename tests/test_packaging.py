@@ -91,6 +91,34 @@ def test_checkout_without_links_makes_the_same_wheel(wheel, tmp_path):
     assert contents(other) == contents(wheel)
 
 
+def test_a_tree_with_text_files_for_links_says_what_to_do(tmp_path):
+    """Where another copy is installed, it must not answer for the folders that are missing."""
+    tree, other = tmp_path / "tree", tmp_path / "other"
+    tree.mkdir()
+    other.mkdir()
+    checkout(tree, links=False)
+    checkout(other, links=True)
+    script = f"""
+import importlib.abc, importlib.util, sys
+class Editable(importlib.abc.MetaPathFinder):  # as an editable install of the other tree has it
+    def find_spec(self, name, path=None, target=None):
+        if name in ("edgevlm.exporters", "edgevlm.runtimes", "edgevlm.devices"):
+            folder = {str(other)!r} + "/" + name.partition(".")[2]
+            return importlib.util.spec_from_file_location(name, folder + "/__init__.py")
+sys.meta_path.append(Editable())
+sys.path.insert(0, {str(tree)!r})
+try:
+    import edgevlm
+except ImportError as error:
+    print(error)
+"""
+    line = python("-I", "-S", "-c", script).strip()
+    assert line == (
+        f"'{tree}' has no link edgevlm/exporters to ../exporters, so it cannot be imported as it"
+        f" is; run: pip install -e '{tree}'"
+    )
+
+
 def test_installed_wheel_finds_its_plug_ins(wheel, tmp_path):
     python("-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path, wheel)
     # -I and -S: neither this checkout nor an editable install of it can answer instead.

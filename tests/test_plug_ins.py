@@ -16,6 +16,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+from edgevlm.quantization.schemes import threshold
+
 ROOT = Path(__file__).parents[1]
 ROOMS = ("devices", "exporters", "runtimes")
 TARGET = '''
@@ -41,7 +43,7 @@ def write(lowered, block, tensors, folder, shared):
 
 TARGET = Target(
     summary="names of weights",
-    schemes=("none",),
+    schemes=("none", "w6g64a8"),  # a scheme that nothing else names
     requires=Requires((("toy", "1"),)),
     weight_suffixes=(".toy",),
     lower=lower,
@@ -150,7 +152,11 @@ def python(tree):
 def test_the_commands_list_them(python):
     _, edgevlm = python
     found = {row["name"]: row for row in edgevlm("targets")}
-    assert found["toy"] == {"name": "toy", "summary": "names of weights", "schemes": ["none"]}
+    assert found["toy"] == {
+        "name": "toy",
+        "summary": "names of weights",
+        "schemes": ["none", "w6g64a8"],
+    }
     assert {"onnx", "toy"} <= set(found)
     found = {row["name"]: row for row in edgevlm("engines")}
     assert found["toy"]["targets"] == ["toy", "onnx"]
@@ -172,5 +178,11 @@ def test_the_highest_rank_runs_a_bundle_and_defaults_are_stated_once(python, exp
 
 def test_a_plan_is_made_for_it(python, tiny_model):
     _, edgevlm = python
-    found = edgevlm("plan", tiny_model, "--target", "toy", "--tokens", "16")
+    options = ("--target", "toy", "--tokens", "16", "--quantize", "w6g64a8,head=none")
+    found = edgevlm("plan", tiny_model, *options)
     assert found["visual_tokens"] == 16
+
+
+def test_a_scheme_that_only_the_target_names_has_its_threshold():
+    assert threshold("w6g64a8").psnr_db == threshold("w4g32a8").psnr_db
+    assert threshold("w8g64a16").psnr_db == threshold("w8a16").psnr_db

@@ -18,22 +18,22 @@ from edgevlm.units import parse_bytes, spell_bytes
     ("values", "message"),
     [
         ({"tokens": 0}, "tokens must be at least 1, got 0"),
-        ({"tokens": "16"}, "tokens must be a whole number, got '16'"),
-        ({"tokens": 1.5}, "tokens must be a whole number, got 1.5"),
+        ({"tokens": "16"}, "tokens must be an integer, got '16'"),
+        ({"tokens": 1.5}, "tokens must be an integer, got 1.5"),
         ({"context": -5}, "context must be at least 1, got -5"),
         ({"chunk": 0}, "chunk must be at least 1, got 0"),
         ({"block_size_bytes": 0}, "block_size_bytes must be at least 1, got 0"),
         ({"block_size_bytes": 1.5}, "block_size_bytes looks like SIZE, got 1.5"),
         ({"block_size_bytes": "big"}, "a size looks like 64MB or 1.5GB, got 'big'"),
         ({"frames": 0}, "frames must be at least 1, got 0"),
-        ({"frames": None}, "frames must be a whole number, got None"),
+        ({"frames": None}, "frames must be an integer, got None"),
         ({"frames": 10**9}, "frames must be at most 1024, got 1000000000"),
         ({"context": 10**12}, "context must be at most 16777216, got 1000000000000"),
         ({"chunk": 10**12}, "chunk must be at most 16777216, got 1000000000000"),
         ({"tiles": (0, 2)}, "tiles must be at least 1x1, got 0x2"),
         ({"tiles": (1, 2, 3)}, "tiles looks like ROWSxCOLUMNS, got (1, 2, 3)"),
         ({"tiles": "2x"}, "tiles must look like ROWSxCOLUMNS, for example 2x2, got '2x'"),
-        ({"tiles": (2, 2), "frames": 4}, "frames and tiles do not go together"),
+        ({"tiles": (2, 2), "frames": 4}, "frames and tiles exclude each other"),
         ({"model": "\udcff"}, "a name in the recipe is not valid UTF-8"),
         ({"model": 5}, "model looks like MODEL, got 5"),
         ({"methods": ("tome", "\udcff")}, "a name in the recipe is not valid UTF-8"),
@@ -41,7 +41,7 @@ from edgevlm.units import parse_bytes, spell_bytes
         ({"methods": None}, "methods looks like NAME[@SITE][:key=value,…], got None"),
         ({"methods": (MethodChoice("a b"),)}, "a method looks like NAME[@SITE]"),
         ({"quantize": "=x"}, "quantize looks like SCHEME or SCHEME,STAGE=SCHEME"),
-        ({"quantize": Schemes("int8")}, "'int8' is no quantization scheme"),
+        ({"quantize": Schemes("int8")}, "'int8' is not a quantization scheme"),
     ],
 )
 def test_refuses_what_no_model_could_serve(values, message):
@@ -101,7 +101,7 @@ def test_a_wrong_method_shows_the_form(text):
 
 @pytest.mark.parametrize("number", ["nan", "inf", "-1e999", "9" * 5000])
 def test_an_option_that_is_no_finite_number(number):
-    with pytest.raises(RecipeError, match="a method's option must be finite"):
+    with pytest.raises(RecipeError, match="an option of --method must be a finite number"):
         MethodChoice.parse(f"tome:r={number}")
 
 

@@ -1,14 +1,14 @@
-"""What all transports share: the request, its folder on a device, the profile that comes back.
+"""Common parts of all transports: the request, its folder on a device, the profile returned.
 
 A transport is a file of `devices/`, found by its name:
 
     profile(address, job, progress)   measure a bundle there; `address` is what follows `NAME:`
     reachable()                       devices that can be reached now, or what to do
 
-The contract with the runner on a device are files in one folder of ours (docs/devices.md):
+The contract with the runner on a device is a set of files in one folder (docs/devices.md):
 
     bundles/NAME/…          an unchanged bundle; complete once it has its manifest.json
-    runs/ID/request.json    a `RunRequest`, with the image in the file `picture` beside it
+    runs/ID/request.json    a `RunRequest`; the image is the file `picture` beside it
     runs/ID/profile.json    the answer, renamed when complete; or error.txt, one line; and log.txt
 
 A device's answer is untrusted: it is bounded, read strictly and compared with the request.
@@ -27,9 +27,9 @@ from edgevlm.bundle.documents import DocumentError, dumps, read
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.writing import write_text
 from edgevlm.errors import DeviceError, InputError, RecipeError, unknown_name
+from edgevlm.profiling.answers import answers_of
 from edgevlm.profiling.document import LIMIT_BYTES, Profile, parse_profile
-from edgevlm.profiling.measure import PHOTO, ProfileRequest
-from edgevlm.profiling.sections import TextAnswer
+from edgevlm.profiling.measurements import ProfileRequest
 from edgevlm.registry import ENGINES
 from edgevlm.runtimes.loops import images
 
@@ -67,7 +67,7 @@ class Job:
     @property
     def image(self) -> Path:
         """The image of the question."""
-        return self.request.image or PHOTO
+        return self.request.picture
 
     def without_runner(self, name: str) -> None:
         """Refuse `--runner` where nothing can be put on the device.
@@ -86,7 +86,8 @@ class RunRequest:
     Attributes:
         format_version: Of this document.
         bundle: Folder in `bundles/`.
-        prompt: The question about the file `picture`.
+        prompt: The question about the file `picture`, or the text to encode; null is a question of
+            the runner's, or encodes the picture.
         runs: Timed answers.
         tokens_generated: Tokens of each answer; stop tokens do not end it.
         minutes: Then answers without a pause.
@@ -97,7 +98,7 @@ class RunRequest:
 
     format_version: int
     bundle: str
-    prompt: str
+    prompt: str | None
     runs: int
     tokens_generated: int
     minutes: float
@@ -109,8 +110,8 @@ class RunRequest:
         """Refuse another version, and a bundle that is not in `bundles/`."""
         if self.format_version != FORMAT_VERSION:
             raise DeviceError(
-                f"format_version is {self.format_version}, expected {FORMAT_VERSION}; both ends"
-                " need the same edgevlm"
+                f"format_version is {self.format_version}, expected {FORMAT_VERSION}; install the"
+                " same edgevlm at both ends"
             )
         if self.bundle != safe_name(self.bundle):
             raise DeviceError("bundle must be the name of a folder in 'bundles'")
@@ -122,7 +123,7 @@ class Reachable:
 
     Attributes:
         device: A value of `--device`, or the name of the transport if it has none.
-        state: `ready`, or the transport's own word for why not.
+        state: `ready`, or the transport's own word for the state that prevents it.
         note: A description, or what to do.
     """
 
@@ -132,7 +133,7 @@ class Reachable:
 
 
 def opened(job: Job) -> Bundle:
-    """The bundle, after all checks that need no device.
+    """The opened bundle, after all checks that need no device.
 
     Raises:
         BundleError: If it is damaged.
@@ -152,11 +153,11 @@ def safe_name(name: str) -> str:
 
 def request_text(job: Job, bundle: Bundle) -> str:
     """The text of `request.json`."""
-    asked = job.request
+    request = job.request
     return dumps(
         RunRequest(
-            FORMAT_VERSION, folder_of(bundle), asked.prompt, asked.runs, asked.tokens_generated,
-            asked.minutes, job.engine, job.threads, job.memory_bytes,
+            FORMAT_VERSION, folder_of(bundle), request.prompt, request.runs,
+            request.tokens_generated, request.minutes, job.engine, job.threads, job.memory_bytes,
         )
     )  # fmt: skip
 
@@ -165,7 +166,7 @@ def read_request(path: Path) -> RunRequest:
     """Read `request.json` on the device.
 
     Raises:
-        DeviceError: If it is none; one line that names the field.
+        DeviceError: If it is not a request; one line that names the field.
     """
     try:
         return read(RunRequest, json.loads(path.read_text("utf-8")), path.name)
@@ -180,39 +181,31 @@ def folder_of(bundle: Bundle) -> str:
 
 
 def received(text: bytes, job: Job, bundle: Bundle, device: str) -> Profile:
-    """The profile that a device sent, with the names that only this side knows.
+    """The profile that a device sent, completed with the names that only this side knows.
 
     Raises:
-        DeviceError: If it is no profile, or not of what was asked.
+        DeviceError: If it is not a profile, or is one of another request.
     """
     try:
         profile = parse_profile(text.decode("utf-8"), PROFILE)
     except (InputError, UnicodeDecodeError) as cause:
         raise DeviceError(f"{device} sent no profile: {one_line(str(cause))}") from cause
-    if profile.text is None:
-        raise DeviceError(f"{device} sent a profile without 'text', and a question was asked")
-    for name, (got, expected) in _compared(profile, profile.text, job, bundle).items():
+    for name, (got, expected) in _compared(profile, job, bundle).items():
         if got != expected:
-            raise DeviceError(f"{device} sent another profile: its {name} is not what was asked")
-    question = replace(profile.text.question, image=job.image.name)
-    return replace(
-        profile,
-        device=device,
-        bundle=Path(os.path.abspath(bundle.path)).name,
-        text=replace(profile.text, question=question),
-    )
+            raise DeviceError(f"{device} sent another profile: its {name} differs from the request")
+    name = Path(os.path.abspath(bundle.path)).name
+    here: Profile = answers_of(profile.kind).named(profile, job.image.name)
+    return replace(here, device=device, bundle=name)
 
 
-def _compared(
-    profile: Profile, text: TextAnswer, job: Job, bundle: Bundle
-) -> dict[str, tuple[object, object]]:
-    """What a profile says and what was asked, by the name of the field."""
-    asked, plan, question = job.request, bundle.plan, text.question
+def _compared(profile: Profile, job: Job, bundle: Bundle) -> dict[str, tuple[object, object]]:
+    """Value in the profile and value in the request, by the name of the field."""
+    request, plan = job.request, bundle.plan
     return {
         "recipe": (profile.recipe, plan.recipe),
-        "text.question.prompt": (question.prompt, asked.prompt),
-        "text.question.tokens_generated": (question.tokens_generated, asked.tokens_generated),
-        "runs": (profile.runs, asked.runs),
+        "kind": (profile.kind, plan.kind),
+        **answers_of(plan.kind).compared(profile, request),
+        "runs": (profile.runs, request.runs),
         "engine": (profile.engine, profile.engine if job.engine is None else job.engine),
         "budget_bytes": (profile.budget_bytes, job.memory_bytes),
         "blocks": (

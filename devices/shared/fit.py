@@ -1,12 +1,12 @@
-"""Whether a plan fits a named device, and which recipe would: arithmetic, no device.
+"""Whether a plan fits a named device, and which recipe would; calculated, without the device.
 
-    limit    what one app may use before the system kills it; if that is not known, half of the
-             memory (a rule of this file, not a figure of the device)
+    limit    memory that one app may use before the system kills it; where that is not known, half
+             of the memory (a rule of this file, not a figure of the device)
     budget   the limit less `RESERVE_BYTES`, for the app around the engine
     fits     weights + KV cache <= budget, everything in memory at once
-    scheme   the most exact one that fits: the most bits of the weights, then of the activations
-    block    the largest of 512, 256, … 8 MB at which the KV cache and two of the largest blocks are
-             within the budget: one runs while the next is loaded
+    scheme   the most exact one that fits: most bits of the weights first, then of the activations
+    block    the largest of 512, 256, … 8 MB at which the KV cache and two of the largest blocks fit
+             the budget: one runs while the next is loaded
     floor    of a token: bytes of decoder and head / bandwidth, because each weight is read once
 
 Weights count once, as in the plan. Packed copies of an engine, and activations, are not included;
@@ -23,9 +23,10 @@ from typing import Any
 from edgevlm.bundle.plan import Plan
 from edgevlm.devices.shared.named import Device
 from edgevlm.exporters.contract import find_target
-from edgevlm.profiling.text_answers import bytes_per_token
+from edgevlm.profiling.answers.text import bytes_per_token
 from edgevlm.quantization.schemes import EXACT, Schemes, parse_scheme
 from edgevlm.recipe import Recipe
+from edgevlm.registry import KINDS
 from edgevlm.units import MB
 
 # For the app around the engine, its images and its windows. ONNX Runtime, Python and the embedded
@@ -38,11 +39,11 @@ Planner = Callable[[Recipe], Plan[Any]]
 
 @dataclass(frozen=True)
 class OfferedSchemes:
-    """What a target offers for a recipe.
+    """Schemes that a target offers for a recipe.
 
     Attributes:
         names: Schemes that need no calibration, in the target's order.
-        unpacked: Those that are float32 again in memory.
+        unpacked: Schemes whose weights are float32 in memory.
     """
 
     names: tuple[str, ...]
@@ -59,8 +60,9 @@ class Need:
         kv_bytes: Of the cache.
         needed_bytes: Both.
         fits: Whether they are within the budget.
-        token_bytes: Weights of decoder and head, read for each token.
-        token_floor_ms: Those / bandwidth; None where the bandwidth is not known.
+        token_bytes: Weights of decoder and head, read for each token; 0 without any.
+        token_floor_ms: Those / bandwidth; None where the bandwidth is not known, or no token is
+            generated.
     """
 
     quantize: str
@@ -81,9 +83,9 @@ class Fit:
         target: The recipe's target.
         limit_bytes: What one app may use.
         limit_from: Kind of its source (`observation`), or `half of memory` if there is none.
-        reserve_bytes: Left to the app around the engine.
+        reserve_bytes: Memory left to the app around the engine.
         budget_bytes: For `run --memory`.
-        asked: The recipe as it is.
+        asked: The memory of the recipe as given.
         best: The most exact scheme that fits; if none does, the smallest.
         block_size_bytes: For `--block-size` with that scheme; None if not even two blocks fit.
         bandwidth_bytes_per_s: Of the device, if known.
@@ -120,7 +122,7 @@ def fit(device: Device, recipe: Recipe, schemes: OfferedSchemes, make: Planner) 
         device: The figures.
         recipe: What was asked for.
         schemes: Schemes that its target offers.
-        make: Plans a recipe; called once for each scheme and block size that is tried.
+        make: Plans a recipe; called once for each scheme and block size.
     """
     source = device.sources.get("app_limit_bytes")
     limit = device.app_limit_bytes or device.memory_bytes // 2
@@ -132,6 +134,8 @@ def fit(device: Device, recipe: Recipe, schemes: OfferedSchemes, make: Planner) 
     why = {}
     if device.bandwidth_bytes_per_s is None:
         why["token_floor_ms"] = f"no bandwidth: {device.missing['bandwidth_bytes_per_s']}"
+    elif best.token_floor_ms is None:
+        why["token_floor_ms"] = "an embedding has no tokens"
     if block_size is None:
         why["block_size_bytes"] = "two of the smallest blocks and the KV cache exceed the budget"
     return Fit(
@@ -153,7 +157,7 @@ def fit(device: Device, recipe: Recipe, schemes: OfferedSchemes, make: Planner) 
 def _need(device: Device, recipe: Recipe, planner: Planner, budget: int) -> Need:
     """The memory of one recipe."""
     plan = planner(recipe)
-    kv, read = plan.host.kv.bytes, bytes_per_token(plan)
+    kv, read = _kv_bytes(plan), bytes_per_token(plan)
     total, bandwidth = plan.weights_bytes + kv, device.bandwidth_bytes_per_s
     return Need(
         quantize=str(recipe.quantize),
@@ -162,7 +166,7 @@ def _need(device: Device, recipe: Recipe, planner: Planner, budget: int) -> Need
         needed_bytes=total,
         fits=total <= budget,
         token_bytes=read,
-        token_floor_ms=read / bandwidth * 1e3 if bandwidth else None,
+        token_floor_ms=read / bandwidth * 1e3 if bandwidth and read else None,
     )
 
 
@@ -198,11 +202,16 @@ def exactness(scheme: str) -> tuple[int, int]:
 
 def pair_bytes(plan: Plan[Any]) -> int:
     """Bytes of the KV cache and two of the largest blocks."""
-    kv_bytes: int = plan.host.kv.bytes
-    return kv_bytes + 2 * max(block.weights_bytes for block in plan.blocks)
+    return _kv_bytes(plan) + 2 * max(block.weights_bytes for block in plan.blocks)
+
+
+def _kv_bytes(plan: Plan[Any]) -> int:
+    """Bytes of the KV cache; 0 for a kind without one."""
+    found: int = KINDS.load(plan.kind).facts(plan).get("kv_bytes", 0)
+    return found
 
 
 def _in_memory(recipe: Recipe, unpacked: tuple[str, ...]) -> Recipe:
-    """The recipe with the schemes that weights have once they are loaded."""
+    """The recipe with the schemes that the weights have in memory."""
     loaded = recipe.quantize.replaced(lambda name: EXACT if name in unpacked else name)
     return replace(recipe, quantize=loaded)

@@ -1,8 +1,8 @@
 """Named devices: a TOML file each with its figures, and the source of each figure.
 
     name, model, os, target          text; `name` is the file's, `target` what is exported for it
-    memory_bytes                     what is built in
-    app_limit_bytes                  what one app may use before the system ends it
+    memory_bytes                     memory of the device
+    app_limit_bytes                  memory that one app may use before the system kills it
     bandwidth_bytes_per_s            memory to chip, the highest
     npu, npu_tops                    the neural processor and its 10^12 operations a second
 
@@ -21,7 +21,7 @@ from edgevlm.errors import DeviceError, RecipeError, unknown_name
 
 FOLDER = Path(__file__).parents[1] / "named"
 FIGURES = ("os", "memory_bytes", "app_limit_bytes", "bandwidth_bytes_per_s", "npu", "npu_tops")
-# `vendor`: the maker's own statement; `press`: what others publish, mostly the maker's figures;
+# `vendor`: the maker's own statement; `press`: published by others, mostly the maker's figures;
 # `observation`: of a user; `derived`: calculated from other figures, as `says` explains.
 KINDS = ("vendor", "press", "observation", "derived")
 
@@ -39,7 +39,7 @@ class FigureSource:
         if self.kind not in KINDS:
             raise DeviceError(f"kind must be one of {', '.join(KINDS)}, got '{self.kind}'")
         if not self.url.startswith(("https://", "http://")) or not self.says.strip():
-            raise DeviceError("a source needs an address that begins with http, and what it says")
+            raise DeviceError("a source needs `url`, which begins with http, and a text in `says`")
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class Device:
         for name in FIGURES:
             known = getattr(self, name) is not None
             if (name in self.sources, name in self.missing) != (known, not known):
-                expected = "a source" if known else "a reason in `missing`"
-                raise DeviceError(f"{name} needs {expected}, and nothing else")
+                expected = "a source and no entry" if known else "no source and a reason"
+                raise DeviceError(f"{name} needs {expected} in `missing`")
         for name in {*self.sources, *self.missing} - set(FIGURES):
             raise DeviceError(unknown_name("figure", name, FIGURES))
         sizes = (self.memory_bytes, self.app_limit_bytes, self.bandwidth_bytes_per_s, self.npu_tops)
         if min(size for size in sizes if size is not None) <= 0:
-            raise DeviceError("figures must be above zero")
+            raise DeviceError("the figures in bytes and npu_tops must be above 0")
 
 
 def names() -> list[str]:

@@ -1,4 +1,4 @@
-"""A command that connects to a device: it ends with its use, and its last messages are kept."""
+"""A command that connects to a device: killed after its use, its last messages kept."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def last_line(errors: str) -> str:
     return one_line(lines[-1]) if lines else ""
 
 
-def meter(what: str, size: int, progress: Step) -> Callable[[int], None]:
+def meter(label: str, size: int, progress: Step) -> Callable[[int], None]:
     """A function that counts sent bytes, and reports them every two seconds."""
     done, reported = 0, time.monotonic()
 
@@ -54,6 +54,6 @@ def meter(what: str, size: int, progress: Step) -> Callable[[int], None]:
         done += count
         if time.monotonic() - reported >= 2:
             reported = time.monotonic()
-            progress(f"{what}: {done / 1e6:,.1f} of {size / 1e6:,.1f} MB")
+            progress(f"{label}: {done / 1e6:,.1f} of {size / 1e6:,.1f} MB")
 
     return sent

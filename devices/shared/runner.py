@@ -1,11 +1,11 @@
 """The program that runs on a remote computer: a folder in, a profile out.
 
-    python -m edgevlm.devices.shared.runner RUN                measure RUN/request.json
-    python -m edgevlm.devices.shared.runner --check TARGET [ENGINE]    can this Python run it?
+    python -m edgevlm.devices.shared.runner RUN                       measure RUN/request.json
+    python -m edgevlm.devices.shared.runner --check TARGET [ENGINE]   print whether it runs here
 
 `RUN` is `runs/ID` of the contract in docs/devices.md, and the bundle lies in `../../bundles`. Steps
 go to stdout, a line each, and to log.txt with everything that engines write. The run ends when
-stdin does, because then nobody would fetch the profile.
+stdin does, because nothing would then fetch the profile.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def run(folder: Path) -> int:
     from edgevlm.bundle.writing import write_text
     from edgevlm.devices.shared import contract as t
     from edgevlm.profiling.document import write_profile
-    from edgevlm.profiling.measure import ProfileRequest, profile
+    from edgevlm.profiling.measure import profile
+    from edgevlm.profiling.measurements import ProfileRequest
     from edgevlm.runtimes.loading import load_loop
     from edgevlm.version import VERSION
 
@@ -64,12 +65,18 @@ def run(folder: Path) -> int:
 
     print(f"edgevlm {VERSION}, Python {sys.version.split()[0]}", file=sys.stderr, flush=True)
     try:
-        asked = t.read_request(folder / t.REQUEST)
-        bundle = folder.resolve().parents[1] / "bundles" / asked.bundle
+        run_request = t.read_request(folder / t.REQUEST)
+        bundle = folder.resolve().parents[1] / "bundles" / run_request.bundle
         say("open the bundle")
-        loop = load_loop(bundle, asked.engine, asked.threads, asked.memory_bytes, say)
+        loop = load_loop(
+            bundle, run_request.engine, run_request.threads, run_request.memory_bytes, say
+        )
         request = ProfileRequest(
-            folder / t.PICTURE, asked.prompt, asked.runs, asked.tokens_generated, asked.minutes
+            folder / t.PICTURE,
+            run_request.prompt,
+            run_request.runs,
+            run_request.tokens_generated,
+            run_request.minutes,
         )
         write_profile(profile(loop, request, say), folder / t.PROFILE)
         return 0
@@ -77,7 +84,7 @@ def run(folder: Path) -> int:
         error = str(cause)
     except MemoryError:
         error = "there is not enough memory for this"
-    except Exception as cause:  # a defect: there is no terminal here for a traceback
+    except Exception as cause:  # a defect of edgevlm; no terminal shows the traceback
         traceback.print_exc()
         error = f"{type(cause).__name__}: {cause} (a defect; its traceback is in log.txt)"
     write_text(folder / t.ERROR, t.one_line(error) + "\n")

@@ -1,6 +1,6 @@
 """A device with a POSIX shell (over ssh, over adb): copy a bundle by its hashes, run, fetch.
 
-Every step is one short script for `sh`, in our folder; nothing outside it is touched.
+Every step is one short script for `sh` that runs in our folder and touches nothing outside it.
 
  1. `connected` keeps one shell open for the visit. It holds a lock (flock, which the system
     releases when that shell ends), so that two visits do not disturb each other's measurements.
@@ -11,7 +11,7 @@ Every step is one short script for `sh`, in our folder; nothing outside it is to
  3. `measure` writes `runs/ID`, starts the runner there, and prints its lines. The runner's stdin
     stays open until it ends; when the link is cut stdin closes, and the runner ends itself.
 
-Names that a device sends are used only if they are known names or clean paths within the folder;
+Names sent by a device are used only if they are known names or clean paths within the folder; its
 texts are bounded, and printed as one line.
 """
 
@@ -65,7 +65,7 @@ class File:
 
 
 class Shell(ABC):
-    """One visit to a device; a transport says how a script is run there and what its errors mean.
+    """One visit to a device; a transport defines how a script is run there and what errors mean.
 
     Attributes:
         name: As `--device` names it.
@@ -80,7 +80,7 @@ class Shell(ABC):
 
     @abstractmethod
     def argv(self, script: str) -> list[str]:
-        """The command here that runs a script there."""
+        """The local command that runs a script on the device."""
 
     @abstractmethod
     def link_failure(self, code: int, errors: str) -> str | None:
@@ -89,12 +89,11 @@ class Shell(ABC):
     def send(self, file: File, skip: int, then: str, sent: Callable[[int], None]) -> str:
         """Complete `partial/SHA256` of a file and run a script; returns its output.
 
-        By `cat`, which continues at the end of the file; a transport with a quicker way of its own
-        overrides this.
+        `cat` continues at the end of the file; a transport with a quicker way overrides this.
 
         Args:
             file: The file.
-            skip: Bytes that are there already.
+            skip: Bytes of the partial file.
             then: The script.
             sent: Called with each number of bytes as they go.
         """
@@ -102,7 +101,7 @@ class Shell(ABC):
         argv = self.argv(self._in_root(f"{into} && {{ {then}; }}"))
         with running(argv, stdin=subprocess.PIPE) as (process, errors):
             assert process.stdin is not None and process.stdout is not None
-            # The other end may have closed: its own message says why, below.
+            # The other end may have closed; its own message is read below.
             with suppress(BrokenPipeError), file.source.open("rb") as data, process.stdin as pipe:
                 data.seek(skip)
                 while chunk := data.read(2**18):
@@ -134,7 +133,9 @@ class Shell(ABC):
             while not self.root and (line := process.stdout.readline(4096)):
                 text = line.decode("utf-8", "replace").strip()
                 if text == "edgevlm-busy":
-                    raise DeviceError(f"{self.name} is busy: another edgevlm profiles there; wait")
+                    raise DeviceError(
+                        f"{self.name} is busy: another edgevlm uses it; wait, then try again"
+                    )
                 if text.startswith("edgevlm-root:/"):
                     self.root = text.removeprefix("edgevlm-root:")
             if not self.root:
@@ -163,7 +164,7 @@ class Shell(ABC):
             out = process.stdout.read(limit + 1)
             if len(out) > limit:
                 raise DeviceError(
-                    f"{self.name} sent more than {limit} bytes where few were expected"
+                    f"{self.name} sent more than {limit} bytes, the most that is accepted"
                 )
             self._check(process.wait(), errors_of(errors))
             return out.partition(f"{BEGIN}\n".encode())[2]
@@ -181,10 +182,10 @@ class Shell(ABC):
                 text = one_line(line.decode("utf-8", "replace"))
                 if text and text != BEGIN:
                     progress(f"{self.name}: {text}")
-            code, said = process.wait(), errors_of(errors)
-            if failure := self.failure(code, said):
+            code, messages = process.wait(), errors_of(errors)
+            if failure := self.failure(code, messages):
                 raise DeviceError(failure)
-            return code, said
+            return code, messages
 
     def put_bundle(self, bundle: Bundle, progress: Step) -> None:
         """Copy the files of a bundle that differ."""
@@ -193,20 +194,22 @@ class Shell(ABC):
         self.put(f"bundles/{t.folder_of(bundle)}", [*files, manifest], progress)
 
     def put(self, folder: str, files: Sequence[File], progress: Step) -> None:
-        """Make a folder have exactly these files; the last file marks the folder as complete.
+        """Make a folder hold exactly these files; the last file marks the folder as complete.
 
         Raises:
             DeviceError: If the link is cut, the disk is full, or a file arrives damaged.
         """
         progress(f"{self.name}: compare {folder}")
         remote, partial = self._list_remote(folder)
-        wanted = {file.path: file.sha256 for file in files}
+        expected = {file.path: file.sha256 for file in files}
         missing = [f for f in files if remote.get(f.path) != f.sha256]
-        others = [path for path, digest in remote.items() if wanted.get(path) != digest]
+        others = [path for path, digest in remote.items() if expected.get(path) != digest]
         if not missing and not others:
             return
         mark = files[-1]
-        self._remove(folder, [mark.path, *others])  # in this order: no half bundle looks complete
+        self._remove(
+            folder, [mark.path, *others]
+        )  # the manifest first: an incomplete bundle never looks complete
         missing = [*(f for f in missing if f is not mark), mark]
         begun = {f: partial.get(f.sha256, 0) if self.resumes else 0 for f in missing}
         begun = {f: size if size <= f.bytes else 0 for f, size in begun.items()}
@@ -214,22 +217,24 @@ class Shell(ABC):
         free = self._free_bytes()
         if free is not None and need > free:
             raise DeviceError(
-                f"{self.name} has {free / 1e6:,.1f} MB free for '{self.root}' and {folder} needs"
-                f" {need / 1e6:,.1f} MB more; make room there, and {AGAIN}"
+                f"{self.name} has {free / 1e6:,.1f} MB free for '{self.root}', {folder} needs"
+                f" {need / 1e6:,.1f} MB more; free some space, and {AGAIN}"
             )
         sent = meter(f"{self.name}: copy {folder}", need, progress)
         for file in missing:
             self._put(folder, file, begun[file], sent)
         kept = sum(f.bytes for f in files) - need
-        progress(f"{self.name}: copied {need / 1e6:,.1f} MB, {kept / 1e6:,.1f} MB were there")
+        progress(
+            f"{self.name}: copied {need / 1e6:,.1f} MB, {kept / 1e6:,.1f} MB were there already"
+        )
 
     def measure(self, job: Job, bundle: Bundle, start: Callable[[str], str]) -> Profile:
         """One run: request in, profile out; the run's folder is removed afterwards.
 
         Args:
             job: What to measure.
-            bundle: It is on the device already.
-            start: Runs `runs/ID` there to its end; returns how it ended.
+            bundle: The bundle, which is on the device already.
+            start: Runs `runs/ID` on the device to its end; returns how it ended.
 
         Raises:
             DeviceError: If the run fails there, or its answer is not its profile.
@@ -242,14 +247,14 @@ class Shell(ABC):
                 self._put(run, File.of(t.PICTURE, job.image), 0, lambda _: None)
                 self._put(run, File.of(t.REQUEST, request), 0, lambda _: None)
             ended = start(run)
-            kind, _, said = self.read(
+            kind, _, contents = self.read(
                 f"cd {run}; if [ -f {t.ERROR} ]; then echo error; head -c {SMALL} {t.ERROR};"
                 f" elif [ -f {t.PROFILE} ]; then echo profile; cat {t.PROFILE}; fi",
                 t.PROFILE_BYTES,
             ).partition(b"\n")
             if kind == b"profile":
-                return t.received(said, job, bundle, self.name)
-            text = one_line(said.decode("utf-8", "replace"))
+                return t.received(contents, job, bundle, self.name)
+            text = one_line(contents.decode("utf-8", "replace"))
             raise DeviceError(f"{self.name}: {text if kind == b'error' else ended}")
         finally:
             with suppress(DeviceError):  # if the link is cut, the next visit removes it
@@ -269,15 +274,14 @@ class Shell(ABC):
         last = last_line(errors)
         if any(reason in last for reason in FULL):
             return (
-                f"{self.name} has no room left in '{self.root}' ({last}); make room there, and"
-                f" {AGAIN}"
+                f"{self.name} has no space left in '{self.root}' ({last}); free some, and {AGAIN}"
             )
         if any(reason in last for reason in DENIED):
             return f"{self.name}: its folder for edgevlm cannot be written: {last}"
         return None
 
     def _put(self, folder: str, file: File, skip: int, sent: Callable[[int], None]) -> None:
-        """One file through `partial/`; once more if the partial file is not a part of it."""
+        """Copy one file through `partial/`; again from 0 if the partial file was another's."""
         part, path = shlex.quote(self._partial(file)), PurePosixPath(folder) / file.path
         # A cut link ends `cat` too: a file that is too short may continue, any other is damaged.
         then = (
@@ -288,7 +292,9 @@ class Shell(ABC):
         for begun in dict.fromkeys((skip, 0)):
             if "edgevlm-arrived" in self.send(file, begun, then, sent):
                 return
-        raise DeviceError(f"{self.name}: '{file.path}' arrived damaged; is the disk there sound?")
+        raise DeviceError(
+            f"{self.name}: '{file.path}' arrived damaged; check the disk of the device"
+        )
 
     def _list_remote(self, folder: str) -> tuple[dict[str, str], dict[str, int]]:
         """sha256 of each file of a folder, and the size of each partial file by its sha256."""
@@ -319,14 +325,14 @@ class Shell(ABC):
         return f"{self.root}/partial/{file.sha256}"
 
     def _in_root(self, script: str) -> str:
-        # The shell itself stays: ssh reports no exit code of a command that a signal ends.
+        # No `exec`: ssh reports no exit code of a command that a signal ends, so the shell stays.
         root = shlex.quote(self.root)
         return f"echo {BEGIN}; export LC_ALL=C; umask 077; cd {root} || exit 1; {script}; exit $?"
 
     def _check(self, code: int, errors: str) -> None:
         if code:
-            told = last_line(errors) or f"a command there ended with exit code {code}"
-            raise DeviceError(self.failure(code, errors) or f"{self.name}: {told}")
+            message = last_line(errors) or f"a command there ended with exit code {code}"
+            raise DeviceError(self.failure(code, errors) or f"{self.name}: {message}")
 
 
 def _quoted(path: PurePosixPath) -> str:

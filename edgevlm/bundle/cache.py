@@ -1,4 +1,4 @@
-"""The user's cache folder: what is slow to make and may be removed at any time."""
+"""The user's cache folder: files that are slow to build and may be removed at any time."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def cache_folder() -> Path:
 
 
 def keep(path: Path, text: str) -> None:
-    """Write a file of the cache, whole or not at all; without it there is more to do next time."""
+    """Write a file of the cache, completely or not at all; a failure only costs time later."""
     with suppress(OSError, InputError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
 
 
-def made_once(kind: str, contents: str, make: Callable[[Path], Path], end: str = "") -> Path:
-    """A folder of the cache that stands for `contents`, made if it is not there yet.
+def build_once(kind: str, contents: str, make: Callable[[Path], Path], end: str = "") -> Path:
+    """The folder of the cache for `contents`, built at first use.
 
-    Whoever is stopped while it is made leaves none; who is slower than another takes the other's.
+    An interrupted build leaves nothing; of two parallel builds the slower one uses the other's.
 
     Args:
-        kind: Folder of the cache folder.
-        contents: What the folder is made from; another text is another folder.
-        make: Makes it inside the folder that it is given, and returns it.
-        end: Of its name.
+        kind: Name of the folder inside the cache folder.
+        contents: Text that identifies the folder's contents; another text is another folder.
+        make: Builds it inside a given work folder, and returns its path.
+        end: Suffix of its name.
 
     Raises:
         OSError: If the cache folder cannot be written.
@@ -46,15 +46,15 @@ def made_once(kind: str, contents: str, make: Callable[[Path], Path], end: str =
         done.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=done.parent) as work:
             started = time.perf_counter()
-            made = make(Path(work))
+            built = make(Path(work))
             keep(done.with_suffix(".ms"), f"{(time.perf_counter() - started) * 1e3:.3f}")
             if not done.is_dir():
-                os.rename(made, done)
+                os.rename(built, done)
     return done
 
 
-def making_ms(done: Path) -> float | None:
-    """What it took to make a folder of `made_once` on this machine; None if that is not known."""
+def build_ms(done: Path) -> float | None:
+    """Milliseconds that `build_once` took for a folder on this machine; None if unknown."""
     try:
         return float(done.with_suffix(".ms").read_text("utf-8"))
     except (OSError, ValueError):

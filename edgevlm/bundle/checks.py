@@ -1,7 +1,7 @@
-"""Checks of a host's constants, for the kinds that are made of them.
+"""Checks of the host constants that kinds of bundles share.
 
-A manifest is hostile until it is read: sizes are bounded before anything is computed from them, and
-every refusal is one line that names the field.
+A manifest is untrusted: sizes are bounded before anything is computed from them, and every error is
+one line that names the field.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgevlm.bundle.packed import PACKINGS
 from edgevlm.bundle.plan import MANIFEST, FileEntry
 from edgevlm.errors import BundleError
 
-# No tensor of a function is larger: 2^31 elements are 8 GB of float32.
+# Most elements of a tensor: 2^31 are 8 GB of float32.
 MOST_SIZE = 2**31
 MOST_LAYERS = 2**10
 MOST_KV_BYTES = 64 * 10**9
@@ -46,33 +46,41 @@ def expect(good: bool, message: str) -> None:
 
 
 def numbers(where: str, values: Mapping[str, int]) -> None:
-    """Sizes, which are from 1 to 2^31."""
+    """Check sizes: each is from 1 to 2^31."""
     for name, value in values.items():
-        expect(1 <= value <= MOST_SIZE, f"{where}.{name} is {shown(value)}")
+        expect(1 <= value <= MOST_SIZE, f"{where}.{name} is {shown(value)}, expected 1 to 2^31")
 
 
 def choice(where: str, value: str, known: Sequence[str]) -> None:
-    """A name of a closed set."""
+    """Check a name of a closed set."""
     expect(value in known, f"{where} is {shown(value)}, known: {', '.join(known)}")
 
 
 def image(spec: ImageSpec) -> None:
-    """Preprocessing."""
+    """Check the constants of preprocessing."""
     sizes = ("height", "width", "rows", "columns", "frames", "views")
     numbers("host.image", {name: getattr(spec, name) for name in sizes})
     choice("host.image.global_view", spec.global_view, ("first", "last"))
     choice("host.image.resample", spec.resample, FILTERS)
-    expect(spec.frames == 1 or spec.rows * spec.columns == 1, "host.image has frames and tiles")
-    expect(min(spec.std) > 0, f"host.image.std is {list(spec.std)}, it must be above 0")
+    choice("host.image.fit", spec.fit, ("stretch", "crop"))
+    square = spec.views == 1 and spec.width == spec.height
+    expect(spec.fit == "stretch" or square, "host.image.fit is 'crop', expected one square view")
+    expect(
+        spec.frames == 1 or spec.rows * spec.columns == 1,
+        "host.image has frames and tiles, expected one of them",
+    )
+    expect(min(spec.std) > 0, f"host.image.std is {list(spec.std)}, expected values above 0")
 
 
 def encoder(shape: EncoderShape) -> None:
-    """Sizes inside an image encoder."""
+    """Check the sizes inside an image encoder."""
     numbers("host.encoder", {"width": shape.width, "view_tokens": shape.view_tokens})
     tokens = shape.tokens
     good = 1 <= len(tokens) <= MOST_LAYERS and all(1 <= n <= MOST_SIZE for n in tokens)
     good = good and list(tokens) == sorted(tokens, reverse=True)
-    expect(good, f"host.encoder.tokens is {shown(str(list(tokens)))}, it must never rise")
+    expect(
+        good, f"host.encoder.tokens is {shown(str(list(tokens)))}, expected a list that never rises"
+    )
     names = [signal.name for signal in shape.signals]
     expect(len(set(names)) == len(names), "host.encoder.signals has two signals of one name")
     for signal in shape.signals:
@@ -82,7 +90,7 @@ def encoder(shape: EncoderShape) -> None:
 
 
 def embedding(table: Embedding, files: Sequence[FileEntry]) -> None:
-    """The table of rows, and the size of its file."""
+    """Check the embedding table and the size of its file."""
     numbers("host.embedding", {"rows": table.rows, "columns": table.columns})
     choice("host.embedding.dtype", table.dtype, ("f32", *PACKINGS))
     entry = next((f for f in files if f.path == table.file), None)
@@ -95,7 +103,7 @@ def embedding(table: Embedding, files: Sequence[FileEntry]) -> None:
 
 
 def cache(kv: KVCache) -> None:
-    """Keys and values of all layers."""
+    """Check the KV cache."""
     sizes = ("layers", "heads", "head_size", "tokens")
     numbers("host.kv", {name: getattr(kv, name) for name in sizes})
     choice("host.kv.form", kv.form, ("shared_buffer", "states"))
@@ -109,16 +117,16 @@ def cache(kv: KVCache) -> None:
 
 
 def rope(tables: Rope, head_size: int) -> None:
-    """Rotary tables of heads of this size."""
+    """Check the rotary tables for heads of this size."""
     count = len(tables.inverse_frequencies)
     expect(
         2 * count == head_size,
-        f"host.rope has {count} frequencies, half of kv.head_size {head_size} is expected",
+        f"host.rope has {count} frequencies, expected half of kv.head_size {head_size}",
     )
 
 
 def layout(sequence: Layout, rows: int, frames: int) -> None:
-    """The sequence of a turn over an embedding table of `rows`, for clips of `frames`."""
+    """Check the sequence of a turn for an embedding table of `rows`, and clips of `frames`."""
     for name, kinds in ITEMS.items():
         for index, item in enumerate(getattr(sequence, name)):
             _item(item, kinds, rows, frames, f"host.layout.{name}[{index}]")

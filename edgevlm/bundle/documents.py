@@ -1,11 +1,10 @@
-"""Frozen dataclasses to JSON and back, strictly: what a file says must fit the type exactly.
+"""Frozen dataclasses to JSON and back, strictly: a document must match the type exactly.
 
 `read` refuses an unknown key (with the nearest known one), a missing key and a value of the wrong
-type, and names the place: `plan.blocks[3].stage`. Floats in a file may be written as integers.
-A field whose type depends on another key says so: `field(metadata={"type": function})`, where the
-function takes the object that was read and returns the type.
-type, and names the place: `plan.blocks[3].stage`. Floats in a file may be written as integers. A
-type that has `parse` is written as the text that `str` gives, and read by it.
+type, and names the field: `plan.blocks[3].stage`. Floats in a file may be written as integers. A
+field whose type depends on another key declares it: `field(metadata={"type": function})`, where the
+function takes the JSON object and returns the type. A type with a method `parse` is written as the
+text of `str`, and read by `parse`.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from typing import Any, TypeVar
 from edgevlm.errors import EdgeVLMError
 
 T = TypeVar("T")
-# Characters of a wrong value that an error shows: the line stays one line.
+# Most characters of a wrong value in an error, so that it stays one line.
 LONGEST = 60
 
 
 class DocumentError(ValueError):
-    """A document that does not fit its type; the message names the field."""
+    """A document that does not match its type; the message names the field."""
 
 
 def to_document(value: Any) -> Any:
@@ -53,13 +52,13 @@ def read(kind: type[T], document: Any, where: str = "document") -> T:
     """Build the dataclass `kind` from parsed JSON.
 
     Raises:
-        DocumentError: If the document does not fit; one line that names the field.
+        DocumentError: If the document does not match; one line that names the field.
     """
     return typing.cast(T, _read(kind, document, where))
 
 
 def shown(value: Any) -> str:
-    """A parsed value for an error line: short, control characters written out."""
+    """A parsed value for an error line: short, control characters escaped."""
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"
     text = repr(value if not isinstance(value, str) else value[:LONGEST])

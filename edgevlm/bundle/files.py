@@ -1,10 +1,10 @@
-"""A bundle on disk: written whole or not at all, read with suspicion.
+"""A bundle on disk: written completely or not at all, read as untrusted input.
 
-Writing goes to the sibling folder `.NAME.partial`, where finished blocks stay if the export is
-stopped, even by `kill -9`; the same command goes on from them. The last step is one rename.
-Reading checks the manifest strictly, every path, size and shape at opening, and a file's sha256
-when it is first asked for; that is remembered in the user's cache by path, size and time.
-Needs neither torch nor any engine.
+An export writes to the sibling folder `.NAME.partial`. Finished blocks stay there if the export is
+stopped, even by `kill -9`; the same command continues from them. The last step is one rename.
+Reading checks the manifest strictly, with every path, size and shape, at opening, and the sha256 of
+a file at its first use; the result is cached for the user by path, size and time. Needs neither
+torch nor any engine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from edgevlm.errors import BundleError, EdgeVLMError
 from edgevlm.version import VERSION
 
 MEASURED = "measured"
-# What an unfinished export needs to go on; none of it is part of a bundle.
+# Files that an unfinished export continues from; none is part of a bundle.
 STATE = ("done", "plan.json", "lock")
 
 
@@ -47,37 +47,41 @@ class Bundle:
         """Read and check a bundle.
 
         Raises:
-            BundleError: If anything is not as the manifest says; one line with file and field.
+            BundleError: If anything differs from the manifest; one line with file and field.
         """
         folder = Path(path)
         if not folder.is_dir():
-            raise BundleError(f"no bundle at '{path}': expected a folder that `export` wrote")
+            raise BundleError(
+                f"no bundle at '{path}': expected a folder written by `edgevlm export`"
+            )
         return cls(folder, read_manifest(folder))
 
     def file(self, name: str) -> Path:
-        """Path of a file of the bundle, its sha256 checked the first time; of a folder all of them.
+        """Path of a file or folder of the bundle; its sha256 is checked at first use.
 
         Raises:
-            BundleError: If the manifest has no such file or the contents differ.
+            BundleError: If the manifest does not list it, or its contents differ.
         """
         entry = self._entries.get(name)
         if entry is None:
             inside = [part for part in self._entries if part.startswith(f"{name}/")]
             if not inside:
-                raise BundleError(f"{MANIFEST}: no file '{name}' is listed")
+                raise BundleError(f"{MANIFEST} does not list '{name}'")
             for part in inside:
                 self.file(part)
             return self.path / name
-        path, key = self.path / name, f"{self._place}/{name}"
+        path, key = self.path / name, f"{self._resolved}/{name}"
         try:
             state = path.stat()
-            # A change that sets the modification time back still moves the inode's own time.
+            # A change that resets the modification time still moves the inode's change time.
             mark = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, entry.sha256]
             if _CHECKED.get(key) != mark:
                 known = _remembered()
                 if known.get(key) != mark:
                     if sha256(path) != entry.sha256:
-                        raise BundleError(f"'{name}' was changed: its sha256 is not the manifest's")
+                        raise BundleError(
+                            f"'{name}' was changed: its sha256 is not the manifest's; export again"
+                        )
                     _remember(known | {key: mark})
                 _CHECKED[key] = mark
         except OSError as cause:
@@ -103,12 +107,12 @@ class Bundle:
         return {entry.path: entry for entry in self.plan.files}
 
     @cached_property
-    def _place(self) -> Path:
+    def _resolved(self) -> Path:
         return self.path.resolve()
 
 
 class BundleWriter:
-    """The folder that an export fills; see `writing`."""
+    """The folder of an export in progress; see `writing`."""
 
     def __init__(self, folder: Path, plan: Plan[Any]) -> None:
         self.folder, self.plan = folder, plan
@@ -121,10 +125,10 @@ class BundleWriter:
             return None
         try:
             functions = json.loads(record.read_text("utf-8"))
-            made = tuple(read(Function, f, record.name) for f in functions)
-        except (ValueError, TypeError):  # cut off by a power failure: do the block again
+            recorded = tuple(read(Function, f, record.name) for f in functions)
+        except (ValueError, TypeError):  # truncated by a power failure: export the block again
             return None
-        return made if len(made) == len(block.functions) else None
+        return recorded if len(recorded) == len(block.functions) else None
 
     def finish(self, block: Block, functions: tuple[Function, ...]) -> None:
         """Record a block as complete; its files are on disk."""
@@ -132,7 +136,7 @@ class BundleWriter:
         write_text(self._done / f"{block.name}.json", json.dumps(to_document(functions)))
 
     def stage_folder(self, stage: str) -> Path:
-        """`blocks/STAGE` inside the bundle, made if need be."""
+        """`blocks/STAGE` inside the bundle, created if necessary."""
         folder = self.folder / "blocks" / stage
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -147,7 +151,7 @@ class BundleWriter:
         """Hash every file, write the manifest, and read it back; returns the manifest.
 
         Raises:
-            BundleError: If the bundle would be refused by those who open it.
+            BundleError: If the bundle could not be opened again.
         """
         files = []
         for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
@@ -161,15 +165,15 @@ class BundleWriter:
 
 @contextmanager
 def writing(out: Path, plan: Plan[Any], weights: str, force: bool) -> Iterator[BundleWriter]:
-    """A writer whose folder becomes `out` if the body ends well.
+    """A writer whose folder becomes `out` if the body ends without an error.
 
-    An export that was stopped is continued when the version, its plan and `weights` (a text that
-    names the checkpoint's contents) are the same, else begun anew. An error leaves nothing behind;
-    if it is stopped from outside, finished blocks stay.
+    A stopped export is continued if the version, the plan and `weights` (a text that identifies the
+    checkpoint's contents) are the same, else started again. An error leaves nothing behind; after
+    an interrupt, finished blocks stay.
 
     Raises:
-        BundleError: If `out` exists and `force` is not given, is no bundle, or another export
-            writes there.
+        BundleError: If `out` exists and `force` is not given, `out` is not a bundle, or another
+            export writes it.
     """
     check_free(out, force)
     partial = out.parent / f".{out.name}.partial"
@@ -200,7 +204,7 @@ def writing(out: Path, plan: Plan[Any], weights: str, force: bool) -> Iterator[B
 
 
 def check_free(out: Path, force: bool) -> None:
-    """Refuse to write over what is there.
+    """Check that `out` is free or may be replaced.
 
     Raises:
         BundleError: If `out` exists and `force` is not given or `out` is not a bundle.
@@ -222,13 +226,13 @@ def sha256(path: Path) -> str:
 
 def _begin(partial: Path, text: str) -> None:
     """Keep the finished blocks of an export with the same `text`, or empty the folder."""
-    mark = partial / "plan.json"
-    if mark.is_file() and mark.read_bytes() == text.encode():
+    record = partial / "plan.json"
+    if record.is_file() and record.read_bytes() == text.encode():
         return
     for path in partial.iterdir():
         if path.name != "lock":
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    mark.write_bytes(text.encode())
+    record.write_bytes(text.encode())
 
 
 @contextmanager
@@ -238,7 +242,7 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
     partial.mkdir(exist_ok=True)
     try:
         import fcntl
-    except ImportError:  # on Windows two exports to one place are not told apart
+    except ImportError:  # on Windows two exports to one folder are not detected
         yield
         return
     path = partial / "lock"
@@ -257,7 +261,7 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
 def _replace(partial: Path, out: Path) -> None:
     old = out.parent / f".{out.name}.old"
     if out.exists():
-        shutil.rmtree(old, ignore_errors=True)  # of a run that was killed right here
+        shutil.rmtree(old, ignore_errors=True)  # of an export that was killed at this point
         out.rename(old)
     try:
         partial.rename(out)
@@ -268,7 +272,7 @@ def _replace(partial: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-# What this process has found to be as the manifest says; blocks are loaded again and again.
+# Files that this process has checked, as blocks are loaded repeatedly.
 _CHECKED: dict[str, list[object]] = {}
 
 

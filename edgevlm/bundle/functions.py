@@ -1,10 +1,10 @@
-"""Functions and blocks: the graphs of a bundle, with the tensors that go in and come out.
+"""Functions and blocks: the graphs of a bundle, with their input and output tensors.
 
 A function is a static graph. Its inputs and outputs are named tensors; two kinds of pairs among
-them are data, so that nobody reads meaning from a name:
+them are listed explicitly, so that no code has to parse names:
 
-    caches   an input and an output that are one array: what a call leaves for the next call
-    chained  an output and the input of the next block of the stage that takes it
+    caches   an input and an output that share one array: the state from call to call
+    chained  an output, and the input of the next block of the stage that takes it
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-# Number formats of tensors, by the name that manifests have for them.
+# Dtypes of tensors, by their names in manifests.
 DTYPES = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "i64": np.int64, "u8": np.uint8}
 
 
@@ -35,7 +35,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Cache:
-    """An input and an output that are one array; `name` is what a target calls its state."""
+    """An input and an output that share one array; `name` is the target's name for the state."""
 
     name: str
     input: str
@@ -52,9 +52,9 @@ class Chain:
 
 @dataclass(frozen=True)
 class Signature:
-    """What goes in and out of a function.
+    """Inputs and outputs of a function.
 
-    `unread` are inputs that a graph may lack, because some targets drop what nothing reads.
+    `unread` are inputs that a graph may lack, because some targets drop unused inputs.
     """
 
     inputs: tuple[Tensor, ...]
@@ -64,7 +64,7 @@ class Signature:
     unread: frozenset[str] = frozenset()
 
     def function(self, name: str) -> Function:
-        """The function of this signature, without work and file."""
+        """The function of this signature, without FLOPs and file."""
         return Function(name, self.inputs, self.outputs, 0, self.caches, self.chained)
 
 
@@ -82,13 +82,13 @@ class Function:
 
     @cached_property
     def fed(self) -> tuple[Tensor, ...]:
-        """Inputs but caches, in order."""
+        """Inputs except caches, in order."""
         cached = {cache.input for cache in self.caches}
         return tuple(tensor for tensor in self.inputs if tensor.name not in cached)
 
     @cached_property
     def results(self) -> tuple[Tensor, ...]:
-        """Outputs but caches, in order."""
+        """Outputs except caches, in order."""
         cached = {cache.output for cache in self.caches}
         return tuple(tensor for tensor in self.outputs if tensor.name not in cached)
 
@@ -111,9 +111,9 @@ class Function:
 class Block:
     """A contiguous part of a stage; its functions share one copy of `weights_bytes`.
 
-    `span` is the half-open range of the parts of its stage: layers in the decoder, rows of the
-    vocabulary in the head. `shares` names the table of the host that holds the block's weights
-    (`embedding`: a tied head), so that they are counted and written once; empty for its own.
+    `span` is the half-open range of the stage's parts in the block: layers of the decoder, rows of
+    the head's vocabulary. `shares` names the host table that holds the block's weights (`embedding`
+    for a tied head), so that they are counted and written once; empty for a block with its own.
     """
 
     name: str
@@ -134,9 +134,9 @@ class Stage:
 
     Attributes:
         name: Its name in plans and file paths.
-        quantized: Whether schemes round its weights.
-        label: What a page calls it.
-        colour: Of its parts in pictures, as a name of the page's palette.
+        quantized: Whether schemes quantize its weights.
+        label: Its name on pages.
+        colour: Its colour in charts, as a name of the page's palette.
     """
 
     name: str

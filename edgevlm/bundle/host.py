@@ -20,7 +20,7 @@ SIGNALS = (
 
 @dataclass(frozen=True)
 class LayoutItem:
-    """One piece of the sequence.
+    """One item of the sequence.
 
     kind `ids`: fixed rows of the embedding table. `image`: the parts of `Layout.image`, once per
     image or clip. `visual`: the visual tokens whose kept position lies in [start, stop), in the
@@ -62,8 +62,9 @@ class Layout:
 class ImageSpec:
     """Preprocessing as plain numbers.
 
-    The picture (sRGB, 8 bit, upright) is resized (`resample`, aspect not kept) to rows·height x
-    columns·width and cut into tiles in raster order; with more than one tile the whole picture
+    The picture (sRGB, 8 bit, upright) is resized (`resample`) to rows·height x columns·width: by
+    `fit` `stretch` whatever its shape, by `crop` until its shorter side fits, and its middle is
+    taken. It is cut into tiles in raster order; with more than one tile the whole picture
     resized to height x width is the global view, `first` or `last`. A clip has one view per frame.
     A pixel is (value / 255 - mean) / std, channels first.
     """
@@ -77,6 +78,7 @@ class ImageSpec:
     resample: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    fit: str = "stretch"
 
     @property
     def tiling(self) -> tuple[tuple[int, int], str]:

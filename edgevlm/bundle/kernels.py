@@ -1,8 +1,8 @@
-"""What the backend computes of an ExecuTorch program, and what it leaves, with the reason.
+"""Operators of an ExecuTorch program by the backend, and by portable kernels with the reason.
 
-The exporter writes it beside each program, `BLOCK.kernels.json`, because only the partitioner knows
-why it left an operator. Each call of the backend between operators that it leaves costs a copy or
-two of what goes in and out.
+The exporter writes them beside each program, `BLOCK.kernels.json`, because only the partitioner
+knows the reasons. Each call of the backend between other operators costs a copy or two of its
+inputs and outputs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgevlm.errors import BundleError
 
 @dataclass(frozen=True)
 class Left:
-    """An operator that ExecuTorch's own kernels compute: how often in a function, and why."""
+    """An operator that ExecuTorch's portable kernels compute: its count in a function, and why."""
 
     operator: str
     count: int
@@ -27,7 +27,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Kernels:
-    """One function: operators that the backend computes, calls of it, and what it leaves."""
+    """One function: operators by the backend, calls of it, and operators by portable kernels."""
 
     delegated: int
     calls: int
@@ -38,15 +38,15 @@ def kernels(bundle: Bundle) -> dict[str, Kernels]:
     """For each `block.function` of a bundle of target `executorch`.
 
     Raises:
-        BundleError: If a file is missing, was changed, or says something else.
+        BundleError: If a file is missing, was changed, or is not valid.
     """
-    found: dict[str, Kernels] = {}
+    by_function: dict[str, Kernels] = {}
     for block in bundle.plan.blocks:
         name = PurePosixPath(block.functions[0].file).with_suffix(".kernels.json").as_posix()
         try:
             document = json.loads(bundle.file(name).read_text("utf-8"))
-            made = read(dict[str, Kernels], document, name)
+            functions = read(dict[str, Kernels], document, name)
         except (ValueError, DocumentError) as cause:
             raise BundleError(f"'{name}' is not valid: {cause}") from cause
-        found |= {f"{block.name}.{function}": made[function] for function in made}
-    return found
+        by_function |= {f"{block.name}.{function}": functions[function] for function in functions}
+    return by_function

@@ -1,13 +1,13 @@
-"""Read a manifest with suspicion: what the rest of the code relies on is checked here, once.
+"""Read a manifest as untrusted input: all that other code relies on is checked here, once.
 
     1. The file: its size, JSON without repeated keys and NaN, the version, exact types.
-    2. The files that it lists: inside the bundle, behind no link, there, of the stated size.
+    2. The files that it lists: inside the bundle, no symbolic links, of the stated size.
     3. The constants of the host, by the bundle's kind.
-    4. The blocks: spans fill each stage, and every function has the tensors, caches and chaining
-       that its kind's `signature` gives, so that a loop meets no unknown name and no other shape.
+    4. The blocks: spans fill each stage, and every function has the tensors, caches and chaining of
+       its kind's `signature`, so that a loop meets no unknown name and no other shape.
 
-Every refusal is one line with file and field. Contents are checked by `Bundle.file`, when they are
-first asked for. Needs neither torch nor any engine.
+Every error is one line with file and field. `Bundle.file` checks contents, at their first use.
+Needs neither torch nor any engine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgevlm.errors import BundleError
 from edgevlm.registry import KINDS
 
 MANIFEST_LIMIT_BYTES = 32 * 10**6
-# The most that a trace may have; Core ML takes few more.
+# Most dimensions of a traced tensor.
 DIMENSIONS = 6
 MOST_BLOCKS = 2**14
 
@@ -36,7 +36,7 @@ def read_manifest(folder: Path) -> Plan[Any]:
     """The checked manifest of the bundle in `folder`.
 
     Raises:
-        BundleError: If anything is not as it must be; one line with file and field.
+        BundleError: If any check fails; one line with file and field.
     """
     plan = _parse(folder / MANIFEST)
     _check_files(folder, plan)
@@ -49,11 +49,11 @@ def read_manifest(folder: Path) -> Plan[Any]:
 
 def _parse(path: Path) -> Plan[Any]:
     if path.is_symlink():
-        raise BundleError(f"{MANIFEST} is a symbolic link; a bundle has none")
+        raise BundleError(f"{MANIFEST} is a symbolic link; copy the file itself into the bundle")
     if not path.is_file():
-        raise BundleError(f"'{path.parent}' has no {MANIFEST}: it is not a bundle")
+        raise BundleError(f"'{path.parent}' is not a bundle: it has no {MANIFEST}; export one")
     if path.stat().st_size > MANIFEST_LIMIT_BYTES:
-        raise BundleError(f"{MANIFEST} is larger than {MANIFEST_LIMIT_BYTES} bytes")
+        raise BundleError(f"{MANIFEST} is too large, expected at most {MANIFEST_LIMIT_BYTES} bytes")
     try:
         document = json.loads(
             path.read_text("utf-8"), object_pairs_hook=_object, parse_constant=_constant
@@ -80,12 +80,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(document) != len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+        raise ValueError(f"the key {shown(twice)} appears twice in one object")
     return document
 
 
 def _constant(name: str) -> float:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _check_files(folder: Path, plan: Plan[Any]) -> None:
@@ -101,7 +101,7 @@ def _check_files(folder: Path, plan: Plan[Any]) -> None:
         listed.add(entry.path)
         try:
             _check_file(folder, parts, entry.bytes, field)
-        except OSError as cause:  # such as a name that is too long for the file system
+        except OSError as cause:  # such as a name too long for the file system
             raise BundleError(f"{field} cannot be read: {cause.strerror}") from cause
     for file in (f.file for b in plan.blocks for f in b.functions):
         if file not in listed and not any(name.startswith(f"{file}/") for name in listed):
@@ -119,7 +119,7 @@ def _check_file(folder: Path, parts: Sequence[str], expected: int, field: str) -
         raise BundleError(f"{name} is missing from the bundle")
     size = path.stat().st_size
     if size != expected:
-        raise BundleError(f"{name} has {size} bytes, the manifest says {shown(expected)}")
+        raise BundleError(f"{name} has {size} bytes, the manifest has {shown(expected)}")
 
 
 def _check_tensors(plan: Plan[Any]) -> None:
@@ -140,7 +140,10 @@ def _check_tensors(plan: Plan[Any]) -> None:
 
 def _check_blocks(plan: Plan[Any], kind: ModuleType) -> None:
     spans, known = kind.spans(plan.host), ", ".join(stage.name for stage in kind.STAGES)
-    expect(len(plan.blocks) <= MOST_BLOCKS, f"{len(plan.blocks)} blocks are too many")
+    expect(
+        len(plan.blocks) <= MOST_BLOCKS,
+        f"there are {len(plan.blocks)} blocks, expected at most {MOST_BLOCKS}",
+    )
     for block in plan.blocks:
         where = f"block {shown(block.name)}.stage"
         expect(block.stage in spans, f"{where} is {shown(block.stage)}, known: {known}")
@@ -160,15 +163,15 @@ def _check_blocks(plan: Plan[Any], kind: ModuleType) -> None:
 
 
 def _check_spans(stage: str, blocks: Sequence[Block], end: int) -> None:
-    """Names count up, and spans follow each other from 0 to `end`."""
+    """Check that names count up, and that spans are contiguous from 0 to `end`."""
     at = 0
     for index, block in enumerate(blocks):
-        wanted = f"{stage}-{index}"
-        expect(block.name == wanted, f"block {shown(block.name)} must be named '{wanted}'")
+        name = f"{stage}-{index}"
+        expect(block.name == name, f"block {shown(block.name)} must be named '{name}'")
         start, stop = block.span
         expect(
             start == at and stop > start,
-            f"{block.name}.span is {shown(str([start, stop]))}, it must begin at {at}",
+            f"{block.name}.span is {shown(str([start, stop]))}, expected to begin at {at}",
         )
         at = stop
     expect(at == end, f"{blocks[-1].name}.span ends at {at}, expected {end}")
@@ -178,10 +181,8 @@ def _check_function(block: Block, function: Function, signature: Signature) -> N
     where = f"{block.name}.{function.name}"
     _check_side(where, "input", function.inputs, signature.inputs, signature.unread)
     _check_side(where, "output", function.outputs, signature.outputs, frozenset())
-    expect(function.caches == signature.caches, f"{where}.caches are not those of its layers")
-    expect(
-        function.chained == signature.chained, f"{where}.chained is not as the next block takes it"
-    )
+    expect(function.caches == signature.caches, f"{where}.caches differ from those of its layers")
+    expect(function.chained == signature.chained, f"{where}.chained does not match the next block")
 
 
 def _check_side(
@@ -191,17 +192,17 @@ def _check_side(
     expected: Sequence[Tensor],
     unread: Collection[str],
 ) -> None:
-    wanted = {tensor.name: tensor for tensor in expected}
+    by_name = {tensor.name: tensor for tensor in expected}
     names = [tensor.name for tensor in tensors]
-    expect(len(set(names)) == len(names), f"{where} has two {side}s of one name")
+    expect(len(set(names)) == len(names), f"{where} has two {side}s of the same name")
     for tensor in tensors:
-        want = wanted.get(tensor.name)
-        if want is None:
+        known = by_name.get(tensor.name)
+        if known is None:
             raise BundleError(f"{MANIFEST}: {where} has an unknown {side} {shown(tensor.name)}")
         expect(
-            tensor == want,
-            f"{where}.{tensor.name} must be {want.dtype} {list(want.shape)},"
+            tensor == known,
+            f"{where}.{tensor.name} must be {known.dtype} {list(known.shape)},"
             f" got {tensor.dtype} {list(tensor.shape)}",
         )
-    for name in wanted:
+    for name in by_name:
         expect(name in names or name in unread, f"{where} lacks the {side} '{name}'")

@@ -13,7 +13,7 @@ class Stat:
     """Measured values of one quantity.
 
     Attributes:
-        n: How many values.
+        n: Number of values.
         median: The median.
         p90: The 90th percentile.
     """
@@ -32,10 +32,10 @@ class Operator:
         function: The function.
         name: Its name in the graph that ran.
         operator: Its type.
-        module: Module of the model whose weights it reads, or where its inputs come from.
-        device: Where it ran.
-        calls: In one answer.
-        run_ms: One call, the profiler's own overhead included.
+        module: Module of the model whose weights it reads, or of its inputs.
+        device: Device on which it ran.
+        calls: Calls in one answer.
+        run_ms: Time of one call, the profiler's overhead included.
     """
 
     block: str
@@ -50,12 +50,12 @@ class Operator:
 
 @dataclass(frozen=True)
 class OperatorReport:
-    """Where operators run: the result of `operators.py` beside an engine.
+    """Devices of operators: the result of `Engine.operators`.
 
     Attributes:
         operators: Each operator with its time; None where the engine does not time them.
         placement: Number of operators on each device, over all functions.
-        fallback: How many of them do not run on the device that the engine asks for.
+        fallback: Number of operators that do not run on the device that the engine requests.
         not_measured: Why `operators`, or the module of each, is None.
     """
 

@@ -1,12 +1,13 @@
-"""Matrices of few bits: whole numbers row by row, and a scale for each run of columns.
+"""Low-bit matrices: integers row by row, and a scale for each group of columns.
 
     f16     float16, no scales
     w8g64   value = (byte - 128) scale, a scale for 64 columns
-    w4g32   value = (half - 8) scale, two to a byte, the low half first, a scale for 32 columns
+    w4g32   value = (nibble - 8) scale, two to a byte, low nibble first, a scale for 32 columns
 
-The number of largest size in a run becomes the lowest whole number, so no bit is wasted: the scale
-may be negative. Columns are filled up with zeros to whole runs. The layout is that of ONNX
-Runtime's MatMulNBits, so the rows of an embedding table and the head's matrix are the same bytes.
+The number of largest magnitude in a group becomes the lowest integer, so that the full range is
+used; the scale may be negative. Columns are padded with zeros to whole groups. The layout is
+that of ONNX Runtime's MatMulNBits, so the rows of an embedding table and the head's matrix are the
+same bytes.
 
 Source: onnxruntime docs/ContribOperators.md, MatMulNBits.
 """
@@ -24,7 +25,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Packing:
-    """Bits of a number, 4, 8 or 16 (float16), and columns that share a scale; 0 is no scales."""
+    """Bits of a number, 4, 8 or 16 (float16), and columns that share a scale; 0 without scales."""
 
     bits: int
     group: int
@@ -79,13 +80,13 @@ def unpack(numbers: Array, scales: Array, packing: Packing, columns: int) -> Arr
         numbers: u8 [..., row_bytes].
         scales: f32 [..., groups].
         packing: How they were rounded.
-        columns: Columns without those that fill up.
+        columns: Columns without padding.
     """
     if packing.bits == 16:
         return numbers.view(np.float16).astype(np.float32)
     if packing.bits == 4:
         numbers = np.stack([numbers & 15, numbers >> 4], -1).reshape(*numbers.shape[:-1], -1)
     runs = numbers.reshape(*scales.shape, packing.group).astype(np.float32)
-    found = (runs - np.float32(1 << (packing.bits - 1))) * scales[..., None]
-    flat: Array = found.reshape(*scales.shape[:-1], -1)[..., :columns]
+    values = (runs - np.float32(1 << (packing.bits - 1))) * scales[..., None]
+    flat: Array = values.reshape(*scales.shape[:-1], -1)[..., :columns]
     return flat

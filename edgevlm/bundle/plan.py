@@ -1,15 +1,17 @@
 """The plan: a recipe in numbers, before any graph exists; with files, a bundle's manifest.
 
-Importing this module needs neither torch nor transformers: a phone-side or numpy-only reader of a
-bundle uses the same types. `edgevlm.planning` makes a plan from a recipe and a checkpoint.
+Importing this module needs neither torch nor transformers, so readers of bundles use these types
+too. `edgevlm.planning` makes a plan from a recipe and a checkpoint.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from edgevlm.bundle.functions import Block
+from edgevlm.bundle.host import Embedding
 from edgevlm.recipe import Recipe
 from edgevlm.registry import KINDS
 
@@ -21,8 +23,11 @@ class Host(Protocol):
     """What every kind's host has."""
 
     @property
-    def tables_bytes(self) -> int:
-        """Bytes of the tables whose rows the host reads itself."""
+    def tables(self) -> Mapping[str, Embedding]:
+        """The tables whose rows the host reads itself, by the name that `Block.shares` has."""
+
+    def placed(self, files: Mapping[str, str]) -> Any:
+        """The same host with the file of each table, by its name."""
 
 
 H = TypeVar("H", bound=Host, covariant=True)
@@ -59,7 +64,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Requires:
-    """What a device must offer: versions of a target's format, as the exporter states them."""
+    """Requirements for a device: versions of a target's format, as the exporter states them."""
 
     versions: tuple[tuple[str, str], ...] = ()
 
@@ -91,7 +96,7 @@ class Plan(Generic[H]):
     def weights_bytes(self) -> int:
         """Bytes of all weights; what a block shares with a table of the host counts once."""
         blocks = sum(block.weights_bytes for block in self.blocks if not block.shares)
-        return blocks + self.host.tables_bytes
+        return blocks + sum(table.bytes for table in self.host.tables.values())
 
     def site(self, name: str) -> SiteTokens:
         """The counts of the method at a site."""

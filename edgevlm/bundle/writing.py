@@ -1,4 +1,4 @@
-"""Text files that are written whole or not at all, and a look beforehand whether they can be."""
+"""Atomic writes of text files, and checks in advance that a file can be written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgevlm.errors import EdgeVLMError, InputError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all, in the place of what is there.
+    """Write a file, completely or not at all; replaces an existing file.
 
     Raises:
         InputError: If it cannot be written; one line.
@@ -25,21 +25,23 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_folder(path: Path, kind: type[EdgeVLMError] = InputError) -> None:
-    """Refuse a place whose folder is not there, before minutes of work.
+    """Check that the folder of a path exists, before minutes of work.
 
     Raises:
         EdgeVLMError: One of `kind`.
     """
     if not path.parent.is_dir():
-        raise kind(f"'{path}' cannot be written: there is no folder '{path.parent}'")
+        raise kind(
+            f"'{path}' cannot be written: the folder '{path.parent}' does not exist; create it"
+        )
 
 
 def check_file(path: Path) -> None:
-    """Refuse a file that cannot be written, before minutes of work.
+    """Check that a file can be written, before minutes of work.
 
     Raises:
-        InputError: If its folder is not there, or it is a folder itself.
+        InputError: If its folder does not exist, or the path is a folder.
     """
     check_folder(path)
     if path.is_dir():
-        raise InputError(f"'{path}' cannot be written: it is a folder")
+        raise InputError(f"'{path}' cannot be written: it is a folder; give a file name")

@@ -34,12 +34,12 @@ COMMANDS = (
 
 
 class _OneLineErrors(TyperGroup):
-    """A user's mistake is one line and exit 1; a defect of ours keeps its traceback."""
+    """Errors for the user are one line and exit code 1; a defect keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # the reader of our output has gone: Click ends without a word
+        except BrokenPipeError:  # the reader of stdout is gone: Click exits silently
             raise
         except EdgeVLMError as error:
             message = str(error)
@@ -49,13 +49,15 @@ class _OneLineErrors(TyperGroup):
             library = str(error.name).partition(".")[0]
             if library == "edgevlm":
                 raise
-            message = f"this needs '{library}', which is not installed; pip install 'edgevlm[all]'"
+            message = f"'{library}' is not installed; pip install 'edgevlm[all]'"
         except KeyboardInterrupt:
-            message = "stopped; nothing is half-written, the same command goes on where it can"
+            message = (
+                "stopped; no output is incomplete, and the same command continues where it can"
+            )
         except OSError as error:
             file = f": '{error.filename}'" if error.filename else ""
             message = f"{error.strerror or error}{file}"
-        # One line, and no character that would steer a terminal: a name may come from a file.
+        # One line without control characters, as a name may come from a file.
         line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
         print("edgevlm:", line, file=sys.stderr)
         raise typer.Exit(1)
@@ -66,7 +68,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain lines: boxes leave little of 80 columns, and markup eats [@SITE]
+    rich_markup_mode=None,  # plain lines: boxes narrow the text, and markup would drop [@SITE]
     help="Vision-language models on phones, Jetsons and laptops, with a fixed token budget.",
 )
 
@@ -79,11 +81,11 @@ def _options(
             "--version",
             is_eager=True,
             callback=versions.show,
-            help="Print the versions of edgevlm and of the libraries it works with, and exit.",
+            help="Print the versions of edgevlm and its libraries, and exit.",
         ),
     ] = False,
 ) -> None:
-    """Options of no command in particular."""
+    """Options of `edgevlm` without a command."""
 
 
 for _name in COMMANDS:
@@ -94,5 +96,7 @@ for _name in COMMANDS:
 def main() -> None:
     """Entry point of the `edgevlm` command."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an answer may have letters that it cannot show
+        sys.stdout.reconfigure(
+            errors="replace"
+        )  # an answer may have letters that the terminal's encoding lacks
     app()

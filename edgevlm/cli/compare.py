@@ -21,31 +21,31 @@ from edgevlm.profiling.report.comparison import (
 
 
 def main(
-    a: Annotated[Path, typer.Argument(metavar="A.json", help="A profile.")],
-    b: Annotated[Path, typer.Argument(metavar="B.json", help="The profile to compare with A.")],
+    a: Annotated[Path, typer.Argument(metavar="A.json", help="Baseline, from `profile -o`.")],
+    b: Annotated[Path, typer.Argument(metavar="B.json", help="Profile to compare with it.")],
     report: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the comparison as a page, such as c.html."),
+        typer.Option(metavar="FILE", help="Write the comparison as an HTML page."),
     ] = None,
     json: o.Json = False,
 ) -> None:
-    """Compare profile B with profile A.
+    """Compare two profiles.
 
-    Functions that are more than 20 % slower are marked.
+    Functions more than 20 % slower in B are marked SLOWER.
     """
-    found = compare(read_profile(a), read_profile(b), (a.name, b.name))
+    comparison = compare(read_profile(a), read_profile(b), (a.name, b.name))
     if report is not None:
-        write_text(report, comparison_page(found))
+        write_text(report, comparison_page(comparison))
         say(f"wrote {report}")
-    answer(found, _text(found), json)
+    answer(comparison, _text(comparison), json)
 
 
-def _text(found: Comparison) -> str:
+def _text(comparison: Comparison) -> str:
     rows = [
         [printable(row.name), figure(row, row.a), figure(row, row.b), _ratio(row)]
-        for row in (*found.blocks, *found.totals)
+        for row in (*comparison.blocks, *comparison.totals)
     ]
-    return table(["", "A", "B", "B / A"], rows) + f"\n{found.note}"
+    return table(["", "A", "B", "B / A"], rows) + f"\n{comparison.note}"
 
 
 def _ratio(row: ComparisonRow) -> str:

@@ -1,4 +1,4 @@
-"""`edgevlm devices`: what can be reached now, and the named devices with what is known of each."""
+"""`edgevlm devices`: devices that can be reached now, and named devices with their figures."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from edgevlm.registry import DEVICES
 
 
 def main(json: o.Json = False) -> None:
-    """List devices: reachable, and known by name.
+    """List reachable devices, and named devices with their figures.
 
-    The first table has what `profile --device` reaches now, the second figures of named devices.
-    With --json, each figure has its source.
+    The first table has values for `profile --device`, the second for `plan --for`.
+    --json adds the source of each figure.
     """
     with progress() as step:
         reachable = []
         for name in DEVICES.names():
-            step(f"look for devices: {name}")
+            step(f"search for devices: {name}")
             reachable += DEVICES.load(name).reachable()
     devices = [named.load(name) for name in named.names()]
     answer({"reachable": reachable, "named": devices}, _text(reachable, devices), json)
 
 
 def _text(reachable: list[Reachable], devices: list[Device]) -> str:
-    here = table(["--device", "now", ""], [[r.device, r.state, r.note] for r in reachable])
+    here = table(["--device", "state", "note"], [[r.device, r.state, r.note] for r in reachable])
     rows = [
         [
             d.name,
@@ -39,13 +39,13 @@ def _text(reachable: list[Reachable], devices: list[Device]) -> str:
         ]
         for d in devices
     ]
-    known = table(["device", "os", "memory", "one app", "bandwidth", "NPU", "target"], rows)
-    note = "~ seen by users, or derived from other figures; - not known, --json says why"
+    known = table(["device", "os", "memory", "app limit", "bandwidth", "NPU", "target"], rows)
+    note = "~ observed by users, or derived from other figures; - not known, reason in --json"
     return "\n\n".join([here, known, note])
 
 
 def _figure(device: Device, name: str, unit: str) -> str:
-    """A figure in 10^9, marked if it is not somebody's statement."""
+    """A figure in 10^9, marked if it is not a published statement."""
     value = getattr(device, name)
     if value is None:
         return "-"

@@ -1,4 +1,4 @@
-"""`edgevlm engines`: what runs bundles here, or why not."""
+"""`edgevlm engines`: the engines that run bundles, or why they cannot."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from edgevlm.runtimes.engine import find_engine
 def main(json: o.Json = False) -> None:
     """List the engines that run bundles.
 
-    One that is not installed says what it needs.
+    An engine that is not installed is listed with the extra to install.
     """
     rows = [_row(name) for name in ENGINES.names()]
     cells = [
         [row["name"], ", ".join(row["targets"]) or "-", row["summary"] or row["reason"]]
         for row in rows
     ]
-    answer(rows, table(["engine", "runs", ""], cells), json)
+    answer(rows, table(["engine", "targets", "note"], cells), json)
 
 
 def _row(name: str) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "available": False, "summary": None, "targets": []}
     try:
         engine = find_engine(name)
-        found = {"summary": engine.summary(), "targets": list(engine.targets)}
+        details = {"summary": engine.summary(), "targets": list(engine.targets)}
     except RuntimeLoadError as cause:
         return row | {"reason": str(cause)}
-    return row | found | {"available": True, "reason": None}
+    return row | details | {"available": True, "reason": None}

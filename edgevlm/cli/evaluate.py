@@ -1,4 +1,4 @@
-"""`edgevlm evaluate`: how often the answers are right, of a bundle, a model, or many budgets."""
+"""`edgevlm evaluate`: accuracy of a bundle, of a model, or of many token budgets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAUSE_S = 10.0  # between two lines of a sweep's log
 
 
 def main(
-    asked: Annotated[
+    subject: Annotated[
         str,
         typer.Argument(metavar="BUNDLE|MODEL", help="A bundle, or a model to run in PyTorch."),
     ] = "embedded",
@@ -36,7 +36,7 @@ def main(
         ),
     ] = "embedded",
     limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Number of scenes; all if not given.")
+        int | None, typer.Option(min=1, metavar="N", help="Number of scenes; default: all.")
     ] = None,
     frames: Annotated[
         int | None,
@@ -44,12 +44,14 @@ def main(
             min=1,
             max=MOST_FRAMES,
             metavar="N",
-            help="For a model: frames of a clip; 1, still images, if not given.",
+            help="For a model: frames of a clip; default: 1, still images.",
         ),
     ] = None,
     engine: o.Engine = None,
     threads: o.Threads = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the 95 % intervals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Seed of the confidence intervals.")
+    ] = 0,
     sweep: Annotated[
         str | None,
         typer.Option(
@@ -59,9 +61,7 @@ def main(
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME,…", help=f"With --sweep: methods to compare; '{ALL}' if not given."
-        ),
+        typer.Option(metavar="NAME,…", help=f"With --sweep: methods to compare; default: {ALL}."),
     ] = None,
     output: Annotated[
         str | None,
@@ -75,53 +75,55 @@ def main(
     keep: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="With --sweep: folder for its bundles; the cache if not given."
+            metavar="FOLDER", help="With --sweep: folder for the bundles; default: the cache."
         ),
     ] = None,
     force: o.Force = False,
     json: o.Json = False,
 ) -> None:
-    """Measure how often answers are right.
+    """Measure the accuracy of answers on a dataset.
 
-    Every question of a dataset is asked; accuracies have 95 % intervals.
+    Asks every question; accuracies have 95 % confidence intervals.
     """
-    _check(asked, sweep, methods, output, keep)
+    _check(subject, sweep, methods, output, keep)
     data = find_dataset(dataset)
     if sweep is not None:
-        budgets, names = parse_sweep(sweep), parse_methods(methods or ALL)
-        request = SweepRequest(
-            asked, data, budgets, names, frames or 1, limit, engine, threads, seed
-        )
-        _many(replace(request, keep=keep), str(output), force, json)
+        tried = (parse_sweep(sweep), parse_methods(methods or ALL))
+        request = SweepRequest(subject, data, *tried, frames or 1, limit, engine)
+        _many(replace(request, threads=threads, seed=seed, keep=keep), str(output), force, json)
         return
     with progress() as step:
-        step(f"open {asked}")
-        who = answerer(asked, frames, engine, threads)
-        scenes = data.examples(who.frames, limit)
-        found = evaluate(who, scenes, asked, dataset, seed, every(PAUSE_S, step))
-    _show(found, json)
+        step(f"open {subject}")
+        source = answerer(subject, frames, engine, threads)
+        scenes = data.examples(source.frames, limit)
+        evaluation = evaluate(source, scenes, subject, dataset, seed, every(PAUSE_S, step))
+    _show(evaluation, json)
 
 
 def _check(
-    asked: str, sweep: str | None, methods: str | None, output: str | None, keep: Path | None
+    subject: str,
+    sweep: str | None,
+    methods: str | None,
+    output: str | None,
+    keep: Path | None,
 ) -> None:
-    """Refuse options that do not go together."""
+    """Refuse options that conflict."""
     if sweep is None:
         for name, value in (("methods", methods), ("output", output), ("keep", keep)):
             if value is not None:
-                raise typer.BadParameter(f"--{name} goes with --sweep")
+                raise typer.BadParameter(f"--{name} needs --sweep")
     elif output is None:
-        raise typer.BadParameter("give --output PREFIX for the files of the sweep")
-    elif is_bundle(asked):
-        raise typer.BadParameter("a sweep exports bundles of a model; it takes no bundle")
+        raise typer.BadParameter("--sweep needs --output PREFIX for its files")
+    elif is_bundle(subject):
+        raise typer.BadParameter("--sweep takes a model, got a bundle")
 
 
-def _show(found: Evaluation, as_json: bool) -> None:
+def _show(evaluation: Evaluation, as_json: bool) -> None:
     if not as_json:
-        Console(stderr=True).print(_table(found))
-        for reason, count in found.left_out.items():
-            say(f"left out: {count} scenes, {reason}")
-    answer(found, _summary(found), as_json)
+        Console(stderr=True).print(_table(evaluation))
+        for reason, count in evaluation.left_out.items():
+            say(f"skipped {count} scenes: {reason}")
+    answer(evaluation, _summary(evaluation), as_json)
 
 
 def _many(request: SweepRequest, output: str, force: bool, json: bool) -> None:
@@ -129,11 +131,11 @@ def _many(request: SweepRequest, output: str, force: bool, json: bool) -> None:
     require_matplotlib()
     with progress() as step:
         rows = sweep(request, every(PAUSE_S, step), say if on_terminal() else step)
-    (whole, *_) = [row.evaluation for row in rows if row.evaluation]
-    title = f"{request.model} on {request.dataset.name}: {whole.n} questions, {whole.engine}"
+    (first, *_) = [row.evaluation for row in rows if row.evaluation]
+    title = f"{request.model} on {request.dataset.name}: {first.n} questions, {first.engine}"
     files = write(rows, title, output, force)
-    for reason, count in whole.left_out.items():
-        say(f"left out: {count} scenes, {reason}")
+    for reason, count in first.left_out.items():
+        say(f"skipped {count} scenes: {reason}")
     say(f"wrote {' and '.join(str(path) for path in files)}")
     document = {
         "model_or_bundle": request.model,
@@ -145,17 +147,17 @@ def _many(request: SweepRequest, output: str, force: bool, json: bool) -> None:
 
 
 def _table(result: Evaluation) -> Table:
-    shown = Table(title=Text(printable(f"{result.model_or_bundle} on {result.dataset}")))
-    shown.add_column("")
-    for head in ("right", "95 %", "n"):
-        shown.add_column(head, justify="right")
-    for part in (result.tasks, result.groups):
-        for name, score in part.items():
-            shown.add_row(Text(printable(name)), *_cells(score))
-        shown.add_section()
-    whole = Score(result.accuracy, result.low, result.high, result.n)
-    shown.add_row("all", *_cells(whole))
-    return shown
+    grid = Table(title=Text(printable(f"{result.model_or_bundle} on {result.dataset}")))
+    grid.add_column("")
+    for head in ("accuracy", "95 % interval", "n"):
+        grid.add_column(head, justify="right")
+    for scores in (result.tasks, result.groups):
+        for name, score in scores.items():
+            grid.add_row(Text(printable(name)), *_cells(score))
+        grid.add_section()
+    total = Score(result.accuracy, result.low, result.high, result.n)
+    grid.add_row("all", *_cells(total))
+    return grid
 
 
 def _cells(score: Score) -> tuple[str, str, str]:
@@ -168,7 +170,7 @@ def _summary(result: Evaluation) -> str:
     about = ", ".join(f"{count:,} about {kinds[kind]}" for kind, count in result.asked.items())
     times, size = result.ttft_ms, result.bundle_bytes
     return (
-        f"{result.accuracy:.1%} right, 95 % interval {result.low:.1%} to {result.high:.1%};"
+        f"accuracy {result.accuracy:.1%}, 95 % interval {result.low:.1%} to {result.high:.1%};"
         f" {result.n:,} questions ({about}) in {result.scenes:,} scenes;"
         f" {result.visual_tokens} visual tokens;"
         + (f" first token {times.median:.0f} ms, p90 {times.p90:.0f};" if times else "")
@@ -178,21 +180,21 @@ def _summary(result: Evaluation) -> str:
 
 
 def _sweep_table(rows: list[SweepRow]) -> str:
-    head = ["method", "tokens", "right", "95 %", "detail", "multi-turn", "ms", "bundle", ""]
+    head = ["method", "tokens", "accuracy", "95 %", "detail", "multi-turn", "ms", "bundle", ""]
     return table(head, [_sweep_cells(row) for row in rows])
 
 
 def _sweep_cells(row: SweepRow) -> list[object]:
-    found = row.evaluation
-    if found is None:
+    evaluation = row.evaluation
+    if evaluation is None:
         return [row.method, row.tokens, *["-"] * 6, row.reason]
-    detail, turns = (found.groups.get(name) for name in ("detail", "multi_turn"))
-    times, size = found.ttft_ms, found.bundle_bytes
+    detail, turns = (evaluation.groups.get(name) for name in ("detail", "multi_turn"))
+    times, size = evaluation.ttft_ms, evaluation.bundle_bytes
     return [
         row.method,
         row.tokens,
-        f"{found.accuracy:.1%}",
-        f"{found.low:.1%} to {found.high:.1%}",
+        f"{evaluation.accuracy:.1%}",
+        f"{evaluation.low:.1%} to {evaluation.high:.1%}",
         f"{detail.accuracy:.1%}" if detail else "-",
         f"{turns.accuracy:.1%}" if turns else "-",
         f"{times.median:.1f}" if times else "-",

@@ -11,9 +11,11 @@ from edgevlm.api import plan_with_cost
 from edgevlm.bundle.files import check_free
 from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared import plan_text
+from edgevlm.cli.shared.kinds import printed
 from edgevlm.cli.shared.output import answer, progress
 from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
+from edgevlm.registry import KINDS
 from edgevlm.units import megabytes
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def main(
 ) -> None:
     """Export MODEL as a verified bundle.
 
-    All shapes are static, and every block is compared with PyTorch.
+    Shapes are static, and every block is compared with PyTorch.
     """
     check_free(Path(output), force)
     if dry_run:
@@ -62,12 +64,12 @@ def _document(done: Exported) -> dict[str, Any]:
         "target": plan.recipe.target,
         "blocks": len(plan.blocks),
         "weights_bytes": find_target(plan.recipe.target).weights_bytes(plan.files),
-        "visual_tokens": plan.host.visual_tokens,
+        **KINDS.load(plan.kind).facts(plan),
         "seconds": round(done.seconds, 3),
         "peak_rss_bytes": done.peak_rss_bytes,
     }
     if done.verification is None:
-        why = f"nothing here runs '{plan.recipe.backend}'"
+        why = f"no engine here has the backend '{plan.recipe.backend}'"
         document["not_measured"] = {"verification": why}
     return document
 
@@ -76,14 +78,14 @@ def _text(done: Exported, weights_bytes: int) -> str:
     plan = done.bundle.plan
     return (
         f"{done.bundle.path}: {len(plan.blocks)} blocks, {megabytes(weights_bytes)},"
-        f" {plan.site('tokens').tokens_in} -> {plan.host.visual_tokens} visual tokens;"
+        f" {printed(plan.kind).export_text(plan)};"
         f" {_agreement(done.verification)}; {done.seconds:.0f} s,"
         f" peak {megabytes(done.peak_rss_bytes)}"
     )
 
 
 def _agreement(parity: Verification | None) -> str:
-    """How near the bundle is to PyTorch, in a few words."""
+    """Parity of the bundle with PyTorch, in a few words."""
     if parity is None:
-        return "NOT VERIFIED: no engine here runs this backend; verify it where one does"
+        return "NOT VERIFIED: no engine here has this backend; run `edgevlm verify` where one has"
     return parity.agreement

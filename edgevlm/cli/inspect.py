@@ -1,6 +1,6 @@
-"""`edgevlm inspect`: what a bundle holds; every file's hash is checked.
+"""`edgevlm inspect`: contents of a bundle, after a check of every file's hash.
 
-What its engines know of it comes from `Engine.inspect` of each engine that runs the target.
+Reports of engines come from `Engine.inspect` of each engine that runs the target.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Core ML: image to find the largest float16 numbers with; may be repeated.",
+            help="Core ML: image to measure the largest float16 values with; may be repeated.",
         ),
     ] = None,
     prompt: Annotated[
@@ -33,37 +33,37 @@ def main(
     ] = "What is this?",
     json: o.Json = False,
 ) -> None:
-    """List files, blocks and limits of BUNDLE.
+    """List the files and constants of BUNDLE.
 
-    The hash of every file is checked.
+    Checks the hash of every file.
     """
     opened = Bundle.open(bundle)
     for entry in opened.plan.files:
         opened.file(entry.path)
-    found = _inspections(opened, image or [], prompt)
-    tables = [table for inspection in found for table in inspection.tables]
+    inspections = _inspections(opened, image or [], prompt)
+    tables = [table for inspection in inspections for table in inspection.tables]
     text = _summary(opened.plan) + "".join(f"\n\n{_shown(part)}" for part in tables)
-    answer(_document(opened.plan, found), text, json)
+    answer(_document(opened.plan, inspections), text, json)
 
 
 def _inspections(bundle: Bundle, pictures: list[Path], prompt: str) -> list[Inspection]:
-    """What each engine of the bundle's target says.
+    """The report of each engine of the bundle's target.
 
     Raises:
-        RecipeError: If there are pictures, and no engine that has a use for them.
+        RecipeError: If there are images, and no engine uses them.
     """
     target = bundle.plan.recipe.target
     engines = [ENGINES.load(name).Engine for name in ENGINES.names()]
     engines = [engine for engine in engines if target in engine.targets]
     if pictures and not any(engine.inspects_pictures for engine in engines):
-        raise RecipeError(f"no engine of target '{target}' inspects with pictures; drop --image")
+        raise RecipeError(f"no engine of target '{target}' inspects with images; drop --image")
     with progress() as step:
         if pictures:
-            step(f"run {len(pictures)} pictures")
+            step(f"run {len(pictures)} image{'s' * (len(pictures) > 1)}")
         return [engine.inspect(bundle, pictures, prompt) for engine in engines]
 
 
-def _document(plan: Plan[Any], found: list[Inspection]) -> dict[str, Any]:
+def _document(plan: Plan[Any], inspections: list[Inspection]) -> dict[str, Any]:
     document: dict[str, Any] = {
         "format_version": plan.format_version,
         "kind": plan.kind,
@@ -74,8 +74,8 @@ def _document(plan: Plan[Any], found: list[Inspection]) -> dict[str, Any]:
         "requires": dict(plan.requires.versions),
         "placement": None,
     } | KINDS.load(plan.kind).facts(plan)
-    why = {"placement": "known only when a device has run the bundle"}
-    for inspection in found:
+    why = {"placement": "known only after a device has run the bundle"}
+    for inspection in inspections:
         document |= inspection.document
         why |= inspection.not_measured
     return document | {"not_measured": {k: v for k, v in why.items() if document.get(k) is None}}
@@ -83,12 +83,12 @@ def _document(plan: Plan[Any], found: list[Inspection]) -> dict[str, Any]:
 
 def _summary(plan: Plan[Any]) -> str:
     rows = [[f.path, f"{f.bytes:,}", f.sha256[:12]] for f in plan.files]
-    found = KINDS.load(plan.kind).facts(plan)
-    facts = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in found.items())
+    values = KINDS.load(plan.kind).facts(plan)
+    facts = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in values.items())
     needs = ", ".join(f"{name} {version}" for name, version in plan.requires.versions)
     return (
         f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target}, format"
-        f" {plan.format_version}, {len(plan.blocks)} blocks, {facts}\nneeds {needs}\n\n"
+        f" {plan.format_version}, {len(plan.blocks)} blocks, {facts}\nrequires {needs}\n\n"
         + table(["file", "bytes", "sha256"], rows)
     )
 

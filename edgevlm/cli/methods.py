@@ -1,4 +1,4 @@
-"""`edgevlm methods`: token reductions, with their source and how they differ from it."""
+"""`edgevlm methods`: token-reduction methods, with their source and the differences from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main(json: o.Json = False) -> None:
     require_torch()
     rows = [_row(name) for name in METHODS.names()]
     cells = [[r["name"], ", ".join(r["sites"]), r["summary"], r["source"]] for r in rows]
-    answer(rows, table(["method", "sites", "what it does", "source"], cells), json)
+    answer(rows, table(["method", "sites", "summary", "source"], cells), json)
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -32,5 +32,5 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def _joined(texts: list[str]) -> str:
-    """What the method's files say, each text once, in the order of the sites."""
+    """The texts of the method's files, each once, in the order of the sites."""
     return "; ".join(dict.fromkeys(texts))

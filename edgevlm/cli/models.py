@@ -11,12 +11,12 @@ from edgevlm.registry import FAMILIES
 def main(json: o.Json = False) -> None:
     """List the model families.
 
-    Names are the model_type of transformers.
+    Names are values of model_type in config.json.
     """
     require_torch()
     rows = [
         {"name": name, "summary": str(FAMILIES.load(name).__doc__).splitlines()[0]}
         for name in FAMILIES.names()
     ]
-    text = table(["model_type", "what it is"], [[r["name"], r["summary"]] for r in rows])
+    text = table(["model_type", "summary"], [[r["name"], r["summary"]] for r in rows])
     answer(rows, text, json)

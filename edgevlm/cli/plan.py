@@ -24,8 +24,8 @@ def main(
         typer.Option(
             "--for",
             metavar="DEVICE",
-            help="Named device: whether the plan fits, and what would. Its target is the default."
-            " `edgevlm devices` lists them.",
+            help="Whether the plan fits a named device, and which schemes would; its target is"
+            " the default. `edgevlm devices` lists them.",
         ),
     ] = None,
     sensitivity: Annotated[
@@ -38,25 +38,25 @@ def main(
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="With --sensitivity: propose the most exact mixture of at most this size, such as"
-            " 60MB.",
+            help="With --sensitivity: propose the most exact mix of schemes of at most this size,"
+            " such as 60MB.",
         ),
     ] = None,
     memory: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="MODEL is a bundle: measure its blocks, and print loads and times under this"
+            help="MODEL is a bundle: measure its blocks, and print loads and times with this"
             " memory budget, such as 300MB.",
         ),
     ] = None,
     save: Annotated[
         bool,
-        typer.Option("--save", help="With --memory: write the schedules into MODEL, for apps."),
+        typer.Option("--save", help="With --memory: write the schedules for apps into the bundle."),
     ] = False,
     json: o.Json = False,
 ) -> None:
-    """Print what an export of MODEL would be.
+    """Print the plan of an export of MODEL.
 
     Tokens, shapes, bytes and FLOPs of each block, before any graph exists.
     """
@@ -75,12 +75,10 @@ def main(
 def _check(
     device: str | None, sensitivity: bool, size: str | None, memory: str | None, save: bool
 ) -> None:
-    """Refuse options that do not go together."""
+    """Refuse options that conflict."""
     if save and memory is None:
-        raise RecipeError("--save goes with --memory: it writes the schedules of a budget")
+        raise RecipeError("--save needs --memory, as it writes the schedules of a budget")
     if size is not None and not sensitivity:
-        raise RecipeError("--size goes with --sensitivity: it chooses among what that measures")
+        raise RecipeError("--size needs --sensitivity, which measures the schemes to choose from")
     if sensitivity and device:
-        raise RecipeError(
-            "--for and --sensitivity do not go together: one calculates, one measures"
-        )
+        raise RecipeError("--for and --sensitivity exclude each other; drop one of them")

@@ -1,4 +1,4 @@
-"""`edgevlm profile`: what a bundle takes on this machine or another device, block by block."""
+"""`edgevlm profile`: time and memory of a bundle on this machine or another device, by block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.output import answer, printable, progress, say, table
 from edgevlm.devices.shared.contract import Job
 from edgevlm.profiling.document import Profile, write_profile
-from edgevlm.profiling.measure import PROMPT, ProfileRequest
+from edgevlm.profiling.measurements import ProfileRequest
 from edgevlm.profiling.report.chrome_trace import chrome_trace
 from edgevlm.profiling.report.page import report as page_of
 from edgevlm.profiling.report.page import threads_text
@@ -34,24 +34,35 @@ def main(
     device: Annotated[
         str,
         typer.Option(
-            metavar="DEVICE", help="local, ssh:USER@HOST[:PORT], adb[:SERIAL] or ios[:DEVICE]."
+            metavar="DEVICE", help="One of local, ssh:USER@HOST[:PORT], adb[:SERIAL], ios[:DEVICE]."
         ),
     ] = "local",
     memory: o.Memory = None,
     engine: o.Engine = None,
     threads: o.Threads = None,
-    runs: Annotated[int, typer.Option(min=1, metavar="N", help="Timed answers.")] = _DEFAULT.runs,
+    runs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Number of timed answers.")
+    ] = _DEFAULT.runs,
     tokens_generated: Annotated[
         int, typer.Option(min=2, metavar="N", help="Tokens of each answer.")
     ] = _DEFAULT.tokens_generated,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="An image; a packaged one if not given.")
+        Path | None, typer.Option(metavar="FILE", help="Image; default: a packaged photo.")
     ] = None,
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The question.")] = PROMPT,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Question about the image. For a bundle with embeddings: text to encode instead of"
+            " an image.",
+        ),
+    ] = None,
     minutes: Annotated[
         float,
         typer.Option(
-            min=0, metavar="MINUTES", help="Afterwards, answer without a pause for this long."
+            min=0,
+            metavar="MINUTES",
+            help="After the runs, answer without a pause for so many minutes.",
         ),
     ] = _DEFAULT.minutes,
     max_fallback: Annotated[
@@ -59,7 +70,7 @@ def main(
         typer.Option(
             min=0,
             metavar="N",
-            help="Exit 1 if more than N operators run elsewhere than on the wanted processor.",
+            help="Exit with code 1 if more than N operators run on another processor.",
         ),
     ] = None,
     output: Annotated[
@@ -67,23 +78,26 @@ def main(
         typer.Option("--output", "-o", metavar="FILE", help="Write the profile as JSON."),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page for a browser (HTML).")
+        Path | None, typer.Option(metavar="FILE", help="Write the profile as an HTML page.")
     ] = None,
     trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a trace for Perfetto or Chrome.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a trace for Perfetto or chrome://tracing."),
     ] = None,
     runner: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Phones: app or program to install, to run the bundle."),
+        typer.Option(
+            metavar="FILE", help="Phones: app or program to install, which runs the bundle."
+        ),
     ] = None,
     log: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write what the device printed.")
+        Path | None, typer.Option(metavar="FILE", help="Write the log of the device.")
     ] = None,
     json: o.Json = False,
 ) -> None:
     """Measure BUNDLE on a device.
 
-    Time and memory of each block, tokens per second, operators, and energy where it is known.
+    Time and memory of each block, tokens per second, operators, and energy if known.
     """
     name, _, address = device.partition(":")
     transport = DEVICES.load(name)
@@ -93,112 +107,112 @@ def main(
     for path in filter(None, (output, report, trace, log)):
         check_file(path)
     with progress() as step:
-        found = transport.profile(address, job, step)
-    _write(found, output, report, trace)
-    answer(found, _text(found), json)
-    for warning in found.warnings:
+        profile = transport.profile(address, job, step)
+    _write(profile, output, report, trace)
+    answer(profile, _text(profile), json)
+    for warning in profile.warnings:
         say(f"note: {warning}")
-    _check_fallback(found, max_fallback)
+    _check_fallback(profile, max_fallback)
 
 
-def _write(found: Profile, output: Path | None, report: Path | None, trace: Path | None) -> None:
-    """The files that are asked for."""
+def _write(profile: Profile, output: Path | None, report: Path | None, trace: Path | None) -> None:
+    """Write the requested files."""
     if output is not None:
-        write_profile(found, output)
+        write_profile(profile, output)
     if report is not None:
-        write_text(report, page_of(found))
+        write_text(report, page_of(profile))
     if trace is not None:
-        write_text(trace, chrome_trace(found))
+        write_text(trace, chrome_trace(profile))
     for path in filter(None, (output, report, trace)):
         say(f"wrote {path}")
 
 
-def _check_fallback(found: Profile, most: int | None) -> None:
-    """Exit 1 with one line if too many operators are elsewhere, or nobody counted them."""
-    if most is None:
+def _check_fallback(profile: Profile, allowed: int | None) -> None:
+    """Exit with code 1 if too many operators run elsewhere, or their number is not known."""
+    if allowed is None:
         return
-    if found.fallback is None:
-        say(f"edgevlm: fallback is not known: {found.not_measured['fallback']}")
+    if profile.fallback is None:
+        say(f"edgevlm: --max-fallback cannot be checked: {profile.not_measured['fallback']}")
         raise typer.Exit(1)
-    if found.fallback > most:
-        where = ", ".join(f"{n} on {name}" for name, n in (found.placement or {}).items())
-        say(f"edgevlm: fallback is {found.fallback}, --max-fallback allows {most} ({where})")
+    if profile.fallback > allowed:
+        where = ", ".join(f"{n} on {name}" for name, n in (profile.placement or {}).items())
+        say(f"edgevlm: fallback is {profile.fallback}, --max-fallback allows {allowed} ({where})")
         raise typer.Exit(1)
 
 
-def _text(found: Profile) -> str:
-    parts = (_card(found), _stages(found), _blocks(found), _whole(found))
+def _text(profile: Profile) -> str:
+    parts = (_card(profile), _stages(profile), _blocks(profile), _totals(profile))
     return "\n\n".join("\n".join(map(printable, part.split("\n"))) for part in parts)
 
 
-def _card(found: Profile) -> str:
-    machine, text = found.machine, found.text
+def _card(profile: Profile) -> str:
+    machine, text = profile.machine, profile.text
     lines = [
-        f"{found.bundle}: {found.engine_version}, {threads_text(found)}; {machine.processor},"
+        f"{profile.bundle}: {profile.engine_version}, {threads_text(profile)}; {machine.processor},"
         f" {machine.cores} cores, {machine.system}",
-        f"weights {megabytes(found.card.weights_bytes)}",
+        f"weights {megabytes(profile.card.weights_bytes)}",
     ]
     if text is not None:
-        asked = text.question
+        question = text.question
+        other = question.prompt_tokens - question.visual_tokens
         lines[-1] += (
             f"; KV cache {megabytes(text.kv_bytes)}, {text.kv_bytes_per_token:,} bytes per token;"
-            f" {asked.visual_tokens} visual + {asked.prompt_tokens - asked.visual_tokens} other"
-            " tokens"
+            f" {question.visual_tokens} visual + {other} other tokens"
         )
-        lines.append(f"floor of a token: {token_floor_text(found)}")
+        lines.append(f"floor of a token: {token_floor_text(profile)}")
     return "\n".join(lines)
 
 
-def _stages(found: Profile) -> str:
-    total = found.end_to_end_ms
+def _stages(profile: Profile) -> str:
+    total = profile.end_to_end_ms
     rows = [
         [share.label, milliseconds(s.median), milliseconds(s.p90),
          f"{100 * s.median / total.median:.1f} %"]
-        for share in time_shares(found.kind)
-        if (s := found.stages[share.name]).median
+        for share in time_shares(profile.kind)
+        if (s := profile.stages[share.name]).median
     ]  # fmt: skip
     rows.append(["total", milliseconds(total.median), milliseconds(total.p90), ""])
     return table([f"one answer, n {total.n}", "median ms", "p90 ms", "time"], rows)
 
 
-def _blocks(found: Profile) -> str:
+def _blocks(profile: Profile) -> str:
     rows = [
         [f"{b.name}.{b.function}", f"{b.calls}", median_text(b.run_ms), p90_text(b.run_ms),
          median_text(b.answer_ms), median_text(b.load_ms), median_text(b.evict_ms),
          "-" if b.resident_bytes is None else megabytes(b.resident_bytes, unit="")]
-        for b in found.blocks
+        for b in profile.blocks
     ]  # fmt: skip
     head = ["function", "calls", "run ms", "p90", "per answer", "load ms", "evict ms", "MB"]
     return table(head, rows)
 
 
-def _whole(found: Profile) -> str:
-    budget = "" if found.budget_bytes is None else f" of {megabytes(found.budget_bytes)}"
-    private = found.peak_footprint_bytes
-    placed = ", ".join(f"{n:,} on {name}" for name, n in (found.placement or {}).items())
+def _totals(profile: Profile) -> str:
+    budget = "" if profile.budget_bytes is None else f" of {megabytes(profile.budget_bytes)}"
+    private = profile.peak_footprint_bytes
+    placed = ", ".join(f"{n:,} on {name}" for name, n in (profile.placement or {}).items())
     lines = [
-        *_answer_lines(found),
-        f"peak {megabytes(found.peak_rss_bytes)}{budget} resident"
+        *_answer_lines(profile),
+        f"peak {megabytes(profile.peak_rss_bytes)}{budget} resident"
         + ("" if private is None else f", {megabytes(private)} private"),
-        f"operators: {placed}; fallback {found.fallback}" if placed else "operators: not known",
+        f"operators: {placed}; fallback {profile.fallback}" if placed else "operators: not known",
     ]
-    if found.energy_joules is not None:
-        lines.append(f"energy {found.energy_joules:.3f} J per answer")
-    if found.sustained:
-        first, last = found.sustained[0], found.sustained[-1]
+    if profile.energy_joules is not None:
+        lines.append(f"energy {profile.energy_joules:.3f} J per answer")
+    if profile.sustained:
+        first, last = profile.sustained[0], profile.sustained[-1]
         lines.append(
-            f"sustained: {len(found.sustained)} answers in {last.seconds:.0f} s,"
+            f"sustained: {len(profile.sustained)} answers in {last.seconds:.0f} s,"
             f" {milliseconds(first.answer_ms)} ms at first, {milliseconds(last.answer_ms)} ms at"
             " the end"
         )
-    reasons = missing_by_reason(found)
+    reasons = missing_by_reason(profile)
     lines += [f"not measured: {', '.join(names)}: {why}" for why, names in reasons.items()]
     return "\n".join(lines)
 
 
-def _answer_lines(found: Profile) -> list[str]:
-    """The figures of the type of answer."""
-    if found.ttft_ms is not None and found.decode_tokens_per_s is not None:
-        tokens = f"{found.decode_tokens_per_s:,.1f} tokens/s"
-        return [f"first token {milliseconds(found.ttft_ms)} ms, then {tokens}"]
-    return [f"encode {median_text(found.embedding.encode_ms)} ms"] if found.embedding else []
+def _answer_lines(profile: Profile) -> list[str]:
+    """Figures of the kind of answer."""
+    if profile.ttft_ms is not None and profile.decode_tokens_per_s is not None:
+        tokens = f"{profile.decode_tokens_per_s:,.1f} tokens/s"
+        return [f"first token {milliseconds(profile.ttft_ms)} ms, then {tokens}"]
+    return [f"encode {median_text(profile.embedding.encode_ms)} ms"] if profile.embedding else []

@@ -1,50 +1,64 @@
-"""`edgevlm run`: ask a bundle about an image or a clip."""
+"""`edgevlm run`: ask a bundle about an image or a clip, or for an embedding.
+
+The loop of a bundle's kind lists the options that it supports (`runtimes.loops.contract.Loop`).
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from edgevlm import api
+from edgevlm.bundle.files import Bundle
 from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.default_bundle import default_bundle
 from edgevlm.cli.shared.output import answer, say
 from edgevlm.errors import InputError
-from edgevlm.runtimes.loading import load_loop
+from edgevlm.runtimes.loading import load_loop, loop_class
+from edgevlm.runtimes.loops.contract import Answered, Loop, RunRequest, check_options
 from edgevlm.runtimes.loops.sampling import Sampling
-from edgevlm.runtimes.loops.text import Answer
 from edgevlm.runtimes.residency import pressure
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
-from edgevlm.units import megabytes
+
+# Options of every bundle; the others depend on the loop.
+OF_ALL = ("bundle", "engine", "threads", "memory", "json")
 
 
 def main(
+    context_: typer.Context,
     bundle: Annotated[
         str | None,
-        typer.Argument(metavar="BUNDLE", help="A bundle; the embedded model if not given."),
+        typer.Argument(metavar="BUNDLE", help="Bundle; default: the embedded model."),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The question.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Question about the images.")
+    ] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="An image; may be repeated.")
+        list[Path] | None, typer.Option(metavar="FILE", help="Image; may be repeated.")
     ] = None,
     video: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A video, for bundles exported with --frames."),
+        typer.Option(metavar="FILE", help="Video, for bundles exported with --frames."),
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Read further questions from stdin.")
     ] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,…", help="Texts to compare each image with, for bundles with embeddings."
+        ),
+    ] = None,
     engine: o.Engine = None,
     threads: o.Threads = None,
     memory: o.Memory = None,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Longest answer in tokens.")
+        int, typer.Option(min=1, metavar="N", help="Most tokens of an answer.")
     ] = 64,
     temperature: Annotated[
         float, typer.Option(min=0, metavar="T", help="Sampling temperature; 0 is greedy.")
@@ -61,34 +75,59 @@ def main(
             " skipped. Needs a bundle exported with --speculate.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of sampling.")] = 0,
     json: o.Json = False,
 ) -> None:
-    """Answer a question about images.
+    """Answer a question about images, or give their embeddings.
 
-    The text is printed as it comes, figures follow on stderr.
+    Prints text as it is generated, then figures on stderr. With --json each answer, and each image
+    of a bundle with embeddings, is one line.
     """
-    _check(prompt, chat, image, video)
-    loop = load_loop(_path(bundle, memory), engine, threads, memory, progress=say)
-    if isinstance(loop.blocks, StreamedBlocks):
-        _listen(loop.blocks)
-    question = _text(prompt) if prompt is not None else _read("> ")
-    if question is None:
-        return
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "draft": draft}
-    options |= {"sampling": Sampling(temperature, top_p, seed), "on_text": _stream(json)}
-    model = api.Model(loop)
-    _finish(model.generate(image or None, question, video=video, **options), json)
-    while chat and (question := _read("> ")):
-        _finish(model.chat(question, **options), json)
+    path = _checked(context_, bundle, memory)
+    loop = _listening(load_loop(path, engine, threads, memory, progress=say))
+    request = RunRequest(
+        images=image or (),
+        video=video,
+        labels=_labels(labels),
+        questions=_questions(prompt, chat),
+        max_new_tokens=max_new_tokens,
+        sampling=Sampling(temperature, top_p, seed),
+        draft=draft,
+        on_text=_stream(json),
+    )
+    for answered in loop.answers(request):
+        _finish(answered, json)
 
 
-def _check(prompt: str | None, chat: bool, images: list[Path] | None, video: Path | None) -> None:
-    """Refuse options that do not go together."""
-    if prompt is None and not chat:
-        raise typer.BadParameter("nothing is asked; give --prompt TEXT, or --chat for questions")
-    if images and video:
+def _checked(context: typer.Context, bundle: str | None, memory: str | None) -> str | Path:
+    """The bundle to open, after a check that it supports the options of the command line."""
+    options = {name for name in context.params if o.is_given(context, name)} - {*OF_ALL}
+    if {"image", "video"} <= options:
         raise typer.BadParameter("give --image or --video, not both")
+    if not options:  # without an input the default bundle is not exported
+        raise typer.BadParameter(
+            "no input; give --prompt TEXT, or --chat to type questions, or --image FILE for a"
+            " bundle with embeddings"
+        )
+    path = _path(bundle, memory)
+    check_options(loop_class(Bundle.open(path).plan), options)
+    return path
+
+
+def _labels(text: str | None) -> tuple[str, ...]:
+    """The texts of `--labels`."""
+    labels = tuple(label.strip() for label in (text or "").split(","))
+    if text is not None and "" in labels:
+        raise typer.BadParameter(f"--labels has an empty text: '{text[:60]}'")
+    return tuple(map(_text, labels)) if text else ()
+
+
+def _questions(prompt: str | None, chat: bool) -> Iterator[str]:
+    """The prompt, or a line from stdin; in a chat further lines, each read in its turn."""
+    question = _text(prompt) if prompt is not None else _read("> ")
+    while question is not None:
+        yield question
+        question = _read("> ") if chat else None
 
 
 def _path(bundle: str | None, memory: str | None) -> str | Path:
@@ -105,13 +144,16 @@ def _stream(as_json: bool) -> Callable[[str], None]:
     return (lambda _: None) if as_json else (lambda text: print(text, end="", flush=True))
 
 
-def _finish(found: Answer, as_json: bool) -> None:
-    answer(found, "", as_json)
-    say(_summary(found))
+def _finish(answered: Answered, as_json: bool) -> None:
+    answer(answered, answered.shown, as_json)
+    say(answered.summary)
 
 
-def _listen(blocks: StreamedBlocks) -> None:
-    """The smallest budget from the next block on, when SIGUSR1 or Linux says memory is short."""
+def _listening(loop: Loop) -> Loop:
+    """A loop with a budget takes its smallest when SIGUSR1 or Linux says that memory is short."""
+    blocks = loop.blocks
+    if not isinstance(blocks, StreamedBlocks):
+        return loop
 
     def lower(*_: object) -> None:
         blocks.set_budget(blocks.minimum_budget_bytes)
@@ -119,6 +161,7 @@ def _listen(blocks: StreamedBlocks) -> None:
     pressure.watch(lower)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, lower)
+    return loop
 
 
 def _read(mark: str) -> str | None:
@@ -134,16 +177,3 @@ def _text(question: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in question):  # bytes that are no UTF-8
         raise InputError("the question is not valid UTF-8")
     return question
-
-
-def _summary(answer: Answer) -> str:
-    speed, other = answer.decode_tokens_per_s, answer.prompt_tokens - answer.visual_tokens
-    return (
-        f"{answer.visual_tokens} visual + {other} other tokens;"
-        f" first token {answer.ttft_ms:.0f} ms (vision {answer.vision_ms:.0f}, reduce"
-        f" {answer.reduce_ms:.1f}, prefill {answer.prefill_ms:.0f});"
-        + (f" {speed:.1f} tokens/s;" if speed else "")
-        + (f" {answer.accepted} of {answer.drafted} guesses right;" if answer.drafted else "")
-        + f" {answer.loads} loads;"
-        + f" peak {megabytes(answer.peak_rss_bytes)}; {answer.engine}"
-    )

@@ -10,12 +10,12 @@ from edgevlm.registry import TARGETS
 
 
 def main(json: o.Json = False) -> None:
-    """List the targets with their schemes."""
+    """List the export targets with their quantization schemes."""
     require_torch()
-    found = {name: find_target(name) for name in TARGETS.names()}
+    targets = {name: find_target(name) for name in TARGETS.names()}
     rows = [
         {"name": name, "summary": target.summary, "schemes": list(target.schemes)}
-        for name, target in found.items()
+        for name, target in targets.items()
     ]
-    cells = [[name, target.summary, ", ".join(target.schemes)] for name, target in found.items()]
-    answer(rows, table(["target", "what it is", "schemes"], cells), json)
+    cells = [[name, target.summary, ", ".join(target.schemes)] for name, target in targets.items()]
+    answer(rows, table(["target", "summary", "schemes"], cells), json)

@@ -19,7 +19,7 @@ def main(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Checkpoint to compare with; the bundle's source if not given."
+            metavar="MODEL", help="Checkpoint to compare with; default: the bundle's source."
         ),
     ] = None,
     engine: o.Engine = None,
@@ -27,20 +27,20 @@ def main(
 ) -> None:
     """Compare BUNDLE with PyTorch.
 
-    Every function of every block, and the logits; exit 1 if one differs.
+    Compares every function of every block, and the logits; exit code 1 if one differs.
     """
     require_torch()
     from edgevlm.parity.verify import verify
 
     with progress() as step:
-        found = verify(bundle, model, progress=step, engine=engine)
-    answer(found, _text(found), json)
-    if not found.ok:
-        say(f"edgevlm: {found.first_failure()}")
+        verification = verify(bundle, model, progress=step, engine=engine)
+    answer(verification, _text(verification), json)
+    if not verification.ok:
+        say(f"edgevlm: {verification.first_failure()}")
         raise typer.Exit(1)
 
 
-def _text(found: Verification) -> str:
+def _text(verification: Verification) -> str:
     rows = [
         [
             b.name,
@@ -49,13 +49,13 @@ def _text(found: Verification) -> str:
             "exact" if b.psnr_db is None else f"{b.psnr_db:.0f}",
             "ok" if b.ok else "DIFFERS",
         ]
-        for b in found.blocks
+        for b in verification.blocks
     ]
     lines = [
         table(["block", "function", "rel_error", "psnr_db", ""], rows),
-        f"{found.summary}, {found.engine}",
+        f"{verification.summary}, {verification.engine}",
     ]
-    if found.largest_float16:
-        where, (top, kind) = max(found.largest_float16.items(), key=lambda item: item[1][0])
-        lines.append(f"largest number in float16: {top:,.0f} of 65,504, from {kind} in {where}")
+    if verification.largest_float16:
+        where, (top, kind) = max(verification.largest_float16.items(), key=lambda item: item[1][0])
+        lines.append(f"largest value in float16: {top:,.0f} of 65,504, from {kind} in {where}")
     return "\n".join(lines)

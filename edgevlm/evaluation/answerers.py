@@ -11,13 +11,15 @@ from pathlib import Path
 
 from PIL import Image
 
+from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import MANIFEST
 from edgevlm.errors import RecipeError
 from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Answerer, Reply
 from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
-from edgevlm.runtimes.loading import load_loop
+from edgevlm.runtimes.loading import load_loop, loop_class
 from edgevlm.runtimes.loops.sequence import Visual
+from edgevlm.runtimes.loops.text import TextLoop
 
 
 def is_bundle(name: str) -> bool:
@@ -38,7 +40,7 @@ def answerer(
         threads: Threads; None takes all cores.
 
     Raises:
-        RecipeError: If an option does not fit a bundle, or a checkpoint.
+        RecipeError: If an option does not fit a bundle or a checkpoint, or it answers no questions.
         EdgeVLMError: If it cannot be opened.
     """
     if is_bundle(name):
@@ -64,8 +66,11 @@ class BundleAnswerer:
         max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> None:
         # The loop, not `generate`: it accepts visual tokens that are encoded already.
-        self._loop, self._max_new_tokens = load_loop(path, engine, threads), max_new_tokens
-        plan = self._loop.plan
+        if loop_class(Bundle.open(path).plan) is not TextLoop:
+            raise RecipeError(f"'{path}' answers no questions, so there is nothing to evaluate")
+        loop = load_loop(path, engine, threads)
+        assert isinstance(loop, TextLoop)
+        self._loop, self._max_new_tokens, plan = loop, max_new_tokens, loop.plan
         image = plan.host.image
         self.engine, self.frames = self._loop.blocks.engine.name, image.frames
         self.visual_tokens = plan.host.visual_tokens

@@ -14,14 +14,26 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from edgevlm.errors import InputError
+from edgevlm.errors import InputError, RecipeError
 from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Reply
-from edgevlm.models.checkpoint import find
+from edgevlm.models.checkpoint import Checkpoint, find
 from edgevlm.planning.plan import make_plan
-from edgevlm.planning.vlm import Planned
+from edgevlm.planning.vlm import VlmPlanned
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.sequence import Floats, PromptRows, Visual, assemble
+
+
+def question_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
+    """The plan of a model that answers questions.
+
+    Raises:
+        RecipeError: If the model gives something else.
+    """
+    planned = make_plan(recipe, checkpoint)
+    if not isinstance(planned, VlmPlanned):
+        raise RecipeError(f"'{recipe.model}' answers no questions, so there is nothing to evaluate")
+    return planned
 
 
 class PyTorchAnswerer:
@@ -30,7 +42,9 @@ class PyTorchAnswerer:
     engine = "pytorch"
     bundle_bytes: int | None = None
 
-    def __init__(self, planned: Planned, model: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> None:
+    def __init__(
+        self, planned: VlmPlanned, model: Any, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> None:
         checkpoint = planned.checkpoint
         self._planned, self._max_new_tokens = planned, max_new_tokens
         self._plan, self._model = planned.plan, model
@@ -50,8 +64,8 @@ class PyTorchAnswerer:
         """Load the recipe's checkpoint."""
         if threads is not None:
             torch.set_num_threads(threads)
-        checkpoint = find(recipe.model, recipe.revision)
-        return cls(make_plan(recipe, checkpoint), checkpoint.load_model())
+        planned = question_plan(recipe, find(recipe.model, recipe.revision))
+        return cls(planned, planned.checkpoint.load_model())
 
     @torch.no_grad()
     def set_frames(self, frames: Sequence[Image.Image]) -> None:

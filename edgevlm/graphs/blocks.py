@@ -1,4 +1,4 @@
-"""Cut stages into blocks, and build the module of each block of a vision language model.
+"""Cut stages into blocks, and build the module of each block.
 
 A stage is a sequence of modules; a block is a contiguous run of them whose weights fit the block
 size (a single module may exceed it). The head is cut by rows of the vocabulary. Blocks only group
@@ -8,6 +8,7 @@ the model's modules: no weight is copied.
     reduce    ReduceBlock     the method of site `tokens`, after the packing of all views
     decoder   DecoderBlock    layers of the decoder; PrunedDecoderBlock where tokens leave in it
     head      HeadBlock       rows of the output matrix
+    text      TextBlock       positions, layers and head of a text encoder
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.functions import Block
 from edgevlm.graphs.merging import merges
-from edgevlm.graphs.parts import ModelParts
+from edgevlm.graphs.parts import EmbedderParts, ModelParts
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.graphs.signals import encode, pack
 from edgevlm.graphs.visual_shape import VisualShape
@@ -126,11 +127,26 @@ class HeadBlock(nn.Module):
         return torch.nn.functional.linear(hidden[0], self.rows)
 
 
+class TextBlock(nn.Module):
+    """`encode` of a text encoder: rows or hidden [1, S, C] -> hidden, or the embedding [1, E]."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.pieces = nn.ModuleList(modules)
+
+    def forward(self, hidden: Tensor, *end: Tensor) -> Tensor:
+        *first, last = self.pieces
+        for module in first:
+            hidden = module(hidden)
+        embedding: Tensor = last(hidden, *end)
+        return embedding
+
+
 Builder = Callable[[Block, ModelParts, Any, VisualShape], nn.Module]
 
 
 def build(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
-    """The module of `block`.
+    """The module of a block of a vision language model.
 
     Args:
         block: A block of the plan; its stage and span say what it holds.
@@ -139,6 +155,15 @@ def build(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> n
         shape: Token grids that the method sees.
     """
     return BUILDERS[block.stage](block, parts, method, shape).eval().requires_grad_(False)
+
+
+def build_encoder(block: Block, parts: EmbedderParts) -> nn.Module:
+    """The module of a block of an image encoder, or of its text encoder."""
+    if parts.text is not None and block.stage == "text":
+        module: nn.Module = TextBlock(parts.text.modules[slice(*block.span)])
+    else:
+        module = VisionBlock(parts.encoder.modules[slice(*block.span)])
+    return module.eval().requires_grad_(False)
 
 
 def _vision(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:

@@ -100,7 +100,7 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """A Llama, Mistral or Qwen2 decoder layer with its cache outside.
 
-    hidden [1, S, C], past_key and past_value [1, G, T, D] -> hidden and the two with S new rows.
+    hidden [1, S, C], key_cache and value_cache [1, G, T, D] -> hidden and the two with S new rows.
     `bias` [1, 1, 1, T] is what attention to each cache row gets.
     """
 
@@ -117,8 +117,8 @@ class DecoderLayer(nn.Module):
         sin: Tensor,
         mask: Tensor,
         position: Tensor,
-        past_key: Tensor,
-        past_value: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         attn = self.layer.self_attn
@@ -126,7 +126,7 @@ class DecoderLayer(nn.Module):
         query = rotary(attn.q_proj(h), cos, sin, self.heads)
         key = rotary(attn.k_proj(h), cos, sin, self.kv_heads)
         mixed, key, value = attention_kv(
-            query, key, attn.v_proj(h), past_key, past_value, mask, position, self.heads, bias
+            query, key, attn.v_proj(h), key_cache, value_cache, mask, position, self.heads, bias
         )
         x = x + attn.o_proj(mixed)
         x = x + self.layer.mlp(rms_norm(self.layer.post_attention_layernorm, x))

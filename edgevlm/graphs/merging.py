@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevlm.graphs.layers import EncoderLayer
-from edgevlm.graphs.parts import EncoderParts, ModelParts
+from edgevlm.graphs.parts import EncoderParts
 
 
 class MergingLayer(nn.Module):
@@ -93,25 +93,23 @@ def log_size(state: tuple[Tensor, ...]) -> Tensor | None:
     return state[0].log().reshape(1, 1, 1, -1) if state else None
 
 
-def merge(parts: ModelParts, method: Any, counts: tuple[int, ...]) -> ModelParts:
-    """The parts with an encoder that merges.
+def merge(encoder: EncoderParts, method: Any, counts: tuple[int, ...]) -> EncoderParts:
+    """The encoder with layers that merge.
 
     Args:
-        parts: The model.
+        encoder: The encoder.
         method: A method of site `vision`.
         counts: Tokens before the first layer and after each; empty for no method.
     """
     if counts[-1:] == counts[:1]:
-        return parts
-    encoder = parts.encoder
+        return encoder
     start = next(i for i in range(len(encoder.layers)) if counts[i + 1] < counts[i])
     layers: list[nn.Module] = list(encoder.layers[:start])
     for index in range(start, len(encoder.layers)):
         layer: Any = encoder.layers[index]
         pair = counts[index], counts[index + 1]
         layers.append(MergingLayer(layer, method, pair, encoder.spec.class_token))
-    merging = replace(encoder, layers=tuple(layers), connector=PutBack(encoder.connector))
-    return replace(parts, encoder=merging)
+    return replace(encoder, layers=tuple(layers), connector=PutBack(encoder.connector))
 
 
 def merges(module: Any) -> bool:

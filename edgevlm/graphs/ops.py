@@ -1,6 +1,6 @@
 """Three operators that stay one node in every trace, because targets want them differently.
 
-    attention      all tokens see all tokens (vision encoders)
+    attention      all tokens see all tokens, or what a bias leaves of them (encoders)
     attention_kv   new tokens see the cache, grouped-query (language decoders)
     rotary         rotary position embedding, half-rotation form (RoFormer, arXiv 2104.09864)
 
@@ -21,7 +21,15 @@ from torch.utils.flop_counter import register_flop_formula
 def attention(
     query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None
 ) -> Tensor:
-    """softmax(Q K^T / sqrt(D) + bias) V over all tokens; tensors [1, S, H*D], bias [1, 1, 1, S]."""
+    """softmax(Q K^T / sqrt(D) + bias) V over all tokens.
+
+    Args:
+        query: f32 [1, S, H*D].
+        key: f32 [1, N, H*D]; N is S, or there are other queries than tokens.
+        value: f32 [1, N, H*D].
+        heads: H.
+        bias: f32 [1, 1, 1, N] for all queries, or [1, 1, S, N].
+    """
     q, k, v = (_split(x, heads) for x in (query, key, value))
     return _join(torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias))
 
@@ -36,8 +44,8 @@ def attention_kv(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    past_key: Tensor,
-    past_value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
     mask: Tensor,
     position: Tensor,
     heads: int,
@@ -49,8 +57,8 @@ def attention_kv(
         query: f32 [1, S, H*D], rotated.
         key: f32 [1, S, G*D], rotated.
         value: f32 [1, S, G*D].
-        past_key: f32 [1, G, T, D].
-        past_value: f32 [1, G, T, D].
+        key_cache: f32 [1, G, T, D].
+        value_cache: f32 [1, G, T, D].
         mask: f32 [1, 1, S, T], added to the scores; finite (-1e4 hides a row). It hides at least
             the rows after a token's own, so a target may use its causal kernel instead.
         position: i32 [1], the cache row of the first new token.
@@ -60,15 +68,15 @@ def attention_kv(
     Returns:
         Attention output [1, S, H*D], and the cache with the new rows.
     """
-    groups, rows = past_key.shape[1], key.shape[1]
+    groups, rows = key_cache.shape[1], key.shape[1]
     index = position.long() + torch.arange(rows)
-    present_key = past_key.index_copy(2, index, _split(key, groups))
-    present_value = past_value.index_copy(2, index, _split(value, groups))
+    written_keys = key_cache.index_copy(2, index, _split(key, groups))
+    written_values = value_cache.index_copy(2, index, _split(value, groups))
     seen = mask if bias is None else mask + bias
     out = torch.nn.functional.scaled_dot_product_attention(
-        _split(query, heads), present_key, present_value, attn_mask=seen, enable_gqa=True
+        _split(query, heads), written_keys, written_values, attn_mask=seen, enable_gqa=True
     )
-    return _join(out), present_key, present_value
+    return _join(out), written_keys, written_values
 
 
 @attention_kv.register_fake
@@ -76,14 +84,14 @@ def _(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    past_key: Tensor,
-    past_value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
     mask: Tensor,
     position: Tensor,
     heads: int,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(query), torch.empty_like(past_key), torch.empty_like(past_value)
+    return torch.empty_like(query), torch.empty_like(key_cache), torch.empty_like(value_cache)
 
 
 @torch.library.custom_op("edgevlm::rotary", mutates_args=())

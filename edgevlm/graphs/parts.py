@@ -5,7 +5,7 @@ blocks, planning and parity read them and never a config. `EncoderSpec` and `Dec
 known before any weight is read, so a family's description has them too.
 
 Each kind of model has its own type of parts, made of the types here: `ModelParts` is that of the
-kind `vlm`. A kind without a decoder would have an `EncoderParts` and none.
+kind `vlm`, `EmbedderParts` that of the kind `encoder`.
 
 Shapes: P views, N visual tokens of a view, K kept ones, D width of the encoder, C width of the
 decoder, V words.
@@ -81,7 +81,8 @@ class EncoderParts:
         embedding: pixel_values f32 [1, 3, h_px, w_px] -> hidden [1, patches, D], the class token
             first where there is one.
         layers: hidden -> hidden, each.
-        connector: hidden -> features [1, N, C] of one view.
+        connector: hidden -> features [1, N, C] of one view; the head of a model that gives one
+            embedding [1, E].
         fold: Values of patches [1, patches, E] -> of tokens [1, N, E], as the connector folds them.
     """
 
@@ -136,6 +137,46 @@ class ModelParts:
     pruning: Pruning | None = None
 
     @property
+    def tables(self) -> dict[str, tuple[Tensor, ...]]:
+        """The matrices of each table of the host, by its name."""
+        return {"embedding": self.table}
+
+    @property
     def tied(self) -> bool:
         """Whether the head's matrix is the embedding table's."""
         return self.head is self.table[0]
+
+
+@dataclass(frozen=True)
+class TextEncoderParts:
+    """The modules of a text encoder.
+
+    Attributes:
+        positions: Rows of the tokens [1, S, C] -> hidden [1, S, C].
+        layers: hidden -> hidden, each.
+        head: hidden, and i32 [1], the token to read, where it reads one -> embedding [1, E].
+        table: Rows of the tokens [V, C].
+    """
+
+    positions: nn.Module
+    layers: tuple[nn.Module, ...]
+    head: nn.Module
+    table: Tensor
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All of them in the order in which they run; a block's `span` counts in it."""
+        return (self.positions, *self.layers, self.head)
+
+
+@dataclass(frozen=True)
+class EmbedderParts:
+    """An image encoder and, where there is one, the text encoder that it was trained with."""
+
+    encoder: EncoderParts
+    text: TextEncoderParts | None
+
+    @property
+    def tables(self) -> dict[str, tuple[Tensor, ...]]:
+        """The matrices of each table of the host, by its name."""
+        return {"embedding": (self.text.table,)} if self.text else {}

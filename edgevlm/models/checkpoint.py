@@ -16,9 +16,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import transformers
 from safetensors import safe_open
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 
 from edgevlm.errors import ModelError, unknown_name
 from edgevlm.libraries import first_line, silent
@@ -104,11 +105,33 @@ class Checkpoint:
             PlanError: If the family has no static form for what the recipe or the config asks.
         """
         try:
-            return self.family.describe(self.config, self.processor(), recipe)
+            with _quiet():  # a family imports its classes from transformers
+                return self.family.describe(self.config, self.processor(), recipe)
         except (AttributeError, TypeError, KeyError, ZeroDivisionError) as cause:
             raise ModelError(
-                f"'{self.model}': config.json is not that of the family: {cause}"
+                f"'{self.model}': config.json does not match its family: {cause}"
             ) from cause
+
+    def number(self, name: str) -> float:
+        """A weight that is one number, of which the rest of the file is not read.
+
+        Raises:
+            ModelError: If there is none of this name, or it is no number.
+        """
+        try:
+            for path in self._weight_files():
+                file: Any = safe_open(path, "pt", backend="pread")
+                if name in file.keys():  # noqa: SIM118
+                    return float(file.get_tensor(name).float().item())
+        except Exception as cause:
+            line = first_line(cause)
+            raise ModelError(f"'{self.model}': '{name}' cannot be read: {line}") from cause
+        raise ModelError(f"'{self.model}' lacks the weight '{name}'")
+
+    @property
+    def _auto_class(self) -> Any:
+        """The class of transformers that builds models of this family's kind."""
+        return getattr(transformers, self.family.AUTO_CLASS)
 
     def _weight_files(self) -> list[Path]:
         """The one file of weights, or the ones that the index names."""
@@ -132,7 +155,7 @@ class Checkpoint:
         """
         try:
             with _quiet(), torch.device("meta"):
-                model = AutoModelForImageTextToText.from_config(self.config, dtype=torch.float32)
+                model = self._auto_class.from_config(self.config, dtype=torch.float32)
         except Exception as cause:  # sizes that do not go together raise anything
             line = first_line(cause)
             raise ModelError(f"'{self.model}': config.json makes no model: {line}") from cause
@@ -187,7 +210,7 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
         raise ModelError(f"'{model}': {unknown_name('model family', name, FAMILIES.names())}")
     if "auto_map" in document:
         raise ModelError(
-            f"'{model}' wants to run its own code (auto_map); only plain checkpoints are read"
+            f"'{model}' needs remote code (auto_map), which is not run; use a plain checkpoint"
         )
     check_sizes(document, f"'{model}': config.json")
     if not list(folder.glob("*.safetensors")):
@@ -226,7 +249,7 @@ def _folder(model: str, revision: str | None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=WANTED))
     except Exception as cause:
         raise ModelError(
-            f"'{model}' is no folder and cannot be downloaded: {first_line(cause)}"
+            f"'{model}' is not a folder and cannot be downloaded: {first_line(cause)}"
         ) from cause
 
 

@@ -1,13 +1,19 @@
 """What a family file gives to the generic code: numbers before weights, then modules with weights.
 
-A family file is `edgevlm/models/<kind>/<model_type>.py`, named as transformers names the model. Its
-first docstring line is its summary. It has a constant and four functions:
+A family file is `edgevlm/models/<folder>/<model_type>.py`, named as transformers names the model.
+Its first docstring line is its summary. It has two constants and functions:
 
-    KIND                                                    its kind, the name of its folder
+    KIND, AUTO_CLASS                                        its kind of bundle; what builds the
+                                                            model, a class of transformers
     describe(config, processor, recipe) -> Description      numbers alone: no weights, no graph
     parts(model, description) -> ModelParts                 the model as static modules
-    reference_features(model, pixel_values, description)    the model's own encoder, for `verify`
     processor_views(processor, picture, image)              its own preprocessing, for `verify`
+
+and what `verify` compares with, the model's own encoders:
+
+    reference_features(model, pixel_values, description)    kind `vlm`
+    reference_image(model, pixel_values, description)       kind `encoder`: embeddings [P, E]
+    reference_text(model, ids)                              the same of ids [n, S]
 
 What is a number and known before weights belongs to the description; what is a module belongs to
 the parts. Only a family file reads a config. `parts` gives named modules instead of a list for each
@@ -16,8 +22,8 @@ attention of its last one, and remove tokens before a layer of the decoder. `gra
 stages of them. A family imports no other family; what several share is in `edgevlm/models/shared`,
 and the layers of all are in `edgevlm/graphs/layers.py`.
 
-The types here are those of the kind `vlm`. Another kind has its own description and parts, and the
-functions that its steps ask for; a kind without images has no `processor_views`.
+`Description` and `ModelParts` are those of the kind `vlm`; of the kind `encoder` they are
+`EmbedderDescription` and `EmbedderParts`. A kind without images has no `processor_views`.
 """
 
 from __future__ import annotations
@@ -64,6 +70,53 @@ class Description:
     content_type: str = "image"
     chat_template: str | None = None
     stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """Numbers of a text encoder.
+
+    Attributes:
+        tokens: S, tokens of a text.
+        layers: Its layers.
+        width: Channels of a token: C.
+        vocabulary: Rows of its table.
+        pad_id: What fills up a text, where the checkpoint's tokenizer names nothing.
+        reads_end: Whether the embedding is that of the first end token, else of the last token.
+        lower_case: Whether the checkpoint's tokenizer makes a text lower case first, beside what
+            tokenizer.json says.
+    """
+
+    tokens: int
+    layers: int
+    width: int
+    vocabulary: int
+    pad_id: int
+    reads_end: bool
+    lower_case: bool = False
+
+
+@dataclass(frozen=True)
+class EmbedderDescription:
+    """A family's numbers of an image encoder with one embedding, for one recipe.
+
+    Attributes:
+        image: Preprocessing.
+        encoder: Numbers of the image encoder.
+        size: E, numbers of an embedding.
+        text: The text encoder; None where the checkpoint has none.
+        scores: What makes shares of likenesses: `softmax` or `sigmoid`.
+        scale: Weight that is the logarithm of the factor of a likeness; empty for a factor of 1.
+        bias: Weight that is added to it; empty for none.
+    """
+
+    image: ImageSpec
+    encoder: EncoderSpec
+    size: int
+    text: TextSpec | None
+    scores: str
+    scale: str = ""
+    bias: str = ""
 
 
 def three(values: Any) -> tuple[float, float, float]:

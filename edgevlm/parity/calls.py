@@ -18,12 +18,10 @@ from torch import nn
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import DTYPES, Block, Function
 from edgevlm.bundle.plan import Plan
-from edgevlm.graphs.blocks import build
-from edgevlm.graphs.parts import ModelParts
 from edgevlm.parity.checks import Check, block_check
 from edgevlm.parity.compare import Array, Comparator
 from edgevlm.parity.verification import BlockParity
-from edgevlm.planning.vlm import Planned
+from edgevlm.planning.plan import Planned
 from edgevlm.quantization.schemes import Threshold, threshold
 from edgevlm.registry import engine_for
 from edgevlm.runtimes.engine import Engine, find_engine
@@ -37,7 +35,7 @@ class BlockCalls:
     Attributes:
         bundle: The bundle; its functions have the inputs that are left in the artifact.
         planned: The plan that it was made from; its functions have all inputs.
-        parts: The model.
+        parts: The model; the type is that of the kind.
         progress: Called with one line per block.
         engine_name: Engine to use; None takes the first that runs the bundle's target.
         float16_psnr_db: What PyTorch has in float16, by block, where tokens merge in it.
@@ -45,7 +43,7 @@ class BlockCalls:
 
     bundle: Bundle
     planned: Planned
-    parts: ModelParts
+    parts: Any
     progress: Callable[[str], None]
     engine_name: str | None = None
     float16_psnr_db: dict[str, float] = field(default_factory=dict)
@@ -67,8 +65,7 @@ class BlockCalls:
     def open(self, block: Block) -> Iterator[OpenBlock]:
         """A block in memory for the length of a `with`."""
         self.progress(f"verify {block.name}")
-        shape = self.planned.description.shape
-        module = build(block, self.parts, self.planned.method, shape)
+        module = self.planned.build(block, self.parts)
         return_freed()  # what the block before took
         self.engine.load(block.name)
         try:

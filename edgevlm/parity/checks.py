@@ -90,6 +90,32 @@ def sensitivity_check(image_sensitivity: float) -> Check:
     return _at_least("image_sensitivity", image_sensitivity, IMAGE_SENSITIVITY, text)
 
 
+def token_ids_check(equal: float) -> Check:
+    """Labels of odd shapes, share of those whose ids are the checkpoint's tokenizer's: all."""
+    text = (
+        f"token_ids_equal is {equal:.2f}: tokenizer.json does not cut texts as the checkpoint's own"
+        " tokenizer does"
+    )
+    return _at_least("token_ids_equal", equal, 1.0, text)
+
+
+def embedding_check(
+    stage: str, threshold: Threshold, rel_error: float, psnr_db: float | None
+) -> Check:
+    """An encoder's embeddings against those of the model's own forward."""
+    subject = f"the embeddings of stage '{stage}' differ from PyTorch's"
+    return _near(f"{stage} embedding", subject, threshold, rel_error, psnr_db)
+
+
+def embedding_sensitivity_check(stage: str, sensitivity: float) -> Check:
+    """Relative change of an encoder's embedding with another input: the check of other checks."""
+    text = (
+        f"embeddings of stage '{stage}' change by {sensitivity:.3f} with another input, at least"
+        f" {IMAGE_SENSITIVITY} is expected: nothing can be verified on this checkpoint"
+    )
+    return _at_least(f"{stage} sensitivity", sensitivity, IMAGE_SENSITIVITY, text)
+
+
 def preprocessing_check(error: float) -> Check:
     """Our preprocessing against the checkpoint's own: a mean absolute difference."""
     text = (

@@ -24,14 +24,16 @@ from edgevlm.runtimes.loops import images
 
 
 def preprocessing_error(
-    checkpoint: Checkpoint, spec: ImageSpec, image: Image.Image
+    checkpoint: Checkpoint, spec: ImageSpec, image: Image.Image, middle: bool = True
 ) -> float | None:
     """Mean absolute difference of our views and the processor's, in normalized units.
 
     Args:
         checkpoint: Its processor gives the expected views.
         spec: Our preprocessing; of a clip, one frame is compared.
-        image: RGB; its middle is used, as large as it has the grid's shape.
+        image: RGB.
+        middle: Its middle is used, as large as it has the grid's shape; else all of it, where the
+            processor does not go by a picture's shape.
 
     Returns:
         The difference; None if the checkpoint has no image processor, the image is too small, or
@@ -44,7 +46,8 @@ def preprocessing_error(
     scale = min(image.width // width, image.height // height)
     if not checkpoint.processor() or scale == 0:
         return None
-    image = _middle(image, scale * width, scale * height)
+    if middle:
+        image = _middle(image, scale * width, scale * height)
     expected = checkpoint.family.processor_views(_processor(checkpoint), image, spec)
     if expected is None:
         return None

@@ -23,12 +23,11 @@ import torch
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import BundleError, RecipeError
-from edgevlm.graphs.parts import ModelParts
 from edgevlm.models.checkpoint import find
 from edgevlm.parity.calls import BlockCalls
 from edgevlm.parity.verification import Verification
-from edgevlm.planning.plan import make_plan
-from edgevlm.planning.vlm import Planned
+from edgevlm.planning.plan import Planned, make_plan
+from edgevlm.registry import KINDS
 
 PHOTOS = tuple(Path(__file__).parents[1] / "photos" / name for name in ("flower.jpg", "stream.jpg"))
 
@@ -77,7 +76,7 @@ def verify_model(
     bundle: Bundle,
     planned: Planned,
     model: Any,
-    parts: ModelParts,
+    parts: Any,
     progress: Callable[[str], None],
     photos: tuple[Path, ...] = PHOTOS,
     engine: str | None = None,
@@ -93,4 +92,4 @@ def verify_model(
 def _outline(plan: Plan[Any]) -> list[object]:
     """What parity relies on: which parts are in which block, and the tensors that leave it."""
     blocks = [(b.name, b.span, [(f.name, f.outputs) for f in b.functions]) for b in plan.blocks]
-    return [plan.host.layout, plan.host.chunk, plan.host.kv, *blocks]
+    return [*KINDS.load(plan.kind).outline(plan.host), *blocks]

@@ -23,6 +23,7 @@ from edgevlm.parity.preprocessing import preprocessing_error
 from edgevlm.parity.verification import Verification
 from edgevlm.parity.vlm_blocks import QUESTION, Reduced, VlmBlocks
 from edgevlm.parity.vlm_expected import ExpectedAnswer, ExpectedAnswers
+from edgevlm.planning.vlm import VlmPlanned
 from edgevlm.runtimes.loops import images
 
 STEPS, LEAST_STEPS = 32, 3
@@ -81,7 +82,9 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> VlmVerifica
     plan, blocks = calls.plan, VlmBlocks(calls)
     calls.progress("verify: the expected answer, in PyTorch")
     first, second = (_pixels(photo, plan.host.image) for photo in photos[:2])
-    pytorch = ExpectedAnswers(model, calls.parts, calls.planned, blocks.prompt_rows)
+    planned = calls.planned
+    assert isinstance(planned, VlmPlanned)
+    pytorch = ExpectedAnswers(model, calls.parts, planned, blocks.prompt_rows)
     steps = min(STEPS, plan.host.kv.tokens - plan.host.prompt_tokens - len(QUESTION))
     expected = pytorch.answer(first, max(LEAST_STEPS, steps))
     other = pytorch.answer(second, 1)
@@ -97,7 +100,7 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> VlmVerifica
         asked.append(checks.preprocessing_check(preprocessing))
     thresholds = calls.thresholds.values()
     exact = all(threshold.exact for threshold in thresholds)
-    if exact or (answers.same_tokens and all(threshold.whole for threshold in thresholds)):
+    if exact or (answers.same_tokens and all(threshold.end_to_end for threshold in thresholds)):
         asked.append(checks.logits_check(thresholds, rel_error, psnr_db))
     if exact and plan.host.kv.dtype == "f32":  # a float16 cache may turn a near tie
         asked.append(checks.tokens_check(equal))

@@ -23,9 +23,8 @@ from edgevlm.runtimes.loops.sequence import (
     PromptRows,
     Visual,
     assemble,
-    load_table,
-    load_tokenizer,
 )
+from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
 
 QUESTION = "What is in this picture?"
 # Views whose encoder calls are compared with PyTorch; all views go through the engine.
@@ -58,7 +57,9 @@ class VlmBlocks:
 
     def __init__(self, calls: BlockCalls) -> None:
         self.calls, self.plan = calls, calls.plan
-        self.tokenizer, self.table = load_tokenizer(calls.bundle), load_table(calls.bundle)
+        embedding = calls.bundle.plan.host.embedding
+        self.tokenizer = load_tokenizer(calls.bundle, embedding.rows)
+        self.table = load_table(calls.bundle, embedding)
 
     def prompt_rows(self, visual: Array, kept: Array, log_sizes: Array | None = None) -> PromptRows:
         """The prompt's rows for one image or clip, from outputs of `reduce` without batch axis."""

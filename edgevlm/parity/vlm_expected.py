@@ -19,7 +19,7 @@ from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.graphs.signals import method_inputs
 from edgevlm.parity.compare import Array
-from edgevlm.planning.vlm import Planned
+from edgevlm.planning.vlm import VlmPlanned
 from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, prompt_state, rotary_tables
 
 
@@ -42,7 +42,7 @@ class ExpectedAnswers:
 
     model: Any
     parts: ModelParts
-    planned: Planned
+    planned: VlmPlanned
     rows: Callable[..., PromptRows]
 
     def answer(self, pixels: Array, steps: int) -> ExpectedAnswer:

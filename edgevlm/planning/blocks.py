@@ -7,8 +7,9 @@ without data (torch's FlopCounterMode: 2 per multiply-add).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,15 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.host import EncoderShape, Signal
-from edgevlm.bundle.kinds.vlm import VlmHost, functions, signature
 from edgevlm.exporters.contract import Target
-from edgevlm.graphs.blocks import build, cut, cut_rows
+from edgevlm.graphs.blocks import cut
 from edgevlm.graphs.merging import layer_tokens
-from edgevlm.graphs.parts import DecoderParts, EncoderParts, ModelParts
+from edgevlm.graphs.parts import EncoderParts
 from edgevlm.graphs.signals import Observed, signal_width
 from edgevlm.graphs.trace import DTYPES
-from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.family import Description
 from edgevlm.recipe import Recipe
 
 
@@ -52,38 +50,47 @@ class Stored:
         return numbers * each + sum(self.matrix(m.shape[0], m.shape[1], stage) for m in matrices)
 
 
-def make_blocks(
-    host: VlmHost,
-    limit: int,
-    parts: ModelParts,
-    description: Description,
-    method: Any,
-    stored: Stored,
+def finished(
+    blocks: Iterable[Block], kind: ModuleType, host: Any, build: Callable[[Block], nn.Module]
 ) -> tuple[Block, ...]:
-    """All blocks in the order in which a prompt runs them.
+    """The blocks with their functions, and the FLOPs of each.
 
     Args:
+        blocks: In the order in which they are listed.
+        kind: Of the bundle: its functions and their signatures.
         host: The constants of the plan.
-        limit: Block size in bytes of float32.
-        parts: The model, with or without memory for its weights.
-        description: The family's numbers.
-        method: The method of site `tokens`.
-        stored: Bytes of weights in their files.
+        build: Makes the module of a block.
     """
-    joined = None if parts.pruning is None else parts.pruning.joined
-    blocks = [
-        *_stage("vision", parts.encoder.modules, limit, stored),
-        Block("reduce-0", "reduce", (0, 1), 0, ()),
-        *_stage("decoder", _decoder_parts(parts.decoder), limit, stored, joined),
-        *_head(host, limit, parts, stored),
-    ]
-    return tuple(
-        _count(_with_functions(host, block), parts, method, description.shape) for block in blocks
-    )
+    return tuple(_count(_with_functions(kind, host, block), build) for block in blocks)
+
+
+def stage_blocks(
+    stage: str,
+    parts: Sequence[Sequence[nn.Module] | nn.Module],
+    limit: int,
+    stored: Stored,
+    joined: int | None = None,
+) -> list[Block]:
+    """Blocks of a stage that is cut between its parts.
+
+    Args:
+        stage: Its name.
+        parts: Its modules, or several that stay together.
+        limit: Block size in bytes of float32.
+        stored: Bytes of weights in their files.
+        joined: A part that stays with the one before it.
+    """
+    modules = [part if isinstance(part, Sequence) else (part,) for part in parts]
+    sizes = [sum(map(_bytes, part)) for part in modules]
+    blocks = []
+    for index, (start, stop) in enumerate(cut(sizes, limit, joined)):
+        size = sum(stored.module(m, stage) for part in modules[start:stop] for m in part)
+        blocks.append(Block(f"{stage}-{index}", stage, (start, stop), size, ()))
+    return blocks
 
 
 def encoder_shape(
-    encoder: EncoderParts, description: Description, names: Sequence[str]
+    encoder: EncoderParts, view_tokens: int, names: Sequence[str] = ()
 ) -> EncoderShape:
     """Sizes inside an encoder that has its methods, with the signals of these names."""
     parts = {
@@ -95,61 +102,20 @@ def encoder_shape(
     return EncoderShape(
         encoder.spec.width,
         layer_tokens(encoder),
-        description.view_tokens,
+        view_tokens,
         tuple(Signal(name, parts[name], signal_width(encoder.spec, name)) for name in names),
     )
 
 
-def _stage(
-    stage: str,
-    parts: Sequence[Sequence[nn.Module] | nn.Module],
-    limit: int,
-    stored: Stored,
-    joined: int | None = None,
-) -> list[Block]:
-    """Blocks of a stage that is cut between its parts."""
-    modules = [part if isinstance(part, Sequence) else (part,) for part in parts]
-    sizes = [sum(map(_bytes, part)) for part in modules]
-    blocks = []
-    for index, (start, stop) in enumerate(cut(sizes, limit, joined)):
-        size = sum(stored.module(m, stage) for part in modules[start:stop] for m in part)
-        blocks.append(Block(f"{stage}-{index}", stage, (start, stop), size, ()))
-    return blocks
+def _with_functions(kind: ModuleType, host: Any, block: Block) -> Block:
+    names = kind.functions(host, block.stage)
+    functions = (kind.signature(host, block, name).function(name) for name in names)
+    return replace(block, functions=tuple(functions))
 
 
-def _decoder_parts(decoder: DecoderParts) -> list[Sequence[nn.Module]]:
-    """The layers, the norm with the last."""
-    *layers, last = decoder.layers
-    return [*((layer,) for layer in layers), (last, decoder.norm)]
-
-
-def _head(host: VlmHost, limit: int, parts: ModelParts, stored: Stored) -> list[Block]:
-    """Blocks of the head, cut by rows of the vocabulary."""
-    channels = host.embedding.columns
-    shares = "embedding" if parts.tied else ""
-    return [
-        Block(
-            f"head-{index}",
-            "head",
-            (start, stop),
-            stored.matrix(stop - start, channels, "head"),
-            (),
-            shares,
-        )
-        for index, (start, stop) in enumerate(cut_rows(parts.head.shape[0], 4 * channels, limit))
-    ]
-
-
-def _with_functions(host: VlmHost, block: Block) -> Block:
-    names = functions(host, block.stage)
-    return replace(
-        block, functions=tuple(signature(host, block, name).function(name) for name in names)
-    )
-
-
-def _count(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> Block:
+def _count(block: Block, build: Callable[[Block], nn.Module]) -> Block:
     """Fill in the FLOPs of each function."""
-    module = build(block, parts, method, shape)
+    module = build(block)
     # The constants of `reduce` are real, so its inputs must be fake; all else has no data at all.
     real = block.stage == "reduce"
     functions = []

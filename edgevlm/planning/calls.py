@@ -29,8 +29,8 @@ def chunk_tokens(recipe: Recipe, prompt: int, single_call: bool) -> int:
     chunk = recipe.chunk or -(-tokens // (calls * 8)) * 8
     if single_call and chunk <= prompt:
         raise PlanError(
-            f"chunk {chunk} is too short: visual tokens leave inside the language model, so a"
-            f" prompt is one call; one image and the chat format take {prompt} tokens"
+            f"chunk {chunk} is too short: with pruning in the decoder a prompt is one call, and"
+            f" one image and the chat format take {prompt} tokens; give a larger --chunk"
         )
     return chunk
 
@@ -55,7 +55,7 @@ def context_tokens(
         more = ", and a checked answer some more" if recipe.speculate else ""
         raise PlanError(
             f"context {context} is too short: one image and the chat format take"
-            f" {prompt} tokens{more}; give more --context or fewer --tokens"
+            f" {prompt} tokens{more}; give a larger --context or fewer --tokens"
         )
     if single_call:
         return min(max(context, chunk), max_positions)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-
-from edgevlm.planning.vlm import Planned
 
 REPEATS, WARMUPS = 5, 2
 
@@ -30,12 +29,16 @@ class MethodCost:
     ms: float
 
 
-def method_cost(planned: Planned) -> MethodCost | None:
-    """Trace the plan's method and run it; None where it keeps all tokens."""
-    site, shape = planned.plan.site("tokens"), planned.description.shape
-    if site.tokens_in == site.tokens_out:
+def method_cost(planned: Any) -> MethodCost | None:
+    """Trace the plan's method and run it; None where it keeps all tokens, or there is no such site.
+
+    Args:
+        planned: What `make_plan` of any kind gave.
+    """
+    counts = [site for site in planned.plan.sites if site.site == "tokens"]
+    if all(site.tokens_in == site.tokens_out for site in counts):
         return None
-    (reduce,) = planned.plan.stage("reduce")
+    shape, (reduce,) = planned.description.shape, planned.plan.stage("reduce")
     further = {t.name: t.shape[2:] for t in reduce.functions[0].inputs[1:]}
     generator = torch.Generator().manual_seed(0)
     features = torch.rand(1, shape.tokens, shape.channels, generator=generator)

@@ -78,13 +78,14 @@ def choose_decoder_method(
 
 def _choices(recipe: Recipe) -> dict[str, MethodChoice]:
     """The recipe's methods by site; one a site."""
-    found: dict[str, MethodChoice] = {}
+    by_site: dict[str, MethodChoice] = {}
     for choice in recipe.methods:
         site = METHODS.site_of(choice.name, choice.site)
-        if site in found:
-            raise RecipeError(f"one method a site: '{found[site].name}' and '{choice.name}'")
-        found[site] = choice
-    return found
+        if site in by_site:
+            names = f"'{by_site[site].name}' and '{choice.name}'"
+            raise RecipeError(f"site '{site}' has two methods: {names}; drop one")
+        by_site[site] = choice
+    return by_site
 
 
 def _make(
@@ -102,7 +103,7 @@ def _make(
     for name in options:
         if name not in known:
             raise RecipeError(
-                f"method '{choice.name}' has no option '{name}'; it has: "
+                f"method '{choice.name}' has no option '{name}'; available: "
                 + ", ".join([*known, *further])
             )
     try:

@@ -7,13 +7,39 @@ kind with its own `make_plan`.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
+from torch import nn
+
+from edgevlm.bundle.functions import Block
+from edgevlm.bundle.plan import Plan
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.recipe import Recipe
 
-if TYPE_CHECKING:
-    from edgevlm.planning.vlm import Planned
+
+class Planned(Protocol):
+    """A plan with what it was made from, for the steps that follow it."""
+
+    @property
+    def plan(self) -> Plan[Any]:
+        """The plan."""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint."""
+
+    @property
+    def description(self) -> Any:
+        """The family's description; the type is that of the kind."""
+
+    def parts(self, model: Any) -> Any:
+        """A model of the checkpoint as static modules with the recipe's methods.
+
+        The type is that of the kind; all have `tables`, the matrices of the host's tables by name.
+        """
+
+    def build(self, block: Block, parts: Any) -> nn.Module:
+        """The module of a block, over the weights of the parts."""
 
 
 def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:

@@ -23,7 +23,7 @@ def checked_target(recipe: Recipe, stages: tuple[str, ...]) -> Target:
         _check_scheme(recipe, target, scheme)
         if stage not in ("", *stages):
             raise RecipeError(
-                f"'{stage}' is not a stage with weights; those are: {', '.join(stages)}"
+                f"'{stage}' is not a stage with weights; available: {', '.join(stages)}"
             )
     _check_calibration(recipe, target.calibrated)
     return target
@@ -39,12 +39,14 @@ def required_backend(recipe: Recipe, target: Target) -> tuple[tuple[str, str], .
     if name not in target.backends:
         if not name:
             return ()
-        known = ", ".join(target.backends) or "none to choose from"
-        raise RecipeError(f"'{recipe.target}' has no backend '{name}'; it has: {known}")
+        known = ", ".join(target.backends) or "none"
+        raise RecipeError(f"target '{recipe.target}' has no backend '{name}'; available: {known}")
     for scheme in recipe.quantize.names:
         if scheme not in target.backends[name]:
             known = ", ".join(target.backends[name])
-            raise RecipeError(f"backend '{name}' takes no scheme '{scheme}'; it takes: {known}")
+            raise RecipeError(
+                f"backend '{name}' does not support scheme '{scheme}'; available: {known}"
+            )
     return (("backend", name),)
 
 
@@ -62,7 +64,7 @@ def table_format(recipe: Recipe, target: Target, tied: bool) -> str:
     only_f32 = target.table_format(target.schemes[-1]) == "f32"
     if "embed" in dict(recipe.quantize.stages) and (tied or only_f32):
         raise RecipeError(
-            "stage 'embed' has no scheme of its own here: "
+            "stage 'embed' cannot have its own scheme: "
             + ("its table is the head's" if tied else f"its table is f32 for '{recipe.target}'")
         )
     return target.table_format(recipe.scheme("head" if tied else "embed"))
@@ -70,11 +72,11 @@ def table_format(recipe: Recipe, target: Target, tied: bool) -> str:
 
 def _check_scheme(recipe: Recipe, target: Target, scheme: str) -> None:
     if scheme in target.refused:
-        raise RecipeError(f"scheme '{scheme}' does not pay: {target.refused[scheme]}")
+        raise RecipeError(f"scheme '{scheme}' is not offered: {target.refused[scheme]}")
     if scheme not in target.schemes:
         known = ", ".join(target.schemes)
         raise RecipeError(
-            f"scheme '{scheme}' is not one of target '{recipe.target}'; it has: {known}"
+            f"target '{recipe.target}' does not support scheme '{scheme}'; available: {known}"
         )
 
 
@@ -83,7 +85,7 @@ def _check_calibration(recipe: Recipe, calibrated: tuple[str, ...]) -> None:
     schemes = [scheme for scheme in recipe.quantize.names if scheme in calibrated]
     if schemes and recipe.calibrate is None:
         raise RecipeError(
-            f"scheme '{schemes[0]}' rounds by what pictures gave: add --calibrate N or a path"
+            f"scheme '{schemes[0]}' needs calibration; add --calibrate N or --calibrate PATH"
         )
     if recipe.calibrate is not None and not schemes:
         known = ", ".join(calibrated) or "none here"

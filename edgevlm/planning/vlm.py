@@ -13,22 +13,27 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
+from edgevlm.bundle.functions import Block
 from edgevlm.bundle.host import Embedding, KVCache, Layout
 from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
 from edgevlm.errors import ModelError, PlanError
 from edgevlm.exporters.contract import Target
+from edgevlm.graphs.blocks import build
 from edgevlm.graphs.merging import merge
 from edgevlm.graphs.parts import CacheSpec, DecoderSpec, ModelParts
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.signals import observe
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import Description, token_ids
-from edgevlm.planning.blocks import Stored, encoder_shape, make_blocks
+from edgevlm.planning.blocks import Stored, encoder_shape
 from edgevlm.planning.calls import chunk_tokens, context_tokens
 from edgevlm.planning.methods import choose_decoder_method, choose_encoder_method, choose_method
 from edgevlm.planning.prompt import make_layout
 from edgevlm.planning.target import checked_target, required_backend, table_format
+from edgevlm.planning.vlm_blocks import make_blocks
 from edgevlm.recipe import Recipe
 
 # Stages that have schemes; `reduce` chooses, and has no weights.
@@ -67,12 +72,13 @@ class ChosenMethods:
 
     def applied(self, parts: ModelParts) -> ModelParts:
         """The parts of a model with its methods: tokens merge, signals are given, tokens leave."""
-        merged = merge(parts, self.encoder, self.encoder_tokens)
+        merging = merge(parts.encoder, self.encoder, self.encoder_tokens)
+        merged = replace(parts, encoder=merging)
         return replace(observe(merged, self.tokens.signals), pruning=self.pruning)
 
 
 @dataclass(frozen=True)
-class Planned:
+class VlmPlanned:
     """A plan with what it was made from, for the steps that follow it."""
 
     plan: VlmPlan
@@ -94,8 +100,12 @@ class Planned:
         """The model as static modules, with its methods."""
         return self.methods.applied(self.checkpoint.family.parts(model, self.description))
 
+    def build(self, block: Block, parts: ModelParts) -> nn.Module:
+        """The module of a block."""
+        return build(block, parts, self.method, self.description.shape)
 
-def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
+
+def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     """Work out every number of a bundle; `edgevlm.planning.plan.make_plan` says what is raised."""
     target = checked_target(recipe, QUANTIZED)
     backend = required_backend(recipe, target)
@@ -109,7 +119,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     chunk, kv = _calls(recipe, target, description.decoder, methods, layout)
     host = VlmHost(
         image=description.image,
-        encoder=encoder_shape(parts.encoder, description, methods.tokens.signals),
+        encoder=encoder_shape(parts.encoder, description.view_tokens, methods.tokens.signals),
         visual_tokens=methods.reduction.tokens_out,
         calibrated=bool(getattr(methods.tokens, "calibrate", False)),
         layout=layout,
@@ -134,13 +144,13 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
             host,
             recipe.block_size_bytes,
             parts,
-            description,
+            description.shape,
             methods.tokens,
             Stored(target, recipe),
         ),
         requires=Requires((*target.requires.versions, *backend)),
     )
-    return Planned(plan, checkpoint, description, methods)
+    return VlmPlanned(plan, checkpoint, description, methods)
 
 
 def choose_methods(recipe: Recipe, description: Description) -> ChosenMethods:
@@ -163,13 +173,12 @@ def choose_methods(recipe: Recipe, description: Description) -> ChosenMethods:
 
 def _check_pruning(recipe: Recipe, chosen: ChosenMethods, pruning: Pruning, name: str) -> None:
     if getattr(chosen.tokens, "calibrate", False):
-        raise PlanError(f"{name} at site decoder makes its own masks, so calibrate=size cannot be")
+        raise PlanError(f"{name} at site decoder makes its own masks; leave out calibrate=size")
     if pruning.method.contiguous and chosen.positions == "original":
-        raise PlanError(f"{name} numbers rows anew, so positions=original cannot be")
+        raise PlanError(f"{name} renumbers positions; leave out positions=original")
     if recipe.speculate:
         raise PlanError(
-            f"{name} at site decoder takes single rows after the prompt, so there is nothing to"
-            " speculate with"
+            f"{name} at site decoder takes single rows after the prompt; leave out --speculate"
         )
 
 

@@ -1,4 +1,4 @@
-"""The profile of a bundle that generates text, from its measurements. Nothing runs here."""
+"""The profile of a bundle, from its measurements. Nothing runs here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from edgevlm.bundle.measures import OperatorReport, Stat, stat, stat_of
 from edgevlm.bundle.plan import Plan
 from edgevlm.profiling import reasons
+from edgevlm.profiling.answers import answers_of
 from edgevlm.profiling.document import SCHEMA_VERSION, Profile
 from edgevlm.profiling.machine import sensors
 from edgevlm.profiling.machine.identity import machine
@@ -19,22 +20,20 @@ from edgevlm.profiling.measurements import Measurements, Session, TimedAnswer
 from edgevlm.profiling.recording import TimedCall
 from edgevlm.profiling.sections import BlockProfile, Card, Conditions, Timeline
 from edgevlm.profiling.stages import time_shares
-from edgevlm.profiling.text_answers import (
-    call_shares,
-    decode_tokens_per_s,
-    text_answer,
-    ttft_ms,
-)
 from edgevlm.profiling.timeline import answer_shares, timeline
 from edgevlm.runtimes.engine import Key
 from edgevlm.version import VERSION
 
 
-def text_profile(measured: Measurements) -> Profile:
+def profile_of(measured: Measurements) -> Profile:
     """The profile."""
     plan, session, report = measured.bundle.plan, measured.session, measured.operators
     answers, operators = session.answers, report if isinstance(report, OperatorReport) else None
-    here, text, blocks = machine(), text_answer(measured), block_profiles(measured)
+    found, here, blocks = (
+        answers_of(plan.kind).sections(measured),
+        machine(),
+        block_profiles(measured),
+    )
     conditions, energy = _conditions(session), _joules_per_answer(session)
     end_to_end = stat_of([answer.ms for answer in answers])
     return Profile(
@@ -55,10 +54,10 @@ def text_profile(measured: Measurements) -> Profile:
         blocks=blocks,
         stages=_stages(plan, answers),
         end_to_end_ms=end_to_end,
-        text=text,
-        embedding=None,
-        ttft_ms=ttft_ms(answers),
-        decode_tokens_per_s=decode_tokens_per_s(answers),
+        text=found.text,
+        embedding=found.embedding,
+        ttft_ms=found.ttft_ms,
+        decode_tokens_per_s=found.decode_tokens_per_s,
         peak_rss_bytes=session.peak_rss_bytes,
         peak_footprint_bytes=session.peak_footprint_bytes,
         budget_bytes=measured.budget_bytes,
@@ -72,7 +71,7 @@ def text_profile(measured: Measurements) -> Profile:
         answer=_median_timeline(plan, answers),
         sustained=session.sustained,
         warnings=reasons.warnings(measured, here, end_to_end, conditions),
-        not_measured=reasons.not_measured(measured, here, blocks, text, conditions, energy),
+        not_measured=reasons.not_measured(measured, here, blocks, found, conditions, energy),
     )
 
 
@@ -131,7 +130,8 @@ def _resident_bytes(measured: Measurements, key: Key) -> int | None:
 
 
 def _stages(plan: Plan[Any], answers: Sequence[TimedAnswer]) -> dict[str, Stat]:
-    splits = [answer_shares(plan.kind, a, call_shares(plan, a.calls)) for a in answers]
+    shares = answers_of(plan.kind).call_shares
+    splits = [answer_shares(plan.kind, a, shares(plan, a.calls)) for a in answers]
     names = [share.name for share in time_shares(plan.kind)]
     return {name: stat_of([split[name] for split in splits]) for name in names}
 
@@ -139,7 +139,7 @@ def _stages(plan: Plan[Any], answers: Sequence[TimedAnswer]) -> dict[str, Stat]:
 def _median_timeline(plan: Plan[Any], answers: Sequence[TimedAnswer]) -> Timeline:
     """The timed answer nearest to the median."""
     middle = sorted(answers, key=lambda a: a.ms)[(len(answers) - 1) // 2]
-    shares = call_shares(plan, middle.calls)
+    shares = answers_of(plan.kind).call_shares(plan, middle.calls)
     return timeline(middle.calls, shares, middle.start, middle.end, middle.memory)
 
 
@@ -148,7 +148,7 @@ def _opening_timeline(plan: Plan[Any], session: Session) -> Timeline | None:
     if not session.openings:
         return None
     last = session.openings[-1]
-    shares = call_shares(plan, last.calls, prefilled=True)
+    shares = answers_of(plan.kind).call_shares(plan, last.calls, prefilled=True)
     return timeline(last.calls, shares, last.start, last.end, last.memory)
 
 

@@ -7,22 +7,80 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.measures import OperatorReport
+from edgevlm.errors import InputError
 from edgevlm.profiling.machine.sensors import Reading
 from edgevlm.profiling.recording import TimedCall
-from edgevlm.profiling.sections import SustainedSample, TextQuestion
+from edgevlm.profiling.sections import (
+    EmbeddingAnswer,
+    EmbeddingQuestion,
+    SustainedSample,
+    TextAnswer,
+    TextQuestion,
+)
 from edgevlm.runtimes.engine import Key
-from edgevlm.runtimes.loops.text import Answer
 from edgevlm.runtimes.residency.timings import Timings
+
+PHOTO = Path(__file__).parents[1] / "photos" / "scene.png"
+Null = tuple[str, bool, str]  # path, whether the value is null, reason
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """What to measure with.
+
+    Attributes:
+        image: An image; a clip repeats it for each frame. None takes a packaged one.
+        prompt: The question; None takes one of ours. Of a bundle with embeddings the text to
+            encode; None encodes the image.
+        runs: Timed answers.
+        tokens_generated: Tokens of each answer of text; stop tokens do not end it.
+        minutes: Further answers without a pause; 0 is none.
+    """
+
+    image: Path | None = None
+    prompt: str | None = None
+    runs: int = 10
+    tokens_generated: int = 16
+    minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a request that measures nothing."""
+        if self.runs < 1:
+            raise InputError(f"runs must be at least 1, got {self.runs}")
+        if self.tokens_generated < 2:
+            raise InputError(
+                f"tokens_generated must be at least 2, got {self.tokens_generated}: the first token"
+                " is part of prefill"
+            )
+        if not 0 <= self.minutes < 1e6:
+            raise InputError(f"minutes must not be below 0, got {self.minutes}")
+
+    @property
+    def picture(self) -> Path:
+        """The image, or the packaged one."""
+        return self.image or PHOTO
+
+
+@dataclass(frozen=True)
+class Sections:
+    """The parts of a profile that belong to its type of answer; the others' are None."""
+
+    text: TextAnswer | None
+    embedding: EmbeddingAnswer | None
+    ttft_ms: float | None
+    decode_tokens_per_s: float | None
 
 
 @dataclass(frozen=True)
 class TimedAnswer:
-    """One answer, with its calls and memory samples."""
+    """One answer, of the type of the bundle's kind, with its calls and memory samples."""
 
-    answer: Answer
+    answer: Any
     start: float
     end: float
     calls: tuple[TimedCall, ...]
@@ -76,7 +134,7 @@ class Measurements:
     engine: str
     engine_version: str
     threads: int | None
-    question: TextQuestion
+    question: TextQuestion | EmbeddingQuestion
     bandwidth_bytes_per_s: float | None
     session: Session
     budget_bytes: int | None

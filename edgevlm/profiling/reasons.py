@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgevlm.bundle.measures import OperatorReport, Stat
-from edgevlm.profiling.measurements import Measurements
-from edgevlm.profiling.sections import BlockProfile, Conditions, Machine, TextAnswer
-from edgevlm.profiling.text_answers import NO_EMBEDDING
+from edgevlm.profiling.answers import answers_of
+from edgevlm.profiling.measurements import Measurements, Null, Sections
+from edgevlm.profiling.sections import BlockProfile, Conditions, Machine
 
 # Processes that wanted a core before; above this share of the cores they slow the measurement down.
 BUSY = 0.5
 # A 90th percentile so much above the median means that something else ran too.
 SPREAD = 1.5
 
-Null = tuple[str, bool, str]  # path, whether the value is null, reason
-
 
 def not_measured(
     measured: Measurements,
     machine: Machine,
     blocks: Sequence[BlockProfile],
-    text: TextAnswer,
+    found: Sections,
     conditions: Conditions,
     energy: float | None,
 ) -> dict[str, str]:
@@ -33,8 +31,7 @@ def not_measured(
         ("threads", measured.threads is None, "the engine does not say"),
         ("card.bandwidth_bytes_per_s", measured.bandwidth_bytes_per_s is None,
          "reading memory failed"),
-        ("text.token_floor_ms", text.token_floor_ms is None, "the bandwidth is not known"),
-        ("embedding", True, NO_EMBEDDING),
+        *answers_of(measured.bundle.plan.kind).nulls(found, bool(session.sustained)),
         ("peak_footprint_bytes", session.peak_footprint_bytes is None,
          "the system does not report private memory"),
         ("budget_bytes", measured.budget_bytes is None, "no --memory was given"),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import PRIVATE, Blocks
-from edgevlm.runtimes.loops.text import TextLoop
+from edgevlm.runtimes.loops.contract import Loop
 from edgevlm.runtimes.residency.memory import footprint_bytes, resident_bytes, return_freed
 
 # Reading memory takes some hundredths of a millisecond, so this is at most one per cent.
@@ -90,7 +90,7 @@ class Recorder:
 
 
 @contextmanager
-def recording(loop: TextLoop) -> Iterator[Recorder]:
+def recording(loop: Loop) -> Iterator[Recorder]:
     """Replace a loop's blocks by a recorder until the end of the body."""
     blocks, engine = loop.blocks, loop.blocks.engine
     recorder = Recorder(blocks)

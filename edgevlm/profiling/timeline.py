@@ -59,8 +59,9 @@ def answer_shares(kind: str, answer: TimedAnswer, shares: Sequence[str]) -> dict
         elif call.kind == "evict":
             ms["evict"] += call.ms
     ms["wait"] = max(0.0, steps - sum(ms.values()))
-    first = min((c for c in answer.calls if c.kind == "step"), key=lambda call: call.start)
-    if first.function == "encode":  # all before it turns the image into pixels
+    waited = [(c, s) for c, s in zip(answer.calls, shares, strict=True) if c.kind == "step"]
+    first, share = min(waited, key=lambda pair: pair[0].start)
+    if share == "vision":  # all before it turns the image into pixels
         ms["preprocess"] = (first.start - answer.start) * 1e3
     ms["host"] = max(0.0, answer.ms - steps - ms["preprocess"])
     return ms

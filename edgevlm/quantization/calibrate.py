@@ -1,17 +1,18 @@
-"""How large the numbers are that go into linear layers, found by showing pictures to the model.
+"""Largest inputs of linear layers, recorded while the model answers questions about images.
 
     --calibrate 64            the first 64 scenes of the embedded dataset, each with a question
-    --calibrate photos/       every picture of a folder, with one question
-    --calibrate asked.jsonl   the first of your own questions of each scene (docs/datasets.md)
+    --calibrate photos/       every image of a folder, with one question
+    --calibrate asked.jsonl   your own questions, the first of each scene (docs/datasets.md)
 
-The model answers in PyTorch, with all visual tokens; one scene is in memory at a time, and of each
-layer one number is kept: the largest that came in.
+The kind defines how the model runs on a scene (`quantization.kinds`). One scene is in memory at a
+time, and one number is kept for each layer: its largest input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+import importlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +22,42 @@ from torch import Tensor, nn
 from edgevlm.errors import InputError
 from edgevlm.evaluation.evaluate import find_dataset
 from edgevlm.evaluation.examples import Example, Question
-from edgevlm.evaluation.pytorch import PyTorchAnswerer
 from edgevlm.models.checkpoint import Checkpoint
-from edgevlm.planning.plan import make_plan
-from edgevlm.quantization.schemes import Schemes
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
 
 QUESTION = "What is in this picture?"
-TOKENS = 8  # of each answer
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
+@dataclass(frozen=True)
+class Presenter:
+    """Runs a model on scenes: its linear layers, and the function that runs one scene."""
+
+    layers: Sequence[nn.Linear]
+    show: Callable[[Example], None]
+
+
 class Calibration:
-    """Largest inputs, for the weights of one model that is in memory."""
+    """Largest inputs of linear layers, by their weights, of one model in memory."""
 
     def __init__(self) -> None:
-        self._tops: dict[int, tuple[Tensor, float]] = {}  # by identity, which the tensor keeps
+        # By address of the matrix, which the tensor keeps alive: a layer of a static module may be
+        # part of a larger matrix of the model, and a new tensor each time.
+        self._tops: dict[Hashable, tuple[Tensor, float]] = {}
 
-    def watch(self, module: nn.Linear, given: tuple[Tensor, ...]) -> None:
-        """Look at the input of a layer."""
-        top = float(given[0].abs().max())
-        _, known = self._tops.get(id(module.weight), (module.weight, 0.0))
-        self._tops[id(module.weight)] = module.weight, max(top, known)
+    def record_input(self, module: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
+        """Record the input of a layer; a forward pre-hook."""
+        top = float(inputs[0].abs().max())
+        _, largest = self._tops.get(_place(module.weight), (module.weight, 0.0))
+        self._tops[_place(module.weight)] = module.weight, max(top, largest)
 
     def beside(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights of a block, and for each matrix NAME the largest input, NAME.top."""
         tops = {
-            f"{name}.top": torch.tensor(self._tops[id(tensor)][1])
+            f"{name}.top": torch.tensor(self._tops[_place(tensor)][1])
             for name, tensor in tensors.items()
-            if id(tensor) in self._tops
+            if _place(tensor) in self._tops
         }
         return tensors | tops
 
@@ -58,51 +65,50 @@ class Calibration:
 def calibrate(
     recipe: Recipe, checkpoint: Checkpoint, model: Any, progress: Callable[[str], None]
 ) -> Calibration:
-    """Show the pictures of `recipe.calibrate` to a model that is in memory.
+    """Run a model in memory on the scenes of `recipe.calibrate`.
 
     Raises:
-        InputError: If there is no picture, or one cannot be read.
+        InputError: If there is no image, or one cannot be read.
     """
     assert recipe.calibrate is not None
-    exact = replace(
-        recipe,
-        tokens=None,
-        methods=(),
-        quantize=Schemes(),
-        calibrate=None,
-        context=None,
-        chunk=None,
-    )
-    answerer = PyTorchAnswerer(make_plan(exact, checkpoint), model, TOKENS)
-    found = Calibration()
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    hooks: list[Any] = [layer.register_forward_pre_hook(found.watch) for layer in layers]
+    kind = importlib.import_module(f"edgevlm.quantization.kinds.{checkpoint.family.KIND}")
+    presenter: Presenter = kind.presenter(recipe, checkpoint, model)
+    calibration = Calibration()
+    hooks: list[Any] = [
+        layer.register_forward_pre_hook(calibration.record_input) for layer in presenter.layers
+    ]
     count = 0
     try:
         for count, example in enumerate(_examples(recipe.calibrate, recipe.frames), 1):
             progress(f"calibrate: scene {count}")
-            answerer.set_frames(example.frames)
-            answerer.ask(example.questions[0].prompt, follow_up=False)
+            presenter.show(example)
     finally:
         for hook in hooks:
             hook.remove()
     if not count:
-        raise InputError(f"'{recipe.calibrate}' has no picture to calibrate with")
-    return found
+        raise InputError(
+            f"'{recipe.calibrate}' has no image to calibrate with; give a folder with images"
+        )
+    return calibration
+
+
+def _place(matrix: Tensor) -> Hashable:
+    """A key of the numbers in memory that two tensors may share."""
+    return matrix.data_ptr(), tuple(matrix.shape)
 
 
 def _examples(text: str, frames: int) -> Iterator[Example]:
-    """Scenes with as many frames as the model takes; a picture is a clip that stands still."""
+    """Scenes with as many frames as the model takes; an image is repeated as a clip."""
     if text.isdecimal():
-        found = find_dataset("embedded").examples(frames, int(text))
+        examples = find_dataset("embedded").examples(frames, int(text))
     elif Path(text).is_dir():
-        found = _of_folder(Path(text))
+        examples = _of_folder(Path(text))
     else:
-        found = find_dataset(text).examples(frames, None)
-    for example in found:
+        examples = find_dataset(text).examples(frames, None)
+    for example in examples:
         if len(example.frames) in (1, frames):
-            shown = example.frames * (frames // len(example.frames))
-            yield replace(example, frames=shown)
+            repeated = example.frames * (frames // len(example.frames))
+            yield replace(example, frames=repeated)
 
 
 def _of_folder(folder: Path) -> Iterator[Example]:

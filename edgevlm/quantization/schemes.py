@@ -1,18 +1,19 @@
-"""Quantization schemes: their names, what a name says, and how near to PyTorch each must come.
+"""Quantization schemes: their names, the meaning of a name, and the parity threshold of each.
 
     none            float32
     fp16            weights in float16
-    wBaA            weights of B bits, one scale for each output channel (a target may use shorter
-                    runs); activations of A bits: 32 is float32, 16 float16, 8 is rounded with
-                    scales that are computed as the model runs
-    wBgGaA          the same with a scale for each G weights of a row
-    wBaAs, wBgGaAs  activations are rounded with static scales, found by calibration
+    wBaA            B-bit weights, one scale for each output channel (a target may use smaller
+                    groups); A-bit activations: 32 is float32, 16 float16, 8 is int8 with scales
+                    computed at run time
+    wBgGaA          the same with a scale for each group of G weights of a row
+    wBaAs, wBgGaAs  activations are quantized with static scales, found by calibration
     pB              a palette of 2^B values for each matrix, computed in float16
 
-So `w4g32a8` has weights of 4 bits, a scale for each 32 of them, and activations of 8 bits. Which
-schemes exist is a target's own list (`SCHEMES`); here is what their names mean.
+So `w4g32a8` has 4-bit weights with a scale for each 32, and 8-bit activations. Each target lists
+the schemes that it supports (`Target.schemes`); this file defines the meaning of their names.
 
-`--quantize` takes one for all stages, and others for single stages: `fp16,decoder=w4g32a16`.
+`--quantize` takes one scheme for all stages, and others for single stages:
+`fp16,decoder=w4g32a16`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from functools import cache
 from edgevlm.errors import RecipeError
 
 EXACT = "none"
-# Their outputs are indices and a choice of rows, which are never rounded.
+# Stages whose outputs are indices and selected rows, which are never quantized.
 NOT_ROUNDED = ("reduce",)
 _WEIGHTS = re.compile(r"w([1-8])(?:g([1-9]\d{0,3}))?a(8|16|32)(s?)", re.ASCII)
 _PALETTE = re.compile(r"p([1-8])", re.ASCII)
@@ -34,12 +35,12 @@ _STAGE = re.compile(r"[a-z][a-z0-9_]*", re.ASCII)
 
 @dataclass(frozen=True)
 class Scheme:
-    """What the name of a scheme says.
+    """The meaning of a scheme's name.
 
     Attributes:
         name: As the user writes it.
         weight_bits: Bits of a weight.
-        activation_bits: Bits of a number that goes into a linear layer.
+        activation_bits: Bits of an input of a linear layer.
         group: Weights of a row that share a scale; None is one scale for each output channel.
         static: Whether the scales of activations come from calibration.
         palette: Whether a weight is an index into a table of values.
@@ -55,15 +56,15 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Threshold:
-    """What a scheme must reach: one of the two measures.
+    """The parity that a scheme must reach, by one of the two measures.
 
-    `whole` is whether the logits must reach it too, and not each block alone: with low-bit weights
-    the errors of blocks add up, and `evaluate` says what that costs.
+    `end_to_end` is whether the logits must reach it too, and not each block alone: with low-bit
+    weights the errors of blocks add up, and `evaluate` measures their effect on answers.
     """
 
     rel_error: float | None = None
     psnr_db: float | None = None
-    whole: bool = True
+    end_to_end: bool = True
 
     @property
     def exact(self) -> bool:
@@ -71,24 +72,18 @@ class Threshold:
         return self.rel_error is not None
 
     def accepts(self, rel_error: float, psnr_db: float | None) -> bool:
-        """Whether a difference is small enough; a `psnr_db` of None means none at all."""
+        """Whether a difference is small enough; a `psnr_db` of None is no difference."""
         if self.rel_error is not None:
             return rel_error <= self.rel_error
         return psnr_db is None or psnr_db >= (self.psnr_db or 0.0)
 
-    def said(self, rel_error: float, psnr_db: float | None) -> str:
-        """What was got and what is accepted."""
-        if self.rel_error is not None:
-            return f"rel_error {rel_error:.2e}, at most {self.rel_error:.0e} is accepted"
-        return f"psnr_db {psnr_db or 0.0:.1f}, at least {self.psnr_db:.0f} is accepted"
-
 
 @dataclass(frozen=True)
 class Schemes:
-    """The schemes of a recipe: one for all stages, and those of stages that have their own.
+    """The schemes of a recipe: a default, and those of single stages.
 
     Attributes:
-        default: Scheme of every stage that is not named.
+        default: Scheme of all other stages.
         stages: Stage and scheme, sorted by stage.
     """
 
@@ -100,18 +95,18 @@ class Schemes:
         """Read `SCHEME`, `STAGE=SCHEME` or both, with commas; without a default it is `none`.
 
         Raises:
-            RecipeError: If the text has another form, names a stage twice, or a name is no scheme.
+            RecipeError: If the text has another form, repeats a stage, or has an unknown scheme.
         """
-        found: dict[str, str] = {}
-        for part in text.split(","):
-            stage, equals, name = part.strip().rpartition("=")
-            if not name or (equals and not _STAGE.fullmatch(stage)) or stage in found:
+        schemes: dict[str, str] = {}
+        for item in text.split(","):
+            stage, equals, name = item.strip().rpartition("=")
+            if not name or (equals and not _STAGE.fullmatch(stage)) or stage in schemes:
                 raise RecipeError(
                     "quantize looks like SCHEME or SCHEME,STAGE=SCHEME,…, for example"
                     f" fp16,decoder=w8a16, got '{text[:60]}'"
                 )
-            found[stage] = parse_scheme(name).name
-        return cls(found.pop("", EXACT), tuple(sorted(found.items())))
+            schemes[stage] = parse_scheme(name).name
+        return cls(schemes.pop("", EXACT), tuple(sorted(schemes.items())))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,7 +118,7 @@ class Schemes:
         return EXACT if stage in NOT_ROUNDED else dict(self.stages).get(stage, self.default)
 
     def replaced(self, rule: Callable[[str], str]) -> Schemes:
-        """The same stages, each with the scheme that `rule` gives for its own."""
+        """The same stages, with `rule` applied to each scheme."""
         return Schemes(rule(self.default), tuple((stage, rule(n)) for stage, n in self.stages))
 
     def __str__(self) -> str:
@@ -136,7 +131,7 @@ def parse_scheme(name: str) -> Scheme:
     """Read the name of a scheme.
 
     Raises:
-        RecipeError: If no scheme could have that name.
+        RecipeError: If it is not the name of a scheme.
     """
     if name == EXACT:
         return Scheme(name, 32, 32)
@@ -147,20 +142,20 @@ def parse_scheme(name: str) -> Scheme:
     match = _WEIGHTS.fullmatch(name)
     if not match or (match[4] and match[3] != "8"):
         raise RecipeError(
-            f"'{name[:60]}' is no quantization scheme; they look like none, fp16, w8a8, w4g32a16"
-            " or p6"
+            f"'{name[:60]}' is not a quantization scheme; expected one like none, fp16, w8a8,"
+            " w4g32a16 or p6"
         )
     group = int(match[2]) if match[2] else None
     return Scheme(name, int(match[1]), int(match[3]), group, static=bool(match[4]))
 
 
 def threshold(scheme: str) -> Threshold:
-    """What a bundle in this scheme must reach, by the bits that it rounds to."""
-    found = parse_scheme(scheme)
-    if found.weight_bits == 32:
+    """The parity threshold of a scheme, by its bits."""
+    parsed = parse_scheme(scheme)
+    if parsed.weight_bits == 32:
         return Threshold(rel_error=1e-3)
-    if found.weight_bits == 16:
+    if parsed.weight_bits == 16:
         return Threshold(psnr_db=55.0)
-    if found.weight_bits < 8:
-        return Threshold(psnr_db=20.0, whole=False)
-    return Threshold(psnr_db=30.0 if found.activation_bits == 8 else 40.0, whole=False)
+    if parsed.weight_bits < 8:
+        return Threshold(psnr_db=20.0, end_to_end=False)
+    return Threshold(psnr_db=30.0 if parsed.activation_bits == 8 else 40.0, end_to_end=False)

@@ -132,14 +132,14 @@ def sweep(
         EdgeVLMError: If the model cannot be exported at all, or the dataset not be read.
     """
     require_torch()
+    from edgevlm.evaluation.pytorch import question_plan
     from edgevlm.models.checkpoint import find
-    from edgevlm.planning.plan import make_plan
 
     checkpoint = find(request.model)
     unreduced = Recipe(
         model=request.model, methods=(MethodChoice(UNREDUCED),), frames=request.frames
     )
-    planned = make_plan(unreduced, checkpoint)
+    planned = question_plan(unreduced, checkpoint)
     weights, most = _contents(checkpoint.folder), planned.plan.host.visual_tokens
     graphs: Graphs = {}  # encoder, decoder and head are the same for all methods
     first = SweepRow(UNREDUCED, most, _evaluate(request, unreduced, weights, graphs, progress))

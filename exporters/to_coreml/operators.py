@@ -1,8 +1,7 @@
-"""How the operators of a trace become ML program operators where coremltools 9.0 does not know.
+"""Translations of traced operators to ML program operators that coremltools 9.0 lacks.
 
-The three of `graphs.ops` are translated as they stand. Translations are registered while a package
-is written, under the names that the trace has, for the version of coremltools that they were
-written for.
+The three of `graphs.ops` become one operator each. Translations are registered while a package is
+written, under the names in the trace, for the one version of coremltools that they are tested with.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def attention(context: Any, node: Any) -> None:
     query, key, value, heads, *rest = _get_inputs(context, node)
     split = [_split(x, int(heads.val)) for x in (query, key, value)]
     bias = rest[0] if rest else None
-    if bias is not None:  # [1, 1, 1, S], the same for each query
+    if bias is not None and bias.shape[2] == 1:  # the same for each query
         bias = mb.tile(x=bias, reps=[1, 1, query.shape[1], 1])
     out = mb.scaled_dot_product_attention(
         query=split[0], key=split[1], value=split[2], attn_mask=bias
@@ -42,19 +41,19 @@ def attention(context: Any, node: Any) -> None:
 
 
 def attention_kv(context: Any, node: Any) -> None:
-    """`edgevlm.graphs.ops.attention_kv`: S rows go into the cache at `position`, then attend to it.
+    """`edgevlm.graphs.ops.attention_kv`: writes S rows at `position`, then attends to the cache.
 
     The queries of a group's heads stand one after the other as rows of one head, so that keys and
     values need not be repeated.
     """
-    given = _get_inputs(context, node)
-    query, key, value, past_key, past_value, mask, position, heads = given[:8]
-    bias = given[8] if len(given) > 8 else None
-    _, groups, _, size = past_key.shape
+    inputs = _get_inputs(context, node)
+    query, key, value, key_cache, value_cache, mask, position, heads = inputs[:8]
+    bias = inputs[8] if len(inputs) > 8 else None
+    _, groups, _, size = key_cache.shape
     rows, repeat = query.shape[1], int(heads.val) // groups
     key, value = (
         _write(past, _split(x, groups), position)
-        for past, x in ((past_key, key), (past_value, value))
+        for past, x in ((key_cache, key), (value_cache, value))
     )
     wide = mb.reshape(x=_split(query, int(heads.val)), shape=[1, groups, repeat * rows, size])
     if bias is not None:
@@ -94,7 +93,7 @@ def rms_norm(context: Any, node: Any) -> None:
 
 
 def gelu(context: Any, node: Any) -> None:
-    """GELU, exact or by tanh; coremltools overlooks the word when torch.export gives it by name."""
+    """GELU, exact or by tanh; coremltools ignores `approximate` as a keyword argument."""
     x, *rest = _get_inputs(context, node)
     (word,) = _get_kwinputs(context, node, "approximate", default=[*rest, None][:1])
     mode = {"tanh": "TANH_APPROXIMATION", "none": "EXACT"}[getattr(word, "val", word) or "none"]
@@ -102,29 +101,29 @@ def gelu(context: Any, node: Any) -> None:
 
 
 def index_select(context: Any, node: Any) -> None:
-    """Slices of x by index; Core ML gathers no bools, so those go through whole numbers."""
+    """Slices of x by index; Core ML cannot gather bools, so they are cast to int32 and back."""
     x, axis, indices = _get_inputs(context, node)
     flags = x.is_tensor_or_scalar_of(dtype="bool")
     if flags:
         x = mb.cast(x=x, dtype="int32")
-    found = mb.gather(x=x, indices=indices, axis=axis)
-    context.add(mb.cast(x=found, dtype="bool") if flags else found, node.name)
+    gathered = mb.gather(x=x, indices=indices, axis=axis)
+    context.add(mb.cast(x=gathered, dtype="bool") if flags else gathered, node.name)
 
 
 def floor_divide(context: Any, node: Any) -> None:
-    """`x // y`; of whole numbers it is whole, where coremltools makes it float."""
+    """`x // y`, an integer for integers, where coremltools returns a float."""
     x, y = promote_input_dtypes(_get_inputs(context, node))
     context.add(mb.floor_div(x=x, y=y, name=node.name))
 
 
 def full(context: Any, node: Any) -> None:
-    """A constant; coremltools takes whole numbers without a type for float."""
+    """A constant; coremltools takes integers without a dtype for float."""
     size, value, *_ = _get_inputs(context, node)
     context.add(mb.const(val=_constant(context, node, size, value.val), name=node.name))
 
 
 def zeros(context: Any, node: Any) -> None:
-    """Zeros of their own type; coremltools overlooks the type when it is given by name."""
+    """Zeros of their dtype, which coremltools ignores as a keyword argument."""
     size, *_ = _get_inputs(context, node)
     context.add(mb.const(val=_constant(context, node, size, np.float32(0)), name=node.name))
 
@@ -138,20 +137,20 @@ def _constant(context: Any, node: Any, size: Any, value: Any) -> Any:
 
 
 def where_number(context: Any, node: Any) -> None:
-    """`torch.where` with a number for one of the two: of whole numbers the result is whole."""
+    """`torch.where` with a number for one branch; the result of integers is an integer."""
     cond, a, b = _get_inputs(context, node)
-    whole = any(x.is_tensor_or_scalar_of(dtype="int32") and x.rank for x in (a, b))
-    a, b = (mb.cast(x=x, dtype="int32" if whole else "fp32") for x in (a, b))
+    is_integer = any(x.is_tensor_or_scalar_of(dtype="int32") and x.rank for x in (a, b))
+    a, b = (mb.cast(x=x, dtype="int32" if is_integer else "fp32") for x in (a, b))
     context.add(mb.select(cond=cond, a=_wide(a, cond), b=_wide(b, cond), name=node.name))
 
 
 def matmul(context: Any, node: Any) -> None:
-    """Products, of vectors too: Core ML takes a vector as a matrix of one row or column."""
+    """Matrix product, also of vectors: Core ML takes a vector as a matrix of one row or column."""
     x, y = _get_inputs(context, node)
     wide = [mb.expand_dims(x=v, axes=[axis]) if v.rank == 1 else v for v, axis in ((x, 0), (y, 1))]
     out = mb.matmul(x=wide[0], y=wide[1])
-    gone = [axis for v, axis in ((x, -2), (y, -1)) if v.rank == 1]
-    context.add(mb.squeeze(x=out, axes=gone) if gone else out, node.name)
+    added_axes = [axis for v, axis in ((x, -2), (y, -1)) if v.rank == 1]
+    context.add(mb.squeeze(x=out, axes=added_axes) if added_axes else out, node.name)
 
 
 def _wide(x: Any, like: Any) -> Any:
@@ -190,20 +189,24 @@ def _write(past: Any, rows: Any, position: Any) -> Any:
     )
 
 
-FLOAT16_MAX, FINITE = 65504, 1e38  # coremltools counts larger numbers as infinite
+FLOAT16_MAX, FINITE = 65504, 1e38  # coremltools treats larger numbers as infinite
 
 
 def overflows_float16(operation: Any) -> bool:
     """Whether a constant of an operation is finite and too large for float16.
 
-    coremltools lists the places of all finite numbers to ask this, which takes nine times the
-    memory of the matrix.
+    coremltools lists the indices of all finite numbers for this, which takes nine times the memory
+    of the matrix.
     """
     for inputs in operation.inputs.values():
         for var in inputs if isinstance(inputs, list | tuple) else [inputs]:
-            made = var.op
-            if made is not None and made.op_type == "const" and var.is_tensor_or_scalar_of("fp32"):
-                sizes = np.abs(np.asarray(made.val.val))
+            source = var.op
+            if (
+                source is not None
+                and source.op_type == "const"
+                and var.is_tensor_or_scalar_of("fp32")
+            ):
+                sizes = np.abs(np.asarray(source.val.val))
                 if np.max(sizes, where=sizes < FINITE, initial=0.0) > FLOAT16_MAX:
                     return True
     return False
@@ -211,7 +214,7 @@ def overflows_float16(operation: Any) -> bool:
 
 @contextmanager
 def translations() -> Iterator[None]:
-    """coremltools with the translations of this file inside; as it was before afterwards."""
+    """Register the translations of this file inside the body; restored afterwards."""
     registry = _TORCH_OPS_REGISTRY
     before = dict(registry.name_to_func_mapping)
     try:
@@ -224,7 +227,7 @@ def translations() -> Iterator[None]:
         registry.name_to_func_mapping = before
 
 
-# Each with the names by which coremltools looks for what torch.export gives it.
+# Each with the operator names under which coremltools looks it up.
 TRANSLATIONS: tuple[tuple[Callable[[Any, Any], None], tuple[str, ...]], ...] = (
     *((f, (f"edgevlm::{f.__name__}", f.__name__)) for f in (attention, attention_kv, rotary)),
     *((f, (f.__name__,)) for f in (rms_norm, gelu, index_select, floor_divide, full, zeros)),
@@ -232,5 +235,5 @@ TRANSLATIONS: tuple[tuple[Callable[[Any, Any], None], tuple[str, ...]], ...] = (
     (logical_or, ("or", "__or__")),
     (where_number, ("where.scalarother", "where.scalarself", "where.scalar")),
     (matmul, ("matmul", "mm", "mv")),
-    (alias, ("alias", "clone")),  # an output that is an input needs an operation to name it
+    (alias, ("alias", "clone")),  # an output that is also an input needs an operation that names it
 )

@@ -1,12 +1,11 @@
-"""Core ML: one `.mlpackage` per block, with a function for each of the block's.
+"""Core ML: one `.mlpackage` per block, with a Core ML function for each function of the block.
 
     traced function -> cache rows become states -> coremltools -> compressed -> functions joined
 
 The functions of a block share their weights in one file. Keys and values are states (KV form
-`states`), called by the names of the caches; Core ML keeps them in float16. Numbers in
-and out stay float32.
+`states`), named like the caches; Core ML keeps them in float16. Inputs and outputs stay float32.
 
-Source: coremltools 9.0 (iOS 18 programs); `operators` for what it does not know itself.
+Source: coremltools 9.0 (iOS 18 programs); `operators` has the translations that it lacks.
 """
 
 from __future__ import annotations
@@ -41,19 +40,19 @@ with silent():
     import coremltools as ct
     from coremltools.proto import Model_pb2
 
-    if ct.__version__.split(".")[0] != "9":  # translations use what is private to this version
+    if ct.__version__.split(".")[0] != "9":  # translations use private functions of this version
         raise RuntimeLoadError(f"target 'coreml' needs coremltools 9, got {ct.__version__}")
 
     from edgevlm.exporters.to_coreml.operators import translations
 
-# Weights as whole numbers with a scale for each output channel, or for each 32 of its inputs.
+# Integer weights with a scale for each output channel, or for each 32 inputs of a channel.
 COMPRESSED: dict[str, dict[str, Any]] = {
     "w8a16": {"dtype": "int8", "granularity": "per_channel"},
     "w4g32a16": {"dtype": "int4", "granularity": "per_block", "block_size": 32},
 }
-SMALLEST = 2048  # numbers; what is smaller stays as it is
-# Weights as places in a table of 2^bits numbers for each matrix. Below this size coremltools would
-# want scikit-learn to find the table.
+SMALLEST = 2048  # elements; smaller weights are not quantized
+# Weights as indices into a palette of 2^bits values for each matrix. For smaller matrices
+# coremltools would need scikit-learn to find the palette.
 PALETTES, SMALLEST_PALETTE = {"p6": 6, "p4": 4}, 10_000
 
 # Shown by Xcode beside each input, output and state.
@@ -61,18 +60,20 @@ MEANINGS = {
     "pixel_values": "one view: RGB, channels first, (value / 255 - mean) / std",
     "features": "features of the views, in the width of the language model",
     "visual_tokens": "the visual tokens that are kept or merged",
-    "kept_positions": "where each was among all, ascending",
-    "log_sizes": "logarithm of how many tokens each stands for",
-    "hidden": "rows of the embedding table and visual tokens, or what the block before gave",
+    "kept_positions": "index of each among all visual tokens, ascending",
+    "log_sizes": "logarithm of the number of tokens merged into each",
+    "hidden": "embeddings of text and visual tokens, or the output of the block before",
     "cos": "rotary cosines of the rows' positions, both halves equal",
     "sin": "rotary sines of the rows' positions, both halves equal",
-    "mask": "0 where a row may look, -1e4 elsewhere",
-    "bias": "what attention to each row of the cache gets",
+    "mask": "0 where a token may attend, -1e4 elsewhere",
+    "bias": "added to the attention scores of each row of the cache",
     "position": "row of the cache where the first new row goes",
     "visual_rows": "rows of the visual tokens",
     "last": "the prompt's last row",
     "pruned": "1 after a prompt with a picture, else 0",
     "logits": "scores of the vocabulary",
+    "embedding": "the embedding, as long as the model gives it",
+    "end": "which token the embedding is read at",
     "key": "keys of a layer",
     "value": "values of a layer",
 }
@@ -146,33 +147,33 @@ def write(
         ct.utils.save_multifunction(joined, str(package))
     _name_parts(package, block)
     _describe(package, block, lowered.scheme)
-    gc.collect()  # programs refer to themselves, and hold the block's weights
-    for path in package.rglob("*"):  # coremltools leaves some readable by their owner alone
+    gc.collect()  # programs contain reference cycles that hold the block's weights
+    for path in package.rglob("*"):  # coremltools makes some files readable by their owner alone
         path.chmod(0o755 if path.is_dir() else 0o644)
     return tuple(replace(function, file=package.name) for function in block.functions)
 
 
 class Stateful(nn.Module):
-    """A traced function whose caches are buffers that it writes to."""
+    """A traced function with its caches as buffers, which it writes."""
 
     def __init__(self, inner: nn.Module, function: Function) -> None:
         super().__init__()
         self.inner = inner
-        self.given = [tensor.name for tensor in function.fed]
-        self.kept = [cache.name for cache in function.caches]
+        self.input_names = [tensor.name for tensor in function.fed]
+        self.cache_names = [cache.name for cache in function.caches]
         for cache, tensor in function.cached():
             self.register_buffer(cache.name, torch.zeros(tensor.shape))
 
     def forward(self, **given: Tensor) -> tuple[Tensor, ...]:
-        """Call it, and keep what comes out for each cache."""
-        states = [getattr(self, name) for name in self.kept]
-        made = self.inner(*(given[name] for name in self.given), *states)
-        made = made if isinstance(made, tuple | list) else (made,)
-        own = len(made) - len(states)
-        for state, new in zip(states, made[own:], strict=True):
+        """Run the function, and store its cache outputs in the buffers."""
+        states = [getattr(self, name) for name in self.cache_names]
+        outputs = self.inner(*(given[name] for name in self.input_names), *states)
+        outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        own = len(outputs) - len(states)
+        for state, new in zip(states, outputs[own:], strict=True):
             state.copy_(new)
-        # An output that is an input would lose its own name.
-        return tuple(out.clone() for out in made[:own])
+        # An output that is also an input would lose its name.
+        return tuple(out.clone() for out in outputs[:own])
 
 
 def _convert(
@@ -183,13 +184,13 @@ def _convert(
     scheme: str,
 ) -> Any:
     module = Stateful(with_weights(program, tensors), function)
-    given = {t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype]) for t in function.fed}
+    inputs = {t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype]) for t in function.fed}
     with torch.no_grad():
-        again = torch.export.export(module, (), given, strict=False).run_decompositions({})
+        retraced = torch.export.export(module, (), inputs, strict=False).run_decompositions({})
     outputs = [tensor.name for tensor in function.results]
     exact = scheme == "none"
     model = ct.convert(
-        again,
+        retraced,
         outputs=[ct.TensorType(name=name) for name in outputs],
         minimum_deployment_target=ct.target.iOS18,
         compute_precision=ct.precision.FLOAT32 if exact else ct.precision.FLOAT16,
@@ -199,7 +200,7 @@ def _convert(
 
 
 def _compress(model: Any, scheme: str) -> Any:
-    """The converted function with weights of few bits."""
+    """The converted function with low-bit weights."""
     optimize = ct.optimize.coreml
     if scheme in COMPRESSED:
         how = optimize.OpLinearQuantizerConfig(
@@ -217,7 +218,7 @@ def _compress(model: Any, scheme: str) -> Any:
 
 
 def _name_parts(package: Path, block: Block) -> None:
-    """Identifiers that follow from the block's name: the same recipe gives the same bytes."""
+    """Derive identifiers from the block's name, so that the same recipe gives the same bytes."""
     path = package / "Manifest.json"
     manifest = json.loads(path.read_text("utf-8"))
     items = manifest["itemInfoEntries"]
@@ -231,7 +232,7 @@ def _name_parts(package: Path, block: Block) -> None:
 
 
 def _describe(package: Path, block: Block, scheme: str) -> None:
-    """Say inside the package what it is and what its inputs, outputs and states mean."""
+    """Describe the package and its inputs, outputs and states in its metadata."""
     path = package / "Data" / "com.apple.CoreML" / "model.mlmodel"
     model = Model_pb2.Model.FromString(path.read_bytes())
     about = model.description.metadata
@@ -251,7 +252,7 @@ def _describe(package: Path, block: Block, scheme: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """coremltools talks about its passes; a user cannot act on it."""
+    """Silence coremltools' messages about its passes, which a user cannot act on."""
     logger, bars = logging.getLogger("coremltools"), tqdm.__init__
     level = logger.level
     with warnings.catch_warnings():

@@ -1,10 +1,10 @@
-"""Operators of the trace in the forms that XNNPACK takes whole.
+"""Traced operators rewritten with operators that XNNPACK supports.
 
-XNNPACK has no attention over a cache, averages over the two last of four dimensions alone, and
-takes the GELU by tanh for the exact one. What it does not take is a kernel of ExecuTorch's own
-between two calls of it. Each function here is the operator again, of operators that it takes.
+XNNPACK has no attention over a cache, takes a mean over the two last of four dimensions alone, and
+computes the exact GELU for the one by tanh. An operator without its support runs as a kernel of
+ExecuTorch between two calls of XNNPACK. Each function here is an equivalent of supported operators.
 
-Source: ExecuTorch 1.5, backends/xnnpack/partition/config (what is taken, and on which condition).
+Source: ExecuTorch 1.5, backends/xnnpack/partition/config (supported operators and conditions).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def attention(
 ) -> Tensor:
     """`edgevlm.graphs.ops.attention`: softmax(Q K^T / sqrt(D) + bias) V, tensors [1, S, H*D]."""
     count = query.shape[1]
-    q, k, v = (x.view(count, heads, -1).transpose(0, 1) for x in (query, key, value))
+    q, k, v = (x.view(x.shape[1], heads, -1).transpose(0, 1) for x in (query, key, value))
     scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
     if bias is not None:
-        scores = scores + bias.view(1, 1, count)
+        scores = scores + bias.view(1, bias.shape[2], bias.shape[3])
     return torch.bmm(torch.softmax(scores, -1), v).transpose(0, 1).reshape(1, count, -1)
 
 
@@ -34,30 +34,30 @@ def attention_kv(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    past_key: Tensor,
-    past_value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
     mask: Tensor,
     position: Tensor,
     heads: int,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`edgevlm.graphs.ops.attention_kv`; the new rows are written into the caches that came in.
+    """`edgevlm.graphs.ops.attention_kv`; writes the new rows into the given caches.
 
-    Query heads that share keys are rows of one product, so no key is repeated.
+    Query heads that share keys are rows of one matrix product, so no key is repeated.
     """
-    groups, rows = past_key.shape[1], key.shape[1]
+    groups, rows = key_cache.shape[1], key.shape[1]
     index = position.long() + torch.arange(rows)
     write = torch.ops.aten.index_put_
-    write(past_key, [None, None, index], _split(key, groups))
-    write(past_value, [None, None, index], _split(value, groups))
-    size, count = past_key.shape[-1], past_key.shape[2]
+    write(key_cache, [None, None, index], _split(key, groups))
+    write(value_cache, [None, None, index], _split(value, groups))
+    size, count = key_cache.shape[-1], key_cache.shape[2]
     q = _split(query, heads).reshape(groups, -1, size) * size**-0.5
-    keys, values = (past.view(groups, count, size) for past in (past_key, past_value))
+    keys, values = (past.view(groups, count, size) for past in (key_cache, value_cache))
     scores = torch.bmm(q, keys.transpose(1, 2)).view(1, heads, rows, count)
     scores = scores + (mask if bias is None else mask + bias)
     weights = torch.softmax(scores, -1).view(groups, -1, count)
     out = torch.bmm(weights, values).view(1, heads, rows, size)
-    return out.transpose(1, 2).flatten(2), past_key, past_value
+    return out.transpose(1, 2).flatten(2), key_cache, value_cache
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
@@ -78,9 +78,9 @@ def rms_norm(x: Tensor, shape: list[int], weight: Tensor | None, eps: float | No
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
-    """GELU (arXiv 1606.08415); the form by tanh as x sigmoid(2u), which is x (1 + tanh u) / 2.
+    """GELU (arXiv 1606.08415); by tanh as x sigmoid(2u), which equals x (1 + tanh u) / 2.
 
-    XNNPACK would compute the exact one for both, up to 4.7e-4 away.
+    XNNPACK would compute the exact one for both, with a difference of up to 4.7e-4.
     """
     if approximate != "tanh":
         return torch.nn.functional.gelu(x)

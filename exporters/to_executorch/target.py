@@ -1,13 +1,13 @@
 """ExecuTorch: one `.pte` program per block, with a method for each of the block's functions.
 
-    traced function -> our operators in XNNPACK's forms -> quantized -> XNNPACK takes what it can
+    traced function -> our operators rewritten -> quantized -> partitioned for the backend
 
 The methods of a program share their weights. The caches are plain inputs that a method writes in
-place (KV form `shared_buffer`): the program that calls owns them, and every block of one bundle
-loads for itself. A linear layer is all that is quantized: its matrix beforehand, the rows that come
-in at run time, each with its own scale (`a8`).
+place (KV form `shared_buffer`): the host owns them, and every block of a bundle is loaded
+separately. Linear layers alone are quantized: their weights at export, their activations at run
+time, with a scale for each token (`a8`).
 
-Source: ExecuTorch 1.5, torchao 0.18; `_executorch_operators` for what XNNPACK does not take.
+Source: ExecuTorch 1.5, torchao 0.18; `operators` has the operators that XNNPACK lacks.
 """
 
 from __future__ import annotations
@@ -55,34 +55,34 @@ with silent():
     from torchao.quantization.granularity import PerAxis, PerGroup
 
 SCHEMES = ("none", "w8a8", "w4g32a8")
-# Schemes of each backend. Only the first can be run everywhere, so only it is verified.
+# Schemes of each backend. Only the first runs on every machine, so only it is verified.
 BACKENDS = {"xnnpack": SCHEMES, "coreml": ("none",), "vulkan": ("none", "w4g32a8")}
-# Schemes that do not pay, with what was measured (tests/benchmarks/static_rows.py).
+# Schemes without a benefit, with the measurement (tests/benchmarks/static_rows.py).
 REFUSED = {
-    "w8a8s": "on XNNPACK scales of rows found beforehand are 0.9 to 1.1 times as fast as w8a8, no"
-    " smaller, and lose 5 to 10 dB; take w8a8"
+    "w8a8s": "on XNNPACK static scales are 0.9 to 1.1 times as fast as w8a8, no smaller, and lose 5"
+    " to 10 dB; use w8a8"
 }
-PROGRAM = ".pte"  # ends the name of a block's file
+PROGRAM = ".pte"  # suffix of a block's file
 GROUP = 32
 COPY = ops.edge.aten.copy.default
 
 
 class _Reasons(dict[str, str]):
-    """Why XNNPACK left a node, by its name: what its partitioner writes into its log."""
+    """Why XNNPACK does not compute a node, by node name, from its partitioner's log."""
 
     def debug(self, why: Any) -> None:
-        """Take what a logger would be given."""
+        """Record a reason; called by the partitioner in the place of a logger."""
         self.setdefault(why.node.name, why.reason)
 
 
 @contextmanager
 def _reasons() -> Iterator[_Reasons]:
-    """The reasons of programs that are partitioned inside."""
-    found = _Reasons()
+    """Collect the reasons of programs that are partitioned inside the body."""
+    reasons = _Reasons()
     with ExitStack() as stack:
         for configs in (gemm_configs, generic_node_configs, node_configs, xnnpack_config):
-            stack.enter_context(replaced(configs.why, "logger", found))
-        yield found
+            stack.enter_context(replaced(configs.why, "logger", reasons))
+        yield reasons
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Lowered:
 
 
 def table_format(scheme: str) -> str:
-    """Format of the embedding table; 4 bits in any scheme, as the head has a copy of its own."""
+    """Format of the embedding table: 4 bits in every scheme, as the head has its own copy."""
     return "f32" if scheme == "none" else "w4g32"
 
 
@@ -139,31 +139,31 @@ def write(
             for name in names:
                 _drop_copies(edge.exported_program(name))
             planning = MemoryPlanningPass(alloc_graph_input=False)
-            made = edge.to_executorch(
+            program = edge.to_executorch(
                 ExecutorchBackendConfig(memory_planning_pass=planning, run_reinplace_pass=True)
             )
-    except Exception as cause:  # of many types; the first line says what happened
+    except Exception as cause:  # of many types; its first line is the reason
         line = first_line(cause)
         raise ExportError(f"{block.name} does not convert to ExecuTorch: {line}") from cause
     with file.open("wb") as out:
-        made.write_to_file(out)
+        program.write_to_file(out)
     kernels = {name: _kernels(edge.exported_program(name), reasons) for name in names}
     (folder / f"{block.name}.kernels.json").write_text(dumps(kernels), "utf-8")
-    del edge, made
-    gc.collect()  # programs refer to themselves, and hold the block's weights
+    del edge, program
+    gc.collect()  # programs contain reference cycles that hold the block's weights
     return tuple(replace(function, file=file.name) for function in block.functions)
 
 
 def _partitioned(lowered: Lowered, block: Block, tensors: Mapping[str, Tensor]) -> Any:
-    """The block's functions as an edge program in which the backend has taken its operators.
+    """The block's functions as an edge program, partitioned for the backend.
 
-    Where XNNPACK's grouping makes a circle (prompts in which tokens leave), each operator is a call
-    of its own.
+    Where XNNPACK's grouping would make a cycle (prefill with pruning in the decoder), each operator
+    is a separate call.
     """
 
     def lowered_by(partitioner: Any) -> Any:
         programs = {f.name: _prepared(lowered, f, tensors) for f in block.functions}
-        # `index_put_` into a cache is no operator of the core set.
+        # `index_put_` into a cache is not a core ATen operator.
         config = EdgeCompileConfig(_check_ir_validity=False)
         return to_edge_transform_and_lower(
             programs, partitioner=[partitioner], compile_config=config
@@ -178,7 +178,7 @@ def _partitioned(lowered: Lowered, block: Block, tensors: Mapping[str, Tensor]) 
 
 
 def _partitioner(backend: str) -> Any:
-    """What chooses the operators that a backend computes; it may not take the writes to a cache."""
+    """The partitioner of a backend; writes to a cache are excluded."""
     with silent():
         if backend == "coreml":
             import coremltools as ct
@@ -196,9 +196,9 @@ def _partitioner(backend: str) -> Any:
 
 
 def _drop_copies(program: ExportedProgram) -> None:
-    """Take out `copy(x, y)`, which is y: a trace of a trace has one for each write into an input.
+    """Remove `copy(x, y)`, which equals y: the second trace has one for each write into an input.
 
-    What writes into a cache is then the last to touch it, and can do so in place.
+    The write into a cache is then the last use of it, and can be in place.
     """
     renamed = {}
     for node in list(program.graph.nodes):
@@ -213,7 +213,7 @@ def _drop_copies(program: ExportedProgram) -> None:
 
 
 def _kernels(program: ExportedProgram, reasons: Mapping[str, str]) -> Kernels:
-    """Count what a lowered function is made of."""
+    """Count the operators of a lowered function, by the backend and by ExecuTorch."""
     nodes = [n for n in program.graph.nodes if n.op == "call_function"]
     calls = [n for n in nodes if n.target is executorch_call_delegate]
     taken = [
@@ -241,7 +241,7 @@ def _kernels(program: ExportedProgram, reasons: Mapping[str, str]) -> Kernels:
 def _prepared(
     lowered: Lowered, function: Function, tensors: Mapping[str, Tensor]
 ) -> ExportedProgram:
-    """A traced function with the block's weights, quantized, in XNNPACK's forms."""
+    """A traced function with the block's weights, quantized and rewritten for XNNPACK."""
     inner = with_weights(lowered.programs[function.name], tensors)
     if lowered.scheme != "none":
         _quantize(inner, lowered.scheme)
@@ -249,23 +249,23 @@ def _prepared(
 
 
 class Rewritten(nn.Module):
-    """A traced function in XNNPACK's forms; caches are written in place and are no outputs."""
+    """A traced function rewritten for XNNPACK; caches are written in place and are not outputs."""
 
     def __init__(self, inner: fx.GraphModule, function: Function) -> None:
         super().__init__()
         self.inner = inner
         self.outputs = len(function.results)
 
-    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        """Call it."""
-        made = _Rewriter(self.inner).run(*given)
-        made = made if isinstance(made, tuple | list) else (made,)
-        caches = made[self.outputs :]
-        for past, present in zip(given[len(given) - len(caches) :], caches, strict=True):
-            if present is not past:  # made anew, where tokens leave inside the decoder
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the rewritten function."""
+        outputs = _Rewriter(self.inner).run(*inputs)
+        outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        caches = outputs[self.outputs :]
+        for past, present in zip(inputs[len(inputs) - len(caches) :], caches, strict=True):
+            if present is not past:  # a new tensor, where the decoder drops tokens
                 past.copy_(present)
-        # An output that is an input would be no output of its own.
-        return tuple(out.clone() for out in made[: self.outputs])
+        # An output that is also an input would not be an output of its own.
+        return tuple(out.clone() for out in outputs[: self.outputs])
 
 
 class _Rewriter(fx.Interpreter):
@@ -277,7 +277,7 @@ class _Rewriter(fx.Interpreter):
 
 
 def _quantize(inner: fx.GraphModule, scheme: str) -> None:
-    """Linear layers become modules, which torchao quantizes."""
+    """Replace linear operators by modules, which torchao quantizes."""
     linears: dict[tuple[str, ...], str] = {}
     for node in list(inner.graph.nodes):
         if node.target is torch.ops.aten.linear.default:
@@ -309,18 +309,18 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _linear(inner: fx.GraphModule, weight: str, bias: str | None = None) -> nn.Linear:
     rows, columns = (matrix := _tensor(inner, weight)).shape
-    made = nn.Linear(columns, rows, bias=bias is not None, device="meta")
-    made.weight = nn.Parameter(matrix, requires_grad=False)
+    layer = nn.Linear(columns, rows, bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(matrix, requires_grad=False)
     if bias is not None:
-        made.bias = nn.Parameter(_tensor(inner, bias), requires_grad=False)
-    return made
+        layer.bias = nn.Parameter(_tensor(inner, bias), requires_grad=False)
+    return layer
 
 
 def _tensor(inner: fx.GraphModule, name: str) -> Tensor:
-    found: Any = inner
+    attribute: Any = inner
     for part in name.split("."):
-        found = getattr(found, part)
-    tensor: Tensor = found.detach()
+        attribute = getattr(attribute, part)
+    tensor: Tensor = attribute.detach()
     return tensor
 
 

@@ -1,21 +1,19 @@
 """Linear layers under each scheme: their operators, and the bytes of their matrices.
 
-    none       MatMul with the matrix turned, [in, out]; the head's rows as they stand (Gemm)
-    fp16       the same; matrices are float16 in the file, and float32 once a session has opened
-    w8a32      the same with packed rows of 8 bits (`edgevlm.bundle.packed`)
-    w4g32a32   MatMulNBits over packed rows of 4 bits, computed in float32
-    w4g32a8    the same; the rows that come in are rounded to 8 bits run by run
-    w8a8       each row that comes in is rounded to 8 bits with one scale, each output channel's
-               weights with another: a product of whole numbers
-    w8a8s      the same matrices; all rows of a layer are rounded with one scale that `calibrate`
-               found
+    none       MatMul with the transposed matrix [in, out]; Gemm for the head, [rows, in]
+    fp16       the same; matrices are float16 in the file, and float32 in an open session
+    w8a32      the same with packed 8-bit weights (`edgevlm.bundle.packed`)
+    w4g32a32   MatMulNBits with packed 4-bit weights, computed in float32
+    w4g32a8    the same; activations are rounded to 8 bits, with a scale for each 32 columns
+    w8a8       int8 matmul: dynamic scale for each token, weight scale for each output channel
+    w8a8s      int8 matmul with one static scale for a layer's activations, found by `calibrate`
 
-Rounding rows is scale = max|x| / 127, byte = round(x / scale) + 128; of a single row, in one
-operator, scale = (max(x, 0) - min(x, 0)) / 255 with a zero point of its own. The head of `w8a8` and
-`w8a8s` is MatMulNBits in 8 bits, because its rows are those of the embedding table. (MatMulNBits of
-8 bits in float32 would be w8a32 too, but ONNX Runtime then unpacks the matrix at every call: a
+Activations are rounded by scale = max|x| / 127, byte = round(x / scale) + 128; those of a single
+token, in one operator, by scale = (max(x, 0) - min(x, 0)) / 255 with a zero point. The head of
+`w8a8` and `w8a8s` is MatMulNBits in 8 bits, because its matrix is the embedding table. (MatMulNBits
+of 8 bits in float32 would be w8a32 too, but ONNX Runtime then unpacks the matrix at every call: a
 token of SmolVLM-256M takes ten times as long.) Under `w8a8` and `w8a8s` attention of an encoder is
-in bytes too: `_onnx_attention`.
+int8 too, see `attention`.
 
 Source: onnxruntime docs/ContribOperators.md (MatMulNBits, MatMulIntegerToFloat,
 DynamicQuantizeMatMul).
@@ -40,11 +38,11 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Format:
-    """A scheme: the packing of rows, and how they are multiplied.
+    """A scheme: the packing of weights, and how they are multiplied.
 
     `product`: `float32` unpacks them when a session opens; `bits32` and `bits8` are MatMulNBits in
-    float32 and in whole numbers; `rows8` has one scale for each row that comes in and for each
-    output channel, and `bits8` in the head; `steps8` has one scale for all rows that come in.
+    float32 and in integers; `rows8` has a scale for each token and for each output channel, and
+    `bits8` in the head; `steps8` has one scale for all tokens.
     """
 
     packing: str
@@ -60,18 +58,18 @@ FORMATS = {
     "w4g32a8": Format("w4g32", "bits8"),
 }
 CALIBRATED = ("w8a8s",)
-WHOLE = ("rows8", "steps8")  # products with one scale for an output channel
+INT8_MATMUL = ("rows8", "steps8")  # with a weight scale for each output channel
 LEVELS = {"bits32": 1, "bits8": 4, "rows8": 4, "steps8": 4}  # MatMulNBits' accuracy_level
 DOMAIN = "com.microsoft"
-LEAST = np.float32(1e-12)  # for rows of zeros
+LEAST = np.float32(1e-12)  # least maximum, for activations that are all 0
 
 
 @dataclass(frozen=True)
-class Weight:
-    """A weight outside the graph: the traced tensor it is, and in which form.
+class StoredWeight:
+    """A weight outside the graph: its traced tensor, and the form in which it is stored.
 
-    Forms: `plain`, `transposed`, or `numbers` and `scales` of a packing; without a packing, of
-    output channels; `step` is the scale of what a layer is given.
+    Forms: `plain`, `transposed`, or `numbers` and `scales` of a packing (without a packing, of
+    output channels); `step` is the static scale of a layer's activations.
     """
 
     name: str
@@ -83,22 +81,24 @@ def matrix_bytes(rows: int, columns: int, scheme: str, stage: str) -> int:
     """Bytes of a linear layer's matrix under a scheme."""
     if scheme not in FORMATS:
         return 4 * rows * columns
-    if FORMATS[scheme].product in WHOLE and stage != "head":
+    if FORMATS[scheme].product in INT8_MATMUL and stage != "head":
         return rows * columns + 4 * rows
     return rows * PACKINGS[FORMATS[scheme].packing].bytes(columns)
 
 
 def stored(
-    weight: Weight, tensors: Mapping[str, Tensor], packed: dict[str, tuple[Array, Array]]
+    weight: StoredWeight, tensors: Mapping[str, Tensor], packed: dict[str, tuple[Array, Array]]
 ) -> Array:
-    """A weight in its form; `packed` keeps numbers and scales that belong together.
+    """A weight in its form; `packed` keeps numbers or scales until the other is stored.
 
     Raises:
-        ExportError: If no picture went through a layer that is rounded by what was seen.
+        ExportError: If a layer with a static scale received no image in calibration.
     """
     if weight.form == "step":
         if f"{weight.name}.top" not in tensors:
-            raise ExportError(f"no picture of calibrate went through the layer of '{weight.name}'")
+            raise ExportError(
+                f"no image of --calibrate reached the layer of '{weight.name}'; add images that do"
+            )
         top: Array = tensors[f"{weight.name}.top"].numpy()
         return np.asarray(np.maximum(top, LEAST) / 127, np.float32)
     tensor = tensors[weight.name].detach()
@@ -120,29 +120,31 @@ def stored(
 
 
 class Writer:
-    """Writes operators of ONNX in the place of each Linear of one graph.
+    """Replaces each Linear of one graph by operators of ONNX.
 
     Attributes:
         weights: Weights that the graph reads, by name; filled while writing.
     """
 
     def __init__(self, graph: ir.Graph, scheme: str) -> None:
-        self.weights: dict[str, Weight] = {}
+        self.weights: dict[str, StoredWeight] = {}
         self._graph, self._format = graph, FORMATS.get(scheme)
-        self._rows: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # rounded, and their scale
+        self._rows: dict[
+            ir.Value, tuple[ir.Value, ir.Value]
+        ] = {}  # rounded activations and their scales
 
     def write_out(self, node: ir.Node) -> None:
         """Replace one Linear."""
         x, matrix, *bias = (value for value in node.inputs if value is not None)
         head = len(x.shape or ()) == 2
         if self._format is None:
-            nodes = [self._rows_as_they_stand(x, matrix, bias) if head else self._turned(x, matrix)]
+            nodes = [self._gemm(x, matrix, bias) if head else self._transposed(x, matrix)]
         elif self._format.product == "float32":
             nodes = self._unpacked(x, matrix, self._format.packing)
         elif self._format.product == "rows8" and not head:
-            nodes = self._whole_numbers(x, matrix)
+            nodes = self._int8_matmul(x, matrix)
         elif self._format.product == "steps8" and not head:
-            nodes = self._one_scale(x, matrix, bias)
+            nodes = self._static_int8_matmul(x, matrix, bias)
         else:
             nodes = [self._packed(x, matrix, self._format)]
         if bias and bias[0] not in nodes[-1].inputs:
@@ -151,11 +153,11 @@ class Writer:
 
     @property
     def rounds(self) -> bool:
-        """Whether products are of whole numbers."""
-        return self._format is not None and self._format.product in WHOLE
+        """Whether linear layers are int8 matmuls."""
+        return self._format is not None and self._format.product in INT8_MATMUL
 
     def replace(self, node: ir.Node, nodes: list[ir.Node]) -> None:
-        """Put nodes in the place of one; the last gives its output."""
+        """Replace a node by nodes; the output of the last takes the place of its output."""
         self._graph.insert_before(node, nodes)
         out, new = node.outputs[0], nodes[-1].outputs[0]
         new.shape, new.type, name = out.shape, out.type, out.name
@@ -163,17 +165,17 @@ class Writer:
         self._graph.remove(node, safe=True)
         new.name = name
 
-    def _rows_as_they_stand(self, x: ir.Value, matrix: ir.Value, bias: list[ir.Value]) -> ir.Node:
+    def _gemm(self, x: ir.Value, matrix: ir.Value, bias: list[ir.Value]) -> ir.Node:
         return ir.node("Gemm", [x, matrix, *bias], {"transB": 1})
 
-    def _turned(self, x: ir.Value, matrix: ir.Value) -> ir.Node:
+    def _transposed(self, x: ir.Value, matrix: ir.Value) -> ir.Node:
         rows, columns = _shape(matrix)
-        weight = Weight(str(matrix.name), "transposed")
+        weight = StoredWeight(str(matrix.name), "transposed")
         turned = self._outside(matrix, weight, (columns, rows), ir.DataType.FLOAT)
         return ir.node("MatMul", [x, turned])
 
     def _packed(self, x: ir.Value, matrix: ir.Value, how: Format) -> ir.Node:
-        """MatMulNBits with the packed rows of a matrix [out, in]."""
+        """MatMulNBits with a packed matrix [out, in]."""
         packing = PACKINGS[how.packing]
         rows, columns = _shape(matrix)
         inputs = [x, *self._packed_rows(matrix, how.packing)]
@@ -182,20 +184,20 @@ class Writer:
         return ir.node("MatMulNBits", inputs, attributes, domain=DOMAIN)
 
     def _packed_rows(self, matrix: ir.Value, packing: str) -> list[ir.Value]:
-        """Numbers of packed rows as MatMulNBits takes them, and their scales."""
+        """Packed numbers of a matrix as MatMulNBits takes them, and their scales."""
         how, (rows, columns) = PACKINGS[packing], _shape(matrix)
         groups, name = how.groups(columns), str(matrix.name)
-        weight = Weight(name, "numbers", packing)
+        weight = StoredWeight(name, "numbers", packing)
         if not groups:
             return [self._outside(matrix, weight, (rows, columns), ir.DataType.FLOAT16)]
         shape = (rows, groups, how.group * how.bits // 8)
         numbers = self._outside(matrix, weight, shape, ir.DataType.UINT8)
-        weight = Weight(name, "scales", packing)
+        weight = StoredWeight(name, "scales", packing)
         scales = self._outside(matrix, weight, (rows, groups), ir.DataType.FLOAT)
         return [numbers, scales]
 
     def _unpacked(self, x: ir.Value, matrix: ir.Value, packing: str) -> list[ir.Node]:
-        """Packed rows, made float32 by operators that a session computes once, when it opens."""
+        """MatMul with packed weights, which a session unpacks to float32 once, when it opens."""
         numbers, *scales = self._packed_rows(matrix, packing)
         rows, columns = _shape(matrix)
         nodes = [ir.node("Cast", [numbers], {"to": ir.DataType.FLOAT})]
@@ -219,10 +221,10 @@ class Writer:
         nodes.append(ir.node("MatMul", [x, nodes[-1].outputs[0]]))
         return nodes
 
-    def _whole_numbers(self, x: ir.Value, matrix: ir.Value) -> list[ir.Node]:
-        """A product of whole numbers, times the scales of output channels, times those of rows."""
+    def _int8_matmul(self, x: ir.Value, matrix: ir.Value) -> list[ir.Node]:
+        """Int8 matmul, times the scales of output channels, times the dynamic scales of tokens."""
         numbers, scales = self._channels(matrix)
-        if x.shape is not None and x.shape[-2] == 1:  # one row: its scale is that of the tensor
+        if x.shape is not None and x.shape[-2] == 1:  # one token: its scale is that of the tensor
             return [ir.node("DynamicQuantizeMatMul", [x, numbers, scales], domain=DOMAIN)]
         nodes = [] if x in self._rows else self._round_rows(x)
         rounded, row_scales = self._rows[x]
@@ -232,18 +234,24 @@ class Writer:
         return [*nodes, product, ir.node("Mul", [product.outputs[0], row_scales])]
 
     def _channels(self, matrix: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Numbers [in, out] of 8 bits and a scale for each output channel."""
+        """Int8 weights [in, out] and a scale for each output channel."""
         name, (rows, columns) = str(matrix.name), _shape(matrix)
-        numbers = self._outside(matrix, Weight(name, "numbers"), (columns, rows), ir.DataType.INT8)
-        scales = self._outside(matrix, Weight(name, "scales"), (rows,), ir.DataType.FLOAT)
+        numbers = self._outside(
+            matrix, StoredWeight(name, "numbers"), (columns, rows), ir.DataType.INT8
+        )
+        scales = self._outside(matrix, StoredWeight(name, "scales"), (rows,), ir.DataType.FLOAT)
         return numbers, scales
 
-    def _one_scale(self, x: ir.Value, matrix: ir.Value, bias: list[ir.Value]) -> list[ir.Node]:
-        """A product of whole numbers, times the scales of output channels and of what comes in."""
+    def _static_int8_matmul(
+        self, x: ir.Value, matrix: ir.Value, bias: list[ir.Value]
+    ) -> list[ir.Node]:
+        """Int8 matmul, times the scales of output channels and the static scale of activations."""
         numbers, scales = self._channels(matrix)
         zero, nodes = self.constant("zero", np.uint8(128)), []
         if x not in self._rows:
-            step = self._outside(matrix, Weight(str(matrix.name), "step"), (), ir.DataType.FLOAT)
+            step = self._outside(
+                matrix, StoredWeight(str(matrix.name), "step"), (), ir.DataType.FLOAT
+            )
             nodes = [ir.node("QuantizeLinear", [x, step, zero])]
             self._rows[x] = nodes[0].outputs[0], step
         rounded, step = self._rows[x]
@@ -251,29 +259,29 @@ class Writer:
         return [*nodes, ir.node("MatMulIntegerToFloat", inputs, domain=DOMAIN)]
 
     def _round_rows(self, x: ir.Value) -> list[ir.Node]:
-        """Rows of 8 bits and their scales [1, S, 1]; layers that read the same rows share them."""
+        """8-bit activations and their scales [1, S, 1], shared by the layers that read them."""
         assert x.shape is not None
         *_, count, columns = x.shape.numpy()
         last = self.constant("last", np.asarray([-1], np.int64))
         zeros = self.constant(f"zeros.{count}", np.full((1, count, 1), 128, np.uint8))
         sizes = ir.node("Abs", [x])
         top = ir.node("ReduceMax", [sizes.outputs[0], last], {"keepdims": 1})
-        held = ir.node("Max", [top.outputs[0], self.constant("least", LEAST)])
-        scale = ir.node("Div", [held.outputs[0], self.constant("steps", np.float32(127))])
+        clamped = ir.node("Max", [top.outputs[0], self.constant("least", LEAST)])
+        scale = ir.node("Div", [clamped.outputs[0], self.constant("steps", np.float32(127))])
         inputs = [x, scale.outputs[0], zeros]
-        # Runs as long as a row: with an axis, ONNX Runtime takes longer for the same bytes.
+        # Blocks as long as a row: per axis, ONNX Runtime takes longer for the same bytes.
         rounded = ir.node("QuantizeLinear", inputs, {"axis": -1, "block_size": columns})
         self._rows[x] = rounded.outputs[0], scale.outputs[0]
-        return [sizes, top, held, scale, rounded]
+        return [sizes, top, clamped, scale, rounded]
 
     def _outside(
-        self, matrix: ir.Value, weight: Weight, shape: tuple[int, ...], dtype: ir.DataType
+        self, matrix: ir.Value, weight: StoredWeight, shape: tuple[int, ...], dtype: ir.DataType
     ) -> ir.Value:
-        """The graph's value of a weight in its form, made when it is first asked for."""
+        """The graph's value of a weight in its form, created at first use."""
         name = f"{weight.name}.{weight.form}"
         if name not in self._graph.initializers:
             value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-            value.const_value = matrix.const_value  # a stand-in until `write` knows the place
+            value.const_value = matrix.const_value  # a stand-in until `write` knows the offset
             self._graph.initializers[name] = value
             self.weights[name] = weight
         return self._graph.initializers[name]

@@ -19,7 +19,7 @@ from edgevlm.graphs.ops import ATTENTION, ATTENTION_KV, ROTARY
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None
 ) -> Tensor:
-    # Written out once the graph is there: in float32 or in bytes.
+    # Replaced once the graph exists: in float32 or in int8 (`attention`).
     inputs = (query, key, value) if bias is None else (query, key, value, bias)
     return symbolic(
         "edgevlm::Attention",
@@ -35,28 +35,28 @@ def _attention_kv(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    past_key: Tensor,
-    past_value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
     mask: Tensor,
     position: Tensor,
     heads: int,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # seqlens_k is the index of the last valid row; the total is the buffer, whose rows all exist.
+    # seqlens_k is the index of the last valid row; the total is the length of the buffer.
     last = position + (query.shape[1] - 1)
-    total = torch.full((), past_key.shape[2], dtype=torch.int32)
-    inputs: tuple[Tensor | None, ...] = (query, key, value, past_key, past_value, last, total)
-    if bias is not None:  # repeated over heads alone; the three between are unused
+    total = torch.full((), key_cache.shape[2], dtype=torch.int32)
+    inputs: tuple[Tensor | None, ...] = (query, key, value, key_cache, value_cache, last, total)
+    if bias is not None:  # broadcast over heads alone; the three inputs between are unused
         inputs += (None, None, None, bias.expand(1, 1, query.shape[1], -1))
-    out, present_key, present_value = symbolic_multi_out(
+    out, written_keys, written_values = symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         inputs,
-        {"num_heads": heads, "kv_num_heads": past_key.shape[1]},
-        dtypes=(query.dtype, past_key.dtype, past_value.dtype),
-        shapes=(query.shape, past_key.shape, past_value.shape),
+        {"num_heads": heads, "kv_num_heads": key_cache.shape[1]},
+        dtypes=(query.dtype, key_cache.dtype, value_cache.dtype),
+        shapes=(query.shape, key_cache.shape, value_cache.shape),
         version=1,
     )
-    return out, present_key, present_value
+    return out, written_keys, written_values
 
 
 def _rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
@@ -75,7 +75,7 @@ def _rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
 
 def _rms_norm(x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None) -> Tensor:
     assert weight is not None and eps is not None
-    # The operator that ONNX Runtime registers in the default domain, and fuses with the residual.
+    # ONNX Runtime registers this operator in the default domain, and fuses it with the residual.
     return symbolic(
         "SimplifiedLayerNormalization",
         (x, weight),

@@ -1,16 +1,16 @@
 """ONNX for ONNX Runtime: one `.onnx` file per function, one weight file per block.
 
-    traced function -> our three operators become ONNX Runtime's -> torch.onnx -> weights taken out
+    traced function -> our three operators become ONNX Runtime's -> torch.onnx -> weights removed
 
 The graph of a function is converted once per signature; the blocks that share it differ in their
 weight file alone. A linear layer's matrix is stored [in, out], as MatMul reads it; the head's rows
-stay [rows, in] and are read by Gemm, so that a tied head is a range of the embedding table and
-stands on disk once. Attention with cache is GroupQueryAttention whose past and present are one
-buffer (KV form `shared_buffer`); its causal rule replaces the mask, which is therefore no input.
+stay [rows, in] and are read by Gemm, so that a tied head is a range of the embedding table, stored
+once. Attention with cache is GroupQueryAttention whose past and present are one
+buffer (KV form `shared_buffer`); its causal rule replaces the mask input.
 
-What a linear layer becomes under a scheme is in `linear`.
+`linear` has the operators of a linear layer under each scheme.
 
-Source: ONNX operator specification, opset below; `_onnx_operators` for ONNX Runtime's own.
+Source: ONNX operator specification, opset below; `operators` for those of ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from edgevlm.exporters.to_onnx.attention import write_attention
 from edgevlm.exporters.to_onnx.linear import (
     CALIBRATED,
     FORMATS,
-    Weight,
+    StoredWeight,
     Writer,
     matrix_bytes,
     stored,
@@ -51,15 +51,15 @@ from edgevlm.libraries import first_line
 
 OPSET = 21
 ALIGN_BYTES = 64
-WEIGHTS = ".weights"  # ends the name of a block's weight file
+WEIGHTS = ".weights"  # suffix of a block's weight file
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """The graphs of one signature, and for each function the weights that it reads by name."""
+    """The graphs of one signature, and the weights that each function reads, by name."""
 
     graphs: Mapping[str, ir.Model]
-    weights: Mapping[str, Mapping[str, Weight]]
+    weights: Mapping[str, Mapping[str, StoredWeight]]
 
 
 def table_format(scheme: str) -> str:
@@ -79,7 +79,7 @@ def lower(programs: Mapping[str, ExportedProgram], block: Block, options: Target
         ExportError: If torch.onnx cannot convert a graph.
     """
     graphs: dict[str, ir.Model] = {}
-    weights: dict[str, Mapping[str, Weight]] = {}
+    weights: dict[str, Mapping[str, StoredWeight]] = {}
     for name, program in programs.items():
         function = block.function(name)
         try:
@@ -104,8 +104,8 @@ def write(
         block: The block.
         tensors: Its weights by traced name.
         folder: An existing folder; file names inside it are relative.
-        shared: None, or where the block's only matrix lies in a file of the same folder (a tied
-            head); it is then not written again.
+        shared: Place of the block's only matrix in a file of the same folder (a tied head), which
+            is then not written again; else None.
     """
     data = folder / (f"{block.name}{WEIGHTS}" if shared is None else shared.file)
     if shared is None:
@@ -113,9 +113,9 @@ def write(
     else:
         every = [w for used in lowered.weights.values() for w in used.values()]
         offsets = {w: shared.scales if w.form == "scales" else shared.numbers for w in every}
-    done = []
+    functions = []
     for function in block.functions:
-        model = lowered.graphs[function.name]  # only offsets and names change from block to block
+        model = lowered.graphs[function.name]  # blocks differ in offsets and names alone
         for value_name, weight in lowered.weights[function.name].items():
             value = model.graph.initializers[value_name]
             assert value.shape is not None
@@ -136,13 +136,13 @@ def write(
         file = folder / f"{block.name}.{function.name}.onnx"
         proto = ir.to_proto(model)
         file.write_bytes(proto.SerializeToString(deterministic=True))
-        done.append(replace(function, file=file.name, inputs=_taken(model, function)))
-    return tuple(done)
+        functions.append(replace(function, file=file.name, inputs=_taken(model, function)))
+    return tuple(functions)
 
 
 def _convert(
     program: ExportedProgram, function: Function, scheme: str
-) -> tuple[ir.Model, dict[str, Weight]]:
+) -> tuple[ir.Model, dict[str, StoredWeight]]:
     with _quiet(), table_read_once():
         program = program.run_decompositions(LOWERINGS)
         converted = torch.onnx.export(
@@ -168,16 +168,16 @@ def _convert(
     for value in list(graph.inputs):
         if not value.uses():
             graph.inputs.remove(value)
-    _forget_the_build(model)
+    _strip_build_info(model)
     return model, weights
 
 
 @contextmanager
 def _hidden_values(graph: ir.Graph, names: set[str]) -> Iterator[None]:
-    """Make weights inputs for as long as the optimizer looks at the graph.
+    """Make weights inputs while the optimizer runs.
 
-    It would merge weights that happen to be equal and fold small ones, and the graph would be right
-    for this block alone.
+    It would merge equal weights and fold small ones, and the graph would be right for this block
+    alone.
     """
     hidden = {name: graph.initializers.pop(name) for name in sorted(names & {*graph.initializers})}
     tensors = {name: value.const_value for name, value in hidden.items()}
@@ -207,11 +207,11 @@ def _name_constant_outputs(graph: ir.Graph) -> None:
                 out.name = name
 
 
-def _take_out_weights(graph: ir.Graph, known: set[str], scheme: str) -> dict[str, Weight]:
-    """Write out our Linear and Attention; list the weights that the graph reads.
+def _take_out_weights(graph: ir.Graph, known: set[str], scheme: str) -> dict[str, StoredWeight]:
+    """Replace our Linear and Attention; list the weights that the graph reads.
 
-    All weights leave the graph, small ones too: blocks of one signature share it. Constants that
-    torch.onnx made stay inside.
+    All weights leave the graph, small ones too, as blocks of one signature share it. Constants of
+    torch.onnx stay inside.
     """
     writer = Writer(graph, scheme)
     for node in list(graph):
@@ -224,22 +224,24 @@ def _take_out_weights(graph: ir.Graph, known: set[str], scheme: str) -> dict[str
         if not value.uses():
             del graph.initializers[name]
         elif name in known:
-            weights[name] = Weight(name)
+            weights[name] = StoredWeight(name)
     graph.sort()
     return weights
 
 
 def _write_weights(
     lowered: Lowered, tensors: Mapping[str, Tensor], file: Path
-) -> dict[Weight, int]:
+) -> dict[StoredWeight, int]:
     """Append each weight once, in order of first use; returns its offset in bytes."""
-    offsets: dict[Weight, int] = {}
-    wanted = [weight for used in lowered.weights.values() for weight in used.values()]
-    if not wanted:
+    offsets: dict[StoredWeight, int] = {}
+    used_weights = [weight for used in lowered.weights.values() for weight in used.values()]
+    if not used_weights:
         return offsets
-    packed: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}  # numbers wait for their scales
+    packed: dict[
+        str, tuple[NDArray[Any], NDArray[Any]]
+    ] = {}  # numbers, kept until their scales are written
     with file.open("wb") as out:
-        for weight in dict.fromkeys(wanted):
+        for weight in dict.fromkeys(used_weights):
             data = stored(weight, tensors, packed)
             out.write(b"\0" * (-out.tell() % ALIGN_BYTES))
             offsets[weight] = out.tell()
@@ -252,7 +254,7 @@ def _taken(model: ir.Model, function: Function) -> tuple[Spec, ...]:
     return tuple(spec for spec in function.inputs if spec.name in names)
 
 
-def _forget_the_build(model: ir.Model) -> None:
+def _strip_build_info(model: ir.Model) -> None:
     """Drop stack traces, paths and version notes, so that the same recipe gives the same bytes."""
     model.producer_name, model.producer_version, model.doc_string = "edgevlm", "", None
     model.metadata_props.clear()
@@ -270,7 +272,7 @@ def _forget_the_build(model: ir.Model) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.onnx and onnxscript talk about their own passes; a user cannot act on it."""
+    """Silence messages of torch.onnx and onnxscript about passes, which a user cannot act on."""
     names = ("torch.onnx", "onnxscript", "onnx_ir")
     levels = {name: logging.getLogger(name).level for name in names}
     with warnings.catch_warnings():
@@ -292,7 +294,7 @@ TARGET = Target(
     lower=lower,
     write=write,
     calibrated=CALIBRATED,
-    # Sessions unpack them when they open.
+    # A session unpacks them when it opens.
     unpacked=tuple(name for name, how in FORMATS.items() if how.product == "float32"),
     table_format=table_format,
     matrix_bytes=matrix_bytes,

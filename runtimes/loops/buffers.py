@@ -1,9 +1,10 @@
-"""The arrays between blocks: made once by the host, and bound to every function of a bundle."""
+"""The arrays between blocks, allocated once and bound to every function of a bundle."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,25 +19,25 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Arrays:
-    """What a loop writes and reads between runs.
+    """Arrays that a loop writes and reads between runs.
 
     Attributes:
         pixels: One view.
         view: Features and signals of one view, by name.
-        seen: Features and signals of all views: what `reduce` takes.
-        chosen: What `reduce` gives.
+        all_views: Features and signals of all views: inputs of `reduce`.
+        reduced: Outputs of `reduce`.
         cache: Keys and values of each layer in turn.
         steps: For each function of the decoder its inputs by name, and `result`.
-        between: For each function of the decoder the two arrays that hidden rows go to and fro.
-        last: The row that the head scores, [1, 1, C].
-        logits: Its scores [V].
-        checked: Scores [k, rows] of all rows of a `check`, for each block of the head.
+        between: For each function of the decoder the two arrays that hidden states alternate in.
+        last: The hidden state that the head takes, [1, 1, C].
+        logits: Its logits [V].
+        checked: Logits [k, rows] of all rows of a `check`, for each block of the head.
     """
 
     pixels: Array
     view: dict[str, Array]
-    seen: dict[str, Array]
-    chosen: dict[str, Array]
+    all_views: dict[str, Array]
+    reduced: dict[str, Array]
     cache: list[Array]
     steps: dict[str, dict[str, Array]]
     between: dict[str, tuple[Array, Array]]
@@ -46,19 +47,19 @@ class Arrays:
 
 
 def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
-    """Make the arrays of a plan and bind them."""
-    view, features, _ = _chain(plan.stage("vision"), "encode", blocks, {})
+    """Allocate the arrays of a plan and bind them."""
+    view, features, _ = chain(plan.stage("vision"), "encode", blocks)
     reduce = plan.stage("reduce")[0].functions[0]
     own = blocks.engine.buffers("reduce-0", "reduce")
-    seen = {tensor.name: _array(tensor, own) for tensor in reduce.inputs}
-    chosen = {tensor.name: _array(tensor, own) for tensor in reduce.outputs}
-    blocks.bind("reduce-0", "reduce", seen | chosen)
+    all_views = {tensor.name: _array(tensor, own) for tensor in reduce.inputs}
+    reduced = {tensor.name: _array(tensor, own) for tensor in reduce.outputs}
+    blocks.bind("reduce-0", "reduce", all_views | reduced)
     kv = plan.host.kv
     cache = [np.zeros(kv.shape(i // 2), np.float32) for i in range(2 * kv.layers)]
     decoder, by_block = plan.stage("decoder"), _caches(plan, cache)
     steps, between = dict[str, dict[str, Array]](), dict[str, tuple[Array, Array]]()
     for function in decoder[0].functions:
-        fed, results, second = _chain(decoder, function.name, blocks, by_block)
+        fed, results, second = chain(decoder, function.name, blocks, by_block)
         steps[function.name] = {**fed, "result": results["hidden"]}
         between[function.name] = (fed["hidden"], second["hidden"])
     last = np.zeros((1, 1, plan.host.embedding.columns), np.float32)
@@ -72,25 +73,34 @@ def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
             result = steps["check"]["result"]
             blocks.bind(block.name, "check", {"hidden": result, "logits": checked[-1]})
     return Arrays(
-        view["pixel_values"], features, seen, chosen, cache, steps, between, last, logits, checked
+        view["pixel_values"],
+        features,
+        all_views,
+        reduced,
+        cache,
+        steps,
+        between,
+        last,
+        logits,
+        checked,
     )
 
 
-def _chain(
+def chain(
     stage: Sequence[Block],
     name: str,
     blocks: Blocks,
-    caches: Mapping[str, Mapping[str, Array]],
+    caches: Mapping[str, Mapping[str, Array]] = MappingProxyType({}),
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-    """Bind a function of all blocks of a stage, each to what the one before gives.
+    """Bind a function of all blocks of a stage, each to the outputs of the block before.
 
     Returns:
-        What the host writes, by input; what the stage gives: outputs by name, those that a further
-        block would take by its input; and what the first block gives.
+        Arrays that the host writes, by input; outputs of the stage (by the input of a further block
+        where they are chained); outputs of the first block.
     """
-    fed, state, given = dict[str, Array](), dict[str, Array](), dict[str, Array]()
+    fed, state, results = dict[str, Array](), dict[str, Array](), dict[str, Array]()
     first: dict[str, Array] = {}
-    spare: dict[str, Array] = {}  # what the block before last wrote, and nobody reads any more
+    spare: dict[str, Array] = {}  # outputs of the block before last, free for reuse
     for block in stage:
         function, own = block.function(name), blocks.engine.buffers(block.name, name)
         for tensor in function.fed:
@@ -101,11 +111,11 @@ def _chain(
         inputs = {tensor.name: state[tensor.name] for tensor in function.fed}
         blocks.bind(block.name, name, inputs | outputs | dict(caches.get(block.name, {})))
         links = function.links
-        spare = {chain: inputs[input] for chain, input in links.items() if input in inputs}
+        spare = {output: inputs[taken] for output, taken in links.items() if taken in inputs}
         state |= {links[key]: array for key, array in outputs.items() if key in links}
-        given |= {links.get(key, key): array for key, array in outputs.items()}
-        first = first or dict(given)
-    return fed, given, first
+        results |= {links.get(key, key): array for key, array in outputs.items()}
+        first = first or dict(results)
+    return fed, results, first
 
 
 def _caches(plan: VlmPlan, cache: Sequence[Array]) -> dict[str, dict[str, Array]]:

@@ -1,6 +1,6 @@
-"""Rows through the decoder: which of them the cache holds, and how further ones get there.
+"""The decoder: which rows of a prompt the cache holds, and how the others are computed.
 
-    rows -> those that the cache has already -> in chunks, one by one, or as one whole prompt
+    rows -> without those in the cache -> in chunks, one by one, or as one whole prompt
 
 The host owns every array, the cache among them, and binds them to the engine once; a token then
 costs one run per block, and no allocation of weights or cache.
@@ -21,10 +21,10 @@ from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, prompt_stat
 
 
 class DecoderLoop:
-    """The blocks of one bundle over arrays of the host, and its cache.
+    """The blocks of one bundle over host arrays, and the KV cache.
 
     Attributes:
-        length: Rows of the cache that are the conversation's.
+        length: Rows of the cache that belong to the conversation.
         position: Rotary position of the next row.
     """
 
@@ -39,7 +39,7 @@ class DecoderLoop:
         self._begin()
 
     def reset(self) -> None:
-        """Forget the conversation; what the cache holds may serve the next one."""
+        """Forget the conversation; the next one may reuse rows of the cache."""
         self._begin()
 
     def _begin(self) -> None:
@@ -49,97 +49,100 @@ class DecoderLoop:
                 arrays["bias"][:] = 0.0
 
     def forget(self) -> None:
-        """Forget what the cache holds too."""
+        """Forget the conversation and the rows of the cache."""
         self.reset()
         self._marked = 0
 
-    def further(self, piece: PromptRows) -> PromptRows:
-        """The rows of a new conversation that are not in the cache from the one before.
+    def uncached(self, prompt: PromptRows) -> PromptRows:
+        """The rows of a prompt without a prefix that the cache holds from the conversation before.
 
-        A system prompt, and a picture that is asked about again, are computed once.
+        So a system prompt and a repeated image are computed once.
         """
         kv = self.plan.host.kv
-        if self.length or piece.bias is not None or kv.gone:
-            return piece
-        marks = _marks(piece.rows, piece.positions)
+        if self.length or prompt.bias is not None or kv.gone:
+            return prompt
+        marks = _marks(prompt.rows, prompt.positions)
         most = min(len(marks) - 1, kv.tokens - self.plan.host.chunk, self._marked)
         shared = zip(marks[: max(0, most)], self._marks, strict=False)
         count = len(list(takewhile(lambda pair: pair[0] == pair[1], shared)))
         if count:
-            self.length, self.position = count, int(piece.positions[count - 1]) + 1
-        return PromptRows(piece.rows[count:], piece.positions[count:])
+            self.length, self.position = count, int(prompt.positions[count - 1]) + 1
+        return PromptRows(prompt.rows[count:], prompt.positions[count:])
 
-    def prefill(self, piece: PromptRows) -> None:
+    def prefill(self, prompt: PromptRows) -> None:
         """Write rows into the cache: in chunks, and one by one where that is less work."""
-        done, count = 0, len(piece.rows)
-        if self.plan.host.kv.gone and piece.visual:  # it is one call; all else are single rows
-            self._prompt(piece)
+        done, count = 0, len(prompt.rows)
+        if (
+            self.plan.host.kv.gone and prompt.visual
+        ):  # the prompt is one call; later rows are single
+            self._prompt(prompt)
             return
-        if piece.bias is not None:
+        if prompt.bias is not None:
             self._plain = False
             for arrays in self.arrays.steps.values():
-                arrays["bias"][..., self.length : self.length + count] = piece.bias
+                arrays["bias"][..., self.length : self.length + count] = prompt.bias
         calls = self._calls(count)
         self.blocks.expect("prefill", sum(name == "prefill" for name, _ in calls))
         for name, rows in calls:
-            self.step(name, piece.rows[done : done + rows], piece.positions[done : done + rows])
+            self.step(name, prompt.rows[done : done + rows], prompt.positions[done : done + rows])
             done += rows
 
     def _calls(self, count: int) -> list[tuple[str, int]]:
-        """Functions that write so many rows, with the rows of each: the largest calls first."""
-        host, found, done = self.plan.host, list[tuple[str, int]](), 0
+        """Calls (function, rows) that write `count` rows, the largest first."""
+        host, calls, done = self.plan.host, list[tuple[str, int]](), 0
         check = host.check if self.blocks.keeps_all else 0
         # A chunk takes as long as chunk / 20 single tokens, with a budget a fifth of that
-        # (docs/benchmarks.md). But for checks the calls are the same ones with and without: where
-        # rows are rounded, another call is another answer. A check takes nearly two tokens.
+        # (docs/benchmarks.md). Except for checks, calls do not depend on the budget: where
+        # activations are rounded, another call gives another answer. A check takes nearly as long
+        # as two tokens.
         few = host.chunk // (4 if check else 32)
         while done < count:
-            left, room = count - done, host.kv.tokens - self.length - done
-            if left > few and host.chunk <= room and not host.kv.gone:
-                found.append(("prefill", min(host.chunk, left)))
-            elif left > 1 and check and check <= room:
-                found.append(("check", min(check, left)))
+            remaining, room = count - done, host.kv.tokens - self.length - done
+            if remaining > few and host.chunk <= room and not host.kv.gone:
+                calls.append(("prefill", min(host.chunk, remaining)))
+            elif remaining > 1 and check and check <= room:
+                calls.append(("check", min(check, remaining)))
             else:
-                found.append(("decode", 1))
-            done += found[-1][1]
-        return found
+                calls.append(("decode", 1))
+            done += calls[-1][1]
+        return calls
 
     def logits(self) -> Array:
-        """Scores of the next token, f32 [V]."""
+        """Logits of the next token, f32 [V]."""
         for block in self.plan.stage("head"):
             self.blocks.run(block.name, "logits")
         return self.arrays.logits
 
-    def _prompt(self, piece: PromptRows) -> None:
-        """Run a prompt with a picture where visual tokens leave inside the decoder."""
-        count, most = len(piece.rows), self.plan.host.chunk
+    def _prompt(self, prompt: PromptRows) -> None:
+        """Prefill a prompt with an image in one call, where the decoder drops visual tokens."""
+        count, most = len(prompt.rows), self.plan.host.chunk
         if count > most:
             raise InputError(
-                f"the prompt has {count} tokens, this bundle takes {most} in its one call; export"
-                " with a larger --chunk"
+                f"the prompt has {count} tokens, this bundle takes at most {most} with an image;"
+                " export with a larger --chunk"
             )
-        if len(piece.visual) != self.plan.host.visual_tokens:
+        if len(prompt.visual) != self.plan.host.visual_tokens:
             raise InputError(
-                f"the prompt has {len(piece.visual)} visual tokens, this bundle takes one image or"
+                f"the prompt has {len(prompt.visual)} visual tokens, this bundle takes one image or"
                 f" clip of {self.plan.host.visual_tokens}"
             )
         arrays = self.arrays.steps["prefill"]
-        for name, given in prompt_state(self.plan, piece).items():
-            if name in arrays:  # some graphs read no index
-                arrays[name][:] = given
+        for name, values in prompt_state(self.plan, prompt).items():
+            if name in arrays:  # some graphs have no such input
+                arrays[name][:] = values
         self.blocks.expect("prefill", 1)
         for block in self.plan.stage("decoder"):
             self.blocks.run(block.name, "prefill")
         self.arrays.last[0, 0] = arrays["result"][0, 0]
-        self.length, self.position, self.pruned = count, int(piece.positions[-1]) + 1, 1
+        self.length, self.position, self.pruned = count, int(prompt.positions[-1]) + 1, 1
 
     def step(self, name: str, rows: Array, positions: Array) -> None:
-        """Run rows; they are the conversation's."""
+        """Run rows and append them to the conversation."""
         self.run(name, rows, positions)
         self.advance(rows, positions)
 
     def advance(self, rows: Array, positions: Array) -> None:
-        """Rows of the cache that were just written are the conversation's."""
+        """Append the rows that were just written to the cache to the conversation."""
         count = len(rows)
         if self._plain and self._marked >= self.length:
             self._marks[self.length : self.length + count] = _marks(rows, positions[:count])
@@ -150,7 +153,7 @@ class DecoderLoop:
         self.position = int(positions[count - 1]) + 1
 
     def run(self, name: str, rows: Array, positions: Array, skipped: range = range(0)) -> None:
-        """Run rows through the decoder, or without some blocks; the cache has them at its end."""
+        """Run rows through the decoder, except `skipped` blocks; they are written at `length`."""
         arrays = self.arrays.steps[name]
         count = len(rows)
         arrays["hidden"][0, :count] = rows
@@ -162,7 +165,7 @@ class DecoderLoop:
         if "mask" in arrays:
             size = arrays["mask"].shape
             arrays["mask"][:] = causal_mask(self.length, size[2], size[3])
-        written = 0  # which of the two arrays has the rows
+        written = 0  # block whose input array has the rows
         for index, block in enumerate(self.plan.stage("decoder")):
             if index in skipped:
                 continue
@@ -175,5 +178,5 @@ class DecoderLoop:
 
 
 def _marks(rows: Array, positions: Array) -> list[int]:
-    """A number for each row and its position; equal ones have the same, others hardly ever."""
+    """A hash of each row with its position."""
     return [hash((row.tobytes(), int(at))) for row, at in zip(rows, positions, strict=True)]

@@ -1,14 +1,14 @@
-"""Guesses of what a model will say next, for speculative decoding.
+"""Drafts of the next tokens, for speculative decoding.
 
-A `check` call runs all guesses at once and costs less than two tokens, since the weights are
-read once. A token is kept if it is the one that the model chooses there itself, so answers are
-those without a draft, greedy or sampled.
+A `check` call runs all drafted tokens at once and costs less than two tokens, since the weights are
+read once. A drafted token is accepted if the model chooses the same one, so answers are those
+without a draft, greedy or sampled.
 
-    lookup   what followed the last time that the same words stood there; costs nothing
-    skip=N   the same model without its N middle blocks; their rows of the cache are the check's
+    lookup   the tokens that followed the last occurrence of the same tokens; costs nothing
+    skip=N   the same model without its N middle blocks; `check` writes their rows of the cache
 
-A draft that sees fewer visual tokens (FLASH) saves attention alone: in static graphs a token costs
-the reading of the weights, whatever the prompt was, so fewer blocks are what makes a draft cheap.
+A draft with fewer visual tokens (FLASH) saves attention alone: in static graphs a token costs the
+read of the weights, whatever the prompt, so fewer blocks are what makes a draft cheap.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.errors import InputError
 
-LONGEST = 3  # words that must stand there again
+LONGEST = 3  # tokens of the longest suffix that is looked up
 
 
 class DraftLoop(Protocol):
-    """What a draft asks of the loop that it guesses for."""
+    """The members of a loop that a draft uses."""
 
     plan: VlmPlan
     table: Any
@@ -34,13 +34,13 @@ class DraftLoop(Protocol):
     position: int
 
     def run(self, name: str, rows: Any, positions: Any, skipped: range = ...) -> None:
-        """Run rows through the decoder, or without some blocks."""
+        """Run rows through the decoder, except `skipped` blocks."""
 
     def logits(self) -> NDArray[Any]:
-        """Scores of the next token."""
+        """Logits of the next token."""
 
 
-# The loop, the ids of the conversation (-1 for a visual token), most guesses -> guesses.
+# (loop, ids of the conversation with -1 for a visual token, most tokens) -> drafted tokens.
 Draft = Callable[[DraftLoop, Sequence[int], int], list[int]]
 
 
@@ -48,7 +48,7 @@ def parse(text: str, plan: VlmPlan) -> Draft:
     """`lookup` or `skip=N` as a draft for a bundle.
 
     Raises:
-        InputError: If it is neither, or leaves too few of the bundle's blocks.
+        InputError: If it is neither, or skips too many of the bundle's blocks.
     """
     name, _, value = text.partition("=")
     if text == "lookup":
@@ -57,46 +57,48 @@ def parse(text: str, plan: VlmPlan) -> Draft:
         blocks = len(plan.stage("decoder"))
         if int(value) > blocks - 2:
             raise InputError(
-                f"{text} does not leave the first and the last of {blocks} decoder blocks; export"
-                " with a smaller --block-size"
+                f"{text} skips too many of {blocks} decoder blocks, expected at most"
+                f" skip={max(blocks - 2, 0)}; export with a smaller --block-size for more"
             )
         return skip(int(value))
-    raise InputError(f"a draft is lookup or skip=N with N blocks, got '{text[:60]}'")
+    raise InputError(f"a draft is lookup or skip=N with N blocks to skip, got '{text[:60]}'")
 
 
 def lookup(loop: DraftLoop, ids: Sequence[int], most: int) -> list[int]:
-    """What followed the latest earlier place with the same last three, two or one ids.
+    """The ids after the latest earlier occurrence of the last three, two or one ids.
 
     Source: prompt lookup decoding, an n-gram match instead of a model (A. Saxena, 2023); with
     references, arXiv 2304.04487.
     """
     for length in range(min(LONGEST, len(ids) - 1), 0, -1):
-        wanted = ids[-length:]
+        suffix = ids[-length:]
         for start in range(len(ids) - length - 1, -1, -1):
-            if ids[start : start + length] == wanted:
-                found = ids[start + length : start + length + most]
-                return list(found[: found.index(-1)] if -1 in found else found)
+            if ids[start : start + length] == suffix:
+                continuation = ids[start + length : start + length + most]
+                return list(
+                    continuation[: continuation.index(-1)] if -1 in continuation else continuation
+                )
     return []
 
 
 def skip(count: int) -> Draft:
     """The model without `count` decoder blocks in the middle, greedy.
 
-    Source: self-speculative decoding (Draft & Verify, arXiv 2309.08168), which leaves out single
-    attention and MLP layers that a search found; here whole blocks, since those are the graphs.
+    Source: self-speculative decoding (Draft & Verify, arXiv 2309.08168), which skips single
+    attention and MLP layers found by a search; here whole blocks, since each is a graph.
     """
 
     def draft(loop: DraftLoop, ids: Sequence[int], most: int) -> list[int]:
         first = (len(loop.plan.stage("decoder")) - count) // 2
-        made, length, position = [ids[-1]], loop.length, loop.position
+        tokens, length, position = [ids[-1]], loop.length, loop.position
         try:
             for _ in range(most):
-                row, at = loop.table[made[-1]][None], np.asarray([loop.position], np.int32)
+                row, at = loop.table[tokens[-1]][None], np.asarray([loop.position], np.int32)
                 loop.run("decode", row, at, range(first, first + count))
                 loop.length, loop.position = loop.length + 1, loop.position + 1
-                made.append(int(loop.logits().argmax()))
+                tokens.append(int(loop.logits().argmax()))
         finally:
             loop.length, loop.position = length, position
-        return made[1:]
+        return tokens[1:]
 
     return draft

@@ -1,7 +1,7 @@
-"""Pictures to the encoder's input, from the manifest's numbers alone (Pillow and numpy).
+"""Images to the encoder's input, by the numbers of the manifest (Pillow and numpy).
 
-A file is hostile until it is decoded: its size is bounded before any pixel is read, and every
-failure of the decoder is one line.
+A file is untrusted: its size is bounded before any pixel is read, and every failure of the decoder
+is an error of one line.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import InputError
 from edgevlm.libraries import require
 
-# 50 million pixels are 150 MB of RGB: more than any phone camera gives, less than a bomb needs.
+# 50 million pixels are 150 MB of RGB: more than phone cameras, less than a bomb.
 PIXEL_LIMIT = 50_000_000
 # The longest side of a JPEG. A resize keeps coefficients by source pixel, so that a line of
 # 50 million pixels would cost gigabytes.
 SIDE_LIMIT = 65_535
-# Pillow's other formats run programs (EPS) or are no pictures that people take. TGA has no mark at
-# its beginning, so it is tried last.
+# Pillow's other formats run programs (EPS) or are not photographs. TGA has no magic number, so it
+# is tried last.
 FORMATS = (
     "JPEG",
     "PNG",
@@ -41,17 +41,17 @@ FORMATS = (
 )
 
 _TOO_LARGE = (
-    f"at most {PIXEL_LIMIT // 10**6} million are read, {SIDE_LIMIT} a side; make it smaller"
+    f"expected at most {PIXEL_LIMIT // 10**6} million and {SIDE_LIMIT} a side; make it smaller"
 )
 
 Array = NDArray[np.float32]
 
 
 def load(path: str | Path) -> Image.Image:
-    """Decode a picture: RGB, upright (EXIF orientation applied), transparency over white.
+    """Decode an image: RGB, EXIF orientation applied, transparency over white.
 
     Raises:
-        InputError: If it is missing, no picture, damaged or too large.
+        InputError: If it is missing, not an image, damaged or too large.
     """
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]  # AVIF only from Pillow 11.3
@@ -78,9 +78,9 @@ def load(path: str | Path) -> Image.Image:
 
 
 def rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB as the models' own processors make it: transparency over white.
+    """8-bit RGB as the models' own processors produce it: transparency over white.
 
-    16-bit grey keeps its upper eight bits, where Pillow would cut values off at 255.
+    16-bit grey keeps its upper eight bits, where Pillow would clip values at 255.
     """
     if picture.mode.startswith("I"):
         values = np.asarray(picture)
@@ -98,7 +98,7 @@ def views(pictures: Sequence[Image.Image], spec: ImageSpec) -> Array:
     """One image, or the frames of one clip, as the views that `encode` takes.
 
     Args:
-        pictures: One picture, or `spec.frames` of them; what is not RGB is made so.
+        pictures: One image, or `spec.frames` of them; converted to RGB.
         spec: The manifest's numbers.
 
     Returns:
@@ -111,11 +111,11 @@ def views(pictures: Sequence[Image.Image], spec: ImageSpec) -> Array:
         tiles = [_resized(p, size, spec) for p in pictures]
     else:
         (picture,) = pictures
-        whole = _resized(picture, (size[0] * spec.columns, size[1] * spec.rows), spec)
+        resized = _resized(picture, (size[0] * spec.columns, size[1] * spec.rows), spec)
         tiles = [
-            whole.crop((x, y, x + size[0], y + size[1]))
-            for y in range(0, whole.height, size[1])
-            for x in range(0, whole.width, size[0])
+            resized.crop((x, y, x + size[0], y + size[1]))
+            for y in range(0, resized.height, size[1])
+            for x in range(0, resized.width, size[0])
         ]
         overview = _resized(picture, size, spec)
         tiles = [overview, *tiles] if spec.global_view == "first" else [*tiles, overview]
@@ -126,13 +126,13 @@ def views(pictures: Sequence[Image.Image], spec: ImageSpec) -> Array:
 
 
 def load_clip(path: str | Path, frames: int) -> tuple[list[Image.Image], list[float], float]:
-    """Decode `frames` pictures spread evenly over a video, first and last included.
+    """Decode `frames` frames spread evenly over a video, first and last included.
 
     Returns:
-        The RGB pictures, their times in seconds, and the clip's duration in seconds.
+        The RGB frames, their times in seconds, and the clip's duration in seconds.
 
     Raises:
-        InputError: If PyAV is missing, or the file is no video or has too few frames.
+        InputError: If PyAV is missing, or the file is not a video or has too few frames.
     """
     av = require("reading a video", "PyAV", "av", "video", InputError)
     try:
@@ -148,7 +148,7 @@ def load_clip(path: str | Path, frames: int) -> tuple[list[Image.Image], list[fl
         raise
     except FileNotFoundError as cause:
         raise InputError(f"no video at '{path}'") from cause
-    except Exception as cause:  # decoders raise many types; a file without video an IndexError
+    except Exception as cause:  # of many types; an IndexError for a file without video
         raise InputError(f"'{path}' cannot be read as a video: {cause}") from cause
     if len(pictures) < len(set(chosen)):
         raise InputError(f"'{path}' is damaged: some of its frames cannot be decoded")
@@ -156,7 +156,7 @@ def load_clip(path: str | Path, frames: int) -> tuple[list[Image.Image], list[fl
     return [pictures[stamp] for stamp in chosen], times, (stamps[-1] - stamps[0]) * unit
 
 
-def _pictures(av: Any, path: str | Path, wanted: set[int]) -> dict[int, Image.Image]:
+def _pictures(av: Any, path: str | Path, stamps: set[int]) -> dict[int, Image.Image]:
     """The frames with these time stamps; decoding ends with the last of them."""
     pictures: dict[int, Image.Image] = {}
     with av.open(str(path)) as container:
@@ -164,13 +164,23 @@ def _pictures(av: Any, path: str | Path, wanted: set[int]) -> dict[int, Image.Im
             if frame.width * frame.height > PIXEL_LIMIT:
                 size = f"{frame.width}x{frame.height}"
                 raise InputError(f"'{path}' has frames of {size} pixels; {_TOO_LARGE}")
-            if frame.pts in wanted:
+            if frame.pts in stamps:
                 pictures[frame.pts] = frame.to_image().convert("RGB")
-            if len(pictures) == len(wanted):
+            if len(pictures) == len(stamps):
                 break
     return pictures
 
 
 def _resized(picture: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.Image:
     filters = {f.name.lower(): f for f in Image.Resampling}
-    return picture if picture.size == size else picture.resize(size, filters[spec.resample])
+    whole = _covering(picture.size, size) if spec.fit == "crop" else size
+    resized = picture if picture.size == whole else picture.resize(whole, filters[spec.resample])
+    x, y = (whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2
+    return resized.crop((x, y, x + size[0], y + size[1])) if whole != size else resized
+
+
+def _covering(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The size of a picture [width, height] whose shorter side is that of a square view."""
+    short, side = min(picture), size[0]
+    width, height = (side if edge == short else int(side * edge / short) for edge in picture)
+    return width, height

@@ -1,4 +1,4 @@
-"""How the next token is chosen from its scores."""
+"""The choice of the next token from its logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen: temperature 0 is greedy; top_p keeps the smallest set of that mass."""
+    """Temperature 0 is greedy; top_p samples from the smallest set with that probability mass."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -22,7 +22,7 @@ class Sampling:
 
 
 def chooser(sampling: Sampling) -> Callable[[Array], int]:
-    """A function from scores f32 [V] to a token id; the draws of one chooser follow its seed.
+    """A function from logits f32 [V] to a token id; its draws are determined by the seed.
 
     Source of top_p: nucleus sampling (arXiv 1904.09751), section 3.1.
     """

@@ -1,26 +1,22 @@
-"""From the layout's parts to rows of the embedding table and their positions.
+"""From the items of a layout to rows of the embedding table and their positions.
 
 Visual tokens go where their kept position says: a method may choose freely across tiles, and each
-token still stands between the markers of its own tile.
+token is still placed between the markers of its own tile.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.host import Embedding, LayoutItem
+from edgevlm.bundle.host import LayoutItem
 from edgevlm.bundle.kinds.vlm import VlmPlan
-from edgevlm.bundle.packed import PACKINGS, unpack
-from edgevlm.errors import BundleError
+from edgevlm.runtimes.loops.tables import Table
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
@@ -28,21 +24,21 @@ Integers = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Visual:
-    """What `reduce` gave for one image or clip, and the times of its frames in seconds."""
+    """Outputs of `reduce` for one image or clip, and the times of its frames in seconds."""
 
     tokens: Floats  # [K, C]
     positions: Integers  # [K]
     times: tuple[float, ...] = ()
     duration: float = 0.0
-    log_sizes: Floats | None = None  # [K], where attention is calibrated
+    log_sizes: Floats | None = None  # [K], where attention is calibrated (`VlmHost.calibrated`)
 
 
 @dataclass(frozen=True)
 class PromptRows:
-    """A run of the sequence: rows [n, C], their rotary positions [n], which rows are visual.
+    """Rows [n, C] of a prompt, their rotary positions [n], and indices of the visual rows.
 
-    `bias` [n] is what attention to each row gets; None is nothing. `ids` are the token of each row,
-    -1 for a visual one.
+    `bias` [n] is added to the attention scores of each row; None is 0. `ids` are the token of each
+    row, -1 for a visual one.
     """
 
     rows: Floats
@@ -52,89 +48,9 @@ class PromptRows:
     ids: tuple[int, ...] = ()
 
 
-def load_tokenizer(bundle: Bundle) -> Tokenizer:
-    """The bundle's tokenizer; words like `<image>` in a question stay words.
-
-    Raises:
-        BundleError: If the file is not one, or knows more tokens than the table has rows.
-    """
-    try:
-        tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
-    except BundleError:
-        raise
-    except Exception as cause:  # the library raises bare Exception
-        raise BundleError(f"'tokenizer.json' is not valid: {cause}") from cause
-    rows = bundle.plan.host.embedding.rows
-    most = max(tokenizer.get_vocab().values(), default=0)
-    if most >= rows:
-        raise BundleError(f"'tokenizer.json' has the id {most}, the embedding table {rows} rows")
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
-class Rows:
-    """A matrix in a file, of which rows are read as they are asked for: `matrix[rows]`.
-
-    It is not mapped: pages of a mapped file stay resident, some more with each token.
-    """
-
-    def __init__(self, path: Path, dtype: Any, shape: tuple[int, int], offset: int = 0) -> None:
-        self.shape, self._dtype, self._offset = shape, np.dtype(dtype), offset
-        self._file = path.open("rb", buffering=0)
-        weakref.finalize(self, self._file.close)
-
-    def __getitem__(self, rows: Any) -> NDArray[Any]:
-        """Rows by number, slice or numbers from 0 on, as numpy would give them.
-
-        Raises:
-            BundleError: If the file ends before.
-            IndexError: If there is no such row.
-        """
-        count = self.shape[0]
-        places = np.arange(*rows.indices(count)) if isinstance(rows, slice) else np.asarray(rows)
-        if places.size and not 0 <= places.min() <= places.max() < count:
-            raise IndexError(f"rows {places.min()} to {places.max()} of a table of {count}")
-        found = np.empty((*places.shape, self.shape[1]), self._dtype)
-        size = self.shape[1] * self._dtype.itemsize
-        flat = found.reshape(places.size, self.shape[1])
-        for row, place in zip(flat, places.flat, strict=True):
-            self._file.seek(self._offset + int(place) * size)
-            if self._file.readinto(row.data) != size:
-                raise BundleError(f"'{self._file.name}' ends before row {place} of its table")
-        return found
-
-
-class PackedTable:
-    """A table of few bits that is read as float32: `table[rows]` unpacks these rows."""
-
-    def __init__(self, path: Path, embedding: Embedding) -> None:
-        self.shape = (embedding.rows, embedding.columns)
-        self._packing = PACKINGS[embedding.dtype]
-        numbers, scales = embedding.row_bytes
-        _, start = embedding.row_offset(0)
-        self._numbers = Rows(path, np.uint8, (embedding.rows, numbers))
-        self._scales = Rows(path, np.float32, (embedding.rows, scales // 4), start)
-
-    def __getitem__(self, rows: Any) -> Floats:
-        """Rows by number, slice or numbers, as numpy would give them."""
-        return unpack(self._numbers[rows], self._scales[rows], self._packing, self.shape[1])
-
-
-Table = Floats | Rows | PackedTable
-
-
-def load_table(bundle: Bundle) -> Table:
-    """The bundle's embedding table [rows, C]: a row is read when it is used."""
-    embedding = bundle.plan.host.embedding
-    path = bundle.file(embedding.file)
-    if embedding.dtype != "f32":
-        return PackedTable(path, embedding)
-    return Rows(path, np.float32, (embedding.rows, embedding.columns))
-
-
 def assemble(
     plan: VlmPlan,
-    parts: Sequence[LayoutItem],
+    items: Sequence[LayoutItem],
     table: Table,
     tokenizer: Tokenizer,
     question: str,
@@ -145,7 +61,7 @@ def assemble(
 
     Args:
         plan: The manifest.
-        parts: `layout.prompt` or `layout.turn`.
+        items: `layout.prompt`, `layout.text` or `layout.turn`.
         table: The embedding table [rows, C].
         tokenizer: The bundle's tokenizer.
         question: The user's text.
@@ -154,9 +70,9 @@ def assemble(
     """
     rows: list[Floats] = []
     positions: list[Integers] = []
-    seen: list[int] = []
-    weights: list[Floats] = []
-    said: list[int] = []
+    visual_rows: list[int] = []
+    log_sizes: list[Floats] = []
+    token_ids: list[int] = []
     original = plan.host.positions == "original"
     at, text = first_position, ""
 
@@ -168,56 +84,56 @@ def assemble(
         at += len(new) if span is None else span
 
     def put_text() -> None:
-        """Neighbouring texts are one to a tokenizer: a word may begin in one, end in the next."""
+        """Tokenize adjacent texts together, as a word may begin in one and end in the next."""
         nonlocal text
         if text:
             put_ids(tokenizer.encode(text, add_special_tokens=False).ids)
         text = ""
 
     def put_ids(ids: Sequence[int]) -> None:
-        said.extend(ids)
+        token_ids.extend(ids)
         put(table[list(ids)])
 
-    def walk(parts: Sequence[LayoutItem], visual: Visual | None) -> None:
+    def walk(items: Sequence[LayoutItem], visual: Visual | None) -> None:
         nonlocal text
-        for part in parts:
-            if part.kind in ("ids", "visual"):
+        for item in items:
+            if item.kind in ("ids", "visual"):
                 put_text()
-            if part.kind == "ids":
-                put_ids(part.ids)
-            elif part.kind == "image":
+            if item.kind == "ids":
+                put_ids(item.ids)
+            elif item.kind == "image":
                 for picture in visuals:
                     walk(plan.host.layout.image, picture)
-            elif part.kind == "visual" and visual is not None:
-                here = (visual.positions >= part.start) & (visual.positions < part.stop)
-                offsets = visual.positions[here] - part.start if original else None
+            elif item.kind == "visual" and visual is not None:
+                selected = (visual.positions >= item.start) & (visual.positions < item.stop)
+                offsets = visual.positions[selected] - item.start if original else None
                 before = sum(map(len, rows))
-                said.extend([-1] * int(here.sum()))
-                seen.extend(range(before, before + int(here.sum())))
+                token_ids.extend([-1] * int(selected.sum()))
+                visual_rows.extend(range(before, before + int(selected.sum())))
                 if visual.log_sizes is not None:
-                    weights.append(visual.log_sizes[here])
-                put(visual.tokens[here], offsets, part.stop - part.start if original else None)
+                    log_sizes.append(visual.log_sizes[selected])
+                put(visual.tokens[selected], offsets, item.stop - item.start if original else None)
             else:
-                text += part.prefix + _text(part, question, visual) + part.suffix
+                text += item.prefix + _text(item, question, visual) + item.suffix
 
-    walk(parts, None)
+    walk(items, None)
     put_text()
-    whole = np.concatenate([np.zeros((0, table.shape[1]), np.float32), *rows])
+    hidden = np.concatenate([np.zeros((0, table.shape[1]), np.float32), *rows])
     bias = None
-    if weights:
-        bias = np.zeros(len(whole), np.float32)
-        bias[seen] = np.concatenate(weights)
-    placed = np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32)
-    return PromptRows(whole, placed, tuple(seen), bias, tuple(said))
+    if log_sizes:
+        bias = np.zeros(len(hidden), np.float32)
+        bias[visual_rows] = np.concatenate(log_sizes)
+    all_positions = np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32)
+    return PromptRows(hidden, all_positions, tuple(visual_rows), bias, tuple(token_ids))
 
 
-def _text(part: LayoutItem, question: str, visual: Visual | None) -> str:
-    if part.kind == "text":
+def _text(item: LayoutItem, question: str, visual: Visual | None) -> str:
+    if item.kind == "text":
         return ""
-    if part.kind == "user_text" or visual is None:
+    if item.kind == "user_text" or visual is None:
         return question
-    if part.kind == "timestamp":
-        seconds = int(visual.times[part.start])
+    if item.kind == "timestamp":
+        seconds = int(visual.times[item.start])
         return f"{seconds // 60:02d}:{seconds % 60:02d}"
     seconds = int(visual.duration)
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
@@ -232,23 +148,23 @@ def rotary_tables(plan: VlmPlan, positions: Integers) -> tuple[Floats, Floats]:
     return np.cos(angles) * scaling, np.sin(angles) * scaling
 
 
-def prompt_state(plan: VlmPlan, piece: PromptRows) -> dict[str, NDArray[Any]]:
-    """What `prefill` takes of a prompt in one call, filled up with zeros."""
-    count, chunk = len(piece.rows), plan.host.chunk
-    cos, sin = rotary_tables(plan, piece.positions)
+def prompt_state(plan: VlmPlan, prompt: PromptRows) -> dict[str, NDArray[Any]]:
+    """Inputs of `prefill` for a whole prompt in one call, padded with zeros."""
+    count, chunk = len(prompt.rows), plan.host.chunk
+    cos, sin = rotary_tables(plan, prompt.positions)
     state: dict[str, NDArray[Any]] = {
-        "hidden": np.zeros((1, chunk, piece.rows.shape[1]), np.float32),
+        "hidden": np.zeros((1, chunk, prompt.rows.shape[1]), np.float32),
         "cos": np.zeros((1, chunk, plan.host.kv.head_size), np.float32),
         "sin": np.zeros((1, chunk, plan.host.kv.head_size), np.float32),
-        "visual_rows": np.asarray([piece.visual], np.int32),
+        "visual_rows": np.asarray([prompt.visual], np.int32),
         "last": np.asarray([count - 1], np.int32),
     }
-    for name, rows in (("hidden", piece.rows), ("cos", cos), ("sin", sin)):
+    for name, rows in (("hidden", prompt.rows), ("cos", cos), ("sin", sin)):
         state[name][0, :count] = rows
     return state
 
 
 def causal_mask(first: int, rows: int, length: int) -> Floats:
-    """Additive mask [1, 1, rows, length]: 0 where a row may look, -1e4 elsewhere."""
+    """Additive mask [1, 1, rows, length]: 0 where a row may attend, -1e4 elsewhere."""
     columns, lines = np.arange(length)[None], np.arange(first, first + rows)[:, None]
     return np.where(columns <= lines, 0.0, -1e4).astype(np.float32)[None, None]

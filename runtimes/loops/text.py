@@ -1,15 +1,17 @@
-"""The text loop: pictures -> views -> encode -> reduce -> a prompt's rows -> tokens -> text.
+"""The text loop: images -> views -> encode -> reduce -> a prompt's rows -> tokens -> text.
 
-What the decoder does with rows is in `decoder`; a token costs one row of the embedding table more.
+`decoder` runs the rows; each further token reads one row of the embedding table.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import takewhile
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -21,67 +23,59 @@ from edgevlm.errors import InputError
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops import images
+from edgevlm.runtimes.loops.answers import Answer
 from edgevlm.runtimes.loops.buffers import bind
+from edgevlm.runtimes.loops.contract import RunRequest
 from edgevlm.runtimes.loops.decoder import DecoderLoop
-from edgevlm.runtimes.loops.drafts import Draft
+from edgevlm.runtimes.loops.drafts import Draft, parse
 from edgevlm.runtimes.loops.sampling import Sampling, chooser
-from edgevlm.runtimes.loops.sequence import Visual, assemble, load_table, load_tokenizer
+from edgevlm.runtimes.loops.sequence import Visual, assemble
+from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
 
-PICTURES = 4  # whose visual tokens are remembered
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer with its measurements; times in ms, `ttft_ms` from the decoded image on."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    stopped: str
-    visual_tokens: int
-    prompt_tokens: int
-    load_ms: float
-    vision_ms: float
-    reduce_ms: float
-    prefill_ms: float
-    ttft_ms: float
-    decode_tokens_per_s: float | None
-    peak_rss_bytes: int
-    engine: str
-    loads: int
-    checks: int
-    drafted: int
-    accepted: int
+CACHED_IMAGES = 4  # images whose visual tokens are cached
 
 
 class TextLoop(DecoderLoop):
     """A conversation over one bundle. Not safe for two threads."""
 
+    takes: ClassVar[tuple[str, ...]] = (
+        "prompt", "image", "video", "chat", "max_new_tokens", "temperature", "top_p", "draft",
+        "seed",
+    )  # fmt: skip
+    needs: ClassVar[tuple[str, ...]] = ("prompt", "chat")
+    usage: ClassVar[str] = (
+        "the bundle answers questions; give --prompt TEXT, or --chat to type them, and --image or"
+        " --video FILE"
+    )
+
     def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
-        self.tokenizer, self.table = load_tokenizer(bundle), load_table(bundle)
-        return_freed()  # what parsing took: arrays would lie in it, and be counted twice
+        embedding = bundle.plan.host.embedding
+        self.tokenizer = load_tokenizer(bundle, embedding.rows)
+        self.table = load_table(bundle, embedding)
+        return_freed()  # memory of parsing, which new arrays would reuse and count twice
         super().__init__(bundle, blocks)
         self._known: dict[bytes, Visual] = {}  # by hash of the pixels
         self._begin_turns()
 
     def reset(self) -> None:
-        """Forget the conversation; what the cache holds may serve the next one."""
+        """Forget the conversation; the next one may reuse rows of the cache."""
         super().reset()
         self._begin_turns()
 
     def _begin_turns(self) -> None:
         self.vision_ms = self.reduce_ms = 0.0
-        self._said: list[int] = []  # ids of the turns before
+        self._history: list[int] = []  # ids of the turns before
 
     def forget(self) -> None:
-        """Forget the conversation, the pictures and all that the cache holds: for who measures."""
+        """Forget the conversation, the images and the cache, for measurements."""
         super().forget()
         self._known.clear()
 
     def see(
         self, pictures: Sequence[Image.Image], times: Sequence[float] = (), duration: float = 0.0
     ) -> Visual:
-        """Encode and reduce one image, or the frames of one clip; the last few are remembered."""
+        """Encode and reduce one image, or the frames of one clip; the last few are cached."""
         image = self.plan.host.image
         if len(pictures) != image.frames:
             raise InputError(
@@ -90,34 +84,66 @@ class TextLoop(DecoderLoop):
         pixels = images.views(pictures, image)
         key = hashlib.sha256(pixels.tobytes()).digest()
         if key not in self._known:
-            self._known[key] = self._look(pixels)
-        made = self._known[key] = self._known.pop(key)  # the last one used is the last one to go
-        if len(self._known) > PICTURES:
+            self._known[key] = self._encode(pixels)
+        visual = self._known[key] = self._known.pop(key)  # least recently used is evicted first
+        if len(self._known) > CACHED_IMAGES:
             self._known.pop(next(iter(self._known)))
         if not times:
             times = [float(i) for i in range(len(pictures))]
             duration = float(len(pictures))
-        return replace(made, times=tuple(times), duration=duration)
+        return replace(visual, times=tuple(times), duration=duration)
 
-    def _look(self, pixels: Array) -> Visual:
+    def answers(self, request: RunRequest) -> Iterator[Answer]:
+        """An answer for each question, in one new conversation; see `contract.Loop`."""
+        draft = parse(request.draft, self.plan) if request.draft else None
+        for index, question in enumerate(request.questions):
+            if index == 0:
+                self.reset()
+            visuals = self.visuals(request.images, request.video) if index == 0 else tuple
+            yield self.ask(
+                question, visuals, request.max_new_tokens, request.sampling, request.on_text, draft
+            )
+
+    def visuals(
+        self, pictures: Sequence[Path | Image.Image], video: Path | None = None
+    ) -> Callable[[], Sequence[Visual]]:
+        """Decode images or a video now; the result encodes them, inside the measured time.
+
+        Raises:
+            InputError: If a file cannot be read, or there is a video and the bundle has no frames.
+        """
+        frames = self.plan.host.image.frames
+        if video is not None:
+            if frames == 1:
+                raise InputError("the bundle takes still images; export it with --frames for video")
+            clip, times, duration = images.load_clip(video, frames)
+            return lambda: [self.see(clip, times, duration)]
+        if not pictures:
+            return tuple
+        decoded = [p if isinstance(p, Image.Image) else images.load(p) for p in pictures]
+        if frames > 1:
+            return lambda: [self.see(decoded)]
+        return lambda: [self.see([picture]) for picture in decoded]
+
+    def _encode(self, pixels: Array) -> Visual:
         image = self.plan.host.image
-        seen, chosen = self.arrays.seen, self.arrays.chosen
-        count = seen["features"].shape[1] // image.views
+        all_views, reduced = self.arrays.all_views, self.arrays.reduced
+        count = all_views["features"].shape[1] // image.views
         started = time.perf_counter()
         self.blocks.expect("encode", len(pixels))
         for index, view in enumerate(pixels):
             self.arrays.pixels[0] = view
             for block in self.plan.stage("vision"):
                 self.blocks.run(block.name, "encode")
-            for name, whole in seen.items():
-                whole[:, index * count : (index + 1) * count] = self.arrays.view[name]
+            for name, features in all_views.items():
+                features[:, index * count : (index + 1) * count] = self.arrays.view[name]
         self.vision_ms += (time.perf_counter() - started) * 1e3
         self.blocks.expect("reduce", 1)
         self.reduce_ms += _timed(lambda: self.blocks.run("reduce-0", "reduce"))
-        logs = chosen.get("log_sizes")
+        logs = reduced.get("log_sizes")
         return Visual(
-            chosen["visual_tokens"][0].copy(),
-            chosen["kept_positions"][0].copy(),
+            reduced["visual_tokens"][0].copy(),
+            reduced["kept_positions"][0].copy(),
             log_sizes=None if logs is None else logs[0].copy(),
         )
 
@@ -134,42 +160,43 @@ class TextLoop(DecoderLoop):
 
         Args:
             question: The user's text.
-            visuals: Gives the images or clips of this turn; called inside the measured time.
+            visuals: Returns the images or clips of this turn; called inside the measured time.
             max_new_tokens: Most tokens to generate.
             sampling: How tokens are chosen.
-            on_text: Called with each new piece of text.
-            draft: Guesses tokens that are then checked together, see `drafts`. The answer is the
-                one without it, as far as two graphs round alike.
+            on_text: Called with each new part of the text.
+            draft: Drafts tokens that are then checked together, see `drafts`. The answer is that
+                without a draft, as far as two graphs round alike.
 
         Raises:
-            InputError: If the turn does not fit the context, no token may be generated, or there is
-                a draft and nothing that checks it.
+            InputError: If the turn does not fit the context, `max_new_tokens` is below 1, or the
+                bundle cannot check a draft.
         """
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         if draft is not None and not self.plan.host.check:
             raise InputError(
-                "the bundle has no 'check' function for a draft; export it with --speculate 8"
+                "the bundle has no 'check' function for --draft; export it with --speculate 8"
             )
         started = time.perf_counter()
         self.vision_ms = self.reduce_ms = 0.0
-        seen = visuals()
+        encoded = visuals()
         layout = self.plan.host.layout
-        parts = layout.turn if self.length else layout.prompt if seen else layout.text
-        if self.length and seen:
-            raise InputError("pictures belong to the first turn; start a new conversation")
-        piece = assemble(
-            self.plan, parts, self.table, self.tokenizer, question, seen, self.position
+        items = layout.turn if self.length else layout.prompt if encoded else layout.text
+        if self.length and encoded:
+            raise InputError("images belong to the first turn; start a new conversation")
+        prompt = assemble(
+            self.plan, items, self.table, self.tokenizer, question, encoded, self.position
         )
-        room = self.plan.host.kv.tokens - self.length - len(piece.rows)
+        room = self.plan.host.kv.tokens - self.length - len(prompt.rows)
         if room < 1:
             raise InputError(
-                f"the turn has {len(piece.rows)} tokens and {self.length} are in the context of"
-                f" {self.plan.host.kv.tokens}; export with a larger --context"
+                f"the turn has {len(prompt.rows)} tokens, the context of"
+                f" {self.plan.host.kv.tokens} holds {self.length} already; export with a larger"
+                " --context"
             )
-        self.prefill_ms = _timed(lambda: self.prefill(self.further(piece)))
+        self.prefill_ms = _timed(lambda: self.prefill(self.uncached(prompt)))
         self.checks = self.drafted = self.accepted = 0
-        self._said += piece.ids
+        self._history += prompt.ids
         choose = chooser(sampling)
         ids = [choose(self.logits())]
         first = time.perf_counter()
@@ -177,15 +204,15 @@ class TextLoop(DecoderLoop):
         stopped = self._generate(ids, min(max_new_tokens, room), choose, shown, draft)
         seconds = time.perf_counter() - first
         if stopped == "length":
-            # The next turn's parts begin after the reply, so its last token goes in too.
+            # The next turn begins after the reply, so its last token goes into the cache too.
             self._step_token(ids[-1])
-        self._said += ids
+        self._history += ids
         return Answer(
             text=shown.finish(),
             token_ids=tuple(ids),
             stopped=stopped,
-            visual_tokens=sum(len(v.tokens) for v in seen),
-            prompt_tokens=len(piece.rows),
+            visual_tokens=sum(len(v.tokens) for v in encoded),
+            prompt_tokens=len(prompt.rows),
             load_ms=self.load_ms,
             vision_ms=self.vision_ms,
             reduce_ms=self.reduce_ms,
@@ -208,52 +235,52 @@ class TextLoop(DecoderLoop):
         shown: _Stream,
         draft: Draft | None,
     ) -> str:
-        stops, said = set(self.plan.host.stop_ids), 0
+        stops, streamed = set(self.plan.host.stop_ids), 0
         while True:
-            for token in ids[said:]:
+            for token in ids[streamed:]:
                 if token in stops:
                     return "stop"
                 shown.add(token)
-            said = len(ids)
-            if said == most:
+            streamed = len(ids)
+            if streamed == most:
                 return "length"
-            guessed = self._guess(ids, most, draft, stops) if draft else None
-            if guessed is None:
+            guesses = self._guess(ids, most, draft, stops) if draft else None
+            if guesses is None:
                 self._step_token(ids[-1])
                 ids.append(choose(self.logits()))
             else:
-                ids += self._check(ids[-1], guessed, choose)
+                ids += self._check(ids[-1], guesses, choose)
 
     def _guess(
         self, ids: Sequence[int], most: int, draft: Draft, stops: set[int]
     ) -> list[int] | None:
-        """What a draft thinks follows; None where a single step is the better way on."""
-        check, left = self.plan.host.check, self.plan.host.kv.tokens - self.length
-        if left < check:
+        """Drafted tokens; None where a single step is better."""
+        check, room = self.plan.host.check, self.plan.host.kv.tokens - self.length
+        if room < check:
             return None
-        guessed = draft(self, [*self._said, *ids], min(check - 1, most - len(ids) - 1))
-        guessed = list(takewhile(lambda token: token not in stops, guessed))
-        # With a budget, going back and forth between two functions would load both each time.
-        return guessed if guessed or not self.blocks.keeps_all else None
+        guesses = draft(self, [*self._history, *ids], min(check - 1, most - len(ids) - 1))
+        guesses = list(takewhile(lambda token: token not in stops, guesses))
+        # With a budget, switching between two functions would load both each time.
+        return guesses if guesses or not self.blocks.keeps_all else None
 
     def _check(
-        self, last: int, guessed: Sequence[int], choose: Callable[[Array], int]
+        self, last: int, guesses: Sequence[int], choose: Callable[[Array], int]
     ) -> list[int]:
-        """The tokens after `last`: the guesses that the model makes too, and one of its own."""
-        rows = np.asarray(self.table[[last, *guessed]])
+        """The tokens after `last`: the accepted drafted ones, and one that the model chooses."""
+        rows = np.asarray(self.table[[last, *guesses]])
         positions = np.arange(self.position, self.position + len(rows), dtype=np.int32)
         self.run("check", rows, positions)
         for block in self.plan.stage("head"):
             self.blocks.run(block.name, "check")
-        made: list[int] = []
+        tokens: list[int] = []
         for index in range(len(rows)):
-            made.append(choose(np.concatenate([part[index] for part in self.arrays.checked])))
-            if index == len(guessed) or made[-1] != guessed[index]:
+            tokens.append(choose(np.concatenate([part[index] for part in self.arrays.checked])))
+            if index == len(guesses) or tokens[-1] != guesses[index]:
                 break
-        self.advance(rows[: len(made)], positions)
-        self.checks, self.drafted = self.checks + 1, self.drafted + len(guessed)
-        self.accepted += len(made) - 1
-        return made
+        self.advance(rows[: len(tokens)], positions)
+        self.checks, self.drafted = self.checks + 1, self.drafted + len(guesses)
+        self.accepted += len(tokens) - 1
+        return tokens
 
     def _step_token(self, token: int) -> None:
         if self.length < self.plan.host.kv.tokens:
@@ -261,27 +288,27 @@ class TextLoop(DecoderLoop):
 
 
 class _Stream:
-    """Text of the ids so far; holds back what a following token may still change."""
+    """Text of the ids so far; holds back characters that the next token may still change."""
 
     def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None]) -> None:
         self.tokenizer, self.on_text = tokenizer, on_text
         self.ids: list[int] = []
         self._decoder = DecodeStream(skip_special_tokens=True)
-        self._characters = 0  # of the text that was given on
+        self._characters = 0  # of the text that was sent
 
     def add(self, token: int) -> None:
         self.ids.append(token)
         if text := self._decoder.step(self.tokenizer, token):
-            self._give(text)
+            self._send(text)
 
     def finish(self) -> str:
-        """The whole text; its last characters are given on even if they are incomplete."""
+        """The whole text; its last characters are sent even if they are incomplete."""
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
         if rest := text[self._characters :]:
-            self._give(rest)
+            self._send(rest)
         return text
 
-    def _give(self, text: str) -> None:
+    def _send(self, text: str) -> None:
         self._characters += len(text)
         self.on_text(text)
 
@@ -292,5 +319,5 @@ def _timed(action: Callable[[], object]) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-# What `runtimes.loading` asks of a loop's module.
+# The contract of a loop's module, see `runtimes.loading`.
 open_loop, bind_arrays = TextLoop, bind

@@ -1,12 +1,11 @@
-"""Core ML packages, executed operation by operation in numpy: the program's meaning, anywhere.
+"""Core ML packages, executed operation by operation in numpy, on any system.
 
-It reads what `export --target coreml` saved (`ml_program`) and computes each operation as Apple
-documents it (`ml_operators`), rounded to float16 where the program says so. That proves the saved
-program and its weights. It does not prove the Neural Engine's or the GPU's kernels, nor how fast
-they are: those need a device.
+It reads the packages of `export --target coreml` (`ml_program`) and computes each operation as
+Apple documents it (`ml_operators`), rounded to float16 where the program declares float16. That
+tests the saved program and its weights, not the kernels of the Neural Engine or the GPU, nor their
+speed.
 
-Limits: only operations that exports of today use; another is refused by name when a block is
-loaded.
+Limits: only operations that current exports use; another one is an error when a block is loaded.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from edgevlm.runtimes.on_coreml_reference.ml_operators import LISTS, OPERATORS, 
 from edgevlm.runtimes.on_coreml_reference.ml_shapes import CASTS
 
 MISSING = needs("engine 'coreml-reference'", "coremltools", "coreml")
-# These give no number that was not there before; what hides rows in a mask is large on purpose.
+# These compute no new values, and may move mask values that are large on purpose.
 MOVES = ("cast", "concat", "expand_dims", "gather", "reshape", "select", "split", "tile",
          "transpose")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Step:
-    """An operation with its constants; `free` are values that nobody reads after it."""
+    """An operation with its constants; `free` are values that no later operation reads."""
 
     operation: program.Operation
     inputs: Mapping[str, tuple[Any, ...]]
@@ -48,8 +47,8 @@ class Engine(engine.Engine):
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns.
 
     A state of a program is the array bound as a cache's input. `largest` has, for each function and
-    each kind of operation, the largest finite or infinite number that was rounded to float16: what
-    is near 65,504 may overflow with another picture.
+    each kind of operation, the largest value (or infinity) that was rounded to float16: one near
+    65,504 may overflow with another image.
     """
 
     name, targets, rank = "coreml-reference", ("coreml",), 0
@@ -57,23 +56,23 @@ class Engine(engine.Engine):
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         super().__init__(bundle)
-        self._functions: dict[tuple[str, str], program.Function] = {}
+        self._functions: dict[tuple[str, str], program.MilFunction] = {}
         self._steps: dict[tuple[str, str], list[Step]] = {}
         self._constants: dict[tuple[str, str], dict[str, Array]] = {}
 
     @classmethod
     def summary(cls) -> str:
-        """What it is for."""
+        """Its purpose."""
         return "Core ML programs in numpy, operation by operation; slow, for checking"
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """What is missing; it is slow to import, so only when a block is read."""
+        """The missing library, which is slow to import, so it is imported at the first load."""
         return None if importlib.util.find_spec("coremltools") else MISSING
 
     @classmethod
     def inspect(cls, bundle: Bundle, pictures: Sequence[Path], prompt: str) -> Inspection:
-        """Operations of each program, and the largest numbers in float16 that pictures give."""
+        """Operations of each program, and the largest float16 values for the given images."""
         from edgevlm.runtimes.on_coreml_reference.ml_report import inspection
 
         if (reason := cls.unavailable()) is not None:
@@ -85,41 +84,43 @@ class Engine(engine.Engine):
         self.arrays[block, function] = arrays
 
     def load(self, block: str, function: str | None = None, mode: str = engine.PRIVATE) -> None:
-        """Read all programs of a block; nothing happens if they are there.
+        """Read all programs of a block; no effect if they are loaded.
 
         Raises:
             BundleError: If a file was changed, or is not a program.
-            RuntimeLoadError: If a program has an operation that is not known here, or is not the
-                one of the manifest.
+            RuntimeLoadError: If a program has an unsupported operation, or does not match the
+                manifest.
         """
         if any(name == block for name, _ in self._functions):
             return
         planned = self.bundle.plan.block(block)
         paths = self.bundle.files_of(planned)
-        read = {path: program.read_package(path) for path in set(paths.values())}
-        for wanted in planned.functions:
-            found = read[paths[wanted.name]].get(wanted.name)
-            if found is None:
-                raise RuntimeLoadError(f"{block}: the package has no function '{wanted.name}'")
-            _check_signature(found, wanted, block)
-            self._prepare((block, wanted.name), found)
+        packages = {path: program.read_package(path) for path in set(paths.values())}
+        for spec in planned.functions:
+            parsed = packages[paths[spec.name]].get(spec.name)
+            if parsed is None:
+                raise RuntimeLoadError(
+                    f"{block}: the package lacks the function '{spec.name}' of the manifest"
+                )
+            _check_signature(parsed, spec, block)
+            self._prepare((block, spec.name), parsed)
 
     def run(self, block: str, function: str) -> None:
         """Run a loaded function over its bound arrays.
 
         Raises:
-            RuntimeLoadError: If an operation's inputs do not fit it.
+            RuntimeLoadError: If an operation does not accept its inputs.
         """
         key = (block, function)
-        made, arrays = self._functions[key], self.arrays[key]
+        parsed, arrays = self._functions[key], self.arrays[key]
         values: dict[str, Any] = dict(self._constants[key])
-        values |= {v.name: _as(np.array(arrays[v.name]), v.dtype) for v in made.inputs}
+        values |= {v.name: _as(np.array(arrays[v.name]), v.dtype) for v in parsed.inputs}
         cached = self.bundle.plan.block(block).function(function).caches
         states = {cache.name: arrays[cache.input] for cache in cached}
         for step in self._steps[key]:
-            given = {
-                name: _resolve(parts, values, name in LISTS)
-                for name, parts in step.inputs.items()
+            inputs = {
+                name: _resolve(names, values, name in LISTS)
+                for name, names in step.inputs.items()
                 if step.operation.kind not in STATES
             }
             if step.operation.kind == "read_state":
@@ -130,71 +131,73 @@ class Engine(engine.Engine):
                 continue
             else:
                 try:
-                    results = OPERATORS[step.operation.kind](**given)
+                    results = OPERATORS[step.operation.kind](**inputs)
                 except (ValueError, TypeError, IndexError) as cause:
                     kind = step.operation.kind
                     raise RuntimeLoadError(f"{block}.{function}: {kind}: {cause}") from cause
             _keep(values, step, results)
-            self._watch(key, step, values)
-        for name in made.outputs:
+            self._record_largest(key, step, values)
+        for name in parsed.outputs:
             arrays[name][:] = values[name]
 
     def unload(self, block: str, function: str | None = None) -> None:
-        """Give the block's memory back."""
+        """Free the block's memory."""
         for key in [key for key in self._functions if key[0] == block]:
             del self._functions[key], self._steps[key], self._constants[key]
 
-    def _watch(self, key: tuple[str, str], step: Step, values: Mapping[str, Any]) -> None:
+    def _record_largest(self, key: tuple[str, str], step: Step, values: Mapping[str, Any]) -> None:
         if step.operation.kind in MOVES:
             return
         for value in step.operation.outputs:
             if value.dtype == "fp16" and value.name in values:
-                found = values[value.name]
-                top = max(float(found.max()), -float(found.min()))
+                array = values[value.name]
+                top = max(float(array.max()), -float(array.min()))
                 kinds = self.largest.setdefault(key, {})
                 kinds[step.operation.kind] = max(top, kinds.get(step.operation.kind, 0.0))
 
-    def _prepare(self, key: tuple[str, str], made: program.Function) -> None:
-        """Compute what is constant once, and find when each value is read last."""
+    def _prepare(self, key: tuple[str, str], parsed: program.MilFunction) -> None:
+        """Compute constants once, and find the last reader of each value."""
         constants: dict[str, Any] = {}
         steps: list[Step] = []
-        for operation in made.operations:
+        for operation in parsed.operations:
             known = operation.kind in OPERATORS or operation.kind in STATES
             if not known:
                 raise RuntimeLoadError(
-                    f"{key[0]}.{key[1]}: operation '{operation.kind}' is not one that"
-                    " coreml-reference knows"
+                    f"{key[0]}.{key[1]}: operation '{operation.kind}' is not supported by engine"
+                    " 'coreml-reference'; use 'coreml' on a Mac"
                 )
             step = Step(operation, operation.inputs, ())
-            if operation.kind == "const":  # as it was read: functions share the weights
+            if operation.kind == "const":  # not copied: functions share the weights
                 constants[operation.outputs[0].name] = operation.inputs["val"][0]
             elif operation.kind.startswith("constexpr_"):
-                given = {n: _resolve(p, constants, n in LISTS) for n, p in step.inputs.items()}
-                given.pop("name", None)
-                _keep(constants, step, OPERATORS[operation.kind](**given))
+                inputs = {n: _resolve(p, constants, n in LISTS) for n, p in step.inputs.items()}
+                inputs.pop("name", None)
+                _keep(constants, step, OPERATORS[operation.kind](**inputs))
             else:
                 steps.append(step)
         last = {name: i for i, step in enumerate(steps) for name in program.names(step.inputs)}
-        kept = {*constants, *made.outputs}
-        self._functions[key], self._constants[key] = made, constants
+        needed = {*constants, *parsed.outputs}
+        self._functions[key], self._constants[key] = parsed, constants
         self._steps[key] = [
             Step(
                 step.operation,
                 step.inputs,
-                tuple(n for n, at in last.items() if at == index and n not in kept),
+                tuple(n for n, at in last.items() if at == index and n not in needed),
             )
             for index, step in enumerate(steps)
         ]
 
 
 def _resolve(parts: tuple[Any, ...], values: Mapping[str, Any], several: bool) -> Any:
-    """Names as their values; a list for inputs that are lists."""
-    found = [values[part] if isinstance(part, str) and part in values else part for part in parts]
-    return tuple(found) if several else found[0]
+    """Values of names; a tuple for inputs that are lists."""
+    resolved = [
+        values[part] if isinstance(part, str) and part in values else part for part in parts
+    ]
+    return tuple(resolved) if several else resolved[0]
 
 
 def _keep(values: dict[str, Any], step: Step, results: Any) -> None:
-    """Store an operation's results as their declared type; forget what is read no more."""
+    """Store an operation's results as their declared types; drop values without further readers."""
     outputs = step.operation.outputs
     for value, result in zip(outputs, results if len(outputs) > 1 else (results,), strict=False):
         if isinstance(result, tuple):
@@ -205,25 +208,26 @@ def _keep(values: dict[str, Any], step: Step, results: Any) -> None:
 
 
 def _as(array: Any, dtype: str) -> Array:
-    """An array of a type of the program; float16 is float32 with rounded values."""
+    """An array of a program's type; float16 is float32 with rounded values."""
     if dtype == "fp16":
         with np.errstate(over="ignore"):  # too large is infinite, as on the device
             return np.asarray(array).astype(np.float16).astype(np.float32)
     return np.asarray(array).astype(CASTS.get(dtype, np.int32), copy=False)
 
 
-def _check_signature(found: program.Function, function: Any, block: str) -> None:
-    """Refuse a program whose inputs, states and outputs are not the manifest's."""
+def _check_signature(parsed: program.MilFunction, function: Any, block: str) -> None:
+    """Check that a program's inputs, states and outputs are those of the manifest."""
     types = {"f32": "fp32", "i32": "int32"}
-    wanted = {t.name: (types[t.dtype], t.shape) for t in function.fed}
+    inputs = {t.name: (types[t.dtype], t.shape) for t in function.fed}
     states = {cache.name: tensor.shape for cache, tensor in function.cached()}
     outputs = {tensor.name for tensor in function.results}
     good = (
-        {v.name: (v.dtype, v.shape) for v in found.inputs} == wanted
-        and all(states.get(v.name) == v.shape for v in found.states)
-        and set(found.outputs) == outputs
+        {v.name: (v.dtype, v.shape) for v in parsed.inputs} == inputs
+        and all(states.get(v.name) == v.shape for v in parsed.states)
+        and set(parsed.outputs) == outputs
     )
     if not good:
         raise RuntimeLoadError(
-            f"{block}.{function.name}: inputs and outputs of the package are not the manifest's"
+            f"{block}.{function.name}: inputs and outputs of the package differ from the manifest;"
+            " export again"
         )

@@ -1,7 +1,7 @@
-"""Operations of ML programs in numpy, each as Apple's documentation of its type says.
+"""Operations of ML programs in numpy, as Apple's documentation defines them.
 
-A function gets the operation's inputs by name, arrays or Python strings, and gives one array or a
-tuple. What is float16 is rounded after each operation by the caller. Names, defaults and rules:
+A function takes the operation's inputs by name, arrays or Python strings, and returns one array or
+a tuple. The caller rounds float16 results after each operation. Names, defaults and rules:
 coremltools 9.0, converters/mil/mil/ops/defs (iOS15 to iOS18).
 """
 
@@ -83,14 +83,14 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
 
 def matmul(x: Array, y: Array, transpose_x: Any = False, transpose_y: Any = False) -> Array:
-    """Products of the last two axes, either transposed."""
+    """Matrix product of the last two axes, either transposed."""
     left = np.swapaxes(x, -1, -2) if transpose_x else x
     right = np.swapaxes(y, -1, -2) if transpose_y else y
     return left @ right
 
 
 def attention(query: Array, key: Array, value: Array, attn_mask: Array | None = None) -> Array:
-    """softmax(Q K^T / sqrt(E) + mask) V; a mask of bools hides what is false."""
+    """softmax(Q K^T / sqrt(E) + mask) V; a mask of bools hides false positions."""
     scores = query @ np.swapaxes(key, -1, -2) / np.float32(math.sqrt(query.shape[-1]))
     if attn_mask is not None:
         hidden = attn_mask.dtype == np.bool_
@@ -105,12 +105,12 @@ def conv(
 ) -> Array:  # fmt: skip
     """Two-dimensional convolution of x [B, C, H, W] with weight [out, C, kh, kw], one group."""
     if x.ndim != 4 or int(groups) != 1 or (dilations is not None and np.any(dilations != 1)):
-        raise ValueError("conv: only two dimensions, one group, no dilation")
+        raise ValueError("conv supports two dimensions, one group and no dilation")
     if pad_type == "custom" and pad is not None:
         top, bottom, left, right = (int(p) for p in pad)
         x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
     elif pad_type != "valid":
-        raise ValueError(f"conv: padding '{pad_type}'")
+        raise ValueError(f"conv does not support padding '{pad_type}'")
     down, across = (1, 1) if strides is None else (int(s) for s in strides)
     windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], (2, 3))
     windows = windows[:, :, ::down, ::across]  # [B, C, h, w, kh, kw]
@@ -135,7 +135,7 @@ def blockwise_shift_scale(data: Array, scale: Array, offset: Array | None = None
 def lut_to_dense(indices: Array, lut: Array, vector_axis: Any = None) -> Array:
     """Entries of a look-up table [groups of each axis, entries, 1] by index."""
     if lut.shape[-1] != 1:
-        raise ValueError("constexpr_lut_to_dense: entries of more than one number")
+        raise ValueError("constexpr_lut_to_dense supports entries of one number")
     rank = indices.ndim
     positions = []
     for axis in range(rank):
@@ -155,11 +155,11 @@ def _reduce(function: Callable[..., Any]) -> Callable[..., Array]:
 
 
 def _best(function: Callable[..., Any]) -> Callable[..., Array]:
-    """Index of the largest or smallest; of equals the first."""
+    """Index of the largest or smallest value; the first of equal ones."""
 
     def run(x: Array, axis: Any = -1, keep_dims: Any = True, output_dtype: str = "int32") -> Array:
-        found = function(x, axis=int(axis), keepdims=bool(keep_dims))
-        return np.asarray(found).astype(CASTS[output_dtype])
+        indices = function(x, axis=int(axis), keepdims=bool(keep_dims))
+        return np.asarray(indices).astype(CASTS[output_dtype])
 
     return run
 
@@ -251,5 +251,5 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "topk": topk,
     "transpose": lambda x, perm: np.transpose(x, tuple(int(p) for p in perm)),
 }
-STATES = ("read_state", "write_state")  # done by the engine, which owns them
+STATES = ("read_state", "write_state")  # executed by the engine, which owns the states
 LISTS = ("values",)  # inputs that are lists of values

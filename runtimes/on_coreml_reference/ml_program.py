@@ -5,7 +5,7 @@
     NAME.mlpackage/Data/com.apple.CoreML/weights/weight.bin   blobs, 64-byte headers, little endian
 
 Only the protobuf messages of coremltools are used, not its converter or loader. Every offset and
-size is checked: a package is hostile input.
+size is checked, as a package is untrusted input.
 
 Sources: Apple, coremltools 9.0: mlmodel/format/MIL.proto and mlmodel/src/MILBlob/Blob (storage
 format version 2).
@@ -46,7 +46,7 @@ SENTINEL, HEADER = 0xDEADBEEF, struct.Struct("<IIQQQ")
 
 @dataclass(frozen=True)
 class Value:
-    """Name, element type and shape of what an operation makes or a function takes."""
+    """Name, element type and shape of an operation's output or a function's input."""
 
     name: str
     dtype: str
@@ -63,7 +63,7 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Function:
+class MilFunction:
     """One function of a program; `states` are the inputs that it may write to."""
 
     inputs: tuple[Value, ...]
@@ -73,7 +73,7 @@ class Function:
 
 
 class Blobs:
-    """The weight file of a package; what functions share is read once."""
+    """The weight file of a package; an array that functions share is read once."""
 
     def __init__(self, data: Array) -> None:
         self.data = data
@@ -83,7 +83,7 @@ class Blobs:
         """The array whose header is at `offset`.
 
         Raises:
-            ValueError: If the header is not that of such an array, or a part is outside the file.
+            ValueError: If the header is that of another array, or the array is outside the file.
         """
         key = offset, dtype, shape
         if key not in self._read:
@@ -107,11 +107,11 @@ class Blobs:
         return widened(raw.view(STORED[dtype]), dtype).reshape(shape)
 
 
-def read_package(path: Path) -> dict[str, Function]:
+def read_package(path: Path) -> dict[str, MilFunction]:
     """Functions of a package by name.
 
     Raises:
-        BundleError: If the package is not one, or a part of it lies outside the file.
+        BundleError: If it is not a package, or a part of it lies outside its file.
     """
     with silent():
         from coremltools.proto import Model_pb2
@@ -127,16 +127,16 @@ def read_package(path: Path) -> dict[str, Function]:
             for name, function in sorted(model.mlProgram.functions.items())
         }
     except (DecodeError, OSError, KeyError, IndexError, ValueError, TypeError) as cause:
-        raise BundleError(f"'{path.name}' is not a whole ML program: {cause}") from cause
+        raise BundleError(f"'{path.name}' is not a complete ML program: {cause}") from cause
 
 
-def _function(message: Any, blobs: Blobs) -> Function:
+def _function(message: Any, blobs: Blobs) -> MilFunction:
     (block,) = message.block_specializations.values()
-    given = [_value(item) for item in message.inputs]
+    values = [_value(item) for item in message.inputs]
     states = {item.name for item in message.inputs if item.type.WhichOneof("type") == "stateType"}
-    return Function(
-        tuple(value for value in given if value.name not in states),
-        tuple(value for value in given if value.name in states),
+    return MilFunction(
+        tuple(value for value in values if value.name not in states),
+        tuple(value for value in values if value.name in states),
         tuple(_operation(item, blobs) for item in block.operations),
         tuple(block.outputs),
     )
@@ -165,7 +165,7 @@ def _value(message: Any) -> Value:
 
 def _type(message: Any) -> tuple[str, tuple[int, ...]]:
     if message.WhichOneof("type") != "tensorType":
-        raise ValueError(f"a value of {message.WhichOneof('type')}, expected a tensor")
+        raise ValueError(f"a value of type {message.WhichOneof('type')}, expected a tensor")
     tensor = message.tensorType
     return TYPES[tensor.dataType], tuple(d.constant.size for d in tensor.dimensions)
 
@@ -176,7 +176,7 @@ def _constant(message: Any, blobs: Blobs) -> Any:
         return blobs.read(message.blobFileValue.offset, dtype, shape)
     tensor = message.immediateValue.tensor
     kind = tensor.WhichOneof("value")
-    if kind is None:  # protobuf leaves out what is empty
+    if kind is None:  # protobuf omits empty fields
         return np.zeros(shape, STORED[dtype])
     values = getattr(tensor, kind).values
     if kind == "strings":
@@ -189,16 +189,18 @@ def _constant(message: Any, blobs: Blobs) -> Any:
 def unpack(raw: Array, count: int, bits: int, signed: bool) -> Array:
     """Numbers of `bits` bits, the lowest bits of the first byte first: int32 [count]."""
     each = np.unpackbits(np.asarray(raw), bitorder="little")[: count * bits].reshape(count, bits)
-    found = (each.astype(np.int32) << np.arange(bits)).sum(1)
-    return np.where(found >= 1 << (bits - 1), found - (1 << bits), found) if signed else found
+    numbers = (each.astype(np.int32) << np.arange(bits)).sum(1)
+    return (
+        np.where(numbers >= 1 << (bits - 1), numbers - (1 << bits), numbers) if signed else numbers
+    )
 
 
 def widened(array: Array, dtype: str) -> Array:
-    """float16 as float32, which computes faster and holds the same values."""
+    """float16 as float32, which is faster and holds the same values."""
     return array.astype(np.float32) if dtype == "fp16" else array
 
 
 def names(inputs: Mapping[str, tuple[Any, ...]]) -> Iterator[str]:
-    """Values that an operation reads."""
+    """Names of the values that an operation reads."""
     for parts in inputs.values():
         yield from (part for part in parts if isinstance(part, str))

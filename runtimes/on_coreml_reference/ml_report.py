@@ -1,9 +1,9 @@
-"""What can be said of a Core ML program without a Mac: its operations, and which may leave the NPU.
+"""Report on a Core ML program without a Mac: its operations, and those that may leave the NPU.
 
-Where an operation runs is decided on the device. Two things are known beforehand: the Neural Engine
-computes in float16 alone, and on devices top-k and gathering by computed indices have been seen on
-the CPU (roboflow/rf-detr, pull request 1495). Such operations cut a program in two, so it matters
-where they stand: `reduce` has them in a block of its own.
+Core ML chooses the device of an operation when it runs. Two things are known in advance: the Neural
+Engine computes in float16 alone, and top-k and gather by computed indices have run on the CPU
+(roboflow/rf-detr, pull request 1495). Such operations split a program, so `reduce` has them in a
+block of its own.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ BYTES = {
     "bool": 1,
 }
 FLOAT16_MAX = 65_504
-SHOWN = 4  # kinds of operations in a line
-TOKENS = 8  # of each answer, so that `decode` runs too
+SHOWN = 4  # kinds of operations in a row
+TOKENS = 8  # tokens of each answer, so that `decode` runs too
 Largest = dict[str, dict[str, float]]
-# Operations that cost nothing, or are done when the program is compiled.
+# Operations that cost nothing, or run when the program is compiled.
 SILENT = ("const", "read_state", "write_state")
 
 
@@ -56,11 +56,11 @@ class FunctionReport:
     Attributes:
         block: Block.
         function: Function.
-        operations: Operations that compute or move something.
+        operations: Operations that compute or move data.
         rank: Most dimensions of a tensor; the Neural Engine takes 5.
-        float32: Operations that give float32, which the Neural Engine does not compute.
-        fall_back: Those that have been seen on the CPU, with their numbers.
-        largest_bytes: Largest tensor that an operation makes.
+        float32: Operations with float32 outputs, which the Neural Engine does not compute.
+        fall_back: Number of operations by kind, of the kinds that have run on the CPU.
+        largest_bytes: Largest output of an operation.
     """
 
     block: str
@@ -73,7 +73,7 @@ class FunctionReport:
 
 
 def inspection(bundle: Bundle, pictures: Sequence[Path], prompt: str) -> Inspection:
-    """The reports of all functions; with pictures, how near float16's end their numbers come."""
+    """The reports of all functions; with images, the largest float16 values too."""
     programs = static_report(bundle)
     document: dict[str, Any] = {"programs": programs}
     tables = [_operations(programs)]
@@ -85,29 +85,29 @@ def inspection(bundle: Bundle, pictures: Sequence[Path], prompt: str) -> Inspect
 
 def static_report(bundle: Bundle) -> list[FunctionReport]:
     """A report for each function of a bundle of target `coreml`."""
-    made = []
+    reports = []
     for block in bundle.plan.blocks:
         paths = bundle.files_of(block)
-        read = {path: program.read_package(path) for path in set(paths.values())}
+        packages = {path: program.read_package(path) for path in set(paths.values())}
         for name, path in paths.items():
-            made.append(_report(block.name, name, read[path][name]))
-    return made
+            reports.append(_report(block.name, name, packages[path][name]))
+    return reports
 
 
 def largest_numbers(bundle: Bundle, pictures: Sequence[Path], question: str) -> Largest:
-    """Largest numbers in float16 while a question about each picture is answered.
+    """Largest float16 values while a question about each image is answered.
 
     Args:
         bundle: A bundle of target `coreml`.
-        pictures: What is shown, one after another; a clip shows one picture all along.
-        question: What is asked; a few tokens of the answer are made.
+        pictures: Images, one after another; a clip repeats one image.
+        question: The question; a few tokens of the answer are generated.
 
     Returns:
-        For each `block.function` that computes in float16, the largest number by kind of operation,
+        For each `block.function` that computes in float16, the largest value by kind of operation,
         descending.
 
     Raises:
-        InputError: If a picture cannot be read.
+        InputError: If an image cannot be read.
     """
     engine = Engine(bundle)
     loop = TextLoop(bundle, ResidentBlocks(bundle.plan, engine))
@@ -122,7 +122,7 @@ def largest_numbers(bundle: Bundle, pictures: Sequence[Path], question: str) -> 
 
 
 def _operations(programs: Sequence[FunctionReport]) -> Table:
-    heads = ("block", "function", "operations", "rank", "float32", "largest", "seen on the CPU")
+    heads = ("block", "function", "operations", "rank", "float32", "largest", "may run on the CPU")
     rows = tuple(
         (
             p.block,
@@ -135,41 +135,43 @@ def _operations(programs: Sequence[FunctionReport]) -> Table:
         )
         for p in programs
     )
-    note = "The Neural Engine computes in float16 alone; where an operation runs, a device says."
+    note = (
+        "The Neural Engine computes in float16 alone; the device chooses where an operation runs."
+    )
     return Table(heads, rows, note=note)
 
 
 def _overflow(largest: Largest, pictures: int) -> Table:
-    """How near float16's end the numbers of each function come."""
+    """Largest float16 values of each function, and the factor below the maximum of float16."""
     if not largest:
-        return Table((), (), "Nothing is computed in float16.")
+        return Table((), (), "No operation computes in float16.")
     rows = []
     for name, kinds in largest.items():
         top = next(iter(kinds.values()))
         room = f"{FLOAT16_MAX / top:,.0f} x" if top else "-"
         shown = ", ".join(f"{kind} {value:,.1f}" for kind, value in list(kinds.items())[:SHOWN])
         rows.append((name, "OVERFLOWS" if top > FLOAT16_MAX else room, shown))
-    over = f"{pictures} picture" + "s" * (pictures > 1)
-    title = f"Largest numbers in float16 (it ends at {FLOAT16_MAX:,}), {over}:"
-    return Table(("function", "room", "largest by operation"), tuple(rows), title)
+    over = f"{pictures} image" + "s" * (pictures > 1)
+    title = f"Largest values in float16 (maximum {FLOAT16_MAX:,}), {over}:"
+    return Table(("function", "headroom", "largest by operation"), tuple(rows), title)
 
 
-def _report(block: str, name: str, function: program.Function) -> FunctionReport:
+def _report(block: str, name: str, function: program.MilFunction) -> FunctionReport:
     counted = [
         op
         for op in function.operations
         if op.kind not in SILENT and not op.kind.startswith("constexpr_")
     ]
-    made = [value for op in counted for value in op.outputs]
+    values = [value for op in counted for value in op.outputs]
     kinds = Counter(op.kind for op in counted)
     return FunctionReport(
         block=block,
         function=name,
         operations=len(counted),
-        rank=max((len(value.shape) for value in made), default=0),
+        rank=max((len(value.shape) for value in values), default=0),
         float32=sum(op.outputs[0].dtype == "fp32" for op in counted if op.kind != "cast"),
         fall_back={kind: kinds[kind] for kind in FALL_BACK if kinds[kind]},
-        largest_bytes=max((_bytes(value) for value in made), default=0),
+        largest_bytes=max((_bytes(value) for value in values), default=0),
     )
 
 

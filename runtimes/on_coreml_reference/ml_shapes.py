@@ -1,4 +1,4 @@
-"""Operations of ML programs that move, cut and order numbers, in numpy; see `ml_operators`."""
+"""Operations of ML programs that move, split and sort values, in numpy; see `ml_operators`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from edgevlm.runtimes.arrays import Array
 
-# Types of programs in numpy: what is float16 there is rounded float32 here.
+# Types of programs in numpy: float16 there is rounded float32 here.
 CASTS = {
     "fp16": np.float32, "fp32": np.float32, "int32": np.int32, "int16": np.int16,
     "uint16": np.uint16, "int8": np.int8, "uint8": np.uint8, "bool": np.bool_,
@@ -16,7 +16,7 @@ CASTS = {
 
 
 def reshape(x: Array, shape: Array) -> Array:
-    """The same elements; 0 keeps an axis, -1 is what is left."""
+    """The same elements; 0 keeps an axis, -1 is inferred."""
     sizes = [x.shape[i] if int(s) == 0 else int(s) for i, s in enumerate(shape)]
     return x.reshape(sizes)
 
@@ -32,16 +32,16 @@ def expand_dims(x: Array, axes: Array) -> Array:
 
 
 def concat(values: tuple[Array, ...], axis: Array | int, interleave: Any = False) -> Array:
-    """One after the other along an axis."""
+    """Concatenation along an axis."""
     if interleave:
-        raise ValueError("concat: interleave")
+        raise ValueError("concat does not support interleave")
     return np.concatenate([np.atleast_1d(v) for v in values], int(axis))
 
 
 def split(
     x: Array, axis: Array | int, num_splits: Any = None, split_sizes: Array | None = None
 ) -> tuple[Array, ...]:
-    """Parts along an axis."""
+    """Parts of x along an axis."""
     if split_sizes is None:
         return tuple(np.split(x, int(num_splits), int(axis)))
     return tuple(np.split(x, np.cumsum(split_sizes)[:-1], int(axis)))
@@ -51,17 +51,17 @@ def _span(
     shape: tuple[int, ...], begin: Array, end: Array, stride: Array | None,
     begin_mask: Array | None, end_mask: Array | None, squeeze_mask: Array | None,
 ) -> tuple[slice | int, ...]:  # fmt: skip
-    """What `slice_by_index` and `slice_update` mean by begin, end, stride and the three masks."""
-    found: list[slice | int] = []
+    """The slices that begin, end, stride and the three masks of an operation stand for."""
+    slices: list[slice | int] = []
     for axis in range(len(shape)):
         step = 1 if stride is None else int(stride[axis])
         if squeeze_mask is not None and squeeze_mask[axis]:
-            found.append(int(begin[axis]))
+            slices.append(int(begin[axis]))
             continue
         first = None if begin_mask is not None and begin_mask[axis] else int(begin[axis])
         last = None if end_mask is not None and end_mask[axis] else int(end[axis])
-        found.append(slice(first, last, step))
-    return tuple(found)
+        slices.append(slice(first, last, step))
+    return tuple(slices)
 
 
 def slice_by_index(
@@ -69,12 +69,12 @@ def slice_by_index(
     begin_mask: Array | None = None, end_mask: Array | None = None,
     squeeze_mask: Array | None = None,
 ) -> Array:  # fmt: skip
-    """A part of x, as Python slices it."""
+    """A slice of x, as in Python."""
     return x[_span(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)]
 
 
 def slice_by_size(x: Array, begin: Array, size: Array) -> Array:
-    """A part of x by its first element and size; -1 is up to the end."""
+    """A slice of x by its first element and size; -1 is up to the end."""
     pairs = zip(begin, size, strict=True)
     return x[tuple(slice(int(b), None if s == -1 else int(b + s)) for b, s in pairs)]
 
@@ -84,7 +84,7 @@ def slice_update(
     begin_mask: Array | None = None, end_mask: Array | None = None,
     squeeze_mask: Array | None = None,
 ) -> Array:  # fmt: skip
-    """x with a part replaced."""
+    """x with a slice replaced."""
     out = x.copy()
     out[_span(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)] = update
     return out
@@ -94,7 +94,7 @@ def topk(
     x: Array, k: Any = 1, axis: Any = -1, ascending: Any = False, sort: Any = True,
     return_indices: Any = True, output_indices_dtype: str = "int32",
 ) -> tuple[Array, ...]:  # fmt: skip
-    """The k largest (smallest if `ascending`) in order; of equals the first."""
+    """The k largest (smallest if `ascending`) in order; the first of equal ones."""
     keyed = x if ascending else -x.astype(np.int64) if x.dtype.kind in "iu" else -x
     order = np.argsort(keyed, int(axis), kind="stable").take(np.arange(int(k)), int(axis))
     values = np.take_along_axis(x, order, int(axis))
@@ -106,7 +106,7 @@ def gather(
 ) -> Array:
     """Slices of x along an axis."""
     if int(batch_dims):
-        raise ValueError("gather: batch_dims")
+        raise ValueError("gather does not support batch_dims")
     return np.take(x, indices, int(axis))
 
 
@@ -120,7 +120,7 @@ def gather_along_axis(
 def one_hot(
     indices: Array, one_hot_vector_size: Any, axis: Any = -1, on_value: Any = 1, off_value: Any = 0
 ) -> Array:
-    """A new axis that is `on_value` at the index."""
+    """A new axis with `on_value` at the index."""
     number = np.arange(int(one_hot_vector_size))
     hot = np.expand_dims(indices, -1) == number
     return np.moveaxis(np.where(hot, on_value, off_value), -1, int(axis))
@@ -135,9 +135,9 @@ def cumsum(x: Array, axis: Any = 0, exclusive: Any = False, reverse: Any = False
 
 
 def pad(x: Array, pad: Array, mode: str = "constant", constant_val: Any = 0.0) -> Array:
-    """More rows at the ends of the last axes."""
+    """Padding at both ends of the last axes."""
     if mode != "constant":
-        raise ValueError(f"pad: mode '{mode}'")
+        raise ValueError(f"pad does not support mode '{mode}'")
     ends = [(int(a), int(b)) for a, b in np.asarray(pad).reshape(-1, 2)]
     before = [(0, 0)] * (x.ndim - len(ends))
     return np.pad(x, before + ends, constant_values=np.asarray(constant_val).item())

@@ -1,13 +1,12 @@
 """ExecuTorch's runtime, with XNNPACK on the CPU.
 
-    program -> a method, prepared when it first runs -> over the host's arrays, nothing is copied in
+    program -> a method, packed at its first run -> runs over the host's arrays, without a copy
 
-A method writes its new rows into the caches that it is given, so past and present are one array.
-XNNPACK packs its own copy of the matrices when a method is opened; `prefill` and `decode` of a
-block hold two.
+A method writes its new rows into the given caches, so past and present are one array. XNNPACK packs
+its own copy of the matrices for each method; `prefill` and `decode` of a block hold two.
 
-The runtime for Python is part of the library that exports and needs torch; apps link the runtime in
-C++, which does not.
+The Python runtime is part of the library that exports, and needs torch; apps link the C++ runtime,
+which does not.
 """
 
 from __future__ import annotations
@@ -51,53 +50,53 @@ def _runtime() -> tuple[Any, Any]:
 class Engine(engine.Engine):
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns.
 
-    XNNPACK packs the matrices of a program when it first runs.
+    XNNPACK packs the matrices of a method at its first run.
     """
 
     name, targets, budgets = "executorch", ("executorch",), True
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        """`threads` holds for the process: ExecuTorch has one pool.
+        """`threads` applies to the process, as ExecuTorch has one thread pool.
 
         Raises:
-            RuntimeLoadError: If the bundle is for a backend that is not here.
+            RuntimeLoadError: If this ExecuTorch lacks the bundle's backend.
         """
         super().__init__(bundle, threads)
-        wanted = dict(bundle.plan.requires.versions).get("backend", "xnnpack")
-        if wanted not in self.backends():
+        backend = dict(bundle.plan.requires.versions).get("backend", "xnnpack")
+        if backend not in self.backends():
             raise RuntimeLoadError(
-                f"this ExecuTorch build lacks the bundle's backend '{wanted}'; available:"
+                f"this ExecuTorch build lacks the bundle's backend '{backend}'; available:"
                 f" {', '.join(self.backends())}"
             )
         self._torch, self._lib = _runtime()
-        with _mute():  # the first use of the pool reads what the processor can do, aloud
+        with _mute():  # the first use of the pool prints warnings about the processor
             if threads is not None:
                 self._lib._unsafe_reset_threadpool(threads)
             self.threads = int(self._lib._threadpool_get_thread_count())
         self._methods: dict[tuple[str, str], Any] = {}
-        self._always: Any = None
-        self._given: dict[tuple[str, str], list[Any]] = {}
+        self._kept_open: Any = None
+        self._inputs: dict[tuple[str, str], list[Any]] = {}
 
     @classmethod
     def summary(cls) -> str:
-        """What computes, and where."""
+        """The library and its backend."""
         return "ExecuTorch with XNNPACK, CPU"
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """What is missing."""
+        """The missing library."""
         installed = importlib.util.find_spec("executorch") is not None
         return None if installed else MISSING
 
     @classmethod
     def backends(cls) -> tuple[str, ...]:
         """Backends of this ExecuTorch, as `--backend` names them."""
-        found = _runtime()[1]._get_registered_backend_names()
-        return tuple(name for name, registered in BACKENDS.items() if registered in found)
+        available = _runtime()[1]._get_registered_backend_names()
+        return tuple(name for name, registered in BACKENDS.items() if registered in available)
 
     @classmethod
     def inspect(cls, bundle: Bundle, pictures: Sequence[Path], prompt: str) -> Inspection:
-        """What the backend computes of each program; needs no ExecuTorch."""
+        """Operators that the backend computes; needs no ExecuTorch."""
         return kernel_tables(bundle)
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
@@ -107,30 +106,30 @@ class Engine(engine.Engine):
             RuntimeLoadError: If an array is missing or has another shape or dtype.
         """
         super().bind(block, function, arrays)
-        made = self.bundle.plan.block(block).function(function)
-        given = [self._torch.from_numpy(arrays[spec.name]) for spec in made.inputs]
-        self._given[block, function] = given
+        planned = self.bundle.plan.block(block).function(function)
+        tensors = [self._torch.from_numpy(arrays[spec.name]) for spec in planned.inputs]
+        self._inputs[block, function] = tensors
 
     def prepare(self, block: str, function: str, mode: str) -> None:
-        """Keep the block with the fewest weights open, aside from what is loaded.
+        """Keep the block with the fewest weights open, apart from the loaded ones.
 
-        XNNPACK's programs share the memory that they compute in, and it goes with the last of them:
-        a block that comes alone would take it anew at each run.
+        XNNPACK's programs share a workspace that is freed with the last of them: without this, a
+        block that is loaded alone would allocate it at each run.
         """
         least = min(self.bundle.plan.blocks, key=lambda planned: planned.weights_bytes)
-        if block == least.name and self._always is None:
+        if block == least.name and self._kept_open is None:
             self.load(block, function)
             self.run(block, function)
-            self._always = self._methods.pop((block, function))
+            self._kept_open = self._methods.pop((block, function))
 
     def load(self, block: str, function: str | None = None, mode: str = engine.PRIVATE) -> None:
-        """Open the program of a block, once for each method; nothing happens if it is open.
+        """Open the program of a block, once for each method; no effect if it is open.
 
-        XNNPACK packs the matrices of a method when it first runs.
+        XNNPACK packs the matrices of a method at its first run.
 
         Raises:
             BundleError: If the file was changed.
-            RuntimeLoadError: If ExecuTorch refuses it.
+            RuntimeLoadError: If ExecuTorch cannot load it.
         """
         planned = self.bundle.plan.block(block)
         functions = [f for f in planned.functions if function in (None, f.name)]
@@ -138,48 +137,48 @@ class Engine(engine.Engine):
         if not functions:
             return
         (path,) = set(self.bundle.files_of(planned).values())
-        for wanted in functions:
+        for spec in functions:
             try:
                 with _mute():
                     program = self._lib._load_for_executorch(str(path))
-                    meta = program.method_meta(wanted.name)
+                    meta = program.method_meta(spec.name)
             except Exception as cause:
                 line = first_line(cause)
                 raise RuntimeLoadError(f"{block} does not load: {line}") from cause
-            _check_signature(meta, wanted, block)
-            self._methods[block, wanted.name] = program
+            _check_signature(meta, spec, block)
+            self._methods[block, spec.name] = program
 
     def run(self, block: str, function: str) -> None:
         """Run a loaded function over its bound arrays.
 
         Raises:
-            RuntimeLoadError: If ExecuTorch cannot run it.
+            RuntimeLoadError: If the run fails.
         """
-        given, arrays = self._given[block, function], self.arrays[block, function]
+        inputs, arrays = self._inputs[block, function], self.arrays[block, function]
         try:
-            made = self._methods[block, function].run_method(function, given, False)
+            outputs = self._methods[block, function].run_method(function, inputs, False)
         except Exception as cause:
             line = first_line(cause)
             raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
         results = self.bundle.plan.block(block).function(function).results
-        own = [tensor.name for tensor in results]
-        # Caches that were written come first; they are the host's arrays already.
-        for name, tensor in zip(own, made[-len(own) :], strict=True):
+        names = [tensor.name for tensor in results]
+        # Written caches come first; they are the host's arrays already.
+        for name, tensor in zip(names, outputs[-len(names) :], strict=True):
             arrays[name][:] = tensor.numpy()
 
     def unload(self, block: str, function: str | None = None) -> None:
-        """Give the memory of a block, or of one function of it, back."""
+        """Free the memory of a block, or of one function of it."""
         for key in [key for key in list(self._methods) if key[0] == block]:
             if function in (None, key[1]):
                 del self._methods[key]
 
     def operators(self, calls: Mapping[engine.Key, int]) -> OperatorReport:
-        """Count what the backend computes and what it leaves; nothing is timed."""
+        """Count the operators by the backend and by portable kernels; none is timed."""
         return count_operators(self.bundle, calls)
 
 
 def _check_signature(meta: Any, function: Function, block: str) -> None:
-    """Refuse a program whose inputs and outputs are not the manifest's: binding trusts them."""
+    """Check that inputs and outputs are those of the manifest, as binding trusts them."""
     got = [
         (tuple(info.sizes()), info.dtype())
         for info in (
@@ -188,19 +187,20 @@ def _check_signature(meta: Any, function: Function, block: str) -> None:
         )
     ]
     caches = [tensor for _, tensor in function.cached()]
-    wanted = [(t.shape, DTYPES[t.dtype]) for t in (*function.inputs, *caches, *function.results)]
-    if got != wanted:
+    expected = [(t.shape, DTYPES[t.dtype]) for t in (*function.inputs, *caches, *function.results)]
+    if got != expected:
         raise RuntimeLoadError(
-            f"{block}.{function.name}: inputs and outputs of the program are not the manifest's"
+            f"{block}.{function.name}: inputs and outputs of the program differ from the manifest;"
+            " export again"
         )
 
 
 @contextmanager
 def _mute() -> Iterator[None]:
-    """ExecuTorch writes to the process's standard error, past Python."""
+    """Silence ExecuTorch, which writes to the process's standard error directly."""
     try:
         sys.stderr.flush()
-        kept = os.dup(2)
+        saved = os.dup(2)
     except OSError:  # no standard error at all
         yield
         return
@@ -209,5 +209,5 @@ def _mute() -> Iterator[None]:
             os.dup2(nothing.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved, 2)
+        os.close(saved)

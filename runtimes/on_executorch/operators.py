@@ -1,4 +1,4 @@
-"""What the backend computes of ExecuTorch programs and what it leaves; counted, not timed."""
+"""Operators of ExecuTorch programs by the backend and by portable kernels; counted, not timed."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from edgevlm.runtimes.inspection import Inspection, Table
 
 
 def count_operators(bundle: Bundle, calls: Mapping[tuple[str, str], int]) -> OperatorReport:
-    """Count operators of the functions in `calls`, from what the partitioner wrote down."""
-    told = kernels(bundle)
+    """Count operators of the functions in `calls`, from the partitioner's records in the bundle."""
+    by_function = kernels(bundle)
     backend = dict(bundle.plan.requires.versions).get("backend", "xnnpack")
-    found = [told[f"{block}.{function}"] for block, function in calls]
-    left = sum(item.count for kernel in found for item in kernel.left)
-    devices = {backend: sum(kernel.delegated for kernel in found), "portable kernels": left}
+    counted = [by_function[f"{block}.{function}"] for block, function in calls]
+    left = sum(item.count for kernel in counted for item in kernel.left)
+    devices = {backend: sum(kernel.delegated for kernel in counted), "portable kernels": left}
     reason = "this build of ExecuTorch has no event tracer (EXECUTORCH_ENABLE_EVENT_TRACER)"
     return OperatorReport(None, devices, left, {"operators": reason})
 
 
 def kernel_tables(bundle: Bundle) -> Inspection:
-    """What the backend computes of each function, and once for each kind why it leaves it."""
-    told = kernels(bundle)
+    """Operators of each function by the backend or not, and the reason for those that are not."""
+    by_function = kernels(bundle)
     rows = tuple(
         (name, str(k.delegated), str(k.calls), ", ".join(f"{x.count} {x.operator}" for x in k.left))
-        for name, k in told.items()
+        for name, k in by_function.items()
     )
-    heads = ("function", "by the backend", "calls", "left to ExecuTorch's own kernels")
+    heads = ("function", "by the backend", "calls", "by ExecuTorch's portable kernels")
     tables = [Table(heads, rows)]
-    reasons = {left.operator: left.reason for k in told.values() for left in k.left}
+    reasons = {left.operator: left.reason for k in by_function.values() for left in k.left}
     if reasons:
-        tables.append(Table(("operator", "why the backend leaves it"), tuple(reasons.items())))
-    return Inspection({"kernels": told}, tuple(tables))
+        tables.append(Table(("operator", "why not by the backend"), tuple(reasons.items())))
+    return Inspection({"kernels": by_function}, tuple(tables))

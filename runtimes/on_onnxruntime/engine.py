@@ -1,16 +1,16 @@
 """ONNX Runtime on the CPU.
 
-Every shape is static, so each function is bound once to the host's arrays and a call allocates
+Every shape is static, so each function is bound once to the host's arrays, and a call allocates
 nothing: the cache's past and present are one array, written in place. All sessions of a process
 share one arena.
 
 A function is loaded in one of three modes:
 
-    private       the session packs its matrices into memory of its own
-    prepacked     packed once on this machine and mapped (`prepacked`); functions share what is
-                  equal
-    shared_graph  one session for all blocks whose graphs are equal, over the bundle's weights,
-                  mapped and never packed (`shared_graphs`): there at once, slower to run
+    private       the session packs its matrices into its own memory
+    prepacked     matrices are packed once on this machine and mapped (`prepacked`); functions
+                  share equal ones
+    shared_graph  one session for all blocks with equal graphs, over the bundle's weights, mapped
+                  and never packed (`shared_graphs`): loads at once, runs slower
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle.cache import making_ms
+from edgevlm.bundle.cache import build_ms
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.measures import OperatorReport
@@ -36,24 +36,24 @@ from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 from edgevlm.runtimes.on_onnxruntime.prepacked import prepacked_graphs
 from edgevlm.runtimes.on_onnxruntime.shared_graphs import (
+    MappedWeight,
     Maps,
-    Weight,
     operator_kinds,
     without_weights,
 )
 
 PREPACKED, SHARED_GRAPH = "prepacked", "shared_graph"
-UNEQUAL = {"Conv", "MatMulNBits"}  # computed another way where their weights are inputs
-UNPACKED = ("fp16", "w8a32")  # matrices that a session makes float32 when it opens
+UNEQUAL = {"Conv", "MatMulNBits"}  # computed differently where their weights are inputs
+UNPACKED = ("fp16", "w8a32")  # a session unpacks the weights to float32 when it opens
 MISSING = needs("engine 'onnxruntime'", "onnxruntime", "onnxruntime")
-# Ours are checked by the manifest; a session says only what is fatal.
+# Bundles are checked against the manifest, so a session logs fatal errors alone.
 _LOG_FATAL = 4
 
 
 class Engine(engine.Engine):
     """Loads blocks of one bundle, and runs their functions over arrays that the host owns.
 
-    `compile_ms` is what packing a block's matrices took.
+    `compile_ms` is the time of packing a block's matrices.
     """
 
     name, targets, budgets = "onnxruntime", ("onnx",), True
@@ -66,7 +66,7 @@ class Engine(engine.Engine):
         self._packing = threading.Lock()
         self._sessions: dict[tuple[str, str], Any] = {}
         self._shared: dict[bytes, Any] = {}  # sessions by hash of their graph without weights
-        self._common: dict[Path, tuple[Any, tuple[Weight, ...]]] = {}
+        self._common: dict[Path, tuple[Any, tuple[MappedWeight, ...]]] = {}
         self._maps = Maps()
         self._weights: dict[tuple[str, str], Mapping[str, Array]] = {}
         self._bound: dict[tuple[str, str], Any] = {}
@@ -78,7 +78,7 @@ class Engine(engine.Engine):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """What is missing."""
+        """The missing library."""
         installed = importlib.util.find_spec("onnxruntime") is not None
         return None if installed else MISSING
 
@@ -94,9 +94,9 @@ class Engine(engine.Engine):
     def load_modes(self, block: str) -> tuple[str, ...]:
         """Modes worth measuring for a block.
 
-        Matrices that a session makes float32 would be so at each run of a shared one. And where
-        rows are rounded, all modes must compute alike to the last bit: another byte is another row.
-        What keeps products of 8 bits from overflowing changes matrices when a session opens.
+        A shared session would unpack float16 and 8-bit weights at each run. Where activations are
+        rounded, all modes must agree to the last bit, as a difference would grow with each layer.
+        The protection of 8-bit products against overflow changes matrices when a session opens.
         """
         planned = self.bundle.plan.block(block)
         scheme = self.bundle.plan.recipe.scheme(planned.stage)
@@ -109,23 +109,23 @@ class Engine(engine.Engine):
         return (PREPACKED, SHARED_GRAPH)
 
     def prepare(self, block: str, function: str, mode: str) -> None:
-        """Open the session that shared blocks have in common.
+        """Open the session that blocks with equal graphs share.
 
         Raises:
             BundleError: If a file was changed.
-            RuntimeLoadError: If ONNX Runtime refuses the artifact.
+            RuntimeLoadError: If ONNX Runtime cannot load the artifact.
         """
         if mode == SHARED_GRAPH:
             self._session(self.bundle.plan.block(block), function)
 
     def load(self, block: str, function: str | None = None, mode: str = engine.PRIVATE) -> None:
-        """Open a block, or one function of it; nothing happens if it is open.
+        """Open a block, or one function of it; no effect if it is open.
 
-        Where the prepacked graph cannot be written, a session packs for itself.
+        If the prepacked graph cannot be written, the session packs the matrices itself.
 
         Raises:
             BundleError: If a file was changed.
-            RuntimeLoadError: If ONNX Runtime refuses an artifact.
+            RuntimeLoadError: If ONNX Runtime cannot load an artifact.
         """
         planned = self.bundle.plan.block(block)
         names = [function] if function else [f.name for f in planned.functions]
@@ -144,7 +144,7 @@ class Engine(engine.Engine):
             self._sessions[block, name] = session
 
     def graphs(self, block: Block, mode: str) -> dict[str, Path]:
-        """The file that a session of each function opens: the bundle's, or the prepacked one.
+        """The file to open for each function: the bundle's graph, or the prepacked one.
 
         Raises:
             BundleError: If a file was changed.
@@ -153,11 +153,11 @@ class Engine(engine.Engine):
             try:
                 with self._packing:  # once for all functions of a block
                     folder = prepacked_graphs(self.bundle, block, self.options)
-                self.compile_ms[block.name] = making_ms(folder)
+                self.compile_ms[block.name] = build_ms(folder)
                 return {f.name: folder / f.name / f"{block.name}.onnx" for f in block.functions}
             except BundleError:
                 raise
-            except Exception:  # no room, no rights; ONNX Runtime has types of its own
+            except Exception:  # no space, no permission; ONNX Runtime has its own types
                 pass
         return self.bundle.files_of(block)
 
@@ -167,24 +167,23 @@ class Engine(engine.Engine):
         options = self.ort.SessionOptions()
         options.log_severity_level = _LOG_FATAL
         options.add_session_config_entry("session.use_env_allocators", "1")
-        # Weights that are not mapped stay out of it: one in the middle of a large free piece makes
-        # the arena take another.
+        # Weights that are not mapped stay out of the arena: one inside a large free region would
+        # make the arena allocate another.
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-        options.enable_mem_pattern = (
-            False  # it takes a second piece of the arena, and saves no time
-        )
+        # Memory patterns take a second region of the arena, and save no time.
+        options.enable_mem_pattern = False
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         # Each session has its own threads: with shared ones, ONNX Runtime refuses sessions that
-        # somebody else opens in this process. Left spinning after a run, they hold the cores that
-        # the next block, or who loads it, needs (docs/benchmarks.md has what that costs).
+        # other code opens in this process. Threads that spin after a run would hold the cores that
+        # the next block and its load need (docs/benchmarks.md has the cost).
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if _adds_in_16_bits():
             options.add_session_config_entry("session.x64quantprecision", "1")
         return options
 
-    def _session(self, block: Block, function: str) -> tuple[Any, tuple[Weight, ...]]:
-        """The session of a function's graph without weights, and the weights that are its own."""
+    def _session(self, block: Block, function: str) -> tuple[Any, tuple[MappedWeight, ...]]:
+        """The session of a function's graph without weights, and the function's weights."""
         path = self.bundle.files_of(block)[function]
         if path not in self._common:
             graph, weights = without_weights(path)
@@ -197,7 +196,7 @@ class Engine(engine.Engine):
         return self._common[path]
 
     def _share(self, block: Block, names: list[str]) -> None:
-        """Map a block's weights."""
+        """Load functions in mode `shared_graph`: map their weights."""
         paths = [self.bundle.path / entry.path for entry in self.bundle.weights_of(block)]
         files = {path.name: path for path in paths}
         for name in names:
@@ -213,13 +212,13 @@ class Engine(engine.Engine):
         self._sessions[key].run_with_iobinding(self._bound[key])
 
     def operators(self, calls: Mapping[engine.Key, int]) -> OperatorReport:
-        """Time every operator, in sessions of its own with the profiler on."""
+        """Time every operator, in separate sessions with the profiler on."""
         from edgevlm.runtimes.on_onnxruntime.operators import time_operators
 
         return time_operators(self, calls)
 
     def unload(self, block: str, function: str | None = None) -> None:
-        """Give the memory of a block, or of one function of it, back."""
+        """Free the memory of a block, or of one function of it."""
         for key in [key for key in list(self._sessions) if key[0] == block]:
             if function in (None, key[1]):
                 self._bound.pop(key, None)
@@ -227,9 +226,12 @@ class Engine(engine.Engine):
                 del self._sessions[key]
 
     def _bind(self, key: tuple[str, str]) -> Any:
-        made = self.bundle.plan.block(key[0]).function(key[1])
+        planned = self.bundle.plan.block(key[0]).function(key[1])
         arrays, binding = self.arrays[key], self._sessions[key].io_binding()
-        for specs, bind in ((made.inputs, binding.bind_input), (made.outputs, binding.bind_output)):
+        for specs, bind in (
+            (planned.inputs, binding.bind_input),
+            (planned.outputs, binding.bind_output),
+        ):
             for spec in specs:
                 array = arrays[spec.name]
                 bind(spec.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
@@ -249,9 +251,9 @@ def _open(graph: Path | bytes, options: Any, name: str) -> Any:
 
 
 def _check_signature(
-    session: Any, function: Function, block: str, weights: Sequence[Weight] = ()
+    session: Any, function: Function, block: str, weights: Sequence[MappedWeight] = ()
 ) -> None:
-    """Refuse an artifact whose inputs and outputs are not the manifest's: binding trusts them."""
+    """Check that inputs and outputs are those of the manifest, as binding trusts them."""
     types = {"f32": "tensor(float)", "i32": "tensor(int32)"}
     bound = {weight.name for weight in weights}
     for nodes, specs in (
@@ -259,16 +261,15 @@ def _check_signature(
         (session.get_outputs(), function.outputs),
     ):
         got = {n.name: (n.type, *n.shape) for n in nodes if n.name not in bound}
-        wanted = {spec.name: (types[spec.dtype], *spec.shape) for spec in specs}
-        for name in sorted(got.keys() | wanted.keys()):
-            if got.get(name) != wanted.get(name):
+        expected = {spec.name: (types[spec.dtype], *spec.shape) for spec in specs}
+        for name in sorted(got.keys() | expected.keys()):
+            if got.get(name) != expected.get(name):
                 raise RuntimeLoadError(
                     f"{block}.{function.name}: '{name}' is {got.get(name)} in the artifact,"
-                    f" {wanted.get(name)} in the manifest"
+                    f" {expected.get(name)} in the manifest"
                 )
 
 
-@cache
 @cache
 def _share_arena() -> None:
     """One arena for the working memory of all sessions of the process."""
@@ -276,15 +277,15 @@ def _share_arena() -> None:
 
     ort = import_onnxruntime()
     memory = OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, OrtMemType.DEFAULT)
-    # 1: grow by what is asked for, not to twice the size.
+    # 1: grow by the requested size, not to twice the size.
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
 @cache
 def _adds_in_16_bits() -> bool:
-    """Whether products of 8 bits may overflow: on x86 without VNNI. The cure takes twice the time.
+    """Whether sums of int8 products may overflow: on x86 without VNNI. The cure doubles the time.
 
-    Where the processor cannot be asked, it is taken for one of those.
+    An unknown processor counts as one of those.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False

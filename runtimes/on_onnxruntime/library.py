@@ -2,7 +2,7 @@
 
 From 1.29 on, ONNX Runtime on Linux writes a device id and a database of events into the cache
 folder (`Microsoft/DeveloperTools/.onnxruntime`) when it is imported, and sends the events later. It
-reads ORT_DISABLE_TELEMETRY once, at import; outside of build services nothing else keeps it silent.
+reads ORT_DISABLE_TELEMETRY once, at import; outside of build services nothing else turns it off.
 """
 
 from __future__ import annotations

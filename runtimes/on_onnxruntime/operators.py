@@ -1,8 +1,8 @@
-"""What ONNX Runtime's own profiler says of each operator, in runs of their own.
+"""The time of each operator by ONNX Runtime's own profiler, in separate runs.
 
 Each function is opened once more, alone, over the same arrays, run a few times with the profiler
 on, and closed. The names of weights in the graph are the names of the model's modules; an operator
-without weights belongs where its inputs come from.
+without weights counts for the module of its inputs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 from edgevlm.bundle.measures import Operator, OperatorReport, stat_of
 from edgevlm.runtimes.on_onnxruntime.engine import Engine
 
-# The only provider that the engine asks for.
-WANTED = "cpu"
+# The only execution provider that the engine requests.
+PROVIDER = "cpu"
 RUNS, WARM_UPS = 5, 1
 SUFFIX = "_kernel_time"
 _OUTSIDE = "session.optimized_model_external_initializers_file_name"
@@ -29,29 +29,33 @@ def time_operators(engine: Engine, calls: Mapping[tuple[str, str], int]) -> Oper
     """Time every operator of every function.
 
     Args:
-        engine: Its arrays are bound, and have what the last answer left.
+        engine: The engine; its bound arrays hold the last answer's values.
         calls: How often one answer runs each function, by block and function.
     """
-    found: list[Operator] = []
+    operators: list[Operator] = []
     with tempfile.TemporaryDirectory() as folder:
-        watched = _Watched(engine, Path(folder))
+        profiled = _ProfiledEngine(engine, Path(folder))
         for (block, function), count in calls.items():
-            times_of = watched.times(block, function)
-            modules = modules_of(watched.graph) if importlib.util.find_spec("onnx") else None
+            times_of = profiled.times(block, function)
+            modules = modules_of(profiled.graph) if importlib.util.find_spec("onnx") else None
             for name, kind, provider, times in times_of:
                 module = None if modules is None else modules.get(name, "")
-                took = stat_of([t / 1e3 for t in times])
-                where = provider.removesuffix("ExecutionProvider").lower()
-                found.append(Operator(block, function, name, kind, module, where, count, took))
-    devices = dict(Counter(operator.device for operator in found))
-    away = sum(count for device, count in devices.items() if device != WANTED)
-    named = all(operator.module is not None for operator in found)
-    reason = {} if named else {"operators.module": "reading the graphs needs the library 'onnx'"}
-    return OperatorReport(tuple(found), devices, away, reason)
+                run_ms = stat_of([t / 1e3 for t in times])
+                provider_name = provider.removesuffix("ExecutionProvider").lower()
+                operators.append(
+                    Operator(block, function, name, kind, module, provider_name, count, run_ms)
+                )
+    devices = dict(Counter(operator.device for operator in operators))
+    away = sum(count for device, count in devices.items() if device != PROVIDER)
+    named = all(operator.module is not None for operator in operators)
+    reason = (
+        {} if named else {"operators.module": "reading the graphs needs 'onnx'; pip install onnx"}
+    )
+    return OperatorReport(tuple(operators), devices, away, reason)
 
 
-class _Watched(Engine):
-    """An engine of the same arrays whose sessions write profiles and their graphs into a folder."""
+class _ProfiledEngine(Engine):
+    """An engine over the same arrays whose sessions write profiles and graphs into a folder."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         super().__init__(engine.bundle, engine.threads)
@@ -76,49 +80,49 @@ class _Watched(Engine):
         self.unload(block, function)
         events = json.loads(file.read_text("utf-8"))
         file.unlink()
-        found: dict[tuple[str, str], tuple[str, str, str, list[int]]] = {}
+        by_node: dict[tuple[str, str], tuple[str, str, str, list[int]]] = {}
         for event in events:
-            name, told = str(event["name"]), event.get("args", {})
+            name, details = str(event["name"]), event.get("args", {})
             if event.get("cat") != "Node" or not name.endswith(SUFFIX):
                 continue
             name = name.removesuffix(SUFFIX)
-            fresh = (name, str(told["op_name"]), str(told["provider"]), list[int]())
-            # Some names stand twice in a graph, a number does not.
-            found.setdefault((told["node_index"], name), fresh)[3].append(int(event["dur"]))
-        return [(*entry[:3], entry[3][WARM_UPS:]) for entry in found.values()]
+            fresh = (name, str(details["op_name"]), str(details["provider"]), list[int]())
+            # Names may repeat in a graph, node numbers do not.
+            by_node.setdefault((details["node_index"], name), fresh)[3].append(int(event["dur"]))
+        return [(*entry[:3], entry[3][WARM_UPS:]) for entry in by_node.values()]
 
 
 def modules_of(path: Path) -> dict[str, str]:
-    """Module of each node of a graph, by the node's name; empty where no weight tells."""
+    """Module of each node of a graph, by the node's name; empty where no weight shows it."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph
     weights = {i.name for i in (*graph.initializer, *graph.input) if "." in i.name}
-    made: dict[str, str] = {}  # by tensor
-    found: dict[str, str] = {}
+    module_of: dict[str, str] = {}  # by tensor
+    modules: dict[str, str] = {}
     for node in graph.node:
         own = [name for name in node.input if name in weights]
         if own:
             module = _common([_parts(name) for name in own])
             inside = module[:-1]
         else:
-            sources = [made[name].split(".") for name in node.input if made.get(name)]
-            # A sum over two layers belongs to the later one: sources of its layer alone count.
+            sources = [module_of[name].split(".") for name in node.input if module_of.get(name)]
+            # A sum over two layers counts for the later one: only sources of that layer are used.
             sources = [s for s in sources if s[:2] == sources[-1][:2]]
             module = inside = _common(sources) if sources else []
-        found[node.name] = ".".join(module)
-        made |= dict.fromkeys(node.output, ".".join(inside))
-    return found
+        modules[node.name] = ".".join(module)
+        module_of |= dict.fromkeys(node.output, ".".join(inside))
+    return modules
 
 
 def _common(paths: Sequence[Sequence[str]]) -> list[str]:
-    """The parts with which all of them begin."""
-    found: list[str] = []
+    """The longest common prefix."""
+    prefix: list[str] = []
     for parts in zip(*paths, strict=False):
         if len({*parts}) > 1:
             break
-        found.append(parts[0])
-    return found
+        prefix.append(parts[0])
+    return prefix
 
 
 def _parts(weight: str) -> list[str]:

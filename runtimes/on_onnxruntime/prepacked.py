@@ -1,11 +1,11 @@
-"""Graphs that ONNX Runtime has optimized once, with its packed matrices in a file that is mapped.
+"""Graphs that ONNX Runtime optimized once, with packed matrices in a memory-mapped file.
 
     artifact -> optimized and packed by ONNX Runtime, once -> graph + matrices in the cache folder
 
-A session packs matrices into memory of its own, once for each function of a block. Written by
-ONNX Runtime itself they are mapped instead: pages of a file, which the system may drop and read
-again, and which functions share whose matrices are equal. What is packed depends on the processor
-and on the release, so both are in the name of the folder.
+A session packs matrices into its own memory, once for each function of a block. Written by ONNX
+Runtime to a file they are mapped instead: the system may drop and read their pages again, and
+functions with equal matrices share them. Packing depends on the processor and on the release, so
+both are part of the folder's name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle.cache import made_once
+from edgevlm.bundle.cache import build_once
 from edgevlm.bundle.files import Bundle, sha256
 from edgevlm.bundle.functions import Block
 from edgevlm.libraries import processor_lines
@@ -25,16 +25,16 @@ from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 
 # Smaller weights stay inside the graph.
 LEAST_BYTES = 1024
-_TOLD = ("model name", "flags", "Features")  # lines of Linux about the processor
+_PROCESSOR_FIELDS = ("model name", "flags", "Features")  # of /proc/cpuinfo
 
 
 def prepacked_graphs(bundle: Bundle, block: Block, options: Callable[[], Any]) -> Path:
-    """Folder with the graph `FUNCTION/BLOCK.onnx` of each function, written if it is not there.
+    """Folder with the graph `FUNCTION/BLOCK.onnx` of each function, built at first use.
 
     Args:
-        bundle: The bundle; its files are checked.
+        bundle: The bundle; the hashes of its files are checked.
         block: The block.
-        options: Makes settings of a session.
+        options: Returns new settings of a session.
 
     Raises:
         BundleError: If a file of the block was changed.
@@ -48,18 +48,18 @@ def prepacked_graphs(bundle: Bundle, block: Block, options: Callable[[], Any]) -
     hashes = [f"{f.path} {f.sha256}" for f in bundle.plan.files if f.path in inside]
 
     def make(work: Path) -> Path:
-        made = work / "made"
+        folder = work / "made"
         for name, path in files.items():
-            _write(path, made / name, block.name, options())
-        _share(made, block.name)
-        return made
+            _write(path, folder / name, block.name, options())
+        _share(folder, block.name)
+        return folder
 
     contents = "\n".join((ort.__version__, processor(), *sorted(hashes)))
-    return made_once("onnxruntime", contents, make)
+    return build_once("onnxruntime", contents, make)
 
 
 def _write(artifact: Path, folder: Path, name: str, options: Any) -> None:
-    """Have ONNX Runtime write what it makes of an artifact."""
+    """Have ONNX Runtime write the optimized graph of an artifact."""
     ort = import_onnxruntime()
 
     folder.mkdir(parents=True)
@@ -73,19 +73,19 @@ def _write(artifact: Path, folder: Path, name: str, options: Any) -> None:
     ort.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
 
 
-def _share(made: Path, name: str) -> None:
-    """Functions whose matrices are equal get one file."""
+def _share(folder: Path, name: str) -> None:
+    """Link equal matrix files of functions to one file."""
     first: dict[str, Path] = {}
-    for file in sorted(made.glob(f"*/{name}.matrices")):
-        one = first.setdefault(sha256(file), file)
-        if one is not file:
+    for file in sorted(folder.glob(f"*/{name}.matrices")):
+        original = first.setdefault(sha256(file), file)
+        if original is not file:
             file.unlink()
-            os.link(one, file)
+            os.link(original, file)
 
 
 @cache
 def processor() -> str:
-    """What tells processors apart for which matrices are packed."""
-    told = sorted(x for x in {*processor_lines()} if x.startswith(_TOLD))
-    told = told or [platform.processor()]
-    return f"{platform.system()} {platform.machine()} {told}"
+    """Text that identifies a kind of processor, as far as packing depends on it."""
+    lines = sorted(x for x in {*processor_lines()} if x.startswith(_PROCESSOR_FIELDS))
+    lines = lines or [platform.processor()]
+    return f"{platform.system()} {platform.machine()} {lines}"

@@ -1,11 +1,11 @@
 """Graphs without weights: one session serves all blocks whose graphs are equal.
 
-    artifact -> its weights become inputs, the block's name goes -> one session for equal graphs
-    weights  -> mapped from the block's file -> bound to those inputs where they lie
+    artifact -> weights become inputs, the block's name is removed -> one session for equal graphs
+    weights  -> mapped from the block's file -> bound to those inputs without a copy
 
-So a block is loaded by mapping its file: nothing is parsed, copied or packed. Only the messages of
-ONNX that this needs are declared; what is not is carried over as it is. The library for messages
-comes with ONNX Runtime.
+So a block is loaded by mapping its file: nothing is parsed, copied or packed. Only the necessary
+protobuf messages of ONNX are declared; other fields are preserved. The protobuf library comes with
+ONNX Runtime.
 
 Source: onnx.proto (ModelProto, GraphProto, TensorProto, ValueInfoProto and their field numbers).
 """
@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from edgevlm.errors import RuntimeLoadError
 
-AROUND = 65_536  # bytes that a system maps at a time where a page is missing; Linux, by default
+AROUND = 65_536  # bytes that Linux maps at a page fault by default (fault-around)
 _EXTERNAL = 1
 _TYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 10: np.float16}
-# Of each message its fields: number, name, type; `*` repeats.
+# Fields of each message: number, name, type; `*` is repeated.
 _FIELDS: dict[str, Sequence[tuple[int, str, str]]] = {
     "Model": [(7, "graph", "Graph"), (14, "metadata_props", "Entry*")],
     "Graph": [(1, "node", "Node*"), (5, "initializer", "Tensor*"), (11, "input", "Value*")],
@@ -51,8 +51,8 @@ _FIELDS: dict[str, Sequence[tuple[int, str, str]]] = {
 
 
 @dataclass(frozen=True)
-class Weight:
-    """A weight of a graph: an input now, and where its numbers lie."""
+class MappedWeight:
+    """A weight that has become an input of its graph, and its place in a file."""
 
     name: str
     dtype: Any
@@ -62,7 +62,7 @@ class Weight:
 
     @property
     def bytes(self) -> int:
-        """Its size."""
+        """Its size in bytes."""
         return math.prod(self.shape) * int(np.dtype(self.dtype).itemsize)
 
 
@@ -70,22 +70,24 @@ def operator_kinds(artifact: Path) -> frozenset[str]:
     """Kinds of operators in a graph.
 
     Raises:
-        RuntimeLoadError: If it is no ONNX graph.
+        RuntimeLoadError: If it is not an ONNX graph.
     """
     return frozenset(node.op_type for node in _read(artifact).graph.node)
 
 
-def without_weights(artifact: Path) -> tuple[bytes, tuple[Weight, ...]]:
-    """A graph whose weights outside the file are inputs, and these weights.
+def without_weights(artifact: Path) -> tuple[bytes, tuple[MappedWeight, ...]]:
+    """A graph with its external weights as inputs, and these weights.
 
     Raises:
-        RuntimeLoadError: If it is no ONNX graph, or has a weight of a type that is not ours.
+        RuntimeLoadError: If it is not an ONNX graph, or has a weight of an unsupported type.
     """
     model = _read(artifact)
     try:
-        found = [_weight(x) for x in model.graph.initializer if x.data_location == _EXTERNAL]
+        weights = [_weight(x) for x in model.graph.initializer if x.data_location == _EXTERNAL]
     except (KeyError, ValueError) as cause:
-        raise RuntimeLoadError(f"'{artifact.name}' is no ONNX graph of ours: {cause!r}") from cause
+        raise RuntimeLoadError(
+            f"'{artifact.name}' is not an ONNX graph of this exporter: {cause!r}"
+        ) from cause
     for index in reversed(range(len(model.graph.initializer))):
         if (tensor := model.graph.initializer[index]).data_location == _EXTERNAL:
             value = model.graph.input.add(name=tensor.name).type.tensor_type
@@ -94,28 +96,28 @@ def without_weights(artifact: Path) -> tuple[bytes, tuple[Weight, ...]]:
                 value.shape.dim.add(dim_value=size)
             del model.graph.initializer[index]
     del model.metadata_props[:]  # the block's name
-    return model.SerializeToString(deterministic=True), tuple(found)
+    return model.SerializeToString(deterministic=True), tuple(weights)
 
 
 class Maps:
-    """Mapped pieces of files; a piece that is in use is not mapped a second time."""
+    """Mapped regions of files; a region in use is not mapped twice."""
 
     def __init__(self) -> None:
         self._open: WeakValueDictionary[tuple[Path, int, int], mmap.mmap] = WeakValueDictionary()
 
     def weights(
-        self, weights: Sequence[Weight], files: Mapping[str, Path]
+        self, weights: Sequence[MappedWeight], files: Mapping[str, Path]
     ) -> dict[str, NDArray[Any]]:
-        """Weights by name, as they lie in their files; their pages are brought in now.
+        """Weights by name, mapped from their files; their pages are read now.
 
         Args:
-            weights: Those of one block.
-            files: The files they may lie in, by the name in the graph.
+            weights: The weights of one block.
+            files: Paths of the files that hold them, by the name in the graph.
 
         Raises:
             RuntimeLoadError: If a weight is not inside its file.
         """
-        found, ends = dict[str, NDArray[Any]](), dict[str, tuple[int, int]]()
+        arrays, ends = dict[str, NDArray[Any]](), dict[str, tuple[int, int]]()
         sizes = {name: path.stat().st_size for name, path in files.items()}
         for weight in weights:
             if not 0 <= weight.offset <= sizes.get(weight.file, 0) - weight.bytes:
@@ -126,22 +128,22 @@ class Maps:
         for weight in weights:
             first, last = ends[weight.file]
             first -= first % mmap.ALLOCATIONGRANULARITY
-            piece = self._piece(files[weight.file], first, last)
+            region = self._region(files[weight.file], first, last)
             count = math.prod(weight.shape)
-            numbers = np.frombuffer(piece, weight.dtype, count, weight.offset - first)
+            numbers = np.frombuffer(region, weight.dtype, count, weight.offset - first)
             numbers.view(np.uint8)[::AROUND].max(initial=0)
-            found[weight.name] = numbers.reshape(weight.shape)
-        return found
+            arrays[weight.name] = numbers.reshape(weight.shape)
+        return arrays
 
-    def _piece(self, path: Path, first: int, last: int) -> mmap.mmap:
-        piece = self._open.get((path, first, last))
-        if piece is None:
+    def _region(self, path: Path, first: int, last: int) -> mmap.mmap:
+        region = self._open.get((path, first, last))
+        if region is None:
             with path.open("rb") as file:
-                piece = mmap.mmap(
+                region = mmap.mmap(
                     file.fileno(), last - first, access=mmap.ACCESS_READ, offset=first
                 )
-            self._open[path, first, last] = piece
-        return piece
+            self._open[path, first, last] = region
+        return region
 
 
 def _read(artifact: Path) -> Any:
@@ -151,18 +153,20 @@ def _read(artifact: Path) -> Any:
     try:
         model.ParseFromString(artifact.read_bytes())
     except DecodeError as cause:
-        raise RuntimeLoadError(f"'{artifact.name}' is no ONNX graph of ours: {cause!r}") from cause
+        raise RuntimeLoadError(
+            f"'{artifact.name}' is not an ONNX graph of this exporter: {cause!r}"
+        ) from cause
     return model
 
 
-def _weight(tensor: Any) -> Weight:
-    places = {entry.key: entry.value for entry in tensor.external_data}
-    weight = Weight(
+def _weight(tensor: Any) -> MappedWeight:
+    external = {entry.key: entry.value for entry in tensor.external_data}
+    weight = MappedWeight(
         tensor.name,
         _TYPES[tensor.data_type],
         tuple(tensor.dims),
-        places["location"],
-        int(places.get("offset", 0)),
+        external["location"],
+        int(external.get("offset", 0)),
     )
     if min(weight.shape, default=0) < 0:
         raise ValueError(f"'{weight.name}' has a shape of {weight.shape}")
@@ -186,10 +190,10 @@ def _messages() -> dict[str, Any]:
         for number, field, text in fields:
             kind = text.removesuffix("*")
             label = scalars.LABEL_REPEATED if text.endswith("*") else scalars.LABEL_OPTIONAL
-            made = message.field.add(name=field, number=number, label=label)
-            made.type = kinds.get(kind, scalars.TYPE_MESSAGE)
+            declared = message.field.add(name=field, number=number, label=label)
+            declared.type = kinds.get(kind, scalars.TYPE_MESSAGE)
             if kind not in kinds:
-                made.type_name = f".edgevlm.onnx.{kind}"
+                declared.type_name = f".edgevlm.onnx.{kind}"
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {

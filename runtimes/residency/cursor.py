@@ -1,11 +1,11 @@
-"""Where a loop is in its passes: what runs next, what may load, what may be evicted.
+"""The position of a loop in its passes: the next run, the next load, what may be evicted.
 
-Schedules of `schedule`, carried out as pure logic: no thread, no clock, no engine. `streamed` asks
-it and tells it what happened, always under one lock.
+It executes schedules of `schedule` as pure logic: no thread, no clock, no engine. `streamed`
+queries it and reports events to it, always under one lock.
 
 Runs are numbered from the beginning of the pass in which a function was entered: run `i` is at
-position `i % count` of the pass. A function that is not the next one is entered: later in the same
-pass steps were skipped and the numbers go on, else passes begin anew.
+position `i % count` of the pass. A function that is not the next one is entered: within the same
+pass the steps between were skipped and the numbers continue, else passes begin again at 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from edgevlm.runtimes.engine import Key
 from edgevlm.runtimes.residency.schedule import Schedule
 
-# Before every run: a load that waits for nothing.
+# Before every run: a load with nothing to wait for.
 AT_ONCE = -(10**9)
 
 
@@ -27,7 +27,7 @@ class LoadTask:
     Attributes:
         key: The function.
         streams: Whether it is evicted after its run.
-        runs: How often it runs while it stays; None is as often as passes come.
+        runs: Number of its runs while it is resident; None is unknown.
     """
 
     key: Key
@@ -40,7 +40,7 @@ class Cursor:
 
     Attributes:
         orders: Functions of each pass, in order.
-        in_memory: Bytes of each function that is loaded and not over.
+        in_memory: Bytes of each function that is loaded and still needed.
     """
 
     def __init__(self, orders: Mapping[str, tuple[Key, ...]]) -> None:
@@ -48,33 +48,33 @@ class Cursor:
         self.in_memory: dict[Key, int] = {}
         self._pass_of = {key: name for name, keys in orders.items() for key in keys}
         self._expected: tuple[str, int | None] | None = None
-        self._over: list[Key] = []  # in memory, but its run is over and it streams
-        self._queue: list[tuple[int, int]] = []  # run to load for, run that must be over before
+        self._over: list[Key] = []  # streamed functions in memory whose run is over
+        self._queue: list[tuple[int, int]] = []  # (run to load for, run that must be over before)
         self.leave()
 
     def leave(self) -> None:
-        """No pass is under way; the next function enters one."""
+        """Leave all passes; the next function enters one."""
         self._name, self._order = "", tuple[Key, ...]()
-        self._after: dict[int, int] = {}  # for each position that streams
-        self._run = self._end = 0  # the next run, and the one after the last: 0 is none
+        self._after: dict[int, int] = {}  # by streamed position, see `Load.after`
+        self._run = self._end = 0  # the next run, and the one after the last (0: unknown)
         self._queue.clear()
 
     def expect(self, pass_name: str, count: int | None) -> None:
-        """So many passes follow, from the next function of that pass on; none says nothing."""
+        """Announce `count` passes, from the next function of that pass on; 0 has no effect."""
         if count != 0:
             self._expected = pass_name, count
 
     def follows(self, key: Key) -> bool:
-        """Whether a function is the next one of what is under way."""
+        """Whether a function is the next one of the current passes."""
         if self._expected is not None and self._expected[0] == self._pass_of[key]:
             return False
         over = not self._name or 0 < self._end <= self._run
         return not over and self._order[self._position(self._run)] == key
 
     def enter(self, key: Key, schedules: Mapping[str, Schedule]) -> list[Key]:
-        """Go on with a function that does not follow; returns what has to be evicted first.
+        """Continue at a function that does not follow; returns the functions to evict first.
 
-        Its own pass keeps what stays there; of others, what leaves room.
+        Resident functions of its pass stay; those of other passes stay where there is room.
         """
         name = self._pass_of[key]
         self._move_to(key, name)
@@ -97,10 +97,10 @@ class Cursor:
         return evicted
 
     def may_load(self, ahead: bool) -> bool:
-        """Whether a load may begin; if `ahead`, one that may while the run before its own goes on.
+        """Whether a load may begin; if `ahead`, whether it may during the run before its own.
 
-        A load that has to wait for the run before its own is left to who runs: to wake a thread
-        and be woken by it takes as long as a small load.
+        A load that has to wait for the run before its own is left to the running thread: waking
+        another thread and waiting for it takes as long as a small load.
         """
         if not self._queue:
             return False
@@ -108,7 +108,7 @@ class Cursor:
         return after < self._run and not (ahead and after == run - 1)
 
     def next_load(self) -> LoadTask:
-        """Take the next load; what streams is queued again for the next pass."""
+        """Take the next load; a streamed function is queued again for the next pass."""
         run, _ = self._queue.pop(0)
         count, position = len(self._order), self._position(run)
         streams = position in self._after
@@ -118,11 +118,11 @@ class Cursor:
         return LoadTask(self._order[position], streams, runs)
 
     def loaded(self, key: Key, size: int) -> None:
-        """A load is over."""
+        """Record a finished load."""
         self.in_memory[key] = size
 
     def ran(self) -> None:
-        """The next run is over; a function that streams may be evicted now."""
+        """Record that the next run is over; a streamed function may be evicted now."""
         position = self._position(self._run)
         key = self._order[position]
         if position in self._after and key in self.in_memory:
@@ -131,16 +131,16 @@ class Cursor:
         self._run += 1
 
     def evictable(self) -> list[Key]:
-        """Take what is over and still in memory."""
+        """Take the functions whose run is over and that are still in memory."""
         over, self._over = self._over, []
         return over
 
     def drop_loads(self) -> None:
-        """Nothing is loaded until a function is entered."""
+        """Drop all queued loads until a function is entered."""
         self._queue.clear()
 
     def _move_to(self, key: Key, name: str) -> None:
-        """Set the number of the next run, and of the one after the last."""
+        """Set the numbers of the next run and of the one after the last."""
         expected, position = self._expected, self.orders[name].index(key)
         if expected is not None and expected[0] == name:
             self._expected = None
@@ -153,7 +153,7 @@ class Cursor:
         self._name, self._order = name, self.orders[name]
 
     def _may_load_after(self, run: int) -> int:
-        """The run that must be over before the load for a run; resident ones wait for none."""
+        """The run that must be over before a load; resident functions wait for none."""
         position = self._position(run)
         if position not in self._after:
             return AT_ONCE

@@ -1,8 +1,8 @@
-"""What each function of a bundle takes on this machine: bytes, time to load, time to run.
+"""Bytes, load time and run time of each function of a bundle on this machine.
 
-It is measured once, by a process of its own, so that neither the packing of matrices nor the
-measuring counts in the memory of who runs the bundle; the cache folder keeps it by bundle, engine,
-release, processor and threads.
+They are measured once, in a separate process, so that neither the packing of matrices nor the
+measurement counts in the memory of the process that runs the bundle. The cache folder keeps them by
+bundle, engine, release, processor and threads.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from edgevlm.runtimes.residency.streamed import StreamedBlocks
 from edgevlm.runtimes.residency.timings import FunctionTiming, Timings
 from edgevlm.version import VERSION
 
-FORMAT = 2  # of the kept document
+FORMAT = 2  # of the cached document
 TIMES = ("load", "first", "run", "evict", "bytes")
-# A pass is repeated so often with each third of its functions resident, and so often with none,
-# after one that warms files and working memory.
+# Each pass is repeated REPEATS times with each third of its functions resident, and STREAMED times
+# with none, after one that warms files and working memory.
 THIRDS, REPEATS, STREAMED = 3, 2, 4
 LEAST_SPEED = 0.2
 
@@ -50,7 +50,7 @@ LEAST_SPEED = 0.2
 def measured(
     bundle: Bundle, engine: str, threads: int, progress: Callable[[str], None] = lambda _: None
 ) -> Timings:
-    """The timings of a bundle's functions, from the cache or measured now.
+    """Timings of a bundle's functions, from the cache or measured now.
 
     Raises:
         RuntimeLoadError: If they cannot be measured; the message has the first reason.
@@ -62,7 +62,7 @@ def measured(
     try:
         return read(Timings, json.loads(file.read_text("utf-8")), file.name)
     except (OSError, ValueError):
-        pass  # not there, or of another release
+        pass  # not cached, or of another release
     progress(f"measure {len(bundle.plan.blocks)} blocks on this machine, once")
     timings = measure_timings(bundle.path, engine, threads)
     keep(file, dumps(timings))
@@ -70,7 +70,7 @@ def measured(
 
 
 def measure_timings(bundle: Path, engine: str, threads: int) -> Timings:
-    """`measured`, now and not kept.
+    """`measured`, without the cache.
 
     Raises:
         RuntimeLoadError: If they cannot be measured; the message has the first reason.
@@ -78,8 +78,8 @@ def measure_timings(bundle: Path, engine: str, threads: int) -> Timings:
     command = [sys.executable, "-m", __name__, str(bundle), engine, str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        raise RuntimeLoadError(f"the blocks cannot be measured: {said}")
+        reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        raise RuntimeLoadError(f"the blocks cannot be measured: {reason}")
     return read(Timings, json.loads(done.stdout.splitlines()[-1]), "timings")
 
 
@@ -95,20 +95,20 @@ def measure_functions(plan: Plan[Any], engine: Engine) -> Timings:
             engine.prepare(*key, mode)
     return_freed()
     before = resident_bytes()
-    found = [timing for mode, keys in groups for timing in _timings(engine, keys, mode)]
+    timings = [timing for mode, keys in groups for timing in _timings(engine, keys, mode)]
     return_freed()
     workspace = max(0, resident_bytes() - before)
-    alone = Timings(tuple(found), workspace, {})
-    return replace(alone, overlap_speed=_overlap_speeds(plan, engine, alone))
+    sequential = Timings(tuple(timings), workspace, {})
+    return replace(sequential, overlap_speed=_overlap_speeds(plan, engine, sequential))
 
 
 def _timings(engine: Engine, keys: Sequence[Key], mode: str) -> list[FunctionTiming]:
-    """Times and bytes in passes as a budget makes them: some functions stay, the others stream.
+    """Times and bytes in passes as a budget has them: some functions resident, the others streamed.
 
-    In turn each third stays, and its runs are timed. What they read is then as far from the
-    processor as it will be: in a cache for small models, in memory where the others have pushed it
-    out since the last pass. At last nothing stays, and what it takes to come and go is timed:
-    functions that are there together may have working memory in common.
+    Each third in turn is resident, and its runs are timed. Its weights are then as far from the
+    processor as later: in a cache for small models, in memory where the other functions displaced
+    them since the last pass. Finally none is resident, and loads and evictions are timed, because
+    functions in memory together may share working memory.
     """
     times = {key: {name: list[float]() for name in TIMES} for key in keys}
     for first in range(THIRDS + 1):
@@ -118,25 +118,25 @@ def _timings(engine: Engine, keys: Sequence[Key], mode: str) -> list[FunctionTim
         for repetition in range(1 + (REPEATS if first < THIRDS else STREAMED)):
             for key in keys:
                 if key in resident:
-                    once = {"run": _timed(engine.run, *key)}
+                    measured_s = {"run": _timed(engine.run, *key)}
                 else:
-                    once = _once(engine, key, mode)
-                if repetition and ("run" in once or first == THIRDS):
-                    for name, value in once.items():
+                    measured_s = _load_run_evict(engine, key, mode)
+                if repetition and ("run" in measured_s or first == THIRDS):
+                    for name, value in measured_s.items():
                         times[key][name].append(value)
         for key in resident:
             engine.unload(*key)
         return_freed()
-    found = []
+    timings = []
     for key in keys:
         *seconds, sizes = (times[key][name] for name in TIMES)
         times_ms = (1e3 * statistics.median(t) for t in seconds)
-        found.append(FunctionTiming(*key, mode, int(max(sizes)), *times_ms))
-    return found
+        timings.append(FunctionTiming(*key, mode, int(max(sizes)), *times_ms))
+    return timings
 
 
-def _once(engine: Engine, key: Key, mode: str) -> dict[str, float]:
-    """Seconds to load, run and evict a function, and bytes in memory at most."""
+def _load_run_evict(engine: Engine, key: Key, mode: str) -> dict[str, float]:
+    """Seconds to load, run and evict a function, and its peak bytes in memory."""
     empty = resident_bytes()
     forget_peak()
     load, first = _timed(engine.load, *key, mode), _timed(engine.run, *key)
@@ -145,15 +145,15 @@ def _once(engine: Engine, key: Key, mode: str) -> dict[str, float]:
     return {"load": load, "first": first, "evict": evict, "bytes": size}
 
 
-def _timed(action: Callable[..., object], *given: object) -> float:
+def _timed(action: Callable[..., object], *arguments: object) -> float:
     started = time.perf_counter()
-    action(*given)
+    action(*arguments)
     return time.perf_counter() - started
 
 
 def _overlap_speeds(plan: Plan[Any], engine: Engine, timings: Timings) -> dict[str, float]:
-    """How fast loads and runs are beside each other, from passes with room for two functions."""
-    found = {}
+    """Speed of loads and runs that overlap, from passes with room for two functions."""
+    speeds = {}
     for name, keys in plan.passes.items():
         units = timings.units(keys)
         if len(units) < 3:
@@ -162,26 +162,26 @@ def _overlap_speeds(plan: Plan[Any], engine: Engine, timings: Timings) -> dict[s
         blocks = StreamedBlocks(plan, engine, timings, largest + second, {name: keys})
         blocks.start()
         blocks.expect(name, 1 + PASSES)
-        at = []
+        ends = []
         for _ in range(1 + PASSES):
             for key in keys:
                 blocks.run(*key)
-            at.append(time.perf_counter())
+            ends.append(time.perf_counter())
         blocks.close()
         for key in keys:
             engine.unload(*key)
-        took = 1e3 * statistics.median(b - a for a, b in pairwise(at))
-        found[name] = _fitting(blocks.schedules[name], took)
-    return found
+        pass_ms = 1e3 * statistics.median(b - a for a, b in pairwise(ends))
+        speeds[name] = _fitting(blocks.schedules[name], pass_ms)
+    return speeds
 
 
-def _fitting(made: Schedule, took_ms: float) -> float:
-    """The speed with which a replay of the schedule takes as long."""
+def _fitting(schedule: Schedule, pass_ms: float) -> float:
+    """The overlap speed with which a replay of the schedule takes `pass_ms`."""
     low, high = LEAST_SPEED, 1.0
     for _ in range(12):
         middle = (low + high) / 2
-        times = replay(made.units, frozenset(made.resident), made.loads, PASSES, middle)
-        low, high = (low, middle) if times[-1] - times[-2] < took_ms else (middle, high)
+        times = replay(schedule.units, frozenset(schedule.resident), schedule.loads, PASSES, middle)
+        low, high = (low, middle) if times[-1] - times[-2] < pass_ms else (middle, high)
     return round(low, 3)
 
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# mallopt: blocks from this size on are mapped, so that freeing one gives it back.
+# mallopt: blocks from this size on are mapped, so that free() returns them to the system.
 _M_MMAP_THRESHOLD, _THRESHOLD = -3, 256 * 1024
 
 
@@ -32,17 +32,20 @@ def peak_rss_bytes() -> int:
 
 
 def footprint_bytes() -> int | None:
-    """What platforms kill for: anonymous memory and changed private pages; None where not told."""
+    """Private memory, the figure mobile systems use to kill apps; None if it is unknown.
+
+    The larger of anonymous memory and dirty private pages.
+    """
     try:
         text = Path("/proc/self/smaps_rollup").read_text()
     except OSError:
         return None
-    found = {m[1]: int(m[2]) * 1024 for m in re.finditer(r"^(\w+):\s+(\d+) kB$", text, re.M)}
-    return max(found["Anonymous"], found["Private_Dirty"])
+    sizes = {m[1]: int(m[2]) * 1024 for m in re.finditer(r"^(\w+):\s+(\d+) kB$", text, re.M)}
+    return max(sizes["Anonymous"], sizes["Private_Dirty"])
 
 
 def forget_peak() -> None:
-    """Begin a new high-water mark, where the kernel allows it."""
+    """Reset the high-water mark, where the kernel allows it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -50,7 +53,7 @@ def forget_peak() -> None:
 
 
 def return_freed() -> None:
-    """Give freed memory back to the system at once, not when the allocator sees fit."""
+    """Return freed memory to the system at once, not when the allocator chooses."""
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
@@ -58,7 +61,7 @@ def return_freed() -> None:
 
 @cache
 def _glibc() -> Any:
-    """The C library, told to map large blocks; None where it is another one."""
+    """glibc, set to map large blocks; None for another C library."""
     if sys.platform != "linux":
         return None
     library = ctypes.CDLL(None)

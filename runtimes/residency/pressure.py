@@ -1,4 +1,4 @@
-"""Memory that is short, as Linux tells it: time that somebody lost waiting for it (PSI).
+"""Memory pressure as Linux reports it: time that tasks were stalled for memory (PSI).
 
 Source: Documentation/accounting/psi.rst of Linux, "Monitoring for pressure thresholds".
 """
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-# A tenth of two seconds; a window of whole two seconds is what every user may ask for.
+# 0.2 s of 2 s; windows that are multiples of 2 s need no privileges.
 TRIGGER = b"some 200000 2000000\n"
 SYSTEM = Path("/proc/pressure/memory")
 
@@ -19,10 +19,10 @@ SYSTEM = Path("/proc/pressure/memory")
 def watch(short: Callable[[], None]) -> bool:
     """Call `short` once, from a thread of its own, when memory gets short.
 
-    Who waits is the process's own group (cgroup v2) where that is told, else anybody.
+    The stalls are those of the process's own group (cgroup v2) if known, else of the system.
 
     Returns:
-        Whether the system tells it.
+        Whether the system reports memory pressure.
     """
     try:
         file = os.open(_file(), os.O_RDWR | os.O_NONBLOCK)
@@ -39,7 +39,7 @@ def watch(short: Callable[[], None]) -> bool:
         poll.register(file, select.POLLPRI)
         events = poll.poll()
         os.close(file)
-        if events[0][1] & select.POLLPRI:  # else the group is gone
+        if events[0][1] & select.POLLPRI:  # else the group was removed
             short()
 
     threading.Thread(target=wait, daemon=True).start()

@@ -20,7 +20,7 @@ class ResidentBlocks:
         self.bind, self.run = engine.bind, engine.run
 
     def open(self) -> None:
-        """Load every function in the engine's mode for what stays, several at a time."""
+        """Load every function in the engine's mode for resident blocks, several in parallel."""
         keys = [(block.name, f.name) for block in self.plan.blocks for f in block.functions]
         with ThreadPoolExecutor(self.engine.parallel_loads) as pool:
             load, mode = self.engine.load, self.engine.resident_mode
@@ -30,4 +30,4 @@ class ResidentBlocks:
         return_freed()
 
     def expect(self, pass_name: str, count: int | None) -> None:
-        """Nothing: all is there."""
+        """Do nothing: every function is in memory."""

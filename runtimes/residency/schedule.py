@@ -1,16 +1,16 @@
-"""Which blocks are in memory, decided before anything runs. Pure logic; knows no engine.
+"""The schedule of blocks in memory, fixed before anything runs. Pure logic without an engine.
 
-A pass runs units in a fixed order, again and again: the views of a picture, the chunks of a prompt,
-the tokens of an answer, the steps of a denoiser. With room for all of them each is loaded once.
-With less, some are resident and the others stream: each is loaded ahead of its run, as early as
-there is room, also for the next pass, and is evicted when its run is over. (Where no core is free
-for it, a load ahead only takes what a run needs: then each is loaded when the run before it is
-over.) For a cyclic order that is the best a fixed choice can do; what was used last is what is
-needed last, so LRU would keep nothing.
+A pass runs units in a fixed order, repeatedly: the views of an image, the chunks of a prompt, the
+tokens of an answer, the steps of a denoiser. With room for all units each is loaded once. With
+less, some are resident and the others stream: each is loaded ahead of its run, as early as there is
+room, also for the next pass, and is evicted when its run is over. (If no core is free for loading,
+a load ahead slows the run down: then each is loaded when the run before it is over.) For a cyclic
+order that is the best fixed choice; the unit used last is the one needed last, so LRU would keep
+none of them.
 
     room >= resident + every window of streamed units from the start of a load to the end of a run
 
-Which ones are resident is found by replaying the choices: all of them for few units, else by
+The resident units are found by replaying the choices: all of them for few units, else by hill
 climbing from the best of several starts.
 """
 
@@ -22,22 +22,22 @@ from itertools import combinations
 
 from edgevlm.errors import PlanError
 
-# Passes that are replayed until the last one stands for all that follow.
+# Replayed passes; the last one is typical of all that follow.
 PASSES = 4
-# Up to here all choices are tried, and up to there two units at a time are dropped.
+# Up to FEW units all choices are tried, and up to PAIRS two units at a time are dropped.
 FEW, PAIRS = 8, 16
 STARTS = 3
-# From here on loads are hidden behind runs. Threads that share cores slow each other down by more
-# than they overlap: two cores that both computed took 57 ms a token without, 69 with loads ahead.
+# Least overlap speed at which loads run ahead. Threads that share cores slow each other down by
+# more than they overlap: on two busy cores a token took 57 ms without loads ahead, 69 ms with them.
 FREE = 0.85
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A function of a block as a pass needs it: its bytes in memory, and its times alone.
+    """A function of a block in a pass: its bytes in memory, and its times without overlap.
 
-    In `load_ms` is the eviction of what was there before. A run right after a load takes
-    `first_ms`, any other one `run_ms`.
+    `load_ms` includes the eviction of an earlier unit. A run right after a load takes `first_ms`,
+    any other run `run_ms`.
     """
 
     block: str
@@ -52,7 +52,7 @@ class Unit:
 class Load:
     """A streamed unit, by its position in the pass, and the run that must be over before its load.
 
-    `after` counts back over the border of the pass: -1 is the last run of the pass before.
+    A negative `after` is in the pass before: -1 is its last run.
     """
 
     position: int
@@ -61,15 +61,15 @@ class Load:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What an app needs to run a pass within a room: no decision is left to it.
+    """Everything that an app needs to run a pass within a room, without further decisions.
 
     Attributes:
         units: The pass, in order.
-        resident: Positions of the units that stay.
-        loads: The others, in order; one load at a time, each as soon as its `after` is over.
-        room_bytes: What units may take.
-        peak_bytes: What they take at most.
-        pass_ms: Predicted time of a pass, once the resident ones are there.
+        resident: Positions of the resident units.
+        loads: The streamed units, in order; one load at a time, each once its `after` is over.
+        room_bytes: Most bytes of all units.
+        peak_bytes: Their peak.
+        pass_ms: Predicted time of a pass, once the resident units are loaded.
         first_ms: Predicted time of the first pass, with nothing in memory.
     """
 
@@ -83,7 +83,7 @@ class Schedule:
 
 
 def minimum_bytes(units: Sequence[Unit]) -> int:
-    """The least room in which a pass can run: that of its largest unit."""
+    """The least room in which a pass can run: the size of its largest unit."""
     return max((unit.bytes for unit in units), default=0)
 
 
@@ -92,18 +92,18 @@ def schedule(units: Sequence[Unit], room_bytes: int, overlap_speed: float = 1.0)
 
     Args:
         units: The pass, in order.
-        room_bytes: What they may take together.
-        overlap_speed: How fast a load and a run are beside each other, 1 alone: 1 where a core is
-            free for loading. Where none is, below `FREE`, each load waits for the run before.
+        room_bytes: Most bytes that they may take together.
+        overlap_speed: Speed of a load and a run that overlap, relative to either alone: 1 if a
+            core is free for loading. Below `FREE` each load waits for the run before.
 
     Raises:
-        PlanError: If a unit alone is larger than the room.
+        PlanError: If a unit is larger than the room.
     """
     units = tuple(units)
     if minimum_bytes(units) > room_bytes:
         raise PlanError(
-            f"{room_bytes:,} bytes are too few for {max(units, key=lambda u: u.bytes).block}:"
-            f" at least {minimum_bytes(units):,} are needed"
+            f"{room_bytes:,} bytes are too few for {max(units, key=lambda u: u.bytes).block},"
+            f" expected at least {minimum_bytes(units):,}; raise the budget"
         )
 
     ahead = overlap_speed >= FREE
@@ -114,10 +114,10 @@ def schedule(units: Sequence[Unit], room_bytes: int, overlap_speed: float = 1.0)
             times = replay(
                 units, resident, _loads(units, resident, room_bytes), PASSES, overlap_speed
             )
-            took = times[-1] - times[-2]
+            pass_ms = times[-1] - times[-2]
         else:
-            took = sum(map(_saved, streamed))  # and all runs, whichever are resident
-        return took, sum(unit.bytes for unit in streamed)
+            pass_ms = sum(map(_saved, streamed))  # runs take the same for every choice
+        return pass_ms, sum(unit.bytes for unit in streamed)
 
     every = frozenset(range(len(units)))
     fits = _fits(units, room_bytes)
@@ -151,10 +151,10 @@ def replay(
 ) -> list[float]:
     """Simulated time in ms at the end of each pass, with nothing in memory before the first.
 
-    One load and one run at a time; while both are under way each goes at `overlap_speed`.
+    One load and one run at a time; while they overlap each runs at `overlap_speed`.
     """
     count = len(units)
-    # Loads in the order of need: in the first pass the resident ones too.
+    # Loads in the order of need; the first pass loads resident units too.
     after = {load.position: load.after for load in loads}
     queue = [(i, after.get(i, -count)) for i in range(count)]
     queue += [
@@ -195,7 +195,7 @@ def climb(
     rate: Callable[[frozenset[int]], tuple[float, int]],
     starts: Sequence[frozenset[int]],
 ) -> frozenset[int]:
-    """The best choice that exchanging one or two units for one, a step at a time, leads to."""
+    """The best choice reached by steps that exchange one or two units for one."""
 
     def reached(best: frozenset[int]) -> frozenset[int]:
         known = rate(best)
@@ -203,20 +203,20 @@ def climb(
             dropped = [best, *(best - {i} for i in best)]
             dropped += [best - {*pair} for pair in combinations(best, 2)] if count <= PAIRS else []
             near = {d | {j} for d in dropped for j in range(count)} | set(dropped)
-            found = min(((rate(c), sorted(c)) for c in near if fits(c)), default=(known, []))
-            if found[0] >= known:
+            best_near = min(((rate(c), sorted(c)) for c in near if fits(c)), default=(known, []))
+            if best_near[0] >= known:
                 return best
-            known, best = found[0], frozenset(found[1])
+            known, best = best_near[0], frozenset(best_near[1])
 
     return min(map(reached, sorted(starts, key=rate)[:STARTS]), key=rate)
 
 
 def _fits(units: Sequence[Unit], room_bytes: int) -> Callable[[frozenset[int]], bool]:
-    """Whether a choice leaves room for the largest of the others."""
+    """A test whether a choice leaves room for the largest other unit."""
 
     def fits(resident: frozenset[int]) -> bool:
-        held = sum(units[i].bytes for i in resident)
-        return held + max(
+        resident_bytes = sum(units[i].bytes for i in resident)
+        return resident_bytes + max(
             (u.bytes for i, u in enumerate(units) if i not in resident), default=0
         ) <= (room_bytes)
 
@@ -224,21 +224,21 @@ def _fits(units: Sequence[Unit], room_bytes: int) -> Callable[[frozenset[int]], 
 
 
 def _starts(units: Sequence[Unit], fits: Callable[[frozenset[int]], bool]) -> list[frozenset[int]]:
-    """Choices to climb from: nothing, what is dearest to load, and every second, third, … unit."""
-    dearest = sorted(range(len(units)), key=lambda i: -_saved(units[i]) / max(units[i].bytes, 1))
+    """Choices to climb from: none, the units costliest to load, every second, third, … unit."""
+    costliest = sorted(range(len(units)), key=lambda i: -_saved(units[i]) / max(units[i].bytes, 1))
     apart = [sorted(range(len(units)), key=lambda i: (i % gap, i)) for gap in (1, 2, 3, 4)]
-    found = [frozenset[int]()]
-    for order in (dearest, *apart):
+    starts = [frozenset[int]()]
+    for order in (costliest, *apart):
         resident = frozenset[int]()
         for i in order:
             if fits(resident | {i}):
                 resident |= {i}
-                found.append(resident)
-    return found
+                starts.append(resident)
+    return starts
 
 
 def _saved(unit: Unit) -> float:
-    """What a pass takes longer where a unit streams and nothing is hidden."""
+    """Time that a streamed unit adds to a pass without overlap."""
     return unit.load_ms + unit.first_ms - unit.run_ms
 
 
@@ -247,13 +247,13 @@ def _loads(
 ) -> tuple[Load, ...]:
     """When each streamed unit may be loaded: as soon as those before it leave room.
 
-    If not `ahead`, when the run before its own is over.
+    Without `ahead`, once the run before its own is over.
     """
     streamed = [i for i in range(len(units)) if i not in resident]
     if not ahead:
         return tuple(Load(unit, unit - 1) for unit in streamed)
     room, count = room_bytes - sum(units[i].bytes for i in resident), len(units)
-    found = []
+    loads = []
     for rank, unit in enumerate(streamed):
         total, back = units[unit].bytes, 1
         # Units streamed before this one that may still be in memory when its load begins; at most
@@ -265,15 +265,15 @@ def _loads(
             total, back = total + before, back + 1
         border = rank - back
         passes, index = divmod(border, len(streamed))
-        found.append(Load(unit, passes * count + streamed[index]))
-    return tuple(found)
+        loads.append(Load(unit, passes * count + streamed[index]))
+    return tuple(loads)
 
 
 def _peak(units: Sequence[Unit], resident: frozenset[int], loads: Sequence[Load]) -> int:
-    """Most bytes at a time: what stays, and what a load or a run has in memory."""
-    stays, count, most = sum(units[i].bytes for i in resident), len(units), 0
+    """Peak bytes: resident units, and streamed units that are loading or running."""
+    resident_bytes, count, most = sum(units[i].bytes for i in resident), len(units), 0
     for load in loads:
-        # When its load begins, streamed units that run after `after` and before it may be there.
+        # When its load begins, streamed units with runs between `after` and its own may be there.
         inside = [
             units[other.position].bytes
             for other in loads
@@ -281,4 +281,4 @@ def _peak(units: Sequence[Unit], resident: frozenset[int], loads: Sequence[Load]
             if load.after < other.position + shift <= load.position
         ]
         most = max(most, sum(inside))
-    return stays + most
+    return resident_bytes + most

@@ -1,11 +1,11 @@
 """As many blocks in memory as a budget allows, while a loop runs.
 
-The `Cursor` says what may happen; here it is done, by two: the loop runs, and a thread ahead of it
-loads. Who loads first evicts what is over. What the thread leaves to it, the loop loads itself.
+The `Cursor` decides; two threads act: the loop runs functions, and a thread ahead of it loads them.
+Each load first evicts functions whose run is over. The loop loads what the thread leaves to it.
 
-A budget is about the process: its resident memory as the kernel counts it (VmRSS), so the Python
-that runs, the cache, the arrays between blocks, the engine's working memory and the pages of mapped
-weights are all inside. That is never less than private memory, the figure mobile systems use to
+A budget is for the process: its resident memory as the kernel counts it (VmRSS). The Python
+interpreter, the cache, the arrays between blocks, the engine's working memory and the pages of
+mapped weights all count. That is never less than private memory, the figure mobile systems use to
 kill apps, so the promise holds there too.
 """
 
@@ -24,19 +24,19 @@ from edgevlm.runtimes.residency.memory import resident_bytes, return_freed
 from edgevlm.runtimes.residency.schedule import Schedule
 from edgevlm.runtimes.residency.timings import Timings, minimum_budget, schedules
 
-# For what is not counted: text, Python's own objects, pages of the tokenizer and of libraries.
+# For memory that is not measured: text, Python objects, pages of the tokenizer and of libraries.
 RESERVE_BYTES = 12 * 10**6
 
 
 class StreamedBlocks:
-    """Blocks come and go, and the process stays within a budget.
+    """Loads and evicts blocks so that the process stays within a budget.
 
     Attributes:
         budget_bytes: Most bytes of the process.
-        fixed_bytes: What is taken before any block; known after `open`.
-        minimum_budget_bytes: The smallest budget.
-        schedules: Of each pass.
-        loads: Functions loaded so far.
+        fixed_bytes: Bytes of everything but blocks; known after `open`.
+        minimum_budget_bytes: The smallest possible budget.
+        schedules: The schedule of each pass.
+        loads: Number of loads so far.
     """
 
     keeps_all = False
@@ -49,7 +49,7 @@ class StreamedBlocks:
         budget_bytes: int,
         orders: Mapping[str, tuple[Key, ...]] | None = None,
     ) -> None:
-        """`orders` are the passes that run; all of the plan's if None."""
+        """`orders` are the passes to run; None is all passes of the plan."""
         self.plan, self.engine, self.timings = plan, engine, timings
         self.budget_bytes, self.fixed_bytes, self.loads = budget_bytes, 0, 0
         self.orders = plan.passes if orders is None else orders
@@ -60,9 +60,9 @@ class StreamedBlocks:
         self._next_budget: tuple[int, dict[str, Schedule]] | None = None
 
     def bind(self, block: str, function: str, arrays: Mapping[str, Array]) -> None:
-        """Fix the arrays of a function; they are set to zero, and count towards the budget."""
+        """Fix the arrays of a function; they are zeroed, and count towards the budget."""
         for array in arrays.values():
-            array[...] = 0  # now and whole, so that what is resident is what will be
+            array[...] = 0  # touches all pages now, so that resident memory does not grow later
         self.engine.bind(block, function, arrays)
 
     def open(self) -> None:
@@ -81,7 +81,7 @@ class StreamedBlocks:
         self.start()
 
     def start(self) -> None:
-        """`open` where `fixed_bytes` is known: what is taken before any block.
+        """`open` for a known `fixed_bytes`.
 
         Raises:
             PlanError: If the budget is too small.
@@ -93,23 +93,23 @@ class StreamedBlocks:
         atexit.register(self.close)  # Python must not end while the thread is inside an engine
 
     def set_budget(self, budget_bytes: int) -> None:
-        """Another budget, from the next run on.
+        """Change the budget, from the next run on.
 
         Raises:
-            PlanError: If it is too small; the old one stays.
+            PlanError: If it is too small; the budget does not change.
         """
         self._next_budget = budget_bytes, self._schedules(budget_bytes)
 
     def expect(self, pass_name: str, count: int | None) -> None:
-        """So many passes follow; none is loaded for after them."""
+        """Announce `count` passes; nothing is loaded ahead after them."""
         with self._change:
             self._cursor.expect(pass_name, count)
 
     def run(self, block: str, function: str) -> None:
-        """Run a function as soon as it is loaded; if it does not stay, the next load evicts it.
+        """Run a function as soon as it is loaded; the next load evicts it if it streams.
 
         Raises:
-            EdgeVLMError: What loading or running raised.
+            EdgeVLMError: The error of the load or of the run.
         """
         key = (block, function)
         if self._next_budget is not None:
@@ -130,7 +130,7 @@ class StreamedBlocks:
                 self._wake()
 
     def close(self) -> None:
-        """End the thread; a load under way is waited for."""
+        """End the thread, after the current load."""
         self._stop_loading()
         atexit.unregister(self.close)
         with self._change:
@@ -142,18 +142,18 @@ class StreamedBlocks:
         return schedules(self.timings, self.orders, self.fixed_bytes, budget_bytes)
 
     def _enter(self, key: Key) -> None:
-        """Begin, or go on with, the passes that a function belongs to."""
+        """Enter, or continue, the passes of a function."""
         self._stop_loading()
-        with self._change:  # nothing loads before what is in its way has gone
+        with self._change:  # evictions come before any load
             self._evict(self._cursor.evictable())
             self._evict(self._cursor.enter(key, self.schedules))
             self._change.notify_all()
 
     def _wait_for(self, key: Key) -> None:
-        """Until a function is there: what nobody loads, the loop loads itself.
+        """Wait until a function is loaded; the loop loads it if the thread does not.
 
         Raises:
-            EdgeVLMError: What loading raised.
+            EdgeVLMError: The error of a load.
         """
         while True:
             with self._change:
@@ -210,7 +210,7 @@ class StreamedBlocks:
                 self._cursor.drop_loads()
 
     def _wait_for_room(self, size: int) -> None:
-        """What was measured may not be all that is there: then no load begins beside a run."""
+        """Wait for the run if a load now would exceed the budget, as timings may be too low."""
         with self._change:
             while self._running and self.fixed_bytes:
                 if resident_bytes() + size <= self.budget_bytes:
@@ -221,12 +221,12 @@ class StreamedBlocks:
         return not self._loading and self._failed is None and self._cursor.may_load(ahead)
 
     def _wake(self) -> None:
-        """Wake the thread if there is anything for it: to be woken for nothing takes a core."""
+        """Wake the thread if it has work: a needless wake-up takes a core."""
         if self._loading or self._may_load(ahead=True):
             self._change.notify_all()
 
     def _stop_loading(self) -> None:
-        """Drop what is queued and wait for the load under way."""
+        """Drop queued loads and wait for the current one."""
         with self._change:
             self._cursor.drop_loads()
             while self._loading:

@@ -1,4 +1,4 @@
-"""How long a bundle's functions take on a machine, and the schedules that follow for a budget."""
+"""Times of a bundle's functions on a machine, and the schedules for a budget."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from edgevlm.errors import PlanError
 from edgevlm.runtimes.engine import Key
 from edgevlm.runtimes.residency.schedule import Schedule, Unit, minimum_bytes, schedule
 
-MARGIN = 1.01  # of measured bytes: what the system keeps for each mapping is seen in the sum
+MARGIN = 1.01  # factor for measured bytes: the system's own memory for each mapping
 
 
 @dataclass(frozen=True)
 class FunctionTiming:
-    """A function in one load mode, measured: bytes in memory, and times alone with warm files.
+    """A measured function in one load mode: bytes in memory, times without overlap, files cached.
 
     `first_ms` is a run right after a load, which reads the pages of mapped weights; `evict_ms` is
-    what it takes to give the memory back.
+    the time to free its memory.
     """
 
     block: str
@@ -35,8 +35,8 @@ class FunctionTiming:
 class Timings:
     """Every function in every load mode, and the engine's working memory.
 
-    `overlap_speed` says, for each pass, how fast a load and a run are beside each other, see
-    `schedule.schedule`; 1 for a pass that is not there.
+    `overlap_speed` is, for each pass, the speed of a load and a run that overlap, see
+    `schedule.schedule`; 1 for a pass without an entry.
     """
 
     functions: tuple[FunctionTiming, ...]
@@ -44,40 +44,40 @@ class Timings:
     overlap_speed: dict[str, float]
 
     def streamed(self, key: Key) -> FunctionTiming:
-        """In the mode that is loaded, run once and evicted soonest."""
+        """Timing of the mode with the shortest load, run and eviction together."""
         return min(self._by_key[key], key=lambda t: t.load_ms + t.first_ms + t.evict_ms)
 
     def resident(self, key: Key, runs: int | None = None) -> FunctionTiming:
-        """In the mode that is best for so many runs (None: many), in no more memory."""
+        """Timing of the fastest mode for so many runs (None: many) in the memory of `streamed`."""
         most = 1.05 * self.streamed(key).bytes
 
         def takes(timing: FunctionTiming) -> float:
-            begun = 0.0 if runs is None else timing.load_ms + timing.first_ms
-            return begun + timing.run_ms * (1 if runs is None else runs - 1)
+            start_ms = 0.0 if runs is None else timing.load_ms + timing.first_ms
+            return start_ms + timing.run_ms * (1 if runs is None else runs - 1)
 
         return min((t for t in self._by_key[key] if t.bytes <= most), key=takes)
 
     def units(self, keys: Sequence[Key]) -> list[Unit]:
         """The functions of a pass."""
-        found = []
+        pass_units = []
         for key in keys:
             streamed, resident = self.streamed(key), self.resident(key)
             most = int(MARGIN * max(streamed.bytes, resident.bytes))
-            load = streamed.evict_ms + streamed.load_ms  # who loads evicts what is over
+            load = streamed.evict_ms + streamed.load_ms  # a load evicts first
             first = max(streamed.first_ms, resident.run_ms)
-            found.append(Unit(*key, most, load, first, resident.run_ms))
-        return found
+            pass_units.append(Unit(*key, most, load, first, resident.run_ms))
+        return pass_units
 
     @cached_property
     def _by_key(self) -> dict[Key, list[FunctionTiming]]:
-        found: dict[Key, list[FunctionTiming]] = {}
+        by_key: dict[Key, list[FunctionTiming]] = {}
         for timing in self.functions:
-            found.setdefault((timing.block, timing.function), []).append(timing)
-        return found
+            by_key.setdefault((timing.block, timing.function), []).append(timing)
+        return by_key
 
 
 def minimum_budget(timings: Timings, orders: Mapping[str, tuple[Key, ...]], fixed: int) -> int:
-    """The smallest budget in bytes: `fixed`, which is taken anyway, and the largest function."""
+    """The smallest budget in bytes: `fixed` and the largest function."""
     return fixed + max(minimum_bytes(timings.units(keys)) for keys in orders.values())
 
 
@@ -87,7 +87,7 @@ def schedules(
     """A schedule for each pass.
 
     Raises:
-        PlanError: If the budget is too small; it says which one would do.
+        PlanError: If the budget is too small; the message has the smallest one.
     """
     least = minimum_budget(timings, orders, fixed_bytes)
     if budget_bytes < least:

@@ -108,7 +108,7 @@ def _prefill_of(loop: TextLoop, tokens: int) -> Callable[[], None]:
 
 
 def _reduce_of(loop: TextLoop) -> Callable[[], None]:
-    given = loop.arrays.seen["features"]
+    given = loop.arrays.all_views["features"]
     given[:] = np.random.default_rng(1).standard_normal(given.shape)
     return lambda: loop.blocks.run("reduce-0", "reduce")
 

@@ -110,7 +110,9 @@ def test_the_types_own_rules_name_the_field():
 def test_a_type_with_a_parser_is_a_text():
     document = documents.to_document(Recipe(quantize="head=fp16"))
     assert document["quantize"] == "none,head=fp16"
-    with pytest.raises(DocumentError, match=r"^recipe\.quantize: 'int8' is no quantization scheme"):
+    with pytest.raises(
+        DocumentError, match=r"^recipe\.quantize: 'int8' is not a quantization scheme"
+    ):
         read(Recipe, document | {"quantize": "int8"}, "recipe")
     with pytest.raises(DocumentError, match=r"^recipe\.methods\[0\] must be text, got 5"):
         read(Recipe, document | {"methods": [5]}, "recipe")

@@ -43,8 +43,11 @@ def test_what_is_no_bundle(tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(BundleError) as error:
             Bundle.open(path)
-        assert str(error.value) == f"no bundle at '{path}': expected a folder that `export` wrote"
-    with pytest.raises(BundleError, match=r"has no manifest\.json: it is not a bundle"):
+        assert (
+            str(error.value)
+            == f"no bundle at '{path}': expected a folder written by `edgevlm export`"
+        )
+    with pytest.raises(BundleError, match=r"is not a bundle: it has no manifest\.json"):
         Bundle.open(tmp_path)
 
 
@@ -52,7 +55,10 @@ def test_a_flipped_byte_is_found_before_the_first_load(bundle_copy):
     flip(bundle_copy / WEIGHTS)
     with pytest.raises(BundleError) as error:
         api.load(bundle_copy)
-    assert str(error.value) == f"'{WEIGHTS}' was changed: its sha256 is not the manifest's"
+    assert (
+        str(error.value)
+        == f"'{WEIGHTS}' was changed: its sha256 is not the manifest's; export again"
+    )
 
 
 def test_a_flipped_byte_is_found_after_a_load(bundle_copy):
@@ -89,7 +95,7 @@ def test_a_broken_cache_costs_time_and_nothing_else(bundle_copy, text):
 
 def test_an_unlisted_name_and_a_removed_file(bundle_copy):
     bundle = Bundle.open(bundle_copy)
-    with pytest.raises(BundleError, match=r"manifest\.json: no file 'secret' is listed"):
+    with pytest.raises(BundleError, match=r"manifest\.json does not list 'secret'"):
         bundle.file("secret")
     (bundle_copy / WEIGHTS).unlink()
     with pytest.raises(BundleError) as error:
@@ -109,7 +115,7 @@ def test_all_files_of_a_block_are_checked(bundle_copy):
 @pytest.mark.parametrize("keep", [0, 100])
 def test_a_truncated_file(bundle_copy, keep):
     os.truncate(bundle_copy / WEIGHTS, keep)
-    with pytest.raises(BundleError, match=rf"'{WEIGHTS}' has {keep} bytes, the manifest says \d+"):
+    with pytest.raises(BundleError, match=rf"'{WEIGHTS}' has {keep} bytes, the manifest has \d+"):
         Bundle.open(bundle_copy)
 
 
@@ -315,7 +321,7 @@ def test_an_existing_folder_is_not_replaced(tmp_path, bundle_copy):
             check_free(tmp_path / name, force=True)
         with pytest.raises(BundleError, match="exists"):
             check_free(tmp_path / name, force=False)
-    with pytest.raises(BundleError, match=r"cannot be written: there is no folder '.*/no'"):
+    with pytest.raises(BundleError, match=r"cannot be written: the folder '.*/no' does not exist"):
         check_free(tmp_path / "no" / "b.edgevlm", force=True)
 
 

@@ -89,7 +89,7 @@ EDITS = {
     "listed twice": (lambda d: d["files"].append(d["files"][0]), "is listed twice"),
     "missing file": (put("files.0.path", "blocks/no.onnx"), "'blocks/no.onnx' is missing from the bundle"),
     "a folder": (put("files.0.path", "blocks"), "'blocks' is missing from the bundle"),
-    "wrong size": (put("files.0.bytes", 5), "bytes, the manifest says 5"),
+    "wrong size": (put("files.0.bytes", 5), "bytes, the manifest has 5"),
     "unlisted file": (lambda d: d["files"].clear(), "is used but not listed in files"),
     # Numbers of the host.
     "no layers": (put("host.kv.layers", 0), "host.kv.layers is 0"),
@@ -100,7 +100,7 @@ EDITS = {
     "other table": (put("host.embedding.rows", 1025), "host.embedding needs 262400 bytes"),
     "no pixels": (put("host.image.height", 0), "host.image.height is 0"),
     "many views": (put("host.image.rows", 2**20), "reduce-0.reduce.features must be f32 [1, 67108928, 64]"),
-    "zero std": (put("host.image.std", [0.5, 0, 0.5]), "host.image.std is [0.5, 0.0, 0.5], it must be above 0"),
+    "zero std": (put("host.image.std", [0.5, 0, 0.5]), "host.image.std is [0.5, 0.0, 0.5], expected values above 0"),
     "resample": (put("host.image.resample", "magic"), "host.image.resample is 'magic', known: nearest"),
     "positions": (put("host.positions", "random"), "host.positions is 'random', known: contiguous"),
     "KV form": (put("host.kv.form", "ring"), "host.kv.form is 'ring', known: shared_buffer, states"),
@@ -126,7 +126,7 @@ EDITS = {
     "dtype": (lambda d: at(d, "decoder-0")["inputs"][0].update(dtype="f64"), "has the dtype 'f64'"),
     "weights": (put("blocks.0.weights_bytes", -1), "vision-0.weights_bytes is -1"),
     "work": (put("blocks.0.functions.0.flops", -1), "vision-0.encode.flops is below 0"),
-    "rising tokens": (put("host.encoder.tokens", [4, 5, 5]), "host.encoder.tokens is '[4, 5, 5]', it must never rise"),
+    "rising tokens": (put("host.encoder.tokens", [4, 5, 5]), "host.encoder.tokens is '[4, 5, 5]', expected a list that never rises"),
     "unknown signal": (put("host.encoder.signals", [{"name": "loudness", "part": 1, "width": 0}]), "host.encoder.signals has 'loudness' of part 1"),
     "no connector": (put("host.encoder.tokens", []), "host.encoder.tokens is '[]'"),
     "rows leave": (put("host.entering", [16, 8, 4]), "host.entering is '[16, 8, 4]' for 2 layers"),
@@ -137,7 +137,7 @@ EDITS = {
     "one name twice": (put("blocks.1.name", "vision-0"), "block 'vision-0' must be named 'vision-1'"),
     "order": (lambda d: d["blocks"].reverse(), "must be named"),
     "layers": (put("host.kv.layers", 3), "decoder-1.span ends at 2, expected 3"),
-    "overlap": (lambda d: d["blocks"][6].update(span=[0, 1]), "decoder-1.span is '[0, 1]', it must begin at 1"),
+    "overlap": (lambda d: d["blocks"][6].update(span=[0, 1]), "decoder-1.span is '[0, 1]', expected to begin at 1"),
     "empty block": (lambda d: d["blocks"][6].update(span=[1, 1]), "decoder-1.span is '[1, 1]'"),
     "many layers": (lambda d: d["blocks"][6].update(span=[1, 2**31]), "decoder-1.span ends at 2147483648"),
     "head rows": (put("blocks.9.span", [683, 1000]), "head-2.span"),
@@ -146,15 +146,15 @@ EDITS = {
     "unknown input": (lambda d: rename(d, "decoder-0", "inputs", "cos", "angle"), "decoder-0.prefill has an unknown input 'angle'"),
     "unknown output": (lambda d: rename(d, "decoder-1", "outputs", "hidden_out", "out"), "decoder-1.prefill has an unknown output 'out'"),
     "missing input": (lambda d: at(d, "decoder-0")["inputs"].pop(1), "decoder-0.prefill lacks the input 'cos'"),
-    "input twice": (lambda d: at(d, "decoder-0")["inputs"].append(at(d, "decoder-0")["inputs"][0]), "decoder-0.prefill has two inputs of one name"),
+    "input twice": (lambda d: at(d, "decoder-0")["inputs"].append(at(d, "decoder-0")["inputs"][0]), "decoder-0.prefill has two inputs of the same name"),
     "no outputs": (lambda d: at(d, "vision-0", "encode")["outputs"].clear(), "vision-0.encode lacks the output 'hidden_out'"),
     "output missing": (lambda d: at(d, "decoder-0")["outputs"].pop(), "decoder-0.prefill lacks the output 'present_value_0'"),
     "other rows": (lambda d: reshape(d, "decoder-0", "hidden", [1, 3, 64]), "decoder-0.prefill.hidden must be f32"),
     "other cache": (lambda d: reshape(d, "decoder-0", "past_key_0", [1, 2, 8, 16]), "decoder-0.prefill.past_key_0 must be f32 [1, 2, "),
     "kept tokens": (keep_17, "reduce-0.reduce.visual_tokens must be f32 [1, 17, 64], got f32 [1, 16, 64]"),
-    "a cache less": (lambda d: at(d, "decoder-0")["caches"].pop(), "decoder-0.prefill.caches are not those of its layers"),
-    "caches crossed": (lambda d: at(d, "decoder-0")["caches"][0].update(output="present_value_0"), "decoder-0.prefill.caches are not"),
-    "unchained": (lambda d: at(d, "decoder-0")["chained"].clear(), "decoder-0.prefill.chained is not as the next block takes it"),
+    "a cache less": (lambda d: at(d, "decoder-0")["caches"].pop(), "decoder-0.prefill.caches differ from those of its layers"),
+    "caches crossed": (lambda d: at(d, "decoder-0")["caches"][0].update(output="present_value_0"), "decoder-0.prefill.caches differ from"),
+    "unchained": (lambda d: at(d, "decoder-0")["chained"].clear(), "decoder-0.prefill.chained does not match the next block"),
     "shared weights": (put("blocks.0.shares", "embedding"), "vision-0.shares is 'embedding'"),
     "views": (put("host.image.columns", 2), "reduce-0.reduce.features must be f32 [1, 192, 64], got f32 [1, 64, 64]"),
     "pixels": (put("host.image.width", 64), "vision-0.encode.pixel_values must be f32 [1, 3, 128, 64]"),
@@ -190,7 +190,7 @@ def replaced(bundle_copy, old, new):
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_that_json_does_not_have(bundle_copy, number):
     path = replaced(bundle_copy, '"scaling": 1.0', f'"scaling": {number}')
-    assert refused(path) == f"manifest.json is not valid JSON: {number} is no number in JSON"
+    assert refused(path) == f"manifest.json is not valid JSON: {number} is not a JSON number"
 
 
 def test_a_float_beyond_floats(bundle_copy):
@@ -205,7 +205,7 @@ def test_an_integer_of_many_digits(bundle_copy):
 
 def test_a_repeated_key(bundle_copy):
     path = replaced(bundle_copy, '"kind": "vlm"', '"kind": "vlm", "kind": "vlm"')
-    expected = "manifest.json is not valid JSON: the key 'kind' stands twice in one object"
+    expected = "manifest.json is not valid JSON: the key 'kind' appears twice in one object"
     assert refused(path) == expected
 
 
@@ -237,7 +237,7 @@ def test_a_large_manifest_is_not_read(bundle_copy):
     with (bundle_copy / "manifest.json").open("r+b") as file:
         file.truncate(40_000_000)
     limit = manifest.MANIFEST_LIMIT_BYTES
-    assert refused(bundle_copy) == f"manifest.json is larger than {limit} bytes"
+    assert refused(bundle_copy) == f"manifest.json is too large, expected at most {limit} bytes"
 
 
 def test_links_are_refused(bundle_copy, tmp_path):
@@ -260,7 +260,10 @@ def test_a_linked_manifest_is_refused(bundle_copy, tmp_path):
     path = bundle_copy / "manifest.json"
     path.rename(tmp_path / "manifest.json")
     path.symlink_to(tmp_path / "manifest.json")
-    assert refused(bundle_copy) == "manifest.json is a symbolic link; a bundle has none"
+    assert (
+        refused(bundle_copy)
+        == "manifest.json is a symbolic link; copy the file itself into the bundle"
+    )
 
 
 def test_a_pipe_is_no_file(bundle_copy):

@@ -40,7 +40,7 @@ def test_help_lists_every_command(run):
         (["verify"], "Missing argument"),
         (["plan", "--tokens", "many"], "Invalid value for '--tokens'"),
         (["plan", "--colour"], "No such option: --colour"),
-        (["run", "x"], "nothing is asked; give --prompt TEXT, or --chat for questions"),
+        (["run", "x"], "no input; give --prompt TEXT, or --chat to type questions"),
         (["run", "x", "--prompt", "?", "--image", "a", "--video", "b"], "not both"),
         (["run", "x", "--prompt", "?", "--max-new-tokens", "0"], "Invalid value for"),
         (["run", "x", "--prompt", "?", "--threads", "-1"], "Invalid value for '--threads'"),
@@ -62,7 +62,9 @@ def test_a_bundle_that_is_not_there(run, tmp_path, name):
         pytest.importorskip("torch")
     done = run(name, tmp_path / "no.edgevlm", *(["--prompt", "?"] if name == "run" else []))
     assert done.exit_code == 1
-    expected = f"no bundle at '{tmp_path / 'no.edgevlm'}': expected a folder that `export` wrote"
+    expected = (
+        f"no bundle at '{tmp_path / 'no.edgevlm'}': expected a folder written by `edgevlm export`"
+    )
     assert done.stderr == f"edgevlm: {expected}\n"
     assert done.stdout == ""
 
@@ -79,7 +81,8 @@ def test_a_damaged_bundle_is_one_line(run, edited, name):
 def test_an_error_steers_no_terminal_and_is_one_line(run, tmp_path):
     done = run("inspect", tmp_path / "a\nb\x1b[31mc")
     assert done.stderr == (
-        f"edgevlm: no bundle at '{tmp_path}/a b?[31mc': expected a folder that `export` wrote\n"
+        f"edgevlm: no bundle at '{tmp_path}/a b?[31mc': expected a folder written by"
+        " `edgevlm export`\n"
     )
 
 
@@ -102,8 +105,8 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):
         (MemoryError(), "there is not enough memory for this"),
         (PermissionError(13, "Permission denied", "/x"), "Permission denied: '/x'"),
         (OSError("odd"), "odd"),
-        (KeyboardInterrupt(), "stopped; nothing is half-written, the same command goes on"),
-        (ModuleNotFoundError("no", name="num2words.lang"), "this needs 'num2words', which is not "
+        (KeyboardInterrupt(), "stopped; no output is incomplete, and the same command continues"),
+        (ModuleNotFoundError("no", name="num2words.lang"), "'num2words' is not "
          "installed; pip install 'edgevlm[all]'"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",

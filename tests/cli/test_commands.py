@@ -65,9 +65,7 @@ def test_inspect(run, exported):
 def test_inspect_runs_pictures_where_an_engine_has_a_use_for_them(run, exported):
     done = run("inspect", exported.bundle.path, "--image", "x.png")
     assert done.exit_code == 1
-    assert (
-        done.stderr == "edgevlm: no engine of target 'onnx' inspects with pictures; drop --image\n"
-    )
+    assert done.stderr == "edgevlm: no engine of target 'onnx' inspects with images; drop --image\n"
 
 
 def test_inspect_finds_one_changed_byte(run, bundle_copy):
@@ -77,7 +75,9 @@ def test_inspect_finds_one_changed_byte(run, bundle_copy):
     path.write_bytes(data)
     done = run("inspect", bundle_copy)
     assert done.exit_code == 1
-    expected = "edgevlm: 'tokenizer.json' was changed: its sha256 is not the manifest's\n"
+    expected = (
+        "edgevlm: 'tokenizer.json' was changed: its sha256 is not the manifest's; export again\n"
+    )
     assert done.stderr == expected
 
 
@@ -125,7 +125,7 @@ def test_schedules_are_saved_in_the_bundle(run, bundle_copy):
     assert f"wrote {file}" in done.stderr
     assert set(document(done)["schedules"]) == {"encode", "reduce", "prefill", "decode"}
     assert run("inspect", bundle_copy).exit_code == 0
-    assert "--save goes with --memory" in run("plan", "--save").stderr
+    assert "--save needs --memory" in run("plan", "--save").stderr
 
 
 def test_a_draft_needs_its_function(run, exported):
@@ -183,7 +183,7 @@ def test_a_chat_reads_questions_from_stdin(run, exported, photo):
         (("--image", __file__), "is not an image that can be read"),
         (("--video", "clip.mp4"), "the bundle takes still images; export it with --frames"),
         (("--engine", "onnxruntim"), "unknown engine 'onnxruntim'; did you mean 'onnxruntime'?"),
-        (("--prompt", "word " * 2000), "are in the context of"),
+        (("--prompt", "word " * 2000), "tokens, the context of"),
         (("--prompt", "\udcff"), "the question is not valid UTF-8"),
     ],
 )

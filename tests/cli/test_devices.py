@@ -31,10 +31,10 @@ def alone(tmp_path, monkeypatch):
 def test_devices_as_text(run, alone):
     here, listed, note = run("devices").stdout.strip().split("\n\n")
     lines = here.splitlines()
-    assert lines[0].split() == ["--device", "now"]
+    assert lines[0].split() == ["--device", "state", "note"]
     assert lines[1].split()[:2] == ["adb", "not"]
-    assert "there is no 'adb' here; install Android's platform tools (package adb)" in lines[1]
-    assert lines[2].endswith("there is no 'xcrun' here")
+    assert "'adb' is not installed; install Android's platform tools (package adb)" in lines[1]
+    assert lines[2].endswith("'xcrun' is not installed")
     assert lines[3].split()[:2] == ["local", "ready"]
     assert lines[4].endswith("install OpenSSH's client (openssh-client)")
     lines = listed.splitlines()
@@ -54,7 +54,7 @@ def test_devices_as_text(run, alone):
     assert " 8.0 GB" in rows["iphone-15-pro"]
     assert "35 TOPS" in rows["iphone-15-pro"]
     assert rows["pixel-9"].split("GB")[1].split()[:2] == ["-", "-"]  # neither limit nor bandwidth
-    assert "~ seen by users, or derived" in note
+    assert "~ observed by users, or derived" in note
 
 
 def test_devices_as_json_have_their_sources(run, alone):
@@ -131,7 +131,7 @@ def test_plan_takes_the_devices_target(run, tiny_model):
     assert end[1].endswith("MB: fits")
     total = end[1].partition(" = ")[2].partition(":")[0]
     assert end[2] == f"most exact scheme of coreml that fits: --quantize none, {total}"
-    assert end[3] == "--block-size 512MB: a block, the next one and the KV cache fit"
+    assert end[3] == "--block-size 512MB: two blocks and the KV cache fit"
     assert "ms or more at 51.2 GB/s" in end[4]
     assert "calculated from published figures, not measured on the device" in end[5]
 
@@ -147,7 +147,7 @@ def test_a_target_that_is_given_is_kept(run, tiny_model):
     assert found["asked"]["token_floor_ms"] is None
     assert "token_floor_ms" in found["not_measured"]
     text = run("plan", tiny_model, *arguments).stdout
-    assert "no limit of one app is known, half of the memory is 6,000.0 MB;" in text
+    assert "the limit of one app is not known, half of the memory is 6,000.0 MB;" in text
     assert "of decoder and head; no bandwidth: " in text
 
 
@@ -161,14 +161,14 @@ def test_a_plan_that_does_not_fit(run, tiny_model, tmp_path, monkeypatch):
     done = run("plan", tiny_model, "--for", "watch")
     assert "run --memory 0MB" in done.stdout
     assert "MB: does not fit" in done.stdout
-    assert "no scheme of onnx fits whole, the smallest is --quantize w4g32" in done.stdout
+    assert "no scheme of onnx fits in memory, the smallest is --quantize w4g32" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--for", "iphone-15"), "unknown device 'iphone-15'; did you mean 'iphone-15-pro'?"),
-        (("--for", "pixel-9", "--sensitivity"), "--for and --sensitivity do not go together"),
+        (("--for", "pixel-9", "--sensitivity"), "--for and --sensitivity exclude each other"),
     ],
 )  # fmt: skip
 def test_a_wrong_request_is_one_line(run, arguments, message):

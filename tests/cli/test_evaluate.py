@@ -38,7 +38,7 @@ def test_a_bundle(run, exported, questions):
     assert set(found) >= KEYS
     assert (found["accuracy"], found["n"], found["visual_tokens"]) == (0.0, 3, 16)
     assert found["tasks"]["multi_turn"] == {"accuracy": 0.0, "low": 0.0, "high": 0.0, "n": 2}
-    assert found["left_out"] == {"clips, the model takes pictures": 1}
+    assert found["left_out"] == {"clips, the model takes images": 1}
     assert (found["engine"], found["ttft_ms"]["n"]) == ("onnxruntime", 2)
     assert found["model_or_bundle"] == str(exported.bundle.path)
     assert found["dataset"] == str(questions)
@@ -48,12 +48,12 @@ def test_a_bundle_as_text(run, exported, questions):
     done = run("evaluate", exported.bundle.path, "--dataset", f"jsonl:{questions}")
     assert done.exit_code == 0
     assert done.stdout.startswith(
-        "0.0% right, 95 % interval 0.0% to 0.0%; 3 questions (3 about pictures) in 2 scenes;"
+        "accuracy 0.0%, 95 % interval 0.0% to 0.0%; 3 questions (3 about pictures) in 2 scenes;"
         " 16 visual tokens; first token "
     )
     assert "read [red]?[2J" in done.stderr  # neither markup nor control characters
     assert "multi_turn" in done.stderr
-    assert "left out: 1 scenes, clips, the model takes pictures\n" in done.stderr
+    assert "skipped 1 scenes: clips, the model takes images\n" in done.stderr
 
 
 def test_a_model_and_a_limit(run, tiny_model, questions):
@@ -68,7 +68,7 @@ def test_a_model_of_clips(run, tiny_model, questions):
     done = run("evaluate", tiny_model, "--dataset", questions, "--frames", "2")
     assert done.exit_code == 0, done.stderr
     assert "4 questions (3 about pictures repeated as clips, 1 about clips)" in done.stdout
-    assert "left out" not in done.stderr
+    assert "skipped" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_model_of_clips(run, tiny_model, questions):
          "a sweep looks like tokens=8,16,32, got '8'"),
         (["--dataset", "FILE", "--sweep", "tokens=8", "--methods", "x", "-o", "OUT"],
          "unknown method 'x'"),
-        (["--dataset", "FILE", "--sweep", "tokens=8", "-o", "OUT/no/s"], "there is no folder"),
+        (["--dataset", "FILE", "--sweep", "tokens=8", "-o", "OUT/no/s"], "does not exist"),
     ],
 )  # fmt: skip
 def test_an_error_is_one_line(request, run, questions, tmp_path, arguments, message):
@@ -106,11 +106,11 @@ def test_an_error_is_one_line(request, run, questions, tmp_path, arguments, mess
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "all"], "--methods goes with --sweep"),
-        (["--output", "x"], "--output goes with --sweep"),
-        (["--keep", "x"], "--keep goes with --sweep"),
-        (["--sweep", "tokens=8"], "give --output PREFIX for the files of the sweep"),
-        (["x.edgevlm", "--sweep", "tokens=8", "-o", "x"], "it takes no bundle"),
+        (["--methods", "all"], "--methods needs --sweep"),
+        (["--output", "x"], "--output needs --sweep"),
+        (["--keep", "x"], "--keep needs --sweep"),
+        (["--sweep", "tokens=8"], "--sweep needs --output PREFIX for its files"),
+        (["x.edgevlm", "--sweep", "tokens=8", "-o", "x"], "--sweep takes a model, got a bundle"),
         (["--limit", "0"], "Invalid value for '--limit'"),
         (["--frames", "2000"], "Invalid value for '--frames'"),
         (["--threads", "0"], "Invalid value for '--threads'"),
@@ -147,7 +147,7 @@ def test_a_sweep(run, tiny_model, no_export, questions, tmp_path):
     assert document["files"] == [str(tmp_path / "s.csv"), str(tmp_path / "s.png")]
     assert all(Path(file).is_file() for file in document["files"])
     assert " s] random 4 tokens: 0.0%\n" in done.stderr
-    assert "left out: 1 scenes, clips, the model takes pictures\n" in done.stderr
+    assert "skipped 1 scenes: clips, the model takes images\n" in done.stderr
     again = run(*asked)
     assert again.exit_code == 1
     assert "s.csv' exists; choose another --output or give --force" in again.stderr

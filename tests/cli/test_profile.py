@@ -50,7 +50,7 @@ def test_json_is_the_last_line(run, exported):
 def test_too_many_operators_elsewhere(run, exported, monkeypatch):
     from edgevlm.runtimes.on_onnxruntime import operators as operators_on_onnxruntime
 
-    monkeypatch.setattr(operators_on_onnxruntime, "WANTED", "npu")
+    monkeypatch.setattr(operators_on_onnxruntime, "PROVIDER", "npu")
     done = run("profile", exported.bundle.path, *QUICK, "--max-fallback", "3", "--json")
     assert done.exit_code == 1
     count = parse_profile(done.stdout).fallback
@@ -69,7 +69,7 @@ def test_max_fallback_where_nobody_counts(run, exported, monkeypatch):
     assert done.exit_code == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith(
-        "edgevlm: fallback is not known: engine 'onnxruntime' reports no operators"
+        "edgevlm: --max-fallback cannot be checked: engine 'onnxruntime' reports no operators"
     )
 
 
@@ -94,10 +94,10 @@ def test_operators_that_cannot_be_looked_at_lose_nothing_else(run, exported, mon
     [
         (("--device", "sssh:me@board"), "unknown device 'sssh'; did you mean 'ssh'?"),
         (("--device", "local:2"), "'local' is this machine and takes no address, got '2'"),
-        (("--log", "d.log"), "--log is what another device wrote; this machine writes to the"),
+        (("--log", "d.log"), "--log keeps the messages of another device; leave it out for"),
         (("--runner", "a.apk"), "--runner is for phones: device 'local' takes none; leave it out"),
-        (("-o", "no/such/p.json"), "'no/such/p.json' cannot be written: there is no folder"),
-        (("--report", "."), "'.' cannot be written: it is a folder"),
+        (("-o", "no/such/p.json"), "'no/such/p.json' cannot be written: the folder"),
+        (("--report", "."), "'.' cannot be written: it is a folder; give a file name"),
         (("--image", "no.jpg"), "no image at 'no.jpg'"),
         (("--memory", "1MB"), "a budget of 1 MB is too small"),
     ],

@@ -107,7 +107,7 @@ def test_an_end_while_it_measures(start, phones, runner, tmp_path, exported, how
         assert line
     if how == "Ctrl-C":
         process.send_signal(signal.SIGINT)
-        expected = "edgevlm: stopped; nothing is half-written"
+        expected = "edgevlm: stopped; no output is incomplete"
     else:
         phone.unplug()
         expected = f"edgevlm: the link to adb:{phone.serial} was cut; plug the phone in again, and"
@@ -180,7 +180,7 @@ def test_an_app_is_stopped_when_the_command_is(start, phones, app, exported, tmp
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=60)[1]
-    assert err.splitlines()[-1].startswith("edgevlm: stopped; nothing is half-written")
+    assert err.splitlines()[-1].startswith("edgevlm: stopped; no output is incomplete")
     first, *rest = said.read_text().splitlines()
     assert first.startswith("start -W -n org.edgevlm.app/.ProfileActivity --es run runs/")
     assert rest == ["force-stop org.edgevlm.app"]
@@ -193,11 +193,11 @@ def test_an_app_that_fails(refused, phones, app):
     assert refused("--runner", package).startswith(f"{name}: the app cannot be started: Error type")
     app(phone, "echo Starting")
     assert refused() == (
-        f"{name}: the app there ended without an answer; --log FILE keeps what it logged"
+        f"{name}: the app on the phone ended without an answer; --log FILE keeps what it logged"
     )
     phone.installs = b"Failure [INSTALL_FAILED_UPDATE_INCOMPATIBLE: signatures do not match]\n"
     line = refused("--runner", package)
-    assert line.startswith(f"{name} does not install '{package}': ")
+    assert line.startswith(f"{name} cannot install '{package}': ")
     assert "INSTALL_FAILED_UPDATE_INCOMPATIBLE" in line
 
 
@@ -217,11 +217,11 @@ def test_a_runner_that_fails(refused, phones, tmp_path, runner):
     )
     other.write_text("#!/no/such/interpreter\n")
     assert refused("--runner", other).startswith(
-        f"{name}: the runner cannot be executed there; is it built for it?"
+        f"{name}: the runner cannot be executed on the phone; is it built for it?"
     )
     other.write_text("#!/bin/sh\necho step; echo broken >&2; exit 3\n")
     assert refused("--runner", other) == (
-        f"{name}: the runner there ended with exit code 3; broken"
+        f"{name}: the runner on the phone ended with exit code 3; broken"
     )
     assert refused("--runner", runner, "--memory", "1MB").startswith(f"{name}: a budget of 1 MB")
 
@@ -234,18 +234,18 @@ def test_no_phone(refused, phones, monkeypatch, tmp_path):
     )
     monkeypatch.setenv("PATH", str(tmp_path))
     assert refused() == (
-        "there is no 'adb' here; install Android's platform tools (package adb), then plug the"
-        " phone in"
+        "'adb' is not installed; install Android's platform tools (package adb), then plug"
+        " the phone in"
     )
 
 
 def test_several_phones(refused, phones):
     first, second = phones(), phones()
     line = refused()
-    assert line.startswith("several phones are connected; choose with --device, one of adb:127")
+    assert line.startswith("several phones are connected; choose one with --device: adb:127")
     assert f"adb:{first.serial}" in line
     assert f"adb:{second.serial}" in line
-    assert refused(device="adb:other").startswith("no phone 'adb:other' is connected; there are: ")
+    assert refused(device="adb:other").startswith("no phone 'adb:other' is connected; connected: ")
     assert "has no runner" in refused(device=f"adb:{second.serial}")
 
 

@@ -165,7 +165,7 @@ def test_only_what_differs_is_copied(measure, mac, tree, monkeypatch):
 
 def test_the_app(measure, mac, tmp_path):
     mac(apps=[])
-    assert refusal(measure()).startswith("ios:A-1 has no app org.edgevlm.app, which runs bundles;")
+    assert refusal(measure()).startswith("ios:A-1 lacks the app org.edgevlm.app; build it")
     assert refusal(measure("--runner", "a.apk")).startswith(
         "'a.apk' is no runner for iOS: expected"
     )
@@ -181,7 +181,7 @@ def test_the_app(measure, mac, tmp_path):
 def test_an_app_that_fails(measure, mac):
     assert refusal(measure("--memory", "1MB")).startswith("ios:A-1: a budget of 1 MB is too small")
     mac(app="")
-    assert refusal(measure()) == "ios:A-1: the app there ended without an answer"
+    assert refusal(measure()) == "ios:A-1: the app on the device ended without an answer"
 
 
 def changed(part, **values):
@@ -210,16 +210,16 @@ def test_the_device_that_is_meant(measure, mac):
     assert refusal(measure()).startswith("no iOS device is known; connect one and trust this Mac")
     mac(devices=[DEVICE, DEVICE | {"identifier": "B-2"}])
     assert refusal(measure()) == (
-        "several iOS devices are known; choose with --device, one of ios:A-1, ios:B-2"
+        "several iOS devices are known; choose one with --device: ios:A-1, ios:B-2"
     )
     assert refusal(measure(device="ios:C")) == (
-        "no device 'ios:C' is known; there are: ios:A-1, ios:B-2"
+        "no device 'ios:C' is known; known: ios:A-1, ios:B-2"
     )
     assert [seen.note for seen in ios.reachable()] == ["A phone, iPhone 15 Pro"] * 2
 
 
 @pytest.mark.skipif(shutil.which("xcrun") is not None, reason="this is a Mac")
 def test_without_a_mac(measure):
-    expected = "device 'ios' needs a Mac with Xcode 15 or newer: there is no 'xcrun' here"
+    expected = "device 'ios' needs a Mac with Xcode 15 or newer: 'xcrun' is not installed"
     assert refusal(measure()) == expected
     assert [seen.note for seen in ios.reachable()] == [expected]

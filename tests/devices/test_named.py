@@ -98,20 +98,20 @@ def test_a_file_is_read(board):
          "board.toml has an unknown key 'memroy_bytes'; did you mean 'memory_bytes'?"),
         ('model = "A board"\n', "", "board.toml lacks the key 'model'"),
         ("4_000_000_000", '"4GB"', "board.toml.memory_bytes must be an integer, got '4GB'"),
-        ("4_000_000_000", "0", "board.toml: figures must be above zero"),
+        ("4_000_000_000", "0", "board.toml: the figures in bytes and npu_tops must be above 0"),
         ("[sources.memory_bytes]", "[sources.npu_tops]",
-         "board.toml: memory_bytes needs a source, and nothing else"),
+         "board.toml: memory_bytes needs a source and no entry in `missing`"),
         ('npu = "it has none"\n', "",
-         "board.toml: npu needs a reason in `missing`, and nothing else"),
+         "board.toml: npu needs no source and a reason in `missing`"),
         ("[missing]", '[missing]\nmemory_bytes = "?"',
-         "board.toml: memory_bytes needs a source, and nothing else"),
+         "board.toml: memory_bytes needs a source and no entry in `missing`"),
         ("[missing]", '[missing]\nnpu_top = "?"', "board.toml: unknown figure 'npu_top';"
          " did you mean 'npu_tops'? known: app_limit_bytes, bandwidth_bytes_per_s, memory_bytes,"
          " npu, npu_tops, os"),
         ('"derived"', '"guess"', "board.toml.sources.memory_bytes: kind must be one of vendor,"
          " press, observation, derived, got 'guess'"),
-        ("https://example.org/os", "a book", "board.toml.sources.os: a source needs an address"
-         " that begins with http, and what it says"),
+        ("https://example.org/os", "a book", "board.toml.sources.os: a source needs `url`,"
+         " which begins with http, and a text in `says`"),
         ('name = "board"', 'name = "bord"', "board.toml: name must be the file's, got 'bord'"),
         ('name = "board"', "name = ", "board.toml: Invalid value (at line 2, column 8)"),
     ],

@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 from edgevlm.devices import local
 from edgevlm.devices.shared import contract as t
 from edgevlm.errors import DeviceError, RecipeError
-from edgevlm.profiling.measure import ProfileRequest
+from edgevlm.profiling.measurements import ProfileRequest
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +57,11 @@ def test_an_engine_that_does_not_tell_its_threads(job, good, exported):
         (lambda d: d | {"schema_version": 9}, "sent no profile: 'profile.json': schema_version"),
         (lambda d: d | {"ttft_ms": "fast"}, "sent no profile: profile.json.ttft_ms must be float"),
         (lambda d: d | {"ttft_ms": None}, "sent no profile: profile.json: ttft_ms must have"),
-        (lambda d: d | {"recipe": d["recipe"] | {"tokens": 17}}, "its recipe is not what"),
-        (lambda d: d | {"runs": 100}, "its runs is not what was asked"),
-        (lambda d: d | {"engine": "null"}, "its engine is not what was asked"),
-        (lambda d: d | {"blocks": d["blocks"][1:]}, "its blocks is not what was asked"),
-        (lambda d: d | asked(d, prompt="?"), "its text.question.prompt is not"),
+        (lambda d: d | {"recipe": d["recipe"] | {"tokens": 17}}, "its recipe differs"),
+        (lambda d: d | {"runs": 100}, "its runs differs from the request"),
+        (lambda d: d | {"engine": "null"}, "its engine differs from the request"),
+        (lambda d: d | {"blocks": d["blocks"][1:]}, "its blocks differs from the request"),
+        (lambda d: d | asked(d, prompt="?"), "its text.question.prompt differs"),
     ],
 )  # fmt: skip
 def test_an_answer_to_something_else(job, good, exported, change, message):

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
+from edgevlm.bundle.functions import Block, Cache, Function, Tensor  # noqa: E402
 from edgevlm.bundle.plan import Requires  # noqa: E402
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.exporters.contract import TargetOptions, find_target  # noqa: E402
@@ -72,7 +72,8 @@ def saved() -> Any:
             Tensor(n, types[x.dtype], tuple(x.shape))
             for n, x in zip(made_names, expected, strict=True)
         )
-        function = Function("run", given, made, 0)
+        caches = tuple(Cache(name, f"past_{name}", f"present_{name}") for name in written_to)
+        function = Function("run", given, made, 0, caches)
         block = Block("test-0", "test", (0, 1), 0, (function,))
         to = find_target(target)
         options = TargetOptions(scheme, to.backend(None))

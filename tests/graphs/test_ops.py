@@ -58,15 +58,15 @@ def test_attention_is_softmax_of_scaled_scores():
 )
 def test_attention_kv_sees_past_and_own_rows_alone(rows, position, spare, groups):
     length = position + rows + spare
-    query, key, value, past_key, past_value, _, _, heads = arguments = cache_call(
+    query, key, value, key_cache, value_cache, _, _, heads = arguments = cache_call(
         rows, position, length, groups=groups
     )
-    out, present_key, present_value = attention_kv(*arguments)
-    k, v = past_key.clone()[0], past_value.clone()[0]
+    out, written_keys, written_values = attention_kv(*arguments)
+    k, v = key_cache.clone()[0], value_cache.clone()[0]
     k[:, position : position + rows] = split(key, groups)
     v[:, position : position + rows] = split(value, groups)
-    assert torch.equal(present_key[0], k)
-    assert torch.equal(present_value[0], v)
+    assert torch.equal(written_keys[0], k)
+    assert torch.equal(written_values[0], v)
     allowed = torch.arange(length)[None] <= torch.arange(position, position + rows)[:, None]
     k, v = (x.repeat_interleave(heads // groups, dim=0) for x in (k, v))  # query heads in order
     torch.testing.assert_close(out, softmax_attention(split(query, heads), k, v, allowed))
@@ -80,10 +80,10 @@ def test_attention_kv_leaves_its_inputs():
 
 
 def test_what_stands_in_hidden_rows_does_not_matter():
-    query, key, value, past_key, past_value, mask, at, heads = cache_call(3, 4, 10)
-    out = attention_kv(query, key, value, past_key, past_value, mask, at, heads)[0]
-    past_key[:, :, 4:], past_value[:, :, 4:] = 100.0, -100.0
-    again = attention_kv(query, key, value, past_key, past_value, mask, at, heads)[0]
+    query, key, value, key_cache, value_cache, mask, at, heads = cache_call(3, 4, 10)
+    out = attention_kv(query, key, value, key_cache, value_cache, mask, at, heads)[0]
+    key_cache[:, :, 4:], value_cache[:, :, 4:] = 100.0, -100.0
+    again = attention_kv(query, key, value, key_cache, value_cache, mask, at, heads)[0]
     assert torch.equal(out, again)
 
 

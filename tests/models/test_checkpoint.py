@@ -74,7 +74,7 @@ def test_a_hub_id_that_cannot_be_downloaded(monkeypatch):
         raise OSError("no network\nsecond line")
 
     monkeypatch.setattr(hub, "snapshot_download", download)
-    expected = "'owner/name' is no folder and cannot be downloaded: no network"
+    expected = "'owner/name' is not a folder and cannot be downloaded: no network"
     assert refused(checkpoint.find, "owner/name") == expected
 
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_without_safetensors(folder, other):
 def test_code_of_the_checkpoint_is_not_run(folder):
     config(folder, auto_map={"AutoConfig": "code.Config"})
     (folder / "code.py").write_text("raise SystemExit('it ran')")
-    assert "wants to run its own code (auto_map)" in refused(checkpoint.find, str(folder))
+    assert "needs remote code (auto_map)" in refused(checkpoint.find, str(folder))
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])

@@ -14,23 +14,28 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
-from edgevlm.models.family import token_ids
-from edgevlm.registry import FAMILIES
+from edgevlm.models.family import token_ids  # noqa: E402
+from edgevlm.registry import FAMILIES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = '''"""Toy: a family of no model."""
 
-KIND = "vlm"
+KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
 '''
+FOLDERS = {"vlm": "vlm", "encoder": "encoders"}
+# What `verify` compares with, by kind.
+REFERENCES = {"vlm": ("reference_features",), "encoder": ("reference_image", "reference_text")}
 
 
 @pytest.mark.parametrize("name", FAMILIES.names())
 def test_a_family_has_what_the_contract_names(name):
     family = FAMILIES.load(name)
-    assert Path(family.__file__).parent.name == family.KIND
+    assert Path(family.__file__).parent.name == FOLDERS[family.KIND]
     assert importlib.util.find_spec(f"edgevlm.planning.{family.KIND}")
-    for function in ("describe", "parts", "reference_features", "processor_views"):
+    assert hasattr(transformers, family.AUTO_CLASS)
+    for function in ("describe", "parts", "processor_views", *REFERENCES[family.KIND]):
         assert callable(getattr(family, function)), function
 
 

@@ -187,8 +187,8 @@ def test_the_same_recipe_gives_the_same_plan(planned):
         (
             {"context": 50},
             PlanError,
-            r"^context 50 is too short: one image and the chat format take \d+ tokens; give more"
-            r" --context or fewer --tokens$",
+            r"^context 50 is too short: one image and the chat format take \d+ tokens; give a"
+            r" larger --context or fewer --tokens$",
         ),
         ({"context": 9000}, PlanError, "^context 9000 is more than the model's 8192 positions$"),
         ({"tokens": 65}, PlanError, r"divprune: .*65.*64"),
@@ -197,17 +197,21 @@ def test_the_same_recipe_gives_the_same_plan(planned):
         (
             {"methods": ("tome:q=2",)},
             RecipeError,
-            "^method 'tome' has no option 'q'; it has: r, positions, merge, calibrate$",
+            "^method 'tome' has no option 'q'; available: r, positions, merge, calibrate$",
         ),
         (
             {"methods": ("divprune:r=2",)},
             RecipeError,
-            "^method 'divprune' has no option 'r'; it has: groups, positions, merge, calibrate$",
+            "^method 'divprune' has no option 'r'; available: groups, positions, merge, calibrate$",
         ),
         ({"methods": ("tome:r=0",)}, RecipeError, "^method 'tome': r is the most tokens merged"),
         ({"methods": ("tome:r=x",)}, RecipeError, "^method 'tome': "),
         ({"methods": ("random:seed=1.5",)}, RecipeError, "^method 'random': "),
-        ({"methods": ("tome", "random")}, RecipeError, "^one method a site: 'tome' and 'random'$"),
+        (
+            {"methods": ("tome", "random")},
+            RecipeError,
+            "^site 'tokens' has two methods: 'tome' and 'random'",
+        ),
         (
             {"methods": ("tome@input",)},
             RecipeError,
@@ -223,12 +227,12 @@ def test_the_same_recipe_gives_the_same_plan(planned):
         (
             {"quantize": "none,heat=none"},
             RecipeError,
-            "^'heat' is not a stage with weights; those are: vision, embed, decoder, head$",
+            "^'heat' is not a stage with weights; available: vision, embed, decoder, head$",
         ),
         (
             {"quantize": "p4"},
             RecipeError,
-            "^scheme 'p4' is not one of target 'onnx'; it has: none, fp16, w8a32, ",
+            "^target 'onnx' does not support scheme 'p4'; available: none, fp16, w8a32, ",
         ),
     ],
 )
@@ -241,7 +245,7 @@ def test_what_cannot_work_is_refused(planned, options, error, message):
 @pytest.mark.parametrize(
     ("tiles", "message"),
     [
-        ((7, 1), r"^tiles 7x1 is none of the model's grids \[\(1, 1\), "),
+        ((7, 1), r"^tiles 7x1 is not a grid of the model, expected one of \[\(1, 1\), "),
         ((4, 4), "^tiles 4x4 is more than this model's 9 tiles$"),
     ],
 )

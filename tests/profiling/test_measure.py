@@ -19,7 +19,7 @@ from edgevlm.bundle.measures import stat
 from edgevlm.errors import InputError
 from edgevlm.profiling import schema as profile_schema
 from edgevlm.profiling.document import Profile, parse_profile, read_profile, write_profile
-from edgevlm.profiling.measure import ProfileRequest
+from edgevlm.profiling.measurements import ProfileRequest
 from edgevlm.profiling.report.chrome_trace import chrome_trace
 from edgevlm.profiling.report.comparison import compare, comparison_page
 from edgevlm.profiling.report.page import report

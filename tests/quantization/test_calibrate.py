@@ -82,7 +82,7 @@ def test_questions_of_a_file_and_scenes_of_the_dataset(model, folder):
 
 
 def test_what_cannot_be_used_is_one_line(model, tmp_path, tiny_model):
-    with pytest.raises(InputError, match="has no picture to calibrate with"):
+    with pytest.raises(InputError, match="has no image to calibrate with"):
         tops(model, str(tmp_path))
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(EdgeVLMError, match=r"broken\.png"):
@@ -90,10 +90,10 @@ def test_what_cannot_be_used_is_one_line(model, tmp_path, tiny_model):
     with pytest.raises(EdgeVLMError):
         tops(model, str(tmp_path / "nothing.jsonl"))
     for wrong in ("0", "", "00"):
-        with pytest.raises(RecipeError, match="calibrate is a number from 1 or a path"):
+        with pytest.raises(RecipeError, match="calibrate must be a number from 1 or a path"):
             Recipe(calibrate=wrong)
     (scheme,) = TARGET.calibrated
-    with pytest.raises(RecipeError, match="add --calibrate N or a path"):
+    with pytest.raises(RecipeError, match="add --calibrate N or --calibrate PATH"):
         make_plan(Recipe(model=tiny_model, quantize=f"decoder={scheme}"), find(tiny_model))
     with pytest.raises(RecipeError, match="nothing to calibrate in 'w8a8'"):
         make_plan(Recipe(model=tiny_model, quantize="w8a8", calibrate="4"), find(tiny_model))

@@ -126,9 +126,9 @@ def test_inspect_shows_the_largest_numbers_of_pictures(bundle):
     assert list(kinds.values()) == sorted(kinds.values(), reverse=True)
     assert 0 < kinds["linear"] < 65_504
     text = CliRunner().invoke(app, show).stdout
-    assert "Largest numbers in float16 (it ends at 65,504), 1 picture:" in text
+    assert "Largest values in float16 (maximum 65,504), 1 image:" in text
     again = CliRunner().invoke(app, [*show, "--image", str(PICTURE.with_name("hand.jpg"))])
-    assert "2 pictures" in again.stdout
+    assert "2 images" in again.stdout
 
 
 def test_on_a_mac_it_answers_as_the_reference_does(mac, bundle):

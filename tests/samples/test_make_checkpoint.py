@@ -148,3 +148,18 @@ def test_smolvlm_256m_has_its_true_size(tmp_path):
     assert (config["image_token_id"], config["text_config"]["vocab_size"]) == (49190, 49280)
     a, b = (last_logits(model, folder, name) for name in ("flower", "stream"))
     assert (a - b).abs().max() / b.abs().max() >= 0.05
+
+
+@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip", "tiny-siglip2"])
+def test_an_encoder_of_texts_loads_in_transformers(tmp_path, name):
+    """Every weight is in the file, and its tokenizer fills texts up and ends them."""
+    folder = made(name, tmp_path / name)
+    model, info = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert float(model.logit_scale.detach().exp()) == pytest.approx(10)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == model.config.text_config.vocab_size
+    ids = tokenizer(["Café 東京", "what is 42?"], padding="max_length", max_length=16).input_ids
+    assert all(len(each) == 16 and tokenizer.eos_token_id in each for each in ids)
+    assert ids[0] != ids[1]

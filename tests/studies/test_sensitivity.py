@@ -74,4 +74,4 @@ def test_the_command_measures_and_proposes_what_fits(tiny_model, monkeypatch):
 def test_a_size_alone_chooses_nothing():
     done = CliRunner().invoke(app, ["plan", "embedded", "--size", "1MB"])
     assert done.exit_code == 1
-    assert "--size goes with --sensitivity" in done.output
+    assert "--size needs --sensitivity" in done.output

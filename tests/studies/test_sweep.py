@@ -265,7 +265,9 @@ def test_the_picture_has_both_panels_and_a_line_a_method(tmp_path, monkeypatch):
 
 def test_check_prefix(tmp_path):
     check_prefix(str(tmp_path / "s"), force=False)
-    with pytest.raises(InputError, match=r"s.csv' cannot be written: there is no folder '.*no'$"):
+    with pytest.raises(
+        InputError, match=r"s.csv' cannot be written: the folder '.*no' does not exist; create it$"
+    ):
         check_prefix(str(tmp_path / "no" / "s"), force=True)
     (tmp_path / "s.png").mkdir()
     with pytest.raises(InputError, match=r"s.png' is a folder; choose another --output$"):

@@ -10,6 +10,8 @@ A kind has, for everyone who handles its bundles:
     passes      (plan) -> the orders in which a loop runs functions, by name
     check       (plan) -> refuses constants that do not fit each other or their files
     LOOP        module of edgevlm/runtimes/loops that runs such a bundle
+    ANSWER      type of its answers, a file of edgevlm/profiling/answers
+    outline     (host) -> the numbers of the host that parity relies on
     facts       (plan) -> what `plan`, `export` and `inspect` say of such a bundle, by JSON key
 
 `signature` is used to write a plan and to check a manifest, so a tensor's name stands in one place.

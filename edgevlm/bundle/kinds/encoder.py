@@ -9,7 +9,8 @@ channels of a token, E numbers of an embedding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgevlm.bundle import checks
@@ -23,7 +24,7 @@ STAGES = (
     Stage("vision", True, "image encoder", "blue"),
     Stage("text", True, "text encoder", "orange"),
 )
-LOOP = "encoder"
+LOOP, ANSWER = "encoder", "embedding"
 SCORES = ("softmax", "sigmoid")
 MOST_TOKENS = 2**16
 
@@ -37,17 +38,20 @@ class TextHost:
         layers: Layers of the encoder.
         embedding: The table whose rows stand for tokens.
         pad_id: Token that fills up a text.
-        end_id: Token that a text ends with; it is there after a cut too.
+        end_id: Token that a text ends with; it is there after a cut too. None where texts have
+            none.
         reads_end: Whether the embedding is read at the first `end_id` (CLIP), else at the last
             token of all (SigLIP).
+        lower_case: Whether a text is made lower case before it is cut into tokens.
     """
 
     tokens: int
     layers: int
     embedding: Embedding
     pad_id: int
-    end_id: int
+    end_id: int | None
     reads_end: bool
+    lower_case: bool
 
     @property
     def parts(self) -> int:
@@ -81,9 +85,16 @@ class EncoderHost:
     scores: str
 
     @property
-    def tables_bytes(self) -> int:
-        """Bytes of the text encoder's embedding table."""
-        return self.text.embedding.bytes if self.text else 0
+    def tables(self) -> Mapping[str, Embedding]:
+        """The text encoder's table."""
+        return {"embedding": self.text.embedding} if self.text else {}
+
+    def placed(self, files: Mapping[str, str]) -> EncoderHost:
+        """The same host with the file of its table."""
+        if self.text is None:
+            return self
+        table = replace(self.text.embedding, file=files["embedding"])
+        return replace(self, text=replace(self.text, embedding=table))
 
 
 HOST = EncoderHost
@@ -111,7 +122,8 @@ def signature(host: EncoderHost, block: Block, function: str) -> Signature:
     if block.span[1] < host.text.parts:
         outputs, chained = passed_on([hidden])
         return Signature((hidden,), tuple(outputs), (), tuple(chained))
-    return Signature((hidden, Tensor("end", "i32", (1,))), (result,), unread=frozenset(("end",)))
+    end = (Tensor("end", "i32", (1,)),) if host.text.reads_end else ()
+    return Signature((hidden, *end), (result,))
 
 
 def passes(plan: EncoderPlan) -> dict[str, tuple[tuple[str, str], ...]]:
@@ -122,9 +134,15 @@ def passes(plan: EncoderPlan) -> dict[str, tuple[tuple[str, str], ...]]:
     }
 
 
+def outline(host: EncoderHost) -> tuple[object, ...]:
+    """The numbers that parity feeds the functions by."""
+    text = host.text
+    return host.image, host.encoder, host.size, text and (text.tokens, text.pad_id, text.end_id)
+
+
 def facts(plan: EncoderPlan) -> dict[str, Any]:
     """What `plan`, `export` and `inspect` say of such a bundle, by JSON key."""
-    return {"embedding_size": plan.host.size}
+    return {"embedding_dimensions": plan.host.size}
 
 
 def check(plan: EncoderPlan) -> None:
@@ -148,6 +166,7 @@ def check(plan: EncoderPlan) -> None:
     expect(text.tokens <= MOST_TOKENS, f"host.text.tokens is {text.tokens}")
     expect(text.layers <= checks.MOST_LAYERS, f"host.text.layers is {text.layers}")
     checks.embedding(text.embedding, plan.files)
+    expect(not text.reads_end or text.end_id is not None, "host.text.end_id is null, and read")
     for name, value in (("pad_id", text.pad_id), ("end_id", text.end_id)):
-        inside = 0 <= value < text.embedding.rows
+        inside = value is None or 0 <= value < text.embedding.rows
         expect(inside, f"host.text.{name} is {value}, outside the embedding table")

@@ -14,8 +14,8 @@ a call, E width of a signal.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgevlm.bundle import checks
@@ -81,9 +81,13 @@ class VlmHost:
     stop_ids: tuple[int, ...]
 
     @property
-    def tables_bytes(self) -> int:
-        """Bytes of the embedding table."""
-        return self.embedding.bytes
+    def tables(self) -> Mapping[str, Embedding]:
+        """The embedding table."""
+        return {"embedding": self.embedding}
+
+    def placed(self, files: Mapping[str, str]) -> VlmHost:
+        """The same host with the file of its table."""
+        return replace(self, embedding=replace(self.embedding, file=files["embedding"]))
 
     @property
     def prompt_tokens(self) -> int:
@@ -96,7 +100,7 @@ class VlmHost:
         return self.layout.image_tokens(self.visual_tokens)
 
 
-HOST, LOOP = VlmHost, "text"
+HOST, LOOP, ANSWER = VlmHost, "text", "text"
 VlmPlan = Plan[VlmHost]
 
 
@@ -158,6 +162,11 @@ def facts(plan: VlmPlan) -> dict[str, Any]:
         "context_tokens": kv.tokens,
         "kv_bytes": kv.bytes,
     }
+
+
+def outline(host: VlmHost) -> tuple[object, ...]:
+    """The numbers that parity feeds the functions by."""
+    return host.layout, host.chunk, host.kv
 
 
 def check(plan: VlmPlan) -> None:

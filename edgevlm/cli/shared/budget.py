@@ -1,4 +1,4 @@
-"""`edgevlm plan BUNDLE --memory`: what a budget would cost, before anything is loaded."""
+"""`edgevlm plan BUNDLE --memory`: loads and times with a memory budget, without a run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from edgevlm.runtimes.residency.streamed import StreamedBlocks
 from edgevlm.units import megabytes
 
 WORDS = {
-    "encode": "a view", "prefill": "a chunk of the prompt", "decode": "a token",
-    "check": "a check of guesses",
+    "encode": "view", "prefill": "chunk of the prompt", "decode": "token",
+    "check": "check of a draft", "vision": "image", "text": "text",
 }  # fmt: skip
 
 
 def show(path: str, memory: str, save: bool, as_json: bool) -> None:
-    """Print the schedule of each pass under a budget, and `save` it in the bundle for apps.
+    """Print the schedule of each pass for a budget, and `save` it in the bundle for apps.
 
     Raises:
-        RecipeError: If `path` is no bundle: times are measured, so there has to be one.
-        PlanError: If the budget is too small; the message says which one would do.
+        RecipeError: If `path` is not a bundle, which is necessary to measure times.
+        PlanError: If the budget is too small; the message has the smallest one.
     """
     if not (Path(path) / MANIFEST).is_file():
         raise RecipeError(
-            f"--memory plans with times measured on this machine, so it takes a bundle: '{path}' is"
-            " none; export it first"
+            f"--memory needs a bundle to measure its blocks on this machine, got '{path}'; export"
+            " it first"
         )
     blocks = load_loop(path, memory=memory, progress=say).blocks
     assert isinstance(blocks, StreamedBlocks)
@@ -41,29 +41,29 @@ def show(path: str, memory: str, save: bool, as_json: bool) -> None:
         "fixed_bytes": blocks.fixed_bytes,
         "engine": blocks.engine.name,
         "predicted": {
-            "pass_ms": {name: made.pass_ms for name, made in blocks.schedules.items()},
+            "pass_ms": {name: schedule.pass_ms for name, schedule in blocks.schedules.items()},
             "peak_bytes": blocks.fixed_bytes + max(s.peak_bytes for s in blocks.schedules.values()),
-            "loads": {name: len(made.loads) for name, made in blocks.schedules.items()},
+            "loads": {name: len(schedule.loads) for name, schedule in blocks.schedules.items()},
         },
         "schedules": blocks.schedules,
     }
     rows = [
         [
             WORDS[name],
-            f"{len(made.resident)} of {len(made.units)}",
-            len(made.loads),
-            f"{made.pass_ms:.0f}",
-            f"{sum(unit.run_ms for unit in made.units):.0f}",
-            megabytes(made.peak_bytes),
+            f"{len(schedule.resident)} of {len(schedule.units)}",
+            len(schedule.loads),
+            f"{schedule.pass_ms:.0f}",
+            f"{sum(unit.run_ms for unit in schedule.units):.0f}",
+            megabytes(schedule.peak_bytes),
         ]
-        for name, made in blocks.schedules.items()
+        for name, schedule in blocks.schedules.items()
         if name in WORDS
     ]
     text = (
         f"{megabytes(blocks.budget_bytes)} for the process, {megabytes(blocks.fixed_bytes)} of"
         f" it before any block; the smallest budget is {megabytes(blocks.minimum_budget_bytes)}"
         f" ({blocks.engine.name}, measured on this machine)\n\n"
-        + table(["pass", "kept", "loads", "ms", "all kept, ms", "blocks"], rows)
+        + table(["pass", "resident", "loads", "ms", "all resident, ms", "blocks"], rows)
     )
     blocks.close()
     if save:

@@ -1,4 +1,4 @@
-"""The bundle that `run` takes when none is named: the embedded model, exported once."""
+"""The default bundle of `run`: the embedded model, exported once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECIPE = Recipe(tokens=98)
 
 
 def default_bundle() -> Path:
-    """Path of the embedded default's bundle, made if it is not in the cache."""
+    """Path of the default bundle, exported at first use."""
     weights = Path(edgevlm.__file__).parent / "embedded" / "model.safetensors"
     identity = edgevlm.__version__ + dumps(RECIPE) + str(weights.stat().st_size)
     digest = hashlib.sha256(identity.encode() + weights.read_bytes()).hexdigest()[:12]

@@ -12,32 +12,34 @@ from edgevlm.options import Option, options
 from edgevlm.recipe import Recipe
 
 BundleArgument = Annotated[
-    str, typer.Argument(metavar="BUNDLE", help="A bundle that `export` wrote.")
+    str, typer.Argument(metavar="BUNDLE", help="Bundle written by `edgevlm export`.")
 ]
 Engine = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Engine; `edgevlm engines` lists them."),
+    typer.Option(
+        metavar="NAME", help="Engine; default: the best one here. `edgevlm engines` lists them."
+    ),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Threads; all cores if not given.")
+    int | None, typer.Option(min=1, metavar="N", help="Threads; default: all cores.")
 ]
 Memory = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Memory budget of the whole process, such as 300MB."),
+    typer.Option(metavar="SIZE", help="Memory budget of the process, such as 300MB."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is already there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")
 ]
 
 
 def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a recipe, in the place of its parameter `recipe`."""
+    """Replace the parameter `recipe` of a command by the options of a recipe."""
 
-    def call(**given: Any) -> None:
-        named = {each.name: given.pop(each.name) for each in options(Recipe)}
-        recipe = Recipe(**{name: v for name, v in named.items() if v is not None})
-        command(recipe=recipe, **given)
+    def call(**values: Any) -> None:
+        fields = {each.name: values.pop(each.name) for each in options(Recipe)}
+        recipe = Recipe(**{name: v for name, v in fields.items() if v is not None})
+        command(recipe=recipe, **values)
 
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
@@ -52,7 +54,7 @@ def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameter(option: Option) -> inspect.Parameter:
-    """The parameter of a command from which Typer makes an option or an argument."""
+    """The parameter from which Typer makes an option or an argument."""
     kind: Any = int if option.number else str
     kind = list[kind] if option.repeated else kind
     declared: Any = typer.Argument(metavar=option.metavar, help=option.help)
@@ -67,6 +69,6 @@ def _parameter(option: Option) -> inspect.Parameter:
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Whether the user named an option, and did not leave it to its default."""
+    """Whether the user gave an option, rather than its default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"

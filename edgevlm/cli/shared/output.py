@@ -1,4 +1,4 @@
-"""How commands speak: human text on stderr, the result on stdout, progress in between."""
+"""Output of commands: messages and progress on stderr, the result on stdout."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ Step = Callable[[str], None]
 
 
 def say(text: str) -> None:
-    """A line for a person, on stderr."""
+    """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def answer(document: Any, text: str, as_json: bool) -> None:
-    """The result: `text` on stdout for a person, or one JSON line for a machine."""
+    """Print the result on stdout: `text`, or the document as one JSON line."""
     print(json.dumps(to_document(document), ensure_ascii=False) if as_json else text, flush=True)
 
 
 def on_terminal() -> bool:
-    """Whether a person sees stderr as it is written."""
+    """Whether stderr is a terminal."""
     return Console(stderr=True).is_terminal
 
 
 @contextmanager
 def progress() -> Iterator[Step]:
-    """Steps as they begin: a spinner on a terminal, a line each elsewhere."""
+    """A function that reports steps: a spinner on a terminal, else a line for each."""
     console, started = Console(stderr=True), time.perf_counter()
     if not console.is_terminal:
         yield lambda step: say(f"[{time.perf_counter() - started:6.1f} s] {printable(step)}")
         return
     with console.status("…") as status:
-        # A step may have words of a device, which are no markup and steer no terminal.
+        # A step may have text from a device, which must not act as markup or control characters.
         yield lambda step: status.update(escape(f"{printable(step)} …"))
 
 
 def every(seconds: float, step: Step) -> Step:
-    """`step` at most once in so many seconds, for a log; on a terminal all lines go through."""
+    """`step` limited to one call in so many seconds, for logs; not limited on a terminal."""
     if on_terminal():
         return step
     last = time.perf_counter() - seconds
@@ -60,12 +60,12 @@ def every(seconds: float, step: Step) -> Step:
 
 
 def printable(text: str) -> str:
-    """A text without characters that would steer a terminal: a name may come from a file."""
+    """A text without control characters, as a name may come from a file."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
-    """Plain columns, numbers to the right."""
+    """Rows as plain columns, numbers aligned right."""
     cells = [head, *([str(c) for c in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     right = [

@@ -1,13 +1,13 @@
-"""A plan for a person and for a machine: `edgevlm plan`, and `export --dry-run`."""
+"""A plan as text and as JSON: `edgevlm plan`, and `export --dry-run`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from edgevlm import api
-from edgevlm.bundle.host import LayoutItem
 from edgevlm.bundle.plan import Plan
 from edgevlm.cli.shared.device_fit import beside
+from edgevlm.cli.shared.kinds import printed
 from edgevlm.cli.shared.output import answer, table
 from edgevlm.devices.shared import fit
 from edgevlm.devices.shared.named import Device
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def show(
     plan: Plan[Any], cost: MethodCost | None, as_json: bool, device: Device | None = None
 ) -> None:
-    """Print a plan with the cost of its method, and beside a device, as text or JSON."""
+    """Print a plan with the cost of its method, and its fit to a device, as text or JSON."""
     document, text = _document(plan, cost), _text(plan, cost)
     if device:
-        found = fit.fit(device, plan.recipe, fit.offered(plan.recipe), api.plan)
-        document["for"], text = found, f"{text}\n\n{beside(found)}"
+        comparison = fit.fit(device, plan.recipe, fit.offered(plan.recipe), api.plan)
+        document["for"], text = comparison, f"{text}\n\n{beside(comparison)}"
     answer(document, text, as_json)
 
 
@@ -44,31 +44,18 @@ def _document(plan: Plan[Any], cost: MethodCost | None) -> dict[str, object]:
         ],
         "sites": plan.sites,
         "method_cost": cost,
-        "visual_tokens": plan.host.visual_tokens,
-        "image_tokens": plan.host.image_tokens,
-        "prompt_tokens": plan.host.prompt_tokens,
-        "context": plan.host.kv.tokens,
-        "chunk": plan.host.chunk,
-        "layout": plan.host.layout,
+        **printed(plan.kind).plan_document(plan),
         "weights_bytes": plan.weights_bytes,
-        "kv_bytes": plan.host.kv.bytes,
         "minimum_budget_bytes": None,
         "predicted": None,
         "not_measured": {
-            "minimum_budget_bytes": "measured on the machine that runs: plan BUNDLE --memory",
-            "predicted": "measured on the machine that runs: plan BUNDLE --memory",
+            "minimum_budget_bytes": "measured on the machine that runs it: plan BUNDLE --memory",
+            "predicted": "measured on the machine that runs it: plan BUNDLE --memory",
         },
     }
 
 
 def _text(plan: Plan[Any], cost: MethodCost | None) -> str:
-    kv, site = plan.host.kv, plan.site("tokens")
-    words = {"vision": "encoder: {} -> {} patches", "decoder": "language model: {} -> {} visual"}
-    inside = [
-        f"{words[s.site].format(s.tokens_in, s.tokens_out)} by {s.method} at site {s.site}"
-        for s in plan.sites
-        if s.site in words
-    ]
     rows = [
         [
             b.name,
@@ -80,44 +67,15 @@ def _text(plan: Plan[Any], cost: MethodCost | None) -> str:
         for b in plan.blocks
         for f in b.functions
     ]
-    views = plan.host.image.views
     return "\n".join(
         [
             f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target},"
             f" weights {megabytes(plan.weights_bytes)}",
-            f"visual tokens: {views} view{'s' * (views > 1)}, {site.tokens_in} -> {site.tokens_out}"
-            f" by {site.method} at site {site.site}",
-            *inside,
-            *([_cost(site.method, cost)] if cost else []),
-            f"sequence: {_parts(plan.host.layout.prompt)}",
-            f"an image: {_parts(plan.host.layout.image)} = {plan.host.image_tokens} tokens",
-            f"prompt {plan.host.prompt_tokens} tokens and the question; context {kv.tokens};"
-            f" prefill in chunks of {plan.host.chunk}",
-            f"KV cache: {kv.layers} layers x 2 x {[1, kv.heads, kv.tokens, kv.head_size]},"
-            f" {megabytes(kv.bytes)}, {kv.form}",
+            *printed(plan.kind).plan_lines(plan, cost),
             "",
             table(["block", "function", "weights", "GFLOP", "inputs"], rows),
         ]
     )
-
-
-def _cost(method: str, cost: MethodCost) -> str:
-    return (
-        f"{method} itself: {cost.nodes} operators, {megabytes(cost.bytes)} while it runs,"
-        f" {cost.ms:.2f} ms here in PyTorch"
-    )
-
-
-def _parts(parts: tuple[LayoutItem, ...]) -> str:
-    shown = [
-        f"{len(p.ids)} ids"
-        if p.kind == "ids"
-        else f"visual {p.start}:{p.stop}"
-        if p.kind == "visual"
-        else p.kind
-        for p in parts
-    ]
-    return " + ".join(shown if len(shown) <= 9 else [*shown[:4], "…", *shown[-4:]])
 
 
 def _shape(name: str, shape: tuple[int, ...]) -> str:

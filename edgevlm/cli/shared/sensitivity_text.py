@@ -1,4 +1,4 @@
-"""A table of blocks and schemes, and the mixture for a size: `edgevlm plan --sensitivity`."""
+"""The error of each block in each scheme, and a mix for a size: `edgevlm plan --sensitivity`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def show(recipe: Recipe, size: str | None, as_json: bool) -> None:
-    """Export in every scheme, and print the loss of each on each block.
+    """Export in every scheme, and print the error of each block in it.
 
     Args:
-        recipe: The model and all that is not a scheme.
-        size: Most bytes of the mixture that is proposed, such as `60MB`; None proposes none.
+        recipe: The recipe; its scheme is not used.
+        size: Most bytes of the proposed mix of schemes, such as `60MB`; None proposes none.
         as_json: Print one JSON document.
     """
     limit = None if size is None else parse_bytes(size)
@@ -26,24 +26,24 @@ def show(recipe: Recipe, size: str | None, as_json: bool) -> None:
     from edgevlm.studies.sensitivity import measure
 
     with progress() as step:
-        found = measure(recipe, step)
-    proposal = None if limit is None else found.propose(limit)
+        sensitivity = measure(recipe, step)
+    proposal = None if limit is None else sensitivity.propose(limit)
     totals = {
-        scheme: sum(sizes[scheme] for sizes in found.stage_bytes.values())
-        for scheme in found.stage_bytes["vision"]
+        scheme: sum(sizes[scheme] for sizes in sensitivity.stage_bytes.values())
+        for scheme in sensitivity.stage_bytes["vision"]
     }
-    document = {"costs": found.losses, "bytes": totals, "proposal": proposal}
-    answer(document, _text(found, totals, proposal), as_json)
+    document = {"costs": sensitivity.losses, "bytes": totals, "proposal": proposal}
+    answer(document, _text(sensitivity, totals, proposal), as_json)
 
 
-def _text(found: Sensitivity, totals: dict[str, int], proposal: Proposal | None) -> str:
-    losses = {(loss.block, loss.scheme): loss for loss in found.losses}
-    names = dict.fromkeys(loss.block for loss in found.losses)
+def _text(sensitivity: Sensitivity, totals: dict[str, int], proposal: Proposal | None) -> str:
+    losses = {(loss.block, loss.scheme): loss for loss in sensitivity.losses}
+    names = dict.fromkeys(loss.block for loss in sensitivity.losses)
     rows = [[name, *(_cell(losses[name, scheme]) for scheme in totals)] for name in names]
     rows.append(["total, with embeddings", *map(megabytes, totals.values())])
     lines = [
         table(["block", *totals], rows),
-        "dB: PSNR of the worst function against PyTorch; float32 is not rounded",
+        "dB: PSNR of the worst function against PyTorch; float32 is exact",
     ]
     if proposal:
         lines += [

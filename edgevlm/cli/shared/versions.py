@@ -1,4 +1,4 @@
-"""`edgevlm --version`: our version and those of what it works with, without importing any."""
+"""`edgevlm --version`: versions of edgevlm and of its libraries, without importing them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from edgevlm.version import VERSION
 EXPORTING = ("torch", "transformers")
 
 
-def show(asked: bool) -> None:
-    """Print the versions and end, if they are asked for."""
-    if asked:
+def show(requested: bool) -> None:
+    """Print the versions and exit, if requested."""
+    if requested:
         print("\n".join(lines()))
         raise typer.Exit
 
@@ -32,21 +32,25 @@ def lines() -> list[str]:
 
 
 def _engine_libraries() -> list[str]:
-    """What the engines need: the extra of an engine's name lists its library first.
+    """Libraries of the engines: the extra named like an engine lists its library first.
 
-    Where this package itself is not installed, an engine's own name stands for its library.
+    If this package is not installed, the name of an engine is taken for its library.
     """
     names = ENGINES.names()
     try:
-        wanted = metadata.requires("edgevlm") or []
+        requirements = metadata.requires("edgevlm") or []
     except metadata.PackageNotFoundError:
         return names
-    found = []
+    engine_libraries = []
     for name in names:
-        of_extra = (each for each in wanted if re.search(rf"extra == ['\"]{name}['\"]", each))
-        libraries = (re.split(r"[^\w.-]", each)[0] for each in of_extra)
-        found += [library for library in libraries if library != "edgevlm"][:1]
-    return found
+        of_engine = (
+            requirement
+            for requirement in requirements
+            if re.search(rf"extra == ['\"]{name}['\"]", requirement)
+        )
+        libraries = (re.split(r"[^\w.-]", requirement)[0] for requirement in of_engine)
+        engine_libraries += [library for library in libraries if library != "edgevlm"][:1]
+    return engine_libraries
 
 
 def _version(library: str) -> str:

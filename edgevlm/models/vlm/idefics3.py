@@ -5,6 +5,6 @@ SmolVLM has the same architecture, which `edgevlm/models/shared/idefics.py` has.
 
 from edgevlm.models.shared.idefics import describe, parts, processor_views, reference_features
 
-__all__ = ["KIND", "describe", "parts", "processor_views", "reference_features"]
+__all__ = ["AUTO_CLASS", "KIND", "describe", "parts", "processor_views", "reference_features"]
 
-KIND = "vlm"
+KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"

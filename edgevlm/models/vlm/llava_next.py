@@ -40,9 +40,9 @@ from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.towers import encoder_spec, selected_layers
 from edgevlm.recipe import Recipe
 
-__all__ = ["KIND", "describe", "parts", "processor_views", "reference_features"]
+__all__ = ["AUTO_CLASS", "KIND", "describe", "parts", "processor_views", "reference_features"]
 
-KIND = "vlm"
+KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
 # What CLIP was trained with, and the processor's values where a checkpoint names none.
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 # The language models whose layers `DecoderLayer` computes.
@@ -58,7 +58,9 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     """
     vision, (rows, columns) = config.vision_config, recipe.tiles
     if recipe.frames > 1:
-        raise PlanError(f"llava_next has no clips: {recipe.frames} frames were asked for, it has 1")
+        raise PlanError(
+            f"llava_next does not support clips: got {recipe.frames} frames, expected 1"
+        )
     _check(config)
     _check_grid(config, rows, columns)
     side = vision.image_size // vision.patch_size
@@ -160,7 +162,9 @@ def _check_grid(config: Any, rows: int, columns: int) -> None:
         return
     known = known_grids(config)
     if (rows, columns) not in known:
-        raise PlanError(f"tiles {rows}x{columns} is none of the model's grids {sorted(known)}")
+        raise PlanError(
+            f"tiles {rows}x{columns} is not a grid of the model, expected one of {sorted(known)}"
+        )
     if config.vision_feature_select_strategy != "default":
         raise PlanError(
             f"tiles {rows}x{columns} need vision_feature_select_strategy 'default', the class token"

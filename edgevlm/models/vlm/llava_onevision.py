@@ -35,9 +35,9 @@ from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.towers import encoder_spec, selected_layers
 from edgevlm.recipe import Recipe
 
-__all__ = ["KIND", "describe", "parts", "processor_views", "reference_features"]
+__all__ = ["AUTO_CLASS", "KIND", "describe", "parts", "processor_views", "reference_features"]
 
-KIND = "vlm"
+KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
 
 
 def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Description:
@@ -150,7 +150,9 @@ def _check(config: Any, rows: int, columns: int) -> None:
         raise PlanError(f"vision_feature_select_strategy '{strategy}' is not supported, 'full' is")
     known = known_grids(config)
     if rows * columns > 1 and (rows, columns) not in known:
-        raise PlanError(f"tiles {rows}x{columns} is none of the model's grids {sorted(known)}")
+        raise PlanError(
+            f"tiles {rows}x{columns} is not a grid of the model, expected one of {sorted(known)}"
+        )
     # The original shrinks a grid of more than about 1.1^2 * max tiles (modeling, AnyRes packing).
     most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
     if sqrt(rows * columns / most) > 1.1:

@@ -5,6 +5,6 @@ Its architecture is that of Idefics3, which `edgevlm/models/shared/idefics.py` h
 
 from edgevlm.models.shared.idefics import describe, parts, processor_views, reference_features
 
-__all__ = ["KIND", "describe", "parts", "processor_views", "reference_features"]
+__all__ = ["AUTO_CLASS", "KIND", "describe", "parts", "processor_views", "reference_features"]
 
-KIND = "vlm"
+KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"

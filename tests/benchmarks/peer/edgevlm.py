@@ -94,7 +94,7 @@ class Loop:
 
     def see(self) -> Array:
         """Features [64, C]; `see` of the loop would resize, and remember the picture."""
-        features: Array = self._loop._look(self._pixels).tokens
+        features: Array = self._loop._encode(self._pixels).tokens
         return features
 
     def prefill(self, ids: Array) -> Array:

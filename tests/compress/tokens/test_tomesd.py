@@ -39,7 +39,7 @@ def test_equals_reference(vectors: Any, trace: Any, engine: Any) -> None:
                 matching = match_cells(x, grid, cell, r)
                 rows, _ = matching.merge(x, torch.ones(x.shape[0], 1))
                 source = matching.remaining.unsqueeze(1) == matching.target
-                made.append((rows, source, rows.index_select(0, matching.rows())))
+                made.append((rows, source, rows.index_select(0, matching.output_index())))
             return tuple(torch.stack(parts) for parts in zip(*made, strict=True))
 
         metric = torch.from_numpy(case["in_metric"])

@@ -48,7 +48,7 @@ def test_a_host_that_does_not_exist(refused, sshd):
 )
 def test_an_address_that_is_none(refused, sshd, address):
     assert refused(device=f"ssh:{address}").startswith(
-        f"'ssh:{address}' is no host; expected ssh:USER@HOST or ssh:USER@HOST:PORT"
+        f"'ssh:{address}' is not a host; expected ssh:USER@HOST or ssh:USER@HOST:PORT"
     )
 
 
@@ -63,7 +63,7 @@ def test_addresses(sshd, address, destination, port):
 
 def test_no_ssh_here(refused, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert refused() == "there is no 'ssh' here; install OpenSSH's client (openssh-client)"
+    assert refused() == "'ssh' is not installed; install OpenSSH's client (openssh-client)"
 
 
 def test_hosts_of_a_configuration(tmp_path):
@@ -74,5 +74,5 @@ def test_hosts_of_a_configuration(tmp_path):
 
 
 def test_bad_addresses_never_reach_a_shell():
-    with pytest.raises(DeviceError, match="is no host"):
+    with pytest.raises(DeviceError, match="is not a host"):
         ssh.SshHost("h\n-x")

@@ -168,7 +168,8 @@ def test_an_end_while_it_measures(start, measure, sshd, link, tmp_path, exported
     if how == "Ctrl-C":
         process.send_signal(signal.SIGINT)
         expected = (
-            "edgevlm: stopped; nothing is half-written, the same command goes on where it can\n"
+            "edgevlm: stopped; no output is incomplete, and the same command continues where it"
+            " can\n"
         )
     else:
         link.cut()
@@ -191,7 +192,7 @@ def test_one_visit_at_a_time(start, refused, sshd, exported):
     process = start("profile", exported.bundle.path, *QUICK, "--minutes", "5", "--device", HOST)
     while "answer" not in process.stderr.readline():
         pass
-    assert refused() == f"{HOST} is busy: another edgevlm profiles there; wait"
+    assert refused() == f"{HOST} is busy: another edgevlm uses it; wait, then try again"
     process.kill()
     process.communicate()
     wait_for(lambda: not runners(sshd.device))

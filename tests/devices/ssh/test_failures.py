@@ -43,9 +43,11 @@ def test_what_fails_there_is_one_line(refused, sshd, tmp_path):
 
 def test_what_is_wrong_here_is_refused_before_any_connection(refused, sshd, tmp_path):
     assert refused("--image", "no.jpg").startswith("no image at 'no.jpg'")
-    assert refused(bundle=tmp_path).endswith("has no manifest.json: it is not a bundle")
+    assert refused(bundle=tmp_path).endswith("is not a bundle: it has no manifest.json; export one")
     assert refused("--runner", "a.apk").startswith("--runner is for phones: device 'ssh' takes")
-    assert refused("--log", tmp_path).endswith("cannot be written: it is a folder")
+    assert refused("--log", tmp_path).endswith(
+        "cannot be written: it is a folder; give a file name"
+    )
 
 
 def test_a_hostile_device(refused, sshd, tools, tmp_path, script):
@@ -65,7 +67,7 @@ def test_a_hostile_device(refused, sshd, tools, tmp_path, script):
         ("profile.json", "{", None, f"{HOST} sent no profile: 'profile.json' is not valid JSON"),
         ("profile.json", " ", 64_000_001, f"{HOST} sent more than 64000000 bytes"),
         ("error.txt", "no\n\x1b[2Jroom " + "x" * 1000, None, f"{HOST}: no [2Jroom xxx"),
-        ("other", "", None, f"{HOST}: the run there ended with exit code 0"),
+        ("other", "", None, f"{HOST}: the remote run ended with exit code 0"),
     ]:
         shutil.rmtree(sent, ignore_errors=True)
         sent.mkdir()

@@ -40,7 +40,7 @@ def test_too_little_room_for_the_bundle(measure, refused, sshd, disk):
     (sshd.device / "cache" / "other").write_bytes(bytes(state.f_bavail * state.f_frsize - 500_000))
     line = refused()
     assert line.startswith(f"{HOST} has 0.5 MB free for '{sshd.remote}' and bundles/tiny.edgevlm")
-    assert line.endswith(f"needs 1.2 MB more; make room there, and {AGAIN}")
+    assert line.endswith(f"needs 1.2 MB more; free some space, and {AGAIN}")
     assert list((sshd.remote / "partial").iterdir()) == []
 
 
@@ -52,8 +52,8 @@ def test_a_disk_that_gets_full(measure, refused, sshd, disk):
     # `df` sees bytes; here it is the number of files that runs out on the way.
     disk(f"remount,nr_inodes={state.f_files - state.f_ffree + 20}")
     line = refused()
-    assert line.startswith(f"{HOST} has no room left in '{sshd.remote}' (")
-    assert line.endswith(f"No space left on device); make room there, and {AGAIN}")
+    assert line.startswith(f"{HOST} has no space left in '{sshd.remote}' (")
+    assert line.endswith(f"No space left on device); free some, and {AGAIN}")
     assert not (sshd.remote / "bundles" / "tiny.edgevlm" / "manifest.json").exists()
     disk("remount,nr_inodes=10000")
     done = measure()

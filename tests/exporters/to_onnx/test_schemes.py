@@ -29,7 +29,7 @@ from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.quantization.schemes import threshold  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.runtimes.loading import load_loop  # noqa: E402
-from edgevlm.runtimes.loops.sequence import load_table  # noqa: E402
+from edgevlm.runtimes.loops.tables import load_table  # noqa: E402
 
 PRODUCTS = {"Cast", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits"}
 SMALL = {"fp": 0.51, "w8": 0.30, "w4": 0.18}  # of float32, embedding and head included
@@ -110,7 +110,7 @@ def test_a_bundle_agrees_with_pytorch_and_is_small(model, scheme, preset, tmp_pa
     assert [b.span for b in planned.plan.blocks] == [b.span for b in exact.blocks]
     matrix = torch.cat(planned.parts(find(recipe.model).load_model()).table).numpy()
     packing = PACKINGS[embedding.dtype]
-    table = load_table(bundle)
+    table = load_table(bundle, bundle.plan.host.embedding)
     rounded = unpack(*pack(matrix, packing), packing, embedding.columns)
     assert np.array_equal(table[:], rounded)
     assert np.array_equal(table[7], rounded[7])

@@ -203,7 +203,7 @@ MISTRAL = SimpleNamespace(model_type="mistral", sliding_window=64, max_position_
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({}, {"frames": 4}, "^llava_next has no clips: 4 frames were asked for, it has 1$"),
+        ({}, {"frames": 4}, "^llava_next does not support clips: got 4 frames, expected 1$"),
         (
             {"vision_config": SIGLIP},
             {},
@@ -229,7 +229,7 @@ MISTRAL = SimpleNamespace(model_type="mistral", sliding_window=64, max_position_
         (
             {},
             {"tiles": (2, 3)},
-            r"^tiles 2x3 is none of the model's grids \[\(1, 2\), \(1, 3\), .*\]$",
+            r"^tiles 2x3 is not a grid of the model, expected one of \[\(1, 2\), \(1, 3\), .*\]$",
         ),
         (
             {"vision_feature_select_strategy": "full"},

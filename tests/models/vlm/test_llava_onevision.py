@@ -145,7 +145,10 @@ def test_second_turn_gives_the_ids_of_the_whole_conversation(tiny, processor, pr
         ({"vision_feature_layer": [-1, -2]}, "several vision feature layers are not supported"),
         ({"vision_feature_layer": 9}, "vision_feature_layer 9 is none of the 2 layers"),
         ({"vision_feature_select_strategy": "default"}, "'default' is not supported, 'full' is"),
-        ({"image_grid_pinpoints": [[56, 112]]}, r"2x2 is none of the model's grids \[\(1, 2\)"),
+        (
+            {"image_grid_pinpoints": [[56, 112]]},
+            r"2x2 is not a grid of the model, expected one of \[\(1, 2\)",
+        ),
         ({"vision_aspect_ratio": "anyres_max_2"}, "tiles 2x2 is more than this model's 2 tiles"),
     ],
 )

@@ -190,12 +190,16 @@ def test_look_up():
 
 @pytest.mark.parametrize("text", ["", "look", "skip", "skip=", "skip=0", "skip=x", "skip=-1"])
 def test_a_draft_that_is_none(loop, text):
-    with pytest.raises(InputError, match=r"^a draft is lookup or skip=N with N blocks, got '"):
+    with pytest.raises(
+        InputError, match=r"^a draft is lookup or skip=N with N blocks to skip, got '"
+    ):
         drafts.parse(text, loop.plan)
 
 
 def test_a_draft_needs_blocks_and_its_function(loop, exported):
-    with pytest.raises(InputError, match=r"^skip=4 does not leave the first and the last of 5 dec"):
+    with pytest.raises(
+        InputError, match=r"^skip=4 skips too many of 5 decoder blocks, expected at most skip=3;"
+    ):
         drafts.parse("skip=4", loop.plan)
     other = load_loop(exported.bundle.path, threads=1)
     with pytest.raises(InputError, match=r"no 'check' function .* export it with --speculate 8$"):
@@ -204,17 +208,15 @@ def test_a_draft_needs_blocks_and_its_function(loop, exported):
 
 @pytest.mark.parametrize("value", [-1, 1, 65])
 def test_numbers_of_tokens_that_cannot_be(value):
-    with pytest.raises(
-        RecipeError, match=rf"^speculate is 0 or a number from 2 to 64, got {value}"
-    ):
+    with pytest.raises(RecipeError, match=rf"^speculate must be 0 or from 2 to 64, got {value}"):
         Recipe(speculate=value)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"context": 40}, "and a checked answer some more; give more --context"),
-        ({"methods": ("fastv:layer=1",)}, "so there is nothing to speculate with"),
+        ({"context": 40}, "and a checked answer some more; give a larger --context"),
+        ({"methods": ("fastv:layer=1",)}, "leave out --speculate"),
     ],
 )
 def test_plans_that_have_no_room_for_it(tiny_model, options, message):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgevlm.runtimes.loops.sequence import Rows
+from edgevlm.runtimes.loops.tables import Rows
 
 
 def test_a_table_closes_its_file(tmp_path):

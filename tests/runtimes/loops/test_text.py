@@ -140,7 +140,7 @@ def test_several_images_stand_in_their_order(loop):
 
 def test_pictures_in_a_further_turn_are_refused(loop):
     loop.ask(QUESTION, seeing(loop, FLOWER), max_new_tokens=2)
-    with pytest.raises(InputError, match=r"^pictures belong to the first turn; start a new"):
+    with pytest.raises(InputError, match=r"^images belong to the first turn; start a new"):
         loop.ask(QUESTION, seeing(loop, STREAM))
 
 
@@ -153,14 +153,18 @@ def test_the_answer_ends_when_the_context_is_full(loop):
     answer = loop.ask(QUESTION, seeing(loop, FLOWER), max_new_tokens=10_000)
     assert answer.stopped == "length"
     assert answer.prompt_tokens + len(answer.token_ids) == loop.plan.host.kv.tokens == loop.length
-    with pytest.raises(InputError, match=r"512 are in the context of 512; export with a larger"):
+    with pytest.raises(
+        InputError, match=r"the context of 512 holds 512 already; export with a larger"
+    ):
         loop.ask("And why?")
 
 
 def test_a_turn_that_does_not_fit_changes_nothing(loop):
     first = loop.ask(QUESTION, seeing(loop, FLOWER), max_new_tokens=4)
     length = loop.length
-    with pytest.raises(InputError, match=r"^the turn has \d+ tokens and \d+ are in the context"):
+    with pytest.raises(
+        InputError, match=r"^the turn has \d+ tokens, the context of \d+ holds \d+ already"
+    ):
         loop.ask("word " * 600)
     assert loop.length == length
     after = loop.ask("And why?", max_new_tokens=4)

@@ -107,7 +107,9 @@ def test_weights_must_lie_inside_their_file(bundle_copy):
 def test_what_is_no_graph_is_one_line(tmp_path):
     file = tmp_path / "x.onnx"
     file.write_bytes(b"\xff" * 64)
-    with pytest.raises(RuntimeLoadError, match=r"^'x.onnx' is no ONNX graph of ours: "):
+    with pytest.raises(
+        RuntimeLoadError, match=r"^'x.onnx' is not an ONNX graph of this exporter: "
+    ):
         without_weights(file)
 
 

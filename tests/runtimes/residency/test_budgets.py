@@ -217,5 +217,7 @@ def test_engines_without_budgets_say_so(exported, monkeypatch):
     from edgevlm.runtimes.on_onnxruntime.engine import Engine
 
     monkeypatch.setattr(Engine, "budgets", False)
-    with pytest.raises(EdgeVLMError, match=r"^engine 'onnxruntime' keeps to no budget; leave out"):
+    with pytest.raises(
+        EdgeVLMError, match=r"^engine 'onnxruntime' does not support memory budgets; leave out"
+    ):
         load_loop(exported.bundle.path, memory="300MB")

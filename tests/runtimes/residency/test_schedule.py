@@ -115,7 +115,9 @@ def test_loads_go_on_into_the_next_pass():
 
 def test_a_room_that_is_too_small_is_refused_with_the_size_that_would_do():
     units = [Unit("small", "run", 10, 1, 1, 1), Unit("large", "run", 2000, 1, 1, 1)]
-    with pytest.raises(PlanError, match=r"^1,999 bytes are too few for large: at least 2,000"):
+    with pytest.raises(
+        PlanError, match=r"^1,999 bytes are too few for large, expected at least 2,000"
+    ):
         schedule(units, 1999)
 
 

@@ -59,12 +59,12 @@ def inside(folder: Path, name: str, where: str) -> Path:
         )
     path = folder / name
     try:
-        found = path.resolve(strict=True)
+        resolved = path.resolve(strict=True)
     except (OSError, RuntimeError) as cause:  # also a name that is too long, a loop of links
         raise InputError(f"{where}: no file {shown(name)}") from cause
-    if not found.is_relative_to(folder.resolve()):
+    if not resolved.is_relative_to(folder.resolve()):
         raise InputError(f"{where}: {shown(name)} is a link that leads out of the dataset's folder")
-    if not found.is_file():
+    if not resolved.is_file():
         raise InputError(f"{where}: {shown(name)} is not a file")
     return path
 

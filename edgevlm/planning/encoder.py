@@ -1,0 +1,170 @@
+"""The plan of an image encoder with one embedding, and of its text encoder where it has one.
+
+1. The recipe asks for nothing that only a language model has.
+2. The target has the recipe's schemes and backend.
+3. The family describes the checkpoint: numbers alone. The factor of a likeness is a weight, and is
+   read from its file.
+4. A method of site `vision` says how many tokens it leaves after each layer.
+5. The model is built without memory; stages are cut into blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from edgevlm.bundle.functions import Block
+from edgevlm.bundle.host import Embedding
+from edgevlm.bundle.kinds import encoder as kind
+from edgevlm.bundle.kinds.encoder import EncoderHost, EncoderPlan, TextHost
+from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
+from edgevlm.errors import ModelError, RecipeError
+from edgevlm.exporters.contract import Target
+from edgevlm.graphs.blocks import build_encoder
+from edgevlm.graphs.merging import merge
+from edgevlm.graphs.parts import EmbedderParts
+from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.models.family import EmbedderDescription, TextSpec
+from edgevlm.planning.blocks import Stored, encoder_shape, finished, stage_blocks
+from edgevlm.planning.methods import choose_encoder_method
+from edgevlm.planning.target import checked_target, required_backend, table_format
+from edgevlm.recipe import Recipe
+from edgevlm.registry import METHODS
+
+# Fields of a recipe that a language model alone has a use for.
+OF_LANGUAGE = ("tokens", "context", "frames", "tiles", "chunk", "speculate")
+QUANTIZED = ("vision", "text", "embed")
+
+
+@dataclass(frozen=True)
+class EncoderPlanned:
+    """A plan with what it was made from, for the steps that follow it.
+
+    `method` is that of site `vision`, or None; `tokens` are those before the encoder's first layer
+    and after each, empty without a method.
+    """
+
+    plan: EncoderPlan
+    checkpoint: Checkpoint
+    description: EmbedderDescription
+    method: Any
+    tokens: tuple[int, ...]
+
+    def parts(self, model: Any) -> EmbedderParts:
+        """The model as static modules, with its method."""
+        return _merged(self.checkpoint.family.parts(model, self.description), self)
+
+    def build(self, block: Block, parts: EmbedderParts) -> nn.Module:
+        """The module of a block."""
+        return build_encoder(block, parts)
+
+
+@dataclass(frozen=True)
+class _Method:
+    """A method of site `vision` with the tokens that it leaves."""
+
+    method: Any
+    tokens: tuple[int, ...]
+    sites: tuple[SiteTokens, ...]
+
+
+def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> EncoderPlanned:
+    """Work out every number of a bundle; `edgevlm.planning.plan.make_plan` says what is raised."""
+    _check(recipe)
+    target = checked_target(recipe, QUANTIZED)
+    backend = required_backend(recipe, target)
+    description: EmbedderDescription = checkpoint.describe(recipe)
+    chosen = _Method(*choose_encoder_method(recipe, description.encoder))
+    parts = _merged(checkpoint.family.parts(checkpoint.empty_model(), description), chosen)
+    scale, bias = description.scale, description.bias
+    host = EncoderHost(
+        image=description.image,
+        encoder=encoder_shape(parts.encoder, view_tokens=1),
+        size=description.size,
+        text=_text(recipe, target, checkpoint, description.text),
+        scale=math.exp(checkpoint.number(scale)) if scale else 1.0,
+        bias=checkpoint.number(bias) if bias else 0.0,
+        scores=description.scores,
+    )
+    plan = Plan(
+        format_version=FORMAT_VERSION,
+        kind=checkpoint.family.KIND,
+        source=Source(recipe.model, recipe.revision, checkpoint.model_type, checkpoint.config_hash),
+        recipe=recipe,
+        sites=chosen.sites,
+        host=host,
+        blocks=_blocks(host, recipe.block_size_bytes, parts, Stored(target, recipe)),
+        requires=Requires((*target.requires.versions, *backend)),
+    )
+    return EncoderPlanned(plan, checkpoint, description, chosen.method, chosen.tokens)
+
+
+def _check(recipe: Recipe) -> None:
+    """Refuse what asks for a language model.
+
+    Raises:
+        RecipeError: Naming the option.
+    """
+    plain = Recipe()
+    for name in OF_LANGUAGE:
+        if getattr(recipe, name) != getattr(plain, name):
+            raise RecipeError(
+                f"--{name} is for models with a language model: an image encoder gives one"
+                " embedding of one view"
+            )
+    for choice in recipe.methods:
+        site = METHODS.site_of(choice.name, choice.site)
+        if site != "vision":
+            works = " (it works there: add @vision)" * ("vision" in METHODS.sites_of(choice.name))
+            raise RecipeError(
+                f"method '{choice.name}' is of site '{site}', an image encoder has site 'vision'"
+                f" alone{works}"
+            )
+
+
+def _merged(parts: EmbedderParts, chosen: EncoderPlanned | _Method) -> EmbedderParts:
+    return replace(parts, encoder=merge(parts.encoder, chosen.method, chosen.tokens))
+
+
+def _text(
+    recipe: Recipe, target: Target, checkpoint: Checkpoint, text: TextSpec | None
+) -> TextHost | None:
+    """What the program around the text encoder needs; its special tokens are the tokenizer's.
+
+    Raises:
+        ModelError: If a text ends with no token where the model reads one.
+    """
+    if text is None:
+        return None
+    tokenizer = checkpoint.tokenizer()
+    tokenizer.no_padding()
+    around = tokenizer.encode("").ids
+    if text.reads_end and not around:
+        raise ModelError(
+            f"'{checkpoint.model}': the tokenizer ends a text with no token, and the model reads it"
+        )
+    named = checkpoint.document("tokenizer_config.json").get("pad_token")
+    named = named.get("content") if isinstance(named, dict) else named
+    pad = tokenizer.token_to_id(named) if isinstance(named, str) else None
+    return TextHost(
+        tokens=text.tokens,
+        layers=text.layers,
+        embedding=Embedding(text.vocabulary, text.width, table_format(recipe, target, tied=False)),
+        pad_id=text.pad_id if pad is None else pad,
+        end_id=around[-1] if around else None,
+        reads_end=text.reads_end,
+        lower_case=text.lower_case,
+    )
+
+
+def _blocks(
+    host: EncoderHost, limit: int, parts: EmbedderParts, stored: Stored
+) -> tuple[Block, ...]:
+    """All blocks, those of the image encoder first."""
+    blocks = stage_blocks("vision", parts.encoder.modules, limit, stored)
+    if parts.text is not None:
+        blocks += stage_blocks("text", parts.text.modules, limit, stored)
+    return finished(blocks, kind, host, lambda block: build_encoder(block, parts))

@@ -1,0 +1,62 @@
+"""The blocks of a vision language model: vision, reduce, decoder and head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from edgevlm.bundle.functions import Block
+from edgevlm.bundle.kinds import vlm
+from edgevlm.bundle.kinds.vlm import VlmHost
+from edgevlm.graphs.blocks import build, cut_rows
+from edgevlm.graphs.parts import DecoderParts, ModelParts
+from edgevlm.graphs.visual_shape import VisualShape
+from edgevlm.planning.blocks import Stored, finished, stage_blocks
+
+
+def make_blocks(
+    host: VlmHost, limit: int, parts: ModelParts, shape: VisualShape, method: Any, stored: Stored
+) -> tuple[Block, ...]:
+    """All blocks in the order in which a prompt runs them.
+
+    Args:
+        host: The constants of the plan.
+        limit: Block size in bytes of float32.
+        parts: The model, with or without memory for its weights.
+        shape: Token grids that the method sees.
+        method: The method of site `tokens`.
+        stored: Bytes of weights in their files.
+    """
+    joined = None if parts.pruning is None else parts.pruning.joined
+    blocks = [
+        *stage_blocks("vision", parts.encoder.modules, limit, stored),
+        Block("reduce-0", "reduce", (0, 1), 0, ()),
+        *stage_blocks("decoder", _decoder_parts(parts.decoder), limit, stored, joined),
+        *_head(host, limit, parts, stored),
+    ]
+    return finished(blocks, vlm, host, lambda block: build(block, parts, method, shape))
+
+
+def _decoder_parts(decoder: DecoderParts) -> list[Sequence[nn.Module]]:
+    """The layers, the norm with the last."""
+    *layers, last = decoder.layers
+    return [*((layer,) for layer in layers), (last, decoder.norm)]
+
+
+def _head(host: VlmHost, limit: int, parts: ModelParts, stored: Stored) -> list[Block]:
+    """Blocks of the head, cut by rows of the vocabulary."""
+    channels = host.embedding.columns
+    shares = "embedding" if parts.tied else ""
+    return [
+        Block(
+            f"head-{index}",
+            "head",
+            (start, stop),
+            stored.matrix(stop - start, channels, "head"),
+            (),
+            shares,
+        )
+        for index, (start, stop) in enumerate(cut_rows(parts.head.shape[0], 4 * channels, limit))
+    ]

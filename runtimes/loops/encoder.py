@@ -1,0 +1,258 @@
+"""The encoder loop: image -> embedding; texts -> embeddings, and the score of each.
+
+image -> view -> `vision` blocks -> embedding [E]
+text -> tokens, truncated or padded to S -> rows of the table -> `text` blocks -> embedding [E]
+logit = scale · cosine(image, text) + bias; a score by softmax or sigmoid
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+
+from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.kinds.encoder import EncoderPlan, TextHost
+from edgevlm.errors import InputError
+from edgevlm.runtimes.arrays import Array
+from edgevlm.runtimes.engine import Blocks
+from edgevlm.runtimes.loops import images
+from edgevlm.runtimes.loops.buffers import chain
+from edgevlm.runtimes.loops.contract import RunRequest
+from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
+from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
+from edgevlm.units import megabytes
+
+CACHED_TEXTS = 256  # texts whose embeddings are cached
+SHOWN = 4  # numbers of an embedding in a line
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text with its score: its share among all texts (softmax), or alone (sigmoid)."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The embedding of one image, and the score of each label; times in ms.
+
+    `text_ms` is the time of the labels that were not cached.
+    """
+
+    embedding: tuple[float, ...]
+    labels: tuple[Label, ...]
+    load_ms: float
+    vision_ms: float
+    text_ms: float
+    peak_rss_bytes: int
+    engine: str
+    loads: int
+
+    @property
+    def nearest(self) -> Label | None:
+        """The label of the highest score."""
+        return max(self.labels, key=lambda label: label.score, default=None)
+
+    @property
+    def shown(self) -> str:
+        """The nearest label and all scores; without labels, size and beginning of the embedding."""
+        if self.nearest is not None:
+            width = max(len(label.label) for label in self.labels)
+            each = (f"  {label.label:{width}}  {label.score:.4f}" for label in self.labels)
+            return "\n".join([self.nearest.label, *each])
+        first = ", ".join(f"{number:.4f}" for number in self.embedding[:SHOWN])
+        return f"{len(self.embedding)} numbers: {first}, …"
+
+    @property
+    def summary(self) -> str:
+        """The figures, one line."""
+        return (
+            f"image {self.vision_ms:.1f} ms;"
+            + (f" texts {self.text_ms:.1f} ms;" if self.labels else "")
+            + f" {self.loads} loads; peak {megabytes(self.peak_rss_bytes)}; {self.engine}"
+        )
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Arrays that the loop writes and reads between runs.
+
+    Attributes:
+        pixels: The view.
+        embedding: Of the image [1, E].
+        rows: Rows of a text's tokens [1, S, C]; None without a text encoder.
+        end: Index of the token at which the text's embedding is read [1]; None for the last.
+        text: Embedding of the text [1, E]; None without a text encoder.
+    """
+
+    pixels: Array
+    embedding: Array
+    rows: Array | None = None
+    end: Array | None = None
+    text: Array | None = None
+
+
+def bind(plan: EncoderPlan, blocks: Blocks) -> Arrays:
+    """Allocate the arrays of a plan and bind them."""
+    image, image_results, _ = chain(plan.stage("vision"), "encode", blocks)
+    if plan.host.text is None:
+        return Arrays(image["pixel_values"], image_results["embedding"])
+    fed, text_results, _ = chain(plan.stage("text"), "encode", blocks)
+    return Arrays(
+        image["pixel_values"],
+        image_results["embedding"],
+        fed["hidden"],
+        fed.get("end"),
+        text_results["embedding"],
+    )
+
+
+class EncoderLoop:
+    """Embeddings by one bundle. Not safe for two threads."""
+
+    takes: ClassVar[tuple[str, ...]] = ("image", "labels")
+    needs: ClassVar[tuple[str, ...]] = ("image",)
+    usage: ClassVar[str] = (
+        "the bundle gives embeddings of images; give --image FILE, and --labels A,B,… to compare it"
+        " with texts"
+    )
+
+    def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
+        self.bundle, self.blocks, self.plan = bundle, blocks, bundle.plan
+        text = self.plan.host.text
+        self._words = None if text is None else Words(bundle, text)
+        return_freed()  # memory of parsing, which new arrays would reuse and count twice
+        started = time.perf_counter()
+        self.arrays = bind(self.plan, blocks)
+        blocks.open()
+        self.load_ms = (time.perf_counter() - started) * 1e3
+        self._known: dict[str, Array] = {}  # embeddings of texts
+
+    def forget(self) -> None:
+        """Forget the texts."""
+        self._known.clear()
+
+    def answers(self, request: RunRequest) -> Iterator[Embedded]:
+        """The embedding of each image, compared with all labels; see `contract.Loop`."""
+        for path in request.images:
+            yield self.classify(images.load(path), request.labels)
+
+    def classify(self, picture: Image.Image, labels: Sequence[str] = ()) -> Embedded:
+        """The embedding of an image, and the score of each label.
+
+        Raises:
+            InputError: If there are labels, and the bundle has no text encoder.
+        """
+        started = time.perf_counter()
+        embedding = self.embed(picture)
+        encoded = time.perf_counter()
+        texts = [self.embed_text(label) for label in labels]
+        compared = time.perf_counter()
+        scores = self.scores(embedding, texts) if texts else ()
+        return Embedded(
+            embedding=tuple(map(float, embedding)),
+            labels=tuple(Label(*pair) for pair in zip(labels, map(float, scores), strict=True)),
+            load_ms=self.load_ms,
+            vision_ms=(encoded - started) * 1e3,
+            text_ms=(compared - encoded) * 1e3,
+            peak_rss_bytes=peak_rss_bytes(),
+            engine=self.blocks.engine.name,
+            loads=self.blocks.loads,
+        )
+
+    def embed(self, picture: Image.Image) -> Array:
+        """The embedding of an image, f32 [E], not normalized."""
+        self.arrays.pixels[:] = images.views([picture], self.plan.host.image)
+        return self._run("vision", self.arrays.embedding)
+
+    def embed_text(self, text: str) -> Array:
+        """The embedding of a text, f32 [E]; the last few are cached.
+
+        Raises:
+            InputError: If the bundle has no text encoder.
+        """
+        if text not in self._known:
+            self._known[text] = self._encode_text(text)
+        embedding = self._known[text] = self._known.pop(
+            text
+        )  # least recently used is evicted first
+        if len(self._known) > CACHED_TEXTS:
+            self._known.pop(next(iter(self._known)))
+        return embedding
+
+    def scores(self, embedding: Array, texts: Sequence[Array]) -> Array:
+        """The score of each text embedding for an image's: f32 [n]."""
+        host = self.plan.host
+        products = np.asarray([_unit(text) @ _unit(embedding) for text in texts])
+        logits = host.scale * products + host.bias
+        if host.scores == "sigmoid":
+            return np.asarray(np.exp(-np.logaddexp(0, -logits)), np.float32)
+        odds = np.exp(logits - logits.max())
+        return np.asarray(odds / odds.sum(), np.float32)
+
+    def token_ids(self, text: str) -> list[int]:
+        """The S tokens of a text.
+
+        Raises:
+            InputError: If the bundle has no text encoder.
+        """
+        if self._words is None:
+            raise InputError("the bundle has no text encoder; leave out the labels")
+        return self._words.ids(text)
+
+    def _encode_text(self, text: str) -> Array:
+        ids = self.token_ids(text)
+        assert self._words is not None and self.arrays.rows is not None
+        assert self.arrays.text is not None
+        self.arrays.rows[0] = self._words.table[ids]
+        if self.arrays.end is not None:
+            self.arrays.end[0] = self._words.end(ids)
+        return self._run("text", self.arrays.text)
+
+    def _run(self, stage: str, result: Array) -> Array:
+        """Run the blocks of a stage once; returns a copy of the last one's output."""
+        self.blocks.expect(stage, 1)
+        for block in self.plan.stage(stage):
+            self.blocks.run(block.name, "encode")
+        return np.array(result[0])
+
+
+class Words:
+    """Texts to tokens, as the checkpoint's tokenizer pads and truncates them."""
+
+    def __init__(self, bundle: Bundle, host: TextHost) -> None:
+        self.host = host
+        self._tokenizer = load_tokenizer(bundle, host.embedding.rows)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.table = load_table(bundle, host.embedding)
+
+    def ids(self, text: str) -> list[int]:
+        """S tokens: those of the text, with its end token even if truncated, then padding."""
+        host = self.host
+        ids = self._tokenizer.encode(text.lower() if host.lower_case else text).ids
+        if len(ids) > host.tokens:
+            ends = [] if host.end_id is None else [host.end_id]
+            ids = [*ids[: host.tokens - len(ends)], *ends]
+        return [*ids, *[host.pad_id] * (host.tokens - len(ids))]
+
+    def end(self, ids: Sequence[int]) -> int:
+        """Index of the first end token."""
+        return [*ids].index(self.host.end_id or 0)
+
+
+def _unit(embedding: Array) -> Array:
+    """The same direction at length 1; zeros stay."""
+    wide = embedding.astype(np.float64)
+    return wide / (np.linalg.norm(wide) or 1.0)
+
+
+# The contract of a loop's module, see `runtimes.loading`.
+open_loop, bind_arrays = EncoderLoop, bind

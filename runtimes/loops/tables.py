@@ -1,0 +1,102 @@
+"""The tokenizer of a bundle, and its embedding table, which is read row by row."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.host import Embedding
+from edgevlm.bundle.packed import PACKINGS, unpack
+from edgevlm.errors import BundleError
+
+Floats = NDArray[np.float32]
+
+
+def load_tokenizer(bundle: Bundle, rows: int) -> Tokenizer:
+    """The bundle's tokenizer; a text like `<image>` is not a special token.
+
+    Args:
+        bundle: The bundle.
+        rows: Rows of the embedding table.
+
+    Raises:
+        BundleError: If the file is not a tokenizer, or has more tokens than the table has rows.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
+    except BundleError:
+        raise
+    except Exception as cause:  # the library raises bare Exception
+        raise BundleError(f"'tokenizer.json' is not valid: {cause}") from cause
+    most = max(tokenizer.get_vocab().values(), default=0)
+    if most >= rows:
+        raise BundleError(
+            f"'tokenizer.json' has the token id {most}, the embedding table has {rows} rows"
+        )
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+class Rows:
+    """A matrix in a file that is read row by row: `matrix[rows]`.
+
+    It is not mapped: pages of a mapped file stay resident, more of them with each token.
+    """
+
+    def __init__(self, path: Path, dtype: Any, shape: tuple[int, int], offset: int = 0) -> None:
+        self.shape, self._dtype, self._offset = shape, np.dtype(dtype), offset
+        self._file = path.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        """Rows by index, slice or indices from 0 on, as numpy would return them.
+
+        Raises:
+            BundleError: If the file is too short.
+            IndexError: If a row is outside the table.
+        """
+        count = self.shape[0]
+        indices = np.arange(*rows.indices(count)) if isinstance(rows, slice) else np.asarray(rows)
+        if indices.size and not 0 <= indices.min() <= indices.max() < count:
+            raise IndexError(f"rows {indices.min()} to {indices.max()} of a table of {count}")
+        values = np.empty((*indices.shape, self.shape[1]), self._dtype)
+        size = self.shape[1] * self._dtype.itemsize
+        flat = values.reshape(indices.size, self.shape[1])
+        for row, index in zip(flat, indices.flat, strict=True):
+            self._file.seek(self._offset + int(index) * size)
+            if self._file.readinto(row.data) != size:
+                raise BundleError(f"'{self._file.name}' ends before row {index} of its table")
+        return values
+
+
+class PackedTable:
+    """A low-bit table that is read as float32: `table[rows]` unpacks these rows."""
+
+    def __init__(self, path: Path, embedding: Embedding) -> None:
+        self.shape = (embedding.rows, embedding.columns)
+        self._packing = PACKINGS[embedding.dtype]
+        numbers, scales = embedding.row_bytes
+        _, start = embedding.row_offset(0)
+        self._numbers = Rows(path, np.uint8, (embedding.rows, numbers))
+        self._scales = Rows(path, np.float32, (embedding.rows, scales // 4), start)
+
+    def __getitem__(self, rows: Any) -> Floats:
+        """Rows by index, slice or indices, as numpy would return them."""
+        return unpack(self._numbers[rows], self._scales[rows], self._packing, self.shape[1])
+
+
+Table = Floats | Rows | PackedTable
+
+
+def load_table(bundle: Bundle, embedding: Embedding) -> Table:
+    """An embedding table of the bundle [rows, C]; a row is read at use."""
+    path = bundle.file(embedding.file)
+    if embedding.dtype != "f32":
+        return PackedTable(path, embedding)
+    return Rows(path, np.float32, (embedding.rows, embedding.columns))

@@ -1,0 +1,168 @@
+"""The commands on a bundle with embeddings: what they print, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("torch")
+
+from edgevlm.parity.verify import PHOTOS
+from edgevlm.profiling.document import parse_profile, read_profile
+
+FLOWER, STREAM = PHOTOS
+
+
+@pytest.fixture
+def path(embedder):
+    """A tiny CLIP as a bundle."""
+    return embedder("tiny-clip").bundle.path
+
+
+def last_line(done) -> dict:
+    """The JSON document of a command that succeeded."""
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_run_prints_the_nearest_label(run, path):
+    done = run("run", path, "--image", FLOWER, "--labels", "a dog, a flower")
+    nearest, *each = done.stdout.splitlines()
+    assert done.exit_code == 0
+    scores = {line[2:].rsplit(None, 1)[0].strip(): float(line.split()[-1]) for line in each}
+    assert list(scores) == ["a dog", "a flower"]
+    assert nearest == max(scores, key=scores.get)
+    assert sum(scores.values()) == pytest.approx(1, abs=1e-3)
+
+
+def test_run_without_labels_prints_the_embedding(run, path):
+    done = run("run", path, "--image", FLOWER)
+    assert done.stdout.startswith("32 numbers: ")
+
+
+def test_run_as_json_has_a_line_for_each_image(run, path):
+    done = run("run", path, "--image", FLOWER, "--image", STREAM, "--labels", "a,b", "--json")
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert set(first) == {
+        "embedding", "labels", "load_ms", "vision_ms", "text_ms", "peak_rss_bytes", "engine",
+        "loads",
+    }  # fmt: skip
+    assert len(first["embedding"]) == 32
+    assert first["embedding"] != second["embedding"]
+    assert [label["label"] for label in first["labels"]] == ["a", "b"]
+    assert second["text_ms"] < first["text_ms"]  # known from the first image
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "?"], "no --prompt here: the bundle gives embeddings of images"),
+        (["--image", "x", "--seed", "1"], "no --seed here: the bundle gives embeddings"),
+        (["--image", "x", "--max-new-tokens", "3"], "no --max-new-tokens here"),
+        (["--video", "x"], "no --video here"),
+        (["--labels", "a"], "nothing is asked: the bundle gives embeddings"),
+        (["--image", "x"], "no image at 'x'"),
+    ],
+)
+def test_run_says_what_the_bundle_takes(run, path, arguments, message):
+    done = run("run", path, *arguments)
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_a_bundle_that_answers_questions_takes_no_labels(run, exported):
+    done = run("run", exported.bundle.path, "--prompt", "?", "--labels", "a")
+    assert done.exit_code == 1
+    assert "no --labels here: the bundle answers questions; give --prompt TEXT" in done.stderr
+
+
+def test_an_empty_label_is_wrong_usage(run, path):
+    done = run("run", path, "--image", FLOWER, "--labels", "a,,b")
+    assert done.exit_code == 2
+    assert "--labels has an empty text" in " ".join(done.stderr.split())
+
+
+def test_export_plan_and_inspect(run, preset, path, tmp_path):
+    model = str(preset("tiny-siglip"))
+    document = last_line(run("export", model, "-o", tmp_path / "a.edgevlm", "--json"))
+    assert document["embedding_dimensions"] == 64
+    assert "visual_tokens" not in document
+    plan = last_line(run("plan", model, "--json"))
+    assert plan["stages"] == ["vision", "text"]
+    assert (plan["embedding_dimensions"], plan["text_tokens"]) == (64, 16)
+    assert "likeness: 10 x the product at unit length -1, sigmoid" in run("plan", model).stdout
+    assert last_line(run("inspect", path, "--json"))["kind"] == "encoder"
+    assert "32 embedding dimensions" in run("inspect", path).stdout
+
+
+def test_plan_for_a_device(run, preset):
+    model = str(preset("tiny-siglip"))
+    document = last_line(run("plan", model, "--for", "iphone-15-pro", "--json"))
+    assert document["for"]["asked"]["fits"]
+    assert document["for"]["asked"]["token_floor_ms"] is None
+    assert document["for"]["not_measured"]["token_floor_ms"] == "an embedding has no tokens"
+    text = run("plan", model, "--for", "iphone-15-pro").stdout
+    assert "KV cache" not in text
+    assert "fits" in text
+
+
+def test_plan_of_a_budget(run, path):
+    document = last_line(run("plan", path, "--memory", "2GB", "--json"))
+    assert document["predicted"]["pass_ms"].keys() == {"vision", "text"}
+
+
+def test_verify(run, path):
+    document = last_line(run("verify", path, "--json"))
+    assert document["ok"]
+    assert document["token_ids_equal"] == 1.0
+    assert document["image_rel_error"] < 1e-4
+    assert document["preprocessing_error"] < 1e-6
+
+
+def test_verify_refuses_another_tokenizer(run, embedder, preset, tmp_path):
+    """`tokenizer.json` says one thing, the checkpoint's own tokenizer another."""
+    folder = shutil.copytree(preset("tiny-siglip"), tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"add_prefix_space": True}))
+    path = embedder("tiny-siglip").bundle.path
+    done = run("verify", path, "--model", folder)
+    assert done.exit_code == 1
+    assert "token_ids_equal is" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "modality", "source"),
+    [([], "image", "scene.png"), (["--prompt", "a dog"], "text", "a dog")],
+)
+def test_profile(run, path, tmp_path, asked, modality, source):
+    file, page = tmp_path / "p.json", tmp_path / "p.html"
+    done = run("profile", path, "--runs", 2, *asked, "-o", file, "--report", page, "--json")
+    profile = read_profile(file)
+    assert parse_profile(done.stdout.splitlines()[-1]).embedding == profile.embedding
+    assert (profile.kind, profile.text, profile.ttft_ms) == ("encoder", None, None)
+    question = profile.embedding.question
+    assert (question.modality, question.source) == (modality, source)
+    assert profile.embedding.dimensions == 32
+    ran = {block.stage for block in profile.blocks if block.calls}
+    assert ran == {"vision" if modality == "image" else "text"}
+    assert modality in page.read_text()
+
+
+def test_profile_of_an_image_and_a_text_is_refused(run, path):
+    done = run("profile", path, "--image", FLOWER, "--prompt", "a")
+    assert done.exit_code == 1
+    assert "give --image or --prompt, not both" in done.stderr
+
+
+@pytest.mark.parametrize("bundle", [True, False])
+def test_evaluate_is_refused(run, path, preset, bundle):
+    done = run("evaluate", path if bundle else preset("tiny-clip"), "--limit", 1)
+    assert done.exit_code == 1
+    assert "answers no questions, so there is nothing to evaluate" in done.stderr
