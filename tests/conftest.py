@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +31,26 @@ def _own_caches(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def preset(tmp_path_factory):
+def once(tmp_path_factory):
+    """`once(name, write)`: a path that all workers of this run share; the first one writes it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a worker's folder lies in that of the run
+        root = root.parent
+
+    def give(name, write):
+        path, partial = root / name, root / f".{name}"
+        with (root / f".{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+            if not path.exists():
+                write(partial)
+                partial.rename(path)
+        return path
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def preset(once):
     """`preset("tiny-smolvlm")`: the folder of a preset of samples/make_checkpoint.py, written once.
 
     Nobody writes into it.
@@ -41,11 +62,9 @@ def preset(tmp_path_factory):
     )
     sample = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sample)
-    root = tmp_path_factory.mktemp("checkpoints")
 
     def make(name):
-        path = root / name
-        return path if path.exists() else sample.make_checkpoint(name, path)
+        return once(name, lambda folder: sample.make_checkpoint(name, folder))
 
     return make
 
@@ -57,19 +76,47 @@ def tiny_model(preset):
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_model, tmp_path_factory):
-    """A tiny model at 16 tokens, exported once per session; nobody writes into it.
+def exported(tiny_model, once):
+    """`.bundle`: a tiny model at 16 tokens, exported once a run; nobody writes into it.
 
     Blocks are small, so that every stage but `reduce` has several.
     """
     for module in ("onnx_ir", "onnxscript", "onnxruntime"):
         pytest.importorskip(module)
+    from edgevlm.bundle.files import Bundle
     from edgevlm.pipeline import export
     from edgevlm.recipe import Recipe
 
-    folder = tmp_path_factory.mktemp("exported")
     recipe = Recipe(model=tiny_model, tokens=16, block_size_bytes=100_000)
-    return export(recipe, folder / "tiny.edgevlm")
+
+    def write(folder):
+        folder.mkdir()
+        export(recipe, folder / "tiny.edgevlm")
+
+    return SimpleNamespace(bundle=Bundle.open(once("exported", write) / "tiny.edgevlm"))
+
+
+@pytest.fixture(scope="session")
+def graphs():
+    """`graphs(key)`: for `export(…, graphs=…)`, what earlier exports under this key lowered.
+
+    Exports of one key may differ in the budget and in the method of site `tokens` alone.
+    """
+    made = defaultdict(dict)
+    return lambda *key: made[key]
+
+
+@pytest.fixture(scope="session")
+def coreml_bundle(tiny_model, once):
+    """The tiny model at 16 tokens as Core ML packages, exported once a run; nobody writes there."""
+    for module in ("coremltools", "onnxscript"):
+        pytest.importorskip(module)
+    from edgevlm.bundle.files import Bundle
+    from edgevlm.pipeline import export
+    from edgevlm.recipe import Recipe
+
+    recipe = Recipe(model=tiny_model, target="coreml", tokens=16, methods=("strided",))
+    return Bundle.open(once("coreml.edgevlm", lambda out: export(recipe, out)))
 
 
 @pytest.fixture(scope="session")

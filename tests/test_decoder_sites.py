@@ -40,6 +40,20 @@ METHODS = (
 )
 
 
+@pytest.fixture
+def export_to(graphs, tmp_path):
+    """`export_to(name, recipe)`: exports of one model share the graphs of its encoder."""
+
+    def call(name, recipe):
+        encoder = graphs("encoder", recipe.model)
+        shared = dict(encoder)
+        done = export(recipe, tmp_path / name, graphs=shared)
+        encoder.update((key, graph) for key, graph in shared.items() if key[0] == "vision")
+        return done
+
+    return call
+
+
 def loop_over(bundle: Bundle) -> TextLoop:
     return TextLoop(bundle, ResidentBlocks(bundle.plan, Engine(bundle, threads=1)))
 
@@ -52,12 +66,12 @@ def loop_over(bundle: Bundle) -> TextLoop:
         for j, method in enumerate(METHODS)
     ],
 )
-def test_a_bundle_agrees_with_pytorch(preset, tmp_path, family, method):
+def test_a_bundle_agrees_with_pytorch(preset, export_to, family, method):
     """One layer a block: rows, tables and indices go from block to block; 32 tokens of answer."""
     recipe = Recipe(
         model=str(preset(family)), tokens=16, methods=("strided", method), block_size_bytes=100_000
     )
-    done = export(recipe, tmp_path / "tiny.edgevlm")
+    done = export_to("tiny.edgevlm", recipe)
     parity, plan = done.verification, done.bundle.plan
     assert [site.site for site in plan.sites] == ["tokens", "decoder"]
     assert plan.host.visual_tokens == 16
@@ -80,7 +94,7 @@ def test_a_method_that_looks_at_two_layers(tmp_path):
 
 
 @torch.no_grad()
-def test_64_tokens_after_the_last_stage(preset, tmp_path):
+def test_64_tokens_after_the_last_stage(preset, export_to):
     """The loop's answer is that of all layers in PyTorch, caches, turned positions and all."""
     recipe = Recipe(
         model=str(preset("tiny-smolvlm")),
@@ -88,7 +102,7 @@ def test_64_tokens_after_the_last_stage(preset, tmp_path):
         methods=("strided", "pyramiddrop:1"),
         context=256,
     )
-    loop = loop_over(export(recipe, tmp_path / "tiny.edgevlm").bundle)
+    loop = loop_over(export_to("tiny.edgevlm", recipe).bundle)
     visual = loop.see([PICTURE])
     answer = loop.ask("What is this?", lambda: [visual], max_new_tokens=64)
     checkpoint = find(recipe.model, None)
@@ -132,13 +146,13 @@ def test_no_pruning_is_the_plain_decoder(preset):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
-def test_chats_and_long_prompts(preset, tmp_path):
+def test_chats_and_long_prompts(preset, export_to):
     """A chat without a picture goes row by row; a prompt longer than the one call is refused."""
     recipe = Recipe(
         model=str(preset("tiny-smolvlm")), tokens=16, methods=("strided", "fastv:tokens=5,layer=1")
     )
     loops = [
-        loop_over(export(made, tmp_path / f"{number}.edgevlm").bundle)
+        loop_over(export_to(f"{number}.edgevlm", made).bundle)
         for number, made in enumerate((recipe, replace(recipe, methods=("strided",))))
     ]
     answers = [loop.ask("Hello, who are you?", max_new_tokens=12).token_ids for loop in loops]

@@ -72,7 +72,7 @@ def quick(target, family, method, shape):
     ],
 )
 def test_a_bundle_agrees_with_pytorch(
-    preset, tmp_path, record_property, target, family, method, shape
+    preset, graphs, tmp_path, record_property, target, family, method, shape
 ):
     tokens = budget(method)
     model = str(preset(FAMILIES[family]))
@@ -82,7 +82,8 @@ def test_a_bundle_agrees_with_pytorch(
             export(recipe, tmp_path / "tiny.edgevlm")
         pytest.skip(str(refused.value))
     try:
-        done = export(recipe, tmp_path / "tiny.edgevlm")
+        shared = graphs("matrix", target, family, shape)  # of all blocks but `reduce`
+        done = export(recipe, tmp_path / "tiny.edgevlm", graphs=shared)
     except PlanError as reason:
         if not str(reason).startswith(f"{method}: ") or shape == SIMPLEST[method]:
             raise

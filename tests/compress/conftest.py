@@ -49,9 +49,13 @@ def engine() -> Callable[..., Callable[..., list[Any]]]:
     """Turn a traced program into a function that ONNX Runtime executes."""
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
+    from edgevlm.exporters.to_onnx.torchlib import table_read_once
 
     def load(program: ExportedProgram) -> Callable[..., list[Any]]:
-        model = torch.onnx.export(program, dynamo=True, opset_version=23, verbose=False)
+        with table_read_once():
+            model = torch.onnx.export(
+                program, dynamo=True, opset_version=23, optimize=False, verbose=False
+            )
         assert model is not None
         options = runtime.SessionOptions()
         options.intra_op_num_threads = 1

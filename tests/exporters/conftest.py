@@ -21,6 +21,7 @@ from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
+from edgevlm.registry import METHODS  # noqa: E402
 from edgevlm.runtimes.engine import find_engine  # noqa: E402
 
 
@@ -97,23 +98,78 @@ def saved() -> Any:
     return run
 
 
-@pytest.fixture
-def reduction(preset: Any) -> Any:
-    """`reduction(target, method)`: its block `reduce` of 24 tokens, and random inputs for it."""
+NAMES = [name for name in METHODS.names("tokens") if name != "identity"]
+# Tokens and options for which a method's rounds are few, and each kind of round is there.
+SHORT = {
+    "aim": (56, "aim"),
+    "catp": (8, "catp"),
+    "dart": (12, "dart"),
+    "divprune": (8, "divprune"),
+    "todre": (8, "todre"),
+    "tome": (56, "tome"),
+    "vispruner": (24, "vispruner:r=24"),
+    "vqtoken": (8, "vqtoken:rounds=2"),
+}
+# All their operators, with the types of their results, are in graphs of other methods too
+# (test_reductions.py), so that a target's translations are seen without them.
+COVERED = ("aim", "hired", "tome", "vispruner", "vqtoken")
 
-    def make(target: str, method: str) -> tuple[torch.nn.Module, list[torch.Tensor]]:
-        model = str(preset("tiny-llava-next"))
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`method` of `reduction`: tokens and text of each; by default short, and without COVERED."""
+    if "method" in metafunc.fixturenames and "reduction" in metafunc.fixturenames:
+        cases = [
+            pytest.param(
+                SHORT.get(name, (24, name)),
+                id=name,
+                marks=pytest.mark.slow if name in COVERED else (),
+            )
+            for name in NAMES
+        ]
+        cases += [
+            pytest.param((24, name), id=f"{name}, long", marks=pytest.mark.slow) for name in SHORT
+        ]
+        metafunc.parametrize("method", cases)
+
+
+@pytest.fixture(scope="session")
+def short_methods() -> dict[str, list[tuple[int, str]]]:
+    """Tokens and texts of the methods, those that run by default and those that do not."""
+    made: dict[str, list[tuple[int, str]]] = {"default": [], "slow": []}
+    for name in NAMES:
+        made["slow" if name in COVERED else "default"].append(SHORT.get(name, (24, name)))
+    return made
+
+
+@pytest.fixture(scope="session")
+def next_model(preset: Any) -> Any:
+    """The tiny LLaVA-NeXT, and its checkpoint."""
+    checkpoint = find(str(preset("tiny-llava-next")), None)
+    return checkpoint, checkpoint.load_model()
+
+
+@pytest.fixture
+def reduction(next_model: Any) -> Any:
+    """`reduction(target, (tokens, method))`: its block `reduce`, and random inputs for it."""
+
+    def make(target: str, method: tuple[int, str]) -> tuple[torch.nn.Module, list[torch.Tensor]]:
+        checkpoint, model = next_model
+        name, colon, options = method[1].partition(":")
         for tiles in ((1, 1), (2, 2)):
             recipe = Recipe(
-                model=model, target=target, tokens=24, methods=(f"{method}@tokens",), tiles=tiles
+                model=str(checkpoint.folder),
+                target=target,
+                tokens=method[0],
+                methods=(f"{name}@tokens{colon}{options}",),
+                tiles=tiles,
             )
             try:
-                planned = make_plan(recipe, find(model, None))
+                planned = make_plan(recipe, checkpoint)
             except PlanError:
                 continue
             break
         (block,) = planned.plan.stage("reduce")
-        parts = planned.parts(planned.checkpoint.load_model())
+        parts = planned.parts(model)
         module = build(block, parts, planned.method, planned.description.shape)
         generator = torch.Generator().manual_seed(0)
         return module, [torch.rand(t.shape, generator=generator) for t in block.functions[0].inputs]

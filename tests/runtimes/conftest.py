@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
 
 
-@pytest.fixture(scope="module")
-def loop_of(tiny_model, tmp_path_factory):
-    """Makes a text loop over the bundle of some options."""
+@pytest.fixture(scope="session")
+def loop_of(tiny_model, once):
+    """Makes a text loop over the bundle of some options; nobody writes into the bundle."""
+    from edgevlm.bundle.files import Bundle
     from edgevlm.pipeline import export
     from edgevlm.recipe import Recipe
     from edgevlm.runtimes.loops.text import TextLoop
     from edgevlm.runtimes.on_onnxruntime.engine import Engine
     from edgevlm.runtimes.residency.resident import ResidentBlocks
 
-    root, made = tmp_path_factory.mktemp("bundles"), {}
-
     def make(**options):
-        key = json.dumps(options)
-        if key not in made:
-            recipe = Recipe(model=tiny_model, **options)
-            made[key] = export(recipe, root / f"{len(made)}.edgevlm").bundle
-        return TextLoop(made[key], ResidentBlocks(made[key].plan, Engine(made[key], threads=1)))
+        name = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:12]
+        recipe = Recipe(model=tiny_model, **options)
+        path = once(f"{name}.edgevlm", lambda out: export(recipe, out))
+        bundle = Bundle.open(path)
+        return TextLoop(bundle, ResidentBlocks(bundle.plan, Engine(bundle, threads=1)))
 
     return make
 

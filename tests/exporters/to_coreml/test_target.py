@@ -29,9 +29,6 @@ from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
-from edgevlm.registry import METHODS  # noqa: E402
-
-NAMES = METHODS.names("tokens")
 
 
 @pytest.fixture
@@ -146,7 +143,6 @@ def test_attention_with_a_cache(groups, evaluate, calls, tmp_path):
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("method", [n for n in NAMES if n != "identity"])
 def test_each_methods_reduce(method, reduction, evaluate, tmp_path):
     """The choice of tokens in the saved program is PyTorch's."""
     module, inputs = reduction("coreml", method)
@@ -205,22 +201,22 @@ def test_a_bundle_agrees_with_pytorch(case, preset, tmp_path):
     assert done.bundle.plan.host.kv.form == "states"
 
 
-def test_functions_share_weights_and_the_same_recipe_gives_the_same_bytes(tiny_model, tmp_path):
-    recipe = Recipe(model=tiny_model, target="coreml", tokens=16, methods=("strided",))
-    made = [export(recipe, tmp_path / f"{i}.edgevlm") for i in range(2)]
+def test_functions_share_weights_and_the_same_recipe_gives_the_same_bytes(coreml_bundle, tmp_path):
+    again = export(coreml_bundle.plan.recipe, tmp_path / "again.edgevlm").bundle
     files = [
-        {f.path: f.sha256 for f in done.bundle.plan.files if f.path.startswith("blocks")}
-        for done in made
+        {f.path: f.sha256 for f in bundle.plan.files if f.path.startswith("blocks")}
+        for bundle in (coreml_bundle, again)
     ]
     assert files[0] == files[1]
-    (block,) = made[0].bundle.plan.stage("decoder")
+    plan = coreml_bundle.plan
+    (block,) = plan.stage("decoder")
     path = "blocks/decoder/decoder-0.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
-    entry = next(f for f in made[0].bundle.plan.files if f.path == path)
+    entry = next(f for f in plan.files if f.path == path)
     assert entry.bytes <= 1.02 * block.weights_bytes
 
     from coremltools.proto import Model_pb2
 
-    content = (made[0].bundle.path / path).parents[1] / "model.mlmodel"
+    content = (coreml_bundle.path / path).parents[1] / "model.mlmodel"
     about = Model_pb2.Model.FromString(content.read_bytes()).description
     assert dict(about.metadata.userDefined) == {
         "edgevlm.block": "decoder-0", "edgevlm.stage": "decoder", "edgevlm.scheme": "none"
@@ -228,5 +224,5 @@ def test_functions_share_weights_and_the_same_recipe_gives_the_same_bytes(tiny_m
     assert [f.name for f in about.functions] == ["prefill", "decode"]
     for function in about.functions:
         features = (*function.input, *function.output, *function.state)
-        assert len(features) == 6 + 2 * made[0].bundle.plan.host.kv.layers
+        assert len(features) == 6 + 2 * plan.host.kv.layers
         assert all(feature.shortDescription for feature in features)

@@ -34,11 +34,9 @@ from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.quantization.schemes import threshold  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
-from edgevlm.registry import METHODS  # noqa: E402
 from edgevlm.runtimes.loading import load_loop  # noqa: E402
 from edgevlm.runtimes.on_executorch.engine import Engine  # noqa: E402
 
-NAMES = METHODS.names("tokens")
 XNNPACK = TargetOptions("none", "xnnpack")
 SMALL = {"w8a8": 0.27, "w4g32a8": 0.15}  # of float32
 X = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0)) * 3
@@ -115,7 +113,6 @@ def test_rows_are_written_into_the_callers_cache(groups, evaluate, calls, tmp_pa
     assert not {"copy", "copy_", "expand_copy", "index_put"} & set(left)
 
 
-@pytest.mark.parametrize("method", [n for n in NAMES if n != "identity"])
 def test_each_methods_reduce(method, reduction, evaluate, tmp_path):
     """The choice of tokens in the saved program is PyTorch's."""
     module, inputs = reduction("executorch", method)

@@ -195,10 +195,9 @@ def test_float16_overflows_as_on_the_device():
     assert _as(np.array([1e5, 1.0002]), "fp16").tolist() == [np.inf, 1.0]
 
 
-@pytest.fixture(scope="module")
-def bundle(tiny_model, tmp_path_factory):
-    recipe = Recipe(model=tiny_model, target="coreml", tokens=16, methods=("strided",))
-    return export(recipe, tmp_path_factory.mktemp("coreml") / "tiny.edgevlm").bundle
+@pytest.fixture
+def bundle(coreml_bundle):
+    return coreml_bundle
 
 
 @pytest.fixture

@@ -1,0 +1,57 @@
+"""torch.onnx's table of operators: read once, the same graph, and torch is as it was."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+from torch.onnx._internal.exporter import _registration  # noqa: E402
+
+from edgevlm.exporters.to_onnx import torchlib  # noqa: E402
+
+
+def convert(function, opset=21):
+    class Calls(torch.nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(Calls(), (torch.zeros(1, 4, 8),), strict=False)
+        made = torch.onnx.export(
+            program, dynamo=True, opset_version=opset, verbose=False, optimize=False
+        )
+    return made.model_proto.SerializeToString(deterministic=True)
+
+
+def rows(x):
+    return torch.nn.functional.gelu(x).softmax(-1).index_select(1, torch.tensor([2, 0]))
+
+
+def test_graphs_are_the_same_and_the_table_is_read_once(monkeypatch):
+    read = []
+    real = _registration.onnxscript_apis.get_torchlib_ops
+    monkeypatch.setattr(
+        _registration.onnxscript_apis, "get_torchlib_ops", lambda: (read.append(1), real())[1]
+    )
+    torchlib._table.cache_clear()
+    before = vars(_registration.ONNXRegistry)["from_torchlib"]
+    with torchlib.table_read_once():
+        made = [convert(rows), convert(torch.abs), convert(rows)]
+    assert len(read) == 1
+    assert vars(_registration.ONNXRegistry)["from_torchlib"] is before
+    assert made[0] == made[2] == convert(rows)
+    assert len(read) == 2  # torch's own way again
+
+
+def test_what_is_added_to_a_copy_stays_there():
+    with torchlib.table_read_once():
+        first = _registration.ONNXRegistry.from_torchlib(opset_version=21)
+        first.register_op(torch.ops.aten.abs.default, lambda x: x)
+        second = _registration.ONNXRegistry.from_torchlib(opset_version=21)
+    counts = [len(table.functions["aten::abs"]) for table in (first, second)]
+    assert counts[0] == counts[1] + 1
