@@ -86,11 +86,11 @@ class Compiled:
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_model, tmp_path_factory):
+def bundle(tiny_model, once):
     """Several blocks of one signature: each must have its own weights, and pass `verify`."""
     recipe = Recipe(model=tiny_model, target="coreml", tokens=16, methods=("strided",))
     recipe = replace(recipe, quantize="fp16", block_size_bytes=100_000)
-    return export(recipe, tmp_path_factory.mktemp("coreml") / "tiny.edgevlm").bundle
+    return Bundle.open(once("coreml-blocks.edgevlm", lambda out: export(recipe, out)))
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from edgevlm import api
+from edgevlm.bundle.files import Bundle
 from edgevlm.errors import BundleError, InputError, PlanError, RecipeError
 from edgevlm.models.checkpoint import find
 from edgevlm.pipeline import export
@@ -37,20 +38,23 @@ CHECK = 4
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_model, tmp_path_factory):
+def bundle(tiny_model, once):
     """A tiny model of five layers, each a block, with calls that check four tokens."""
-    root = tmp_path_factory.mktemp("drafts")
-    folder = Path(shutil.copytree(tiny_model, root / "model"))
-    config = AutoConfig.from_pretrained(folder)
-    config.text_config.num_hidden_layers = 5
-    torch.manual_seed(1)
-    made = AutoModelForImageTextToText.from_config(config)
-    made.save_pretrained(folder)
-    (folder / "generation_config.json").write_text("{}")
+
+    def write(folder):
+        shutil.copytree(tiny_model, folder)
+        config = AutoConfig.from_pretrained(folder)
+        config.text_config.num_hidden_layers = 5
+        torch.manual_seed(1)
+        made = AutoModelForImageTextToText.from_config(config)
+        made.save_pretrained(folder)
+        (folder / "generation_config.json").write_text("{}")
+
+    model = str(once("five-layers", write))
     recipe = Recipe(
-        str(folder), tokens=16, chunk=16, context=160, speculate=CHECK, block_size_bytes=100_000
+        model, tokens=16, chunk=16, context=160, speculate=CHECK, block_size_bytes=100_000
     )
-    return export(recipe, root / "m.edgevlm").bundle
+    return Bundle.open(once("five-layers.edgevlm", lambda out: export(recipe, out)))
 
 
 @pytest.fixture(scope="module")
