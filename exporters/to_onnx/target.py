@@ -46,7 +46,7 @@ from edgevlm.exporters.to_onnx.linear import (
     stored,
 )
 from edgevlm.exporters.to_onnx.operators import LOWERINGS
-from edgevlm.exporters.to_onnx.torchlib import table_read_once
+from edgevlm.exporters.to_onnx.torchlib import tables_read_once
 from edgevlm.libraries import first_line
 
 OPSET = 21
@@ -143,7 +143,7 @@ def write(
 def _convert(
     program: ExportedProgram, function: Function, scheme: str
 ) -> tuple[ir.Model, dict[str, StoredWeight]]:
-    with _quiet(), table_read_once():
+    with _quiet(), tables_read_once():
         program = program.run_decompositions(LOWERINGS)
         converted = torch.onnx.export(
             program,

@@ -49,10 +49,10 @@ def engine() -> Callable[..., Callable[..., list[Any]]]:
     """Turn a traced program into a function that ONNX Runtime executes."""
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    from edgevlm.exporters.to_onnx.torchlib import table_read_once
+    from edgevlm.exporters.to_onnx.torchlib import tables_read_once
 
     def load(program: ExportedProgram) -> Callable[..., list[Any]]:
-        with table_read_once():
+        with tables_read_once():
             model = torch.onnx.export(
                 program, dynamo=True, opset_version=23, optimize=False, verbose=False
             )
