@@ -46,7 +46,7 @@ def steps(stderr):
 
 
 def test_an_export_goes_on_after_kill_9_and_gives_the_same_bytes(
-    options, exported, start, command, tmp_path, tree
+    options, exported, start, run, tmp_path, tree
 ):
     out = tmp_path / "b.edgevlm"
     code, stderr = cut(start, options, out, "export decoder-1", signal.SIGKILL)
@@ -54,12 +54,13 @@ def test_an_export_goes_on_after_kill_9_and_gives_the_same_bytes(
     assert "Traceback" not in stderr
     assert names(tmp_path) == [".b.edgevlm.partial"]
     # decoder-1 is now traced by itself; in one run it shares the graph of decoder-0.
-    done = command("export", *options, "-o", out, "--json")
-    assert done.code == 0, done.err
-    assert steps(done.err) == ["decoder-1", "head-0", "head-1", "head-2"]
-    document = json.loads(done.out.splitlines()[-1])
+    done = run("export", *options, "-o", out, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert steps(done.stderr) == ["decoder-1", "head-0", "head-1", "head-2"]
+    document = json.loads(done.stdout.splitlines()[-1])
     assert set(document) == {
-        "bundle", "target", "blocks", "weights_bytes", "visual_tokens", "seconds", "peak_rss_bytes"
+        "bundle", "target", "blocks", "weights_bytes", "visual_tokens", "context_tokens",
+        "kv_bytes", "seconds", "peak_rss_bytes",
     }  # fmt: skip
     assert document["bundle"] == str(out)
     assert document["blocks"] == 10

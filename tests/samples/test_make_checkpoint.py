@@ -122,8 +122,9 @@ def test_the_image_changes_the_logits(checkpoint):
     assert a.abs().max() < 1e3
 
 
-def test_same_seed_same_bytes_other_seed_other_weights(tmp_path):
-    one, two = (made("tiny-smolvlm", tmp_path / name) for name in ("one", "two"))
+def test_same_seed_same_bytes_other_seed_other_weights(preset, tmp_path):
+    """In another process, as the command, too."""
+    one, two = preset("tiny-smolvlm"), made("tiny-smolvlm", tmp_path / "two")
     for file in sorted(one.iterdir()):
         assert file.read_bytes() == (two / file.name).read_bytes(), file.name
     weights = (one / "model.safetensors").read_bytes()
