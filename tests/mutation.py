@@ -7,9 +7,9 @@ Mutations are drawn with a seed from lines that those tests run, the modules in 
 trees (a checkout before a change of the tests, and one after) only lines that stand in all of them
 are drawn, and each mutation is tried in each: a column a tree, one JSON line a mutation.
 
-Each tree is copied, and the copy's module is written anew for every trial. An entry is `caught`
-(a test failed), `hangs` (no end within `--timeout`; also caught), or `survived`, which is a missing
-test or a change that nothing can notice; tests that fail without a mutation end the command.
+Each tree is copied, and the copy's module is written anew for every trial: `caught` (a test
+failed), `hangs` (no end within `--timeout`), or `survived`, which is a missing test or a change
+that nothing can notice. Tests that fail without a mutation end the command.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 SWAPS = {
@@ -47,11 +48,7 @@ def call(frame, event, argument):
     return line(frame, event, argument) if real(frame.f_code.co_filename) == FILE else None
 sys.settrace(call)
 threading.settrace(call)
-owner = os.getpid()
-def write():
-    if os.getpid() == owner:
-        with open(OUT, "w") as file: json.dump(sorted(ran), file)
-atexit.register(write)
+atexit.register(lambda: open(OUT, "w").write(json.dumps(sorted(ran))))
 """
 
 
@@ -69,8 +66,8 @@ class Tree:
 
     def __init__(self, tree: Path, table: Path, copy: Path, timeout: float) -> None:
         self.root, self.timeout = copy / tree.name, timeout
-        ignored = shutil.ignore_patterns(".git", "__pycache__", ".*_cache")
-        shutil.copytree(tree, self.root, symlinks=True, ignore=ignored)
+        kept = shutil.ignore_patterns(".git", "__pycache__", ".*_cache")
+        shutil.copytree(tree, self.root, symlinks=True, ignore=kept)
         if (tree.parent / "shared").is_dir():  # recorded vectors lie beside a checkout
             (copy / "shared").symlink_to(tree.parent / "shared")
         (self.root / "mutation_lines.py").write_text(LINES)
@@ -85,7 +82,7 @@ class Tree:
             sys.exit(f"{self.root.name}: the tests of {name} fail without a mutation")
         ran, text = set(json.loads(out.read_text())), path.read_text("utf-8")
         lines = [line.strip() for line in text.splitlines()]
-        once = Counter(lines)
+        once = Counter(lines)  # a line is known in another tree by its text
         return {
             Mutation(name, lines[number - 1], changed): number
             for number, changed in changes(text)
@@ -114,14 +111,11 @@ class Tree:
         environment["PYTHONDONTWRITEBYTECODE"] = "1"  # one second's files look alike to its cache
         try:
             code = subprocess.run(
-                [*command, *options, *self.table[name][1:]], cwd=self.root, env=environment,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=self.timeout,
-                check=False,
+                [*command, *options, *self.table[name][1:]], cwd=self.root,
+                env=environment, capture_output=True, timeout=self.timeout, check=False,
             ).returncode  # fmt: skip
         except subprocess.TimeoutExpired:
             return "hangs"
-        if code == 5:
-            sys.exit(f"{self.root.name}: there are no tests for {name}")
         return "caught" if code else "survived"
 
 
@@ -149,7 +143,7 @@ def _nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 def _replacements(node: ast.AST, line: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Byte ranges of the line, and what to put there."""
-    pairs: list[tuple[ast.expr, ast.expr]] = []
+    pairs = []
     match node:
         case ast.Constant(value=bool()):
             yield node.col_offset, node.end_col_offset, str(not node.value).encode()
@@ -170,8 +164,8 @@ def _replacements(node: ast.AST, line: bytes) -> Iterator[tuple[int, int, bytes]
         between = line[left.end_col_offset : right.col_offset].decode()
         found = re.search(r"(?<![\w(])(not in|is not|in|is|and|or|[<>=!]=|//|[<>+\-*/%])", between)
         if found and found[1] in SWAPS and "**" not in between:
-            start = left.end_col_offset + found.start(1)
-            yield start, start + len(found[1]), SWAPS[found[1]].encode()
+            first = left.end_col_offset
+            yield first + found.start(1), first + found.end(1), SWAPS[found[1]].encode()
 
 
 def main() -> None:
@@ -188,19 +182,17 @@ def main() -> None:
             Tree(tree.resolve(), table, Path(folder) / str(number), asked.timeout)
             for number, (tree, table) in enumerate(pairs)
         ]
-        draw, seen = random.Random(asked.seed), Counter()
-        queues = {}
-        for name in trees[0].table:
+        draw, seen, queues = random.Random(asked.seed), Counter(), []
+        for name in trees[0].table:  # lines that stand in all trees, and that all tests run
             found = [tree.mutations(name) for tree in trees]
             common = sorted(set(found[0]).intersection(*found[1:]), key=found[0].__getitem__)
-            queues[name] = draw.sample(common, len(common))
-        turns = max(map(len, queues.values()), default=0)
-        drawn = [queue[i] for i in range(turns) for queue in queues.values() if i < len(queue)]
+            queues.append(draw.sample(common, len(common)))
+        drawn = [m for turn in zip_longest(*queues) for m in turn if m]
         for mutation in drawn[: asked.count]:
             verdicts = [tree.trial(mutation) for tree in trees]
             seen[" ".join(verdicts)] += 1
             print(json.dumps(vars(mutation) | {"verdicts": verdicts}), flush=True)
-        print(json.dumps({"seed": asked.seed, "totals": dict(seen)}))
+        print(json.dumps(dict(seen)))
 
 
 if __name__ == "__main__":
