@@ -42,7 +42,6 @@ def test_devices_as_text(run, alone):
         "device",
         "os",
         "memory",
-        "one",
         "app",
         "bandwidth",
         "NPU",

@@ -58,11 +58,11 @@ def test_run_as_json_has_a_line_for_each_image(run, path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt", "?"], "no --prompt here: the bundle gives embeddings of images"),
-        (["--image", "x", "--seed", "1"], "no --seed here: the bundle gives embeddings"),
-        (["--image", "x", "--max-new-tokens", "3"], "no --max-new-tokens here"),
-        (["--video", "x"], "no --video here"),
-        (["--labels", "a"], "nothing is asked: the bundle gives embeddings"),
+        (["--prompt", "?"], "--prompt does not apply: the bundle gives embeddings of images"),
+        (["--image", "x", "--seed", "1"], "--seed does not apply: the bundle gives embeddings"),
+        (["--image", "x", "--max-new-tokens", "3"], "--max-new-tokens does not apply"),
+        (["--video", "x"], "--video does not apply"),
+        (["--labels", "a"], "no input: the bundle gives embeddings"),
         (["--image", "x"], "no image at 'x'"),
     ],
 )
@@ -77,7 +77,7 @@ def test_run_says_what_the_bundle_takes(run, path, arguments, message):
 def test_a_bundle_that_answers_questions_takes_no_labels(run, exported):
     done = run("run", exported.bundle.path, "--prompt", "?", "--labels", "a")
     assert done.exit_code == 1
-    assert "no --labels here: the bundle answers questions; give --prompt TEXT" in done.stderr
+    assert "--labels does not apply: the bundle answers questions; give --prompt TEXT" in done.stderr
 
 
 def test_an_empty_label_is_wrong_usage(run, path):

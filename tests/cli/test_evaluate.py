@@ -48,7 +48,7 @@ def test_a_bundle_as_text(run, exported, questions):
     done = run("evaluate", exported.bundle.path, "--dataset", f"jsonl:{questions}")
     assert done.exit_code == 0
     assert done.stdout.startswith(
-        "accuracy 0.0%, 95 % interval 0.0% to 0.0%; 3 questions (3 about pictures) in 2 scenes;"
+        "accuracy 0.0%, 95 % interval 0.0% to 0.0%; 3 questions (3 about images) in 2 scenes;"
         " 16 visual tokens; first token "
     )
     assert "read [red]?[2J" in done.stderr  # neither markup nor control characters
@@ -67,7 +67,7 @@ def test_a_model_and_a_limit(run, tiny_model, questions):
 def test_a_model_of_clips(run, tiny_model, questions):
     done = run("evaluate", tiny_model, "--dataset", questions, "--frames", "2")
     assert done.exit_code == 0, done.stderr
-    assert "4 questions (3 about pictures repeated as clips, 1 about clips)" in done.stdout
+    assert "4 questions (3 about images repeated as clips, 1 about clips)" in done.stdout
     assert "skipped" not in done.stderr
 
 

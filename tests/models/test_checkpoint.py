@@ -81,7 +81,7 @@ def test_a_hub_id_that_cannot_be_downloaded(monkeypatch):
 def test_an_unknown_family_comes_with_the_nearest(folder):
     config(folder, model_type="smolvln")
     text = refused(checkpoint.find, str(folder))
-    assert "unknown model family 'smolvln'; did you mean 'smolvlm'? known: idefics3," in text
+    assert "unknown model family 'smolvln'; did you mean 'smolvlm'? known: clip," in text
 
 
 @pytest.mark.parametrize("value", [None, 3, ["smolvlm"], {"a": 1}, "_family", "x" * 10**5])
