@@ -163,7 +163,7 @@ LLAVA_NEXT_CHAT = MESSAGES + """\
     {%- endfor %}
 {%- endfor %}
 {{- 'ASSISTANT:' if add_generation_prompt else '' }}"""  # fmt: skip
-SIGLIP_SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
+SIGLIP_SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
 CLIP_SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 CHATS = {"llava_onevision": LLAVA_ONEVISION_CHAT, "llava_next": LLAVA_NEXT_CHAT}
 

@@ -43,6 +43,7 @@ def test_devices_as_text(run, alone):
         "os",
         "memory",
         "app",
+        "limit",
         "bandwidth",
         "NPU",
         "target",

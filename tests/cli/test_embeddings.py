@@ -94,7 +94,7 @@ def test_export_plan_and_inspect(run, preset, path, tmp_path):
     plan = last_line(run("plan", model, "--json"))
     assert plan["stages"] == ["vision", "text"]
     assert (plan["embedding_dimensions"], plan["text_tokens"]) == (64, 16)
-    assert "likeness: 10 x the product at unit length -1, sigmoid" in run("plan", model).stdout
+    assert "similarity: 10 x cosine -1, sigmoid" in run("plan", model).stdout
     assert last_line(run("inspect", path, "--json"))["kind"] == "encoder"
     assert "32 embedding dimensions" in run("inspect", path).stdout
 

@@ -153,7 +153,7 @@ def test_a_sweep(run, tiny_model, no_export, questions, tmp_path):
     assert "s.csv' exists; choose another --output or give --force" in again.stderr
     text = run(*asked, "--force").stdout
     assert text.splitlines()[0].split() == [
-        "method", "tokens", "right", "95", "%", "detail", "multi-turn", "ms", "bundle"
+        "method", "tokens", "accuracy", "95", "%", "detail", "multi-turn", "ms", "bundle"
     ]  # fmt: skip
     assert "random" in text
     assert "got tokens=9999" in text

@@ -63,7 +63,7 @@ def test_bytes_are_those_of_the_scheme(planned):
         ({"speculate": 4}, "--speculate is for"),
         ({"methods": ("divprune",)}, "'divprune' is of site 'tokens'"),
         ({"methods": ("tome",)}, "add @vision"),
-        ({"quantize": "decoder=w8a8"}, "those are: vision, text, embed"),
+        ({"quantize": "decoder=w8a8"}, "available: vision, text, embed"),
     ],
 )
 def test_what_a_language_model_alone_has_is_refused(planned, asked, message):

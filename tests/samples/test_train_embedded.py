@@ -230,10 +230,10 @@ def test_tokens_in_focus_see_items_and_keep_their_positions(script):
 
 def test_places_are_asked_only_in_training(script):
     items = (Item("shape", "star", "red", "large", 30, 30, 52, 52),)
-    scene = script._scenes.Scene("objects", items)
+    scene = script.scenes.Scene("objects", items)
     asked = {(q.prompt, q.answer) for q in script.located(scene)}
     assert ("Where is the red star?", "top left") in asked
-    middle = script._scenes.Scene("objects", (items[0].at(56, 84),))  # on the border of thirds
+    middle = script.scenes.Scene("objects", (items[0].at(56, 84),))  # on the border of thirds
     assert script.located(middle) == []
 
 
