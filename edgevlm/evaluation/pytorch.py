@@ -89,8 +89,8 @@ class PyTorchAnswerer:
         room = plan.host.kv.tokens - length - len(turn.rows)  # as long as a bundle's context
         if room < 1:
             raise InputError(
-                f"the turn has {len(turn.rows)} tokens and {length} are in the context of"
-                f" {plan.host.kv.tokens}"
+                f"the turn has {len(turn.rows)} tokens, the context of {plan.host.kv.tokens} holds"
+                f" {length} already"
             )
         if not follow_up:
             turn = self._keep_prefix(turn)

@@ -77,7 +77,9 @@ def test_run_says_what_the_bundle_takes(run, path, arguments, message):
 def test_a_bundle_that_answers_questions_takes_no_labels(run, exported):
     done = run("run", exported.bundle.path, "--prompt", "?", "--labels", "a")
     assert done.exit_code == 1
-    assert "--labels does not apply: the bundle answers questions; give --prompt TEXT" in done.stderr
+    assert (
+        "--labels does not apply: the bundle answers questions; give --prompt TEXT" in done.stderr
+    )
 
 
 def test_an_empty_label_is_wrong_usage(run, path):
