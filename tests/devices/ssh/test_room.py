@@ -39,7 +39,7 @@ def test_too_little_room_for_the_bundle(measure, refused, sshd, disk):
     state = os.statvfs(sshd.remote)
     (sshd.device / "cache" / "other").write_bytes(bytes(state.f_bavail * state.f_frsize - 500_000))
     line = refused()
-    assert line.startswith(f"{HOST} has 0.5 MB free for '{sshd.remote}' and bundles/tiny.edgevlm")
+    assert line.startswith(f"{HOST} has 0.5 MB free for '{sshd.remote}', bundles/tiny.edgevlm")
     assert line.endswith(f"needs 1.2 MB more; free some space, and {AGAIN}")
     assert list((sshd.remote / "partial").iterdir()) == []
 
