@@ -16,8 +16,8 @@ from typing import Any
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.runtimes.inspection import Inspection, Table
-from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.loops.text import TextLoop
+from edgevlm.runtimes.loading import open_loop
+from edgevlm.runtimes.loops.contract import RunRequest
 from edgevlm.runtimes.on_coreml_reference import ml_program as program
 from edgevlm.runtimes.on_coreml_reference.engine import Engine
 from edgevlm.runtimes.residency.resident import ResidentBlocks
@@ -95,7 +95,7 @@ def static_report(bundle: Bundle) -> list[FunctionReport]:
 
 
 def largest_numbers(bundle: Bundle, pictures: Sequence[Path], question: str) -> Largest:
-    """Largest float16 values while a question about each image is answered.
+    """Largest float16 values while a question about each image is answered, or it is encoded.
 
     Args:
         bundle: A bundle of target `coreml`.
@@ -110,11 +110,12 @@ def largest_numbers(bundle: Bundle, pictures: Sequence[Path], question: str) -> 
         InputError: If an image cannot be read.
     """
     engine = Engine(bundle)
-    loop = TextLoop(bundle, ResidentBlocks(bundle.plan, engine))
+    loop = open_loop(bundle, ResidentBlocks(bundle.plan, engine))
     for picture in pictures:
-        frames = [images.load(picture)] * bundle.plan.host.image.frames
-        loop.reset()
-        loop.ask(question, lambda frames=frames: [loop.see(frames)], TOKENS)  # type: ignore[misc]
+        frames = [picture] * bundle.plan.host.image.frames
+        request = RunRequest(images=frames, questions=[question], max_new_tokens=TOKENS)
+        for _ in loop.answers(request):  # each is computed when it is its turn
+            pass
     return {
         f"{block}.{function}": dict(sorted(kinds.items(), key=lambda item: -item[1]))
         for (block, function), kinds in engine.largest.items()

@@ -168,3 +168,14 @@ def test_evaluate_is_refused(run, path, preset, bundle):
     done = run("evaluate", path if bundle else preset("tiny-clip"), "--limit", 1)
     assert done.exit_code == 1
     assert "answers no questions, so there is nothing to evaluate" in done.stderr
+
+
+def test_inspect_shows_the_largest_numbers_of_a_core_ml_encoder(run, preset, tmp_path):
+    pytest.importorskip("coremltools")
+    bundle = tmp_path / "a.edgevlm"
+    model = str(preset("tiny-siglip"))
+    done = run("export", model, "--target", "coreml", "--quantize", "fp16", "-o", bundle)
+    assert done.exit_code == 0, done.stderr
+    document = last_line(run("inspect", bundle, "--image", FLOWER, "--json"))
+    largest = document["largest_float16"]["vision-0.encode"]
+    assert 0 < max(largest.values()) < 65_504
