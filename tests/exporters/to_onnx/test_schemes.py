@@ -18,7 +18,7 @@ from torch import nn  # noqa: E402
 from edgevlm.bundle.functions import Block, Function, Tensor  # noqa: E402
 from edgevlm.bundle.packed import PACKINGS, Packing, pack, unpack  # noqa: E402
 from edgevlm.errors import RecipeError  # noqa: E402
-from edgevlm.exporters.contract import TargetOptions  # noqa: E402
+from edgevlm.exporters.contract import TargetOptions, find_target  # noqa: E402
 from edgevlm.exporters.to_onnx.linear import FORMATS  # noqa: E402
 from edgevlm.exporters.to_onnx.target import lower, write  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
@@ -149,3 +149,8 @@ def test_stage_embed_is_for_tables_of_their_own(tiny_model):
         RecipeError, match=r"^stage 'embed' cannot have its own scheme: its table is the head's$"
     ):
         make_plan(recipe, find(tiny_model))
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("none", 96), ("fp16", 48), ("w8a8", 24 + 4 * 4)])
+def test_planned_bytes_of_a_matrix(scheme, size):
+    assert find_target("onnx").matrix_bytes(4, 6, scheme, "decoder") == size
