@@ -20,7 +20,7 @@ from typing import Any
 from edgevlm.bundle.cache import build_once
 from edgevlm.bundle.files import Bundle, sha256
 from edgevlm.bundle.functions import Block
-from edgevlm.libraries import processor_lines
+from edgevlm.libraries import processor_lines, processor_name
 from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 
 # Smaller weights stay inside the graph.
@@ -87,5 +87,5 @@ def _share(folder: Path, name: str) -> None:
 def processor() -> str:
     """Text that identifies a kind of processor, as far as packing depends on it."""
     lines = sorted(x for x in {*processor_lines()} if x.startswith(_PROCESSOR_FIELDS))
-    lines = lines or [platform.processor()]
+    lines = lines or [processor_name()]
     return f"{platform.system()} {platform.machine()} {lines}"

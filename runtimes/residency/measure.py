@@ -26,6 +26,7 @@ from edgevlm.bundle.documents import dumps, read, to_document
 from edgevlm.bundle.files import Bundle, sha256
 from edgevlm.bundle.plan import MANIFEST, Plan
 from edgevlm.errors import RuntimeLoadError
+from edgevlm.libraries import python_command
 from edgevlm.runtimes.engine import Engine, Key, find_engine
 from edgevlm.runtimes.loading import bind_arrays
 from edgevlm.runtimes.residency.memory import (
@@ -75,8 +76,10 @@ def measure_timings(bundle: Path, engine: str, threads: int) -> Timings:
     Raises:
         RuntimeLoadError: If they cannot be measured; the message has the first reason.
     """
-    command = [sys.executable, "-m", __name__, str(bundle), engine, str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = python_command(__name__, os.path.abspath(bundle), engine, str(threads))
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise RuntimeLoadError(f"the blocks cannot be measured: {reason}")
@@ -190,13 +193,9 @@ def _machine() -> str:
 
 
 def main() -> None:
-    """`python -m edgevlm.runtimes.residency.measure BUNDLE ENGINE THREADS`: one JSON line."""
+    """The child process, with bundle, engine and threads: one JSON line on stdout."""
     path, engine, threads = sys.argv[1:]
     bundle = Bundle.open(Path(path))
     runs = find_engine(engine)(bundle, int(threads))
     bind_arrays(bundle.plan, runs)
     print(json.dumps(to_document(measure_functions(bundle.plan, runs))))
-
-
-if __name__ == "__main__":
-    main()
