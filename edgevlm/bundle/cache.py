@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from edgevlm.bundle.writing import write_text
+from edgevlm.bundle.writing import write_inside
 from edgevlm.errors import InputError
 
 
@@ -21,9 +21,10 @@ def cache_folder() -> Path:
 
 def keep(path: Path, text: str) -> None:
     """Write a file of the cache, completely or not at all; a failure only costs time later."""
+    root = cache_folder()
     with suppress(OSError, InputError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
+        root.mkdir(parents=True, exist_ok=True)
+        write_inside(root, path.relative_to(root).as_posix(), text)
 
 
 def build_once(kind: str, contents: str, make: Callable[[Path], Path], end: str = "") -> Path:
