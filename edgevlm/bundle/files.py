@@ -9,7 +9,6 @@ torch nor any engine.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import posixpath
@@ -22,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle.cache import cache_folder, keep
+from edgevlm.bundle.cache import remember, sha256, was_checked
 from edgevlm.bundle.documents import dumps, read, to_document
 from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.manifest import read_manifest
@@ -76,15 +75,12 @@ class Bundle:
             state = path.stat()
             # A change that resets the modification time still moves the inode's change time.
             mark = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, entry.sha256]
-            if _CHECKED.get(key) != mark:
-                known = _remembered()
-                if known.get(key) != mark:
-                    if sha256(path) != entry.sha256:
-                        raise BundleError(
-                            f"'{name}' was changed: its sha256 is not the manifest's; export again"
-                        )
-                    _remember(known | {key: mark})
-                _CHECKED[key] = mark
+            if not was_checked(key, mark):
+                if sha256(path) != entry.sha256:
+                    raise BundleError(
+                        f"'{name}' was changed: its sha256 is not the manifest's; export again"
+                    )
+                remember({key: mark})
         except OSError as cause:
             raise BundleError(f"'{name}' cannot be read: {cause.strerror}") from cause
         return path
@@ -164,6 +160,17 @@ class BundleWriter:
         return read_manifest(self.folder)
 
 
+def is_sound(path: Path) -> bool:
+    """Whether a bundle is there, opens, and has all its files unchanged."""
+    try:
+        bundle = Bundle.open(path)
+        for entry in bundle.plan.files:
+            bundle.file(entry.path)
+    except BundleError:
+        return False
+    return True
+
+
 @contextmanager
 def writing(out: Path, plan: Plan[Any], weights: str, force: bool) -> Iterator[BundleWriter]:
     """A writer whose folder becomes `out` if the body ends without an error.
@@ -217,12 +224,6 @@ def check_free(out: Path, force: bool) -> None:
         raise BundleError(f"'{out}' exists; choose another output or give --force to replace it")
     if out.is_symlink() or not (out / MANIFEST).is_file():
         raise BundleError(f"'{out}' is not a bundle; --force replaces only bundles")
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _begin(partial: Path, text: str) -> None:
@@ -285,19 +286,3 @@ def _replace(partial: Path, out: Path) -> None:
             old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-# Files that this process has checked, as blocks are loaded repeatedly.
-_CHECKED: dict[str, list[object]] = {}
-
-
-def _remembered() -> dict[str, list[object]]:
-    try:
-        known = json.loads((cache_folder() / "checked.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _remember(known: dict[str, list[object]]) -> None:
-    keep(cache_folder() / "checked.json", json.dumps(dict(list(known.items())[-4096:])))
