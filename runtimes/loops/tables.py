@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from edgevlm.bundle.allowed.tokenizer import read_tokenizer
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.host import Embedding
 from edgevlm.bundle.packed import PACKINGS, unpack
@@ -29,10 +30,10 @@ def load_tokenizer(bundle: Bundle, rows: int) -> Tokenizer:
         BundleError: If the file is not a tokenizer, or has more tokens than the table has rows.
     """
     try:
-        tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
-    except BundleError:
+        tokenizer = Tokenizer.from_str(read_tokenizer(bundle.file("tokenizer.json")))
+    except (BundleError, KeyboardInterrupt):
         raise
-    except Exception as cause:  # the library raises bare Exception
+    except BaseException as cause:  # the library raises bare Exception, and worse
         raise BundleError(f"'tokenizer.json' is not valid: {cause}") from cause
     most = max(tokenizer.get_vocab().values(), default=0)
     if most >= rows:
