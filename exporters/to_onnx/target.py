@@ -31,6 +31,7 @@ from onnxscript.optimizer import optimize_ir
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from edgevlm.bundle.allowed.onnx_operators import known
 from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.functions import Tensor as Spec
 from edgevlm.bundle.plan import Requires
@@ -87,6 +88,12 @@ def lower(programs: Mapping[str, ExportedProgram], block: Block, options: Target
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as cause:
             line = first_line(cause)
             raise ExportError(f"{block.name}.{name} does not convert to ONNX: {line}") from cause
+        for node in graphs[name].graph:
+            if not known(node.domain, node.op_type):
+                raise ExportError(
+                    f"{block.name}.{name} has the operator '{node.op_type}', which no bundle may"
+                    " have: edgevlm/bundle/allowed/onnx_operators.py lists those that may"
+                )
     return Lowered(graphs, weights)
 
 

@@ -33,12 +33,12 @@ from edgevlm.libraries import first_line, needs, processor_lines
 from edgevlm.runtimes import engine
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.built import build_ms, discard
+from edgevlm.runtimes.on_onnxruntime.graphs import checked_graphs, operator_kinds
 from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 from edgevlm.runtimes.on_onnxruntime.prepacked import is_prepacked, prepacked_graphs
 from edgevlm.runtimes.on_onnxruntime.shared_graphs import (
     MappedWeight,
     Maps,
-    operator_kinds,
     without_weights,
 )
 
@@ -103,7 +103,9 @@ class Engine(engine.Engine):
         if scheme in UNPACKED:
             return (PREPACKED,)
         if scheme != "none":
-            kinds = set[str]().union(*map(operator_kinds, self.bundle.files_of(planned).values()))
+            kinds = set[str]().union(
+                *map(operator_kinds, checked_graphs(self.bundle, planned).values())
+            )
             if kinds & UNEQUAL or _adds_in_16_bits():
                 return (PREPACKED,)
         return (PREPACKED, SHARED_GRAPH)
@@ -181,7 +183,7 @@ class Engine(engine.Engine):
                 raise
             except Exception:  # no space, no permission; ONNX Runtime has its own types
                 pass
-        return self.bundle.files_of(block)
+        return checked_graphs(self.bundle, block)
 
     def options(self) -> Any:
         """Settings of every session."""
@@ -206,7 +208,7 @@ class Engine(engine.Engine):
 
     def _session(self, block: Block, function: str) -> tuple[Any, tuple[MappedWeight, ...]]:
         """The session of a function's graph without weights, and the function's weights."""
-        path = self.bundle.files_of(block)[function]
+        path = checked_graphs(self.bundle, block)[function]
         if path not in self._common:
             graph, weights = without_weights(path)
             digest = hashlib.sha256(graph).digest()

@@ -22,6 +22,7 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Block
 from edgevlm.libraries import processor_lines, processor_name
 from edgevlm.runtimes.built import build_once, is_built
+from edgevlm.runtimes.on_onnxruntime.graphs import checked_graphs
 from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 
 # Smaller weights stay inside the graph.
@@ -42,7 +43,7 @@ def prepacked_graphs(bundle: Bundle, block: Block, options: Callable[[], Any]) -
         BundleError: If a file of the block was changed.
         OSError: If the cache folder cannot be written.
     """
-    files = bundle.files_of(block)
+    files = checked_graphs(bundle, block)
 
     def make(work: Path) -> Path:
         folder = work / "made"

@@ -3,11 +3,7 @@
     artifact -> weights become inputs, the block's name is removed -> one session for equal graphs
     weights  -> mapped from the block's file -> bound to those inputs without a copy
 
-So a block is loaded by mapping its file: nothing is parsed, copied or packed. Only the necessary
-protobuf messages of ONNX are declared; other fields are preserved. The protobuf library comes with
-ONNX Runtime.
-
-Source: onnx.proto (ModelProto, GraphProto, TensorProto, ValueInfoProto and their field numbers).
+So a block is loaded by mapping its file: nothing is parsed, copied or packed.
 """
 
 from __future__ import annotations
@@ -16,7 +12,6 @@ import math
 import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -25,29 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.errors import RuntimeLoadError
+from edgevlm.runtimes.on_onnxruntime.graphs import EXTERNAL, read_graph
 
 AROUND = 65_536  # bytes that Linux maps at a page fault by default (fault-around)
-_EXTERNAL = 1
 _TYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 7: np.int64, 10: np.float16}
-# Fields of each message: number, name, type; `*` is repeated.
-_FIELDS: dict[str, Sequence[tuple[int, str, str]]] = {
-    "Model": [(7, "graph", "Graph"), (14, "metadata_props", "Entry*")],
-    "Graph": [(1, "node", "Node*"), (5, "initializer", "Tensor*"), (11, "input", "Value*")],
-    "Node": [(4, "op_type", "string")],
-    "Tensor": [
-        (1, "dims", "int64*"),
-        (2, "data_type", "int32"),
-        (8, "name", "string"),
-        (13, "external_data", "Entry*"),
-        (14, "data_location", "int32"),
-    ],
-    "Entry": [(1, "key", "string"), (2, "value", "string")],
-    "Value": [(1, "name", "string"), (2, "type", "Type")],
-    "Type": [(1, "tensor_type", "TensorType")],
-    "TensorType": [(1, "elem_type", "int32"), (2, "shape", "Shape")],
-    "Shape": [(1, "dim", "Dimension*")],
-    "Dimension": [(1, "dim_value", "int64")],
-}
 
 
 @dataclass(frozen=True)
@@ -66,30 +42,21 @@ class MappedWeight:
         return math.prod(self.shape) * int(np.dtype(self.dtype).itemsize)
 
 
-def operator_kinds(artifact: Path) -> frozenset[str]:
-    """Kinds of operators in a graph.
-
-    Raises:
-        RuntimeLoadError: If it is not an ONNX graph.
-    """
-    return frozenset(node.op_type for node in _read(artifact).graph.node)
-
-
 def without_weights(artifact: Path) -> tuple[bytes, tuple[MappedWeight, ...]]:
     """A graph with its external weights as inputs, and these weights.
 
     Raises:
         RuntimeLoadError: If it is not an ONNX graph, or has a weight of an unsupported type.
     """
-    model = _read(artifact)
+    model = read_graph(artifact)
     try:
-        weights = [_weight(x) for x in model.graph.initializer if x.data_location == _EXTERNAL]
+        weights = [_weight(x) for x in model.graph.initializer if x.data_location == EXTERNAL]
     except (KeyError, ValueError) as cause:
         raise RuntimeLoadError(
             f"'{artifact.name}' is not an ONNX graph of this exporter: {cause!r}"
         ) from cause
     for index in reversed(range(len(model.graph.initializer))):
-        if (tensor := model.graph.initializer[index]).data_location == _EXTERNAL:
+        if (tensor := model.graph.initializer[index]).data_location == EXTERNAL:
             value = model.graph.input.add(name=tensor.name).type.tensor_type
             value.elem_type = tensor.data_type
             for size in tensor.dims:
@@ -146,19 +113,6 @@ class Maps:
         return region
 
 
-def _read(artifact: Path) -> Any:
-    from google.protobuf.message import DecodeError
-
-    model = _messages()["Model"]()
-    try:
-        model.ParseFromString(artifact.read_bytes())
-    except DecodeError as cause:
-        raise RuntimeLoadError(
-            f"'{artifact.name}' is not an ONNX graph of this exporter: {cause!r}"
-        ) from cause
-    return model
-
-
 def _weight(tensor: Any) -> MappedWeight:
     external = {entry.key: entry.value for entry in tensor.external_data}
     weight = MappedWeight(
@@ -171,32 +125,3 @@ def _weight(tensor: Any) -> MappedWeight:
     if min(weight.shape, default=0) < 0:
         raise ValueError(f"'{weight.name}' has a shape of {weight.shape}")
     return weight
-
-
-@cache
-def _messages() -> dict[str, Any]:
-    """Classes of the messages."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    scalars = descriptor_pb2.FieldDescriptorProto
-    kinds = {
-        "int32": scalars.TYPE_INT32,
-        "int64": scalars.TYPE_INT64,
-        "string": scalars.TYPE_STRING,
-    }
-    file = descriptor_pb2.FileDescriptorProto(name="edgevlm/onnx.proto", package="edgevlm.onnx")
-    for name, fields in _FIELDS.items():
-        message = file.message_type.add(name=name)
-        for number, field, text in fields:
-            kind = text.removesuffix("*")
-            label = scalars.LABEL_REPEATED if text.endswith("*") else scalars.LABEL_OPTIONAL
-            declared = message.field.add(name=field, number=number, label=label)
-            declared.type = kinds.get(kind, scalars.TYPE_MESSAGE)
-            if kind not in kinds:
-                declared.type_name = f".edgevlm.onnx.{kind}"
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"edgevlm.onnx.{name}"))
-        for name in _FIELDS
-    }

@@ -108,7 +108,7 @@ def test_what_is_no_graph_is_one_line(tmp_path):
     file = tmp_path / "x.onnx"
     file.write_bytes(b"\xff" * 64)
     with pytest.raises(
-        RuntimeLoadError, match=r"^'x.onnx' is not an ONNX graph of this exporter: "
+        RuntimeLoadError, match=r"^x does not load: it is not an ONNX graph of this exporter: "
     ):
         without_weights(file)
 
