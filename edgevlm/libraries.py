@@ -136,3 +136,11 @@ def processor_name() -> str:
             names = [Path("/proc/device-tree/model").read_text("utf-8").strip("\0\n")]
     # Not `platform.processor`, which starts a program.
     return next(iter(names), os.environ.get("PROCESSOR_IDENTIFIER") or platform.machine())
+
+
+def memory_bytes() -> int | None:
+    """Memory of this machine, or None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError, AttributeError):
+        return None

@@ -20,13 +20,14 @@ from typing import Any
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
-from edgevlm.errors import RuntimeLoadError
+from edgevlm.errors import PlanError, RuntimeLoadError
+from edgevlm.libraries import memory_bytes
 from edgevlm.registry import KINDS, engine_for
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks, Engine, find_engine
 from edgevlm.runtimes.loops.contract import Loop
 from edgevlm.runtimes.residency.resident import ResidentBlocks
-from edgevlm.units import parse_bytes
+from edgevlm.units import megabytes, parse_bytes
 
 
 def load_loop(
@@ -60,6 +61,7 @@ def load_loop(
             f" {', '.join(kind.targets) or 'none'}"
         )
     budget = parse_bytes(memory) if isinstance(memory, str) else memory
+    _check_room(bundle.plan, budget)
     return open_loop(bundle, make_blocks(bundle, kind(bundle, threads), budget, progress))
 
 
@@ -86,6 +88,36 @@ def make_blocks(
     timings = measured(bundle, engine.name, engine.threads or 1, progress)
     build_apart(bundle, engine, progress)
     return StreamedBlocks(bundle.plan, engine, timings, budget_bytes)
+
+
+def array_bytes(plan: Plan[Any]) -> int:
+    """Bytes that the arrays between blocks take at least: all caches, and one function's others."""
+    caches = others = 0
+    for block in plan.blocks:
+        most = 0
+        for function in block.functions:
+            names = {cache.input for cache in function.caches}
+            cached = sum(t.bytes for t in function.inputs if t.name in names)
+            most = max(most, cached)
+            others = max(others, sum(t.bytes for t in function.inputs) - cached)
+        caches += most
+    return caches + others
+
+
+def _check_room(plan: Plan[Any], budget: int | None) -> None:
+    """Refuse arrays that are larger than the budget, or than this machine, before any is there."""
+    needed = array_bytes(plan)
+    if budget is not None and needed > budget:
+        raise PlanError(
+            f"the bundle's arrays take {megabytes(needed)}, the budget is {megabytes(budget)};"
+            " export with a shorter --context"
+        )
+    machine = memory_bytes()
+    if machine is not None and needed > machine:
+        raise RuntimeLoadError(
+            f"the bundle's arrays take {megabytes(needed)}, this machine has {megabytes(machine)};"
+            " export with a shorter --context"
+        )
 
 
 def loop_class(plan: Plan[Any]) -> type[Loop]:

@@ -142,3 +142,30 @@ def _item(item: LayoutItem, kinds: tuple[str, ...], rows: int, frames: int, wher
     if item.kind == "timestamp":
         inside = 0 <= item.start < frames
         expect(inside, f"{where}.start is {shown(item.start)} of {frames} frames")
+
+
+def places(sequence: Layout, total: int, visual_tokens: int, context: int) -> None:
+    """Check that a turn has one picture, of all `total` places, and one question, in the context.
+
+    Args:
+        sequence: Its layout.
+        total: Places of visual tokens of all views.
+        visual_tokens: Those that are kept.
+        context: Rows of the cache.
+    """
+    for name in ("prompt", "text", "turn"):
+        kinds = ("image", "user_text") if name == "prompt" else ("user_text",)
+        items = getattr(sequence, name)
+        for kind in kinds:
+            count = sum(item.kind == kind for item in items)
+            expect(count == 1, f"host.layout.{name} has {count} items '{kind}', expected one")
+        fixed = sum(len(item.ids) for item in items)
+        expect(fixed <= context, f"host.layout.{name} has {fixed} tokens of {context}")
+    at = 0
+    for item in sequence.image:
+        if item.kind == "visual":
+            expect(item.start == at, f"host.layout.image has the place {item.start}, expected {at}")
+            at = item.stop
+    expect(at == total, f"host.layout.image has {at} places, expected {total}")
+    tokens = sequence.prompt_tokens(visual_tokens)
+    expect(tokens <= context, f"host.layout.prompt has {tokens} tokens of {context}")

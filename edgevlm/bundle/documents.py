@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import sys
 import types
 import typing
@@ -23,6 +24,8 @@ from edgevlm.errors import EdgeVLMError
 T = TypeVar("T")
 # Most characters of a wrong value in an error, so that it stays one line.
 LONGEST = 60
+# What a terminal obeys; lines and tabs are text.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class DocumentError(ValueError):
@@ -95,6 +98,8 @@ def _read(kind: Any, document: Any, where: str) -> Any:
         return float(document)
     if not isinstance(document, kind) or (isinstance(document, bool) and kind is not bool):
         raise _wrong(where, {str: "text", int: "an integer"}.get(kind, kind.__name__), document)
+    if kind is str and _CONTROL.search(document):
+        raise _wrong(where, "text without control characters", document)
     return document
 
 

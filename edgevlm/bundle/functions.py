@@ -9,6 +9,7 @@ them are listed explicitly, so that no code has to parse names:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,11 @@ class Tensor:
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of its elements."""
+        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
     def zeros(self) -> NDArray[np.generic]:
         """An array of this shape and dtype."""

@@ -185,6 +185,8 @@ def check(plan: VlmPlan) -> None:
     checks.cache(host.kv)
     checks.rope(host.rope, host.kv.head_size)
     checks.layout(host.layout, host.embedding.rows, host.image.frames)
+    total = host.image.views * host.encoder.view_tokens
+    checks.places(host.layout, total, host.visual_tokens, host.kv.tokens)
     expect(host.vocabulary <= host.embedding.rows, "host.vocabulary is more than embedding.rows")
     _check_calls(host)
     for block in plan.blocks:

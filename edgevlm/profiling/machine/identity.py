@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 
-from edgevlm.libraries import processor_name
+from edgevlm.libraries import memory_bytes, processor_name
 from edgevlm.profiling.sections import Machine
 
 
@@ -16,11 +16,4 @@ def machine() -> Machine:
     # What follows the second number names a build, which tells a reader nothing.
     release = ".".join(platform.release().split(".")[:2])
     system = f"{platform.system()} {release}"
-    return Machine(system, platform.machine(), processor_name(), cores, _memory_bytes())
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (OSError, ValueError, AttributeError):
-        return None
+    return Machine(system, platform.machine(), processor_name(), cores, memory_bytes())

@@ -1,0 +1,38 @@
+"""Arrays that cannot fit are refused before any is allocated."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from edgevlm.errors import PlanError, RuntimeLoadError
+from edgevlm.runtimes import loading
+from edgevlm.runtimes.loading import array_bytes, load_loop
+
+
+@pytest.fixture
+def no_arrays(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("arrays were allocated")
+
+    monkeypatch.setattr(loading, "make_blocks", refuse)
+
+
+def test_caches_count_once(exported):
+    plan = exported.bundle.plan
+    kv, caches = plan.host.kv, sum(len(b.functions[0].caches) for b in plan.stage("decoder"))
+    assert caches == 2 * kv.layers
+    assert kv.bytes < array_bytes(plan) < 2 * kv.bytes + 4 * plan.host.chunk * kv.tokens + 10**6
+
+
+def test_arrays_above_the_budget(exported, no_arrays):
+    needed = array_bytes(exported.bundle.plan)
+    with pytest.raises(PlanError, match=r"arrays take .* MB, the budget is .* MB; export with"):
+        load_loop(exported.bundle.path, memory=needed - 1)
+
+
+def test_arrays_above_the_machine(exported, no_arrays, monkeypatch):
+    monkeypatch.setattr(loading, "memory_bytes", lambda: 1000)
+    with pytest.raises(RuntimeLoadError, match="this machine has "):
+        load_loop(exported.bundle.path)
