@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import platform
+import re
 import shutil
 import sys
 import warnings
@@ -20,6 +21,19 @@ from typing import Any
 
 from edgevlm.errors import EdgeVLMError, RuntimeLoadError
 
+LONGEST = 400  # characters of another library's line
+# Lines that say nothing about the cause: HTTP errors begin with a request number, errors of C++
+# libraries name places in their own sources.
+_EMPTY_LINE = re.compile(
+    r"""\d{3}\ (Client|Server)\ Error[.:]?\ *(\(Request\ ID[^)]*\))?$
+    | \(Request\ ID | File\ " | \^+$ | [-=#*~]+$ | Stack\ ?trace: | C\+\+\ (stack|Call)
+    | frame\ \#\d+ | \#\d+\ 0x | Exception\ raised\ from | from\ user\ code:
+    | (Error|Exception|Details?|Reason|Message|Summary):?$
+    | For\ (more|further)\ (information|details) | Please\ | You\ can\ (suppress|set)
+    | If\ (this\ is|you\ are)\ | Set\ TORCH | (The\ above|During\ handling\ of\ the\ above) """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_RAISED = re.compile(r"[\w.]*(Error|Exception|Interrupt|Warning)\b")  # `RuntimeError: why`
 # Imports this very package, wherever it lies, and calls `main` of one of its modules.
 _CHILD = (
     "import sys; tree, name = sys.argv[1:3]; del sys.argv[1:3]; import importlib.util, pathlib;"
@@ -53,8 +67,24 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def first_line(cause: BaseException) -> str:
-    """The first line of an error's message, or the name of its type if it has none."""
-    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+    """The first line of an error's message that says something, of at most `LONGEST` characters.
+
+    Left out are request numbers, headings of tracebacks, source lines and advice; a heading that
+    ends in a colon is joined with what it announces. Of a traceback inside a message its last line
+    counts. An error without a message gives the name of its type, and a missing key both.
+    """
+    if isinstance(cause, MemoryError):
+        return "there is not enough memory"
+    lines = [" ".join(line.split()) for line in str(cause).splitlines() if line.strip()]
+    if any(line.startswith("Traceback (most recent call last)") for line in lines):
+        lines = [line for line in lines if _RAISED.match(line)][-1:] or lines
+    telling = [line for line in lines if not _EMPTY_LINE.match(line)] or lines
+    line = telling[0] if telling else ""
+    if line.endswith(":"):
+        line = " ".join(telling[:2])
+    if not line or isinstance(cause, LookupError | AssertionError):
+        line = f"{type(cause).__name__}: {line}".removesuffix(": ")
+    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
 
 
 def needs(what: str, library: str, extra: str) -> str:

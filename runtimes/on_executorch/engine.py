@@ -24,7 +24,7 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Function
 from edgevlm.bundle.measures import OperatorReport
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.libraries import first_line, needs, silent
+from edgevlm.libraries import needs, silent
 from edgevlm.runtimes import engine
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.inspection import Inspection
@@ -138,14 +138,10 @@ class Engine(engine.Engine):
             return
         (path,) = set(self.bundle.files_of(planned).values())
         for spec in functions:
-            try:
-                with _mute():
-                    program = self._lib._load_for_executorch(str(path))
-                    meta = program.method_meta(spec.name)
-            except Exception as cause:
-                line = first_line(cause)
-                raise RuntimeLoadError(f"{block} does not load: {line}") from cause
-            _check_signature(meta, spec, block)
+            with engine.reported(f"{block}.{spec.name}", "does not load"), _mute():
+                program = self._lib._load_for_executorch(str(path))
+                meta = program.method_meta(spec.name)
+                _check_signature(meta, spec, block)
             self._methods[block, spec.name] = program
 
     def run(self, block: str, function: str) -> None:
@@ -155,11 +151,7 @@ class Engine(engine.Engine):
             RuntimeLoadError: If the run fails.
         """
         inputs, arrays = self._inputs[block, function], self.arrays[block, function]
-        try:
-            outputs = self._methods[block, function].run_method(function, inputs, False)
-        except Exception as cause:
-            line = first_line(cause)
-            raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
+        outputs = self._methods[block, function].run_method(function, inputs, False)
         results = self.bundle.plan.block(block).function(function).results
         names = [tensor.name for tensor in results]
         # Written caches come first; they are the host's arrays already.

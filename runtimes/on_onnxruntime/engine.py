@@ -29,7 +29,7 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.measures import OperatorReport
 from edgevlm.errors import BundleError, RecipeError, RuntimeLoadError
-from edgevlm.libraries import first_line, needs, processor_lines
+from edgevlm.libraries import needs, processor_lines
 from edgevlm.runtimes import engine
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.built import build_ms, discard
@@ -263,13 +263,10 @@ class Engine(engine.Engine):
 
 
 def _open(graph: Path | bytes, options: Any, name: str) -> Any:
-    try:
+    with engine.reported(name, "does not load"):
         return import_onnxruntime().InferenceSession(
             graph, options, providers=["CPUExecutionProvider"]
         )
-    except Exception as cause:
-        line = first_line(cause)
-        raise RuntimeLoadError(f"{name} does not load: {line}") from cause
 
 
 def _check_signature(
