@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from edgevlm.bundle.documents import load_json
 from edgevlm.errors import ModelError
+
+LIMIT_BYTES = 64 * 10**6
 
 # The largest sizes that a config may have.
 SIZES = {
@@ -23,12 +25,23 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: If the file holds no such object.
     """
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = load_json(path, LIMIT_BYTES)
     except (ValueError, RecursionError, OSError) as cause:
         raise ModelError(f"{path.name} of the checkpoint is not valid JSON: {cause}") from cause
     if not isinstance(document, dict):
         raise ModelError(f"{path.name} of the checkpoint must be a JSON object")
     return document
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a folder with a pipe or a device, which transformers would wait for.
+
+    Raises:
+        ModelError: Naming it.
+    """
+    for path in folder.iterdir():
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ModelError(f"'{path}' is a pipe or a device, expected the file of a checkpoint")
 
 
 def check_sizes(document: dict[str, Any], where: str) -> None:

@@ -21,11 +21,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle.cache import cache_folder, keep, sha256
+from edgevlm.bundle.cache import alone, cache_folder, keep, sha256
 from edgevlm.bundle.documents import dumps, read, to_document
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import MANIFEST, Plan
-from edgevlm.errors import EdgeVLMError, RuntimeLoadError
+from edgevlm.errors import EdgeVLMError, InputError, RuntimeLoadError
 from edgevlm.libraries import python_command
 from edgevlm.runtimes.engine import Engine, Key, find_engine
 from edgevlm.runtimes.loading import bind_arrays
@@ -60,14 +60,21 @@ def measured(
     key = (f"{VERSION}, format {FORMAT}", sha256(bundle.path / MANIFEST), *machine)
     name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
     file = f"measured/{name}.json"
+    if (timings := _cached(file)) is None:
+        with alone("measured", lambda: progress("wait for another process that measures")):
+            if (timings := _cached(file)) is None:
+                progress(f"measure {len(bundle.plan.blocks)} blocks on this machine, once")
+                timings = measure_timings(bundle.path, engine, threads)
+                keep(file, dumps(timings))
+    return timings
+
+
+def _cached(file: str) -> Timings | None:
+    """Timings of the cache; None if there are none, or they are of another release."""
     try:
         return read(Timings, json.loads((cache_folder() / file).read_text("utf-8")), file)
-    except (OSError, ValueError):
-        pass  # not cached, or of another release
-    progress(f"measure {len(bundle.plan.blocks)} blocks on this machine, once")
-    timings = measure_timings(bundle.path, engine, threads)
-    keep(file, dumps(timings))
-    return timings
+    except (OSError, ValueError, InputError):
+        return None
 
 
 def measure_timings(bundle: Path, engine: str, threads: int) -> Timings:
