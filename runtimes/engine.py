@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Protocol
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.measures import OperatorReport
 from edgevlm.errors import EdgeVLMError, RuntimeLoadError
-from edgevlm.libraries import first_line
+from edgevlm.libraries import bounded_threads, first_line
 from edgevlm.registry import ENGINES
 from edgevlm.runtimes.arrays import Array, check_arrays
 from edgevlm.runtimes.inspection import Inspection
@@ -95,7 +95,8 @@ class Engine(ABC):
                 setattr(cls, name, classmethod(call) if bare is not method else call)
 
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self.bundle, self.threads, self.parallel_loads = bundle, threads, 1
+        self.bundle, self.parallel_loads = bundle, 1
+        self.threads = None if threads is None else bounded_threads(threads)
         self.compile_ms: dict[str, float | None] = {}
         self.largest: dict[Key, dict[str, float]] = {}
         self.arrays: dict[Key, Mapping[str, Array]] = {}
