@@ -23,7 +23,7 @@ from transformers import AutoConfig
 
 from edgevlm.errors import ModelError, unknown_name
 from edgevlm.libraries import first_line, silent
-from edgevlm.models.documents import check_files, check_processor, check_sizes, read_json
+from edgevlm.models.documents import check_processor, check_sizes, read_json
 from edgevlm.recipe import Recipe
 from edgevlm.registry import FAMILIES
 
@@ -222,7 +222,6 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
     folder = _folder(model, revision)
     if not (folder / "config.json").is_file():
         raise ModelError(f"'{model}' has no config.json; expected a Hugging Face checkpoint folder")
-    check_files(folder)
     document = read_json(folder / "config.json")
     name = str(document.get("model_type"))
     if name not in FAMILIES.names():
