@@ -47,7 +47,7 @@ OPTIONS = (
     "BatchMode=yes", "ConnectTimeout=15", f"ServerAliveInterval={ALIVE_S}", "ServerAliveCountMax=3",
     "ClearAllForwardings=yes", "PermitLocalCommand=no", "RemoteCommand=none", "ControlPersist=no",
 )  # fmt: skip
-CONFIG = Path.home() / ".ssh" / "config"
+CONFIG = Path(os.path.expanduser("~"), ".ssh", "config")  # none where there is no home
 
 
 def profile(address: str, job: Job, progress: Step) -> Profile:

@@ -9,9 +9,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 1000  # characters of a message
+
 
 class EdgeVLMError(Exception):
     """A mistake or a limit that the user can act on."""
+
+    def __str__(self) -> str:
+        """The message, cut where it repeats a value of thousands of characters."""
+        return shortened(super().__str__())
 
 
 class RecipeError(EdgeVLMError):
@@ -48,6 +54,14 @@ class RuntimeLoadError(EdgeVLMError):
 
 class DeviceError(EdgeVLMError):
     """A device cannot be reached, a run on it fails, or the file of a named device is damaged."""
+
+
+def shortened(text: str, most: int = LONGEST) -> str:
+    """A text of at most `most` characters: its middle is left out, as its end says what to do."""
+    if len(text) <= most:
+        return text
+    end = most // 2
+    return f"{text[: most - end - 3]}...{text[-end:]}"
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

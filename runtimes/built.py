@@ -158,6 +158,13 @@ def remove(entry: Entry) -> bool:
     return not os.path.lexists(entry.path)
 
 
+def forget_measurements() -> None:
+    """Remove the small files: timings, and which files were checked."""
+    shutil.rmtree(cache_folder() / "measured", ignore_errors=True)
+    with suppress(OSError):
+        (cache_folder() / "checked.json").unlink()
+
+
 def _entry(kind: str, contents: str) -> Path:
     return cache_folder() / kind / hashlib.sha256(contents.encode()).hexdigest()[:32]
 

@@ -11,27 +11,58 @@ and `sync`, as `on_coreml` does with its states. (Separate calls for copies, `up
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.measures import OperatorReport
-from edgevlm.errors import RuntimeLoadError
+from edgevlm.errors import EdgeVLMError, RuntimeLoadError
+from edgevlm.libraries import bounded_threads, first_line
 from edgevlm.registry import ENGINES
 from edgevlm.runtimes.arrays import Array, check_arrays
 from edgevlm.runtimes.inspection import Inspection
 
 Key = tuple[str, str]  # block, function
 PRIVATE = "private"  # the load mode of every engine: each function has its own weights
+# Calls of an engine over a block or a function of it, and what is said where one fails.
+CALLS = {
+    "bind": "cannot be bound", "load_modes": "does not load", "build": "cannot be prepared",
+    "is_built": "cannot be prepared", "prepare": "does not load", "load": "does not load",
+    "run": "does not run", "sync": "does not run", "unload": "cannot be unloaded",
+}  # fmt: skip
+# Calls over a whole bundle.
+WHOLE_CALLS = {
+    "__init__": "cannot be opened",
+    "operators": "cannot time operators",
+    "inspect": "cannot report on the bundle",
+}
+
+
+@contextmanager
+def reported(where: str, what: str) -> Iterator[None]:
+    """An error of a library inside the body becomes one line: where, what, and its own reason.
+
+    Raises:
+        RuntimeLoadError: From any error but ours.
+    """
+    try:
+        yield
+    except EdgeVLMError:
+        raise
+    except Exception as cause:  # libraries raise anything, MemoryError and bare Exception too
+        raise RuntimeLoadError(f"{where} {what}: {first_line(cause)}") from cause
 
 
 class Engine(ABC):
     """Loads blocks of one bundle, and runs their functions over arrays.
 
     An engine overrides the defaults here; generic code uses these members alone. The class methods
-    work without the engine's library, so an engine imports it at first use.
+    work without the engine's library, so an engine imports it at first use. Whatever a library
+    raises in one of `CALLS` and `WHOLE_CALLS` leaves it as a `RuntimeLoadError` of one line.
 
     Attributes:
         name: Its name on the command line.
@@ -53,8 +84,19 @@ class Engine(ABC):
     resident_mode: ClassVar[str] = PRIVATE
     inspects_pictures: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **further: Any) -> None:
+        """Have every call of an engine end in an error of ours."""
+        super().__init_subclass__(**further)
+        for names, wrap in ((CALLS, _of_block), (WHOLE_CALLS, _of_bundle)):
+            for name in names.keys() & vars(cls).keys():
+                method = vars(cls)[name]
+                bare = method.__func__ if isinstance(method, classmethod) else method
+                call = wrap(bare, names[name])
+                setattr(cls, name, classmethod(call) if bare is not method else call)
+
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        self.bundle, self.threads, self.parallel_loads = bundle, threads, 1
+        self.bundle, self.parallel_loads = bundle, 1
+        self.threads = None if threads is None else bounded_threads(threads)
         self.compile_ms: dict[str, float | None] = {}
         self.largest: dict[Key, dict[str, float]] = {}
         self.arrays: dict[Key, Mapping[str, Array]] = {}
@@ -157,6 +199,25 @@ class Engine(ABC):
             EdgeVLMError: If they cannot be measured.
         """
         return f"engine '{self.name}' reports no operators"
+
+
+def _of_block(method: Callable[..., Any], what: str) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: Any, block: str, *further: Any, **named: Any) -> Any:
+        first = named.get("function", further[0] if further else None)
+        with reported(f"{block}.{first}" if isinstance(first, str) else block, what):
+            return method(self, block, *further, **named)
+
+    return call
+
+
+def _of_bundle(method: Callable[..., Any], what: str) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(owner: Any, *further: Any, **named: Any) -> Any:
+        with reported(f"engine '{owner.name}'", what):
+            return method(owner, *further, **named)
+
+    return call
 
 
 class Blocks(Protocol):

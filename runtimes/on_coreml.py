@@ -24,8 +24,7 @@ import numpy as np
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Block
-from edgevlm.errors import RuntimeLoadError
-from edgevlm.libraries import first_line, needs, require, silent
+from edgevlm.libraries import needs, require, silent
 from edgevlm.runtimes import engine
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.built import build_ms, build_once, discard
@@ -92,12 +91,12 @@ class Engine(engine.Engine):
         folder, units = compiled(self.bundle, planned), _units(planned)
         self.compile_ms[block] = build_ms(folder)
         for spec in planned.functions:
-            try:
-                model = _library().models.CompiledMLModel(str(folder), units, spec.name)
-            except Exception as cause:
-                discard(folder)  # the next load compiles it again
-                line = first_line(cause)
-                raise RuntimeLoadError(f"{block}.{spec.name} does not load: {line}") from cause
+            with engine.reported(f"{block}.{spec.name}", "does not load"):
+                try:
+                    model = _library().models.CompiledMLModel(str(folder), units, spec.name)
+                except Exception:
+                    discard(folder)  # the next load compiles it again
+                    raise
             self._models[block, spec.name] = model
 
     def run(self, block: str, function: str) -> None:
@@ -109,15 +108,11 @@ class Engine(engine.Engine):
         model, arrays = self._models[block, function], self.arrays[block, function]
         planned = self.bundle.plan.block(block).function(function)
         inputs = {tensor.name: arrays[tensor.name] for tensor in planned.fed}
-        try:
-            if block not in self._states and len(inputs) < len(planned.inputs):
-                self._states[block] = model.make_state()
-                for name, array in self._caches(block).items():
-                    self._states[block].write_state(name, array.astype(np.float16))
-            outputs = model.predict(inputs, self._states.get(block))
-        except Exception as cause:
-            line = first_line(cause)
-            raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
+        if block not in self._states and len(inputs) < len(planned.inputs):
+            self._states[block] = model.make_state()
+            for name, array in self._caches(block).items():
+                self._states[block].write_state(name, array.astype(np.float16))
+        outputs = model.predict(inputs, self._states.get(block))
         for tensor in planned.results:
             arrays[tensor.name][:] = outputs[tensor.name]
 
@@ -156,12 +151,9 @@ def compiled(bundle: Bundle, block: Block) -> Path:
     hashes = [f"{f.path} {f.sha256}" for f in bundle.plan.files if f.path.startswith(inside)]
 
     def make(work: Path) -> Path:
-        try:
+        with engine.reported(block.name, "does not compile"):
             compile_model = _library().models.utils.compile_model
             return Path(compile_model(str(package), f"{work}/made.mlmodelc"))
-        except Exception as cause:
-            line = first_line(cause)
-            raise RuntimeLoadError(f"{block.name} does not compile: {line}") from cause
 
     contents = "\n".join((platform.mac_ver()[0], *sorted(hashes)))
     return build_once("coreml", contents, make, ".mlmodelc")

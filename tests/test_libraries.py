@@ -15,13 +15,70 @@ import pytest
 from edgevlm.errors import InputError, RuntimeLoadError
 from edgevlm.libraries import first_line, program, python_command, replaced, require
 
+HUB_404 = """404 Client Error. (Request ID: Root=1-66b0;b2)
+
+Repository Not Found for url: https://huggingface.co/api/models/a/b/revision/main.
+Please make sure you specified the correct `repo_id` and `repo_type`.
+If you are trying to access a private or gated repo, make sure you are authenticated."""
+HUB_GATED = """403 Client Error. (Request ID: Root=1-66b0;b2)
+
+Cannot access gated repo for url https://huggingface.co/a/b/resolve/main/config.json.
+Access to model a/b is restricted and you are not in the authorized list."""
+STATE = """Error(s) in loading state_dict for Linear:
+\tsize mismatch for weight: copying a param with shape torch.Size([2, 3]) from checkpoint"""
+INSIDE = """Failed to convert.
+
+Traceback (most recent call last):
+  File "/lib/a.py", line 1, in call
+    run(x)
+    ^^^^^^
+ValueError: 'sizes' has 3 values
+"""
+CHECK = """expected scalar type Float but found Half
+Exception raised from check at /pytorch/a.cpp:12 (most recent call first):
+frame #0: c10::Error::Error(...) + 0x99 (0x7f in libc10.so)"""
+KERNEL = """
+
+=====
+[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Gather
+Stacktrace:
+"""
+
 
 @pytest.mark.parametrize(
     ("message", "line"),
-    [("one", "one"), ("\n one\ntwo", "one"), ("", "ValueError"), (" \n ", "ValueError")],
-)
-def test_an_error_without_a_message_says_its_type(message, line):
+    [
+        ("one", "one"),
+        ("\n one\ntwo", "one"),
+        ("", "ValueError"),
+        (" \n ", "ValueError"),
+        (HUB_404, "Repository Not Found for url: https://huggingface.co/api/models/a/b/revision/main."),
+        (HUB_GATED, "Cannot access gated repo for url"
+         " https://huggingface.co/a/b/resolve/main/config.json."),
+        ("500 Server Error: Broken for url: https://x", "500 Server Error: Broken for url: https://x"),
+        (STATE, "Error(s) in loading state_dict for Linear: size mismatch for weight: copying a"
+         " param with shape torch.Size([2, 3]) from checkpoint"),
+        (INSIDE, "ValueError: 'sizes' has 3 values"),
+        (CHECK, "expected scalar type Float but found Half"),
+        (KERNEL, "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while"
+         " running Gather"),
+        ("Error:\n\n  the file is cut", "the file is cut"),
+        ("Please wait", "Please wait"),
+        ("Failed with:", "Failed with:"),
+        ("x" * 1000, "x" * 399 + "…"),
+    ],
+)  # fmt: skip
+def test_the_line_of_an_error_that_says_something(message, line):
     assert first_line(ValueError(message)) == line
+
+
+def test_an_error_with_half_a_message_says_its_type():
+    assert first_line(KeyError("kv")) == "KeyError: 'kv'"
+    assert (
+        first_line(IndexError("tuple index out of range")) == "IndexError: tuple index out of range"
+    )
+    assert first_line(AssertionError()) == "AssertionError"
+    assert first_line(MemoryError()) == "there is not enough memory"
 
 
 def test_a_missing_library_names_its_extra():

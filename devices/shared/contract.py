@@ -16,14 +16,13 @@ A device's answer is untrusted: it is bounded, read strictly and compared with t
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgevlm.bundle.documents import DocumentError, dumps, read
+from edgevlm.bundle.documents import DocumentError, dumps, load_json, read
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.writing import write_text
 from edgevlm.errors import DeviceError, InputError, RecipeError, unknown_name
@@ -169,7 +168,7 @@ def read_request(path: Path) -> RunRequest:
         DeviceError: If it is not a request; one line that names the field.
     """
     try:
-        return read(RunRequest, json.loads(path.read_text("utf-8")), path.name)
+        return read(RunRequest, load_json(path, LIMIT_BYTES), path.name)
     except (OSError, ValueError, RecursionError) as cause:
         text = str(cause) if isinstance(cause, DocumentError) else f"{path.name}: {cause}"
         raise DeviceError(text) from cause

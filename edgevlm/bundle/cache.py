@@ -15,6 +15,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 
 from edgevlm.bundle.writing import write_inside
@@ -49,9 +50,12 @@ def made_cache_folder() -> Path:
 
 
 def keep(name: str, text: str) -> None:
-    """Write a file of the cache, completely or not at all; a failure only costs time later."""
+    """Write a file of the cache, completely or not at all; a failure only costs time later.
+
+    It is not waited for: after a power cut it may be empty, which every reader takes for missing.
+    """
     with suppress(OSError, InputError):
-        write_inside(made_cache_folder(), name, text)
+        write_inside(made_cache_folder(), name, text, durable=False)
 
 
 def sha256(path: Path) -> str:
@@ -62,11 +66,7 @@ def sha256(path: Path) -> str:
 
 def was_checked(path: str, mark: list[object]) -> bool:
     """Whether `remember` was called for this path and mark, by this process or an earlier one."""
-    if _CHECKED.get(path) != mark:
-        if _remembered().get(path) != mark:
-            return False
-        _CHECKED[path] = mark
-    return True
+    return _CHECKED.get(path) == mark or _remembered().get(path) == mark
 
 
 def remember(marks: dict[str, list[object]]) -> None:
@@ -137,8 +137,16 @@ _CHECKED: dict[str, list[object]] = {}
 
 
 def _remembered() -> dict[str, list[object]]:
+    """What `remember` wrote, parsed again only if another process wrote it since."""
     try:
-        known = json.loads((cache_folder() / "checked.json").read_text("utf-8"))
+        path = cache_folder() / "checked.json"
+        state = path.stat()
+        return _parsed(path, (state.st_mtime_ns, state.st_size, state.st_ino))
     except (OSError, ValueError, InputError, RecursionError):
         return {}
+
+
+@lru_cache(1)
+def _parsed(path: Path, state: tuple[int, int, int]) -> dict[str, list[object]]:
+    known = json.loads(path.read_text("utf-8"))
     return known if isinstance(known, dict) else {}

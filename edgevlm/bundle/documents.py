@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import json
 import re
+import stat
 import sys
 import types
 import typing
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from edgevlm.errors import EdgeVLMError
@@ -26,10 +29,61 @@ T = TypeVar("T")
 LONGEST = 60
 # What a terminal obeys; lines and tabs are text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Most objects, lists and items of a document: 32 MB of `{}` would take 0.8 GB.
+MOST_VALUES = 1_000_000
 
 
 class DocumentError(ValueError):
     """A document that does not match its type; the message names the field."""
+
+
+def load_json(path: Path, most_bytes: int, **hooks: Any) -> Any:
+    """Parse a JSON file that may come from anybody; a pipe is not opened.
+
+    Args:
+        path: The file.
+        most_bytes: Its largest size.
+        hooks: As those of `json.loads`.
+
+    Raises:
+        DocumentError: If it is larger, or has more than `MOST_VALUES` values.
+        OSError: If it cannot be read, or is not a regular file.
+        RecursionError: If it is nested too deeply.
+        ValueError: If it is not JSON in UTF-8.
+    """
+    require_regular(path)
+    if path.stat().st_size > most_bytes:
+        raise DocumentError(f"{path.name} is too large, expected at most {most_bytes} bytes")
+    return parse_json(path.read_text("utf-8"), path.name, **hooks)
+
+
+def parse_json(text: str, name: str, **hooks: Any) -> Any:
+    """`json.loads` for a text of anybody: values are counted before any is made.
+
+    Args:
+        text: The text.
+        name: Its name, for errors.
+        hooks: As those of `json.loads`.
+
+    Raises:
+        DocumentError: If it has more than `MOST_VALUES` values.
+        RecursionError: If it is nested too deeply.
+        ValueError: If it is not JSON.
+    """
+    if sum(map(text.count, "{[,")) > MOST_VALUES:
+        raise DocumentError(f"{name} has more than {MOST_VALUES:,} values")
+    return json.loads(text, **hooks)
+
+
+def require_regular(path: Path) -> None:
+    """Refuse a pipe or a device, which may never end.
+
+    Raises:
+        OSError: If it is one, or is not there.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder is refused when it is opened
+        raise OSError(errno.EINVAL, "it is a pipe or a device, expected a file", str(path))
 
 
 def to_document(value: Any) -> Any:

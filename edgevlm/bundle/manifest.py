@@ -12,7 +12,6 @@ Needs neither torch nor any engine.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
@@ -20,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from edgevlm.bundle.checks import MOST_SIZE, expect
-from edgevlm.bundle.documents import DocumentError, read, shown
+from edgevlm.bundle.documents import DocumentError, load_json, read, shown
 from edgevlm.bundle.functions import DTYPES, Block, Function, Signature, Tensor
 from edgevlm.bundle.plan import FORMAT_VERSION, MANIFEST, Plan
 from edgevlm.errors import BundleError
@@ -52,12 +51,12 @@ def _parse(path: Path) -> Plan[Any]:
         raise BundleError(f"{MANIFEST} is a symbolic link; copy the file itself into the bundle")
     if not path.is_file():
         raise BundleError(f"'{path.parent}' is not a bundle: it has no {MANIFEST}; export one")
-    if path.stat().st_size > MANIFEST_LIMIT_BYTES:
-        raise BundleError(f"{MANIFEST} is too large, expected at most {MANIFEST_LIMIT_BYTES} bytes")
     try:
-        document = json.loads(
-            path.read_text("utf-8"), object_pairs_hook=_object, parse_constant=_constant
+        document = load_json(
+            path, MANIFEST_LIMIT_BYTES, object_pairs_hook=_object, parse_constant=_constant
         )
+    except DocumentError as cause:
+        raise BundleError(str(cause)) from cause
     except (ValueError, RecursionError, OSError) as cause:
         raise BundleError(f"{MANIFEST} is not valid JSON: {cause}") from cause
     version = document.get("format_version") if isinstance(document, dict) else None

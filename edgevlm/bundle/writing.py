@@ -44,13 +44,14 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise InputError(f"'{path}' cannot be written: {cause.strerror}") from cause
 
 
-def write_inside(folder: Path, name: str, text: str) -> Path:
+def write_inside(folder: Path, name: str, text: str, durable: bool = True) -> Path:
     """Write a text into a bundle or the cache, with the folders on the way; returns its path.
 
     Args:
         folder: The bundle or the cache, which exists.
         name: Path inside it, with `/`.
         text: The contents.
+        durable: Wait until it is on the disk; else a power cut may leave it empty.
 
     Raises:
         InputError: If a symbolic link is on the way, or it cannot be written; one line.
@@ -58,7 +59,7 @@ def write_inside(folder: Path, name: str, text: str) -> Path:
     path = folder / PurePath(name)
     try:
         make_inside(folder, PurePath(name).parent.parts)
-        _replace(path, text.encode("utf-8"))
+        _replace(path, text.encode("utf-8"), durable)
     except OSError as cause:
         raise InputError(f"'{path}' cannot be written: {cause.strerror}") from cause
     return path
@@ -113,7 +114,7 @@ def check_file(path: Path) -> None:
         raise InputError(f"'{path}' cannot be written: it is a folder; give a file name")
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, data: bytes, durable: bool = True) -> None:
     """The one place that writes: a fresh name, fsync, rename, fsync of the folder."""
     fresh = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.partial")
     kind = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
@@ -121,12 +122,14 @@ def _replace(path: Path, data: bytes) -> None:
         with os.fdopen(os.open(fresh, kind | getattr(os, "O_BINARY", 0), 0o666), "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         fresh.replace(path)
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    if durable:
+        sync(path.parent)
 
 
 def _is_device(path: Path) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 from typing import Annotated, Any
 
@@ -14,7 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 from edgevlm.cli.shared import versions
-from edgevlm.errors import EdgeVLMError
+from edgevlm.cli.shared.output import printable, say
+from edgevlm.errors import EdgeVLMError, shortened
 
 COMMANDS = (
     "export",
@@ -34,12 +36,18 @@ COMMANDS = (
 )
 
 
+_USAGE_ERROR: Any = typer.BadParameter.__base__  # Typer brings Click, or a copy of it
+
+
 class _OneLineErrors(TyperGroup):
     """Errors for the user are one line and exit code 1; a defect keeps its traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except _USAGE_ERROR as error:  # it may repeat an argument of any length
+            error.message = shortened(printable(error.message))
+            raise
         except BrokenPipeError:  # the reader of stdout is gone: Click exits silently
             raise
         except EdgeVLMError as error:
@@ -59,8 +67,7 @@ class _OneLineErrors(TyperGroup):
             file = f": '{error.filename}'" if error.filename else ""
             message = f"{error.strerror or error}{file}"
         # One line without control characters, as a name may come from a file.
-        line = "".join(c if c.isprintable() else "?" for c in " ".join(message.split()))
-        print("edgevlm:", line, file=sys.stderr)
+        say(f"edgevlm: {shortened(printable(' '.join(message.split())))}")
         raise typer.Exit(1)
 
 
@@ -94,8 +101,21 @@ for _name in COMMANDS:
     app.command(_name)(_module.main)
 
 
+def _open_streams() -> None:
+    """Point closed standard streams at nothing.
+
+    Else the next file that is opened would be number 2, where libraries write their messages; and
+    `print` to a standard error that is None prints on standard output.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            file = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115  (for the whole process)
+            setattr(sys, name, file)
+
+
 def main() -> None:
     """Entry point of the `edgevlm` command."""
+    _open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
             errors="replace"

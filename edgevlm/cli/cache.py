@@ -10,14 +10,14 @@ import typer
 from edgevlm.bundle.cache import cache_folder
 from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.output import answer, printable, say, table
-from edgevlm.runtimes.built import Entry, entries, limit_bytes, remove
+from edgevlm.runtimes.built import Entry, entries, forget_measurements, limit_bytes, remove
 from edgevlm.units import megabytes
 
 
 def main(
     clear: Annotated[
         bool,
-        typer.Option("--clear", help="Remove all entries, but those that a process is using."),
+        typer.Option("--clear", help="Remove all of it, but what a process is using."),
     ] = False,
     json: o.Json = False,
 ) -> None:
@@ -32,6 +32,7 @@ def main(
     kept = [entry for entry in listed if entry not in removed]
     answer(_document(kept, removed, limit), _text(kept, limit), json)
     if clear:
+        forget_measurements()
         in_use = "; the others are in use" if kept else ""
         say(f"removed {len(removed)} entries, {megabytes(_bytes(removed))}{in_use}")
 

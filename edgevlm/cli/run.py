@@ -166,7 +166,7 @@ def _listening(loop: Loop) -> Loop:
 
 def _read(mark: str) -> str | None:
     """A line from stdin; None at the end or when it is empty."""
-    print(mark, end="", file=sys.stderr, flush=True)
+    say(mark, end="")
     try:
         return _text(sys.stdin.readline().strip()) or None
     except UnicodeDecodeError as cause:

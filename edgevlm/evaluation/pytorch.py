@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from edgevlm.errors import InputError, RecipeError
 from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Reply
+from edgevlm.libraries import bounded_threads
 from edgevlm.models.checkpoint import Checkpoint, find
 from edgevlm.planning.plan import make_plan
 from edgevlm.planning.vlm import VlmPlanned
@@ -63,7 +64,7 @@ class PyTorchAnswerer:
     def open(cls, recipe: Recipe, threads: int | None = None) -> PyTorchAnswerer:
         """Load the recipe's checkpoint."""
         if threads is not None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(bounded_threads(threads))
         planned = question_plan(recipe, find(recipe.model, recipe.revision))
         return cls(planned, planned.checkpoint.load_model())
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from edgevlm.bundle.documents import load_json
 from edgevlm.errors import ModelError
+
+LIMIT_BYTES = 64 * 10**6
 
 # The largest sizes that a config may have.
 SIZES = {
@@ -20,10 +22,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of the checkpoint.
 
     Raises:
-        ModelError: If the file holds no such object.
+        ModelError: If the file holds no such object, or a pipe lies beside it.
     """
+    _check_kinds(path.parent)
     try:
-        document = json.loads(path.read_text("utf-8"))
+        document = load_json(path, LIMIT_BYTES)
     except (ValueError, RecursionError, OSError) as cause:
         raise ModelError(f"{path.name} of the checkpoint is not valid JSON: {cause}") from cause
     if not isinstance(document, dict):
@@ -63,3 +66,14 @@ def check_processor(document: dict[str, Any], where: str) -> None:
     value = document.get("resample", 1)
     if type(value) is not int or not 0 <= value <= 5:
         raise ModelError(f"{where} resample is {value!r}, expected 0 to 5")
+
+
+def _check_kinds(folder: Path) -> None:
+    """Refuse a folder with a pipe or a device, which transformers would wait for.
+
+    Raises:
+        ModelError: Naming it.
+    """
+    for path in folder.iterdir():
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ModelError(f"'{path}' is a pipe or a device, expected the file of a checkpoint")

@@ -12,13 +12,12 @@ Needs numpy, and no engine.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle.documents import DocumentError, dumps, read, shown
+from edgevlm.bundle.documents import DocumentError, dumps, parse_json, read, require_regular, shown
 from edgevlm.bundle.measures import Operator, Stat
 from edgevlm.bundle.plan import SiteTokens
 from edgevlm.bundle.writing import write_text
@@ -178,6 +177,7 @@ def read_profile(path: Path) -> Profile:
         InputError: If it is not one; one line that names file and field.
     """
     try:
+        require_regular(path)
         if path.stat().st_size > LIMIT_BYTES:
             raise InputError(f"'{path}' is larger than {LIMIT_BYTES} bytes, and no profile")
         text = path.read_text("utf-8")
@@ -195,7 +195,9 @@ def parse_profile(text: str, name: str = "profile") -> Profile:
         InputError: If it does not fit; one line that names the field.
     """
     try:
-        document = json.loads(text)
+        document = parse_json(text, f"'{name}'")
+    except DocumentError as cause:
+        raise InputError(str(cause)) from cause
     except (ValueError, RecursionError) as cause:
         raise InputError(f"'{name}' is not valid JSON: {cause}") from cause
     version = document.get("schema_version") if isinstance(document, dict) else None

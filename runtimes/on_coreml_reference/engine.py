@@ -130,11 +130,9 @@ class Engine(engine.Engine):
                 state[:] = _resolve(step.inputs["data"], values, False)
                 continue
             else:
-                try:
+                where = f"{block}.{function}: {step.operation.kind}"
+                with engine.reported(where, "does not run"):
                     results = OPERATORS[step.operation.kind](**inputs)
-                except (ValueError, TypeError, IndexError) as cause:
-                    kind = step.operation.kind
-                    raise RuntimeLoadError(f"{block}.{function}: {kind}: {cause}") from cause
             _keep(values, step, results)
             self._record_largest(key, step, values)
         for name in parsed.outputs:

@@ -12,10 +12,7 @@ which does not.
 from __future__ import annotations
 
 import importlib.util
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Function
 from edgevlm.bundle.measures import OperatorReport
 from edgevlm.errors import RuntimeLoadError
-from edgevlm.libraries import first_line, needs, silent
+from edgevlm.libraries import muted, needs, processors, silent
 from edgevlm.runtimes import engine
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.inspection import Inspection
@@ -69,9 +66,10 @@ class Engine(engine.Engine):
                 f" {', '.join(self.backends())}"
             )
         self._torch, self._lib = _runtime()
-        with _mute():  # the first use of the pool prints warnings about the processor
-            if threads is not None:
-                self._lib._unsafe_reset_threadpool(threads)
+        with muted():  # the first use of the pool prints warnings about the processor
+            pool = int(self._lib._threadpool_get_thread_count())
+            if (self.threads or min(pool, processors())) != pool:
+                self._lib._unsafe_reset_threadpool(self.threads or processors())
             self.threads = int(self._lib._threadpool_get_thread_count())
         self._methods: dict[tuple[str, str], Any] = {}
         self._kept_open: Any = None
@@ -138,14 +136,10 @@ class Engine(engine.Engine):
             return
         (path,) = set(self.bundle.files_of(planned).values())
         for spec in functions:
-            try:
-                with _mute():
-                    program = self._lib._load_for_executorch(str(path))
-                    meta = program.method_meta(spec.name)
-            except Exception as cause:
-                line = first_line(cause)
-                raise RuntimeLoadError(f"{block} does not load: {line}") from cause
-            _check_signature(meta, spec, block)
+            with engine.reported(f"{block}.{spec.name}", "does not load"), muted():
+                program = self._lib._load_for_executorch(str(path))
+                meta = program.method_meta(spec.name)
+                _check_signature(meta, spec, block)
             self._methods[block, spec.name] = program
 
     def run(self, block: str, function: str) -> None:
@@ -155,11 +149,7 @@ class Engine(engine.Engine):
             RuntimeLoadError: If the run fails.
         """
         inputs, arrays = self._inputs[block, function], self.arrays[block, function]
-        try:
-            outputs = self._methods[block, function].run_method(function, inputs, False)
-        except Exception as cause:
-            line = first_line(cause)
-            raise RuntimeLoadError(f"{block}.{function} does not run: {line}") from cause
+        outputs = self._methods[block, function].run_method(function, inputs, False)
         results = self.bundle.plan.block(block).function(function).results
         names = [tensor.name for tensor in results]
         # Written caches come first; they are the host's arrays already.
@@ -193,21 +183,3 @@ def _check_signature(meta: Any, function: Function, block: str) -> None:
             f"{block}.{function.name}: inputs and outputs of the program differ from the manifest;"
             " export again"
         )
-
-
-@contextmanager
-def _mute() -> Iterator[None]:
-    """Silence ExecuTorch, which writes to the process's standard error directly."""
-    try:
-        sys.stderr.flush()
-        saved = os.dup(2)
-    except OSError:  # no standard error at all
-        yield
-        return
-    try:
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)

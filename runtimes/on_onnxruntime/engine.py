@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import platform
 import threading
 from collections.abc import Mapping, Sequence
@@ -29,12 +28,12 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.measures import OperatorReport
 from edgevlm.errors import BundleError, RecipeError, RuntimeLoadError
-from edgevlm.libraries import first_line, needs, processor_lines
+from edgevlm.libraries import needs, processor_lines, processors
 from edgevlm.runtimes import engine
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.built import build_ms, discard
 from edgevlm.runtimes.on_onnxruntime.graphs import checked_graphs, operator_kinds
-from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
+from edgevlm.runtimes.on_onnxruntime.library import LOG_FATAL, import_onnxruntime
 from edgevlm.runtimes.on_onnxruntime.prepacked import is_prepacked, prepacked_graphs
 from edgevlm.runtimes.on_onnxruntime.shared_graphs import (
     MappedWeight,
@@ -46,8 +45,6 @@ PREPACKED, SHARED_GRAPH = "prepacked", "shared_graph"
 UNEQUAL = {"Conv", "MatMulNBits"}  # computed differently where their weights are inputs
 UNPACKED = ("fp16", "w8a32")  # a session unpacks the weights to float32 when it opens
 MISSING = needs("engine 'onnxruntime'", "onnxruntime", "onnxruntime")
-# Bundles are checked against the manifest, so a session logs fatal errors alone.
-_LOG_FATAL = 4
 
 
 class Engine(engine.Engine):
@@ -62,7 +59,7 @@ class Engine(engine.Engine):
     def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
         self.ort = import_onnxruntime()
         super().__init__(bundle, threads)
-        self.threads = self.parallel_loads = threads or _cores()
+        self.threads = self.parallel_loads = self.threads or processors()
         self._packing = threading.Lock()
         self._sessions: dict[tuple[str, str], Any] = {}
         self._shared: dict[bytes, Any] = {}  # sessions by hash of their graph without weights
@@ -189,7 +186,7 @@ class Engine(engine.Engine):
         """Settings of every session."""
         _share_arena()
         options = self.ort.SessionOptions()
-        options.log_severity_level = _LOG_FATAL
+        options.log_severity_level = LOG_FATAL
         options.add_session_config_entry("session.use_env_allocators", "1")
         # Weights that are not mapped stay out of the arena: one inside a large free region would
         # make the arena allocate another.
@@ -265,13 +262,10 @@ class Engine(engine.Engine):
 
 
 def _open(graph: Path | bytes, options: Any, name: str) -> Any:
-    try:
+    with engine.reported(name, "does not load"):
         return import_onnxruntime().InferenceSession(
             graph, options, providers=["CPUExecutionProvider"]
         )
-    except Exception as cause:
-        line = first_line(cause)
-        raise RuntimeLoadError(f"{name} does not load: {line}") from cause
 
 
 def _check_signature(
@@ -315,10 +309,3 @@ def _adds_in_16_bits() -> bool:
         return False
     flags = {flag for line in processor_lines() for flag in line.split()}
     return not {"avx512_vnni", "avx_vnni", "avxvnni"} & flags
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1

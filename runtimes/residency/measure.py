@@ -21,11 +21,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle.cache import cache_folder, keep, sha256
+from edgevlm.bundle.cache import alone, cache_folder, keep, sha256
 from edgevlm.bundle.documents import dumps, read, to_document
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import MANIFEST, Plan
-from edgevlm.errors import RuntimeLoadError
+from edgevlm.errors import EdgeVLMError, InputError, RuntimeLoadError
 from edgevlm.libraries import python_command
 from edgevlm.runtimes.engine import Engine, Key, find_engine
 from edgevlm.runtimes.loading import bind_arrays
@@ -60,14 +60,21 @@ def measured(
     key = (f"{VERSION}, format {FORMAT}", sha256(bundle.path / MANIFEST), *machine)
     name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
     file = f"measured/{name}.json"
+    if (timings := _cached(file)) is None:
+        with alone("measured", lambda: progress("wait for another process that measures")):
+            if (timings := _cached(file)) is None:
+                progress(f"measure {len(bundle.plan.blocks)} blocks on this machine, once")
+                timings = measure_timings(bundle.path, engine, threads)
+                keep(file, dumps(timings))
+    return timings
+
+
+def _cached(file: str) -> Timings | None:
+    """Timings of the cache; None if there are none, or they are of another release."""
     try:
         return read(Timings, json.loads((cache_folder() / file).read_text("utf-8")), file)
-    except (OSError, ValueError):
-        pass  # not cached, or of another release
-    progress(f"measure {len(bundle.plan.blocks)} blocks on this machine, once")
-    timings = measure_timings(bundle.path, engine, threads)
-    keep(file, dumps(timings))
-    return timings
+    except (OSError, ValueError, InputError):
+        return None
 
 
 def measure_timings(bundle: Path, engine: str, threads: int) -> Timings:
@@ -78,8 +85,7 @@ def measure_timings(bundle: Path, engine: str, threads: int) -> Timings:
     """
     done = _apart(bundle, engine, threads, "measure")
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
-        raise RuntimeLoadError(f"the blocks cannot be measured: {reason}")
+        raise RuntimeLoadError(f"the blocks cannot be measured: {_reason(done)}")
     return read(Timings, json.loads(done.stdout.splitlines()[-1]), "timings")
 
 
@@ -195,14 +201,20 @@ def _fitting(schedule: Schedule, pass_ms: float) -> float:
     return round(low, 3)
 
 
-def _apart(
-    bundle: Path, engine: str, threads: int, task: str
-) -> subprocess.CompletedProcess[str]:
+def _apart(bundle: Path, engine: str, threads: int, task: str) -> subprocess.CompletedProcess[str]:
     """Run `main` in a process of its own, which starts with this one's modules alone."""
     command = python_command(__name__, os.path.abspath(bundle), engine, str(threads), task)
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Why the process failed, in one line."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    if done.returncode < 0:
+        return f"signal {-done.returncode} ended the process, which is often too little memory"
+    return lines[-1] if lines else f"the process ended with exit code {done.returncode}"
 
 
 def _machine() -> str:
@@ -212,11 +224,14 @@ def _machine() -> str:
 def main() -> None:
     """The child process: `measure` prints one JSON line, `build` nothing."""
     path, engine, threads, task = sys.argv[1:]
-    bundle = Bundle.open(Path(path))
-    runs = find_engine(engine)(bundle, int(threads))
-    if task == "build":
-        for block in bundle.plan.blocks:
-            runs.build(block.name)
-        return
-    bind_arrays(bundle.plan, runs)
-    print(json.dumps(to_document(measure_functions(bundle.plan, runs))))
+    try:
+        bundle = Bundle.open(Path(path))
+        runs = find_engine(engine)(bundle, int(threads))
+        if task == "build":
+            for block in bundle.plan.blocks:
+                runs.build(block.name)
+            return
+        bind_arrays(bundle.plan, runs)
+        print(json.dumps(to_document(measure_functions(bundle.plan, runs))))
+    except EdgeVLMError as cause:
+        sys.exit(str(cause))  # on stderr

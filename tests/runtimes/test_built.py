@@ -234,6 +234,7 @@ def test_of_two_processes_one_builds_and_both_hold(run):
 def test_the_command_shows_what_is_there(run, build, monkeypatch):
     assert run("cache").stdout.splitlines()[-1].endswith("/edgevlm: 0.0 MB of at most 10,000.0 MB")
     made = build()
+    cache.keep("measured/a.json", "{}")
     monkeypatch.setenv("EDGEVLM_CACHE_LIMIT", "1MB")
     lines = run("cache").stdout.splitlines()
     assert lines[0].split() == ["entry", "size", "last", "use"]
@@ -242,6 +243,10 @@ def test_the_command_shows_what_is_there(run, build, monkeypatch):
     document = json.loads(run("cache", "--json").stdout)
     assert document["limit_bytes"] == 10**6
     assert document["bytes"] == document["entries"][0]["bytes"] > 100_000
+    forget(monkeypatch)
+    assert run("cache", "--clear").exit_code == 0
+    left = [path.name for path in cache_folder().rglob("*") if path.is_file()]
+    assert left == ["onnxruntime.lock"]
     monkeypatch.setenv("EDGEVLM_CACHE_LIMIT", "much")
     done = run("cache")
     assert done.exit_code == 1

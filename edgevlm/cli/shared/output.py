@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -17,9 +17,11 @@ from edgevlm.bundle.documents import to_document
 Step = Callable[[str], None]
 
 
-def say(text: str) -> None:
-    """Print a line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+def say(text: str, end: str = "\n") -> None:
+    """Print a line on stderr. One that is closed, full or without a reader stops no command."""
+    if sys.stderr is not None:  # `print` would take stdout
+        with suppress(OSError, ValueError):
+            print(text, end=end, file=sys.stderr, flush=True)
 
 
 def answer(document: Any, text: str, as_json: bool) -> None:

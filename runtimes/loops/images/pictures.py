@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgevlm.errors import InputError
-from edgevlm.libraries import first_line, require
+from edgevlm.libraries import first_line, muted, require
 from edgevlm.runtimes.loops.images.eight_bit import from_array, rgb
 from edgevlm.runtimes.loops.images.sources import (
     Source,
@@ -46,6 +46,7 @@ FORMATS = (
     "ICO",
     "TGA",
 )
+TALKATIVE = ("TIFF", "JPEG2000", "AVIF")  # their libraries write to standard error themselves
 EXIF_ORIENTATION = 0x0112
 
 _TOO_LARGE = (
@@ -87,7 +88,8 @@ def check_size(size: tuple[int, int], name: str, what: str = "has") -> None:
 
 def _upright(picture: Image.Image, name: str) -> Image.Image:
     check_size(picture.size, name)
-    picture.load()
+    with muted() if picture.format in TALKATIVE else nullcontext():
+        picture.load()
     if picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
         picture = ImageOps.exif_transpose(picture)
     return rgb(picture, name)

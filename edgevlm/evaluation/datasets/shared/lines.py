@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgevlm.bundle.documents import shown
+from edgevlm.bundle.documents import require_regular, shown
 from edgevlm.errors import InputError
 
 LINE_LIMIT = 10_000_000  # characters; 100 times the longest line of NLVR
@@ -24,6 +24,7 @@ def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         InputError: If the file cannot be read, or a line is no JSON object or too long.
     """
     try:
+        require_regular(path)
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(_bounded(file), 1):
                 if len(line) > LINE_LIMIT:
@@ -38,6 +39,8 @@ def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise InputError(f"'{path}' is a folder, expected a file of JSON lines") from cause
     except UnicodeDecodeError as cause:
         raise InputError(f"'{path}' is not UTF-8 text") from cause
+    except OSError as cause:
+        raise InputError(f"'{path}' cannot be read: {cause.strerror}") from cause
 
 
 def inside(folder: Path, name: str, where: str) -> Path:

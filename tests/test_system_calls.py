@@ -1,0 +1,100 @@
+"""No command opens a connection, or writes outside its output, the cache and temporary folders."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+
+ROOT = Path(__file__).resolve().parents[1]
+CALLS = (
+    "socket,connect,sendto,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat"
+)
+# Named semaphores of Python's multiprocessing, which tqdm makes and removes at once, and files of
+# the process itself in /proc.
+HARMLESS = ("/dev/null", "/dev/tty", "/dev/shm/sem.", "/proc/self/", "/proc/pressure/")
+# Services where libraries are silent by themselves.
+HIDDEN = {"CI", "GITHUB_ACTIONS", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "HF_HUB_OFFLINE"}
+
+
+def traced(tmp_path, *arguments):
+    """The calls of a command with a home and a current folder of its own, and its children's."""
+    for name in ("home", "here", "tmp"):
+        (tmp_path / name).mkdir()
+    environment = {k: v for k, v in os.environ.items() if k not in HIDDEN}
+    environment |= {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp"),
+                    "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
+    trace = tmp_path / "trace"
+    words = ["strace", "-f", "-qq", "-y", "-e", f"trace={CALLS}", "-e", "signal=none", "-o", trace,
+             sys.executable, "-P", "-c", "from edgevlm.cli import main; main()"]  # fmt: skip
+    done = subprocess.run([*words, *map(str, arguments)], capture_output=True, text=True,
+                          cwd=tmp_path / "here", env=environment, timeout=300)  # fmt: skip
+    if "ptrace" in done.stderr and "Operation not permitted" in done.stderr:
+        pytest.skip("this system lets no process be traced")
+    assert done.returncode == 0, done.stderr
+    return trace.read_text("utf-8", "replace").splitlines()
+
+
+def outside(lines, tmp_path):
+    """Calls that reach the network, or write outside the three folders."""
+    own = (str(tmp_path / "home/.cache/edgevlm"), str(tmp_path / "here"), str(tmp_path / "tmp"))
+    found = []
+    for line in lines:
+        call, _, rest = re.sub(r"^\d+ +", "", line).partition("(")
+        if call in ("socket", "connect", "sendto"):
+            if not rest.startswith("AF_UNIX") and "AF_UNIX" not in rest and "<UNIX" not in rest:
+                found.append(line)
+        elif call in ("open", "openat") and not re.search("O_WRONLY|O_RDWR|O_CREAT", rest):
+            continue
+        elif " = -1 " not in rest:
+            paths = re.findall(r'(?:AT_FDCWD<([^>]*)>|\d+<([^>]*)>)?,? ?"([^"]*)"', rest)
+            full = [os.path.normpath(os.path.join(a or b or own[1], c)) for a, b, c in paths]
+            parents = {str(p) for o in own[:1] for p in Path(o).parents}
+            inside = all(p.startswith((*own, *HARMLESS)) or p in parents for p in full)
+            if not inside:
+                found.append(line)
+    return found
+
+
+COMMANDS = {
+    "run": ("run", "{bundle}", "--prompt", "What?", "--image", "{photo}", "--memory", "1GB",
+            "--max-new-tokens", "2"),
+    "profile": ("profile", "{bundle}", "--runs", "1", "--tokens-generated", "2", "-o", "p.json"),
+    "evaluate": ("evaluate", "{bundle}", "--limit", "2"),
+    "export": ("export", "{model}", "--tokens", "16", "-o", "b.edgevlm"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_keeps_to_itself(exported, tiny_model, tmp_path, name):
+    photo = ROOT / "edgevlm" / "photos" / "hand.jpg"
+    values = {"bundle": exported.bundle.path, "photo": photo, "model": tiny_model}
+    lines = traced(tmp_path, *(word.format(**values) for word in COMMANDS[name]))
+    assert any("openat" in line for line in lines)
+    assert outside(lines, tmp_path) == []
+    assert {path.name for path in (tmp_path / "home").rglob("*")} >= {"edgevlm"}
+
+
+def test_what_would_be_found(tmp_path):
+    lines = [
+        '1 socket(AF_INET, SOCK_STREAM, IPPROTO_IP) = 3',
+        f'1 openat(AT_FDCWD<{tmp_path}/here>, "../home/.bashrc", O_WRONLY|O_CREAT, 0666) = 3',
+        f'1 mkdir("{tmp_path}/home/.cache/Microsoft", 0777) = 0',
+        '1 connect(3, {sa_family=AF_INET6, sin6_port=htons(53)}, 28) = 0',
+    ]  # fmt: skip
+    good = [
+        '1 socket(AF_UNIX, SOCK_STREAM, 0) = 3',
+        f'1 openat(AT_FDCWD<{tmp_path}/here>, "p.json", O_WRONLY|O_CREAT, 0666) = 3',
+        f'1 mkdir("{tmp_path}/home/.cache", 0777) = 0',
+        '1 openat(AT_FDCWD</x>, "/etc/hosts", O_RDONLY) = 3',
+        '1 openat(AT_FDCWD</x>, "/etc/hosts", O_RDWR) = -1 EACCES (Permission denied)',
+    ]  # fmt: skip
+    assert outside([*lines, *good], tmp_path) == lines
