@@ -259,7 +259,7 @@ class Checkpoint:
         return found
 
     def _headers(self) -> dict[str, Header]:
-        return self.remote.headers() if self.remote else read_headers(self.weight_files())
+        return self.remote.headers if self.remote else read_headers(self.weight_files())
 
     @contextmanager
     def _named(self) -> Iterator[None]:

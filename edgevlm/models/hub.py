@@ -43,7 +43,7 @@ class HubWeights:
         """All files of the repository with their bytes."""
         from huggingface_hub import snapshot_download
 
-        with _explained(self.model, self.folder.name):
+        with _explained(self.model, self.folder.name), _no_bars():
             files: Any = snapshot_download(self.model, revision=self.folder.name, dry_run=True)
         return {file.filename: file.file_size for file in files}
 
@@ -67,6 +67,7 @@ class HubWeights:
         total = megabytes(sum(self.listing[name] for name in self.names))
         return f"{count} file{'s' * (count != 1)} of weights, {total}"
 
+    @cached_property
     def headers(self) -> dict[str, Header]:
         """Headers of all tensors, by range requests."""
         from huggingface_hub import HfApi
@@ -78,7 +79,7 @@ class HubWeights:
                     self.model, name, revision=self.folder.name
                 )
                 headers |= {k: Header(tuple(t.shape), t.dtype) for k, t in file.tensors.items()}
-        _log.warning("'%s': planned by the headers of its %s", self.model, self.size)
+        _log.warning("'%s': planned by the headers of %s, not fetched yet", self.model, self.size)
         return headers
 
     def number(self, name: str) -> float:
@@ -87,9 +88,9 @@ class HubWeights:
         Raises:
             ModelError: If there is none of this name, or it is no number.
         """
-        from huggingface_hub import HfApi, hf_hub_url
-        from huggingface_hub.utils import build_hf_headers, get_session
+        from huggingface_hub import HfApi, hf_hub_url, utils
 
+        library: Any = utils  # its names are found when they are asked for
         with _explained(self.model, self.folder.name):
             for file in self.names:
                 commit = self.folder.name
@@ -100,8 +101,8 @@ class HubWeights:
                 url = hf_hub_url(self.model, file, revision=commit)
 
                 def part(start: int, stop: int, url: str = url) -> bytes:
-                    ranged = build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}"}
-                    answer = get_session().get(url, headers=ranged, follow_redirects=True)
+                    ranged = library.build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}"}
+                    answer = library.get_session().get(url, headers=ranged, follow_redirects=True)
                     answer.raise_for_status()
                     return bytes(answer.content)
 
@@ -178,16 +179,13 @@ def _explained(model: str, revision: str | None) -> Iterator[None]:
 @contextmanager
 def _no_bars() -> Iterator[None]:
     """Small files come without progress bars."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from huggingface_hub import utils
 
-    disabled = are_progress_bars_disabled()
-    disable_progress_bars()
+    library: Any = utils  # its names are found when they are asked for
+    disabled = library.are_progress_bars_disabled()
+    library.disable_progress_bars()
     try:
         yield
     finally:
         if not disabled:
-            enable_progress_bars()
+            library.enable_progress_bars()
