@@ -17,6 +17,8 @@ SIZES = {
     "num_key_value_heads": 2**12, "patch_size": 2**16, "scale_factor": 2**10, "vocab_size": 2**24,
 }  # fmt: skip
 
+POINTER = b"version https://git-lfs"
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of the checkpoint.
@@ -26,6 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     _check_kinds(path.parent)
     try:
+        check_no_pointer(path)
         document = load_json(path, LIMIT_BYTES)
     except (ValueError, RecursionError, OSError) as cause:
         raise ModelError(f"{path.name} of the checkpoint is not valid JSON: {cause}") from cause
@@ -77,3 +80,17 @@ def _check_kinds(folder: Path) -> None:
     for path in folder.iterdir():
         if path.exists() and not path.is_file() and not path.is_dir():
             raise ModelError(f"'{path}' is a pipe or a device, expected the file of a checkpoint")
+
+
+def check_no_pointer(path: Path) -> None:
+    """Refuse the small text file that a clone without Git LFS leaves in a large file's place.
+
+    Raises:
+        ModelError: Saying how to get the file.
+    """
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise ModelError(
+                f"{path.name} is a Git LFS pointer, not the file itself; run `git lfs pull` in its"
+                " folder, or download the file"
+            )
