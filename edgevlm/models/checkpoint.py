@@ -75,17 +75,6 @@ class Checkpoint:
         check_processor(numbers, f"'{self.model}': the image processor's")
         return numbers
 
-    def chat_template(self) -> str | None:
-        """The chat template, from any of the three places where checkpoints keep it."""
-        path = self.folder / "chat_template.jinja"
-        if path.is_file():
-            return path.read_text("utf-8")
-        for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-            template = self.document(name).get("chat_template")
-            if isinstance(template, str):
-                return template
-        return None
-
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of tokenizer.json.
 

@@ -56,7 +56,6 @@ class Description:
         placeholder: Text that the chat template writes for an image or clip.
         content_type: `image` or `video`, as the chat template calls it.
         chat_template: Template that replaces the checkpoint's, or None.
-        stop_ids: Tokens that end an answer, where the checkpoint's generation config names none.
     """
 
     image: ImageSpec
@@ -69,7 +68,6 @@ class Description:
     placeholder: str
     content_type: str = "image"
     chat_template: str | None = None
-    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from edgevlm.bundle.functions import Block
 from edgevlm.bundle.host import Embedding, KVCache, Layout
 from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
-from edgevlm.errors import ModelError, PlanError
+from edgevlm.errors import PlanError
 from edgevlm.exporters.contract import Target
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.merging import merge
@@ -27,11 +27,14 @@ from edgevlm.graphs.parts import CacheSpec, DecoderSpec, ModelParts
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.signals import observe
 from edgevlm.models.checkpoint import Checkpoint
-from edgevlm.models.family import Description, token_ids
+from edgevlm.models.family import Description
+from edgevlm.models.processor import load_processor, load_tokenizer, stop_ids
 from edgevlm.planning.blocks import Stored, encoder_shape
 from edgevlm.planning.calls import chunk_tokens, context_tokens
+from edgevlm.planning.layout import make_layout
 from edgevlm.planning.methods import choose_decoder_method, choose_encoder_method, choose_method
-from edgevlm.planning.prompt import make_layout
+from edgevlm.planning.prompt import render_prompts
+from edgevlm.planning.spelling import Speller
 from edgevlm.planning.target import checked_target, required_backend, table_format
 from edgevlm.planning.vlm_blocks import make_blocks
 from edgevlm.recipe import Recipe
@@ -85,6 +88,12 @@ class VlmPlanned:
     checkpoint: Checkpoint
     description: Description
     methods: ChosenMethods
+    speller: Speller
+
+    @property
+    def tokenizer_json(self) -> str:
+        """Text of the bundle's tokenizer.json: the tokenizer as transformers has it."""
+        return str(self.speller.bundled.to_str(pretty=True))
 
     @property
     def method(self) -> Any:
@@ -115,7 +124,13 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     parts = methods.applied(checkpoint.family.parts(model, description))
     embedding = _embedding(recipe, target, parts, description.decoder)
     vocabulary = parts.table[0].shape[0]
-    layout = _layout(checkpoint, description, methods.reduction, vocabulary)
+    speller = Speller(load_tokenizer(checkpoint), vocabulary, description.placeholder)
+    layout = make_layout(
+        description,
+        render_prompts(description, load_processor(checkpoint, speller.own)),
+        speller,
+        reduced=methods.reduction.tokens_out < methods.reduction.tokens_in,
+    )
     chunk, kv = _calls(recipe, target, description.decoder, methods, layout)
     host = VlmHost(
         image=description.image,
@@ -131,7 +146,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
         check=recipe.speculate,
         positions=methods.positions,
         vocabulary=vocabulary,
-        stop_ids=_stop_ids(checkpoint, description),
+        stop_ids=stop_ids(checkpoint),
     )
     plan = Plan(
         format_version=FORMAT_VERSION,
@@ -150,7 +165,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
         ),
         requires=Requires((*target.requires.versions, *backend)),
     )
-    return VlmPlanned(plan, checkpoint, description, methods)
+    return VlmPlanned(plan, checkpoint, description, methods, speller)
 
 
 def choose_methods(recipe: Recipe, description: Description) -> ChosenMethods:
@@ -192,18 +207,6 @@ def _embedding(
     )
 
 
-def _layout(
-    checkpoint: Checkpoint, description: Description, reduction: SiteTokens, vocabulary: int
-) -> Layout:
-    return make_layout(
-        description,
-        checkpoint.chat_template(),
-        checkpoint.tokenizer(),
-        vocabulary,
-        reduced=reduction.tokens_out < reduction.tokens_in,
-    )
-
-
 def _calls(
     recipe: Recipe,
     target: Target,
@@ -240,12 +243,3 @@ def _one_cache(caches: tuple[CacheSpec, ...]) -> CacheSpec:
         shapes = " and ".join(f"{cache.heads}x{cache.head_size}" for cache in kinds)
         raise PlanError(f"caches of {shapes} (heads x head size) in one model are not supported")
     return kinds[0]
-
-
-def _stop_ids(checkpoint: Checkpoint, description: Description) -> tuple[int, ...]:
-    """Tokens that end an answer: the generation config's, or the family's."""
-    try:
-        ids = token_ids(checkpoint.document("generation_config.json").get("eos_token_id"))
-    except TypeError as cause:
-        raise ModelError(f"'{checkpoint.model}': generation_config.json: {cause}") from cause
-    return ids or description.stop_ids

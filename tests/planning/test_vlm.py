@@ -276,7 +276,7 @@ def test_a_rotary_scaling_that_follows_the_length_is_refused(tiny_model):
     [
         ({"eos_token_id": [5, 3]}, (3, 5)),
         ({"eos_token_id": 4}, (4,)),
-        ({}, (9,)),
+        ({}, ()),
         (None, (9,)),
     ],
     ids=["several", "one", "none", "no file"],

@@ -21,7 +21,7 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import EncoderLayer, PatchEmbedding
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.family import RESAMPLE, Description, three, token_ids
+from edgevlm.models.family import RESAMPLE, Description, three
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.towers import encoder_spec
 from edgevlm.recipe import Recipe
@@ -79,7 +79,6 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         reduced_image=items,
         placeholder=IMAGE,
         chat_template=VIDEO_TEMPLATE if recipe.frames > 1 else None,
-        stop_ids=token_ids(getattr(config.text_config, "eos_token_id", None)),
     )
 
 

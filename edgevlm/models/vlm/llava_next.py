@@ -27,7 +27,7 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.family import RESAMPLE, Description, three, token_ids
+from edgevlm.models.family import RESAMPLE, Description, three
 from edgevlm.models.shared.anyres import (
     NEWLINE,
     Pack,
@@ -94,7 +94,6 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         full_image=flat if image.views == 1 else newline_rows(side, rows, columns),
         reduced_image=flat,
         placeholder="<image>",
-        stop_ids=token_ids(getattr(config.text_config, "eos_token_id", None)),
     )
 
 

@@ -22,7 +22,7 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import EncoderLayer, PatchEmbedding
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.family import RESAMPLE, Description, three, token_ids
+from edgevlm.models.family import RESAMPLE, Description, three
 from edgevlm.models.shared.anyres import (
     NEWLINE,
     Pack,
@@ -80,7 +80,6 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         reduced_image=flat,
         placeholder="<video>" if clip else "<image>",
         content_type="video" if clip else "image",
-        stop_ids=token_ids(getattr(config.text_config, "eos_token_id", None)),
     )
 
 
