@@ -5,8 +5,8 @@ A prompt is made by the checkpoint's own route: its tokenizer may know more than
 three files. What a bundle needs of them is taken from here, and `verify` compares with the same.
 
 transformers' video processors need torchvision. No number of theirs is used, so that a stand-in
-takes their place: it gives the frames of a clip as they are, and the processor writes its own text
-around them.
+takes their place: a processor takes the frames of its attribute `clip` as they are, and writes its
+own text around them.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             f"'{checkpoint.model}': split_special_tokens makes words of the template's special"
             " tokens; take it out of tokenizer_config.json"
         )
+    # A fixed length saved with the tokenizer would cut the prompts of a processor, and only those.
+    for key in ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of"):
+        own.init_kwargs.pop(key, None)
     return own
 
 
@@ -78,6 +81,11 @@ def load_images(checkpoint: Checkpoint) -> Any:
     return AutoImageProcessor.from_pretrained(
         checkpoint.folder, backend="pil", local_files_only=True, trust_remote_code=False
     )
+
+
+def takes_clips(processor: Any) -> bool:
+    """Whether a processor has a video processor."""
+    return "video_processor" in processor.get_attributes()
 
 
 def chat_template(processor: Any) -> str | None:
@@ -186,7 +194,7 @@ def _processor_class(checkpoint: Checkpoint) -> Any:
 
 
 def _with_stand_in(original: Any) -> Any:
-    """The class of a processor that takes the frames of a clip as they are."""
+    """The class of a processor that takes the frames of `clip` as they are."""
 
     class Processor(original):  # type: ignore[misc]
         def __repr__(self) -> str:  # that of the original asks every part to describe itself
@@ -196,7 +204,7 @@ def _with_stand_in(original: Any) -> Any:
             return type(argument)
 
         def _process_videos(self, videos: Any, **kwargs: Any) -> Any:
-            return videos, [self.replace_video_token(videos, 0)]
+            return self.clip, [self.replace_video_token(self.clip, 0)]
 
     # Its name is what transformers looks up defaults by.
     Processor.__name__ = original.__name__

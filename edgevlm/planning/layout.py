@@ -21,8 +21,8 @@ import numpy as np
 from edgevlm.bundle.host import Layout, LayoutItem
 from edgevlm.errors import ModelError
 from edgevlm.models.family import TABLE_ROW, Description
+from edgevlm.models.speller import Speller
 from edgevlm.planning.prompt import PROBES, QUESTION, REPLY, Prompts
-from edgevlm.planning.spelling import Speller
 from edgevlm.runtimes.loops.spelling import Slot, Visual, spell, words
 
 # A reply may end in what its tokenizer joins to the next turn; then another one shows the border.

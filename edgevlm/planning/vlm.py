@@ -13,13 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from PIL import Image
 from torch import nn
 
 from edgevlm.bundle.functions import Block
 from edgevlm.bundle.host import Embedding, KVCache, Layout
 from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
-from edgevlm.errors import PlanError
+from edgevlm.errors import ModelError, PlanError
 from edgevlm.exporters.contract import Target
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.merging import merge
@@ -29,12 +30,13 @@ from edgevlm.graphs.signals import observe
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import Description
 from edgevlm.models.processor import load_processor, load_tokenizer, stop_ids
+from edgevlm.models.speller import Speller
 from edgevlm.planning.blocks import Stored, encoder_shape
 from edgevlm.planning.calls import chunk_tokens, context_tokens
 from edgevlm.planning.layout import make_layout
 from edgevlm.planning.methods import choose_decoder_method, choose_encoder_method, choose_method
+from edgevlm.planning.own_prompt import compare_prompts
 from edgevlm.planning.prompt import render_prompts
-from edgevlm.planning.spelling import Speller
 from edgevlm.planning.target import checked_target, required_backend, table_format
 from edgevlm.planning.vlm_blocks import make_blocks
 from edgevlm.recipe import Recipe
@@ -125,12 +127,11 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     embedding = _embedding(recipe, target, parts, description.decoder)
     vocabulary = parts.table[0].shape[0]
     speller = Speller(load_tokenizer(checkpoint), vocabulary, description.placeholder)
-    layout = make_layout(
-        description,
-        render_prompts(description, load_processor(checkpoint, speller.own)),
-        speller,
-        reduced=methods.reduction.tokens_out < methods.reduction.tokens_in,
-    )
+    processor = load_processor(checkpoint, speller.own)
+    reduced = methods.reduction.tokens_out < methods.reduction.tokens_in
+    prompts = render_prompts(description, processor)
+    layout = make_layout(description, prompts, speller, reduced)
+    _check_prompts(checkpoint, description, processor, speller, layout)
     chunk, kv = _calls(recipe, target, description.decoder, methods, layout)
     host = VlmHost(
         image=description.image,
@@ -205,6 +206,35 @@ def _embedding(
         columns=decoder.width,
         dtype=table_format(recipe, target, parts.tied),
     )
+
+
+def _check_prompts(
+    checkpoint: Checkpoint,
+    description: Description,
+    processor: Any,
+    speller: Speller,
+    layout: Layout,
+) -> None:
+    """Compare a prompt with that of the checkpoint's own processor.
+
+    Raises:
+        ModelError: If they differ, or the model looks for another token than the processor writes.
+    """
+    key = f"{description.content_type}_token_id"
+    wanted = getattr(checkpoint.config, key, None)
+    if wanted is not None and wanted != speller.slot:
+        raise ModelError(
+            f"'{checkpoint.model}': '{speller.placeholder}' has id {speller.slot}, and config.json"
+            f" says {key} {wanted}; mend the one that is wrong"
+        )
+    image = description.image
+    picture = Image.new("RGB", (image.columns * image.width, image.rows * image.height))
+    options = checkpoint.family.processor_options(image)
+    found = compare_prompts(
+        description, processor, options, speller, layout, speller.bundled, picture
+    )
+    if found.difference:
+        raise ModelError(f"'{checkpoint.model}': {found.difference}")
 
 
 def _calls(

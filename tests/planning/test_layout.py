@@ -23,9 +23,9 @@ from transformers import PreTrainedTokenizerFast
 from edgevlm.bundle.host import LayoutItem
 from edgevlm.errors import ModelError
 from edgevlm.models.processor import bundle_tokenizer
+from edgevlm.models.speller import Speller
 from edgevlm.planning.layout import make_layout
 from edgevlm.planning.prompt import QUESTION, REPLY, Prompts
-from edgevlm.planning.spelling import Speller
 from edgevlm.runtimes.loops.spelling import Slot, Visual, spell
 
 WORDS = 600

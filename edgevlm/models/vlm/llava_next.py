@@ -31,8 +31,10 @@ from edgevlm.models.family import RESAMPLE, Description
 from edgevlm.models.shared.anyres import (
     NEWLINE,
     Pack,
+    base_and_tile,
     known_grids,
     newline_rows,
+    processor_options,
     processor_views,
     without_newlines,
 )
@@ -41,7 +43,15 @@ from edgevlm.models.shared.preprocessing import check_view, normalization
 from edgevlm.models.shared.towers import encoder_spec, selected_layers
 from edgevlm.recipe import Recipe
 
-__all__ = ["AUTO_CLASS", "KIND", "describe", "parts", "processor_views", "reference_features"]
+__all__ = [
+    "AUTO_CLASS",
+    "KIND",
+    "describe",
+    "parts",
+    "processor_options",
+    "processor_views",
+    "reference_features",
+]
 
 KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
 # What CLIP was trained with, and the processor's values where a checkpoint names none.
@@ -95,6 +105,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         full_image=flat if image.views == 1 else newline_rows(side, rows, columns),
         reduced_image=flat,
         placeholder=processor.get("image_token", "<image>"),
+        processor_tokens=base_and_tile(side, keeps_class) if image.views == 1 else 0,
     )
 
 

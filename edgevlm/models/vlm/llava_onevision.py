@@ -26,8 +26,10 @@ from edgevlm.models.family import RESAMPLE, Description
 from edgevlm.models.shared.anyres import (
     NEWLINE,
     Pack,
+    base_and_tile,
     known_grids,
     newline_rows,
+    processor_options,
     processor_views,
     without_newlines,
 )
@@ -36,7 +38,15 @@ from edgevlm.models.shared.preprocessing import check_view, normalization
 from edgevlm.models.shared.towers import encoder_spec, selected_layers
 from edgevlm.recipe import Recipe
 
-__all__ = ["AUTO_CLASS", "KIND", "describe", "parts", "processor_views", "reference_features"]
+__all__ = [
+    "AUTO_CLASS",
+    "KIND",
+    "describe",
+    "parts",
+    "processor_options",
+    "processor_views",
+    "reference_features",
+]
 
 KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
 
@@ -84,6 +94,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         reduced_image=flat,
         placeholder=processor.get(f"{content}_token", f"<{content}>"),
         content_type=content,
+        processor_tokens=base_and_tile(side) if image.views == 1 else 0,
     )
 
 

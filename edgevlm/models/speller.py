@@ -56,15 +56,18 @@ class Speller:
             )
         return int(ids[0])
 
-    def ids(self, text: str) -> list[int]:
-        """Ids of a whole text by the checkpoint's own tokenizer, in one call.
+    def written(self, text: str) -> bool:
+        """Whether a text begins with what the tokenizer would put in front (Llama's `<s>`).
 
-        What the tokenizer puts in front of a text (Llama's `<s>`) is left out where the text has it
-        already, as transformers' `apply_chat_template` does.
+        Then it is left out, as transformers' `apply_chat_template` does.
         """
         begin = self.own.bos_token
-        written = begin is not None and text.startswith(begin)
-        return list(map(int, self.own(text, add_special_tokens=not written)["input_ids"]))
+        return begin is not None and text.startswith(begin)
+
+    def ids(self, text: str) -> list[int]:
+        """Ids of a whole text by the checkpoint's own tokenizer, in one call."""
+        add = not self.written(text)
+        return list(map(int, self.own(text, add_special_tokens=add)["input_ids"]))
 
     def start(self, text: str) -> tuple[int, ...]:
         """The ids that the tokenizer puts in front of a whole text.
