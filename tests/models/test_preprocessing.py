@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.models.shared.preprocessing import check_view, fit, normalization  # noqa: E402
-from edgevlm.parity.preprocessing import preprocessing_error  # noqa: E402
+from edgevlm.parity.own.preprocessing import preprocessing_error  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
