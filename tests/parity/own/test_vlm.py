@@ -1,4 +1,4 @@
-"""What a plan does not know of a model is found at the end of its context, or in its stop tokens."""
+"""What a plan does not know of a model: the end of its context, and its stop tokens."""
 
 from __future__ import annotations
 
