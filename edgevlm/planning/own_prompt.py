@@ -105,6 +105,8 @@ def processor_ids(
     """Ids of a first turn with an image or clip, by the processor alone."""
     image, text = description.image, _text(description, processor, image=True)
     if image.frames == 1:
+        for name, value in options.items():  # LLaVA's counts tokens by its attribute
+            setattr(processor.image_processor, name, value)
         return _ids(processor, speller, text, images=[picture], **options)
     frames = np.zeros((image.frames, 3, image.height, image.width), np.float32)
     times = SimpleNamespace(fps=1.0, timestamps=list(clip.times), duration=clip.duration)

@@ -128,11 +128,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     embedding = _embedding(recipe, target, parts, description.decoder)
     vocabulary = parts.table[0].shape[0]
     speller = Speller(load_tokenizer(checkpoint), vocabulary, description.placeholder)
-    processor = load_processor(checkpoint, speller.own)
-    reduced = methods.reduction.tokens_out < methods.reduction.tokens_in
-    prompts = render_prompts(description, processor)
-    layout = make_layout(description, prompts, speller, reduced)
-    _check_prompts(checkpoint, description, processor, speller, layout)
+    layout = _layout(checkpoint, description, methods.reduction, speller)
     chunk, kv = _calls(recipe, target, description.decoder, methods, layout)
     host = VlmHost(
         image=description.image,
@@ -209,18 +205,18 @@ def _embedding(
     )
 
 
-def _check_prompts(
-    checkpoint: Checkpoint,
-    description: Description,
-    processor: Any,
-    speller: Speller,
-    layout: Layout,
-) -> None:
-    """Compare a prompt with that of the checkpoint's own processor.
+def _layout(
+    checkpoint: Checkpoint, description: Description, reduction: SiteTokens, speller: Speller
+) -> Layout:
+    """The layout, of which a prompt is that of the checkpoint's own processor.
 
     Raises:
-        ModelError: If they differ, or the model looks for another token than the processor writes.
+        ModelError: If it is another, or the model looks for another token than the processor
+            writes.
     """
+    processor = load_processor(checkpoint, speller.own)
+    reduced = reduction.tokens_out < reduction.tokens_in
+    layout = make_layout(description, render_prompts(description, processor), speller, reduced)
     key = f"{description.content_type}_token_id"
     wanted = getattr(checkpoint.config, key, None)
     if wanted is not None and wanted != speller.slot:
@@ -236,6 +232,7 @@ def _check_prompts(
     )
     if found.difference:
         raise ModelError(f"'{checkpoint.model}': {found.difference}")
+    return layout
 
 
 def _calls(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from math import gcd
 
 import pytest
 from PIL import Image
@@ -30,6 +31,8 @@ CASES = [
 def compared(made, layout=None):
     """The comparison of a plan, or of another layout."""
     checkpoint, image = made.checkpoint, made.plan.host.image
+    width, height = image.columns * image.width, image.rows * image.height
+    odd = 37 / gcd(width, height)  # a size that is no multiple of a tile
     return compare_prompts(
         made.description,
         load_processor(checkpoint, made.speller.own),
@@ -37,7 +40,7 @@ def compared(made, layout=None):
         made.speller,
         layout or made.plan.host.layout,
         made.speller.bundled,
-        Image.new("RGB", (image.columns * image.width, image.rows * image.height)),
+        Image.new("RGB", (int(width * odd), int(height * odd))),
     )
 
 
