@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -139,8 +138,7 @@ def _write(
             writer.finish(block, functions)
         blocks.append(replace(block, functions=functions))
     if plan.host.tables:
-        tokenizer = planned.checkpoint.folder / "tokenizer.json"
-        shutil.copyfile(tokenizer, writer.folder / "tokenizer.json")
+        (writer.folder / "tokenizer.json").write_text(planned.tokenizer_json, "utf-8", newline="")
     return replace(plan, blocks=tuple(blocks), host=plan.host.placed(files))
 
 

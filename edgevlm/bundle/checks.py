@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from edgevlm.bundle.documents import shown
 from edgevlm.bundle.host import (
+    SIDES,
     SIGNALS,
     Embedding,
     EncoderShape,
@@ -136,6 +137,8 @@ def _item(item: LayoutItem, kinds: tuple[str, ...], rows: int, frames: int, wher
     known = ", ".join(kinds)
     expect(item.kind in kinds, f"{where}.kind is {shown(item.kind)}, known here: {known}")
     expect(all(0 <= i < rows for i in item.ids), f"{where} has an id outside the embedding table")
+    choice(f"{where}.trim", item.trim, SIDES)
+    choice(f"{where}.strip", item.strip, SIDES)
     if item.kind == "visual":
         inside = 0 <= item.start <= item.stop <= MOST_SIZE
         expect(inside, f"{where} has the range {shown(item.start)}:{shown(item.stop)}")

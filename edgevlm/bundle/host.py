@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from edgevlm.bundle.packed import PACKINGS
 
+# Sides of a text at which white space is taken off.
+SIDES = ("", "left", "right", "both")
+
 # What `encode` may give beside features, for methods; graphs/signals.py defines each.
 SIGNALS = (
     "cls_attention", "early_cls_attention", "flat_cls_attention", "keys", "flat_keys",
@@ -26,7 +29,13 @@ class LayoutItem:
     image or clip. `visual`: the visual tokens whose kept position lies in [start, stop), in the
     order of `reduce`. `user_text`, `timestamp` (of frame `start`, as MM:SS), `duration` (H:MM:SS):
     text known at run time, tokenized together with `prefix` and `suffix`. `text`: fixed text.
-    Neighbouring parts of text are tokenized as one.
+    Neighbouring items of text are one run, which is tokenized as one.
+
+    The question loses white space at the sides that `trim` names (`left`, `right`, `both`, or
+    nothing), as the chat template says; the run loses it at the sides that `strip` of its first and
+    of its last item name, to the special tokens beside it. With `blank` of its first item a run
+    that does not begin with a blank gets one; with `after` it is tokenized behind that text, whose
+    ids are dropped.
     """
 
     kind: str
@@ -35,6 +44,10 @@ class LayoutItem:
     stop: int = 0
     prefix: str = ""
     suffix: str = ""
+    trim: str = ""
+    strip: str = ""
+    blank: bool = False
+    after: str = ""
 
 
 @dataclass(frozen=True)

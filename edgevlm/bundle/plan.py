@@ -15,7 +15,7 @@ from edgevlm.bundle.host import Embedding
 from edgevlm.recipe import Recipe
 from edgevlm.registry import KINDS
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 
 

@@ -18,7 +18,7 @@ from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Answerer, Reply
 from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loading import load_loop, loop_class
-from edgevlm.runtimes.loops.sequence import Visual
+from edgevlm.runtimes.loops.spelling import Visual
 from edgevlm.runtimes.loops.text import TextLoop
 
 

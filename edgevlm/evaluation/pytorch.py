@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
 
 from edgevlm.errors import InputError, RecipeError
 from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Reply
@@ -22,7 +21,8 @@ from edgevlm.planning.plan import make_plan
 from edgevlm.planning.vlm import VlmPlanned
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.loops.sequence import Floats, PromptRows, Visual, assemble
+from edgevlm.runtimes.loops.sequence import Floats, PromptRows, assemble
+from edgevlm.runtimes.loops.spelling import Visual
 
 
 def question_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
@@ -46,14 +46,12 @@ class PyTorchAnswerer:
     def __init__(
         self, planned: VlmPlanned, model: Any, max_new_tokens: int = MAX_NEW_TOKENS
     ) -> None:
-        checkpoint = planned.checkpoint
         self._planned, self._max_new_tokens = planned, max_new_tokens
         self._plan, self._model = planned.plan, model
         self._parts = self._planned.parts(self._model)
         tables = self._parts.table
         self._table = (tables[0] if len(tables) == 1 else torch.cat(tables)).numpy()
-        self._tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
-        self._tokenizer.encode_special_tokens = True  # as a bundle's: `<image>` stays a word
+        self._tokenizer = planned.speller.bundled
         self.frames = self._plan.host.image.frames
         self.visual_tokens = self._plan.host.visual_tokens
         self._past: Any = None  # keys and values of `_rows`

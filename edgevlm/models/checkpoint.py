@@ -115,17 +115,6 @@ class Checkpoint:
                     named[key] = token
         return named
 
-    def chat_template(self) -> str | None:
-        """The chat template, from any of the three places where checkpoints keep it."""
-        path = self.folder / "chat_template.jinja"
-        if path.is_file():
-            return path.read_text("utf-8")
-        for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-            template = self.document(name).get("chat_template")
-            if isinstance(template, str):
-                return template
-        return None
-
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of tokenizer.json.
 

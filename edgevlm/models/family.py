@@ -8,6 +8,8 @@ Its first docstring line is its summary. It has two constants and functions:
     describe(config, processor, recipe) -> Description      numbers alone: no weights, no graph
     parts(model, description) -> ModelParts                 the model as static modules
     processor_views(processor, picture, image)              its own preprocessing, for `verify`
+    processor_options(image)                                kind `vlm`: options under which its own
+                                                            processor cuts a picture as we do
 
 and what `verify` compares with, the model's own encoders:
 
@@ -59,7 +61,8 @@ class Description:
         placeholder: Text that the chat template writes for an image or clip.
         content_type: `image` or `video`, as the chat template calls it.
         chat_template: Template that replaces the checkpoint's, or None.
-        stop_ids: Tokens that end an answer, where the checkpoint's generation config names none.
+        processor_tokens: Tokens that the checkpoint's own processor writes for an image, where they
+            are not as many as in `full_image`; 0 where they are.
     """
 
     image: ImageSpec
@@ -72,7 +75,7 @@ class Description:
     placeholder: str
     content_type: str = "image"
     chat_template: str | None = None
-    stop_ids: tuple[int, ...] = ()
+    processor_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from edgevlm.quantization.schemes import Threshold
 IMAGE_SENSITIVITY = 0.05
 # A mean of more than one step of 8 bit is another filter or another grid, not another rounding.
 PREPROCESSING_LIMIT = 0.01
+# Float32 sums in another order; a row that is hidden from one side alone gives 1e-2.
+CONTEXT_LIMIT = 1e-3
 # Below what PyTorch itself has in float16, where tokens merge in a rounded encoder.
 FLOAT16_MARGIN_DB = 3.0
 
@@ -90,6 +92,34 @@ def sensitivity_check(image_sensitivity: float) -> Check:
     return _at_least("image_sensitivity", image_sensitivity, IMAGE_SENSITIVITY, text)
 
 
+def prompt_check(equal: float, difference: str) -> Check:
+    """Odd prompts, share of those whose ids are the checkpoint's processor's: all.
+
+    `difference` is the first one; the processor's number of visual tokens counts too.
+    """
+    value = equal if not difference or equal < 1.0 else 0.0
+    return _at_least("token_ids_equal", value, 1.0, difference)
+
+
+def stop_check(stop_ids: Collection[int], own: Collection[int]) -> Check:
+    """Tokens that end an answer, share of those of the model's generation config: just those."""
+    both = {*stop_ids} | {*own}
+    equal = len({*stop_ids} & {*own}) / len(both) if both else 1.0
+    text = f"an answer ends at {sorted(stop_ids)}, the model's generation config says {sorted(own)}"
+    return _at_least("stop_ids_equal", equal, 1.0, text)
+
+
+def context_check(rel_error: float, tokens: int) -> Check:
+    """The last logits of a full context against the model's own forward."""
+    text = (
+        f"at the end of the context of {tokens} tokens the logits differ from the model's own:"
+        f" rel_error {rel_error:.2e}, at most {CONTEXT_LIMIT:.0e} is accepted; its language model"
+        " does what no block does"
+    )
+    ok = rel_error <= CONTEXT_LIMIT
+    return Check("context_rel_error", rel_error, CONTEXT_LIMIT, ok, "" if ok else text)
+
+
 def token_ids_check(equal: float) -> Check:
     """Labels of odd shapes, share of those whose ids are the checkpoint's tokenizer's: all."""
     text = (
@@ -116,13 +146,18 @@ def embedding_sensitivity_check(stage: str, sensitivity: float) -> Check:
     return _at_least(f"{stage} sensitivity", sensitivity, IMAGE_SENSITIVITY, text)
 
 
-def preprocessing_check(error: float) -> Check:
-    """Our preprocessing against the checkpoint's own: a mean absolute difference."""
+def preprocessing_check(error: float | None) -> Check:
+    """Our preprocessing against the checkpoint's own: a mean absolute difference.
+
+    None, where the checkpoint's processor makes no such views, does not pass.
+    """
     text = (
-        "preprocessing differs from the checkpoint's processor: mean error"
+        "preprocessing cannot be compared: the checkpoint's processor makes no views of this grid"
+        if error is None
+        else "preprocessing differs from the checkpoint's processor: mean error"
         f" {error:.4f}, at most {PREPROCESSING_LIMIT} is accepted"
     )
-    ok = error <= PREPROCESSING_LIMIT
+    ok = error is not None and error <= PREPROCESSING_LIMIT
     return Check("preprocessing_error", error, PREPROCESSING_LIMIT, ok, "" if ok else text)
 
 

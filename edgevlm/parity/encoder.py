@@ -27,7 +27,7 @@ from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.parity import checks
 from edgevlm.parity.calls import BlockCalls, OpenBlock
 from edgevlm.parity.compare import Array, difference
-from edgevlm.parity.preprocessing import preprocessing_error
+from edgevlm.parity.own.preprocessing import preprocessing_error
 from edgevlm.parity.rounding import by_patch, float16_psnr_db
 from edgevlm.parity.verification import Verification
 from edgevlm.runtimes.loops import images
@@ -55,7 +55,8 @@ class EncoderVerification(Verification):
             text encoder.
         image_sensitivity: Relative change of the embedding with another photo.
         text_sensitivity: The same with another label; None without a text encoder.
-        preprocessing_error: That of `edgevlm.parity.preprocessing`; None if not measured.
+        preprocessing_error: That of `edgevlm.parity.own.preprocessing`; None where the checkpoint's
+            processor makes no such views.
     """
 
     image_rel_error: float
@@ -113,8 +114,7 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> EncoderVeri
     functions, asked = calls.results()
     if equal is not None:
         asked.append(checks.token_ids_check(equal))
-    if preprocessing is not None:
-        asked.append(checks.preprocessing_check(preprocessing))
+    asked.append(checks.preprocessing_check(preprocessing))
     measured: dict[str, tuple[float, float | None]] = {}
     for stage, compared in (("vision", seen), ("text", said)):
         if compared is None:

@@ -4,6 +4,8 @@ The engine runs the steps of PyTorch's answer with PyTorch's tokens (teacher for
 logits can be compared. Where `reduce` keeps other tokens because the choice hangs on rounding
 (`rounding`), or tokens merge otherwise because a scheme rounds the encoder, both sides go on with
 the engine's tokens; where they are other tokens for another reason, blocks alone can be compared.
+
+What goes in and how far an answer reaches is compared with the checkpoint's own software (`own`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from edgevlm.bundle.host import ImageSpec
 from edgevlm.parity import checks
 from edgevlm.parity.calls import BlockCalls
 from edgevlm.parity.compare import Array, difference
-from edgevlm.parity.preprocessing import preprocessing_error
+from edgevlm.parity.own.vlm import compare_own
 from edgevlm.parity.verification import Verification
 from edgevlm.parity.vlm_blocks import QUESTION, Reduced, VlmBlocks
 from edgevlm.parity.vlm_expected import ExpectedAnswer, ExpectedAnswers
@@ -40,7 +42,12 @@ class VlmVerification(Verification):
         kept_equal: Share of the visual tokens that PyTorch keeps too.
         image_sensitivity: Relative change of the first logits with another image: a check of the
             checks, for a model that ignores the image would pass anything.
-        preprocessing_error: That of `edgevlm.parity.preprocessing`; None if not measured.
+        preprocessing_error: That of `edgevlm.parity.own.preprocessing`; None where the checkpoint's
+            processor makes no such views.
+        token_ids_equal: Share of two odd prompts, with and without an image, whose ids are those
+            of the checkpoint's processor.
+        context_rel_error: Of the last logits of a full context, our layers in PyTorch from the
+            model's own forward.
     """
 
     logits_rel_error: float
@@ -49,6 +56,8 @@ class VlmVerification(Verification):
     kept_equal: float
     image_sensitivity: float
     preprocessing_error: float | None
+    token_ids_equal: float
+    context_rel_error: float
 
     @property
     def summary(self) -> str:
@@ -92,12 +101,11 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> VlmVerifica
     rel_error, psnr_db = difference(answers.logits, answers.expected.logits)
     equal = float((answers.logits.argmax(1) == answers.expected.logits.argmax(1)).mean())
     sensitivity = _sensitivity(other.logits[0], answers.expected.logits[0])
-    photo = images.load(photos[0])
-    preprocessing = preprocessing_error(calls.planned.checkpoint, plan.host.image, photo)
+    calls.progress("verify: the checkpoint's own processor, and the end of the context")
+    prompt = blocks.prompt_rows(expected.visual[0], expected.kept)
+    own = compare_own(calls, model, blocks.tokenizer, prompt, images.load(photos[0]))
     functions, asked = calls.results()
-    asked.append(checks.sensitivity_check(sensitivity))
-    if preprocessing is not None:
-        asked.append(checks.preprocessing_check(preprocessing))
+    asked += [checks.sensitivity_check(sensitivity), *own.checks]
     thresholds = calls.thresholds.values()
     exact = all(threshold.exact for threshold in thresholds)
     if exact or (answers.same_tokens and all(threshold.end_to_end for threshold in thresholds)):
@@ -115,7 +123,9 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> VlmVerifica
         tokens_equal=equal,
         kept_equal=answers.kept_equal,
         image_sensitivity=sensitivity,
-        preprocessing_error=preprocessing,
+        preprocessing_error=own.preprocessing_error,
+        token_ids_equal=own.token_ids_equal,
+        context_rel_error=own.context_rel_error,
     )
 
 

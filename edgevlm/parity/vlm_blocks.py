@@ -19,11 +19,8 @@ from edgevlm.parity.calls import BlockCalls, OpenBlock
 from edgevlm.parity.compare import Array
 from edgevlm.parity.rounding import by_patch, float16_psnr_db, hangs_on_rounding
 from edgevlm.parity.vlm_calls import DecoderCall, decoder_calls
-from edgevlm.runtimes.loops.sequence import (
-    PromptRows,
-    Visual,
-    assemble,
-)
+from edgevlm.runtimes.loops.sequence import PromptRows, assemble
+from edgevlm.runtimes.loops.spelling import Visual
 from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
 
 QUESTION = "What is in this picture?"
@@ -58,7 +55,7 @@ class VlmBlocks:
     def __init__(self, calls: BlockCalls) -> None:
         self.calls, self.plan = calls, calls.plan
         embedding = calls.bundle.plan.host.embedding
-        self.tokenizer = load_tokenizer(calls.bundle, embedding.rows)
+        self.tokenizer = load_tokenizer(calls.bundle, calls.plan.host.vocabulary)
         self.table = load_table(calls.bundle, embedding)
 
     def prompt_rows(self, visual: Array, kept: Array, log_sizes: Array | None = None) -> PromptRows:

@@ -53,6 +53,11 @@ class EncoderPlanned:
     method: Any
     tokens: tuple[int, ...]
 
+    @property
+    def tokenizer_json(self) -> str:
+        """The checkpoint's tokenizer.json as it is; padding and truncation are set at run time."""
+        return (self.checkpoint.folder / "tokenizer.json").read_text("utf-8")
+
     def parts(self, model: Any) -> EmbedderParts:
         """The model as static modules, with its method."""
         return _merged(self.checkpoint.family.parts(model, self.description), self)

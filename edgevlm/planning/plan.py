@@ -33,6 +33,10 @@ class Planned(Protocol):
     def description(self) -> Any:
         """The family's description; the type is that of the kind."""
 
+    @property
+    def tokenizer_json(self) -> str:
+        """Text of the bundle's tokenizer.json, where the host has a table of words."""
+
     def parts(self, model: Any) -> Any:
         """A model of the checkpoint as static modules with the recipe's methods.
 

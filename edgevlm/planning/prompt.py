@@ -1,192 +1,116 @@
-"""The layout of a prompt, from the checkpoint's chat template and tokenizer.
+"""What the checkpoint's chat template writes, around the question, the images and a reply.
 
-The template is rendered once, at plan time, with marks where run-time text and images go; fixed
-text becomes token ids. A device then needs neither Jinja nor the template.
+The template is rendered once, at plan time, with marks where run-time text goes: a device then
+needs neither Jinja nor the template. It is the one that the checkpoint's own processor would take,
+with the special tokens that its tokenizer names. Where it does more with a question than take white
+space off its ends, no fixed text can say so, and the checkpoint is refused.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer
-
-from edgevlm.bundle.host import Layout, LayoutItem
+from edgevlm.bundle.host import SIDES
 from edgevlm.errors import ModelError
-from edgevlm.models.family import TABLE_ROW, Description
+from edgevlm.libraries import first_line
+from edgevlm.models.family import Description
+from edgevlm.models.processor import chat_template
+from edgevlm.runtimes.loops.spelling import trimmed
 
 # Private-use characters: no tokenizer text and no question holds them.
-_QUESTION, _REPLY = "\ue000", "\ue001"
+QUESTION, REPLY = "\ue000", "\ue001"
+# Questions that a filter of a template would change.
+PROBES = (
+    "  What is\tthis? \n", "\n\nA Question, IN CAPITALS\n- one\n- two  ", "", "   ", "7",
+    "a <b>&amp;</b> \"c\" 'd' \\n {{ e }} {% f %} ﬁ é e\u0301 漢字 🙂", "A  wide   gap, " * 200,
+)  # fmt: skip
 
 
-def make_layout(
-    description: Description,
-    template: str | None,
-    tokenizer: Tokenizer,
-    vocabulary: int,
-    reduced: bool,
-) -> Layout:
-    """Items of a first turn with and without an image, of one image, and of a further turn.
+@dataclass(frozen=True)
+class Prompts:
+    """Texts with marks: `QUESTION` where the question goes, `REPLY` where an answer stands.
 
-    Args:
-        description: The family's numbers.
-        template: Chat template (Jinja); None means a plain prompt: image, then question.
-        tokenizer: The checkpoint's tokenizer.
-        vocabulary: Rows of the embedding table that are tokens; extra rows follow.
-        reduced: Whether a method removes tokens.
+    Attributes:
+        first: A first turn with an image, for which the family's placeholder stands.
+        plain: A first turn without one.
+        both: A first turn, its reply, and a further turn.
+        trim: Sides at which the template takes white space off the question.
+    """
+
+    first: str
+    plain: str
+    both: str
+    trim: str
+
+    def further(self) -> str:
+        """A further turn: what follows the reply."""
+        return self.both.partition(REPLY)[2]
+
+
+def render_prompts(description: Description, processor: Any) -> Prompts:
+    """The texts of a checkpoint's turns.
 
     Raises:
-        ModelError: If the template does not render, or loses the question or the image.
+        ModelError: If the template does not render, loses the question or the image, or does with a
+            question what no layout can say.
     """
-    template = description.chat_template or template
-    first, plain, further = _render(description, template)
-    before, _, after = first.partition(description.placeholder)
-    image = description.reduced_image if reduced else description.full_image
-    special = _special(tokenizer)
-    # Text of the prompt that meets text of the image (a clip begins with its duration).
-    starts = _is_text(image[0], special, at_end=False)
-    ends = _is_text(image[-1], special, at_end=True)
-    start = _start(first, tokenizer)
-    items_before = _items([start, before], tokenizer, vocabulary, open_end=starts)
-    items_after = _items([after], tokenizer, vocabulary, open_start=ends)
-    return Layout(
-        prompt=(*items_before, LayoutItem("image"), *items_after),
-        image=_items(
-            image,
-            tokenizer,
-            vocabulary,
-            open_start=_is_text(before, special, at_end=True),
-            open_end=_is_text(after, special, at_end=False),
-        ),
-        text=_items([start, plain], tokenizer, vocabulary),
-        turn=_items([further], tokenizer, vocabulary),
-    )
-
-
-def _render(description: Description, template: str | None) -> tuple[str, str, str]:
-    """Text of a first turn with an image, without one, and of a further turn."""
+    template = description.chat_template or chat_template(processor)
     if template is None:
-        return f"{description.placeholder}{_QUESTION}", _QUESTION, f"\n{_QUESTION}"
-    # Imported here: transformers is heavy and only plans need it.
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    question = [{"type": description.content_type}, {"type": "text", "text": _QUESTION}]
-    chat: list[dict[str, Any]] = [{"role": "user", "content": question}]
-    more = [
-        {"role": "assistant", "content": [{"type": "text", "text": _REPLY}]},
-        {"role": "user", "content": [{"type": "text", "text": _QUESTION}]},
-    ]
-    try:
-        (first, plain, both), _ = render_jinja_template(
-            [chat, more[1:], chat + more],
-            chat_template=template,
-            add_generation_prompt=True,
-            bos_token="",
-            eos_token="",
+        image = description.placeholder
+        return Prompts(
+            f"{image}{QUESTION}", QUESTION, f"{image}{QUESTION}{REPLY}\n{QUESTION}", trim=""
         )
-    except Exception as cause:
-        raise ModelError(f"the chat template does not render: {cause}") from cause
-    further = both.partition(_REPLY)[2]
-    if first.count(description.placeholder) != 1 or _QUESTION not in first + further:
+    if "strftime_now" in template:
+        raise ModelError(
+            "the chat template writes today's date (strftime_now), and prompts are fixed;"
+            " put a date into it"
+        )
+    names = processor.tokenizer.special_tokens_map
+    first, plain, both = texts = _render(description, template, names, QUESTION)
+    written = f"{first}{both.partition(REPLY)[2]}"
+    if first.count(description.placeholder) != 1 or QUESTION not in written:
         raise ModelError(
             f"the chat template must write '{description.placeholder}' once and the question;"
             f" it wrote {first!r}"
         )
-    return first, plain, further
+    if both.count(REPLY) != 1 or any(text.count(QUESTION) > 1 for text in (first, plain)):
+        raise ModelError(f"the chat template must write a question and a reply once, not {both!r}")
+    probed = [_render(description, template, names, probe) for probe in PROBES]
+    for trim in SIDES:
+        if all(
+            [text.replace(QUESTION, trimmed(probe, trim)) for text in texts] == made
+            for probe, made in zip(PROBES, probed, strict=True)
+        ):
+            return Prompts(first, plain, both, trim)
+    raise ModelError(
+        "the chat template changes the question, or goes by what it says; only white space at its"
+        f" ends can be taken off: of {PROBES[0]!r} it made {probed[0][1]!r}"
+    )
 
 
-def _start(text: str, tokenizer: Tokenizer) -> LayoutItem:
-    """Ids that the tokenizer puts in front of a first turn (Llama's `<s>`), unless it has them."""
-    encoded = tokenizer.encode("a")
-    count = [*encoded.special_tokens_mask, 0].index(0)
-    written = count > 0 and text.startswith(encoded.tokens[0])
-    return LayoutItem("ids", ids=() if written else tuple(encoded.ids[:count]))
+def _render(
+    description: Description, template: str, names: dict[str, str], question: str
+) -> list[str]:
+    """Texts of a first turn with an image, of one without, and of two turns."""
+    # Imported here: transformers is heavy and only plans need it.
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    image = {"type": description.content_type}
+    reply = {"role": "assistant", "content": [{"type": "text", "text": REPLY}]}
+    first, plain = _user([image], question), _user([], question)
+    try:
+        rendered, _ = render_jinja_template(
+            [[first], [plain], [first, reply, plain]],
+            chat_template=template,
+            add_generation_prompt=True,
+            **names,
+        )
+    except Exception as cause:
+        raise ModelError(f"the chat template does not render: {first_line(cause)}") from cause
+    return list(rendered)
 
 
-def _items(
-    texts: Sequence[str | LayoutItem],
-    tokenizer: Tokenizer,
-    vocabulary: int,
-    open_start: bool = False,
-    open_end: bool = False,
-) -> tuple[LayoutItem, ...]:
-    """Items of text and of what stands between; an open end will meet text of another layout."""
-    items: list[LayoutItem] = []
-    joined = _joined(texts)
-    for index, text in enumerate(joined):
-        if isinstance(text, str):
-            items += _text_items(
-                text,
-                tokenizer,
-                open_start=_is_open(joined[index - 1]) if index else open_start,
-                open_end=_is_open(joined[index + 1]) if index + 1 < len(joined) else open_end,
-            )
-        elif text.kind == TABLE_ROW:
-            items.append(LayoutItem("ids", ids=(vocabulary + text.start,)))
-        else:
-            items.append(text)
-    merged: list[LayoutItem] = []
-    for item in items:
-        if item.kind == "ids" and merged and merged[-1].kind == "ids":
-            merged[-1] = replace(merged[-1], ids=merged[-1].ids + item.ids)
-        elif item.kind != "ids" or item.ids:
-            merged.append(item)
-    return tuple(merged)
-
-
-def _joined(items: Sequence[str | LayoutItem]) -> list[str | LayoutItem]:
-    """Neighbouring texts become one, so that they are tokenized as one."""
-    joined: list[str | LayoutItem] = []
-    for item in items:
-        if isinstance(item, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += item
-        else:
-            joined.append(item)
-    return joined
-
-
-def _text_items(
-    text: str, tokenizer: Tokenizer, open_start: bool, open_end: bool
-) -> list[LayoutItem]:
-    """Ids of the fixed text; a run between special tokens that meets run-time text stays text."""
-    runs = re.split(f"({_special(tokenizer)})", text)
-    items: list[LayoutItem] = []
-    fixed = ""
-    for index, run in enumerate(runs):
-        meets = (open_start and index == 0) or (open_end and index == len(runs) - 1)
-        if _QUESTION in run:
-            prefix, _, suffix = run.partition(_QUESTION)
-            items += [_ids(fixed, tokenizer), LayoutItem("user_text", prefix=prefix, suffix=suffix)]
-            fixed = ""
-        elif meets and run:
-            items += [_ids(fixed, tokenizer), LayoutItem("text", prefix=run)]
-            fixed = ""
-        else:
-            fixed += run
-    return [*items, _ids(fixed, tokenizer)]
-
-
-def _special(tokenizer: Tokenizer) -> str:
-    """Pattern of the tokens at which a tokenizer cuts text before anything else."""
-    special = [t.content for t in tokenizer.get_added_tokens_decoder().values()]
-    # Without any, a pattern that never matches.
-    return "|".join(re.escape(s) for s in sorted(special, key=len, reverse=True)) or "(?!)"
-
-
-def _is_text(item: str | LayoutItem, special: str, at_end: bool) -> bool:
-    """Whether an item is text, not a special token or a row, at its start or end."""
-    if isinstance(item, LayoutItem):
-        return _is_open(item)
-    runs = re.split(f"({special})", item)
-    return bool(runs[-1 if at_end else 0])
-
-
-def _is_open(item: str | LayoutItem) -> bool:
-    """Whether an item is text that is known at run time."""
-    return isinstance(item, LayoutItem) and item.kind in ("timestamp", "duration")
-
-
-def _ids(text: str, tokenizer: Tokenizer) -> LayoutItem:
-    return LayoutItem("ids", ids=tuple(tokenizer.encode(text, add_special_tokens=False).ids))
+def _user(content: Sequence[dict[str, str]], question: str) -> dict[str, Any]:
+    return {"role": "user", "content": [*content, {"type": "text", "text": question}]}

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from PIL import Image
 from torch import nn
 
 from edgevlm.bundle.functions import Block
@@ -27,11 +28,15 @@ from edgevlm.graphs.parts import CacheSpec, DecoderSpec, ModelParts
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.signals import observe
 from edgevlm.models.checkpoint import Checkpoint
-from edgevlm.models.family import Description, token_ids
+from edgevlm.models.family import Description
+from edgevlm.models.processor import load_processor, load_tokenizer, stop_ids
+from edgevlm.models.speller import Speller
 from edgevlm.planning.blocks import Stored, encoder_shape
 from edgevlm.planning.calls import chunk_tokens, context_tokens
+from edgevlm.planning.layout import make_layout
 from edgevlm.planning.methods import choose_decoder_method, choose_encoder_method, choose_method
-from edgevlm.planning.prompt import make_layout
+from edgevlm.planning.own_prompt import compare_prompts
+from edgevlm.planning.prompt import render_prompts
 from edgevlm.planning.target import check_heads, checked_target, required_backend, table_format
 from edgevlm.planning.vlm_blocks import make_blocks
 from edgevlm.recipe import Recipe
@@ -85,6 +90,12 @@ class VlmPlanned:
     checkpoint: Checkpoint
     description: Description
     methods: ChosenMethods
+    speller: Speller
+
+    @property
+    def tokenizer_json(self) -> str:
+        """Text of the bundle's tokenizer.json: the tokenizer as transformers has it."""
+        return str(self.speller.bundled.to_str(pretty=True))
 
     @property
     def method(self) -> Any:
@@ -116,7 +127,8 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     parts = methods.applied(checkpoint.family.parts(model, description))
     embedding = _embedding(recipe, target, parts, description.decoder)
     vocabulary = parts.table[0].shape[0]
-    layout = _layout(checkpoint, description, methods.reduction, vocabulary)
+    speller = Speller(load_tokenizer(checkpoint), vocabulary, description.placeholder)
+    layout = _layout(checkpoint, description, methods.reduction, speller)
     chunk, kv = _calls(recipe, target, description.decoder, methods, layout)
     host = VlmHost(
         image=description.image,
@@ -132,7 +144,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
         check=recipe.speculate,
         positions=methods.positions,
         vocabulary=vocabulary,
-        stop_ids=_stop_ids(checkpoint, description),
+        stop_ids=stop_ids(checkpoint),
     )
     plan = Plan(
         format_version=FORMAT_VERSION,
@@ -151,7 +163,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
         ),
         requires=Requires((*target.requires.versions, *backend)),
     )
-    return VlmPlanned(plan, checkpoint, description, methods)
+    return VlmPlanned(plan, checkpoint, description, methods, speller)
 
 
 def choose_methods(recipe: Recipe, description: Description) -> ChosenMethods:
@@ -194,15 +206,33 @@ def _embedding(
 
 
 def _layout(
-    checkpoint: Checkpoint, description: Description, reduction: SiteTokens, vocabulary: int
+    checkpoint: Checkpoint, description: Description, reduction: SiteTokens, speller: Speller
 ) -> Layout:
-    return make_layout(
-        description,
-        checkpoint.chat_template(),
-        checkpoint.tokenizer(),
-        vocabulary,
-        reduced=reduction.tokens_out < reduction.tokens_in,
+    """The layout, of which a prompt is that of the checkpoint's own processor.
+
+    Raises:
+        ModelError: If it is another, or the model looks for another token than the processor
+            writes.
+    """
+    processor = load_processor(checkpoint, speller.own)
+    reduced = reduction.tokens_out < reduction.tokens_in
+    layout = make_layout(description, render_prompts(description, processor), speller, reduced)
+    key = f"{description.content_type}_token_id"
+    wanted = getattr(checkpoint.config, key, None)
+    if wanted is not None and wanted != speller.slot:
+        raise ModelError(
+            f"'{checkpoint.model}': '{speller.placeholder}' has id {speller.slot}, and config.json"
+            f" says {key} {wanted}; mend the one that is wrong"
+        )
+    image = description.image
+    picture = Image.new("RGB", (image.columns * image.width, image.rows * image.height))
+    options = checkpoint.family.processor_options(image)
+    found = compare_prompts(
+        description, processor, options, speller, layout, speller.bundled, picture
     )
+    if found.difference:
+        raise ModelError(f"'{checkpoint.model}': {found.difference}")
+    return layout
 
 
 def _calls(
@@ -241,12 +271,3 @@ def _one_cache(caches: tuple[CacheSpec, ...]) -> CacheSpec:
         shapes = " and ".join(f"{cache.heads}x{cache.head_size}" for cache in kinds)
         raise PlanError(f"caches of {shapes} (heads x head size) in one model are not supported")
     return kinds[0]
-
-
-def _stop_ids(checkpoint: Checkpoint, description: Description) -> tuple[int, ...]:
-    """Tokens that end an answer: the generation config's, or the family's."""
-    try:
-        ids = token_ids(checkpoint.document("generation_config.json").get("eos_token_id"))
-    except TypeError as cause:
-        raise ModelError(f"'{checkpoint.model}': generation_config.json: {cause}") from cause
-    return ids or description.stop_ids

@@ -16,21 +16,11 @@ from tokenizers import Tokenizer
 
 from edgevlm.bundle.host import LayoutItem
 from edgevlm.bundle.kinds.vlm import VlmPlan
+from edgevlm.runtimes.loops.spelling import Slot, Visual, spell
 from edgevlm.runtimes.loops.tables import Table
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Visual:
-    """Outputs of `reduce` for one image or clip, and the times of its frames in seconds."""
-
-    tokens: Floats  # [K, C]
-    positions: Integers  # [K]
-    times: tuple[float, ...] = ()
-    duration: float = 0.0
-    log_sizes: Floats | None = None  # [K], where attention is calibrated (`VlmHost.calibrated`)
 
 
 @dataclass(frozen=True)
@@ -68,75 +58,36 @@ def assemble(
         visuals: One for each image or clip of this turn.
         first_position: Rotary position of the first row.
     """
-    rows: list[Floats] = []
+    rows: list[Floats] = [np.zeros((0, table.shape[1]), np.float32)]
     positions: list[Integers] = []
-    visual_rows: list[int] = []
     log_sizes: list[Floats] = []
     token_ids: list[int] = []
     original = plan.host.positions == "original"
-    at, text = first_position, ""
-
-    def put(new: Floats, offsets: Integers | None = None, span: int | None = None) -> None:
-        nonlocal at
-        steps = np.arange(len(new), dtype=np.int32) if offsets is None else offsets
+    at = first_position
+    for part in spell(items, plan.host.layout.image, tokenizer, question, visuals):
+        if isinstance(part, Slot):
+            new, span = part.visual.tokens[part.selected], int(part.selected.sum())
+            steps = np.arange(span, dtype=np.int32)
+            if original:
+                steps = part.visual.positions[part.selected] - part.item.start
+                span = part.item.stop - part.item.start
+            if part.visual.log_sizes is not None:
+                log_sizes.append(part.visual.log_sizes[part.selected])
+            token_ids.extend([-1] * len(new))
+        else:
+            new, span, steps = table[part], len(part), np.arange(len(part), dtype=np.int32)
+            token_ids.extend(part)
         rows.append(new)
         positions.append(at + steps)
-        at += len(new) if span is None else span
-
-    def put_text() -> None:
-        """Tokenize adjacent texts together, as a word may begin in one and end in the next."""
-        nonlocal text
-        if text:
-            put_ids(tokenizer.encode(text, add_special_tokens=False).ids)
-        text = ""
-
-    def put_ids(ids: Sequence[int]) -> None:
-        token_ids.extend(ids)
-        put(table[list(ids)])
-
-    def walk(items: Sequence[LayoutItem], visual: Visual | None) -> None:
-        nonlocal text
-        for item in items:
-            if item.kind in ("ids", "visual"):
-                put_text()
-            if item.kind == "ids":
-                put_ids(item.ids)
-            elif item.kind == "image":
-                for picture in visuals:
-                    walk(plan.host.layout.image, picture)
-            elif item.kind == "visual" and visual is not None:
-                selected = (visual.positions >= item.start) & (visual.positions < item.stop)
-                offsets = visual.positions[selected] - item.start if original else None
-                before = sum(map(len, rows))
-                token_ids.extend([-1] * int(selected.sum()))
-                visual_rows.extend(range(before, before + int(selected.sum())))
-                if visual.log_sizes is not None:
-                    log_sizes.append(visual.log_sizes[selected])
-                put(visual.tokens[selected], offsets, item.stop - item.start if original else None)
-            else:
-                text += item.prefix + _text(item, question, visual) + item.suffix
-
-    walk(items, None)
-    put_text()
-    hidden = np.concatenate([np.zeros((0, table.shape[1]), np.float32), *rows])
+        at += span
+    hidden = np.concatenate(rows)
+    visual_rows = [row for row, token in enumerate(token_ids) if token == -1]
     bias = None
     if log_sizes:
         bias = np.zeros(len(hidden), np.float32)
         bias[visual_rows] = np.concatenate(log_sizes)
     all_positions = np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32)
     return PromptRows(hidden, all_positions, tuple(visual_rows), bias, tuple(token_ids))
-
-
-def _text(item: LayoutItem, question: str, visual: Visual | None) -> str:
-    if item.kind == "text":
-        return ""
-    if item.kind == "user_text" or visual is None:
-        return question
-    if item.kind == "timestamp":
-        seconds = int(visual.times[item.start])
-        return f"{seconds // 60:02d}:{seconds % 60:02d}"
-    seconds = int(visual.duration)
-    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
 def rotary_tables(plan: VlmPlan, positions: Integers) -> tuple[Floats, Floats]:

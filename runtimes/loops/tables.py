@@ -24,7 +24,7 @@ def load_tokenizer(bundle: Bundle, rows: int) -> Tokenizer:
 
     Args:
         bundle: The bundle.
-        rows: Rows of the embedding table.
+        rows: Rows of the embedding table that are words.
 
     Raises:
         BundleError: If the file is not a tokenizer, or has more tokens than the table has rows.

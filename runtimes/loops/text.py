@@ -29,7 +29,8 @@ from edgevlm.runtimes.loops.drafts import Draft, parse
 from edgevlm.runtimes.loops.images.pictures import Picture
 from edgevlm.runtimes.loops.images.sources import Source
 from edgevlm.runtimes.loops.sampling import Sampling, chooser
-from edgevlm.runtimes.loops.sequence import Visual, assemble
+from edgevlm.runtimes.loops.sequence import assemble
+from edgevlm.runtimes.loops.spelling import Visual
 from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
 
@@ -51,7 +52,7 @@ class TextLoop(DecoderLoop):
 
     def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
         embedding = bundle.plan.host.embedding
-        self.tokenizer = load_tokenizer(bundle, embedding.rows)
+        self.tokenizer = load_tokenizer(bundle, bundle.plan.host.vocabulary)
         self.table = load_table(bundle, embedding)
         return_freed()  # memory of parsing, which new arrays would reuse and count twice
         super().__init__(bundle, blocks)

@@ -58,11 +58,8 @@ class Prompt:
     """Our side of a conversation: ids or rows of each turn, from the plan's layout."""
 
     def __init__(self, tiny: Tiny) -> None:
-        from tokenizers import Tokenizer
-
         self.tiny, self.plan = tiny, tiny.plan
-        folder = tiny.planned.checkpoint.folder
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer = tiny.planned.speller.bundled
         self.position = 0
 
     def ids(
@@ -107,7 +104,8 @@ class Prompt:
         return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
     def _assemble(self, table, question, visuals, times, duration, turn) -> Any:
-        from edgevlm.runtimes.loops.sequence import Visual, assemble
+        from edgevlm.runtimes.loops.sequence import assemble
+        from edgevlm.runtimes.loops.spelling import Visual
 
         layout = self.plan.host.layout
         seen = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ transformers = pytest.importorskip("transformers")
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.models.shared.preprocessing import check_view, fit, normalization  # noqa: E402
-from edgevlm.parity.preprocessing import preprocessing_error  # noqa: E402
+from edgevlm.parity.own.preprocessing import preprocessing_error  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
@@ -112,6 +113,7 @@ def test_siglip2_cuts_the_patches_of_its_encoder(edited_model):
 
 def test_smolvlm_reads_views_of_the_processors_size(edited_model):
     model = edited_model("tiny-smolvlm", max_image_size={"longest_edge": 96})
+    (Path(model) / "processor_config.json").write_text(json.dumps({"image_seq_len": 36}))
     planned = make_plan(Recipe(model=model), find(model))
     host = planned.plan.host
     assert (host.image.height, host.visual_tokens) == (96, 36)

@@ -41,6 +41,17 @@ CASES = {
         "preprocessing differs from the checkpoint's processor: mean error 0.0200, at most 0.01 is"
         " accepted",
     ),
+    "token_ids_equal": (
+        lambda value: checks.prompt_check(value, "" if value == 1.0 else "token 3 is another"),
+        (1.0, 0.5),
+        "token 3 is another",
+    ),
+    "context_rel_error": (
+        lambda value: checks.context_check(value, 512),
+        (1e-3, 2e-3),
+        "at the end of the context of 512 tokens the logits differ from the model's own: rel_error"
+        " 2.00e-03, at most 1e-03 is accepted; its language model does what no block does",
+    ),
     "logits": (
         lambda value: logits_check([EXACT], value, 20.0),
         (1e-3, 2e-3),
@@ -67,6 +78,8 @@ def verification(made):
         kept_equal=1.0,
         image_sensitivity=1.0,
         preprocessing_error=0.0,
+        token_ids_equal=1.0,
+        context_rel_error=0.0,
     )
 
 

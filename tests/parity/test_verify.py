@@ -75,7 +75,10 @@ def test_a_block_that_is_wrong_is_named(exported, faulty, block, function, outpu
 def test_checks_are_all_blocks_and_then_the_measures_of_the_whole(exported):
     result = verify(exported.bundle.path)
     functions = [f"{b.name}.{f.name}" for b in exported.bundle.plan.blocks for f in b.functions]
-    measures = ["image_sensitivity", "preprocessing_error", "logits", "tokens_equal"]
+    measures = [
+        "image_sensitivity", "preprocessing_error", "token_ids_equal", "stop_ids_equal",
+        "context_rel_error", "logits", "tokens_equal",
+    ]  # fmt: skip
     assert [check.name for check in result.checks] == functions + measures
     assert result.ok
     assert all(check.ok for check in result.checks)

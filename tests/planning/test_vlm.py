@@ -281,7 +281,7 @@ def test_a_rotary_scaling_that_follows_the_length_is_refused(tiny_model):
     [
         ({"eos_token_id": [5, 3]}, (3, 5)),
         ({"eos_token_id": 4}, (4,)),
-        ({}, (9,)),
+        ({}, ()),
         (None, (9,)),
     ],
     ids=["several", "one", "none", "no file"],
@@ -320,6 +320,7 @@ def test_layers_with_different_caches_are_refused(tiny_model):
         AUTO_CLASS=checkpoint.family.AUTO_CLASS,
         describe=lambda *_: replace(description, decoder=other),
         parts=checkpoint.family.parts,
+        processor_options=checkpoint.family.processor_options,
     )
     with pytest.raises(PlanError, match=r"^caches of 2x16 and 2x32 \(heads x head size\) in one"):
         make_plan(Recipe(), replace(checkpoint, family=family))

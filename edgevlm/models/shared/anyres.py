@@ -45,6 +45,11 @@ def newline_rows(side: int, rows: int, columns: int) -> tuple[str | LayoutItem, 
     return tuple(items)
 
 
+def base_and_tile(side: int, keeps_class: bool = False) -> int:
+    """Tokens that a processor, which always adds tiles, writes for a base image and one tile."""
+    return side * side + keeps_class + side * (side + 1)
+
+
 def without_newlines(packed: Tensor, image: ImageSpec, side: int) -> Tensor:
     """The model's own packed tokens [N', C] without the newline of each row: [1, N, C]."""
     base, grid = packed[: side * side], packed[side * side :]
@@ -58,8 +63,12 @@ def known_grids(config: Any) -> set[tuple[int, int]]:
     return {(h // size, w // size) for h, w in config.image_grid_pinpoints}
 
 
+def processor_options(image: ImageSpec) -> dict[str, Any]:
+    """Options that offer this grid alone to the model's own processor."""
+    return {"image_grid_pinpoints": [[image.rows * image.height, image.columns * image.width]]}
+
+
 def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:
     """The views f32 [P, 3, h_px, w_px] of the model's own processor, offered this grid alone."""
-    grid = [image.rows * image.height, image.columns * image.width]
-    inputs = processor([picture], image_grid_pinpoints=[grid], return_tensors="np")
+    inputs = processor([picture], return_tensors="np", **processor_options(image))
     return inputs["pixel_values"][0][: image.views]  # one view: the base image

@@ -24,7 +24,7 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import EncoderLayer, PatchEmbedding
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.family import RESAMPLE, Description, token_ids
+from edgevlm.models.family import RESAMPLE, Description
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.preprocessing import check_resized, normalization
 from edgevlm.models.shared.towers import encoder_spec
@@ -98,7 +98,6 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         reduced_image=items,
         placeholder=marks.image,
         chat_template=VIDEO_TEMPLATE.replace(IMAGE, marks.image) if recipe.frames > 1 else None,
-        stop_ids=token_ids(getattr(config.text_config, "eos_token_id", None)),
     )
 
 
@@ -129,22 +128,21 @@ def reference_features(model: Any, pixel_values: Tensor, description: Descriptio
     return features[0].reshape(1, -1, features[0].shape[-1])
 
 
+def processor_options(image: ImageSpec) -> dict[str, Any]:
+    """Options of the model's own processor for this grid: the picture's shape does the rest."""
+    options: dict[str, Any] = {"do_image_splitting": image.rows * image.columns > 1}
+    if options["do_image_splitting"]:
+        edge = max(image.rows * image.height, image.columns * image.width)
+        options["size"] = {"longest_edge": edge}
+    return options
+
+
 def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:
     """The views f32 [P, 3, h_px, w_px] of the model's own processor, or None for another grid."""
-    tiles = image.rows * image.columns
-    options: dict[str, Any] = {}
-    if tiles > 1:  # by the longest edge; the shape of the picture does the rest
-        edge = max(image.rows * image.height, image.columns * image.width)
-        options = {"size": {"longest_edge": edge}}
-    inputs = processor(
-        picture,
-        do_image_splitting=tiles > 1,
-        return_row_col_info=True,
-        return_tensors="np",
-        **options,
-    )
+    options = processor_options(image)
+    inputs = processor(picture, return_row_col_info=True, return_tensors="np", **options)
     grid = (inputs["rows"][0][0], inputs["cols"][0][0])
-    wanted = (image.rows, image.columns) if tiles > 1 else (0, 0)
+    wanted = (image.rows, image.columns) if options["do_image_splitting"] else (0, 0)
     return inputs["pixel_values"][0] if grid == wanted else None
 
 

@@ -27,12 +27,14 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.family import RESAMPLE, Description, token_ids
+from edgevlm.models.family import RESAMPLE, Description
 from edgevlm.models.shared.anyres import (
     NEWLINE,
     Pack,
+    base_and_tile,
     known_grids,
     newline_rows,
+    processor_options,
     processor_views,
     without_newlines,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "describe",
     "left_out",
     "parts",
+    "processor_options",
     "processor_views",
     "reference_features",
 ]
@@ -103,7 +106,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         full_image=flat if image.views == 1 else newline_rows(side, rows, columns),
         reduced_image=flat,
         placeholder=processor.get("image_token", "<image>"),
-        stop_ids=token_ids(getattr(config.text_config, "eos_token_id", None)),
+        processor_tokens=base_and_tile(side, keeps_class) if image.views == 1 else 0,
     )
 
 

@@ -22,12 +22,14 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import EncoderLayer, PatchEmbedding
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.family import RESAMPLE, Description, token_ids
+from edgevlm.models.family import RESAMPLE, Description
 from edgevlm.models.shared.anyres import (
     NEWLINE,
     Pack,
+    base_and_tile,
     known_grids,
     newline_rows,
+    processor_options,
     processor_views,
     without_newlines,
 )
@@ -42,6 +44,7 @@ __all__ = [
     "describe",
     "left_out",
     "parts",
+    "processor_options",
     "processor_views",
     "reference_features",
 ]
@@ -92,7 +95,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         reduced_image=flat,
         placeholder=processor.get(f"{content}_token", f"<{content}>"),
         content_type=content,
-        stop_ids=token_ids(getattr(config.text_config, "eos_token_id", None)),
+        processor_tokens=base_and_tile(side) if image.views == 1 else 0,
     )
 
 

@@ -3,8 +3,22 @@
 Its architecture is that of Idefics3, which `edgevlm/models/shared/idefics.py` has.
 """
 
-from edgevlm.models.shared.idefics import describe, parts, processor_views, reference_features
+from edgevlm.models.shared.idefics import (
+    describe,
+    parts,
+    processor_options,
+    processor_views,
+    reference_features,
+)
 
-__all__ = ["AUTO_CLASS", "KIND", "describe", "parts", "processor_views", "reference_features"]
+__all__ = [
+    "AUTO_CLASS",
+    "KIND",
+    "describe",
+    "parts",
+    "processor_options",
+    "processor_views",
+    "reference_features",
+]
 
 KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"

@@ -17,7 +17,7 @@ from edgevlm.graphs.embedders import AttentionPooling, CausalLayer, SquarePatche
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.parity.encoder import expected_ids  # noqa: E402
-from edgevlm.parity.preprocessing import preprocessing_error  # noqa: E402
+from edgevlm.parity.own.preprocessing import preprocessing_error  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 

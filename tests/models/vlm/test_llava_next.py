@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -188,7 +189,11 @@ def test_second_turn_gives_the_ids_of_the_whole_conversation(tiny, processor, pr
 
 
 def test_full_keeps_the_class_token_as_a_grid_of_its_own(tiny, changed):
-    made = tiny(changed(vision_feature_select_strategy="full"))
+    path = changed(vision_feature_select_strategy="full")
+    own = Path(path, "processor_config.json")
+    strategy = {"vision_feature_select_strategy": "full"}
+    own.write_text(json.dumps(json.loads(own.read_text()) | strategy))
+    made = tiny(path)
     assert made.planned.description.shape.grids == ((1, 1), (14, 14))
     pixels = torch.randn(1, 3, 56, 56).numpy()
     ours = made.features(pixels)

@@ -36,18 +36,14 @@ def preprocessing_error(
             processor does not go by a picture's shape.
 
     Returns:
-        The difference; None if the checkpoint has no image processor, the image is too small, or
-        the processor cannot produce the grid.
+        The difference; None if the checkpoint has no image processor, or it does not produce the
+        grid.
     """
     spec = replace(spec, frames=1)
-    # Whole multiples of the grid's smallest form, so that no rounding asks for another row.
-    width, height = spec.columns * spec.width, spec.rows * spec.height
-    width, height = width // gcd(width, height), height // gcd(width, height)
-    scale = min(image.width // width, image.height // height)
-    if not checkpoint.processor() or scale == 0:
-        return None
     if middle:
-        image = _middle(image, scale * width, scale * height)
+        image = of_grid(image, spec)
+    if not checkpoint.processor():
+        return None
     expected = checkpoint.family.processor_views(_processor(checkpoint), image, spec)
     if expected is None:
         return None
@@ -57,7 +53,18 @@ def preprocessing_error(
     return float(np.abs(actual - expected).mean())
 
 
-def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+def of_grid(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """The middle of a picture, as large as it has the grid's shape.
+
+    It is an odd multiple of the grid's smallest form: then no rounding asks for another row, and
+    every filter has to work. A picture that has the shape, or is too small for it, stays whole.
+    """
+    width, height = spec.columns * spec.width, spec.rows * spec.height
+    width, height = width // gcd(width, height), height // gcd(width, height)
+    scale = min(image.width // width, image.height // height)
+    if scale == 0 or image.width * height == image.height * width:
+        return image
+    width, height = width * (scale - 1 + scale % 2), height * (scale - 1 + scale % 2)
     x, y = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((x, y, x + width, y + height))
 

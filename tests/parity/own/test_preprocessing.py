@@ -15,11 +15,11 @@ pytest.importorskip("transformers")
 
 from edgevlm.models.checkpoint import find
 from edgevlm.parity.checks import PREPROCESSING_LIMIT as LIMIT
-from edgevlm.parity.preprocessing import preprocessing_error
+from edgevlm.parity.own.preprocessing import preprocessing_error
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PHOTOS = [images.load(ROOT / "edgevlm" / "photos" / f"{n}.jpg") for n in ("flower", "stream")]
 
 

@@ -1,0 +1,211 @@
+"""The checkpoint's own tokenizer, processor and stop tokens, as transformers loads them.
+
+A prompt is made by the checkpoint's own route: its tokenizer may know more than tokenizer.json
+(added tokens beside the file), its template may be any of several, its stop tokens may stand in
+three files. What a bundle needs of them is taken from here, and `verify` compares with the same.
+
+transformers' video processors need torchvision. No number of theirs is used, so that a stand-in
+takes their place: a processor takes the frames of its attribute `clip` as they are, and writes its
+own text around them.
+"""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from edgevlm.errors import ModelError
+from edgevlm.libraries import first_line, silent
+from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.models.family import token_ids
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """transformers' tokenizer of the checkpoint.
+
+    Raises:
+        ModelError: If it cannot be loaded, or has no form that tokenizer.json could say.
+    """
+    # Imported here: transformers is heavy.
+    from transformers import AutoTokenizer
+
+    try:
+        with silent():
+            own = AutoTokenizer.from_pretrained(
+                checkpoint.folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as cause:  # a damaged file raises anything
+        line = first_line(cause)
+        raise ModelError(f"'{checkpoint.model}': the tokenizer cannot be loaded: {line}") from cause
+    if not getattr(own, "is_fast", False):
+        raise ModelError(
+            f"'{checkpoint.model}': {type(own).__name__} has no fast form; save a fast tokenizer"
+        )
+    if own.split_special_tokens:
+        raise ModelError(
+            f"'{checkpoint.model}': split_special_tokens makes words of the template's special"
+            " tokens; take it out of tokenizer_config.json"
+        )
+    # A fixed length saved with the tokenizer would cut the prompts of a processor, and only those.
+    for key in ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of"):
+        own.init_kwargs.pop(key, None)
+    return own
+
+
+def load_processor(checkpoint: Checkpoint, tokenizer: Any) -> Any:
+    """transformers' processor of the checkpoint, with its tokenizer and its image processor.
+
+    Raises:
+        ModelError: If there is none, or it does not fit its class.
+    """
+    try:
+        with silent():
+            original = _processor_class(checkpoint)
+            document, _ = original.get_processor_dict(checkpoint.folder, local_files_only=True)
+            processors = {"tokenizer": tokenizer, "image_processor": load_images(checkpoint)}
+            no_video = SimpleNamespace(num_frames=None, fps=None)
+            arguments = [processors.get(name, no_video) for name in original.get_attributes()]
+            return _with_stand_in(original).from_args_and_dict(arguments, document)
+    except Exception as cause:  # a config that does not fit its class raises anything
+        line = first_line(cause)
+        raise ModelError(f"'{checkpoint.model}': the processor cannot be loaded: {line}") from cause
+
+
+def load_images(checkpoint: Checkpoint) -> Any:
+    """transformers' image processor, on PIL: it resamples like ours and is always there."""
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(
+        checkpoint.folder, backend="pil", local_files_only=True, trust_remote_code=False
+    )
+
+
+def takes_clips(processor: Any) -> bool:
+    """Whether a processor has a video processor."""
+    return "video_processor" in processor.get_attributes()
+
+
+def chat_template(processor: Any) -> str | None:
+    """The template that `apply_chat_template` of a processor takes where none is named.
+
+    Raises:
+        ModelError: If there are several, of which none is the default.
+    """
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if isinstance(template, dict):
+        if "default" not in template:
+            names = ", ".join(sorted(template))
+            raise ModelError(f"the chat templates are {names}; name one of them 'default'")
+        template = template["default"]
+    return template
+
+
+def stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Tokens that end an answer: those of transformers' `model.generation_config`.
+
+    They stand in generation_config.json, or without it at the top of config.json, or in its text
+    config.
+
+    Raises:
+        ModelError: If they are no numbers.
+    """
+    from transformers import GenerationConfig
+
+    with silent():
+        try:
+            found = GenerationConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        except OSError:  # as `adjust_generation_fn` of transformers does
+            found = GenerationConfig.from_pretrained(
+                checkpoint.folder,
+                config_file_name="config.json",
+                local_files_only=True,
+                _from_model_config=True,
+            )
+    try:
+        return token_ids(found.eos_token_id)
+    except TypeError as cause:
+        raise ModelError(f"'{checkpoint.model}': generation_config.json: {cause}") from cause
+
+
+def bundle_tokenizer(own: Any, vocabulary: int) -> Tokenizer:
+    """The checkpoint's tokenizer for the parts of a prompt that are known at run time.
+
+    It has all added tokens and neither padding nor truncation. Tokens that have no row in the
+    table are left out, and where a blank goes in front of a text's first word alone (Metaspace,
+    `prepend_scheme` "first") it is left to the layout, for a part does not know where it stands.
+
+    Args:
+        own: transformers' tokenizer.
+        vocabulary: Rows of the table that are words.
+
+    Raises:
+        ModelError: If a word has no row, or tokenizer.json cannot say its ids.
+    """
+    document = json.loads(own.backend_tokenizer.to_str())
+    document |= {"padding": None, "truncation": None}
+    document["added_tokens"] = [t for t in document["added_tokens"] if t["id"] < vocabulary]
+    for part in _first_word_blanks(document["pre_tokenizer"]):
+        part["prepend_scheme"] = "never"
+    tokenizer = Tokenizer.from_str(json.dumps(document))
+    ids = tokenizer.get_vocab()
+    largest = max(ids, key=lambda word: ids[word], default="")
+    if ids and ids[largest] >= vocabulary:
+        raise ModelError(
+            f"the tokenizer has the word {largest!r} with id {ids[largest]}, the model's table has"
+            f" {vocabulary} words; resize the table"
+        )
+    known = own.get_vocab()
+    wrong = next((word for word, number in ids.items() if known.get(word) != number), None)
+    if wrong is not None:
+        raise ModelError(
+            f"the tokenizer has {wrong!r} with id {known.get(wrong)}, tokenizer.json can only say"
+            f" {ids[wrong]}: ids of added tokens must follow each other"
+        )
+    return tokenizer
+
+
+def first_word_blank(own: Any) -> bool:
+    """Whether the tokenizer puts a blank in front of the first word of a text, and of no other."""
+    return bool(_first_word_blanks(json.loads(own.backend_tokenizer.to_str())["pre_tokenizer"]))
+
+
+def _first_word_blanks(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The pre-tokenizers of a tokenizer.json that do so."""
+    if not part:
+        return []
+    inner = [found for one in part.get("pretokenizers", ()) for found in _first_word_blanks(one)]
+    return [part] if part.get("prepend_scheme") == "first" else inner
+
+
+def _processor_class(checkpoint: Checkpoint) -> Any:
+    """The class that AutoProcessor takes: the one that a file names, or the family's."""
+    import transformers
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    files = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+    named = (checkpoint.document(file).get("processor_class") for file in files)
+    name = next((name for name in named if name), None)
+    if not (isinstance(name, str) and name.endswith("Processor") and hasattr(transformers, name)):
+        name = PROCESSOR_MAPPING_NAMES[checkpoint.model_type]
+    return getattr(transformers, name)
+
+
+def _with_stand_in(original: Any) -> Any:
+    """The class of a processor that takes the frames of `clip` as they are."""
+
+    class Processor(original):  # type: ignore[misc]
+        def __repr__(self) -> str:  # that of the original asks every part to describe itself
+            return str(original.__name__)
+
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            return type(argument)
+
+        def _process_videos(self, videos: Any, **kwargs: Any) -> Any:
+            return self.clip, [self.replace_video_token(self.clip, 0)]
+
+    # Its name is what transformers looks up defaults by.
+    Processor.__name__ = original.__name__
+    return Processor

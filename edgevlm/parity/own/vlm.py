@@ -1,0 +1,163 @@
+"""What a vlm is compared with beside its blocks: the checkpoint's own software, in transformers.
+
+prompt      ids of an odd question, and the number of visual tokens, by its processor
+stop ids    those of `model.generation_config`
+context     its own forward over as many rows as the cache has, in one pass: a sliding window,
+rotary tables that change with the length, a scale or a cap of the logits that the
+plan does not know of make another answer late in a conversation, and nowhere else
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+
+from edgevlm.bundle.kinds.vlm import VlmPlan
+from edgevlm.graphs.parts import DecoderParts
+from edgevlm.libraries import silent
+from edgevlm.models.family import token_ids
+from edgevlm.models.processor import load_processor
+from edgevlm.parity.calls import BlockCalls
+from edgevlm.parity.checks import (
+    Check,
+    context_check,
+    preprocessing_check,
+    prompt_check,
+    stop_check,
+)
+from edgevlm.parity.compare import Array, difference
+from edgevlm.parity.own.preprocessing import of_grid, preprocessing_error
+from edgevlm.planning.own_prompt import compare_prompts
+from edgevlm.planning.vlm import VlmPlanned
+from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, rotary_tables
+
+# Rows at the end of the context whose logits are compared.
+LAST_ROWS = 16
+
+
+@dataclass(frozen=True)
+class OwnComparison:
+    """What the checkpoint's own software says, as `vlm.VlmVerification` has it, with its checks."""
+
+    preprocessing_error: float | None
+    token_ids_equal: float
+    context_rel_error: float
+    checks: tuple[Check, ...]
+
+
+def compare_own(
+    calls: BlockCalls, model: Any, tokenizer: Tokenizer, prompt: PromptRows, photo: Image.Image
+) -> OwnComparison:
+    """Ask the checkpoint's own software about a photo.
+
+    Args:
+        calls: The bundle and its plan.
+        model: transformers' model.
+        tokenizer: The bundle's tokenizer.
+        prompt: Rows of a first turn.
+        photo: A photo of any size.
+    """
+    planned, parts, bundled = calls.planned, calls.parts, calls.bundle.plan
+    assert isinstance(planned, VlmPlanned)
+    checkpoint, image = planned.checkpoint, bundled.host.image
+    pixels = preprocessing_error(checkpoint, image, photo)
+    said = compare_prompts(
+        planned.description,
+        load_processor(checkpoint, planned.speller.own),
+        checkpoint.family.processor_options(image),
+        planned.speller,
+        bundled.host.layout,
+        tokenizer,
+        of_grid(photo, image),
+    )
+    stops = own_stop_ids(model, checkpoint.folder)
+    context = context_rel_error(
+        model, parts.decoder, parts.head, parts.table[0], planned.plan, prompt
+    )
+    asked = (
+        preprocessing_check(pixels),
+        prompt_check(said.equal, said.difference),
+        stop_check(bundled.host.stop_ids, stops),
+        context_check(context, bundled.host.kv.tokens),
+    )
+    return OwnComparison(pixels, said.equal, context, asked)
+
+
+def own_stop_ids(model: Any, folder: Path) -> tuple[int, ...]:
+    """Stop tokens of a model, set up as `from_pretrained` does for a folder."""
+    with silent():
+        model.adjust_generation_fn(
+            generation_config=None,
+            from_auto_class=False,
+            from_pipeline=None,
+            pretrained_model_name_or_path=str(folder),
+            cache_dir=None,
+            force_download=False,
+            proxies=None,
+            local_files_only=True,
+            token=None,
+            revision="main",
+            subfolder="",
+            trust_remote_code=False,
+        )
+    return token_ids(model.generation_config.eos_token_id)
+
+
+def context_rel_error(
+    model: Any,
+    decoder: DecoderParts,
+    head: torch.Tensor,
+    table: torch.Tensor,
+    plan: VlmPlan,
+    prompt: PromptRows,
+) -> float:
+    """Difference of the last logits where the whole context is full, ours from the model's own.
+
+    Args:
+        model: transformers' model.
+        decoder: Our layers over its weights.
+        head: The matrix of its head [V, C].
+        table: Its table of words [V, C].
+        plan: The plan.
+        prompt: The rows of a first turn; words at random, the same each time, fill the rest.
+    """
+    length = plan.host.kv.tokens
+    words = np.random.default_rng(0).integers(0, len(table), max(0, length - len(prompt.rows)))
+    rows = torch.cat((torch.from_numpy(prompt.rows), table[words]))[:length]
+    after = prompt.positions[-1] + 1 + np.arange(len(words), dtype=np.int32)
+    positions = np.concatenate((prompt.positions, after))[:length]
+    expected = model(
+        inputs_embeds=rows[None],
+        position_ids=torch.from_numpy(positions)[None].long(),
+        use_cache=False,
+        logits_to_keep=LAST_ROWS,
+    ).logits[0, -LAST_ROWS:]
+    hidden = decoder.norm(_decoded(decoder, plan, rows[None], positions)[:, -LAST_ROWS:])
+    actual = torch.nn.functional.linear(hidden[0], head)
+    return difference(actual.numpy(), expected.numpy())[0]
+
+
+def _decoded(
+    decoder: DecoderParts, plan: VlmPlan, rows: torch.Tensor, positions: Array
+) -> torch.Tensor:
+    """Rows [1, T, C] after all layers, each layer chunk by chunk over a cache of its own."""
+    kv, length = plan.host.kv, rows.shape[1]
+    tables = [torch.from_numpy(table)[None] for table in rotary_tables(plan, positions)]
+    for layer in decoder.layers:
+        past = [torch.zeros(1, kv.heads, length, kv.head_size) for _ in range(2)]
+        chunks = []
+        for first in range(0, length, plan.host.chunk):
+            span = slice(first, min(first + plan.host.chunk, length))
+            mask = torch.from_numpy(causal_mask(first, span.stop - first, length))
+            cos, sin = (table[:, span] for table in tables)
+            at = torch.tensor([first], dtype=torch.int32)
+            chunk, *past = layer(rows[:, span], cos, sin, mask, at, *past)
+            chunks.append(chunk)
+        rows = torch.cat(chunks, dim=1)
+    return rows

@@ -1,0 +1,266 @@
+"""The layout of a prompt: token ids where its text is fixed, runs of text where it is not.
+
+    1. The text of a whole turn, with marks for what is known at run time and a placeholder for
+       visual tokens, is tokenized by the checkpoint's own tokenizer in one call.
+    2. It is cut at the added tokens of that call, where a tokenizer cuts before anything else.
+       Fixed text between two of them keeps the ids of the call; text with a mark, or across the
+       border of an image, becomes a run, which a device tokenizes.
+    3. For odd questions the ids of the layout are compared with those of one call over the text.
+
+A tokenizer that does more than a layout can say differs in step 3, and the checkpoint is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+
+from edgevlm.bundle.host import Layout, LayoutItem
+from edgevlm.errors import ModelError
+from edgevlm.models.family import TABLE_ROW, Description
+from edgevlm.models.speller import Speller
+from edgevlm.planning.prompt import PROBES, QUESTION, REPLY, Prompts
+from edgevlm.runtimes.loops.spelling import Slot, Visual, spell, words
+
+# A reply may end in what its tokenizer joins to the next turn; then another one shows the border.
+REPLIES = ("A pot of flowers", "A pot of flowers.", "It is 7")
+_CLIP = Visual(np.zeros((0, 0), np.float32), np.zeros(0, np.int32), (41.5,) * 4096, 125.9)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A stretch of a turn's text; `item` is None where it is fixed, `inside` one of an image."""
+
+    text: str
+    item: LayoutItem | None = None
+    inside: bool = False
+
+
+def make_layout(
+    description: Description, prompts: Prompts, speller: Speller, reduced: bool
+) -> Layout:
+    """Items of a first turn with and without an image, of one image, and of a further turn.
+
+    Args:
+        description: The family's numbers.
+        prompts: What the chat template writes.
+        speller: The checkpoint's tokenizer.
+        reduced: Whether a method removes tokens.
+
+    Raises:
+        ModelError: If a token of the prompt has no row, or the tokenizer does what no layout says.
+    """
+    before, _, after = prompts.first.partition(description.placeholder)
+    image = description.reduced_image if reduced else description.full_image
+    shown = _image_parts(image, description.placeholder, speller.vocabulary)
+    outer = _marked(before, prompts.trim), _marked(after, prompts.trim)
+    plain, whole = _marked(prompts.plain, prompts.trim), [*outer[0], *shown, *outer[1]]
+    items = _items(whole, speller)
+    at = next(index for index, (inside, _) in enumerate(items) if inside)
+    outside = [item for inside, item in items if not inside]
+    layout = Layout(
+        prompt=_started(_text(whole), [*outside[:at], LayoutItem("image"), *outside[at:]], speller),
+        image=_merged([item for inside, item in items if inside]),
+        text=_started(prompts.plain, [item for _, item in _items(plain, speller)], speller),
+        turn=(),
+    )
+    _check(whole, layout.prompt, layout, 1, speller)
+    _check(plain, layout.text, layout, 0, speller)
+    if not any(item.kind in ("timestamp", "duration") for item in layout.image):
+        _check([*outer[0], *shown, *shown, *outer[1]], layout.prompt, layout, 2, speller)
+    return replace(layout, turn=_further(prompts, speller))
+
+
+def _marked(text: str, trim: str) -> list[_Part]:
+    """Fixed text, the question, and a reply."""
+    parts: list[_Part] = []
+    for part in (
+        text.replace(QUESTION, f"\0{QUESTION}\0").replace(REPLY, f"\0{REPLY}\0").split("\0")
+    ):
+        kind = {QUESTION: LayoutItem("user_text", trim=trim), REPLY: LayoutItem("reply")}.get(part)
+        parts += [_Part(part, kind)] if part else []
+    return parts
+
+
+def _image_parts(
+    image: Sequence[str | LayoutItem], placeholder: str, vocabulary: int
+) -> list[_Part]:
+    """The parts of one image or clip; an extra row of the table follows the words."""
+    parts: list[_Part] = []
+    for item in image:
+        if isinstance(item, str):
+            parts.append(_Part(item, inside=True))
+        elif item.kind == TABLE_ROW:
+            row = LayoutItem("ids", ids=(vocabulary + item.start,))
+            parts.append(_Part(placeholder, row, inside=True))
+        elif item.kind == "visual":
+            parts.append(_Part(placeholder, item, inside=True))
+        else:
+            bare = replace(item, prefix="", suffix="")
+            parts += [_Part(item.prefix, inside=True), _Part(QUESTION, bare, inside=True)]
+            parts.append(_Part(item.suffix, inside=True))
+    return parts
+
+
+def _text(parts: Sequence[_Part], question: str = QUESTION, known: bool = False) -> str:
+    """The text of all parts; with what is `known` at run time in place of its marks."""
+    return "".join(
+        words(part.item, question, _CLIP)
+        if known and part.item is not None and part.item.kind not in ("ids", "visual")
+        else part.text
+        for part in parts
+    )
+
+
+def _items(parts: Sequence[_Part], speller: Speller) -> list[tuple[bool, LayoutItem]]:
+    """Items of a whole turn, each with whether it is an image's."""
+    items: list[tuple[bool, LayoutItem]] = []
+    begin, fixed, before, text = 0, list[int](), None, _text(parts)
+    last = (-1, (len(text), len(text)), None)
+    for number, (start, stop), token in [*speller.tokens(text), last]:
+        if token is None and number >= 0:
+            fixed.append(number)
+            continue
+        within = _within(parts, begin, start)
+        if any(part.item for part in within) or len({part.inside for part in within}) > 1:
+            blank = begin == 0 and speller.first_word_blank
+            left, right = before is not None and before.rstrip, token is not None and token.lstrip
+            items += _run(within, left, right, blank)
+        elif fixed:
+            items.append((within[0].inside, LayoutItem("ids", ids=speller.rows(fixed))))
+        if token is None:
+            break
+        # The token's range may hold white space that it took from beside it.
+        part = next(p for p in _within(parts, start, stop) if p.text.strip() or p.item)
+        item = part.item or LayoutItem("ids", ids=speller.rows([number]))
+        items.append((part.inside, item))
+        begin, fixed, before = stop, [], token
+    return items
+
+
+def _within(parts: Sequence[_Part], start: int, stop: int) -> list[_Part]:
+    """The parts of a range of the text, the first and the last one cut."""
+    found, at = [], 0
+    for part in parts:
+        if text := part.text[max(start - at, 0) : max(stop - at, 0)]:
+            found.append(replace(part, text=text))
+        at += len(part.text)
+    return found
+
+
+def _run(
+    parts: Sequence[_Part], left: bool, right: bool, blank: bool
+) -> list[tuple[bool, LayoutItem]]:
+    """Items of a run between two special tokens, which may take white space at its sides."""
+    items: list[tuple[bool, LayoutItem]] = []
+    for inside, group in groupby(parts, key=lambda part: part.inside):
+        text, marks = "", list[LayoutItem]()
+        for part in group:
+            if part.item is None:
+                text += part.text
+                continue
+            marks.append(replace(part.item, prefix=text))
+            text = ""
+        if not marks:
+            marks = [LayoutItem("text", prefix=text)]
+        elif text:
+            marks[-1] = replace(marks[-1], suffix=text)
+        items += [(inside, item) for item in marks]
+    sides = [["", "left"][left], ["", "right"][right]]
+    if len(items) == 1:
+        sides = ["both" if left and right else "".join(sides)] * 2
+    items[0] = items[0][0], replace(items[0][1], strip=sides[0], blank=blank)
+    items[-1] = items[-1][0], replace(items[-1][1], strip=sides[1])
+    return items
+
+
+def _merged(items: Sequence[LayoutItem]) -> tuple[LayoutItem, ...]:
+    """Neighbouring ids are one item."""
+    merged: list[LayoutItem] = []
+    for item in items:
+        if item.kind == "ids" and merged and merged[-1].kind == "ids":
+            merged[-1] = replace(merged[-1], ids=merged[-1].ids + item.ids)
+        else:
+            merged.append(item)
+    return tuple(merged)
+
+
+def _started(text: str, items: list[LayoutItem], speller: Speller) -> tuple[LayoutItem, ...]:
+    """Items of a first turn, after the ids that the tokenizer puts in front of it."""
+    start = speller.start(text)
+    return _merged([LayoutItem("ids", ids=start), *items] if start else items)
+
+
+def _further(prompts: Prompts, speller: Speller) -> tuple[LayoutItem, ...]:
+    """Items of a further turn: what follows the reply, whose ids are in the cache already.
+
+    A tokenizer that puts a blank in front of every text gives one to a run that begins within one.
+    Then the run is tokenized behind another reply.
+    """
+    items = [item for _, item in _items(_marked(prompts.both, prompts.trim), speller)]
+    (at,) = [index for index, item in enumerate(items) if item.kind == "reply"]
+    answered, rest = items[at], items[at + 1 :]
+    if answered.suffix:
+        rest.insert(0, LayoutItem("text", prefix=answered.suffix, strip=answered.strip))
+    choices = [rest, *([replace(rest[0], after=reply), *rest[1:]] for reply in REPLIES)]
+    for choice in choices:
+        if any(_follows(choice, prompts, speller, answer) for answer in REPLIES):
+            return _merged(choice)
+    raise ModelError(
+        "the tokenizer cuts a further turn otherwise behind a reply than alone; no layout says so"
+    )
+
+
+def _follows(items: Sequence[LayoutItem], prompts: Prompts, speller: Speller, reply: str) -> bool:
+    """Whether ids of a first turn, of a reply and of these items are those of one call."""
+    before, _, after = prompts.both.partition(REPLY)
+    before = before.replace(QUESTION, "Why?") + reply
+    turn = _marked(after, prompts.trim)
+    return all(
+        speller.ids(before + _text(turn, probe, known=True))
+        == speller.ids(before) + _spelled(items, (), 0, probe, speller)
+        for probe in PROBES
+    )
+
+
+def _check(
+    parts: Sequence[_Part],
+    items: Sequence[LayoutItem],
+    layout: Layout,
+    images: int,
+    speller: Speller,
+) -> None:
+    """Compare the ids of a layout, for odd questions, with those of one call over the text.
+
+    Raises:
+        ModelError: If one differs.
+    """
+    for probe in PROBES:
+        expected = speller.ids(_text(parts, probe, known=True))
+        actual = _spelled(items, layout.image, images, probe, speller)
+        if actual != expected:
+            pairs = enumerate(zip(actual, expected, strict=False))
+            differs = next((index for index, pair in pairs if len(set(pair)) > 1), -1)
+            raise ModelError(
+                f"the tokenizer cuts a prompt's text otherwise as a whole than in parts: asked"
+                f" {probe[:40]!r}, token {differs} is"
+                f" {speller.own.convert_ids_to_tokens(expected[differs])!r} of the whole text; no"
+                " layout can say so"
+            )
+
+
+def _spelled(
+    items: Sequence[LayoutItem],
+    image: Sequence[LayoutItem],
+    images: int,
+    question: str,
+    speller: Speller,
+) -> list[int]:
+    """Ids of a turn by its layout, with the placeholder's id for visual tokens and extra rows."""
+    ids: list[int] = []
+    for part in spell(items, image, speller.bundled, question, [_CLIP] * images):
+        ids += [speller.slot] if isinstance(part, Slot) else part
+    return [i if i < speller.vocabulary else speller.slot for i in ids]

@@ -1,0 +1,181 @@
+"""A prompt by the checkpoint's own processor, beside the same prompt by a layout.
+
+The processor renders its template, writes the tokens of an image between the words, and tokenizes
+the whole; it is asked for the grid of the recipe, with a picture of that grid's shape. Both sides
+must have the same ids where no visual token stands, and the processor as many visual tokens as the
+family says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tokenizers import Tokenizer
+
+from edgevlm.bundle.host import Layout, LayoutItem
+from edgevlm.libraries import silent
+from edgevlm.models.family import TABLE_ROW, Description
+from edgevlm.models.processor import chat_template, takes_clips
+from edgevlm.models.speller import Speller
+from edgevlm.runtimes.loops.spelling import Slot, Visual, spell
+
+# White space at both ends, capitals, digits, marks, letters with accents and of another script.
+ODD_QUESTION = "  What's in THIS picture -- 3 flowers, or a na\u00efve 花 (1,024 px)?\n "
+_SLOT = -1
+
+
+@dataclass(frozen=True)
+class PromptComparison:
+    """A prompt with an image and one without, by the processor and by the layout.
+
+    Attributes:
+        equal: Share of the prompts whose ids are equal, visual tokens left out. Of a clip that the
+            processor does not take (Idefics3) only the one without is compared.
+        image_tokens: Visual tokens that the processor writes for one image or clip.
+        expected_tokens: Those that the family says.
+        difference: The first difference in one line; empty where there is none.
+    """
+
+    equal: float
+    image_tokens: int
+    expected_tokens: int
+    difference: str
+
+
+def compare_prompts(
+    description: Description,
+    processor: Any,
+    options: dict[str, Any],
+    speller: Speller,
+    layout: Layout,
+    tokenizer: Tokenizer,
+    picture: Image.Image,
+) -> PromptComparison:
+    """Ask an odd question with an image and without.
+
+    Args:
+        description: The family's numbers.
+        processor: transformers' processor.
+        options: Under which it cuts the grid of the recipe.
+        speller: The checkpoint's tokenizer.
+        layout: The layout to compare.
+        tokenizer: The bundle's tokenizer.
+        picture: Of the grid's shape; a clip has numbers of its own.
+    """
+    expected, clip = (
+        description.processor_tokens or _count(description.full_image),
+        _clip(description),
+    )
+    prompts = [(layout.text, speller.ids(_text(description, processor, image=False)))]
+    count = expected
+    if description.image.frames == 1 or takes_clips(processor):
+        ids = processor_ids(description, processor, options, speller, picture, clip)
+        prompts.append((layout.prompt, ids))
+        count = ids.count(speller.slot)
+    pairs = []
+    for items, ids in prompts:
+        spelled: list[int] = []
+        for part in spell(items, layout.image, tokenizer, ODD_QUESTION, [clip]):
+            spelled += [_SLOT] if isinstance(part, Slot) else part
+        pairs.append((_squeezed(spelled, speller), _squeezed(ids, speller)))
+    difference = next((_line(speller, *pair) for pair in pairs if pair[0] != pair[1]), "")
+    if not difference and count != expected:
+        difference = (
+            f"the checkpoint's processor writes {count} tokens of '{speller.placeholder}' for an"
+            f" image of this grid, its model gives {expected}; mend processor_config.json"
+        )
+    equal = sum(ours == theirs for ours, theirs in pairs) / len(pairs)
+    return PromptComparison(equal, count, expected, difference)
+
+
+def processor_ids(
+    description: Description,
+    processor: Any,
+    options: dict[str, Any],
+    speller: Speller,
+    picture: Image.Image,
+    clip: Visual,
+) -> list[int]:
+    """Ids of a first turn with an image or clip, by the processor alone."""
+    image, text = description.image, _text(description, processor, image=True)
+    if image.frames == 1:
+        for name, value in options.items():  # LLaVA's counts tokens by its attribute
+            setattr(processor.image_processor, name, value)
+        return _ids(processor, speller, text, images=[picture], **options)
+    frames = np.zeros((image.frames, 3, image.height, image.width), np.float32)
+    times = SimpleNamespace(fps=1.0, timestamps=list(clip.times), duration=clip.duration)
+    processor.clip = {
+        "pixel_values": frames[None],
+        "pixel_values_videos": frames[None],
+        "video_metadata": [times],
+    }
+    return _ids(processor, speller, text, videos=[list(frames)])
+
+
+def _ids(processor: Any, speller: Speller, text: str, **inputs: Any) -> list[int]:
+    with silent():
+        made = processor(text=text, add_special_tokens=not speller.written(text), **inputs)
+    (ids,) = made["input_ids"]
+    return list(map(int, ids))
+
+
+def _text(description: Description, processor: Any, image: bool) -> str:
+    """What the checkpoint's own template writes."""
+    template = chat_template(processor)
+    if template is None:
+        return description.placeholder * image + ODD_QUESTION
+    kind = "video" if description.image.frames > 1 else "image"
+    content = [{"type": kind}] if image else []
+    content.append({"type": "text", "text": ODD_QUESTION})
+    # A processor does not ask its tokenizer for one; for a clip it may have one of its own.
+    named = None if processor.chat_template or (image and description.chat_template) else template
+    return str(
+        processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=named,
+            add_generation_prompt=True,
+        )
+    )
+
+
+def _clip(description: Description) -> Visual:
+    """Times of a clip of a bit over two minutes."""
+    times = tuple(41.5 * index for index in range(description.image.frames))
+    return Visual(np.zeros((0, 0), np.float32), np.zeros(0, np.int32), times, 125.9)
+
+
+def _count(image: Sequence[str | LayoutItem]) -> int:
+    """Visual tokens and extra rows of an image, each of which is a token to a processor."""
+    items = [item for item in image if isinstance(item, LayoutItem)]
+    visual = sum(item.stop - item.start for item in items if item.kind == "visual")
+    return visual + sum(item.kind == TABLE_ROW for item in items)
+
+
+def _squeezed(ids: Sequence[int], speller: Speller) -> list[int]:
+    """Ids with one slot for neighbouring visual tokens and extra rows."""
+    slots = (_SLOT, speller.slot)
+    marked = [_SLOT if i in slots or i >= speller.vocabulary else i for i in ids]
+    return [i for key, run in groupby(marked) for i in ([key] if key == _SLOT else run)]
+
+
+def _line(speller: Speller, ours: Sequence[int], own: Sequence[int]) -> str:
+    pairs = enumerate(zip(ours, own, strict=False))
+    at = next((index for index, pair in pairs if len(set(pair)) > 1), min(len(ours), len(own)))
+    names = [
+        "nothing"
+        if at >= len(ids)
+        else f"'{speller.placeholder}'"
+        if ids[at] == _SLOT
+        else repr(speller.own.convert_ids_to_tokens(ids[at]))
+        for ids in (ours, own)
+    ]
+    return (
+        f"the prompt differs from the checkpoint's processor: token {at} is {names[0]}, and"
+        f" {names[1]} of its own"
+    )

@@ -1,0 +1,129 @@
+"""From the items of a layout to token ids, and to the places of visual tokens between them.
+
+Text that is known at run time, and the fixed text that meets it, is one run: it is tokenized as
+one, for a word may begin in one item and end in the next. A run ends where a special token stands.
+Such a token may take the blanks beside it, and a tokenizer may put a blank in front of the first
+word of a whole text, or of every text but not within one, behind a reply. All this is said by the
+items, since a run does not know where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from edgevlm.bundle.host import LayoutItem
+
+# White space of Unicode, which is what a special token takes with `lstrip` or `rstrip`. Python's
+# `str.strip` takes U+001C to U+001F too, and is what a chat template does with `trim`.
+WHITE_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+
+
+@dataclass(frozen=True)
+class Visual:
+    """Outputs of `reduce` for one image or clip, and the times of its frames in seconds."""
+
+    tokens: NDArray[np.float32]  # [K, C]
+    positions: NDArray[np.int32]  # [K]
+    times: tuple[float, ...] = ()
+    duration: float = 0.0
+    log_sizes: NDArray[np.float32] | None = None  # [K], where `VlmHost.calibrated`
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for visual tokens: those of `visual` whose position lies within the item's range."""
+
+    item: LayoutItem
+    visual: Visual
+
+    @property
+    def selected(self) -> NDArray[np.bool_]:
+        """Which of the visual tokens these are: [K]."""
+        positions = self.visual.positions
+        return (positions >= self.item.start) & (positions < self.item.stop)
+
+
+def spell(
+    items: Sequence[LayoutItem],
+    image: Sequence[LayoutItem],
+    tokenizer: Tokenizer,
+    question: str,
+    visuals: Sequence[Visual],
+) -> Iterator[list[int] | Slot]:
+    """Token ids and places of visual tokens, in the order of the sequence.
+
+    Args:
+        items: `layout.prompt`, `layout.text` or `layout.turn`.
+        image: `layout.image`.
+        tokenizer: The bundle's tokenizer.
+        question: The user's text.
+        visuals: One for each image or clip of this turn.
+    """
+    run: list[tuple[LayoutItem, str]] = []
+    for item, visual in _walk(items, image, visuals):
+        if item.kind not in ("ids", "visual"):
+            run.append((item, item.prefix + words(item, question, visual) + item.suffix))
+            continue
+        if run:
+            yield _encode(tokenizer, run)
+        run = []
+        if item.kind == "ids":
+            yield list(item.ids)
+        elif visual is not None:
+            yield Slot(item, visual)
+    if run:
+        yield _encode(tokenizer, run)
+
+
+def trimmed(question: str, sides: str) -> str:
+    """A question without the white space at its `left` side, its `right` side, or `both`."""
+    question = question.lstrip() if sides in ("left", "both") else question
+    return question.rstrip() if sides in ("right", "both") else question
+
+
+def _walk(
+    items: Sequence[LayoutItem], image: Sequence[LayoutItem], visuals: Sequence[Visual]
+) -> Iterator[tuple[LayoutItem, Visual | None]]:
+    """All items, those of an image once for each, with the image that they belong to."""
+    for item in items:
+        if item.kind != "image":
+            yield item, None
+            continue
+        for visual in visuals:
+            yield from ((part, visual) for part in image)
+
+
+def _encode(tokenizer: Tokenizer, run: Sequence[tuple[LayoutItem, str]]) -> list[int]:
+    first, last = run[0][0], run[-1][0]
+    text = "".join(part for _, part in run)
+    if first.strip in ("left", "both"):
+        text = text.lstrip(WHITE_SPACE)
+    if last.strip in ("right", "both"):
+        text = text.rstrip(WHITE_SPACE)
+    if text and first.blank and not text.startswith((" ", "▁")):
+        text = " " + text
+    ids = tokenizer.encode(first.after + text, add_special_tokens=False).ids
+    if first.after:
+        ids = ids[len(tokenizer.encode(first.after, add_special_tokens=False).ids) :]
+    return list(ids)
+
+
+def words(item: LayoutItem, question: str, visual: Visual | None) -> str:
+    """What is known at run time: the question, the time of a frame, the length of a clip."""
+    if item.kind == "text":
+        return ""
+    if item.kind == "user_text" or visual is None:
+        return trimmed(question, item.trim)
+    if item.kind == "timestamp":
+        seconds = int(visual.times[item.start])
+        return f"{seconds // 60:02d}:{seconds % 60:02d}"
+    seconds = int(visual.duration)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

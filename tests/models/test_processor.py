@@ -1,0 +1,176 @@
+"""The checkpoint's own tokenizer, processor and stop tokens reach the plan, wherever they stand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from edgevlm.errors import ModelError  # noqa: E402
+from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.processor import (  # noqa: E402
+    bundle_tokenizer,
+    chat_template,
+    load_processor,
+    load_tokenizer,
+    stop_ids,
+)
+from edgevlm.planning.plan import make_plan  # noqa: E402
+from edgevlm.recipe import Recipe  # noqa: E402
+from edgevlm.runtimes.loops.spelling import Slot, Visual, spell  # noqa: E402
+
+QUESTION = "What is in this picture?"
+PLAIN = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+
+
+@pytest.fixture
+def folder(preset, tmp_path):
+    """A copy of the tiny SmolVLM, to be changed."""
+    return shutil.copytree(preset("tiny-smolvlm"), tmp_path / "model")
+
+
+def edit(path, **values):
+    document = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(document | values))
+
+
+def same_ids(folder, question=QUESTION):
+    """The plan, whose ids of a prompt must be those of the checkpoint's own processor."""
+    made = make_plan(Recipe(model=str(folder)), find(str(folder)))
+    speller, layout = made.speller, made.plan.host.layout
+    own = load_processor(made.checkpoint, speller.own)
+    parts = [{"type": "image"}, {"type": "text", "text": question}]
+    text = own.apply_chat_template(
+        [{"role": "user", "content": parts}],
+        add_generation_prompt=True,
+        chat_template=chat_template(own),  # transformers' processor does not ask its tokenizer
+    )
+    text = text.replace(
+        "<image>", "<fake_token_around_image><global-img><image><fake_token_around_image>"
+    )
+    spelled = spell(layout.prompt, layout.image, speller.bundled, question, [Visual(None, None)])
+    ids = [i for part in spelled for i in ([speller.slot] if isinstance(part, Slot) else part)]
+    assert ids == own.tokenizer(text)["input_ids"]
+    return made
+
+
+def test_tokens_added_beside_the_file(folder):
+    edit(
+        folder / "tokenizer_config.json",
+        added_tokens_decoder={"1024": {"content": "<|bot|>", "special": True, **PLAIN}},
+    )
+    edit(folder / "added_tokens.json", **{"<|bot|>": 1024})
+    config = json.loads((folder / "config.json").read_text())
+    edit(folder / "config.json", text_config=config["text_config"] | {"vocab_size": 1025})
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("'Assistant:'", "'<|bot|>Assistant:'"))
+    made = same_ids(folder)
+    assert 1024 in made.plan.host.layout.prompt[-1].ids
+    assert json.loads(made.tokenizer_json)["added_tokens"][-1]["content"] == "<|bot|>"
+
+
+@pytest.mark.parametrize("setting", ["padding", "truncation"])
+def test_padding_and_truncation_saved_in_the_file(folder, setting):
+    values = {
+        "padding": {"strategy": {"Fixed": 32}, "direction": "Right", "pad_to_multiple_of": None,
+                    "pad_id": 2, "pad_type_id": 0, "pad_token": "<|im_end|>"},
+        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst",
+                       "stride": 0},
+    }  # fmt: skip
+    edit(folder / "tokenizer.json", **{setting: values[setting]})
+    made = same_ids(folder)
+    assert json.loads(made.tokenizer_json)[setting] is None
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.json", "several files"])
+def test_a_template_from_any_of_its_places(folder, file):
+    path = folder / "chat_template.jinja"
+    text = path.read_text().replace("Assistant:", "Bot:")
+    path.unlink()
+    if file == "several files":
+        path.write_text(text)
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tool_use.jinja").write_text("x")
+    elif file == "chat_template.json":
+        edit(folder / file, chat_template=text)
+    else:
+        named = [{"name": "default", "template": text}, {"name": "tool_use", "template": "x"}]
+        edit(folder / file, chat_template=named)
+    made = same_ids(folder)
+    assert made.speller.own.decode(made.plan.host.layout.text[-1].ids).endswith("Bot:")
+
+
+def test_special_tokens_that_a_template_names(folder):
+    path = folder / "chat_template.jinja"
+    start = "{{ bos_token }}{{ unk_token }}"
+    path.write_text(start + path.read_text().removeprefix("<|im_start|>"))
+    made = same_ids(folder)
+    assert made.plan.host.layout.prompt[0].ids[:2] == (1, 0)
+
+
+def test_a_question_that_the_template_trims(folder):
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("part.text if", "part.text | trim if"))
+    same_ids(folder, "  What is it?\n ")
+
+
+@pytest.mark.parametrize(
+    ("top", "text", "generation", "expected"),
+    [
+        (5, 9, None, (5,)),
+        ([7, 5], None, None, (5, 7)),
+        (None, 9, None, (9,)),
+        (5, 9, {"eos_token_id": [3, 4]}, (3, 4)),
+        (5, 9, {"do_sample": False}, ()),
+    ],
+    ids=["top", "a list", "text config", "generation config", "a generation config without"],
+)
+def test_stop_tokens_are_those_of_the_models_generation_config(
+    folder, top, text, generation, expected
+):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"].pop("eos_token_id", None)
+    config["text_config"] |= {} if text is None else {"eos_token_id": text}
+    edit(folder / "config.json", text_config=config["text_config"])
+    if top is not None:
+        edit(folder / "config.json", eos_token_id=top)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if generation is not None:
+        edit(folder / "generation_config.json", **generation)
+    own = transformers.AutoModelForImageTextToText.from_pretrained(folder).generation_config
+    found = own.eos_token_id
+    assert stop_ids(find(str(folder))) == expected
+    assert expected == tuple(sorted(found if isinstance(found, list) else [found] if found else []))
+
+
+def test_a_stop_token_in_words_is_refused(folder):
+    edit(folder / "generation_config.json", eos_token_id=["</s>"])
+    with pytest.raises(ModelError, match=r"generation_config.json: eos_token_id must be a number"):
+        stop_ids(find(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "line"),
+    [
+        ("tokenizer_config.json", {"split_special_tokens": True}, "split_special_tokens makes"),
+        ("preprocessor_config.json", {"image_processor_type": "None"}, "the processor cannot be"),
+        ("tokenizer.json", {"model": {"type": "No"}}, "the tokenizer cannot be loaded: "),
+    ],
+)  # fmt: skip
+def test_what_transformers_cannot_load_is_refused(folder, name, values, line):
+    edit(folder / name, **values)
+    with pytest.raises(ModelError) as error:
+        make_plan(Recipe(model=str(folder)), find(str(folder)))
+    assert str(error.value).startswith(f"'{folder}': {line}")
+    assert "\n" not in str(error.value)
+
+
+def test_ids_with_gaps_are_refused(folder):
+    own = load_tokenizer(find(str(folder)))
+    own.get_vocab = lambda: {"a": -1}
+    with pytest.raises(ModelError, match=r"tokenizer.json can only say \d+: ids of added tokens"):
+        bundle_tokenizer(own, 1024)
