@@ -83,6 +83,7 @@ class TextSpec:
         vocabulary: Rows of its table.
         pad_id: What fills up a text, where the checkpoint's tokenizer names nothing.
         reads_end: Whether the embedding is that of the first end token, else of the last token.
+        end_id: That end token; None for the token of the highest number.
         lower_case: Whether the checkpoint's tokenizer makes a text lower case first, beside what
             tokenizer.json says.
     """
@@ -93,6 +94,7 @@ class TextSpec:
     vocabulary: int
     pad_id: int
     reads_end: bool
+    end_id: int | None = None
     lower_case: bool = False
 
 

@@ -22,6 +22,8 @@ from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer
 from edgevlm.graphs.parts import EmbedderParts, EncoderParts, TextEncoderParts
 from edgevlm.models.family import EmbedderDescription
 from edgevlm.models.shared.embedders import (
+    check_norms,
+    end_token,
     patches_a_side,
     pooled_view,
     square_image,
@@ -40,17 +42,19 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
     """Numbers of a CLIP checkpoint; see `EmbedderDescription`.
 
     Raises:
-        PlanError: If there is no whole grid of square patches, or the processor makes other views.
+        PlanError: If there is no whole grid of square patches, the processor makes other views, or
+            a text has no end.
     """
-    vision = config.vision_config
+    vision, text = config.vision_config, config.text_config
     side = patches_a_side(vision)
+    check_norms(vision, text)
     check_view(processor, vision.image_size, crops=True)
     shape = fit(processor, crops=True)
     return EmbedderDescription(
         image=square_image(vision.image_size, processor, 3, MEAN, STD, shape),
         encoder=encoder_spec(vision, vision.num_hidden_layers, side * side, class_token=True),
         size=config.projection_dim,
-        text=text_spec(config.text_config, reads_end=True),
+        text=text_spec(text, reads_end=True, end_id=end_token(text)),
         scores="softmax",
         scale="logit_scale",
     )

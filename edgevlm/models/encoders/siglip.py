@@ -23,6 +23,7 @@ from edgevlm.graphs.layers import EncoderLayer, PatchEmbedding
 from edgevlm.graphs.parts import EmbedderParts, EncoderParts
 from edgevlm.models.family import EmbedderDescription
 from edgevlm.models.shared.embedders import (
+    check_norms,
     check_sizes,
     last_token_text,
     patches_a_side,
@@ -47,6 +48,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
     if not vision.vision_use_head:
         raise PlanError("the image encoder has no head, so it gives no embedding")
     side = patches_a_side(vision)
+    check_norms(vision, text)
     check_view(processor, vision.image_size)
     shape = fit(processor, crops=False)
     return EmbedderDescription(

@@ -1,4 +1,4 @@
-"""SigLIP 2 NaFlex (arXiv 2502.14786, section 2.4.2): packed patches, on one square grid.
+"""SigLIP 2 NaFlex (arXiv 2502.14786, section 2.4.2), on one square grid: pictures are stretched.
 
 The published processor keeps a picture's shape: it resizes it to as many patches as
 `max_num_patches` allows, packs them, and the table of positions is interpolated to their grid. A
@@ -25,6 +25,7 @@ from edgevlm.graphs.layers import EncoderLayer
 from edgevlm.graphs.parts import EmbedderParts, EncoderParts
 from edgevlm.models.family import EmbedderDescription
 from edgevlm.models.shared.embedders import (
+    check_norms,
     check_sizes,
     last_token_text,
     square_image,
@@ -34,6 +35,7 @@ from edgevlm.models.shared.towers import encoder_spec
 from edgevlm.recipe import Recipe
 
 KIND, AUTO_CLASS = "encoder", "AutoModel"
+MOST_PATCHES = 2**14  # 128 x 128; the published models have 256
 
 
 def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> EmbedderDescription:
@@ -51,11 +53,13 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
             f"the image processor cuts patches of {processor['patch_size']} pixels, and the encoder"
             f" reads {size}; set patch_size {size} in preprocessor_config.json"
         )
-    side = isqrt(patches)
-    if side * side != patches or vision.num_channels != 3:
+    check_norms(vision, text)
+    good = type(patches) is int and 1 <= patches <= MOST_PATCHES
+    side = isqrt(patches) if good else 0
+    if not good or side * side != patches or vision.num_channels != 3:
         raise PlanError(
             f"max_num_patches {patches} with {vision.num_channels} colours: a static graph has one"
-            " grid, and only a square one of RGB is supported"
+            f" grid, and only a square one of RGB is supported, of 1 to {MOST_PATCHES} patches"
         )
     return EmbedderDescription(
         image=square_image(side * size, processor, 2, 0.5, 0.5),

@@ -14,6 +14,10 @@ from edgevlm.graphs.parts import TextEncoderParts
 from edgevlm.models.family import RESAMPLE, TextSpec
 from edgevlm.models.shared.preprocessing import check_resized, normalization
 
+# The end token in CLIP's configs of before 2023, which is none of their tokenizers: transformers
+# then reads the token of the highest number.
+OLD_END = 2
+
 
 def square_image(
     side: int, processor: dict[str, Any], resample: int, mean: Any, std: Any, fit: str = "stretch"
@@ -50,10 +54,43 @@ def patches_a_side(vision: Any) -> int:
         raise PlanError(f"views of {size} pixels in patches of {patch}: only squares are supported")
     if vision.num_channels != 3:
         raise PlanError(f"views of {vision.num_channels} colours are not supported, only RGB is")
+    if patch > size:
+        raise PlanError(f"patches of {patch} pixels are larger than the view of {size}")
     return size // patch
 
 
-def text_spec(text: Any, reads_end: bool, lower_case: bool = False) -> TextSpec:
+def check_norms(*configs: Any) -> None:
+    """Refuse a norm that divides by nothing.
+
+    Raises:
+        PlanError: Naming the key and its value.
+    """
+    for config in configs:
+        value = config.layer_norm_eps
+        if not isinstance(value, int | float) or not 0 < value < 1:
+            raise PlanError(
+                f"layer_norm_eps of {config.model_type} is {value}, expected a number above 0 and"
+                " below 1, such as 1e-5"
+            )
+
+
+def end_token(text: Any) -> int | None:
+    """The token at which CLIP reads a text; None for that of the highest number.
+
+    Raises:
+        PlanError: If the config names none, or several.
+    """
+    value = text.eos_token_id
+    if type(value) is not int:
+        raise PlanError(
+            f"text_config.eos_token_id is {value}, expected the one token that ends a text"
+        )
+    return None if value == OLD_END else value
+
+
+def text_spec(
+    text: Any, reads_end: bool, lower_case: bool = False, end_id: int | None = None
+) -> TextSpec:
     """Numbers of a text encoder, from transformers' text config."""
     return TextSpec(
         tokens=text.max_position_embeddings,
@@ -62,6 +99,7 @@ def text_spec(text: Any, reads_end: bool, lower_case: bool = False) -> TextSpec:
         vocabulary=text.vocab_size,
         pad_id=text.pad_token_id or 0,
         reads_end=reads_end,
+        end_id=end_id,
         lower_case=lower_case,
     )
 
