@@ -22,6 +22,7 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.registry import KINDS, engine_for
+from edgevlm.runtimes import values
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks, Engine, find_engine
 from edgevlm.runtimes.loops.contract import Loop
@@ -48,10 +49,17 @@ def load_loop(
 
     Raises:
         BundleError: If the bundle is damaged.
+        InputError: If an argument has another type, or is out of range.
         PlanError: If `memory` is too small; the message has the smallest budget.
         RuntimeLoadError: If no engine can run it.
     """
-    bundle = Bundle.open(path)
+    if engine is not None:
+        values.text("engine", engine)
+    if threads is not None:
+        threads = values.whole("threads", threads, least=1)
+    if memory is not None and not isinstance(memory, str):
+        memory = values.whole("memory", memory, least=1)
+    bundle = Bundle.open(values.path("the bundle", path))
     target = bundle.plan.recipe.target
     kind = find_engine(engine or engine_for(target))
     if target not in kind.targets:

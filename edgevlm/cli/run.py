@@ -19,6 +19,7 @@ from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.default_bundle import default_bundle
 from edgevlm.cli.shared.output import answer, say
 from edgevlm.errors import InputError
+from edgevlm.runtimes import values
 from edgevlm.runtimes.loading import load_loop, loop_class
 from edgevlm.runtimes.loops.contract import Answered, Loop, RunRequest, check_options
 from edgevlm.runtimes.loops.sampling import Sampling
@@ -119,12 +120,12 @@ def _labels(text: str | None) -> tuple[str, ...]:
     labels = tuple(label.strip() for label in (text or "").split(","))
     if text is not None and "" in labels:
         raise typer.BadParameter(f"--labels has an empty text: '{text[:60]}'")
-    return tuple(map(_text, labels)) if text else ()
+    return values.texts("--labels", labels) if text else ()
 
 
 def _questions(prompt: str | None, chat: bool) -> Iterator[str]:
     """The prompt, or a line from stdin; in a chat further lines, each read in its turn."""
-    question = _text(prompt) if prompt is not None else _read("> ")
+    question = values.text("the question", prompt) if prompt is not None else _read("> ")
     while question is not None:
         yield question
         question = _read("> ") if chat else None
@@ -168,12 +169,6 @@ def _read(mark: str) -> str | None:
     """A line from stdin; None at the end or when it is empty."""
     print(mark, end="", file=sys.stderr, flush=True)
     try:
-        return _text(sys.stdin.readline().strip()) or None
+        return values.text("the question", sys.stdin.readline().strip()) or None
     except UnicodeDecodeError as cause:
         raise InputError("the question is not valid UTF-8") from cause
-
-
-def _text(question: str) -> str:
-    if any("\ud800" <= letter <= "\udfff" for letter in question):  # bytes that are no UTF-8
-        raise InputError("the question is not valid UTF-8")
-    return question

@@ -17,6 +17,7 @@ import numpy as np
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.kinds.encoder import EncoderPlan, TextHost
 from edgevlm.errors import InputError
+from edgevlm.runtimes import values
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops import images
@@ -151,6 +152,7 @@ class EncoderLoop:
             InputError: If the picture cannot be read, or there are labels and the bundle has no
                 text encoder.
         """
+        labels = values.texts("labels", labels)
         picture = images.load(picture)
         started = time.perf_counter()
         embedding = self.embed(picture)
@@ -180,6 +182,7 @@ class EncoderLoop:
         Raises:
             InputError: If the bundle has no text encoder.
         """
+        text = values.text("the text", text)
         if text not in self._known:
             self._known[text] = self._encode_text(text)
         embedding = self._known[text] = self._known.pop(
