@@ -84,10 +84,12 @@ def export(
     checkpoint = find(recipe.model, recipe.revision)
     progress("plan")
     planned = make_plan(recipe, checkpoint)
-    with writing(out, planned.plan, checkpoint.contents, force) as writer:
+    if checkpoint.remote:  # the headers have passed: now the weights
+        planned = make_plan(recipe, checkpoint.fetched())
+    with writing(out, planned.plan, planned.checkpoint.contents, force) as writer:
         progress("load the model")
-        model = checkpoint.load_model()
-        seen = calibrate(recipe, checkpoint, model, progress) if recipe.calibrate else None
+        model = planned.checkpoint.load_model()
+        seen = calibrate(recipe, planned.checkpoint, model, progress) if recipe.calibrate else None
         parts = planned.parts(model)
         plan = _write(planned, parts, writer, progress, {} if graphs is None else graphs, seen)
         bundle = Bundle(writer.folder, writer.close(plan))

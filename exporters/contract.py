@@ -86,6 +86,7 @@ class Target:
         table_format: Scheme -> format of the embedding table, for `Embedding.dtype`.
         matrix_bytes: Rows, columns, scheme, stage -> bytes of a linear layer's matrix.
         number_bytes: Scheme -> bytes of any other weight.
+        head_multiple: Its attention with a cache takes heads whose size is a multiple of this.
     """
 
     summary: str
@@ -105,6 +106,7 @@ class Target:
     table_format: Callable[[str], str] = float32_table
     matrix_bytes: Callable[[int, int, str, str], int] = float32_matrix
     number_bytes: Callable[[str], int] = float32_number
+    head_multiple: int = 1
 
     def weights_bytes(self, files: Iterable[FileEntry]) -> int:
         """Bytes of those files of a bundle that hold mostly weights."""

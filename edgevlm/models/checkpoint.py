@@ -1,16 +1,22 @@
 """Find a checkpoint and read it: safetensors and JSON only, no pickle, no code from the checkpoint.
 
-The weights are read once, tensor by tensor, into the model that transformers builds without memory
-(meta device); nothing holds a second copy.
+A plan is compared with the headers of the weight files (`models.matching`), so that what cannot
+be exported is refused before weights are read, or fetched from a hub. The weights are read once,
+tensor by tensor, into the model that transformers builds without memory (meta device); nothing
+holds a second copy.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,27 +27,44 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
-from edgevlm.errors import ModelError, unknown_name
-from edgevlm.libraries import first_line, silent
-from edgevlm.models.documents import check_processor, check_sizes, read_json
+from edgevlm.errors import ModelError, PlanError
+from edgevlm.libraries import first_line
+from edgevlm.models.documents import check_no_pointer, check_processor, check_sizes, read_json
+from edgevlm.models.folder import checked_config, lacks
+from edgevlm.models.hub import HubWeights, fetch_small
+from edgevlm.models.matching import Match, match
+from edgevlm.models.quiet import quiet
+from edgevlm.models.weights import (
+    Header,
+    check_plain,
+    largest_numbers,
+    read_headers,
+    same_numbers,
+    weight_names,
+)
 from edgevlm.recipe import Recipe
 from edgevlm.registry import FAMILIES
 
 EMBEDDED = "embedded"
+MOST_HALF = 65504.0  # the largest number of float16
 # Keys of tokens that stand for images; a family reads them beside the processor's numbers.
 IMAGE_TOKENS = ("image_token", "video_token", "fake_image_token", "global_image_token")
-WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder that can be read; no weight is loaded yet."""
+    """A checkpoint folder that can be read; no weight is loaded yet.
+
+    `remote` are its weights where they are not in the folder but on a hub.
+    """
 
     model: str
     revision: str | None
     folder: Path
     config: Any
     family: ModuleType
+    remote: HubWeights | None = None
 
     @property
     def model_type(self) -> str:
@@ -109,6 +132,8 @@ class Checkpoint:
         Raises:
             ModelError: If the file holds none.
         """
+        with self._named():
+            check_no_pointer(self.folder / "tokenizer.json")
         try:
             return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         except Exception as cause:  # the library raises Exception itself
@@ -122,7 +147,7 @@ class Checkpoint:
             PlanError: If the family has no static form for what the recipe or the config asks.
         """
         try:
-            with _quiet():  # a family imports its classes from transformers
+            with quiet():  # a family imports its classes from transformers
                 numbers = self.processor() | self.image_tokens()
                 return self.family.describe(self.config, numbers, recipe)
         except (AttributeError, TypeError, KeyError, ZeroDivisionError) as cause:
@@ -136,8 +161,10 @@ class Checkpoint:
         Raises:
             ModelError: If there is none of this name, or it is no number.
         """
+        if self.remote:
+            return self.remote.number(name)
         try:
-            for path in self._weight_files():
+            for path in self.weight_files():
                 file: Any = safe_open(path, "pt", backend="pread")
                 if name in file.keys():  # noqa: SIM118
                     return float(file.get_tensor(name).float().item())
@@ -151,33 +178,96 @@ class Checkpoint:
         """The class of transformers that builds models of this family's kind."""
         return getattr(transformers, self.family.AUTO_CLASS)
 
-    def _weight_files(self) -> list[Path]:
+    def weight_files(self) -> tuple[Path, ...]:
         """The one file of weights, or the ones that the index names."""
-        single = self.folder / "model.safetensors"
-        if single.is_file():
-            return [single]
-        file_of = self.document("model.safetensors.index.json").get("weight_map")
-        names = set(file_of.values()) if isinstance(file_of, dict) else set()
-        if not names or any(Path(str(name)).name != name for name in names):
-            raise ModelError(
-                "expected model.safetensors, or model.safetensors.index.json with the names of"
-                " files beside it"
-            )
-        return [self.folder / name for name in sorted(names)]
+        return tuple(self.folder / name for name in weight_names(self.folder))
+
+    def fetched(self) -> Checkpoint:
+        """This checkpoint with its weights in the folder; what is on a hub is fetched."""
+        if self.remote is None:
+            return self
+        self.remote.fetch()
+        return replace(self, remote=None)
 
     def empty_model(self) -> Any:
-        """The model without memory for weights, for counting.
+        """The model without memory for weights, for counting; its files have its weights.
 
         Raises:
-            ModelError: If the config describes no model.
+            ModelError: If the config describes no model, or the weight files another one.
         """
+        model = self._built(self.config)
+        both = self._matched(type(model)).both
+        if both and not self.remote and not same_numbers(self.weight_files(), *both):
+            untied = copy.deepcopy(self.config)
+            untied.tie_word_embeddings = untied.get_text_config().tie_word_embeddings = False
+            model = self._built(untied)
+        return model.eval()
+
+    def check_numbers(self, half: str | None = None) -> None:
+        """Refuse weights that no arithmetic can follow.
+
+        Args:
+            half: A scheme that stores numbers in float16, or None.
+
+        Raises:
+            ModelError: If a weight is infinite or no number.
+            PlanError: If one is larger than float16 holds.
+        """
+        if self.remote:
+            return
+        sources = self._matched(type(self._built(self.config))).sources
+        tops = largest_numbers(self.weight_files(), self.contents)
+        for name in sorted(set(sources.values())):
+            top = tops.get(name, 0.0)
+            if not math.isfinite(top):
+                raise ModelError(
+                    f"'{self.model}': weight '{name}' holds {top}, as a cast to float16 makes it;"
+                    " take the checkpoint from before that cast"
+                )
+            if half and top > MOST_HALF:
+                raise PlanError(
+                    f"weight '{name}' holds {top:,.0f}, and float16, in which scheme '{half}'"
+                    f" stores it, ends at {MOST_HALF:,.0f}; choose a scheme in float32"
+                )
+
+    def _built(self, config: Any) -> Any:
+        """The model of a config on the meta device."""
         try:
-            with _quiet(), torch.device("meta"):
-                model = self._auto_class.from_config(self.config, dtype=torch.float32)
+            with quiet(), torch.device("meta"):
+                return self._auto_class.from_config(config, dtype=torch.float32)
         except Exception as cause:  # sizes that do not go together raise anything
             line = first_line(cause)
             raise ModelError(f"'{self.model}': config.json makes no model: {line}") from cause
-        return model.eval()
+
+    def _matched(self, kind: type[Any]) -> Match:
+        """The tensors of the files as weights of the model.
+
+        Raises:
+            ModelError: If they are not its weights.
+        """
+        left_out = getattr(self.family, "left_out", lambda _: ())(self.config)
+        with self._named():
+            headers = self._headers()
+            check_plain(headers)
+            with quiet():
+                found = match(kind, self.config, headers, left_out)
+        if found.unused:
+            _say_once(
+                f"'{self.model}': {len(found.unused)} tensors of its weights are in no part of the"
+                f" model and are left out, the first is '{found.unused[0]}'"
+            )
+        return found
+
+    def _headers(self) -> dict[str, Header]:
+        return self.remote.headers if self.remote else read_headers(self.weight_files())
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of the checkpoint's files say whose files they are."""
+        try:
+            yield
+        except ModelError as cause:
+            raise _of(self.model, cause) from cause
 
     def load_model(self) -> Any:
         """The model with float32 weights.
@@ -186,30 +276,24 @@ class Checkpoint:
         until the last one is.
 
         Raises:
-            ModelError: If a weight file is damaged, or weights are missing.
+            ModelError: If a weight file is damaged, weights are missing, or not finite.
         """
+        if self.remote:
+            return self.fetched().load_model()
         kind = type(self.empty_model())
-        with _quiet():
+        self.check_numbers()
+        with quiet():
             try:
                 tensors: dict[str, Any] = {}
-                for path in self._weight_files():
+                for path in self.weight_files():
                     file: Any = safe_open(path, "pt", backend="pread")
                     tensors |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                model, report = kind.from_pretrained(
-                    None,
-                    config=self.config,
-                    state_dict=tensors,
-                    dtype=torch.float32,
-                    output_loading_info=True,
+                model = kind.from_pretrained(
+                    None, config=self.config, state_dict=tensors, dtype=torch.float32
                 )
             except Exception as cause:
                 line = first_line(cause)
                 raise ModelError(f"'{self.model}' cannot be loaded: {line}") from cause
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ModelError(
-                f"'{self.model}' lacks {len(missing)} weights, the first is '{missing[0]}'"
-            )
         return model.eval().requires_grad_(False)
 
 
@@ -219,72 +303,48 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
     Raises:
         ModelError: If it is not there, not readable, unsafe or of an unknown family.
     """
-    folder = _folder(model, revision)
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"'{model}' has no config.json; expected a Hugging Face checkpoint folder")
-    document = read_json(folder / "config.json")
-    name = str(document.get("model_type"))
-    if name not in FAMILIES.names():
-        raise ModelError(f"'{model}': {unknown_name('model family', name, FAMILIES.names())}")
-    if "auto_map" in document:
-        raise ModelError(
-            f"'{model}' needs remote code (auto_map), which is not run; use a plain checkpoint"
-        )
-    check_sizes(document, f"'{model}': config.json")
-    if not list(folder.glob("*.safetensors")):
-        pickles = [*sorted(folder.glob("*.bin")), *sorted(folder.glob("*.pt*"))]
-        only = f", only {pickles[0].name}" if pickles else ""
-        raise ModelError(
-            f"'{model}' has no *.safetensors file{only}; convert it with"
-            " transformers' save_pretrained (pickles are not read)"
-        )
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"'{model}' has no tokenizer.json; save a fast tokenizer into the folder")
+    folder, remote = _folder(model, revision)
+    files = sorted({*(path.name for path in folder.iterdir()), *(remote.listing if remote else ())})
     try:
-        with _quiet():
+        document = checked_config(folder, files)
+    except ModelError as cause:
+        raise _of(model, cause) from cause
+    check_sizes(document, f"'{model}': config.json")
+    name = str(document["model_type"])
+    try:
+        with quiet():
             config = AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
     except Exception as cause:
         raise ModelError(f"'{model}': config.json is not valid: {first_line(cause)}") from cause
-    return Checkpoint(model, revision, folder, config, FAMILIES.load(name))
+    return Checkpoint(model, revision, folder, config, FAMILIES.load(name), remote)
 
 
-def _folder(model: str, revision: str | None) -> Path:
+def _folder(model: str, revision: str | None) -> tuple[Path, HubWeights | None]:
     if model == EMBEDDED:
-        return Path(__file__).resolve().parent.parent / "embedded"
+        return Path(__file__).resolve().parent.parent / "embedded", None
     path = Path(os.path.expanduser(model))  # an unknown ~user stays as it is
     if path.is_dir():
-        return path
+        return path, None
+    if path.is_file():
+        if path.suffix == ".gguf":
+            raise ModelError(lacks([path.name]))
+        raise ModelError(f"'{model}' is a file, expected the folder of a checkpoint")
     if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith("/"):
         raise ModelError(
             f"no model '{model}': expected a folder, a hub id like OWNER/NAME, or '{EMBEDDED}'"
         )
-    # Imported here: a local folder needs no network code.
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=WANTED))
-    except Exception as cause:
-        raise ModelError(
-            f"'{model}' is not a folder and cannot be downloaded: {first_line(cause)}"
-        ) from cause
+    return fetch_small(model, revision)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers' progress bars and advice, and torchao's beneath it, would mix with ours."""
-    bars = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS")
-    # Imported here because it configures logging at import.
-    from transformers.utils import logging as hf_logging
+def _of(model: str, cause: ModelError) -> ModelError:
+    """An error of a checkpoint's files with its name: what `it` is, or what is the matter."""
+    text = str(cause)
+    return ModelError(f"'{model}' {text[3:]}" if text[:3] == "it " else f"'{model}': {text}")
 
-    active = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        with silent():
-            yield
-    finally:
-        if active:
-            hf_logging.enable_progress_bar()
-        if bars is not None:
-            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = bars
+
+@cache
+def _say_once(line: str) -> None:
+    """Log a line that concerns the user, once a process."""
+    _log.warning(line)

@@ -16,6 +16,8 @@ SIZES = {
     "num_key_value_heads": 2**12, "patch_size": 2**16, "scale_factor": 2**10, "vocab_size": 2**24,
 }  # fmt: skip
 
+POINTER = b"version https://git-lfs"
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of the checkpoint.
@@ -24,6 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: If the file holds no such object.
     """
     try:
+        check_no_pointer(path)
         document = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError, OSError) as cause:
         raise ModelError(f"{path.name} of the checkpoint is not valid JSON: {cause}") from cause
@@ -70,3 +73,17 @@ def check_processor(document: dict[str, Any], where: str) -> None:
     value = document.get("resample", 1)
     if type(value) is not int or not 0 <= value <= 5:
         raise ModelError(f"{where} resample is {value!r}, expected 0 to 5")
+
+
+def check_no_pointer(path: Path) -> None:
+    """Refuse the small text file that a clone without Git LFS leaves in a large file's place.
+
+    Raises:
+        ModelError: Saying how to get the file.
+    """
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise ModelError(
+                f"{path.name} is a Git LFS pointer, not the file itself; run `git lfs pull` in its"
+                " folder, or download the file"
+            )

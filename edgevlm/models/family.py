@@ -22,6 +22,9 @@ attention of its last one, and remove tokens before a layer of the decoder. `gra
 stages of them. A family imports no other family; what several share is in `edgevlm/models/shared`,
 and the layers of all are in `edgevlm/graphs/layers.py`.
 
+A family that leaves weights of its model out also has `left_out(config) -> tuple[str, ...]`, the
+prefixes of their names: a checkpoint without them is one, too.
+
 `Description` and `ModelParts` are those of the kind `vlm`; of the kind `encoder` they are
 `EmbedderDescription` and `EmbedderParts`. A kind without images has no `processor_views`.
 """

@@ -14,6 +14,7 @@ from torch import nn
 from edgevlm.bundle.functions import Block
 from edgevlm.bundle.plan import Plan
 from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.quantization.schemes import parse_scheme
 from edgevlm.recipe import Recipe
 
 
@@ -55,4 +56,6 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     """
     kind = importlib.import_module(f"edgevlm.planning.{checkpoint.family.KIND}")
     planned: Planned = kind.make_plan(recipe, checkpoint)
+    halves = (name for name in recipe.quantize.names if 16 in parse_scheme(name).bits)
+    checkpoint.check_numbers(next(halves, None))
     return planned

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from edgevlm.errors import RecipeError
+from edgevlm.errors import PlanError, RecipeError
 from edgevlm.exporters.contract import Target, find_target
+from edgevlm.graphs.parts import DecoderSpec
 from edgevlm.recipe import Recipe
 
 
@@ -48,6 +49,20 @@ def required_backend(recipe: Recipe, target: Target) -> tuple[tuple[str, str], .
                 f"backend '{name}' does not support scheme '{scheme}'; available: {known}"
             )
     return (("backend", name),)
+
+
+def check_heads(recipe: Recipe, target: Target, decoder: DecoderSpec) -> None:
+    """Refuse heads that the target's attention does not take.
+
+    Raises:
+        PlanError: With the sizes that it takes.
+    """
+    sizes = {cache.head_size for cache in decoder.caches}
+    for size in sorted(size for size in sizes if size % target.head_multiple):
+        raise PlanError(
+            f"heads of {size} numbers: the attention of target '{recipe.target}' takes multiples of"
+            f" {target.head_multiple}; choose another --target"
+        )
 
 
 def table_format(recipe: Recipe, target: Target, tied: bool) -> str:

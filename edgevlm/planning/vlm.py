@@ -32,7 +32,7 @@ from edgevlm.planning.blocks import Stored, encoder_shape
 from edgevlm.planning.calls import chunk_tokens, context_tokens
 from edgevlm.planning.methods import choose_decoder_method, choose_encoder_method, choose_method
 from edgevlm.planning.prompt import make_layout
-from edgevlm.planning.target import checked_target, required_backend, table_format
+from edgevlm.planning.target import check_heads, checked_target, required_backend, table_format
 from edgevlm.planning.vlm_blocks import make_blocks
 from edgevlm.recipe import Recipe
 
@@ -110,6 +110,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     target = checked_target(recipe, QUANTIZED)
     backend = required_backend(recipe, target)
     description: Description = checkpoint.describe(recipe)
+    check_heads(recipe, target, description.decoder)
     methods = choose_methods(recipe, description)
     model = checkpoint.empty_model()
     parts = methods.applied(checkpoint.family.parts(model, description))

@@ -53,6 +53,11 @@ class Scheme:
     static: bool = False
     palette: bool = False
 
+    @property
+    def bits(self) -> tuple[int, int]:
+        """Bits of a weight, and of an input of a linear layer."""
+        return self.weight_bits, self.activation_bits
+
 
 @dataclass(frozen=True)
 class Threshold:

@@ -298,4 +298,5 @@ TARGET = Target(
     unpacked=tuple(name for name, how in FORMATS.items() if how.product == "float32"),
     table_format=table_format,
     matrix_bytes=matrix_bytes,
+    head_multiple=8,  # GroupQueryAttention's, `head_size % 8`
 )

@@ -10,6 +10,7 @@ import pytest
 
 import edgevlm
 from edgevlm.errors import ModelError
+from edgevlm.recipe import Recipe
 
 pytest.importorskip("torch")
 checkpoint = pytest.importorskip("edgevlm.models.checkpoint")
@@ -95,16 +96,27 @@ def test_a_checkpoint_without_safetensors(folder, other):
     (folder / "model.safetensors").unlink()
     expected = "convert it with transformers' save_pretrained (pickles are not read)"
     text = refused(checkpoint.find, str(folder))
-    assert text == f"'{folder}' has no *.safetensors file; {expected}"
+    assert text == f"'{folder}' has no model.safetensors; {expected}"
     (folder / other).write_bytes(b"\x80\x04.")
     text = refused(checkpoint.find, str(folder))
-    assert text == f"'{folder}' has no *.safetensors file, only {other}; {expected}"
+    assert text == f"'{folder}' has no model.safetensors, only {other}; {expected}"
 
 
 def test_code_of_the_checkpoint_is_not_run(folder):
-    config(folder, auto_map={"AutoConfig": "code.Config"})
+    config(folder, auto_map={"AutoConfig": "code.Config"}, model_type="smolvlm_9")
     (folder / "code.py").write_text("raise SystemExit('it ran')")
-    assert "needs remote code (auto_map)" in refused(checkpoint.find, str(folder))
+    text = refused(checkpoint.find, str(folder))
+    assert "unknown model family 'smolvlm_9'" in text
+    assert text.endswith("(it brings code of its own, auto_map, which is not run)")
+
+
+def test_a_native_model_that_names_its_old_code_is_read_without_it(folder, tiny_model):
+    names = {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"}
+    config(folder, auto_map=names)
+    (folder / "code.py").write_text("raise SystemExit('it ran')")
+    found, plain = checkpoint.find(str(folder)), checkpoint.find(tiny_model)
+    assert found.describe(Recipe()) == plain.describe(Recipe())
+    assert found.load_model().state_dict().keys() == plain.load_model().state_dict().keys()
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
@@ -182,7 +194,9 @@ def damaged(folder, data):
 def test_a_damaged_weight_file(folder):
     data = (folder / "model.safetensors").read_bytes()
     for bad in (b"", data[:100], data[:-8], b"\xff" * 64, b"\x80\x04." * 99):
-        assert f"'{folder}' cannot be loaded: " in damaged(folder, bad)
+        text = damaged(folder, bad)
+        assert text.startswith(f"'{folder}': model.safetensors is damaged or not complete: ")
+        assert text.endswith("; download it again")
 
 
 def test_missing_weights_are_named(folder):
@@ -213,12 +227,15 @@ def test_an_index_of_weights_that_leads_nowhere(folder, places):
     (folder / "model.safetensors").rename(folder / "w.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     text = refused(checkpoint.find(str(folder)).load_model)
-    assert text.startswith(f"'{folder}' cannot be loaded: ")
+    where = "model.safetensors.index.json to have the names of files beside it in weight_map"
+    assert text == f"'{folder}': expected {where}"
 
 
 def test_weights_of_another_shape(folder):
     config(folder, [("text_config", "intermediate_size", 100)])
-    assert f"'{folder}' cannot be loaded: " in refused(checkpoint.find(str(folder)).load_model)
+    text = refused(checkpoint.find(str(folder)).empty_model)
+    assert text.startswith(f"'{folder}': weight 'model.text_model.layers.0.mlp.down_proj.weight'")
+    assert "is [64, 192] in the file and [64, 100] by config.json" in text
 
 
 def test_loading_is_quiet_and_exact(folder, capfd):

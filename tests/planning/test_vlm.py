@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -342,3 +343,19 @@ def test_numbers_of_the_description_are_those_of_the_models_modules(planned, pre
         frequencies, scaling = own(made.checkpoint.config.text_config, device="cpu")
         assert decoder.rope.inverse_frequencies == tuple(frequencies.tolist())
         assert decoder.rope.scaling == scaling
+
+
+@pytest.mark.parametrize("size", [20, 100, 12])
+def test_heads_that_a_kernel_does_not_take_are_refused_before_weights_are_read(
+    planned, tiny_model, tmp_path, size
+):
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"head_dim": size}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PlanError) as error:
+        planned(str(folder))
+    assert str(error.value) == (
+        f"heads of {size} numbers: the attention of target 'onnx' takes multiples of 8; choose"
+        " another --target"
+    )

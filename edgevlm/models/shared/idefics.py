@@ -212,7 +212,9 @@ def _positions(embeddings: Any, pixels: int) -> nn.Embedding:
     if torch.equal(ids, torch.arange(len(table.weight))):
         return table
     chosen = table.weight.detach()[ids.to(table.weight.device)]
-    return nn.Embedding.from_pretrained(chosen)
+    positions = nn.Embedding(chosen.shape[0], chosen.shape[1], device="meta")
+    positions.weight = nn.Parameter(chosen, requires_grad=False)
+    return positions
 
 
 def _one_channel(embeddings: Any) -> Any:

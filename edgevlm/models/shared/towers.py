@@ -28,6 +28,14 @@ def encoder_spec(vision: Any, layers: int, patches: int, class_token: bool = Fal
     )
 
 
+def left_out(config: Any) -> tuple[str, ...]:
+    """Weights of a tower that its selected layer does not need: all that follows it."""
+    tower, depth = "model.vision_tower.", config.vision_config.num_hidden_layers
+    layers = range(selected_layers(config), depth)
+    after = tuple(f"{tower}encoder.layers.{layer}." for layer in layers)
+    return *after, f"{tower}post_layernorm.", f"{tower}head."
+
+
 def selected_layers(config: Any) -> int:
     """Encoder layers up to `vision_feature_layer`; 0 is their input, -1 the last one's output.
 

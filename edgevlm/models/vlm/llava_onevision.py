@@ -33,10 +33,18 @@ from edgevlm.models.shared.anyres import (
 )
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.preprocessing import check_view, normalization
-from edgevlm.models.shared.towers import encoder_spec, selected_layers
+from edgevlm.models.shared.towers import encoder_spec, left_out, selected_layers
 from edgevlm.recipe import Recipe
 
-__all__ = ["AUTO_CLASS", "KIND", "describe", "parts", "processor_views", "reference_features"]
+__all__ = [
+    "AUTO_CLASS",
+    "KIND",
+    "describe",
+    "left_out",
+    "parts",
+    "processor_views",
+    "reference_features",
+]
 
 KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
 

@@ -1,0 +1,102 @@
+"""What a checkpoint's folder must have, from the names of its files and config.json alone.
+
+Refused in one line each: adapters, quantized weights, GGUF, pickles, other layouts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgevlm.errors import ModelError, unknown_name
+from edgevlm.models.documents import read_json
+from edgevlm.models.weights import INDEX, SINGLE
+from edgevlm.registry import FAMILIES
+
+# Keys of a config whose weights are quantized: transformers', compressed-tensors' and MLX's.
+QUANTIZED = ("quantization_config", "compression_config", "quantization")
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+
+def checked_config(folder: Path, files: list[str]) -> dict[str, Any]:
+    """config.json of a folder that has all files of a checkpoint; its model_type is a family.
+
+    Raises:
+        ModelError: Saying what is wrong and what to do, without the model's name.
+    """
+    _check_no_adapter(folder, files)
+    if "config.json" not in files:
+        raise ModelError(lacks(files))
+    document = read_json(folder / "config.json")
+    name = str(document.get("model_type"))
+    if name not in FAMILIES.names():
+        code = " (it brings code of its own, auto_map, which is not run)" * ("auto_map" in document)
+        raise ModelError(unknown_name("model family", name, FAMILIES.names()) + code)
+    _check_plain_config(document)
+    if not {SINGLE, INDEX}.intersection(files):
+        raise ModelError(lacks(files))
+    if "tokenizer.json" not in files:
+        raise ModelError("it has no tokenizer.json; save a fast tokenizer into the folder")
+    return document
+
+
+def lacks(files: list[str]) -> str:
+    """What to do about a folder of these files, which is no checkpoint."""
+    if gguf := [name for name in files if name.endswith(".gguf")]:
+        return (
+            f"'{gguf[0]}' is GGUF, which is not read; use the safetensors checkpoint that it was"
+            " made from, and --quantize"
+        )
+    if "config.json" not in files:
+        return "it has no config.json; expected a Hugging Face checkpoint folder"
+    if others := [name for name in files if name.endswith(".safetensors")]:
+        return (
+            f"it has neither {SINGLE} nor {INDEX}, only {others[0]}; save it with transformers'"
+            " save_pretrained"
+        )
+    pickles = [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
+    only = f", only {pickles[0]}" if pickles else ""
+    return (
+        f"it has no {SINGLE}{only}; convert it with transformers' save_pretrained (pickles are"
+        " not read)"
+    )
+
+
+def _check_plain_config(document: dict[str, Any]) -> None:
+    """Refuse a config of quantized weights, of whatever library.
+
+    Raises:
+        ModelError: Naming the key and the method.
+    """
+    for key, value in document.items():
+        if key in QUANTIZED and value:
+            numbers = value if isinstance(value, dict) else {}
+            method = numbers.get("quant_method") or numbers.get("quant_type")
+            named = f", {method}" * isinstance(method, str)
+            raise ModelError(
+                f"its weights are quantized ({key} in config.json{named}); use the checkpoint that"
+                " it was made from, and --quantize"
+            )
+        if isinstance(value, dict):
+            _check_plain_config(value)
+
+
+def _check_no_adapter(folder: Path, files: list[str]) -> None:
+    """Refuse an adapter beside the weights, or alone.
+
+    Raises:
+        ModelError: Saying how to merge it.
+    """
+    if not set(ADAPTERS).intersection(files):
+        return
+    merge = "merge it with PEFT's merge_and_unload() and save the model"
+    if "config.json" in files and {SINGLE, INDEX}.intersection(files):
+        raise ModelError(
+            f"it has an adapter that is not merged into its weights (adapter_config.json); {merge},"
+            " or move the adapter's files away to export the model without it"
+        )
+    base = None
+    if (folder / ADAPTERS[0]).is_file():
+        base = read_json(folder / ADAPTERS[0]).get("base_model_name_or_path")
+    of = f" of '{base}'" if isinstance(base, str) and base else ""
+    raise ModelError(f"it is an adapter alone{of}, not a model; {merge}")

@@ -1,0 +1,102 @@
+"""A hub on this machine: serves one checkpoint folder as huggingface.co does, or refuses it.
+
+    with serve(folder) as (endpoint, requests): ...   # the repository is owner/name
+
+`owner/gated` asks for a login, `owner/gone` is not shown; all other names are unknown revisions.
+`requests` lists "METHOD path" of each request, with its range.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+COMMIT = "a" * 40
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers for one folder."""
+
+    folder: Path
+    requests: list[str]
+
+    def log_message(self, *_: Any) -> None:
+        """No lines."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        span = self.headers.get("Range", "")
+        self.requests.append(f"{self.command} {self.path} {span}".strip())
+        if "owner/gone" in self.path:
+            self._refuse(401, "RepoNotFound")
+        elif "owner/gated" in self.path and "/resolve/" in self.path:
+            self._refuse(401, "GatedRepo")
+        elif "/nope" in self.path:
+            self._refuse(404, "RevisionNotFound")
+        elif "/tree/" in self.path:
+            self._json([
+                {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": self._tag(p)}
+                for p in sorted(self.folder.iterdir())
+            ])  # fmt: skip
+        elif self.path.startswith("/api/"):
+            files = [{"rfilename": path.name} for path in self.folder.iterdir()]
+            self._json({"id": "owner/name", "sha": COMMIT, "siblings": files, "private": False,
+                        "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
+        else:
+            self._file(self.folder / self.path.partition("?")[0].rpartition("/")[2], span)
+
+    def _file(self, path: Path, span: str) -> None:
+        if not path.is_file():
+            self._refuse(404, "EntryNotFound")
+            return
+        data = path.read_bytes()
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", span):
+            part = data[int(match[1]) : int(match[2]) + 1 if match[2] else None]
+            self._send(206, part, {"Content-Range": f"bytes {match[1]}-/{len(data)}"}, path)
+        else:
+            self._send(200, data, {}, path)
+
+    def _tag(self, path: Path) -> str:
+        return hashlib.sha1(path.name.encode()).hexdigest()
+
+    def _json(self, document: Any) -> None:
+        self._send(200, json.dumps(document).encode(), {"Content-Type": "application/json"})
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": "Access is restricted"})
+
+    def _send(
+        self, status: int, body: bytes, headers: dict[str, str], path: Path | None = None
+    ) -> None:
+        self.send_response(status)
+        if path:
+            headers |= {"ETag": f'"{self._tag(path)}"', "X-Repo-Commit": COMMIT}
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Its address, and the requests that it has answered."""
+    requests: list[str] = []
+    handler = type("Handler", (Handler,), {"folder": Path(folder), "requests": requests})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,129 @@
+"""Checkpoints on a hub: planned by headers, fetched when needed, refused by the hub's own errors.
+
+A process of its own asks a hub on this machine, as the library reads the hub's address once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("huggingface_hub")
+
+_SPEC = importlib.util.spec_from_file_location(
+    "local_hub", Path(__file__).with_name("local_hub.py")
+)
+_HUB = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(_HUB)
+serve = _HUB.serve
+ROOT = Path(__file__).resolve().parents[2]
+ASK = """
+import json, logging, sys
+from edgevlm.errors import EdgeVLMError
+from edgevlm.models.checkpoint import find
+from edgevlm.planning.plan import make_plan
+from edgevlm.recipe import Recipe
+logging.basicConfig(stream=sys.stdout, format="said: %(message)s")
+for model, revision, load in json.loads(sys.argv[1]):
+    try:
+        checkpoint = find(model, revision)
+        plan = make_plan(Recipe(model=model), checkpoint).plan
+        print("planned:", plan.weights_bytes, getattr(plan.host, "scale", None))
+        if load:
+            print("loaded:", sum(p.numel() for p in checkpoint.load_model().parameters()))
+            again = find(model, revision)
+            print("remote:", again.remote)
+    except EdgeVLMError as error:
+        print("refused:", error)
+"""
+
+
+def ask(address, cache, *questions, offline=False):
+    """Lines of a process that finds, plans and loads: (model, revision, whether to load)."""
+    environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(cache)}
+    environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": str(int(offline))}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, json.dumps(questions)],
+        env=environment, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+def reads(requests, name):
+    """What was read of a file: its ranges, or `whole`."""
+    reads = [r.split() for r in requests if r.startswith("GET") and r.split()[1].endswith(name)]
+    return [(parts[2:] or ["whole"])[0] for parts in reads]
+
+
+@pytest.mark.parametrize("name", ["tiny-smolvlm", "tiny-clip"])
+def test_a_plan_reads_headers_and_an_export_the_weights(preset, tmp_path, name):
+    folder = preset(name)
+    with serve(folder) as (address, requests):
+        local, remote = ask(
+            address, tmp_path, (str(folder), None, False), ("owner/name", None, False)
+        )[0::2]
+        assert local == remote  # the plan is that of the folder, a likeness's factor too
+        ranges = reads(requests, "model.safetensors")
+        assert ranges
+        assert "whole" not in ranges
+        assert set(reads(requests, "config.json")) == {"whole"}
+        lines = ask(address, tmp_path, ("owner/name", None, True))
+        assert reads(requests, "model.safetensors").count("whole") == 1
+    size = f"{(folder / 'model.safetensors').stat().st_size / 1e6:,.1f} MB"
+    assert lines[:1] == [
+        f"said: 'owner/name': planned by the headers of 1 file of weights, {size}, not fetched yet"
+    ]
+    assert f"said: 'owner/name': fetching 1 file of weights, {size}" in lines
+    assert lines[-1] == "remote: None"  # what is in the cache is a folder
+    lines = ask("http://127.0.0.1:9", tmp_path, ("owner/name", None, False), offline=True)
+    assert lines == [local]
+
+
+def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(preset, tmp_path):
+    questions = [
+        ("owner/gated", None, False), ("owner/gone", None, False), ("owner/name", "nope", False),
+        ("owner/na me", None, False),
+    ]  # fmt: skip
+    with serve(preset("tiny-smolvlm")) as (address, _):
+        gated, gone, revision, invalid = ask(address, tmp_path, *questions)
+    assert gated == (
+        f"refused: 'owner/gated' is gated: accept its terms at {address}/owner/gated and log in"
+        " with `hf auth login`, or set HF_TOKEN"
+    )
+    assert gone == (
+        "refused: no model 'owner/gone': no folder here has this name, and neither has a"
+        " repository that the hub shows you; correct the name, or log in with `hf auth login` if"
+        " it is private"
+    )
+    expected = f"'owner/name' has no revision 'nope' on the hub; see {address}/owner/name/commits"
+    assert revision == f"refused: {expected}"
+    assert invalid.startswith("refused: 'owner/na me' is neither a folder nor a hub id: ")
+    for offline in (False, True):
+        (line,) = ask("http://127.0.0.1:9", tmp_path, questions[2], offline=offline)
+        assert "is not complete in the cache of the hub, which cannot be reached (" in line
+        assert line.endswith("); connect once, or give a folder")
+
+
+def test_what_no_export_can_use_is_refused_before_weights_come(preset, tmp_path):
+    folder = Path(shutil.copytree(preset("tiny-smolvlm"), tmp_path / "model"))
+    config = folder / "config.json"
+    plain = config.read_text()
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    config.write_text(json.dumps(json.loads(plain) | {"quantization_config": {"bits": 4}}))
+    with serve(folder) as (address, requests):
+        (line,) = ask(address, tmp_path / "quantized", ("owner/name", None, True))
+        assert line.startswith("refused: 'owner/name': its weights are quantized")
+        config.write_text(plain)
+        (folder / "model.safetensors").unlink()
+        (line,) = ask(address, tmp_path / "gguf", ("owner/name", None, True))
+        assert line.startswith("refused: 'owner/name': 'model.gguf' is GGUF, which is not read")
+        assert not reads(requests, "model.safetensors")

@@ -1,0 +1,286 @@
+"""Weights are compared with the model by their headers: before a graph exists, before a read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+safetensors = pytest.importorskip("safetensors.torch")
+
+from edgevlm.errors import ModelError, PlanError  # noqa: E402
+from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.planning.plan import make_plan  # noqa: E402
+from edgevlm.recipe import Recipe  # noqa: E402
+
+LAYER = "model.text_model.layers.1.mlp.down_proj"
+
+
+@pytest.fixture
+def changed(preset, tmp_path):
+    """`changed(edit)`: a copy of a tiny checkpoint whose tensors went through `edit`."""
+
+    def make(edit, name="tiny-smolvlm", **values):
+        folder = Path(shutil.copytree(preset(name), tmp_path / name))
+        tensors = safetensors.load_file(folder / "model.safetensors")
+        tensors = edit(tensors) or tensors
+        safetensors.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        config = json.loads((folder / "config.json").read_text()) | values
+        (folder / "config.json").write_text(json.dumps(config))
+        return str(folder)
+
+    return make
+
+
+def planned(model, **options):
+    return make_plan(Recipe(model=model, **options), find(model))
+
+
+def refused(model, **options) -> str:
+    """The line with which `plan` refuses a checkpoint, without its name."""
+    with pytest.raises((ModelError, PlanError)) as error:
+        planned(model, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value).removeprefix(f"'{model}'").lstrip(": ")
+
+
+def added(name, shape=(4, 4), dtype=torch.float32):
+    """An edit that adds a tensor."""
+    return lambda tensors: tensors | {name: torch.zeros(shape, dtype=dtype)}
+
+
+def renamed(change):
+    """An edit that renames all tensors."""
+    return lambda tensors: {change(name): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"base_model.model.{LAYER}.lora_A.weight",
+        f"{LAYER}.lora_B.default.weight",
+        f"{LAYER}.base_layer.weight",
+        f"{LAYER}.lora_magnitude_vector",
+        "model.text_model.embed_tokens.lora_embedding_A",
+        "model.connector.modules_to_save.default.weight",
+        f"{LAYER}.hada_w1_a",
+    ],
+)
+def test_an_adapter_inside_the_weights_is_not_left_out(changed, name):
+    text = refused(changed(added(name)))
+    assert text == (
+        f"1 tensors of its weights belong to an adapter that is not merged, the first is '{name}';"
+        " merge it with PEFT's merge_and_unload() and save the model"
+    )
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (added(f"{LAYER}.weight_scale", (64,)), f"{LAYER}.weight_scale"),
+        (added(f"{LAYER}.bias", (64,)), f"{LAYER}.bias"),
+        (added("model.text_model.norm.bias", (64,)), "model.text_model.norm.bias"),
+    ],
+)
+def test_a_tensor_beside_the_weights_of_a_layer_changes_it(changed, edit, named):
+    text = refused(changed(edit))
+    owner = named.rpartition(".")[0]
+    assert text.startswith(
+        f"tensor '{named}' stands beside the weights of '{owner}', and the model"
+    )
+    assert "take plain weights, or correct config.json" in text
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.float8_e4m3fn])
+def test_packed_weights_are_quantized_whatever_the_config_says(changed, dtype):
+    def pack(tensors):
+        return tensors | {f"{LAYER}.weight": tensors[f"{LAYER}.weight"].to(dtype)}
+
+    text = refused(changed(pack))
+    assert text.startswith(f"its weights are quantized: '{LAYER}.weight' is ")
+    assert text.endswith("use the checkpoint that it was made from, and --quantize")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        {"quantization_config": {"load_in_8bit": True}},
+        {"quantization": {"group_size": 64, "bits": 4}},
+        {"compression_config": {"format": "pack-quantized"}},
+    ],
+)
+def test_a_config_of_quantized_weights(changed, values):
+    (key,) = values
+    assert f"weights are quantized ({key} in config.json" in refused(changed(dict, **values))
+
+
+def test_an_empty_quantization_config_is_none(changed):
+    assert planned(changed(dict, quantization_config=None)).plan.blocks
+
+
+def test_tensors_that_nothing_uses_are_mentioned_once(changed, caplog):
+    model = changed(added("model.extra_head.weight"))
+    with caplog.at_level(logging.WARNING):
+        first, second = planned(model), planned(model)
+    assert first.plan == second.plan
+    assert [record.getMessage() for record in caplog.records] == [
+        f"'{model}': 1 tensors of its weights are in no part of the model and are left out, the"
+        " first is 'model.extra_head.weight'"
+    ]
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "base_model.model.", "my.own."])
+def test_names_of_a_wrapped_model(changed, wrapper):
+    text = refused(changed(renamed(lambda name: wrapper + name)))
+    assert text.startswith(f"its tensors have '{wrapper}' in their names, as models saved inside")
+    assert text.endswith("save the model inside it, or rename them without it")
+
+
+def test_a_wrapper_in_the_middle_of_names(changed):
+    model = changed(renamed(lambda name: name.replace("layers.", "layers._orig_mod.")))
+    assert refused(model).startswith("its tensors have '_orig_mod.' in their names")
+
+
+def test_missing_weights_are_named_with_what_stands_instead(changed):
+    model = changed(renamed(lambda name: name.replace("down_proj", "down")))
+    text = refused(model)
+    assert text.startswith("lacks 2 weights, the first is 'model.text_model.layers.0.mlp.down_")
+    assert text.endswith(
+        "; 2 tensors have other names, the first is 'model.text_model.layers.0.mlp.down.weight'"
+    )
+
+
+@pytest.mark.parametrize("name", ["tiny-llava-next", "tiny-llava-onevision"])
+def test_weights_that_no_part_uses_may_be_absent(changed, name, preset):
+    from edgevlm.graphs.parts import ModelParts
+
+    def drop(tensors):
+        return {k: v for k, v in tensors.items() if "post_layernorm" not in k}
+
+    made = planned(changed(drop, name))
+    assert made.plan.blocks == planned(str(preset(name))).plan.blocks
+    # The names that may be absent are those of weights that no part has, and no others.
+    model = find(str(preset(name))).empty_model()
+    parts: ModelParts = made.checkpoint.family.parts(model, made.description)
+    modules = torch.nn.ModuleList([*parts.encoder.modules, *parts.decoder.layers])
+    modules.append(parts.decoder.norm)
+    used = {id(p) for p in (*modules.parameters(), *parts.table, parts.head)}
+    used.add(id(model.model.image_newline))  # a row of the table
+    prefixes = made.checkpoint.family.left_out(model.config)
+    for key, weight in model.named_parameters():
+        assert key.startswith(prefixes) is (id(weight) not in used), key
+
+
+def test_a_head_in_the_files_is_used_where_it_differs_from_the_table(changed):
+    def add_head(tensors):
+        return tensors | {"lm_head.weight": tensors["model.text_model.embed_tokens.weight"] + 1}
+
+    made = planned(changed(add_head))
+    assert not any(block.shares for block in made.plan.blocks)
+    model = made.checkpoint.load_model()
+    assert model.lm_head.weight is not model.model.text_model.embed_tokens.weight
+
+
+def test_a_head_in_the_files_that_is_the_table_stays_tied(changed, tiny_model):
+    def add_head(tensors):
+        return tensors | {"lm_head.weight": tensors["model.text_model.embed_tokens.weight"].clone()}
+
+    made = planned(changed(add_head))
+    assert made.plan.blocks == planned(tiny_model).plan.blocks
+    model = made.checkpoint.load_model()
+    assert model.lm_head.weight is model.model.text_model.embed_tokens.weight
+
+
+def test_a_head_tied_in_text_config_alone_is_refused_with_the_line_to_add(changed):
+    text = refused(changed(dict, tie_word_embeddings=False))
+    assert text.endswith('add "tie_word_embeddings": true at the top of config.json')
+
+
+def broken(value):
+    """An edit that sets one number of a weight."""
+
+    def edit(tensors):
+        tensors[f"{LAYER}.weight"][3, 5] = value
+
+    return edit
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_number_that_is_not_finite_is_named(changed, value):
+    model = changed(broken(value))
+    shown = "nan" if value != value else "inf"
+    assert refused(model).startswith(f"weight '{LAYER}.weight' holds {shown}, as a cast to float16")
+    with pytest.raises(ModelError, match="holds"):
+        find(model).load_model()
+
+
+def test_a_number_that_is_not_finite_where_nothing_reads_it(changed):
+    model = changed(lambda tensors: tensors | {"model.extra.weight": torch.tensor([float("nan")])})
+    assert planned(model).plan.blocks
+
+
+@pytest.mark.parametrize(
+    ("target", "scheme"), [("onnx", "fp16"), ("coreml", "fp16"), ("onnx", "decoder=fp16")]
+)
+def test_a_number_beyond_float16_is_refused_with_its_value(changed, target, scheme):
+    pytest.importorskip("coremltools" if target == "coreml" else "onnxscript")
+    from edgevlm.quantization.schemes import Schemes
+
+    model = changed(broken(-70000.0))
+    text = refused(model, target=target, quantize=Schemes.parse(scheme))
+    assert text == (
+        f"weight '{LAYER}.weight' holds 70,000, and float16, in which scheme 'fp16' stores it,"
+        " ends at 65,504; choose a scheme in float32"
+    )
+    assert planned(model).plan.blocks  # float32 has it
+
+
+def test_files_that_are_not_there(preset, tmp_path):
+    folder = Path(shutil.copytree(preset("tiny-smolvlm"), tmp_path / "model"))
+    weights = (folder / "model.safetensors").rename(folder / "other.safetensors")
+    assert refused(str(folder)) == (
+        "has neither model.safetensors nor model.safetensors.index.json, only other.safetensors;"
+        " save it with transformers' save_pretrained"
+    )
+    index = {"weight_map": {"a": "model-1.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert refused(str(folder)) == "model-1.safetensors is missing; download it into the folder"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
+    (folder / "model-1.safetensors").write_bytes(pointer)
+    assert "model-1.safetensors is a Git LFS pointer" in refused(str(folder))
+    weights.replace(folder / "model-1.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(pointer)
+        text = refused(str(folder))
+        assert f"{name} is a Git LFS pointer, not the file itself; run `git lfs pull`" in text
+        (folder / name).write_bytes(kept)
+
+
+def test_gguf_is_named(preset, tmp_path):
+    folder = Path(shutil.copytree(preset("tiny-smolvlm"), tmp_path / "model"))
+    (folder / "model.safetensors").rename(folder / "model-q4.gguf")
+    expected = "'model-q4.gguf' is GGUF, which is not read; use the safetensors checkpoint that it"
+    assert refused(str(folder)).startswith(expected)
+    with pytest.raises(ModelError, match=r"^'model-q4.gguf' is GGUF"):
+        find(str(folder / "model-q4.gguf"))
+    with pytest.raises(ModelError, match=r"config.json' is a file, expected the folder of a check"):
+        find(str(folder / "config.json"))
+
+
+def test_an_adapter_beside_or_alone(preset, tmp_path):
+    folder = Path(shutil.copytree(preset("tiny-smolvlm"), tmp_path / "model"))
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "owner/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    assert refused(str(folder)).startswith("has an adapter that is not merged into its weights")
+    (folder / "model.safetensors").unlink()
+    assert refused(str(folder)) == (
+        "is an adapter alone of 'owner/base', not a model; merge it with PEFT's"
+        " merge_and_unload() and save the model"
+    )
