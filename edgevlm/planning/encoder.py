@@ -174,8 +174,8 @@ def _text(
         _check_end(around, most if text.end_id is None else text.end_id)
     if not 0 <= pad <= max(pad, most) < text.vocabulary:
         raise PlanError(
-            f"the tokenizer has tokens up to {most} and fills texts up with {pad}, the model's table"
-            f" has {text.vocabulary} rows; take the tokenizer that it was trained with"
+            f"the tokenizer has tokens up to {most} and fills texts up with {pad}, the model's"
+            f" table has {text.vocabulary} rows; take the tokenizer that it was trained with"
         )
     return TextHost(
         tokens=text.tokens,

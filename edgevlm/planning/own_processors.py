@@ -13,9 +13,10 @@ from PIL import Image
 
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import ModelError, PlanError
-from edgevlm.libraries import first_line, silent
+from edgevlm.libraries import first_line
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import TextSpec
+from edgevlm.models.quiet import quiet
 
 # Width and height; a family whose processor keeps a picture's shape has no view of the second.
 PICTURES = ((64, 64), (96, 64))
@@ -30,8 +31,8 @@ def check_views(checkpoint: Checkpoint, image: ImageSpec) -> None:
     """
     if not checkpoint.processor():
         raise ModelError(
-            f"'{checkpoint.model}' says nothing of its pictures: preprocessor_config.json is missing"
-            " or empty; take it from the model that the weights were trained from"
+            f"'{checkpoint.model}' says nothing of its pictures: preprocessor_config.json is"
+            " missing or empty; take it from the model that the weights were trained from"
         )
     expected = (1, 3, image.height, image.width)
     for size in PICTURES:
@@ -54,11 +55,11 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     Raises:
         ModelError: If it cannot be loaded.
     """
-    # Imported here: transformers is heavy.
-    from transformers import AutoTokenizer
-
     try:
-        with silent():
+        with quiet():
+            # Imported here: transformers is heavy, and this part of it has log lines of its own.
+            from transformers import AutoTokenizer
+
             return AutoTokenizer.from_pretrained(
                 checkpoint.folder, local_files_only=True, trust_remote_code=False
             )
@@ -88,11 +89,12 @@ def check_tokenizer(checkpoint: Checkpoint, text: TextSpec) -> None:
 
 def _views(checkpoint: Checkpoint, image: ImageSpec, picture: Image.Image) -> Any:
     """The own processor's views f32 [1, 3, h_px, w_px]; None for another grid."""
-    # Imported here: transformers is heavy. PIL, as it resamples like ours and is always there.
-    from transformers import AutoImageProcessor
-
     try:
-        with silent():
+        with quiet():
+            # Imported here: transformers is heavy, and this part of it has log lines of its own.
+            from transformers import AutoImageProcessor
+
+            # PIL, as it resamples like ours and is always there.
             processor = AutoImageProcessor.from_pretrained(
                 checkpoint.folder, backend="pil", local_files_only=True, trust_remote_code=False
             )
