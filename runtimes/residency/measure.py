@@ -195,9 +195,7 @@ def _fitting(schedule: Schedule, pass_ms: float) -> float:
     return round(low, 3)
 
 
-def _apart(
-    bundle: Path, engine: str, threads: int, task: str
-) -> subprocess.CompletedProcess[str]:
+def _apart(bundle: Path, engine: str, threads: int, task: str) -> subprocess.CompletedProcess[str]:
     """Run `main` in a process of its own, which starts with this one's modules alone."""
     command = python_command(__name__, os.path.abspath(bundle), engine, str(threads), task)
     return subprocess.run(

@@ -42,13 +42,22 @@ def test_run_without_labels_prints_the_embedding(run, path):
     assert done.stdout.startswith("32 numbers: ")
 
 
+def test_run_names_each_of_several_images(run, path):
+    done = run("run", path, "--image", FLOWER, "--image", "gone.jpg", "--labels", "a,b")
+    assert done.exit_code == 1
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[-1]) == (f"{FLOWER}:", "gone.jpg:")
+    assert "gone.jpg" in done.stderr.splitlines()[-1]
+
+
 def test_run_as_json_has_a_line_for_each_image(run, path):
     done = run("run", path, "--image", FLOWER, "--image", STREAM, "--labels", "a,b", "--json")
     first, second = map(json.loads, done.stdout.splitlines())
     assert set(first) == {
-        "embedding", "labels", "load_ms", "vision_ms", "text_ms", "peak_rss_bytes", "engine",
-        "loads",
+        "image", "embedding", "labels", "load_ms", "vision_ms", "text_ms", "peak_rss_bytes",
+        "engine", "loads",
     }  # fmt: skip
+    assert (first["image"], second["image"]) == (str(FLOWER), str(STREAM))
     assert len(first["embedding"]) == 32
     assert first["embedding"] != second["embedding"]
     assert [label["label"] for label in first["labels"]] == ["a", "b"]
