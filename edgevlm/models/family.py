@@ -14,6 +14,7 @@ and what `verify` compares with, the model's own encoders:
     reference_features(model, pixel_values, description)    kind `vlm`
     reference_image(model, pixel_values, description)       kind `encoder`: embeddings [P, E]
     reference_text(model, ids)                              the same of ids [n, S]
+    reference_logits(model, pixel_values, ids, description) their likeness [P, n]
 
 What is a number and known before weights belongs to the description; what is a module belongs to
 the parts. Only a family file reads a config. `parts` gives named modules instead of a list for each

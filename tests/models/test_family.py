@@ -26,7 +26,10 @@ KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
 '''
 FOLDERS = {"vlm": "vlm", "encoder": "encoders"}
 # What `verify` compares with, by kind.
-REFERENCES = {"vlm": ("reference_features",), "encoder": ("reference_image", "reference_text")}
+REFERENCES = {
+    "vlm": ("reference_features",),
+    "encoder": ("reference_image", "reference_text", "reference_logits"),
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES.names())

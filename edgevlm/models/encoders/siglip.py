@@ -86,6 +86,13 @@ def reference_text(model: Any, ids: Tensor) -> Tensor:
     return model.get_text_features(ids).pooler_output
 
 
+def reference_logits(
+    model: Any, pixel_values: Tensor, ids: Tensor, description: EmbedderDescription
+) -> Tensor:
+    """How alike the model's own forward finds views and texts [n, S]: [P, n]."""
+    return model(input_ids=ids, pixel_values=pixel_values).logits_per_image
+
+
 def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:
     """The view f32 [1, 3, h_px, w_px] of the model's own processor."""
     return pooled_view(processor, picture)

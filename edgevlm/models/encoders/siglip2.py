@@ -93,18 +93,20 @@ def parts(model: Any, description: EmbedderDescription) -> EmbedderParts:
 
 def reference_image(model: Any, pixel_values: Tensor, description: EmbedderDescription) -> Tensor:
     """The model's own embeddings of views f32 [P, 3, h_px, w_px]: [P, E]."""
-    count, size = len(pixel_values), model.config.vision_config.patch_size
-    side = isqrt(description.encoder.patches)
-    cut = pixel_values.reshape(count, 3, side, size, side, size).permute(0, 2, 4, 3, 5, 1)
-    patches = cut.reshape(count, side * side, -1)
-    mask = torch.ones(count, side * side, dtype=torch.int64)
-    grids = _grid(side * side).expand(count, 2)
-    return model.get_image_features(patches, mask, grids).pooler_output
+    return model.get_image_features(**_packed(model, pixel_values, description)).pooler_output
 
 
 def reference_text(model: Any, ids: Tensor) -> Tensor:
     """The model's own embeddings of texts [n, S]: [n, E]."""
     return model.get_text_features(ids).pooler_output
+
+
+def reference_logits(
+    model: Any, pixel_values: Tensor, ids: Tensor, description: EmbedderDescription
+) -> Tensor:
+    """How alike the model's own forward finds views and texts [n, S]: [P, n]."""
+    views = _packed(model, pixel_values, description)
+    return model(input_ids=ids, **views).logits_per_image
 
 
 def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:
@@ -115,6 +117,20 @@ def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> A
         return None
     patches = inputs["pixel_values"][0].reshape(rows, columns, size, size, 3)
     return patches.transpose(4, 0, 2, 1, 3).reshape(1, 3, image.height, image.width)
+
+
+def _packed(
+    model: Any, pixel_values: Tensor, description: EmbedderDescription
+) -> dict[str, Tensor]:
+    """Views as the model takes them: patches in a row, their mask, the grid of each view."""
+    count, size = len(pixel_values), model.config.vision_config.patch_size
+    side = isqrt(description.encoder.patches)
+    cut = pixel_values.reshape(count, 3, side, size, side, size).permute(0, 2, 4, 3, 5, 1)
+    return {
+        "pixel_values": cut.reshape(count, side * side, -1),
+        "pixel_attention_mask": torch.ones(count, side * side, dtype=torch.int64),
+        "spatial_shapes": _grid(side * side).expand(count, 2),
+    }
 
 
 def _grid(patches: int) -> Tensor:
