@@ -91,6 +91,29 @@ def test_constants_of_scores_are_those_of_the_checkpoint(embedder, tmp_path, edi
         verify(path)
 
 
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda d: d["blocks"][0]["functions"][0].update(flops=10**400), "flops is 1000"),
+        (lambda d: d["blocks"][0]["functions"][0].update(flops=-1), "flops is -1, expected 0 to"),
+        (lambda d: d["requires"]["versions"].append(["a\nb", "1"]), "requires.versions must be"),
+        (lambda d: d["requires"]["versions"].append(["a", "1" * 100]), "requires.versions must be"),
+        (lambda d: d["requires"]["versions"].append(["ai.onnx", "9"]), "requires.versions must be"),
+    ],
+)
+def test_numbers_of_blocks_and_requirements(embedder, tmp_path, edit, message):
+    from edgevlm.bundle.files import Bundle
+
+    path = Path(shutil.copytree(embedder("tiny-clip").bundle.path, tmp_path / "copy.edgevlm"))
+    document = json.loads((path / "manifest.json").read_text("utf-8"))
+    edit(document)
+    (path / "manifest.json").write_text(json.dumps(document), "utf-8")
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(path)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
 def test_a_factor_of_another_c_library_is_the_same(embedder):
     """The last digit of an exponential differs between them."""
     from dataclasses import replace
