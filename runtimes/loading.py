@@ -96,9 +96,9 @@ def make_blocks(
     return StreamedBlocks(bundle.plan, engine, timings, budget_bytes)
 
 
-def loop_class(plan: Plan[Any]) -> type[Loop]:
-    """The class of the loop of a plan's kind."""
-    found: type[Loop] = _module(plan).open_loop
+def loop_class(kind: str) -> type[Loop]:
+    """The class of the loop of a kind."""
+    found: type[Loop] = _module(kind).open_loop
     return found
 
 
@@ -108,12 +108,12 @@ def open_loop(bundle: Bundle, blocks: Blocks) -> Loop:
     Raises:
         PlanError: If the blocks have a budget that is too small.
     """
-    return loop_class(bundle.plan)(bundle, blocks)
+    return loop_class(bundle.plan.kind)(bundle, blocks)
 
 
 def bind_arrays(plan: Plan[Any], engine: Engine) -> None:
     """Bind every function to arrays without a loop, to run functions one by one."""
-    _module(plan).bind_arrays(plan, _Touching(engine))
+    _module(plan.kind).bind_arrays(plan, _Touching(engine))
 
 
 @dataclass(frozen=True)
@@ -129,5 +129,5 @@ class _Touching:
         self.engine.bind(block, function, arrays)
 
 
-def _module(plan: Plan[Any]) -> ModuleType:
-    return import_module(f"edgevlm.runtimes.loops.{KINDS.load(plan.kind).LOOP}")
+def _module(kind: str) -> ModuleType:
+    return import_module(f"edgevlm.runtimes.loops.{KINDS.load(kind).LOOP}")

@@ -91,10 +91,58 @@ def test_a_bundle_that_answers_questions_takes_no_labels(run, exported):
     )
 
 
-def test_an_empty_label_is_wrong_usage(run, path):
-    done = run("run", path, "--image", FLOWER, "--labels", "a,,b")
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--image", FLOWER, "--labels", "a,,b"], "--labels has an empty text"),
+        (["--image", FLOWER, "--labels", ""], "--labels has an empty text"),
+        (["--image", "", "--labels", "a"], "--image is empty, or this folder; give the name of a file"),
+    ],
+)
+def test_an_empty_input_is_wrong_usage(run, path, asked, message):
+    done = run("run", path, *asked)
     assert done.exit_code == 2
-    assert "--labels has an empty text" in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
+
+
+def test_labels_of_a_file_may_have_commas(run, path, tmp_path):
+    file = tmp_path / "labels.txt"
+    file.write_text("\ufeffa dog, asleep\n\n  a flower  \n", "utf-8")
+    done = run("run", path, "--image", FLOWER, "--labels", f"@{file}", "--json")
+    assert [x["label"] for x in last_line(done)["labels"]] == ["a dog, asleep", "a flower"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file"),
+        (b"\n \n", "has no label; it has a label a line"),
+        (b"\xff", "is not valid UTF-8"),
+        (b"a" * 10_000_001, "is too large"),
+    ],
+)
+def test_a_file_of_labels_that_is_none(run, path, tmp_path, content, message):
+    file = tmp_path / "labels.txt"
+    if content is not None:
+        file.write_bytes(content)
+    done = run("run", path, "--image", FLOWER, "--labels", f"@{file}")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("edgevlm: --labels: ")
+    assert message in done.stderr
+
+
+def test_labels_without_a_bundle_export_nothing(run, monkeypatch):
+    monkeypatch.setattr("edgevlm.cli.run.default_bundle", lambda: pytest.fail("exported"))
+    done = run("run", "--image", FLOWER, "--labels", "a,b")
+    assert done.exit_code == 1
+    assert "--labels does not apply: the bundle answers questions" in done.stderr
+
+
+def test_the_default_bundle_is_of_the_kind_that_is_said():
+    from edgevlm.cli.shared.default_bundle import KIND, RECIPE
+    from edgevlm.models.checkpoint import find
+
+    assert find(RECIPE.model).family.KIND == KIND
 
 
 def test_export_plan_and_inspect(run, preset, path, tmp_path):
