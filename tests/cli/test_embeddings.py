@@ -96,7 +96,10 @@ def test_a_bundle_that_answers_questions_takes_no_labels(run, exported):
     [
         (["--image", FLOWER, "--labels", "a,,b"], "--labels has an empty text"),
         (["--image", FLOWER, "--labels", ""], "--labels has an empty text"),
-        (["--image", "", "--labels", "a"], "--image is empty, or this folder; give the name of a file"),
+        (
+            ["--image", "", "--labels", "a"],
+            "--image is empty, or this folder; give the name of a file",
+        ),
     ],
 )
 def test_an_empty_input_is_wrong_usage(run, path, asked, message):
@@ -155,7 +158,13 @@ def test_export_plan_and_inspect(run, preset, path, tmp_path):
     assert (plan["embedding_dimensions"], plan["text_tokens"]) == (64, 16)
     assert "similarity: 10 x cosine -1, sigmoid" in run("plan", model).stdout
     assert last_line(run("inspect", path, "--json"))["kind"] == "encoder"
-    assert "32 embedding dimensions" in run("inspect", path).stdout
+    text = run("inspect", path).stdout
+    assert "32 embedding dimensions" in text
+    assert "image: 56x56 pixels" in text
+    assert "similarity: 10 x cosine +0, softmax" in text
+    host = last_line(run("inspect", path, "--json"))["host"]
+    assert host["text"]["end_id"] == 1023
+    assert len(host["image"]["mean"]) == 3
 
 
 def test_plan_for_a_device(run, preset):
@@ -212,6 +221,17 @@ def test_profile(run, path, tmp_path, asked, modality, source):
     ran = {block.stage for block in profile.blocks if block.calls}
     assert ran == {"vision" if modality == "image" else "text"}
     assert modality in page.read_text()
+
+
+def test_profile_says_which_encoder_it_measures(run, path):
+    done = run("profile", path, "--runs", 1)
+    assert "one encoder is measured: that of texts with --prompt" in done.stdout
+
+
+def test_profile_of_tokens_is_refused(run, path):
+    done = run("profile", path, "--tokens-generated", 3)
+    assert done.exit_code == 1
+    assert "an embedding has no tokens; leave out --tokens-generated" in done.stderr
 
 
 def test_profile_of_an_image_and_a_text_is_refused(run, path):
