@@ -1,6 +1,6 @@
 """What a family file gives to the generic code: numbers before weights, then modules with weights.
 
-A family file is `edgevlm/models/<folder>/<model_type>.py`, named as transformers names the model.
+A family file is `edgevlm/models/<kind>/<model_type>.py`, named as transformers names the model.
 Its first docstring line is its summary. It has two constants and functions:
 
     KIND, AUTO_CLASS                                        its kind of bundle; what builds the
