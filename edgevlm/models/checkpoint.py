@@ -232,9 +232,12 @@ class Checkpoint:
 
     def _built(self, config: Any) -> Any:
         """The model of a config on the meta device."""
+        built_by = self._auto_class
         try:
             with quiet(), torch.device("meta"):
-                return self._auto_class.from_config(config, dtype=torch.float32)
+                # A class of one model has the same function under another name.
+                make = getattr(built_by, "from_config", None) or built_by._from_config
+                return make(config, dtype=torch.float32)
         except Exception as cause:  # sizes that do not go together raise anything
             line = first_line(cause)
             raise ModelError(f"'{self.model}': config.json makes no model: {line}") from cause

@@ -16,6 +16,8 @@ and what `verify` compares with, the model's own encoders:
     reference_text(model, ids)                              the same of ids [n, S]
     reference_logits(model, pixel_values, ids, description) their likeness [P, n]
 
+A family of images alone has `WORDS = False`, no tokenizer and not the last two.
+
 What is a number and known before weights belongs to the description; what is a module belongs to
 the parts. Only a family file reads a config. `parts` gives named modules instead of a list for each
 stage, because methods work between them: they merge tokens after a layer of the encoder, read the

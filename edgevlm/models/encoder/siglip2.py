@@ -16,18 +16,19 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
-from edgevlm.graphs.embedders import AttentionPooling, SquarePatches
-from edgevlm.graphs.layers import EncoderLayer
-from edgevlm.graphs.parts import EmbedderParts, EncoderParts
+from edgevlm.graphs.embedders import SquarePatches
+from edgevlm.graphs.parts import EmbedderParts
 from edgevlm.models.family import EmbedderDescription
 from edgevlm.models.shared.embedders import (
+    check_head,
     check_norms,
     check_sizes,
     last_token_text,
+    pooled_image,
     square_image,
     text_spec,
 )
@@ -45,8 +46,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
         PlanError: If the image encoder has no head, or the patches make no square.
     """
     vision, text = config.vision_config, config.text_config
-    if not vision.vision_use_head:
-        raise PlanError("the image encoder has no head, so it gives no embedding")
+    check_head(vision)
     patches, size = processor.get("max_num_patches", 256), vision.patch_size
     if processor.get("patch_size", size) != size:
         raise PlanError(
@@ -81,13 +81,8 @@ def parts(model: Any, description: EmbedderDescription) -> EmbedderParts:
     positions = embeddings.resize_positional_embeddings(
         table.detach().reshape(size, size, -1), _grid(spec.patches), spec.patches
     )[0]
-    encoder = EncoderParts(
-        spec=spec,
-        embedding=SquarePatches(embeddings.patch_embedding, positions, embeddings.patch_size),
-        layers=tuple(EncoderLayer(layer) for layer in tower.encoder.layers),
-        connector=AttentionPooling(tower.post_layernorm, tower.head),
-        fold=nn.Identity(),
-    )
+    embedding = SquarePatches(embeddings.patch_embedding, positions, embeddings.patch_size)
+    encoder = pooled_image(spec, tower, embedding)
     return EmbedderParts(encoder, last_token_text(model.text_model))
 
 

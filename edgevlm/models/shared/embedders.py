@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from PIL import Image
+from torch import nn
 
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
-from edgevlm.graphs.embedders import LastHead, TextPositions
-from edgevlm.graphs.layers import EncoderLayer
-from edgevlm.graphs.parts import TextEncoderParts
+from edgevlm.graphs.embedders import AttentionPooling, ClassHead, LastHead, TextPositions
+from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer
+from edgevlm.graphs.parts import EncoderParts, EncoderSpec, TextEncoderParts
 from edgevlm.models.family import RESAMPLE, TextSpec
 from edgevlm.models.shared.preprocessing import check_resized, normalization
 
 # The end token in CLIP's configs of before 2023, which is none of their tokenizers: transformers
 # then reads the token of the highest number.
 OLD_END = 2
+# What CLIP was trained with, and the processor's values where a checkpoint names none.
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
 def square_image(
@@ -104,6 +107,16 @@ def text_spec(
     )
 
 
+def check_head(vision: Any) -> None:
+    """Refuse a SigLIP image encoder that gives patches alone.
+
+    Raises:
+        PlanError: If it has no head.
+    """
+    if not vision.vision_use_head:
+        raise PlanError("the image encoder has no head, so it gives no embedding")
+
+
 def check_sizes(image: int, text: int) -> int:
     """The size of both embeddings.
 
@@ -113,6 +126,28 @@ def check_sizes(image: int, text: int) -> int:
     if image != text:
         raise PlanError(f"embeddings of images have {image} numbers, those of texts {text}")
     return image
+
+
+def class_token_image(spec: EncoderSpec, tower: Any, projection: nn.Module) -> EncoderParts:
+    """CLIP's image encoder: the class token, normed and projected, is the embedding."""
+    return EncoderParts(
+        spec=spec,
+        embedding=ClassPatchEmbedding(tower.embeddings, tower.pre_layrnorm),
+        layers=tuple(EncoderLayer(layer) for layer in tower.encoder.layers),
+        connector=ClassHead(tower.post_layernorm, projection),
+        fold=nn.Identity(),
+    )
+
+
+def pooled_image(spec: EncoderSpec, tower: Any, embedding: nn.Module) -> EncoderParts:
+    """SigLIP's image encoder: one attending query over all patches gives the embedding."""
+    return EncoderParts(
+        spec=spec,
+        embedding=embedding,
+        layers=tuple(EncoderLayer(layer) for layer in tower.encoder.layers),
+        connector=AttentionPooling(tower.post_layernorm, tower.head),
+        fold=nn.Identity(),
+    )
 
 
 def last_token_text(tower: Any) -> TextEncoderParts:
