@@ -174,9 +174,10 @@ class Checkpoint:
         raise ModelError(f"'{self.model}' lacks the weight '{name}'")
 
     @property
-    def _auto_class(self) -> Any:
-        """The class of transformers that builds models of this family's kind."""
-        return getattr(transformers, self.family.AUTO_CLASS)
+    def _make(self) -> Any:
+        """What builds the family's model; of a class of one model it has another name."""
+        built_by = getattr(transformers, self.family.AUTO_CLASS)
+        return getattr(built_by, "from_config", None) or built_by._from_config
 
     def weight_files(self) -> tuple[Path, ...]:
         """The one file of weights, or the ones that the index names."""
@@ -232,12 +233,9 @@ class Checkpoint:
 
     def _built(self, config: Any) -> Any:
         """The model of a config on the meta device."""
-        built_by = self._auto_class
         try:
             with quiet(), torch.device("meta"):
-                # A class of one model has the same function under another name.
-                make = getattr(built_by, "from_config", None) or built_by._from_config
-                return make(config, dtype=torch.float32)
+                return self._make(config, dtype=torch.float32)
         except Exception as cause:  # sizes that do not go together raise anything
             line = first_line(cause)
             raise ModelError(f"'{self.model}': config.json makes no model: {line}") from cause
