@@ -1,9 +1,8 @@
 """Find a checkpoint and read it: safetensors and JSON only, no pickle, no code from the checkpoint.
 
 A plan is compared with the headers of the weight files (`models.matching`), so that what cannot
-be exported is refused before weights are read, or fetched from a hub. The weights are read once,
-tensor by tensor, into the model that transformers builds without memory (meta device); nothing
-holds a second copy.
+be exported is refused before weights are read, or fetched from a hub. They are read once, tensor by
+tensor, into the model that transformers builds without memory (meta device), with no second copy.
 """
 
 from __future__ import annotations
