@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from edgevlm.bundle.plan import Plan
 from edgevlm.errors import InputError
 from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
+from edgevlm.runtimes import values
 from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops import drafts
 from edgevlm.runtimes.loops.answers import Answer
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 def export(recipe: Recipe, out: str | Path, force: bool = False) -> Bundle:
     """Make a verified bundle; see `edgevlm.pipeline.export`."""
+    values.instance("recipe", recipe, Recipe)
+    out = values.path("out", out)
     require_torch()
     from edgevlm import pipeline
 
@@ -37,6 +42,7 @@ def export(recipe: Recipe, out: str | Path, force: bool = False) -> Bundle:
 
 def plan(recipe: Recipe) -> Plan[Any]:
     """The recipe in numbers, before any graph exists; see `edgevlm.planning.plan.make_plan`."""
+    values.instance("recipe", recipe, Recipe)
     require_torch()
     from edgevlm.models.checkpoint import find
     from edgevlm.planning.plan import make_plan
@@ -57,6 +63,7 @@ def plan_with_cost(recipe: Recipe) -> tuple[Plan[Any], MethodCost | None]:
 
 def verify(path: str | Path, model: str | None = None) -> Verification:
     """Parity of a bundle with PyTorch; see `edgevlm.parity.verify.verify`."""
+    path = values.path("the bundle", path)
     require_torch()
     from edgevlm.parity.verify import verify as check
 
@@ -80,6 +87,7 @@ def load(
 
     Raises:
         BundleError: If the bundle is damaged.
+        InputError: If an argument has another type, or is out of range.
         PlanError: If `memory` is too little; the message says how much would do.
         RuntimeLoadError: If no engine can run it.
     """
@@ -87,14 +95,17 @@ def load(
 
 
 class Model:
-    """A bundle in memory. One conversation at a time; not safe for two threads.
+    """A bundle in memory, and one conversation.
+
+    Calls of several threads wait for each other, so each answer is that of its own call; `chat`
+    goes on with the conversation of the last `generate`, whichever thread began it.
 
     A bundle that answers questions has `generate` and `chat`, one that gives embeddings `embed` and
     `classify`; the others refuse in one line.
     """
 
     def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+        self._loop, self._lock, self._owner = loop, threading.Lock(), 0
 
     @property
     def plan(self) -> Plan[Any]:
@@ -127,12 +138,14 @@ class Model:
                 `runtimes.drafts`; for bundles with a `check` function. The answer is the same.
 
         Raises:
-            InputError: If a picture cannot be read or the prompt does not fit the context.
+            InputError: If a picture cannot be read, the prompt does not fit the context, or an
+                argument has another type or is out of range.
         """
-        loop = self._asked()
-        loop.reset()
-        seen = loop.visuals(_pictures(image), video)
-        return loop.ask(prompt, seen, max_new_tokens, sampling, on_text, self._draft(draft))
+        with self._alone():
+            loop = self._asked()
+            loop.reset()
+            seen = loop.visuals(_pictures(image), video)
+            return loop.ask(prompt, seen, max_new_tokens, sampling, on_text, self._draft(draft))
 
     def chat(
         self,
@@ -144,8 +157,9 @@ class Model:
         draft: str | None = None,
     ) -> Answer:
         """A further turn of the conversation that `generate` began."""
-        loop = self._asked()
-        return loop.ask(prompt, tuple, max_new_tokens, sampling, on_text, self._draft(draft))
+        with self._alone():
+            loop = self._asked()
+            return loop.ask(prompt, tuple, max_new_tokens, sampling, on_text, self._draft(draft))
 
     def embed(self, image: Picture) -> Embedded:
         """The embedding of one picture, of a bundle that gives embeddings.
@@ -164,7 +178,8 @@ class Model:
         """
         if not isinstance(self._loop, EncoderLoop):
             raise InputError(f"no embedding here: {self._loop.usage}")
-        return self._loop.classify(image, labels)
+        with self._alone():
+            return self._loop.classify(image, labels)
 
     def profile(
         self,
@@ -192,9 +207,26 @@ class Model:
         from edgevlm.profiling.measure import profile
         from edgevlm.profiling.measurements import ProfileRequest
 
-        path = None if image is None else Path(image)
+        path = None if image is None else values.path("image", image)
         request = ProfileRequest(path, prompt, runs, tokens_generated, minutes)
-        return profile(self._loop, request, progress)
+        with self._alone():
+            return profile(self._loop, request, progress)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait for the calls of other threads.
+
+        Raises:
+            InputError: If this thread is inside a call already, as in `on_text`.
+        """
+        if self._owner == threading.get_ident():
+            raise InputError("the model is answering; ask it again after the answer, or load two")
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._owner = 0
 
     def _asked(self) -> TextLoop:
         """The loop, if it answers questions.

@@ -23,6 +23,7 @@ from edgevlm.bundle.plan import Plan
 from edgevlm.errors import PlanError, RuntimeLoadError
 from edgevlm.libraries import memory_bytes
 from edgevlm.registry import KINDS, engine_for
+from edgevlm.runtimes import values
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks, Engine, find_engine
 from edgevlm.runtimes.loops.contract import Loop
@@ -49,10 +50,17 @@ def load_loop(
 
     Raises:
         BundleError: If the bundle is damaged.
+        InputError: If an argument has another type, or is out of range.
         PlanError: If `memory` is too small; the message has the smallest budget.
         RuntimeLoadError: If no engine can run it.
     """
-    bundle = Bundle.open(path)
+    if engine is not None:
+        values.text("engine", engine)
+    if threads is not None:
+        threads = values.whole("threads", threads, least=1)
+    if memory is not None and not isinstance(memory, str):
+        memory = values.whole("memory", memory, least=1)
+    bundle = Bundle.open(values.path("the bundle", path))
     target = bundle.plan.recipe.target
     kind = find_engine(engine or engine_for(target))
     if target not in kind.targets:
@@ -120,9 +128,9 @@ def _check_room(plan: Plan[Any], budget: int | None) -> None:
         )
 
 
-def loop_class(plan: Plan[Any]) -> type[Loop]:
-    """The class of the loop of a plan's kind."""
-    found: type[Loop] = _module(plan).open_loop
+def loop_class(kind: str) -> type[Loop]:
+    """The class of the loop of a kind."""
+    found: type[Loop] = _module(kind).open_loop
     return found
 
 
@@ -132,12 +140,12 @@ def open_loop(bundle: Bundle, blocks: Blocks) -> Loop:
     Raises:
         PlanError: If the blocks have a budget that is too small.
     """
-    return loop_class(bundle.plan)(bundle, blocks)
+    return loop_class(bundle.plan.kind)(bundle, blocks)
 
 
 def bind_arrays(plan: Plan[Any], engine: Engine) -> None:
     """Bind every function to arrays without a loop, to run functions one by one."""
-    _module(plan).bind_arrays(plan, _Touching(engine))
+    _module(plan.kind).bind_arrays(plan, _Touching(engine))
 
 
 @dataclass(frozen=True)
@@ -153,5 +161,5 @@ class _Touching:
         self.engine.bind(block, function, arrays)
 
 
-def _module(plan: Plan[Any]) -> ModuleType:
-    return import_module(f"edgevlm.runtimes.loops.{KINDS.load(plan.kind).LOOP}")
+def _module(kind: str) -> ModuleType:
+    return import_module(f"edgevlm.runtimes.loops.{KINDS.load(kind).LOOP}")

@@ -342,6 +342,8 @@ def embedder_files(preset: dict) -> dict[str, dict]:
         patches = preset["max_num_patches"]
         image |= {"max_num_patches": patches, "patch_size": vision["patch_size"]}
     kinds = {"clip": "CLIPTokenizer", "siglip": "PreTrainedTokenizerFast"}
+    # SigLIP reads padding as it reads words, so its published tokenizers give no mask.
+    inputs = {} if family == "clip" else {"model_input_names": ["input_ids"]}
     return {
         "preprocessor_config.json": image,
         "tokenizer_config.json": {
@@ -350,6 +352,7 @@ def embedder_files(preset: dict) -> dict[str, dict]:
             "model_max_length": preset["text"]["max_position_embeddings"],
             "padding_side": "right",
             "clean_up_tokenization_spaces": False,
+            **inputs,
             **special,
         },
         "special_tokens_map.json": special,

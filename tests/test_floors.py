@@ -113,7 +113,7 @@ def test_rooms_are_small():
 
 
 CATALOGUES = ("cli", "compress.tokens", "compress.decoder", "compress.vision", "models.vlm",
-              "models.encoders", "bundle.kinds",
+              "models.encoder", "bundle.kinds",
               "evaluation.datasets")  # fmt: skip
 
 

@@ -27,6 +27,9 @@ from edgevlm.errors import BundleError
 # Most elements of a tensor: 2^31 are 8 GB of float32.
 MOST_SIZE = 2**31
 MOST_LAYERS = 2**10
+# Most of a mean or a deviation of pixels; its reciprocal is the least deviation. A normalized pixel
+# is then at most 1e12, far below what float32 ends at.
+MOST_PIXEL = 1e6
 MOST_KV_BYTES = 64 * 10**9
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 ITEMS = {
@@ -70,7 +73,12 @@ def image(spec: ImageSpec) -> None:
         spec.frames == 1 or spec.rows * spec.columns == 1,
         "host.image has frames and tiles, expected one of them",
     )
-    expect(min(spec.std) > 0, f"host.image.std is {list(spec.std)}, expected values above 0")
+    for name, least in (("mean", -MOST_PIXEL), ("std", 1 / MOST_PIXEL)):
+        values = getattr(spec, name)
+        expect(
+            all(least <= value <= MOST_PIXEL for value in values),
+            f"host.image.{name} is {list(values)}, expected {least:g} to {MOST_PIXEL:g}",
+        )
 
 
 def encoder(shape: EncoderShape) -> None:

@@ -29,6 +29,9 @@ MANIFEST_LIMIT_BYTES = 32 * 10**6
 # Most dimensions of a traced tensor.
 DIMENSIONS = 6
 MOST_BLOCKS = 2**14
+MOST_FLOPS = 10**24  # of a function; what is divided into times must be a float
+# Most requirements of a bundle, and letters of each name and version.
+MOST_REQUIRED, LONGEST_REQUIRED = 16, 60
 
 
 def read_manifest(folder: Path) -> Plan[Any]:
@@ -40,6 +43,7 @@ def read_manifest(folder: Path) -> Plan[Any]:
     plan = _parse(folder / MANIFEST)
     _check_files(folder, plan)
     kind = KINDS.load(plan.kind)
+    _check_requires(plan)
     kind.check(plan)
     _check_tensors(plan)
     _check_blocks(plan, kind)
@@ -121,12 +125,25 @@ def _check_file(folder: Path, parts: Sequence[str], expected: int, field: str) -
         raise BundleError(f"{name} has {size} bytes, the manifest has {shown(expected)}")
 
 
+def _check_requires(plan: Plan[Any]) -> None:
+    """Check that requirements are a few names with versions, each once and in one line."""
+    pairs = plan.requires.versions
+    texts = [text for pair in pairs for text in pair]
+    good = all(0 < len(text) <= LONGEST_REQUIRED and text.isprintable() for text in texts)
+    good = good and len({name for name, _ in pairs}) == len(pairs) <= MOST_REQUIRED
+    expect(good, "requires.versions must be a few different names, each with a short version")
+
+
 def _check_tensors(plan: Plan[Any]) -> None:
     for block in plan.blocks:
         size = block.weights_bytes
         expect(0 <= size <= 4 * MOST_SIZE, f"{block.name}.weights_bytes is {shown(size)}")
         for function in block.functions:
-            expect(function.flops >= 0, f"{block.name}.{function.name}.flops is below 0")
+            flops = function.flops
+            expect(
+                0 <= flops <= MOST_FLOPS,
+                f"{block.name}.{function.name}.flops is {shown(flops)}, expected 0 to 10^24",
+            )
             for tensor in (*function.inputs, *function.outputs):
                 where = f"{block.name}.{function.name}.{tensor.name}"
                 shape = tensor.shape

@@ -13,6 +13,7 @@ import typer
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.kinds import printed
 from edgevlm.cli.shared.output import answer, progress, table
 from edgevlm.errors import RecipeError
 from edgevlm.registry import ENGINES, KINDS
@@ -72,6 +73,7 @@ def _document(plan: Plan[Any], inspections: list[Inspection]) -> dict[str, Any]:
         "files": plan.files,
         "blocks": plan.blocks,
         "requires": dict(plan.requires.versions),
+        "host": plan.host,
         "placement": None,
     } | KINDS.load(plan.kind).facts(plan)
     why = {"placement": "known only after a device has run the bundle"}
@@ -86,10 +88,11 @@ def _summary(plan: Plan[Any]) -> str:
     values = KINDS.load(plan.kind).facts(plan)
     facts = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in values.items())
     needs = ", ".join(f"{name} {version}" for name, version in plan.requires.versions)
+    constants = "\n".join(printed(plan.kind).plan_lines(plan, None))
     return (
         f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target}, format"
-        f" {plan.format_version}, {len(plan.blocks)} blocks, {facts}\nrequires {needs}\n\n"
-        + table(["file", "bytes", "sha256"], rows)
+        f" {plan.format_version}, {len(plan.blocks)} blocks, {facts}\nrequires {needs}\n"
+        f"{constants}\n\n" + table(["file", "bytes", "sha256"], rows)
     )
 
 

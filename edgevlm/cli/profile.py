@@ -44,7 +44,7 @@ def main(
         int, typer.Option(min=1, metavar="N", help="Number of timed answers.")
     ] = _DEFAULT.runs,
     tokens_generated: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Tokens of each answer.")
+        int, typer.Option(min=2, metavar="N", help="Tokens of each answer of text.")
     ] = _DEFAULT.tokens_generated,
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Image; default: a packaged photo.")

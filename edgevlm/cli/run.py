@@ -16,9 +16,10 @@ import typer
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.cli.shared import options as o
-from edgevlm.cli.shared.default_bundle import default_bundle
+from edgevlm.cli.shared.default_bundle import KIND, default_bundle
 from edgevlm.cli.shared.output import answer, say
 from edgevlm.errors import InputError
+from edgevlm.runtimes import values
 from edgevlm.runtimes.loading import load_loop, loop_class
 from edgevlm.runtimes.loops.contract import Answered, Loop, RunRequest, check_options
 from edgevlm.runtimes.loops.sampling import Sampling
@@ -27,6 +28,7 @@ from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
 # Options of every bundle; the others depend on the loop.
 OF_ALL = ("bundle", "engine", "threads", "memory", "json")
+MOST_LABEL_BYTES = 10 * 10**6  # of a file of labels
 
 
 def main(
@@ -51,7 +53,9 @@ def main(
     labels: Annotated[
         str | None,
         typer.Option(
-            metavar="A,B,…", help="Texts to compare each image with, for bundles with embeddings."
+            metavar="A,B,…|@FILE",
+            help="Texts to compare each image with, for bundles with embeddings; @FILE has one a"
+            " line, with commas if need be.",
         ),
     ] = None,
     engine: o.Engine = None,
@@ -83,12 +87,12 @@ def main(
     Prints text as it is generated, then figures on stderr. With --json each answer, and each image
     of a bundle with embeddings, is one line.
     """
-    path = _checked(context_, bundle, memory)
+    path, texts = _checked(context_, bundle, memory), _labels(labels)
     loop = _listening(load_loop(path, engine, threads, memory, progress=say))
     request = RunRequest(
         images=image or (),
         video=video,
-        labels=_labels(labels),
+        labels=texts,
         questions=_questions(prompt, chat),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_p, seed),
@@ -102,6 +106,8 @@ def main(
 def _checked(context: typer.Context, bundle: str | None, memory: str | None) -> str | Path:
     """The bundle to open, after a check that it supports the options of the command line."""
     options = {name for name in context.params if o.is_given(context, name)} - {*OF_ALL}
+    if Path() in (context.params["image"] or ()):
+        raise typer.BadParameter("--image is empty, or this folder; give the name of a file")
     if {"image", "video"} <= options:
         raise typer.BadParameter("give --image or --video, not both")
     if not options:  # without an input the default bundle is not exported
@@ -109,22 +115,48 @@ def _checked(context: typer.Context, bundle: str | None, memory: str | None) -> 
             "no input; give --prompt TEXT, or --chat to type questions, or --image FILE for a"
             " bundle with embeddings"
         )
-    path = _path(bundle, memory)
-    check_options(loop_class(Bundle.open(path).plan), options)
-    return path
+    if bundle is None:  # before the default one is exported
+        check_options(loop_class(KIND), options)
+        return _path(bundle, memory)
+    check_options(loop_class(Bundle.open(bundle).plan.kind), options)
+    return bundle
 
 
 def _labels(text: str | None) -> tuple[str, ...]:
-    """The texts of `--labels`."""
-    labels = tuple(label.strip() for label in (text or "").split(","))
-    if text is not None and "" in labels:
+    """The texts of `--labels`: between commas, or the lines of a file."""
+    if text is None:
+        return ()
+    if text.startswith("@"):
+        return _lines(Path(text[1:]))
+    labels = tuple(label.strip() for label in text.split(","))
+    if "" in labels:
         raise typer.BadParameter(f"--labels has an empty text: '{text[:60]}'")
-    return tuple(map(_text, labels)) if text else ()
+    return values.texts("--labels", labels)
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    """The lines of a file that are not blank, each a label; it may have commas.
+
+    Raises:
+        InputError: If it is no text of a reasonable size, or has no line.
+    """
+    if not path.is_file():
+        raise InputError(f"--labels: there is no file '{path}'; it has a label a line")
+    if path.stat().st_size > MOST_LABEL_BYTES:
+        raise InputError(f"--labels: '{path}' is too large, at most 10 MB are read")
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as cause:
+        raise InputError(f"--labels: '{path}' is not valid UTF-8") from cause
+    labels = tuple(line.strip() for line in lines if line.strip())
+    if not labels:
+        raise InputError(f"--labels: '{path}' has no label; it has a label a line")
+    return labels
 
 
 def _questions(prompt: str | None, chat: bool) -> Iterator[str]:
     """The prompt, or a line from stdin; in a chat further lines, each read in its turn."""
-    question = _text(prompt) if prompt is not None else _read("> ")
+    question = values.text("the question", prompt) if prompt is not None else _read("> ")
     while question is not None:
         yield question
         question = _read("> ") if chat else None
@@ -168,12 +200,6 @@ def _read(mark: str) -> str | None:
     """A line from stdin; None at the end or when it is empty."""
     say(mark, end="")
     try:
-        return _text(sys.stdin.readline().strip()) or None
+        return values.text("the question", sys.stdin.readline().strip()) or None
     except UnicodeDecodeError as cause:
         raise InputError("the question is not valid UTF-8") from cause
-
-
-def _text(question: str) -> str:
-    if any("\ud800" <= letter <= "\udfff" for letter in question):  # bytes that are no UTF-8
-        raise InputError("the question is not valid UTF-8")
-    return question

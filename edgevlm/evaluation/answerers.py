@@ -66,7 +66,7 @@ class BundleAnswerer:
         max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> None:
         # The loop, not `generate`: it accepts visual tokens that are encoded already.
-        if loop_class(Bundle.open(path).plan) is not TextLoop:
+        if loop_class(Bundle.open(path).plan.kind) is not TextLoop:
             raise RecipeError(f"'{path}' answers no questions, so there is nothing to evaluate")
         loop = load_loop(path, engine, threads)
         assert isinstance(loop, TextLoop)

@@ -7,7 +7,7 @@ As in `layers`, the modules hold the checkpoint's weights and the forward is wri
     the first end token, found by comparing     -> an index that the host gives    EndHead
     patches packed by the picture's shape       -> one convolution of a square     SquarePatches
 
-Each is compared with transformers' own forward in tests/models/encoders.
+Each is compared with transformers' own forward in tests/models/encoder.
 """
 
 from __future__ import annotations

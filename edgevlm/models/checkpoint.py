@@ -1,9 +1,8 @@
 """Find a checkpoint and read it: safetensors and JSON only, no pickle, no code from the checkpoint.
 
 A plan is compared with the headers of the weight files (`models.matching`), so that what cannot
-be exported is refused before weights are read, or fetched from a hub. The weights are read once,
-tensor by tensor, into the model that transformers builds without memory (meta device); nothing
-holds a second copy.
+be exported is refused before weights are read, or fetched from a hub. They are read once, tensor by
+tensor, into the model that transformers builds without memory (meta device), with no second copy.
 """
 
 from __future__ import annotations
@@ -163,9 +162,10 @@ class Checkpoint:
         raise ModelError(f"'{self.model}' lacks the weight '{name}'")
 
     @property
-    def _auto_class(self) -> Any:
-        """The class of transformers that builds models of this family's kind."""
-        return getattr(transformers, self.family.AUTO_CLASS)
+    def _make(self) -> Any:
+        """What builds the family's model; of a class of one model it has another name."""
+        built_by = getattr(transformers, self.family.AUTO_CLASS)
+        return getattr(built_by, "from_config", None) or built_by._from_config
 
     def weight_files(self) -> tuple[Path, ...]:
         """The one file of weights, or the ones that the index names."""
@@ -223,7 +223,7 @@ class Checkpoint:
         """The model of a config on the meta device."""
         try:
             with quiet(), torch.device("meta"):
-                return self._auto_class.from_config(config, dtype=torch.float32)
+                return self._make(config, dtype=torch.float32)
         except Exception as cause:  # sizes that do not go together raise anything
             line = first_line(cause)
             raise ModelError(f"'{self.model}': config.json makes no model: {line}") from cause

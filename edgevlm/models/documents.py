@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgevlm.bundle.checks import MOST_PIXEL
 from edgevlm.bundle.documents import load_json
 from edgevlm.errors import ModelError
 
@@ -61,8 +62,14 @@ def check_processor(document: dict[str, Any], where: str) -> None:
         value = document.get(key, 0.5)
         values = value if isinstance(value, list) else [value] * 3
         good = len(values) == 3 and all(type(v) in (int, float) for v in values)
-        if not good or (key == "image_std" and min(values) <= 0):
+        if not good:
             raise ModelError(f"{where} {key} is {value!r}, expected a number or three")
+        least = MOST_PIXEL**-1 if key == "image_std" else -MOST_PIXEL
+        if not all(least <= v <= MOST_PIXEL for v in values):  # NaN is not either
+            raise ModelError(
+                f"{where} {key} is {value!r}, expected {least:g} to {MOST_PIXEL:g}, of pixels of 0"
+                " to 1"
+            )
     factor = document.get("rescale_factor", 1.0)
     if type(factor) not in (int, float) or not 0 < factor < float("inf"):
         raise ModelError(f"{where} rescale_factor is {factor!r}, expected a number above 0")

@@ -1,6 +1,6 @@
 """What a family file gives to the generic code: numbers before weights, then modules with weights.
 
-A family file is `edgevlm/models/<folder>/<model_type>.py`, named as transformers names the model.
+A family file is `edgevlm/models/<kind>/<model_type>.py`, named as transformers names the model.
 Its first docstring line is its summary. It has two constants and functions:
 
     KIND, AUTO_CLASS                                        its kind of bundle; what builds the
@@ -16,6 +16,9 @@ and what `verify` compares with, the model's own encoders:
     reference_features(model, pixel_values, description)    kind `vlm`
     reference_image(model, pixel_values, description)       kind `encoder`: embeddings [P, E]
     reference_text(model, ids)                              the same of ids [n, S]
+    reference_logits(model, pixel_values, ids, description) their likeness [P, n]
+
+A family of images alone has `WORDS = False`, no tokenizer and not the last two.
 
 What is a number and known before weights belongs to the description; what is a module belongs to
 the parts. Only a family file reads a config. `parts` gives named modules instead of a list for each
@@ -89,6 +92,7 @@ class TextSpec:
         vocabulary: Rows of its table.
         pad_id: What fills up a text, where the checkpoint's tokenizer names nothing.
         reads_end: Whether the embedding is that of the first end token, else of the last token.
+        end_id: That end token; None for the token of the highest number.
         lower_case: Whether the checkpoint's tokenizer makes a text lower case first, beside what
             tokenizer.json says.
     """
@@ -99,6 +103,7 @@ class TextSpec:
     vocabulary: int
     pad_id: int
     reads_end: bool
+    end_id: int | None = None
     lower_case: bool = False
 
 

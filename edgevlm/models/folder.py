@@ -35,7 +35,7 @@ def checked_config(folder: Path, files: list[str]) -> dict[str, Any]:
     _check_plain_config(document)
     if not {SINGLE, INDEX}.intersection(files):
         raise ModelError(lacks(files))
-    if "tokenizer.json" not in files:
+    if "tokenizer.json" not in files and getattr(FAMILIES.load(name), "WORDS", True):
         raise ModelError("it has no tokenizer.json; save a fast tokenizer into the folder")
     return document
 

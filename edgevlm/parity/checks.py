@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from edgevlm.quantization.schemes import Threshold
 
 IMAGE_SENSITIVITY = 0.05
+# Of logits by the same embeddings in another precision; measured 1e-7 to 1e-6.
+LIKENESS_LIMIT = 1e-4
 # A mean of more than one step of 8 bit is another filter or another grid, not another rounding.
 PREPROCESSING_LIMIT = 0.01
 # Float32 sums in another order; a row that is hidden from one side alone gives 1e-2.
@@ -127,6 +129,16 @@ def token_ids_check(equal: float) -> Check:
         " tokenizer does"
     )
     return _at_least("token_ids_equal", equal, 1.0, text)
+
+
+def likeness_check(rel_error: float) -> Check:
+    """Our logits of the model's own embeddings, against its logits_per_image."""
+    text = (
+        "host.scale and host.bias make other logits than the model's logits_per_image: rel_error"
+        f" {rel_error:.2e}, at most {LIKENESS_LIMIT:.0e} is accepted"
+    )
+    ok = rel_error <= LIKENESS_LIMIT
+    return Check("logits_per_image", rel_error, LIKENESS_LIMIT, ok, "" if ok else text)
 
 
 def embedding_check(

@@ -4,6 +4,7 @@
     preprocessing  our view of a photo, and the checkpoint's own image processor's
     blocks         each call beside the same block in PyTorch, on the engine's own hidden states
     embeddings     of two photos, and of labels, beside get_image_features and get_text_features
+    likeness       our logits of the model's own embeddings, beside its logits_per_image
     sensitivity    how far another photo's embedding is, and another label's: the check of the rest
 
 Where tokens merge inside the image encoder, the model's own forward does something else: then it is
@@ -30,8 +31,10 @@ from edgevlm.parity.compare import Array, difference
 from edgevlm.parity.own.preprocessing import preprocessing_error
 from edgevlm.parity.rounding import by_patch, float16_psnr_db
 from edgevlm.parity.verification import Verification
+from edgevlm.planning.own_processors import load_tokenizer
 from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.loops.encoder import Words
+from edgevlm.runtimes.loops.encoder import logits
+from edgevlm.runtimes.loops.words import Words
 
 # Upper case, punctuation, accents and other scripts, nothing at all, and more than any text has
 # room for.
@@ -53,6 +56,8 @@ class EncoderVerification(Verification):
         text_psnr_db: The same in decibels; None where nothing differs.
         token_ids_equal: Share of the labels of which all ids are the checkpoint's; None without a
             text encoder.
+        logits_rel_error: Of the likeness of both photos to labels, all by the model's embeddings;
+            None without a text encoder.
         image_sensitivity: Relative change of the embedding with another photo.
         text_sensitivity: The same with another label; None without a text encoder.
         preprocessing_error: That of `edgevlm.parity.own.preprocessing`; None where the checkpoint's
@@ -64,6 +69,7 @@ class EncoderVerification(Verification):
     text_rel_error: float | None
     text_psnr_db: float | None
     token_ids_equal: float | None
+    logits_rel_error: float | None
     image_sensitivity: float
     text_sensitivity: float | None
     preprocessing_error: float | None
@@ -104,9 +110,10 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> EncoderVeri
     """Compare a bundle with its model, on two photos and on labels."""
     plan, checkpoint = calls.plan, calls.planned.checkpoint
     calls.progress("verify: the expected embeddings, in PyTorch")
-    seen, said, equal = _images(calls, model, photos), None, None
+    views = [images.views([images.load(photo)], plan.host.image) for photo in photos[:2]]
+    seen, said, equal, likeness = _images(calls, model, views), None, None, None
     if plan.host.text is not None:
-        said, equal = _texts(calls, model)
+        said, equal, likeness = _texts(calls, model, views)
     photo = images.load(photos[0])
     preprocessing = preprocessing_error(checkpoint, plan.host.image, photo, middle=False)
     if preprocessing is None:  # the processor has this grid for a square picture alone
@@ -114,6 +121,8 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> EncoderVeri
     functions, asked = calls.results()
     if equal is not None:
         asked.append(checks.token_ids_check(equal))
+    if likeness is not None:
+        asked.append(checks.likeness_check(likeness))
     asked.append(checks.preprocessing_check(preprocessing))
     measured: dict[str, tuple[float, float | None]] = {}
     for stage, compared in (("vision", seen), ("text", said)):
@@ -136,16 +145,16 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> EncoderVeri
         text_rel_error=text[0],
         text_psnr_db=text[1],
         token_ids_equal=equal,
+        logits_rel_error=likeness,
         image_sensitivity=seen.sensitivity,
         text_sensitivity=None if said is None else said.sensitivity,
         preprocessing_error=preprocessing,
     )
 
 
-def _images(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> _Compared:
+def _images(calls: BlockCalls, model: Any, views: Sequence[Array]) -> _Compared:
     """The embeddings of both photos."""
-    plan, planned = calls.plan, calls.planned
-    views = [images.views([images.load(photo)], plan.host.image) for photo in photos[:2]]
+    planned = calls.planned
     pixels = torch.from_numpy(np.concatenate(views))
     if _merging(calls):
         modules = calls.parts.encoder.modules
@@ -158,8 +167,13 @@ def _images(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> _Compared:
     return _Compared(_run(calls, "vision", inputs), expected.numpy())
 
 
-def _texts(calls: BlockCalls, model: Any) -> tuple[_Compared, float]:
-    """The embeddings of labels, and the share of all labels whose ids are the checkpoint's."""
+def _texts(calls: BlockCalls, model: Any, views: Sequence[Array]) -> tuple[_Compared, float, float]:
+    """The embeddings of labels, and what is said of them.
+
+    Returns:
+        The embeddings, the share of all labels whose ids are the checkpoint's, and rel_error of the
+        labels' likeness to the views.
+    """
     planned, host = calls.planned, calls.plan.host.text
     words = Words(calls.bundle, calls.bundle.plan.host.text)
     ids = [words.ids(label) for label in LABELS]
@@ -169,20 +183,19 @@ def _texts(calls: BlockCalls, model: Any) -> tuple[_Compared, float]:
     for each in ids[:COMPARED_TEXTS]:
         end = np.asarray([words.end(each) if host.reads_end else 0], np.int32)
         inputs.append({"hidden": np.asarray(words.table[each])[None], "end": end})
-    family = planned.checkpoint.family
+    family, rows = planned.checkpoint.family, torch.tensor(ids[:COMPARED_TEXTS])
     # Where the table is rounded, the model reads its own, and the difference is the scheme's.
-    expected = family.reference_text(model, torch.tensor(ids[:COMPARED_TEXTS]))
-    return _Compared(_run(calls, "text", inputs), expected.numpy()), equal
+    expected = family.reference_text(model, rows).numpy()
+    pixels = torch.from_numpy(np.concatenate(views))
+    seen = family.reference_image(model, pixels, planned.description).numpy()
+    alike = np.asarray([logits(calls.plan.host, image, expected) for image in seen])
+    own = family.reference_logits(model, pixels, rows, planned.description).numpy()
+    return _Compared(_run(calls, "text", inputs), expected), equal, difference(alike, own)[0]
 
 
 def expected_ids(checkpoint: Checkpoint, tokens: int) -> list[list[int]]:
     """Ids of all `LABELS` by the checkpoint's own tokenizer, cut and filled up to `tokens`."""
-    # Imported here: transformers is heavy.
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        checkpoint.folder, local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = load_tokenizer(checkpoint)
     made = tokenizer([*LABELS], padding="max_length", truncation=True, max_length=tokens)
     return [list(map(int, ids)) for ids in made["input_ids"]]
 

@@ -21,7 +21,7 @@ from edgevlm.bundle.host import Embedding
 from edgevlm.bundle.kinds import encoder as kind
 from edgevlm.bundle.kinds.encoder import EncoderHost, EncoderPlan, TextHost
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
-from edgevlm.errors import ModelError, RecipeError
+from edgevlm.errors import ModelError, PlanError, RecipeError
 from edgevlm.exporters.contract import Target
 from edgevlm.graphs.blocks import build_encoder
 from edgevlm.graphs.merging import merge
@@ -30,6 +30,7 @@ from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import EmbedderDescription, TextSpec
 from edgevlm.planning.blocks import Stored, encoder_shape, finished, stage_blocks
 from edgevlm.planning.methods import choose_encoder_method
+from edgevlm.planning.own_processors import check_tokenizer, check_views
 from edgevlm.planning.target import checked_target, required_backend, table_format
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS
@@ -82,16 +83,17 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> EncoderPlanned:
     target = checked_target(recipe, QUANTIZED)
     backend = required_backend(recipe, target)
     description: EmbedderDescription = checkpoint.describe(recipe)
+    check_views(checkpoint, description.image)
     chosen = _Method(*choose_encoder_method(recipe, description.encoder))
     parts = _merged(checkpoint.family.parts(checkpoint.empty_model(), description), chosen)
-    scale, bias = description.scale, description.bias
+    scale, bias = _likeness(checkpoint, description)
     host = EncoderHost(
         image=description.image,
         encoder=encoder_shape(parts.encoder, view_tokens=1),
         size=description.size,
         text=_text(recipe, target, checkpoint, description.text),
-        scale=math.exp(checkpoint.number(scale)) if scale else 1.0,
-        bias=checkpoint.number(bias) if bias else 0.0,
+        scale=scale,
+        bias=bias,
         scores=description.scores,
     )
     plan = Plan(
@@ -134,35 +136,75 @@ def _merged(parts: EmbedderParts, chosen: EncoderPlanned | _Method) -> EmbedderP
     return replace(parts, encoder=merge(parts.encoder, chosen.method, chosen.tokens))
 
 
+def _likeness(checkpoint: Checkpoint, description: EmbedderDescription) -> tuple[float, float]:
+    """Factor and shift of a likeness.
+
+    Raises:
+        ModelError: If one is no number that a manifest takes.
+    """
+    scale, bias = description.scale, description.bias
+    logarithm = checkpoint.number(scale) if scale else 0.0
+    shift = checkpoint.number(bias) if bias else 0.0
+    most = math.log(kind.MOST_LOGIT)
+    for name, value, bound in ((scale, logarithm, most), (bias, shift, kind.MOST_LOGIT)):
+        if not abs(value) <= bound:  # NaN is not either
+            raise ModelError(
+                f"'{checkpoint.model}': the weight '{name}' is {value:g}, expected {-bound:.4g} to"
+                f" {bound:.4g}"
+            )
+    return math.exp(logarithm), shift
+
+
 def _text(
     recipe: Recipe, target: Target, checkpoint: Checkpoint, text: TextSpec | None
 ) -> TextHost | None:
     """What the program around the text encoder needs; its special tokens are the tokenizer's.
 
     Raises:
-        ModelError: If a text ends with no token where the model reads one.
+        ModelError: If the tokenizer cannot be loaded.
+        PlanError: If its tokens are not those that the model reads.
     """
     if text is None:
         return None
+    check_tokenizer(checkpoint, text)
     tokenizer = checkpoint.tokenizer()
     tokenizer.no_padding()
     around = tokenizer.encode("").ids
-    if text.reads_end and not around:
-        raise ModelError(
-            f"'{checkpoint.model}': the tokenizer ends a text with no token, and the model reads it"
-        )
     named = checkpoint.document("tokenizer_config.json").get("pad_token")
     named = named.get("content") if isinstance(named, dict) else named
     pad = tokenizer.token_to_id(named) if isinstance(named, str) else None
+    pad = text.pad_id if pad is None else pad
+    most = max(tokenizer.get_vocab().values(), default=0)
+    if text.reads_end:
+        _check_end(around, most if text.end_id is None else text.end_id)
+    if not 0 <= pad <= max(pad, most) < text.vocabulary:
+        raise PlanError(
+            f"the tokenizer has tokens up to {most} and fills texts up with {pad}, the model's"
+            f" table has {text.vocabulary} rows; take the tokenizer that it was trained with"
+        )
     return TextHost(
         tokens=text.tokens,
         layers=text.layers,
         embedding=Embedding(text.vocabulary, text.width, table_format(recipe, target, tied=False)),
-        pad_id=text.pad_id if pad is None else pad,
+        pad_id=pad,
         end_id=around[-1] if around else None,
         reads_end=text.reads_end,
         lower_case=text.lower_case,
     )
+
+
+def _check_end(around: list[int], read: int) -> None:
+    """Refuse a tokenizer that ends a text, here an empty one, otherwise than the model reads it.
+
+    Raises:
+        PlanError: With both tokens.
+    """
+    if not around or around[-1] != read:
+        ends = f"token {around[-1]}" if around else "no token"
+        raise PlanError(
+            f"the tokenizer ends a text with {ends}, and the model reads token {read}; take the"
+            " tokenizer that it was trained with, or correct text_config.eos_token_id"
+        )
 
 
 def _blocks(

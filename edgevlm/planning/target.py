@@ -21,11 +21,11 @@ def checked_target(recipe: Recipe, stages: tuple[str, ...]) -> Target:
     """
     target = find_target(recipe.target)
     for stage, scheme in (("", recipe.quantize.default), *recipe.quantize.stages):
-        _check_scheme(recipe, target, scheme)
         if stage not in ("", *stages):
             raise RecipeError(
                 f"'{stage}' is not a stage with weights; available: {', '.join(stages)}"
             )
+        _check_scheme(recipe, target, scheme)
     _check_calibration(recipe, target.calibrated)
     return target
 

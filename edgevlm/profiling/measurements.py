@@ -22,6 +22,7 @@ from edgevlm.profiling.sections import (
     TextAnswer,
     TextQuestion,
 )
+from edgevlm.runtimes import values
 from edgevlm.runtimes.engine import Key
 from edgevlm.runtimes.residency.timings import Timings
 
@@ -50,15 +51,17 @@ class ProfileRequest:
 
     def __post_init__(self) -> None:
         """Refuse a request that measures nothing."""
-        if self.runs < 1:
-            raise InputError(f"runs must be at least 1, got {self.runs}")
-        if self.tokens_generated < 2:
+        values.whole("runs", self.runs, least=1)
+        if values.whole("tokens_generated", self.tokens_generated) < 2:
             raise InputError(
                 f"tokens_generated must be at least 2, got {self.tokens_generated}: the first token"
                 " is part of prefill"
             )
-        if not 0 <= self.minutes < 1e6:
-            raise InputError(f"minutes must not be below 0, got {self.minutes}")
+        values.real("minutes", self.minutes, most=1e6)
+        if self.image is not None:
+            values.path("image", self.image)
+        if self.prompt is not None:
+            values.text("the prompt", self.prompt)
 
     @property
     def picture(self) -> Path:

@@ -38,7 +38,7 @@ def not_measured(
         ("opening", not session.openings, "blocks are loaded within the answers"),
         ("sustained", session.sustained is None, "no --minutes were given"),
         *((name, bool(unknown), unknown) for name in ("operators", "placement", "fallback")),
-        *_block_nulls(blocks),
+        *_block_nulls(blocks, answers_of(measured.bundle.plan.kind).UNCALLED),
         *_sensor_nulls(measured, conditions, energy),
     ]  # fmt: skip
     reasons = {name: reason or "it could not be read" for name, null, reason in nulls if null}
@@ -68,12 +68,12 @@ def warnings(
     return tuple(notes)
 
 
-def _block_nulls(blocks: Sequence[BlockProfile]) -> list[Null]:
+def _block_nulls(blocks: Sequence[BlockProfile], uncalled: str) -> list[Null]:
     reasons = {
         "compile_ms": "nothing was compiled, or by an edgevlm that did not record the time",
         "load_ms": "a function that is in memory already is not loaded",
-        "run_ms": "an answer to this question does not call every function",
-        "answer_ms": "an answer to this question does not call every function",
+        "run_ms": uncalled,
+        "answer_ms": uncalled,
         "evict_ms": "a function that stays in memory is not evicted",
         "resident_bytes": "the engine was not asked",
     }

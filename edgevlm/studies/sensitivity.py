@@ -2,14 +2,15 @@
 
 The model is exported once in every scheme of the target, into a temporary folder, and verified:
 psnr_db of a block is that of its worst function against PyTorch on the same inputs. A
-recipe has a scheme for each stage; that of the head is the embedding table's too where they share
-it. Of all mixtures that fit a size, the one whose worst stage is best is proposed.
+recipe has a scheme for each stage of the kind that has weights; that of the last one (the head of a
+vlm, the text encoder of an encoder) is the embedding table's too. Of all mixtures that fit a size,
+the one whose worst stage is best is proposed.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -22,8 +23,8 @@ from edgevlm.parity.verification import Verification
 from edgevlm.pipeline import export
 from edgevlm.quantization.schemes import Schemes
 from edgevlm.recipe import Recipe
+from edgevlm.registry import KINDS
 
-STAGES = ("vision", "decoder", "head")
 EXACT_DB = 200.0  # of float32: more than any rounding gives
 
 
@@ -51,12 +52,14 @@ class Proposal:
 class Sensitivity:
     """All measurements; `stage_bytes` and `stage_db` are by stage and scheme.
 
-    The bytes of stage `head` are those of the embedding table too.
+    The bytes of the last stage are those of the embedding table too; `embed` is whether the recipe
+    has to say so, since the table may have a scheme of its own.
     """
 
     losses: tuple[SchemeLoss, ...]
     stage_bytes: dict[str, dict[str, int]]
     stage_db: dict[str, dict[str, float]]
+    embed: bool = False
 
     def propose(self, size: int) -> Proposal:
         """The mixture of at most `size` bytes whose worst stage is best.
@@ -66,11 +69,11 @@ class Sensitivity:
         """
         schemes = list(next(iter(self.stage_bytes.values())))
         mixtures = []
-        for mixture in product(schemes, repeat=len(STAGES)):
-            chosen = dict(zip(STAGES, mixture, strict=True))
+        for mixture in product(schemes, repeat=len(self.stage_bytes)):
+            chosen = dict(zip(self.stage_bytes, mixture, strict=True))
             total = sum(self.stage_bytes[stage][scheme] for stage, scheme in chosen.items())
             each = sorted(self.stage_db[stage][scheme] for stage, scheme in chosen.items())
-            mixtures.append((each, -total, _spelled(chosen)))
+            mixtures.append((each, -total, _spelled(chosen, self.embed)))
         fitting = [item for item in mixtures if -item[1] <= size]
         if not fitting:
             least = min(-total for _, total, _ in mixtures)
@@ -86,46 +89,68 @@ def measure(recipe: Recipe, progress: Callable[[str], None]) -> Sensitivity:
     """
     target = find_target(recipe.target)
     losses: list[SchemeLoss] = []
-    stage_bytes: dict[str, dict[str, int]] = {stage: {} for stage in STAGES}
-    stage_db: dict[str, dict[str, float]] = {stage: {} for stage in STAGES}
+    stage_bytes: dict[str, dict[str, int]] = {}
+    stage_db: dict[str, dict[str, float]] = {}
+    embed = False
     for scheme in target.schemes:
         if scheme in target.calibrated and recipe.calibrate is None:
             continue
-        pictures = recipe.calibrate if scheme in target.calibrated else None
-        with tempfile.TemporaryDirectory() as work:
-            asked = replace(recipe, quantize=Schemes(scheme), calibrate=pictures)
-            done = export(
-                asked, Path(work) / "s", progress=_named(scheme, progress), accept_all=True
-            )
-        if done.verification is None:
-            raise PlanError(f"nothing here runs backend '{recipe.backend}', so nothing is measured")
-        plan = done.bundle.plan
-        losses += _losses(plan, done.verification, scheme)
-        for stage in STAGES:
-            of_stage = [c for c in losses if (c.stage, c.scheme) == (stage, scheme)]
-            known = [EXACT_DB if c.psnr_db is None else c.psnr_db for c in of_stage]
-            stage_db[stage][scheme] = EXACT_DB if scheme == "none" else min(known)
-            stage_bytes[stage][scheme] = sum(c.bytes for c in of_stage)
-        others = sum(stage_bytes[stage][scheme] for stage in ("vision", "decoder"))
-        stage_bytes["head"][scheme] = plan.weights_bytes - others
-    return Sensitivity(tuple(losses), stage_bytes, stage_db)
+        plan, verification = _exported(recipe, scheme, scheme in target.calibrated, progress)
+        stages = _stages(plan)
+        measured = _losses(plan, verification, scheme, stages)
+        for stage in stages:
+            of_stage = [loss for loss in measured if loss.stage == stage]
+            known = [EXACT_DB if loss.psnr_db is None else loss.psnr_db for loss in of_stage]
+            worst = EXACT_DB if scheme == "none" else min(known)
+            stage_db.setdefault(stage, {})[scheme] = worst
+            stage_bytes.setdefault(stage, {})[scheme] = sum(loss.bytes for loss in of_stage)
+        others = sum(stage_bytes[stage][scheme] for stage in stages[:-1])
+        stage_bytes[stages[-1]][scheme] = plan.weights_bytes - others
+        tied = any(block.shares for block in plan.blocks)
+        formats = {table.dtype for table in plan.host.tables.values()}
+        embed = embed or (not tied and bool(formats - {"f32"}))
+        losses += measured
+    return Sensitivity(tuple(losses), stage_bytes, stage_db, embed)
 
 
-def _losses(plan: Plan[Any], verification: Verification, scheme: str) -> list[SchemeLoss]:
+def _exported(
+    recipe: Recipe, scheme: str, calibrated: bool, progress: Callable[[str], None]
+) -> tuple[Plan[Any], Verification]:
+    """The model exported in one scheme into a temporary folder, and verified."""
+    pictures = recipe.calibrate if calibrated else None
+    asked = replace(recipe, quantize=Schemes(scheme), calibrate=pictures)
+    with tempfile.TemporaryDirectory() as work:
+        done = export(asked, Path(work) / "s", progress=_named(scheme, progress), accept_all=True)
+    if done.verification is None:
+        raise PlanError(f"nothing here runs backend '{recipe.backend}', so nothing is measured")
+    return done.bundle.plan, done.verification
+
+
+def _stages(plan: Plan[Any]) -> list[str]:
+    """The stages that the plan has and schemes quantize, in order."""
+    present = {block.stage for block in plan.blocks}
+    stages = KINDS.load(plan.kind).STAGES
+    return [stage.name for stage in stages if stage.quantized and stage.name in present]
+
+
+def _losses(
+    plan: Plan[Any], verification: Verification, scheme: str, stages: Sequence[str]
+) -> list[SchemeLoss]:
     losses = []
     for block in plan.blocks:
-        if block.stage in STAGES:
+        if block.stage in stages:
             calls = [b.psnr_db for b in verification.blocks if b.name == block.name]
             worst = min((db for db in calls if db is not None), default=None)
             losses.append(SchemeLoss(block.name, block.stage, scheme, block.weights_bytes, worst))
     return losses
 
 
-def _spelled(chosen: dict[str, str]) -> str:
-    """`w8a8,head=fp16`: the scheme of most stages first."""
+def _spelled(chosen: dict[str, str], embed: bool) -> str:
+    """`w8a8,head=fp16`: the scheme of most stages first; the table's is that of the last stage."""
     schemes = list(chosen.values())
     most = max(schemes, key=schemes.count)
-    others = [f"{stage}={scheme}" for stage, scheme in chosen.items() if scheme != most]
+    named = chosen | ({"embed": schemes[-1]} if embed else {})
+    others = [f"{stage}={scheme}" for stage, scheme in named.items() if scheme != most]
     return ",".join([most, *others])
 
 

@@ -9,7 +9,11 @@ from edgevlm.units import megabytes
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer with its measurements; times in ms, `ttft_ms` from the decoded image on."""
+    """One answer with its measurements; times in ms, `ttft_ms` from the decoded image on.
+
+    `stopped` is why it ended: `stop` by a stop token, `length` by the most tokens asked for,
+    `context` because the context is full.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -45,4 +49,12 @@ class Answer:
             + (f" {speed:.1f} tokens/s;" if speed else "")
             + (f" {self.accepted} of {self.drafted} guesses right;" if self.drafted else "")
             + f" {self.loads} loads; peak {megabytes(self.peak_rss_bytes)}; {self.engine}"
+            + self._cut
         )
+
+    @property
+    def _cut(self) -> str:
+        """What cut the answer off; empty if it ended by itself."""
+        if self.stopped == "length":
+            return f"; cut off after {len(self.token_ids)} tokens (--max-new-tokens)"
+        return "; cut off, as the context is full (export --context)" * (self.stopped == "context")

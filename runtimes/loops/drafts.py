@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.errors import InputError
+from edgevlm.runtimes import values
 
 LONGEST = 3  # tokens of the longest suffix that is looked up
 
@@ -50,7 +51,7 @@ def parse(text: str, plan: VlmPlan) -> Draft:
     Raises:
         InputError: If it is neither, or skips too many of the bundle's blocks.
     """
-    name, _, value = text.partition("=")
+    name, _, value = values.text("draft", text).partition("=")
     if text == "lookup":
         return lookup
     if name == "skip" and value.isdecimal() and 0 < int(value) < 10**6:

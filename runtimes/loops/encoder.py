@@ -7,6 +7,7 @@ logit = scale · cosine(image, text) + bias; a score by softmax or sigmoid
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,15 +16,16 @@ from typing import ClassVar
 import numpy as np
 
 from edgevlm.bundle.files import Bundle
-from edgevlm.bundle.kinds.encoder import EncoderPlan, TextHost
-from edgevlm.errors import InputError
+from edgevlm.bundle.kinds.encoder import EncoderHost, EncoderPlan
+from edgevlm.errors import BundleError, InputError
+from edgevlm.runtimes import values
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.buffers import chain
 from edgevlm.runtimes.loops.contract import RunRequest
 from edgevlm.runtimes.loops.images.pictures import Picture
-from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
+from edgevlm.runtimes.loops.words import Words
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
 from edgevlm.units import megabytes
 
@@ -43,9 +45,11 @@ class Label:
 class Embedded:
     """The embedding of one image, and the score of each label; times in ms.
 
-    `text_ms` is the time of the labels that were not cached.
+    `image` is the file as it was named, None for a picture that is none. `text_ms` is the time of
+    the labels that were not cached.
     """
 
+    image: str | None
     embedding: tuple[float, ...]
     labels: tuple[Label, ...]
     load_ms: float
@@ -64,9 +68,11 @@ class Embedded:
     def shown(self) -> str:
         """The nearest label and all scores; without labels, size and beginning of the embedding."""
         if self.nearest is not None:
-            width = max(len(label.label) for label in self.labels)
-            each = (f"  {label.label:{width}}  {label.score:.4f}" for label in self.labels)
-            return "\n".join([self.nearest.label, *each])
+            names = [_line(label.label) for label in self.labels]
+            width = max(map(len, names))
+            pairs = zip(names, self.labels, strict=True)
+            each = (f"  {name:{width}}  {label.score:.4f}" for name, label in pairs)
+            return "\n".join([_line(self.nearest.label), *each])
         first = ", ".join(f"{number:.4f}" for number in self.embedding[:SHOWN])
         return f"{len(self.embedding)} numbers: {first}, …"
 
@@ -142,6 +148,8 @@ class EncoderLoop:
     def answers(self, request: RunRequest) -> Iterator[Embedded]:
         """The embedding of each image, compared with all labels; see `contract.Loop`."""
         for path in request.images:
+            if len(request.images) > 1:
+                request.on_text(f"{_line(str(path))}:\n")
             yield self.classify(path, request.labels)
 
     def classify(self, picture: Picture, labels: Sequence[str] = ()) -> Embedded:
@@ -151,16 +159,19 @@ class EncoderLoop:
             InputError: If the picture cannot be read, or there are labels and the bundle has no
                 text encoder.
         """
+        labels = values.texts("labels", labels)
+        name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else None
         picture = images.load(picture)
         started = time.perf_counter()
         embedding = self.embed(picture)
         encoded = time.perf_counter()
         texts = [self.embed_text(label) for label in labels]
         compared = time.perf_counter()
-        scores = self.scores(embedding, texts) if texts else ()
+        each = self.scores(embedding, texts) if texts else ()
         return Embedded(
+            image=name,
             embedding=tuple(map(float, embedding)),
-            labels=tuple(Label(*pair) for pair in zip(labels, map(float, scores), strict=True)),
+            labels=tuple(Label(*pair) for pair in zip(labels, map(float, each), strict=True)),
             load_ms=self.load_ms,
             vision_ms=(encoded - started) * 1e3,
             text_ms=(compared - encoded) * 1e3,
@@ -170,7 +181,12 @@ class EncoderLoop:
         )
 
     def embed(self, picture: Picture) -> Array:
-        """The embedding of an image, f32 [E], not normalized."""
+        """The embedding of an image, f32 [E], not normalized.
+
+        Raises:
+            BundleError: If a number of it is infinite or none.
+            InputError: If the picture cannot be read.
+        """
         self.arrays.pixels[:] = images.views([picture], self.plan.host.image)
         return self._run("vision", self.arrays.embedding)
 
@@ -180,6 +196,7 @@ class EncoderLoop:
         Raises:
             InputError: If the bundle has no text encoder.
         """
+        text = values.text("the text", text)
         if text not in self._known:
             self._known[text] = self._encode_text(text)
         embedding = self._known[text] = self._known.pop(
@@ -191,13 +208,7 @@ class EncoderLoop:
 
     def scores(self, embedding: Array, texts: Sequence[Array]) -> Array:
         """The score of each text embedding for an image's: f32 [n]."""
-        host = self.plan.host
-        products = np.asarray([_unit(text) @ _unit(embedding) for text in texts])
-        logits = host.scale * products + host.bias
-        if host.scores == "sigmoid":
-            return np.asarray(np.exp(-np.logaddexp(0, -logits)), np.float32)
-        odds = np.exp(logits - logits.max())
-        return np.asarray(odds / odds.sum(), np.float32)
+        return scores(self.plan.host, logits(self.plan.host, embedding, texts))
 
     def token_ids(self, text: str) -> list[int]:
         """The S tokens of a text.
@@ -219,35 +230,39 @@ class EncoderLoop:
         return self._run("text", self.arrays.text)
 
     def _run(self, stage: str, result: Array) -> Array:
-        """Run the blocks of a stage once; returns a copy of the last one's output."""
+        """Run the blocks of a stage once; returns a copy of the last one's output.
+
+        Raises:
+            BundleError: If a number of it is infinite or none.
+        """
         self.blocks.expect(stage, 1)
         for block in self.plan.stage(stage):
             self.blocks.run(block.name, "encode")
+        if not np.isfinite(result).all():
+            raise BundleError(
+                f"stage '{stage}' gives numbers that are not finite: a weight or a constant of the"
+                " bundle is damaged, or float16 overflows; see edgevlm verify"
+            )
         return np.array(result[0])
 
 
-class Words:
-    """Texts to tokens, as the checkpoint's tokenizer pads and truncates them."""
+def logits(host: EncoderHost, embedding: Array, texts: Sequence[Array]) -> Array:
+    """How alike an image's embedding [E] and those of texts are: f64 [n]."""
+    products = np.asarray([_unit(text) @ _unit(embedding) for text in texts])
+    return np.asarray(host.scale * products + host.bias)
 
-    def __init__(self, bundle: Bundle, host: TextHost) -> None:
-        self.host = host
-        self._tokenizer = load_tokenizer(bundle, host.embedding.rows)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self.table = load_table(bundle, host.embedding)
 
-    def ids(self, text: str) -> list[int]:
-        """S tokens: those of the text, with its end token even if truncated, then padding."""
-        host = self.host
-        ids = self._tokenizer.encode(text.lower() if host.lower_case else text).ids
-        if len(ids) > host.tokens:
-            ends = [] if host.end_id is None else [host.end_id]
-            ids = [*ids[: host.tokens - len(ends)], *ends]
-        return [*ids, *[host.pad_id] * (host.tokens - len(ids))]
+def scores(host: EncoderHost, alike: Array) -> Array:
+    """The score of each text from its logit: f32 [n]."""
+    if host.scores == "sigmoid":
+        return np.asarray(np.exp(-np.logaddexp(0, -alike)), np.float32)
+    odds = np.exp(alike - alike.max())
+    return np.asarray(odds / odds.sum(), np.float32)
 
-    def end(self, ids: Sequence[int]) -> int:
-        """Index of the first end token."""
-        return [*ids].index(self.host.end_id or 0)
+
+def _line(text: str) -> str:
+    """A text on one line, without control characters."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _unit(embedding: Array) -> Array:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.runtimes import values
+
 Array = NDArray[Any]
 
 
@@ -19,6 +21,12 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no distribution has."""
+        values.real("temperature", self.temperature)
+        values.real("top_p", self.top_p, most=1.0)
+        values.whole("seed", self.seed)
 
 
 def chooser(sampling: Sampling) -> Callable[[Array], int]:
@@ -32,7 +40,8 @@ def chooser(sampling: Sampling) -> Callable[[Array], int]:
 
     def choose(logits: Array) -> int:
         scores = np.asarray(logits, np.float64)
-        odds = np.exp((scores - scores.max()) / sampling.temperature)
+        with np.errstate(over="ignore"):  # a tiny temperature: only the best is left
+            odds = np.exp((scores - scores.max()) / sampling.temperature)
         odds /= odds.sum()
         if sampling.top_p < 1:
             order = np.argsort(-odds, kind="stable")

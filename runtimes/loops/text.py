@@ -18,6 +18,7 @@ from tokenizers.decoders import DecodeStream
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError
+from edgevlm.runtimes import values
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops import images
@@ -169,11 +170,13 @@ class TextLoop(DecoderLoop):
                 without a draft, as far as two graphs round alike.
 
         Raises:
-            InputError: If the turn does not fit the context, `max_new_tokens` is below 1, or the
-                bundle cannot check a draft.
+            InputError: If the turn does not fit the context, an argument has another type or is
+                out of range, or the bundle cannot check a draft.
         """
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        question = values.text("the prompt", question)
+        max_new_tokens = values.whole("max_new_tokens", max_new_tokens, least=1)
+        values.instance("sampling", sampling, Sampling)
+        values.function("on_text", on_text)
         if draft is not None and not self.plan.host.check:
             raise InputError(
                 "the bundle has no 'check' function for --draft; export it with --speculate 8"
@@ -204,7 +207,9 @@ class TextLoop(DecoderLoop):
         shown = _Stream(self.tokenizer, on_text)
         stopped = self._generate(ids, min(max_new_tokens, room), choose, shown, draft)
         seconds = time.perf_counter() - first
-        if stopped == "length":
+        if stopped == "length" and room < max_new_tokens:
+            stopped = "context"
+        if stopped != "stop":
             # The next turn begins after the reply, so its last token goes into the cache too.
             self._step_token(ids[-1])
         self._history += ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 import edgevlm
 from edgevlm.cli import COMMANDS
+from edgevlm.cli.shared import output
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -229,3 +231,13 @@ def test_output_that_the_terminal_cannot_show(tiny_model):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert b"visual tokens: 5 views" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_keeps_every_letter_in_any_encoding(monkeypatch, encoding):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    output.answer({"text": "é 日本 🙂"}, "", as_json=True)
+    printed = stdout.buffer.getvalue().decode(encoding)
+    assert json.loads(printed) == {"text": "é 日本 🙂"}
+    assert ("日本" in printed) == (encoding == "utf-8")

@@ -42,13 +42,22 @@ def test_run_without_labels_prints_the_embedding(run, path):
     assert done.stdout.startswith("32 numbers: ")
 
 
+def test_run_names_each_of_several_images(run, path):
+    done = run("run", path, "--image", FLOWER, "--image", "gone.jpg", "--labels", "a,b")
+    assert done.exit_code == 1
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[-1]) == (f"{FLOWER}:", "gone.jpg:")
+    assert "gone.jpg" in done.stderr.splitlines()[-1]
+
+
 def test_run_as_json_has_a_line_for_each_image(run, path):
     done = run("run", path, "--image", FLOWER, "--image", STREAM, "--labels", "a,b", "--json")
     first, second = map(json.loads, done.stdout.splitlines())
     assert set(first) == {
-        "embedding", "labels", "load_ms", "vision_ms", "text_ms", "peak_rss_bytes", "engine",
-        "loads",
+        "image", "embedding", "labels", "load_ms", "vision_ms", "text_ms", "peak_rss_bytes",
+        "engine", "loads",
     }  # fmt: skip
+    assert (first["image"], second["image"]) == (str(FLOWER), str(STREAM))
     assert len(first["embedding"]) == 32
     assert first["embedding"] != second["embedding"]
     assert [label["label"] for label in first["labels"]] == ["a", "b"]
@@ -82,10 +91,61 @@ def test_a_bundle_that_answers_questions_takes_no_labels(run, exported):
     )
 
 
-def test_an_empty_label_is_wrong_usage(run, path):
-    done = run("run", path, "--image", FLOWER, "--labels", "a,,b")
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--image", FLOWER, "--labels", "a,,b"], "--labels has an empty text"),
+        (["--image", FLOWER, "--labels", ""], "--labels has an empty text"),
+        (
+            ["--image", "", "--labels", "a"],
+            "--image is empty, or this folder; give the name of a file",
+        ),
+    ],
+)
+def test_an_empty_input_is_wrong_usage(run, path, asked, message):
+    done = run("run", path, *asked)
     assert done.exit_code == 2
-    assert "--labels has an empty text" in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())
+
+
+def test_labels_of_a_file_may_have_commas(run, path, tmp_path):
+    file = tmp_path / "labels.txt"
+    file.write_text("\ufeffa dog, asleep\n\n  a flower  \n", "utf-8")
+    done = run("run", path, "--image", FLOWER, "--labels", f"@{file}", "--json")
+    assert [x["label"] for x in last_line(done)["labels"]] == ["a dog, asleep", "a flower"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file"),
+        (b"\n \n", "has no label; it has a label a line"),
+        (b"\xff", "is not valid UTF-8"),
+        (b"a" * 10_000_001, "is too large"),
+    ],
+)
+def test_a_file_of_labels_that_is_none(run, path, tmp_path, content, message):
+    file = tmp_path / "labels.txt"
+    if content is not None:
+        file.write_bytes(content)
+    done = run("run", path, "--image", FLOWER, "--labels", f"@{file}")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("edgevlm: --labels: ")
+    assert message in done.stderr
+
+
+def test_labels_without_a_bundle_export_nothing(run, monkeypatch):
+    monkeypatch.setattr("edgevlm.cli.run.default_bundle", lambda: pytest.fail("exported"))
+    done = run("run", "--image", FLOWER, "--labels", "a,b")
+    assert done.exit_code == 1
+    assert "--labels does not apply: the bundle answers questions" in done.stderr
+
+
+def test_the_default_bundle_is_of_the_kind_that_is_said():
+    from edgevlm.cli.shared.default_bundle import KIND, RECIPE
+    from edgevlm.models.checkpoint import find
+
+    assert find(RECIPE.model).family.KIND == KIND
 
 
 def test_export_plan_and_inspect(run, preset, path, tmp_path):
@@ -98,7 +158,13 @@ def test_export_plan_and_inspect(run, preset, path, tmp_path):
     assert (plan["embedding_dimensions"], plan["text_tokens"]) == (64, 16)
     assert "similarity: 10 x cosine -1, sigmoid" in run("plan", model).stdout
     assert last_line(run("inspect", path, "--json"))["kind"] == "encoder"
-    assert "32 embedding dimensions" in run("inspect", path).stdout
+    text = run("inspect", path).stdout
+    assert "32 embedding dimensions" in text
+    assert "image: 56x56 pixels" in text
+    assert "similarity: 10 x cosine +0, softmax" in text
+    host = last_line(run("inspect", path, "--json"))["host"]
+    assert host["text"]["end_id"] == 1023
+    assert len(host["image"]["mean"]) == 3
 
 
 def test_plan_for_a_device(run, preset):
@@ -155,6 +221,17 @@ def test_profile(run, path, tmp_path, asked, modality, source):
     ran = {block.stage for block in profile.blocks if block.calls}
     assert ran == {"vision" if modality == "image" else "text"}
     assert modality in page.read_text()
+
+
+def test_profile_says_which_encoder_it_measures(run, path):
+    done = run("profile", path, "--runs", 1)
+    assert "one encoder is measured: that of texts with --prompt" in done.stdout
+
+
+def test_profile_of_tokens_is_refused(run, path):
+    done = run("profile", path, "--tokens-generated", 3)
+    assert done.exit_code == 1
+    assert "an embedding has no tokens; leave out --tokens-generated" in done.stderr
 
 
 def test_profile_of_an_image_and_a_text_is_refused(run, path):

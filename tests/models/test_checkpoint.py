@@ -170,7 +170,7 @@ def test_sizes_that_do_not_go_together(folder):
     [
         ("image_mean", [0.5, 0.5], "image_mean is [0.5, 0.5], expected a number or three"),
         ("image_mean", None, "image_mean is None, expected a number or three"),
-        ("image_std", 0, "image_std is 0, expected a number or three"),
+        ("image_std", 0, "image_std is 0, expected 1e-06 to 1e+06, of pixels of 0 to 1"),
         ("image_std", ["a", 1, 1], "image_std is ['a', 1, 1], expected a number or three"),
         ("resample", 9, "resample is 9, expected 0 to 5"),
         ("resample", [], "resample is [], expected 0 to 5"),

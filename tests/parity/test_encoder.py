@@ -43,9 +43,10 @@ def test_both_embeddings_are_the_models(embedder, name):
     assert max(found.image_rel_error, found.text_rel_error) < 1e-4
     assert found.token_ids_equal == 1.0
     assert found.preprocessing_error < 1e-6
+    assert found.logits_rel_error < 1e-5
     assert {check.name for check in found.checks} >= {
         "token_ids_equal", "preprocessing_error", "vision embedding", "text embedding",
-        "vision sensitivity", "text sensitivity",
+        "vision sensitivity", "text sensitivity", "logits_per_image",
     }  # fmt: skip
 
 
@@ -58,6 +59,8 @@ def test_both_embeddings_are_the_models(embedder, name):
             lambda m: m.text_model.embeddings.token_embedding.weight.mul_(2),
             "the embeddings of stage 'text' differ from PyTorch's",
         ),
+        (lambda m: m.logit_scale.add_(0.01), "host.scale and host.bias make other logits"),
+        (lambda m: m.logit_bias.add_(0.01), "host.scale and host.bias make other logits"),
     ],
 )
 def test_another_model_is_told_apart(verified, change, failure):

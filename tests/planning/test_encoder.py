@@ -64,6 +64,7 @@ def test_bytes_are_those_of_the_scheme(planned):
         ({"methods": ("divprune",)}, "'divprune' is of site 'tokens'"),
         ({"methods": ("tome",)}, "add @vision"),
         ({"quantize": "decoder=w8a8"}, "available: vision, text, embed"),
+        ({"quantize": "fp16,decoder=w4g32a16"}, "'decoder' is not a stage with weights"),
     ],
 )
 def test_what_a_language_model_alone_has_is_refused(planned, asked, message):

@@ -17,8 +17,9 @@ from edgevlm.errors import PlanError
 from edgevlm.exporters.to_onnx import target as to_onnx
 from edgevlm.models.checkpoint import find
 from edgevlm.planning.plan import make_plan
+from edgevlm.quantization.schemes import Schemes
 from edgevlm.recipe import Recipe
-from edgevlm.studies.sensitivity import EXACT_DB, Sensitivity
+from edgevlm.studies.sensitivity import EXACT_DB, Sensitivity, measure
 
 BYTES = {
     "vision": {"none": 400, "w8": 100, "w4": 50},
@@ -75,3 +76,31 @@ def test_a_size_alone_chooses_nothing():
     done = CliRunner().invoke(app, ["plan", "embedded", "--size", "1MB"])
     assert done.exit_code == 1
     assert "--size needs --sensitivity" in done.output
+
+
+def test_an_encoder_has_its_own_stages(preset, monkeypatch):
+    """The table has a scheme of its own, so the mixture names it beside the text encoder's."""
+    few = replace(to_onnx.TARGET, schemes=("none", "w8a8"))
+    monkeypatch.setattr(to_onnx, "TARGET", few)
+    recipe = Recipe(model=str(preset("tiny-clip")))
+    found = measure(recipe, lambda _: None)
+    assert {loss.stage for loss in found.losses} == {"vision", "text"}
+    sizes = found.stage_bytes
+    for scheme in ("none", "w8a8"):
+        total = sum(sizes[stage][scheme] for stage in sizes)
+        plan = make_plan(replace(recipe, quantize=Schemes(scheme)), find(recipe.model)).plan
+        assert plan.weights_bytes == total
+    for size in (sizes["vision"]["none"] + sizes["text"]["w8a8"], 10**9):
+        proposal = found.propose(size)
+        mixed = Recipe(model=recipe.model, quantize=proposal.quantize)
+        assert make_plan(mixed, find(recipe.model)).plan.weights_bytes == proposal.bytes <= size
+    assert found.propose(size).quantize == "none"
+
+
+def test_a_table_with_its_own_scheme_is_named():
+    sizes = {"vision": {"none": 400, "w8": 100}, "text": {"none": 200, "w8": 50}}
+    exact = {"vision": {"none": EXACT_DB, "w8": 40.0}, "text": {"none": EXACT_DB, "w8": 50.0}}
+    found = Sensitivity((), sizes, exact, embed=True)
+    assert found.propose(450).quantize == "none,text=w8,embed=w8"
+    assert replace(found, embed=False).propose(450).quantize == "none,text=w8"
+    assert found.propose(300).quantize == "w8,text=none,embed=none"

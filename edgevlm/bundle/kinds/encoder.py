@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from edgevlm.bundle import checks
 from edgevlm.bundle.checks import expect
 from edgevlm.bundle.functions import Block, Signature, Stage, Tensor
@@ -27,6 +29,9 @@ STAGES = (
 LOOP, ANSWER = "encoder", "embedding"
 SCORES = ("softmax", "sigmoid")
 MOST_TOKENS = 2**16
+# Bounds of the factor of a product and of what is added to it; the published models have 100 to 120
+# and -10 to -17.
+MOST_LOGIT = 1e6
 
 
 @dataclass(frozen=True)
@@ -135,9 +140,13 @@ def passes(plan: EncoderPlan) -> dict[str, tuple[tuple[str, str], ...]]:
 
 
 def outline(host: EncoderHost) -> tuple[object, ...]:
-    """The numbers that parity feeds the functions by."""
-    text = host.text
-    return host.image, host.encoder, host.size, text and (text.tokens, text.pad_id, text.end_id)
+    """The numbers that parity feeds the functions by, and those that make scores.
+
+    The factor is an exponential, whose last digit differs between C libraries.
+    """
+    text = host.text and replace(host.text, embedding=replace(host.text.embedding, file=""))
+    scores = (float(np.float32(host.scale)), float(np.float32(host.bias)), host.scores)
+    return host.image, host.encoder, host.size, text, scores
 
 
 def facts(plan: EncoderPlan) -> dict[str, Any]:
@@ -158,6 +167,10 @@ def check(plan: EncoderPlan) -> None:
     checks.encoder(host.encoder)
     expect(not host.encoder.signals, "host.encoder.signals: no method takes them here")
     checks.choice("host.scores", host.scores, SCORES)
+    within = 1 / MOST_LOGIT <= host.scale <= MOST_LOGIT
+    expect(within, f"host.scale is {host.scale:g}, expected {1 / MOST_LOGIT:g} to {MOST_LOGIT:g}")
+    within = abs(host.bias) <= MOST_LOGIT
+    expect(within, f"host.bias is {host.bias:g}, expected at most {MOST_LOGIT:g} either way")
     for block in plan.blocks:
         expect(not block.shares, f"{block.name}.shares is set, no table is shared here")
     if text is None:

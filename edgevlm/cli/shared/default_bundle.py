@@ -15,6 +15,7 @@ from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
 
 RECIPE = Recipe(tokens=98)
+KIND = "vlm"  # of the bundle, known before it is exported
 
 
 def default_bundle() -> Path:

@@ -26,7 +26,13 @@ def say(text: str, end: str = "\n") -> None:
 
 def answer(document: Any, text: str, as_json: bool) -> None:
     """Print the result on stdout: `text`, or the document as one JSON line."""
-    print(json.dumps(to_document(document), ensure_ascii=False) if as_json else text, flush=True)
+    if as_json:
+        text = json.dumps(to_document(document), ensure_ascii=False)
+        try:
+            text.encode(sys.stdout.encoding or "ascii")
+        except (UnicodeEncodeError, LookupError):  # JSON can spell every letter in ASCII
+            text = json.dumps(to_document(document))
+    print(text, flush=True)
 
 
 def on_terminal() -> bool:

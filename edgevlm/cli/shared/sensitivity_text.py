@@ -30,7 +30,7 @@ def show(recipe: Recipe, size: str | None, as_json: bool) -> None:
     proposal = None if limit is None else sensitivity.propose(limit)
     totals = {
         scheme: sum(sizes[scheme] for sizes in sensitivity.stage_bytes.values())
-        for scheme in sensitivity.stage_bytes["vision"]
+        for scheme in next(iter(sensitivity.stage_bytes.values()))
     }
     document = {"costs": sensitivity.losses, "bytes": totals, "proposal": proposal}
     answer(document, _text(sensitivity, totals, proposal), as_json)

@@ -5,14 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from PIL import Image
+from torch import nn
 
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
-from edgevlm.graphs.embedders import LastHead, TextPositions
-from edgevlm.graphs.layers import EncoderLayer
-from edgevlm.graphs.parts import TextEncoderParts
+from edgevlm.graphs.embedders import AttentionPooling, ClassHead, LastHead, TextPositions
+from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer
+from edgevlm.graphs.parts import EncoderParts, EncoderSpec, TextEncoderParts
 from edgevlm.models.family import RESAMPLE, TextSpec
 from edgevlm.models.shared.preprocessing import check_resized, normalization
+
+# The end token in CLIP's configs of before 2023, which is none of their tokenizers: transformers
+# then reads the token of the highest number.
+OLD_END = 2
+# What CLIP was trained with, and the processor's values where a checkpoint names none.
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
 def square_image(
@@ -50,10 +57,43 @@ def patches_a_side(vision: Any) -> int:
         raise PlanError(f"views of {size} pixels in patches of {patch}: only squares are supported")
     if vision.num_channels != 3:
         raise PlanError(f"views of {vision.num_channels} colours are not supported, only RGB is")
+    if patch > size:
+        raise PlanError(f"patches of {patch} pixels are larger than the view of {size}")
     return size // patch
 
 
-def text_spec(text: Any, reads_end: bool, lower_case: bool = False) -> TextSpec:
+def check_norms(*configs: Any) -> None:
+    """Refuse a norm that divides by nothing.
+
+    Raises:
+        PlanError: Naming the key and its value.
+    """
+    for config in configs:
+        value = config.layer_norm_eps
+        if not isinstance(value, int | float) or not 0 < value < 1:
+            raise PlanError(
+                f"layer_norm_eps of {config.model_type} is {value}, expected a number above 0 and"
+                " below 1, such as 1e-5"
+            )
+
+
+def end_token(text: Any) -> int | None:
+    """The token at which CLIP reads a text; None for that of the highest number.
+
+    Raises:
+        PlanError: If the config names none, or several.
+    """
+    value = text.eos_token_id
+    if type(value) is not int:
+        raise PlanError(
+            f"text_config.eos_token_id is {value}, expected the one token that ends a text"
+        )
+    return None if value == OLD_END else value
+
+
+def text_spec(
+    text: Any, reads_end: bool, lower_case: bool = False, end_id: int | None = None
+) -> TextSpec:
     """Numbers of a text encoder, from transformers' text config."""
     return TextSpec(
         tokens=text.max_position_embeddings,
@@ -62,8 +102,19 @@ def text_spec(text: Any, reads_end: bool, lower_case: bool = False) -> TextSpec:
         vocabulary=text.vocab_size,
         pad_id=text.pad_token_id or 0,
         reads_end=reads_end,
+        end_id=end_id,
         lower_case=lower_case,
     )
+
+
+def check_head(vision: Any) -> None:
+    """Refuse a SigLIP image encoder that gives patches alone.
+
+    Raises:
+        PlanError: If it has no head.
+    """
+    if not vision.vision_use_head:
+        raise PlanError("the image encoder has no head, so it gives no embedding")
 
 
 def check_sizes(image: int, text: int) -> int:
@@ -75,6 +126,28 @@ def check_sizes(image: int, text: int) -> int:
     if image != text:
         raise PlanError(f"embeddings of images have {image} numbers, those of texts {text}")
     return image
+
+
+def class_token_image(spec: EncoderSpec, tower: Any, projection: nn.Module) -> EncoderParts:
+    """CLIP's image encoder: the class token, normed and projected, is the embedding."""
+    return EncoderParts(
+        spec=spec,
+        embedding=ClassPatchEmbedding(tower.embeddings, tower.pre_layrnorm),
+        layers=tuple(EncoderLayer(layer) for layer in tower.encoder.layers),
+        connector=ClassHead(tower.post_layernorm, projection),
+        fold=nn.Identity(),
+    )
+
+
+def pooled_image(spec: EncoderSpec, tower: Any, embedding: nn.Module) -> EncoderParts:
+    """SigLIP's image encoder: one attending query over all patches gives the embedding."""
+    return EncoderParts(
+        spec=spec,
+        embedding=embedding,
+        layers=tuple(EncoderLayer(layer) for layer in tower.encoder.layers),
+        connector=AttentionPooling(tower.post_layernorm, tower.head),
+        fold=nn.Identity(),
+    )
 
 
 def last_token_text(tower: Any) -> TextEncoderParts:

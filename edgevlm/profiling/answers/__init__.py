@@ -4,6 +4,7 @@ Asking(loop, request)         asks the same thing again and again
 question(asking, answers)     what was asked, for the profile
 sections(measured)            the sections of a profile that this type has
 call_shares(plan, calls)      the time share of each call
+UNCALLED                      why an answer may not call every function
 nulls(found, sustained)       why the sections of the others are null
 compared(profile, request)    what a profile says and what was asked, by field
 named(profile, image)         the profile with the name that the image has here

@@ -27,6 +27,7 @@ from edgevlm.runtimes.loops.contract import Loop
 from edgevlm.runtimes.loops.encoder import EncoderLoop
 
 REASON = "the bundle answers with an embedding"
+UNCALLED = "one encoder is measured: that of texts with --prompt, else that of images"
 
 
 class Asking:
@@ -36,13 +37,15 @@ class Asking:
         """Read the image.
 
         Raises:
-            InputError: If the image cannot be read, there are an image and a text, or the bundle
-                gives no embeddings.
+            InputError: If the image cannot be read, there are an image and a text, a number of
+                tokens is asked for, or the bundle gives no embeddings.
         """
         if not isinstance(loop, EncoderLoop):
             raise InputError(f"no embedding here: {loop.usage}")
         if request.image is not None and request.prompt is not None:
             raise InputError("one embedding is measured: give --image or --prompt, not both")
+        if request.tokens_generated != ProfileRequest.tokens_generated:
+            raise InputError("an embedding has no tokens; leave out --tokens-generated")
         self.loop, self.request, self.text = loop, request, request.prompt
         self.image = images.load(request.picture)
 

@@ -29,6 +29,7 @@ from edgevlm.runtimes.loops.contract import Loop
 from edgevlm.runtimes.loops.text import TextLoop
 
 PROMPT = "What is in this picture?"
+UNCALLED = "an answer to this question does not call every function"
 
 
 class Asking:

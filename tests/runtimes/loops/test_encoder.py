@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 import edgevlm  # noqa: E402
-from edgevlm.errors import InputError  # noqa: E402
+from edgevlm.errors import BundleError, InputError  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.parity.verify import PHOTOS  # noqa: E402
 from edgevlm.runtimes.loading import load_loop  # noqa: E402
 from edgevlm.runtimes.loops import images  # noqa: E402
 from edgevlm.runtimes.loops.encoder import EncoderLoop  # noqa: E402
+from edgevlm.runtimes.loops.words import Words  # noqa: E402
 
 NAMES = ["tiny-siglip", "tiny-clip", "tiny-siglip2"]
 LABELS = ["a flower", "A DOG!", ""]
@@ -81,6 +85,49 @@ def test_texts_are_encoded_once(embedder):
 def test_words_of_the_tokenizer_stay_words(embedder):
     loop = opened(embedder, "tiny-clip")
     assert loop.token_ids("<|endoftext|> dog").count(loop.plan.host.text.end_id) < 14
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("text", ["a dog, a cat; ", "x", "naïve 東京 ", "    ", "<eos> "])
+def test_a_very_long_text_is_cut_before_it_is_read(embedder, name, text):
+    words = opened(embedder, name)._words
+    plain, read = words._tokenizer, []
+    long = text * (4_000 // len(text))
+    whole = plain.encode(long.lower() if words.host.lower_case else long).ids
+    words._tokenizer = SimpleNamespace(encode=lambda t: read.append(len(t)) or plain.encode(t))
+    tokens, end = words.host.tokens, words.host.end_id
+    cut = [*whole[: tokens - 1], end] if len(whole) > tokens else whole
+    assert words.ids(long)[: len(cut)] == cut
+    if len(whole) > 200:
+        assert max(read) <= 32 * tokens  # twice the beginning, of 4,000 letters
+
+
+def test_numbers_that_are_not_finite_are_an_error(embedder):
+    loop = opened(embedder, "tiny-clip")
+    for array, ask in (
+        (loop.arrays.embedding, lambda: loop.classify(PHOTOS[0])),
+        (loop.arrays.text, lambda: loop.embed_text("a")),
+    ):
+        loop.blocks = SimpleNamespace(
+            expect=lambda *_: None, run=lambda *_, array=array: array.fill(np.nan)
+        )
+        with pytest.raises(BundleError, match="gives numbers that are not finite"):
+            ask()
+
+
+@pytest.mark.parametrize("end", [0, 1, None])
+def test_a_text_ends_as_the_manifest_says(embedder, end):
+    bundle = embedder("tiny-siglip" if end is None else "tiny-clip").bundle
+    host = replace(bundle.plan.host.text, end_id=end)
+    with pytest.raises(BundleError, match=f"manifest has host.text.end_id {end}; export"):
+        Words(bundle, host)
+
+
+def test_a_label_is_one_line(embedder):
+    found = opened(embedder, "tiny-clip").classify(PHOTOS[0], ["a\nb", "c\x1b[31m"])
+    assert [line.split()[0] for line in found.shown.splitlines()[1:]] == ["a?b", "c?[31m"]
+    assert [label.label for label in found.labels] == ["a\nb", "c\x1b[31m"]
+    assert found.image == str(PHOTOS[0])
 
 
 def test_within_a_budget_embeddings_are_the_same(embedder):

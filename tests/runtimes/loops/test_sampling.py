@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
+from edgevlm.errors import InputError
 from edgevlm.runtimes.loops.sampling import Sampling, chooser
 
 
@@ -33,3 +36,32 @@ def test_temperature_sharpens():
 def test_equal_scores_give_the_first_token():
     assert chooser(Sampling())(np.zeros(5, np.float32)) == 0
     assert chooser(Sampling(1.0, top_p=0.0))(np.zeros(5, np.float32)) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"temperature": -0.1}, "temperature must be at least 0, got -0.1"),
+        ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),
+        ({"temperature": float("inf")}, "temperature must be at least 0, got inf"),
+        ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
+        ({"temperature": None}, "temperature must be a number, got NoneType"),
+        ({"temperature": 10**400}, "temperature must be a number, got int"),
+        ({"top_p": 1.5}, "top_p must be from 0 to 1, got 1.5"),
+        ({"top_p": "1"}, "top_p must be a number, got '1'"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": 0.5}, "seed must be a whole number, got 0.5"),
+        ({"seed": "7"}, "seed must be a whole number, got '7'"),
+    ],
+)
+def test_numbers_that_no_distribution_has_are_one_line(options, text):
+    with pytest.raises(InputError) as error:
+        Sampling(**options)
+    assert str(error.value) == text
+
+
+def test_the_smallest_temperature_is_greedy():
+    logits = np.asarray([1.0, 3.0, 2.0], np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert chooser(Sampling(temperature=5e-324))(logits) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from edgevlm.api import Model
 from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError
 from edgevlm.runtimes.loops import images
@@ -56,6 +58,7 @@ def test_a_further_turn_equals_prefilling_the_whole_conversation(loop):
     visual = loop.see([FLOWER])
     first = loop.ask(QUESTION, lambda: [visual], max_new_tokens=7)
     assert first.stopped == "length"
+    assert first.summary.endswith("; cut off after 7 tokens (--max-new-tokens)")
     second = loop.ask("And why?", max_new_tokens=1)
     turn = loop.logits().copy()  # scores after the token of the second answer
     plan = loop.plan
@@ -152,7 +155,10 @@ def test_another_number_of_frames_is_refused(loop):
 
 def test_the_answer_ends_when_the_context_is_full(loop):
     answer = loop.ask(QUESTION, seeing(loop, FLOWER), max_new_tokens=10_000)
-    assert answer.stopped == "length"
+    assert answer.stopped == "context"
+    assert answer.summary.startswith(
+        "cut off, as the context is full (export --context); 64 visual"
+    )
     assert answer.prompt_tokens + len(answer.token_ids) == loop.plan.host.kv.tokens == loop.length
     with pytest.raises(
         InputError, match=r"the context of 512 holds 512 already; export with a larger"
@@ -174,10 +180,70 @@ def test_a_turn_that_does_not_fit_changes_nothing(loop):
     assert loop.ask("And why?", max_new_tokens=4).token_ids == after.token_ids
 
 
-@pytest.mark.parametrize("count", [0, -1])
-def test_no_tokens_to_generate_is_refused(loop, count):
-    with pytest.raises(InputError, match=f"^max_new_tokens must be at least 1, got {count}$"):
-        loop.ask(QUESTION, max_new_tokens=count)
+def test_the_context_is_named_only_where_it_is_what_cuts(loop):
+    room = loop.plan.host.kv.tokens - loop.ask(QUESTION, max_new_tokens=1).prompt_tokens
+    for most, expected in ((room - 1, "length"), (room, "length"), (room + 1, "context")):
+        loop.reset()
+        answer = loop.ask(QUESTION, max_new_tokens=most)
+        assert (answer.stopped, len(answer.token_ids)) == (expected, min(most, room))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be at least 1, got -1"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number, got 2.5"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens must be a whole number, got 2.0"),
+        ({"max_new_tokens": "5"}, "max_new_tokens must be a whole number, got '5'"),
+        ({"max_new_tokens": True}, "max_new_tokens must be a whole number, got True"),
+        ({"max_new_tokens": None}, "max_new_tokens must be a whole number, got NoneType"),
+        ({"max_new_tokens": np.zeros(900)}, "max_new_tokens must be a whole number, got ndarray"),
+        ({"prompt": None}, "the prompt must be a text, got NoneType"),
+        ({"prompt": b"hi"}, "the prompt must be a text, got bytes; decode it first"),
+        ({"prompt": "\ud800"}, "the prompt is not valid UTF-8"),
+        ({"sampling": 0.5}, "sampling must be a Sampling, got float"),
+        ({"on_text": "print"}, "on_text must be a function, got str"),
+        ({"draft": 3}, "draft must be a text, got int"),
+        ({"video": 3}, "the bundle takes still images; export it with --frames for video"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(loop, arguments, text):
+    model = Model(loop)
+    with pytest.raises(InputError) as error:
+        model.generate(FLOWER, **({"prompt": QUESTION} | arguments))
+    assert str(error.value) == text
+    if {"image", "video"}.isdisjoint(arguments):
+        with pytest.raises(InputError) as error:
+            model.chat(**({"prompt": QUESTION} | arguments))
+        assert str(error.value) == text
+    assert model.generate(FLOWER, QUESTION, max_new_tokens=2).token_ids
+
+
+def test_numpy_numbers_are_numbers(loop):
+    answer = loop.ask(QUESTION, seeing(loop, FLOWER), np.int64(3), Sampling(np.float32(0.5)))
+    assert len(answer.token_ids) == 3
+
+
+def test_threads_get_their_own_answers(loop):
+    model, pictures = Model(loop), {"flower": FLOWER, "stream": STREAM}
+    expected = {name: model.generate(p, QUESTION, max_new_tokens=6) for name, p in pictures.items()}
+    assert expected["flower"].token_ids != expected["stream"].token_ids
+    with ThreadPoolExecutor(4) as pool:
+        asked = [
+            (name, pool.submit(model.generate, pictures[name], QUESTION, max_new_tokens=6))
+            for name in [*pictures] * 6
+        ]
+        for name, answer in asked:
+            assert answer.result().token_ids == expected[name].token_ids
+            assert answer.result().text == expected[name].text
+
+
+def test_a_question_inside_an_answer_is_refused(loop):
+    model = Model(loop)
+    with pytest.raises(InputError, match=r"^the model is answering; ask it again after the answer"):
+        model.generate(FLOWER, QUESTION, on_text=lambda _: model.chat("And why?"))
+    assert model.generate(FLOWER, QUESTION, max_new_tokens=2).token_ids  # it is free again
 
 
 def test_max_new_tokens_is_the_most(loop):
@@ -200,6 +266,7 @@ def test_a_stop_token_ends_the_answer_and_is_not_text(loop):
         QUESTION, seeing(stopping, FLOWER), max_new_tokens=12, on_text=shown.append
     )
     assert answer.stopped == "stop"
+    assert "cut off" not in answer.summary
     assert answer.token_ids == free.token_ids[: first + 1]
     assert answer.text == loop.tokenizer.decode(list(free.token_ids[:first]))
     assert answer.text == "".join(shown)

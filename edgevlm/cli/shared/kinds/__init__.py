@@ -1,4 +1,4 @@
-"""Texts of `plan` and `export` that differ between kinds, a file for each kind.
+"""Texts of `plan`, `export` and `inspect` that differ between kinds, a file for each kind.
 
 plan_document(plan)       further keys of the JSON document
 plan_lines(plan, cost)    lines of the text; the cost is that of a method of site `tokens`

@@ -14,14 +14,18 @@ from __future__ import annotations
 from typing import Any
 
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgevlm.bundle.host import ImageSpec
-from edgevlm.graphs.embedders import CausalLayer, ClassHead, EndHead, TextPositions
-from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer
-from edgevlm.graphs.parts import EmbedderParts, EncoderParts, TextEncoderParts
+from edgevlm.graphs.embedders import CausalLayer, EndHead, TextPositions
+from edgevlm.graphs.parts import EmbedderParts, TextEncoderParts
 from edgevlm.models.family import EmbedderDescription
 from edgevlm.models.shared.embedders import (
+    CLIP_MEAN,
+    CLIP_STD,
+    check_norms,
+    class_token_image,
+    end_token,
     patches_a_side,
     pooled_view,
     square_image,
@@ -32,25 +36,25 @@ from edgevlm.models.shared.towers import encoder_spec
 from edgevlm.recipe import Recipe
 
 KIND, AUTO_CLASS = "encoder", "AutoModel"
-# What CLIP was trained with, and the processor's values where a checkpoint names none.
-MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
 def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> EmbedderDescription:
     """Numbers of a CLIP checkpoint; see `EmbedderDescription`.
 
     Raises:
-        PlanError: If there is no whole grid of square patches, or the processor makes other views.
+        PlanError: If there is no whole grid of square patches, the processor makes other views, or
+            a text has no end.
     """
-    vision = config.vision_config
+    vision, text = config.vision_config, config.text_config
     side = patches_a_side(vision)
+    check_norms(vision, text)
     check_view(processor, vision.image_size, crops=True)
     shape = fit(processor, crops=True)
     return EmbedderDescription(
-        image=square_image(vision.image_size, processor, 3, MEAN, STD, shape),
+        image=square_image(vision.image_size, processor, 3, CLIP_MEAN, CLIP_STD, shape),
         encoder=encoder_spec(vision, vision.num_hidden_layers, side * side, class_token=True),
         size=config.projection_dim,
-        text=text_spec(config.text_config, reads_end=True),
+        text=text_spec(text, reads_end=True, end_id=end_token(text)),
         scores="softmax",
         scale="logit_scale",
     )
@@ -59,13 +63,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
 def parts(model: Any, description: EmbedderDescription) -> EmbedderParts:
     """Static modules over the weights of `model`; see `EmbedderParts`."""
     tower, text = model.vision_model, model.text_model
-    encoder = EncoderParts(
-        spec=description.encoder,
-        embedding=ClassPatchEmbedding(tower.embeddings, tower.pre_layrnorm),
-        layers=tuple(EncoderLayer(layer) for layer in tower.encoder.layers),
-        connector=ClassHead(tower.post_layernorm, model.visual_projection),
-        fold=nn.Identity(),
-    )
+    encoder = class_token_image(description.encoder, tower, model.visual_projection)
     tokens = text.embeddings.position_embedding.num_embeddings
     words = TextEncoderParts(
         positions=TextPositions(text.embeddings.position_embedding),
@@ -84,6 +82,13 @@ def reference_image(model: Any, pixel_values: Tensor, description: EmbedderDescr
 def reference_text(model: Any, ids: Tensor) -> Tensor:
     """The model's own embeddings of texts [n, S]: [n, E]."""
     return model.get_text_features(ids).pooler_output
+
+
+def reference_logits(
+    model: Any, pixel_values: Tensor, ids: Tensor, description: EmbedderDescription
+) -> Tensor:
+    """How alike the model's own forward finds views and texts [n, S]: [P, n]."""
+    return model(input_ids=ids, pixel_values=pixel_values).logits_per_image
 
 
 def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:

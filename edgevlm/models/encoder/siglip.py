@@ -14,18 +14,19 @@ from __future__ import annotations
 from typing import Any
 
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgevlm.bundle.host import ImageSpec
-from edgevlm.errors import PlanError
-from edgevlm.graphs.embedders import AttentionPooling
-from edgevlm.graphs.layers import EncoderLayer, PatchEmbedding
-from edgevlm.graphs.parts import EmbedderParts, EncoderParts
+from edgevlm.graphs.layers import PatchEmbedding
+from edgevlm.graphs.parts import EmbedderParts
 from edgevlm.models.family import EmbedderDescription
 from edgevlm.models.shared.embedders import (
+    check_head,
+    check_norms,
     check_sizes,
     last_token_text,
     patches_a_side,
+    pooled_image,
     pooled_view,
     square_image,
     text_spec,
@@ -44,9 +45,9 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
         PlanError: If the image encoder has no head, or no whole grid of square patches.
     """
     vision, text = config.vision_config, config.text_config
-    if not vision.vision_use_head:
-        raise PlanError("the image encoder has no head, so it gives no embedding")
+    check_head(vision)
     side = patches_a_side(vision)
+    check_norms(vision, text)
     check_view(processor, vision.image_size)
     shape = fit(processor, crops=False)
     return EmbedderDescription(
@@ -62,15 +63,9 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
 
 def parts(model: Any, description: EmbedderDescription) -> EmbedderParts:
     """Static modules over the weights of `model`; see `EmbedderParts`."""
-    tower = model.vision_model
-    embeddings = tower.embeddings
-    encoder = EncoderParts(
-        spec=description.encoder,
-        embedding=PatchEmbedding(embeddings.patch_embedding, embeddings.position_embedding),
-        layers=tuple(EncoderLayer(layer) for layer in tower.encoder.layers),
-        connector=AttentionPooling(tower.post_layernorm, tower.head),
-        fold=nn.Identity(),
-    )
+    embeddings = model.vision_model.embeddings
+    embedding = PatchEmbedding(embeddings.patch_embedding, embeddings.position_embedding)
+    encoder = pooled_image(description.encoder, model.vision_model, embedding)
     return EmbedderParts(encoder, last_token_text(model.text_model))
 
 
@@ -82,6 +77,13 @@ def reference_image(model: Any, pixel_values: Tensor, description: EmbedderDescr
 def reference_text(model: Any, ids: Tensor) -> Tensor:
     """The model's own embeddings of texts [n, S]: [n, E]."""
     return model.get_text_features(ids).pooler_output
+
+
+def reference_logits(
+    model: Any, pixel_values: Tensor, ids: Tensor, description: EmbedderDescription
+) -> Tensor:
+    """How alike the model's own forward finds views and texts [n, S]: [P, n]."""
+    return model(input_ids=ids, pixel_values=pixel_values).logits_per_image
 
 
 def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:

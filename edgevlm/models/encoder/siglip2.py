@@ -1,4 +1,4 @@
-"""SigLIP 2 NaFlex (arXiv 2502.14786, section 2.4.2): packed patches, on one square grid.
+"""SigLIP 2 NaFlex (arXiv 2502.14786, section 2.4.2), on one square grid: pictures are stretched.
 
 The published processor keeps a picture's shape: it resizes it to as many patches as
 `max_num_patches` allows, packs them, and the table of positions is interpolated to their grid. A
@@ -16,17 +16,19 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
-from edgevlm.graphs.embedders import AttentionPooling, SquarePatches
-from edgevlm.graphs.layers import EncoderLayer
-from edgevlm.graphs.parts import EmbedderParts, EncoderParts
+from edgevlm.graphs.embedders import SquarePatches
+from edgevlm.graphs.parts import EmbedderParts
 from edgevlm.models.family import EmbedderDescription
 from edgevlm.models.shared.embedders import (
+    check_head,
+    check_norms,
     check_sizes,
     last_token_text,
+    pooled_image,
     square_image,
     text_spec,
 )
@@ -34,6 +36,7 @@ from edgevlm.models.shared.towers import encoder_spec
 from edgevlm.recipe import Recipe
 
 KIND, AUTO_CLASS = "encoder", "AutoModel"
+MOST_PATCHES = 2**14  # 128 x 128; the published models have 256
 
 
 def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> EmbedderDescription:
@@ -43,19 +46,20 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
         PlanError: If the image encoder has no head, or the patches make no square.
     """
     vision, text = config.vision_config, config.text_config
-    if not vision.vision_use_head:
-        raise PlanError("the image encoder has no head, so it gives no embedding")
+    check_head(vision)
     patches, size = processor.get("max_num_patches", 256), vision.patch_size
     if processor.get("patch_size", size) != size:
         raise PlanError(
             f"the image processor cuts patches of {processor['patch_size']} pixels, and the encoder"
             f" reads {size}; set patch_size {size} in preprocessor_config.json"
         )
-    side = isqrt(patches)
-    if side * side != patches or vision.num_channels != 3:
+    check_norms(vision, text)
+    good = type(patches) is int and 1 <= patches <= MOST_PATCHES
+    side = isqrt(patches) if good else 0
+    if not good or side * side != patches or vision.num_channels != 3:
         raise PlanError(
             f"max_num_patches {patches} with {vision.num_channels} colours: a static graph has one"
-            " grid, and only a square one of RGB is supported"
+            f" grid, and only a square one of RGB is supported, of 1 to {MOST_PATCHES} patches"
         )
     return EmbedderDescription(
         image=square_image(side * size, processor, 2, 0.5, 0.5),
@@ -77,30 +81,27 @@ def parts(model: Any, description: EmbedderDescription) -> EmbedderParts:
     positions = embeddings.resize_positional_embeddings(
         table.detach().reshape(size, size, -1), _grid(spec.patches), spec.patches
     )[0]
-    encoder = EncoderParts(
-        spec=spec,
-        embedding=SquarePatches(embeddings.patch_embedding, positions, embeddings.patch_size),
-        layers=tuple(EncoderLayer(layer) for layer in tower.encoder.layers),
-        connector=AttentionPooling(tower.post_layernorm, tower.head),
-        fold=nn.Identity(),
-    )
+    embedding = SquarePatches(embeddings.patch_embedding, positions, embeddings.patch_size)
+    encoder = pooled_image(spec, tower, embedding)
     return EmbedderParts(encoder, last_token_text(model.text_model))
 
 
 def reference_image(model: Any, pixel_values: Tensor, description: EmbedderDescription) -> Tensor:
     """The model's own embeddings of views f32 [P, 3, h_px, w_px]: [P, E]."""
-    count, size = len(pixel_values), model.config.vision_config.patch_size
-    side = isqrt(description.encoder.patches)
-    cut = pixel_values.reshape(count, 3, side, size, side, size).permute(0, 2, 4, 3, 5, 1)
-    patches = cut.reshape(count, side * side, -1)
-    mask = torch.ones(count, side * side, dtype=torch.int64)
-    grids = _grid(side * side).expand(count, 2)
-    return model.get_image_features(patches, mask, grids).pooler_output
+    return model.get_image_features(**_packed(model, pixel_values, description)).pooler_output
 
 
 def reference_text(model: Any, ids: Tensor) -> Tensor:
     """The model's own embeddings of texts [n, S]: [n, E]."""
     return model.get_text_features(ids).pooler_output
+
+
+def reference_logits(
+    model: Any, pixel_values: Tensor, ids: Tensor, description: EmbedderDescription
+) -> Tensor:
+    """How alike the model's own forward finds views and texts [n, S]: [P, n]."""
+    views = _packed(model, pixel_values, description)
+    return model(input_ids=ids, **views).logits_per_image
 
 
 def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:
@@ -111,6 +112,20 @@ def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> A
         return None
     patches = inputs["pixel_values"][0].reshape(rows, columns, size, size, 3)
     return patches.transpose(4, 0, 2, 1, 3).reshape(1, 3, image.height, image.width)
+
+
+def _packed(
+    model: Any, pixel_values: Tensor, description: EmbedderDescription
+) -> dict[str, Tensor]:
+    """Views as the model takes them: patches in a row, their mask, the grid of each view."""
+    count, size = len(pixel_values), model.config.vision_config.patch_size
+    side = isqrt(description.encoder.patches)
+    cut = pixel_values.reshape(count, 3, side, size, side, size).permute(0, 2, 4, 3, 5, 1)
+    return {
+        "pixel_values": cut.reshape(count, side * side, -1),
+        "pixel_attention_mask": torch.ones(count, side * side, dtype=torch.int64),
+        "spatial_shapes": _grid(side * side).expand(count, 2),
+    }
 
 
 def _grid(patches: int) -> Tensor:
