@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import InputError
 from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loading import load_loop
-from edgevlm.runtimes.loops import drafts, images
+from edgevlm.runtimes.loops import drafts
 from edgevlm.runtimes.loops.answers import Answer
 from edgevlm.runtimes.loops.contract import Loop
 from edgevlm.runtimes.loops.encoder import Embedded, EncoderLoop
+from edgevlm.runtimes.loops.images.pictures import Picture
+from edgevlm.runtimes.loops.images.sources import Data, Source
 from edgevlm.runtimes.loops.sampling import Sampling
 from edgevlm.runtimes.loops.text import TextLoop
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from edgevlm.parity.verification import Verification
     from edgevlm.planning.method_cost import MethodCost
     from edgevlm.profiling.document import Profile
-
-Picture = str | Path | Image.Image
 
 
 def export(recipe: Recipe, out: str | Path, force: bool = False) -> Bundle:
@@ -108,7 +106,7 @@ class Model:
         image: Picture | Sequence[Picture] | None,
         prompt: str,
         *,
-        video: str | Path | None = None,
+        video: Source | None = None,
         max_new_tokens: int = 64,
         sampling: Sampling = Sampling(),
         on_text: Callable[[str], None] = lambda _: None,
@@ -117,9 +115,11 @@ class Model:
         """Answer one question about one or several pictures, or a clip, in a new conversation.
 
         Args:
-            image: A picture, several, or None; for a bundle with frames, the frames of one clip.
+            image: A picture, a list of several, or None; for a bundle with frames, the frames of
+                one clip. A picture is a path, a file's bytes, an open file, an array [h, w] or
+                [h, w, channels], or a Pillow image; it is shown upright and over white.
             prompt: The question.
-            video: A video file instead of pictures.
+            video: A video instead of pictures: a path, a file's bytes or an open file.
             max_new_tokens: Most tokens to generate.
             sampling: Greedy by default.
             on_text: Called with each new piece of text.
@@ -131,9 +131,7 @@ class Model:
         """
         loop = self._asked()
         loop.reset()
-        given = image if isinstance(image, Sequence) and not isinstance(image, str) else [image]
-        pictures = [Path(each) if isinstance(each, str) else each for each in given if each]
-        seen = loop.visuals(pictures, None if video is None else Path(video))
+        seen = loop.visuals(_pictures(image), video)
         return loop.ask(prompt, seen, max_new_tokens, sampling, on_text, self._draft(draft))
 
     def chat(
@@ -166,8 +164,7 @@ class Model:
         """
         if not isinstance(self._loop, EncoderLoop):
             raise InputError(f"no embedding here: {self._loop.usage}")
-        picture = image if isinstance(image, Image.Image) else images.load(image)
-        return self._loop.classify(picture, labels)
+        return self._loop.classify(image, labels)
 
     def profile(
         self,
@@ -211,3 +208,11 @@ class Model:
 
     def _draft(self, text: str | None) -> drafts.Draft | None:
         return None if text is None else drafts.parse(text, self.plan)
+
+
+def _pictures(image: Any) -> list[Picture]:
+    """The pictures of a question: none, one, or each of a list."""
+    if image is None:
+        return []
+    several = isinstance(image, Sequence) and not isinstance(image, str | Data)
+    return list(image) if several else [image]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.kinds.encoder import EncoderPlan, TextHost
@@ -23,6 +22,7 @@ from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.buffers import chain
 from edgevlm.runtimes.loops.contract import RunRequest
+from edgevlm.runtimes.loops.images.pictures import Picture
 from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
 from edgevlm.units import megabytes
@@ -142,14 +142,16 @@ class EncoderLoop:
     def answers(self, request: RunRequest) -> Iterator[Embedded]:
         """The embedding of each image, compared with all labels; see `contract.Loop`."""
         for path in request.images:
-            yield self.classify(images.load(path), request.labels)
+            yield self.classify(path, request.labels)
 
-    def classify(self, picture: Image.Image, labels: Sequence[str] = ()) -> Embedded:
+    def classify(self, picture: Picture, labels: Sequence[str] = ()) -> Embedded:
         """The embedding of an image, and the score of each label.
 
         Raises:
-            InputError: If there are labels, and the bundle has no text encoder.
+            InputError: If the picture cannot be read, or there are labels and the bundle has no
+                text encoder.
         """
+        picture = images.load(picture)
         started = time.perf_counter()
         embedding = self.embed(picture)
         encoded = time.perf_counter()
@@ -167,7 +169,7 @@ class EncoderLoop:
             loads=self.blocks.loads,
         )
 
-    def embed(self, picture: Image.Image) -> Array:
+    def embed(self, picture: Picture) -> Array:
         """The embedding of an image, f32 [E], not normalized."""
         self.arrays.pixels[:] = images.views([picture], self.plan.host.image)
         return self._run("vision", self.arrays.embedding)

@@ -10,11 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
@@ -28,6 +26,8 @@ from edgevlm.runtimes.loops.buffers import bind
 from edgevlm.runtimes.loops.contract import RunRequest
 from edgevlm.runtimes.loops.decoder import DecoderLoop
 from edgevlm.runtimes.loops.drafts import Draft, parse
+from edgevlm.runtimes.loops.images.pictures import Picture
+from edgevlm.runtimes.loops.images.sources import Source
 from edgevlm.runtimes.loops.sampling import Sampling, chooser
 from edgevlm.runtimes.loops.sequence import Visual, assemble
 from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
@@ -73,7 +73,7 @@ class TextLoop(DecoderLoop):
         self._known.clear()
 
     def see(
-        self, pictures: Sequence[Image.Image], times: Sequence[float] = (), duration: float = 0.0
+        self, pictures: Sequence[Picture], times: Sequence[float] = (), duration: float = 0.0
     ) -> Visual:
         """Encode and reduce one image, or the frames of one clip; the last few are cached."""
         image = self.plan.host.image
@@ -105,7 +105,7 @@ class TextLoop(DecoderLoop):
             )
 
     def visuals(
-        self, pictures: Sequence[Path | Image.Image], video: Path | None = None
+        self, pictures: Sequence[Picture], video: Source | None = None
     ) -> Callable[[], Sequence[Visual]]:
         """Decode images or a video now; the result encodes them, inside the measured time.
 
@@ -120,7 +120,7 @@ class TextLoop(DecoderLoop):
             return lambda: [self.see(clip, times, duration)]
         if not pictures:
             return tuple
-        decoded = [p if isinstance(p, Image.Image) else images.load(p) for p in pictures]
+        decoded = [images.load(picture) for picture in pictures]
         if frames > 1:
             return lambda: [self.see(decoded)]
         return lambda: [self.see([picture]) for picture in decoded]

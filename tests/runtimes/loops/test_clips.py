@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -9,33 +11,47 @@ import pytest
 from PIL import Image
 
 from edgevlm.errors import InputError
-from edgevlm.runtimes.loops.images import load_clip
+from edgevlm.runtimes.loops.images import clips, load_clip
 
 av = pytest.importorskip("av")
 PHOTO = Path(__file__).resolve().parents[3] / "edgevlm" / "photos" / "flower.jpg"
 RATE = 10
 
 
+def write(path, frames, codec="mpeg4", **options):
+    """A clip of frames [h, w, 3], RATE a second, with one key frame unless options say more."""
+    height, width, _ = frames[0].shape
+    with av.open(str(path), "w", **options.pop("container", {})) as container:
+        settings = {"sc_threshold": "1000000000"} | options
+        stream = container.add_stream(codec, rate=RATE, options=settings)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(Image.fromarray(pixels))))
+        container.mux(stream.encode())
+    return path
+
+
+def greys(count=30, size=(48, 64)):
+    """Frame i is grey of value 8 i."""
+    return [np.full((*size, 3), 8 * index % 256, np.uint8) for index in range(count)]
+
+
+def shades(clip, frames):
+    """The mean of each frame."""
+    return [np.asarray(picture).mean() for picture in load_clip(clip, frames)[0]]
+
+
 @pytest.fixture
 def clip(tmp_path):
     """30 frames at 10 a second; frame i is grey of value 8 i."""
-    path = tmp_path / "clip.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=RATE)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for index in range(30):
-            grey = np.full((48, 64, 3), 8 * index, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_image(Image.fromarray(grey))))
-        container.mux(stream.encode())
-    return path
+    return write(tmp_path / "clip.mp4", greys())
 
 
 def test_frames_are_spread_evenly_with_their_times(clip):
     pictures, times, duration = load_clip(clip, 4)
     assert [round(t, 2) for t in times] == [0.0, 1.0, 1.9, 2.9]
     assert round(duration, 2) == 2.9
-    shades = [np.asarray(p).mean() for p in pictures]
-    np.testing.assert_allclose(shades, [0, 80, 152, 232], atol=6)
+    np.testing.assert_allclose(shades(clip, 4), [0, 80, 152, 232], atol=6)
     assert {p.size for p in pictures} == {(64, 48)}
 
 
@@ -60,7 +76,7 @@ def test_a_cut_off_clip_is_one_line(clip):
         (lambda p: p.write_bytes(b""), "cannot be read as a video"),
         (lambda p: p.write_text("not a video"), "cannot be read as a video"),
         (lambda p: p.write_bytes(PHOTO.read_bytes()), "has 1 frames, the bundle needs 4"),
-        (lambda p: p.mkdir(), "cannot be read as a video"),
+        (lambda p: p.mkdir(), "is a folder, expected a video"),
     ],
 )
 def test_what_is_no_clip_is_one_line(tmp_path, make, text):
@@ -68,3 +84,135 @@ def test_what_is_no_clip_is_one_line(tmp_path, make, text):
     make(path)
     with pytest.raises(InputError, match=text):
         load_clip(path, 4)
+
+
+def corners():
+    """Red, green, blue and white corners, wider than high."""
+    pixels = np.full((48, 64, 3), 255, np.uint8)
+    pixels[:24, :32], pixels[:24, 32:], pixels[24:, :32] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    return pixels
+
+
+def turned(path, matrix):
+    """The same file with another display matrix a, b, c, d in its track header."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40  # after version, times, track, layer and volume
+    a, b, c, d = (value * 65536 for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+# What a player shows of a frame, as numpy does it.
+SHOWN = {
+    (1, 0, 0, 1): lambda a: a,
+    (0, 1, -1, 0): lambda a: np.rot90(a, -1),
+    (-1, 0, 0, -1): lambda a: np.rot90(a, 2),
+    (0, -1, 1, 0): lambda a: np.rot90(a),
+    (-1, 0, 0, 1): lambda a: a[:, ::-1],
+    (1, 0, 0, -1): lambda a: a[::-1],
+    (0, 1, 1, 0): lambda a: a.transpose(1, 0, 2),
+    (0, -1, -1, 0): lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+}
+
+
+@pytest.mark.parametrize("matrix", SHOWN)
+def test_a_clip_is_turned_as_its_container_says(tmp_path, matrix):
+    path = turned(write(tmp_path / "clip.mp4", [corners()] * 4), matrix)
+    expected = SHOWN[matrix](corners())
+    for picture in load_clip(path, 2)[0]:
+        pixels = np.asarray(picture, float)
+        assert pixels.shape == expected.shape
+        assert np.abs(pixels - expected).mean() < 12  # colours bleed at the borders
+
+
+def test_an_odd_angle_keeps_the_size(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write(path, [corners()] * 4)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44
+    data[at : at + 36] = struct.pack(">9i", 56756, 32768, 0, -32768, 56756, 0, 0, 0, 1 << 30)  # 30°
+    path.write_bytes(data)
+    expected = Image.fromarray(corners()).rotate(-30, Image.Resampling.BILINEAR)
+    for picture in load_clip(path, 2)[0]:
+        assert picture.size == (64, 48)
+        assert np.abs(np.asarray(picture, float) - np.asarray(expected, float)).mean() < 12
+
+
+def test_a_clip_may_be_bytes_or_an_open_file(clip):
+    expected = shades(clip, 4)
+    assert shades(clip.read_bytes(), 4) == shades(str(clip), 4) == expected
+    with clip.open("rb") as file:
+        assert shades(file, 4) == expected
+        assert not file.closed
+    with pytest.raises(InputError, match=r"^expected a video: a path, bytes or an open file, got"):
+        load_clip(None, 4)
+
+
+def test_what_an_edit_list_cuts_off_is_not_shown(clip, tmp_path):
+    path, cut = tmp_path / "trim.mp4", 10
+    whole = av.open(str(clip))
+    with whole, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as container:
+        stream = container.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.size:
+                packet.pts, packet.dts = (
+                    t - cut * packet.duration for t in (packet.pts, packet.dts)
+                )
+                packet.stream = stream
+                container.mux(packet)
+    pictures, times, duration = load_clip(path, 4)
+    np.testing.assert_allclose(
+        [np.asarray(p).mean() for p in pictures], [80, 128, 184, 232], atol=6
+    )
+    assert [round(t, 2) for t in times] == [0.0, 0.6, 1.3, 1.9]
+    assert round(duration, 2) == 1.9
+    with pytest.raises(InputError, match=r"has 20 frames, the bundle needs 21$"):
+        load_clip(path, 21)
+
+
+def test_frames_are_those_of_the_decoder_where_the_container_counts_others(clip, monkeypatch):
+    listed, expected = clips._listed, shades(clip, 4)
+
+    def more(reader):
+        stamps, keys, unit = listed(reader)
+        return sorted([*stamps, stamps[3] + 1, stamps[20] + 1]), keys, unit
+
+    monkeypatch.setattr(clips, "_listed", more)
+    assert shades(clip, 4) == expected
+    assert [round(t, 2) for t in load_clip(clip, 4)[1]] == [0.0, 1.0, 1.9, 2.9]
+
+
+def test_a_stream_without_time_stamps_is_counted(tmp_path):
+    path = write(tmp_path / "raw.m4v", greys(), container={"format": "m4v"})
+    np.testing.assert_allclose(shades(path, 4), [0, 80, 152, 232], atol=6)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
+def test_a_long_clip_is_not_decoded_whole(tmp_path, ending, monkeypatch):
+    path = write(tmp_path / f"long.{ending}", greys(300, (16, 16)), g="12")
+    expected = [8 * i % 256 for i in np.linspace(0, 299, 4).round().astype(int)]
+    decoded, take = [], clips._next
+    monkeypatch.setattr(clips, "_next", lambda *a: decoded.append(1) or take(*a))
+    monkeypatch.setattr(clips, "_counted", lambda *a: pytest.fail("decoded whole"))
+    np.testing.assert_allclose(shades(path, 4), expected, atol=6)
+    assert len(decoded) < 60
+
+
+def test_a_song_with_a_cover_has_no_video(tmp_path):
+    path = tmp_path / "song.wav"
+    with wave.open(str(path), "wb") as song:
+        song.setnchannels(1)
+        song.setsampwidth(2)
+        song.setframerate(8000)
+        song.writeframes(bytes(16000))
+    with pytest.raises(InputError, match=r"song.wav' has no video, only audio$"):
+        load_clip(path, 4)
+
+
+def test_a_playlist_opens_no_other_file(clip, tmp_path):
+    write(tmp_path / "part.ts", greys())
+    text = "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\npart.ts\n#EXT-X-ENDLIST\n"
+    (tmp_path / "list.m3u8").write_text(text)
+    with pytest.raises(InputError, match=r"^'.*list.m3u8' cannot be read as a video: Invalid data"):
+        load_clip(tmp_path / "list.m3u8", 4)

@@ -44,6 +44,14 @@ def refused(path: Path) -> str:
     return str(error.value)
 
 
+def refused_of(picture: object) -> str:
+    """The one line with which anything else is refused."""
+    with pytest.raises(InputError) as error:
+        images.load(picture)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
 def test_a_bomb_is_refused_before_its_pixels_are_read(tmp_path):
     bomb = png(tmp_path / "bomb.png", 100_000, 100_000)
     assert "has too many pixels; expected at most 50 million and 65535 a side" in refused(bomb)
@@ -72,19 +80,43 @@ def test_a_truncated_jpeg_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "data"),
-    [("empty.jpg", b""), ("text.png", b"not a picture\n"), ("noise.jpg", bytes(range(256)) * 9),
-     ("drawing.svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'),
-     ("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n"),
-     ("page.pdf", b"%PDF-1.4\n"), ("weights.gif", b"GIF89a")],
+    ("name", "data", "meaning"),
+    [("empty.jpg", b"", "is empty"), ("text.png", b"not a picture\n", None),
+     ("noise.jpg", bytes(range(256)) * 9, None), ("weights.gif", b"GIF89a", None),
+     ("drawing.svg", b'<svg xmlns="http://www.w3.org/2000/svg" width="9"/>', "is an SVG drawing"),
+     ("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "is PostScript"),
+     ("page.pdf", b"%PDF-1.4\n", "is a PDF document"), ("a.jpg", b"<html>", "is a web page"),
+     ("a.jxl", b"\xff\x0a\xfa", "is JPEG XL"), ("a.psd", b"8BPS\0\1", "is a Photoshop document"),
+     ("a.jpg", b"\0\0\0\x20ftypisom", "is a video; give it as video (--video FILE)"),
+     ("a.png", b"version https://git-lfs.github.com/spec/v1",
+      "is a Git LFS pointer, not the file; run 'git lfs pull'")],
 )  # fmt: skip
-def test_what_is_no_picture_is_refused(tmp_path, name, data):
+def test_what_is_no_picture_is_refused_by_name(tmp_path, name, data, meaning):
     path = tmp_path / name
     path.write_bytes(data)
-    assert refused(path) in (
-        f"'{path}' is not an image that can be read",
-        f"'{path}' cannot be read as an image: not a GIF file",
+    expected = f"'{path}' {meaning or 'is not an image that can be read'}"
+    if meaning is None or not ("; " in meaning or meaning == "is empty"):
+        expected += "; expected JPEG, PNG, WEBP, GIF, BMP, TIFF, JPEG2000, AVIF, PPM, ICO, TGA"
+        expected += ", or HEIC with 'edgevlm[heic]'"
+    assert refused(path) == expected
+
+
+def test_heic_is_named_with_what_reads_it(tmp_path, monkeypatch):
+    path = tmp_path / "phone.heic"
+    path.write_bytes(b"\0\0\0\x1cftypheic\0\0\0\0mif1heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # not installed
+    assert refused(path) == (
+        f"'{path}' is HEIC, and reading it needs pillow-heif; pip install 'edgevlm[heic]'"
     )
+
+
+def test_heic_is_read(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    picture = Image.open(FLOWER).resize((64, 48))
+    heif.from_pillow(picture).save(tmp_path / "phone.heic", quality=95)
+    loaded = images.load(tmp_path / "phone.heic")
+    assert np.abs(np.asarray(loaded, float) - np.asarray(picture, float)).mean() < 8
+    assert "cannot be read as an image" in refused_of((tmp_path / "phone.heic").read_bytes()[:900])
 
 
 def test_a_missing_file_and_a_folder(tmp_path):
