@@ -242,8 +242,8 @@ class Checkpoint:
                 found = match(kind, self.config, headers, left_out)
         if found.unused:
             _say_once(
-                f"'{self.model}': {len(found.unused)} tensors of its weights are in no part of the"
-                f" model and are left out, the first is '{found.unused[0]}'"
+                f"'{self.model}': its weights have tensors that are in no part of the model and are"
+                f" left out ({len(found.unused)}, the first is '{found.unused[0]}')"
             )
         return found
 

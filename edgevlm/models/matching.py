@@ -153,7 +153,8 @@ def _explained(
     beside = ""
     if unused:
         beside = f"; {len(unused)} tensors have other names, the first is '{unused[0]}'"
-    return f"it lacks {len(missing)} weights, the first is '{missing[0]}'{beside}"
+    plural = "s" * (len(missing) != 1)
+    return f"it lacks {len(missing)} weight{plural}, the first is '{missing[0]}'{beside}"
 
 
 def _wrappers(unused: tuple[str, ...]) -> list[str]:

@@ -88,8 +88,8 @@ def check_plain(headers: Mapping[str, Header]) -> None:
     adapters = sorted(name for name in headers if _ADAPTER.search(name))
     if adapters:
         raise ModelError(
-            f"{len(adapters)} tensors of its weights belong to an adapter that is not merged, the"
-            f" first is '{adapters[0]}'; merge it with PEFT's merge_and_unload() and save the model"
+            f"its weights hold an adapter that is not merged (tensors: {len(adapters)}, the first"
+            f" is '{adapters[0]}'); merge it with PEFT's merge_and_unload() and save the model"
         )
     packed = sorted(name for name, header in headers.items() if header.dtype not in PLAIN)
     if packed:

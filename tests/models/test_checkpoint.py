@@ -204,7 +204,7 @@ def test_missing_weights_are_named(folder):
     del weights[lost]
     safetensors.save_file(weights, folder / "model.safetensors", {"format": "pt"})
     text = refused(checkpoint.find(str(folder)).load_model)
-    assert f"'{folder}' lacks 1 weights, the first is '" in text
+    assert f"'{folder}' lacks 1 weight, the first is '" in text
     assert "layers.1.mlp.down_proj" in text
 
 

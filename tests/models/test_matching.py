@@ -74,8 +74,8 @@ def renamed(change):
 def test_an_adapter_inside_the_weights_is_not_left_out(changed, name):
     text = refused(changed(added(name)))
     assert text == (
-        f"1 tensors of its weights belong to an adapter that is not merged, the first is '{name}';"
-        " merge it with PEFT's merge_and_unload() and save the model"
+        f"its weights hold an adapter that is not merged (tensors: 1, the first is '{name}'); merge"
+        " it with PEFT's merge_and_unload() and save the model"
     )
 
 
@@ -130,8 +130,8 @@ def test_tensors_that_nothing_uses_are_mentioned_once(changed, caplog):
         first, second = planned(model), planned(model)
     assert first.plan == second.plan
     assert [record.getMessage() for record in caplog.records] == [
-        f"'{model}': 1 tensors of its weights are in no part of the model and are left out, the"
-        " first is 'model.extra_head.weight'"
+        f"'{model}': its weights have tensors that are in no part of the model and are left out (1,"
+        " the first is 'model.extra_head.weight')"
     ]
 
 

@@ -1,0 +1,41 @@
+"""The table of docs/reliability.md is that of all variations, and none of them is a fault."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+for library in ("torch", "transformers", "onnxruntime"):
+    pytest.importorskip(library)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def variations():
+    spec = importlib.util.spec_from_file_location("variations", ROOT / "tests" / "variations.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_has_every_variation_once(variations):
+    page = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    table = page.partition(variations.BEGIN)[2].partition(variations.END)[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines()[5:]]
+    assert [name for name, _ in rows] == [v.name for v in variations.VARIATIONS]
+    assert {result for _, result in rows} == {"equal", "refused"}
+    assert len(rows) >= 40
+
+
+@pytest.mark.parametrize("name", ["Gemma under SmolVLM", "names with module."])
+def test_a_variation_is_refused_in_one_line(variations, tmp_path, name):
+    (variation,) = [v for v in variations.VARIATIONS if v.name == name]
+    outcome = variations.outcome(variation, tmp_path)
+    assert outcome.kind == "refused"
+    assert outcome.line
+    assert "\n" not in outcome.line
