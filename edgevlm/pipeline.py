@@ -30,6 +30,7 @@ from edgevlm.parity.verification import Verification
 from edgevlm.parity.verify import verify_model
 from edgevlm.planning.plan import Planned, make_plan
 from edgevlm.quantization.calibrate import Calibration, calibrate
+from edgevlm.quantization.half import check_half
 from edgevlm.recipe import Recipe
 from edgevlm.registry import engine_for
 from edgevlm.runtimes.engine import find_engine
@@ -88,6 +89,7 @@ def export(
     with writing(out, planned.plan, planned.checkpoint.contents, force) as writer:
         progress("load the model")
         model = planned.checkpoint.load_model()
+        check_half(planned, model, progress)
         seen = calibrate(recipe, planned.checkpoint, model, progress) if recipe.calibrate else None
         parts = planned.parts(model)
         plan = _write(planned, parts, writer, progress, {} if graphs is None else graphs, seen)

@@ -87,6 +87,7 @@ class Target:
         matrix_bytes: Rows, columns, scheme, stage -> bytes of a linear layer's matrix.
         number_bytes: Scheme -> bytes of any other weight.
         head_multiple: Its attention with a cache takes heads whose size is a multiple of this.
+        half_arithmetic: Schemes that compute in float16.
     """
 
     summary: str
@@ -107,6 +108,7 @@ class Target:
     matrix_bytes: Callable[[int, int, str, str], int] = float32_matrix
     number_bytes: Callable[[str], int] = float32_number
     head_multiple: int = 1
+    half_arithmetic: tuple[str, ...] = ()
 
     def weights_bytes(self, files: Iterable[FileEntry]) -> int:
         """Bytes of those files of a bundle that hold mostly weights."""

@@ -79,7 +79,7 @@ def calibrate(
     ]
     count = 0
     try:
-        for count, example in enumerate(_examples(recipe.calibrate, recipe.frames), 1):
+        for count, example in enumerate(scenes(recipe.calibrate, recipe.frames), 1):
             progress(f"calibrate: scene {count}")
             presenter.show(example)
     finally:
@@ -97,7 +97,7 @@ def _place(matrix: Tensor) -> Hashable:
     return matrix.data_ptr(), tuple(matrix.shape)
 
 
-def _examples(text: str, frames: int) -> Iterator[Example]:
+def scenes(text: str, frames: int) -> Iterator[Example]:
     """Scenes with as many frames as the model takes; an image is repeated as a clip."""
     if text.isdecimal():
         examples = find_dataset("embedded").examples(frames, int(text))

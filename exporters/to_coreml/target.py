@@ -277,4 +277,5 @@ TARGET = Target(
     kv_dtype="f16",
     matrix_bytes=matrix_bytes,
     number_bytes=number_bytes,
+    half_arithmetic=("fp16", *COMPRESSED, *PALETTES),
 )

@@ -5,7 +5,6 @@ Source: Llama (arXiv 2302.13971); `graphs.layers.DecoderLayer` computes their la
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,13 +16,9 @@ from edgevlm.graphs.parts import CacheSpec, DecoderParts, DecoderSpec
 
 # Scalings of the rotary tables that are the same at every length.
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
-# The language models whose layers `DecoderLayer` computes, each with its windows: of the layers
-# that have one, the rows that a token sees. A config may name a window that its layers do not read.
-WINDOWS: dict[str, Callable[[Any], list[int]]] = {
-    "llama": lambda text: [],
-    "mistral": lambda text: [] if text.sliding_window is None else [text.sliding_window],
-    "qwen2": lambda text: [text.sliding_window for t in text.layer_types if t != "full_attention"],
-}
+# The language models whose layers `DecoderLayer` computes, and whether their masks read a window
+# whatever the config says of single layers.
+DECODERS = {"llama": False, "mistral": True, "qwen2": False}
 
 
 def decoder_spec(text: Any) -> DecoderSpec:
@@ -33,9 +28,9 @@ def decoder_spec(text: Any) -> DecoderSpec:
         PlanError: If its layers are not known, its rotary tables change with the length or turn a
             part of a head, or its heads do not divide.
     """
-    if text.model_type not in WINDOWS:
+    if text.model_type not in DECODERS:
         raise PlanError(
-            f"language model '{text.model_type}' is not supported, {', '.join(WINDOWS)} are;"
+            f"language model '{text.model_type}' is not supported, {', '.join(DECODERS)} are;"
             " choose a checkpoint over one of these"
         )
     heads, groups = text.num_attention_heads, text.num_key_value_heads
@@ -53,7 +48,7 @@ def decoder_spec(text: Any) -> DecoderSpec:
         caches=(CacheSpec(groups, head_size),) * text.num_hidden_layers,
         rope=rope,
         max_positions=text.max_position_embeddings,
-        window=min(WINDOWS[text.model_type](text), default=None),
+        window=_window(text),
     )
 
 
@@ -69,6 +64,18 @@ def decoder_parts(language_model: Any, spec: DecoderSpec) -> DecoderParts:
         norm=FinalNorm(language_model.norm),
         language_model=language_model,
     )
+
+
+def _window(text: Any) -> int | None:
+    """The fewest rows that a token of any layer sees, or None.
+
+    Masks and transformers' cache read them apart: the cache drops rows of a Llama, too, whose
+    config names a window.
+    """
+    kinds = getattr(text, "layer_types", None)
+    limited = DECODERS[text.model_type] or kinds is None or set(kinds) != {"full_attention"}
+    sizes = (getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    return min((size for size in sizes if size is not None and limited), default=None)
 
 
 def _rope(text: Any) -> Rope:

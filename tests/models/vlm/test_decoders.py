@@ -29,7 +29,10 @@ def text_config(kind, **values):
 @pytest.mark.parametrize(
     ("kind", "values", "window"),
     [
-        ("llama", {"sliding_window": 64}, None),  # a key that its layers do not read
+        ("llama", {}, None),
+        ("llama", {"sliding_window": 64}, 64),  # its masks do not read it, its cache does
+        ("llama", {"sliding_window": 64, "layer_types": ["full_attention"] * 2}, None),
+        ("llama", {"attention_chunk_size": 128}, 128),
         ("mistral", {"sliding_window": 64}, 64),
         ("mistral", {"sliding_window": None}, None),
         ("mistral", {}, 4096),  # transformers' default
