@@ -7,8 +7,10 @@ import shutil
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from edgevlm.errors import ModelError  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
@@ -66,6 +68,10 @@ def test_tokens_added_beside_the_file(folder):
     edit(folder / "added_tokens.json", **{"<|bot|>": 1024})
     config = json.loads((folder / "config.json").read_text())
     edit(folder / "config.json", text_config=config["text_config"] | {"vocab_size": 1025})
+    weights = load_file(folder / "model.safetensors")
+    table = weights["model.text_model.embed_tokens.weight"]
+    weights["model.text_model.embed_tokens.weight"] = torch.cat((table, table[:1]))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("'Assistant:'", "'<|bot|>Assistant:'"))
     made = same_ids(folder)
