@@ -24,6 +24,7 @@ from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.buffers import chain
 from edgevlm.runtimes.loops.contract import RunRequest
 from edgevlm.runtimes.loops.images.pictures import Picture
+from edgevlm.runtimes.loops.lengths import PIECE, SLACK
 from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
 from edgevlm.units import megabytes
@@ -130,6 +131,7 @@ class EncoderLoop:
         text = self.plan.host.text
         self._words = None if text is None else Words(bundle, text)
         return_freed()  # memory of parsing, which new arrays would reuse and count twice
+        images.prepare(clips=False)
         started = time.perf_counter()
         self.arrays = bind(self.plan, blocks)
         blocks.open()
@@ -153,9 +155,9 @@ class EncoderLoop:
                 text encoder.
         """
         labels = values.texts("labels", labels)
-        picture = images.load(picture)
+        decoded = [images.load(picture, self.room())]
         started = time.perf_counter()
-        embedding = self.embed(picture)
+        embedding = self.embed(decoded.pop())  # no reference stays here
         encoded = time.perf_counter()
         texts = [self.embed_text(label) for label in labels]
         compared = time.perf_counter()
@@ -174,7 +176,14 @@ class EncoderLoop:
     def embed(self, picture: Picture) -> Array:
         """The embedding of an image, f32 [E], not normalized."""
         self.arrays.pixels[:] = images.views([picture], self.plan.host.image)
+        del picture  # before a block is loaded
+        self.blocks.settle()
         return self._run("vision", self.arrays.embedding)
+
+    def room(self) -> images.Room:
+        """Memory for decoding a picture."""
+        image, shortage = self.plan.host.image, self.blocks.shortage
+        return images.Room(None if self.blocks.keeps_all else shortage, image.width, image.height)
 
     def embed_text(self, text: str) -> Array:
         """The embedding of a text, f32 [E]; the last few are cached.
@@ -242,7 +251,10 @@ class Words:
     def ids(self, text: str) -> list[int]:
         """S tokens: those of the text, with its end token even if truncated, then padding."""
         host = self.host
-        ids = self._tokenizer.encode(text.lower() if host.lower_case else text).ids
+        text = text.lower() if host.lower_case else text
+        ids = self._tokenizer.encode(text[:PIECE]).ids
+        if len(text) > PIECE and len(ids) <= host.tokens + SLACK:  # else the rest is cut off
+            ids = self._tokenizer.encode(text).ids
         if len(ids) > host.tokens:
             ends = [] if host.end_id is None else [host.end_id]
             ids = [*ids[: host.tokens - len(ends)], *ends]

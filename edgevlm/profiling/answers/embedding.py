@@ -44,7 +44,9 @@ class Asking:
         if request.image is not None and request.prompt is not None:
             raise InputError("one embedding is measured: give --image or --prompt, not both")
         self.loop, self.request, self.text = loop, request, request.prompt
-        self.image = images.load(request.picture)
+        self.image = images.load(request.picture, loop.room())
+        if not loop.blocks.keeps_all:  # held all the time: no more pixels than the view has
+            self.image = self.image.resize((loop.room().width, loop.room().height))
 
     def answer(self, recorder: Recorder) -> TimedAnswer:
         """One embedding, with its calls."""
