@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from edgevlm.devices.shared import contract as t
 from edgevlm.devices.shared.contract import Job, Reachable, Step, one_line
 from edgevlm.devices.shared.shell import AGAIN, SMALL, File, Shell
 from edgevlm.errors import DeviceError
+from edgevlm.libraries import program
 from edgevlm.profiling.document import Profile
 
 PACKAGE, ACTIVITY = "org.edgevlm.app", ".ProfileActivity"
@@ -87,7 +87,7 @@ def reachable() -> list[Reachable]:
     try:
         phones = _phones()
     except DeviceError as cause:
-        state = "failed" if shutil.which("adb") else "not installed"
+        state = "failed" if program("adb") else "not installed"
         return [Reachable("adb", state, str(cause))]
     return [
         Reachable(f"adb:{serial}", "ready" if state == READY else state, STATES.get(state, note))
@@ -265,7 +265,7 @@ def _adb(*arguments: str, failing: bool = False) -> str:
 
 
 def _program() -> str:
-    executable = shutil.which("adb")
+    executable = program("adb")
     if executable is None:
         raise DeviceError(
             "'adb' is not installed; install Android's platform tools (package adb), then plug"

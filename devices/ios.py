@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 import subprocess
 import tempfile
 import time
@@ -27,6 +26,7 @@ from edgevlm.bundle.plan import MANIFEST
 from edgevlm.devices.shared import contract as t
 from edgevlm.devices.shared.contract import Job, Reachable, Step, one_line
 from edgevlm.errors import DeviceError
+from edgevlm.libraries import program
 from edgevlm.profiling.document import Profile
 
 APP, FOLDER = "org.edgevlm.app", "Documents/edgevlm"
@@ -59,7 +59,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
 
 def reachable() -> list[Reachable]:
     """Devices that devicectl lists, each with what to do if it is not ready."""
-    if shutil.which("xcrun") is None:
+    if program("xcrun") is None:
         return [Reachable("ios", "not here", NO_MAC)]
     try:
         devices = _devices()
@@ -200,7 +200,7 @@ def _chosen(address: str) -> str:
     Raises:
         DeviceError: If there is none, several, or it is not ready.
     """
-    if shutil.which("xcrun") is None:
+    if program("xcrun") is None:
         raise DeviceError(NO_MAC)
     devices = _devices()
     names = ", ".join(f"ios:{identifier}" for identifier in devices)
@@ -247,7 +247,8 @@ def _ctl(*words: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         # The option comes early: devicectl passes what follows an app's name to the app.
-        command = ["xcrun", "devicectl", *words[:3], "--json-output", str(answer), *words[3:]]
+        tool = [program("xcrun") or "xcrun", "devicectl"]
+        command = [*tool, *words[:3], "--json-output", str(answer), *words[3:]]
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
             check=False,

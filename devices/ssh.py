@@ -24,7 +24,6 @@ import io
 import os
 import re
 import shlex
-import shutil
 import tempfile
 import tomllib
 import zipfile
@@ -36,6 +35,7 @@ from edgevlm.devices.shared import contract as t
 from edgevlm.devices.shared.contract import Job, Reachable, Step, one_line
 from edgevlm.devices.shared.shell import AGAIN, File, Shell
 from edgevlm.errors import DeviceError
+from edgevlm.libraries import program
 from edgevlm.profiling.document import Profile
 from edgevlm.registry import engine_for
 from edgevlm.version import VERSION
@@ -83,7 +83,7 @@ def profile(address: str, job: Job, progress: Step) -> Profile:
 
 def reachable() -> list[Reachable]:
     """The client and the hosts of the user's configuration; no host is contacted."""
-    if shutil.which("ssh") is None:
+    if program("ssh") is None:
         return [Reachable("ssh", "not installed", "install OpenSSH's client (openssh-client)")]
     hosts = _named_hosts(CONFIG)
     configured = [Reachable(f"ssh:{host}", "not contacted", "of ~/.ssh/config") for host in hosts]
@@ -104,8 +104,10 @@ class SshHost(Shell):
                 f"'ssh:{address}' is not a host; expected ssh:USER@HOST or ssh:USER@HOST:PORT;"
                 " HOST may be a name of ~/.ssh/config"
             )
-        if shutil.which("ssh") is None:
+        ssh = program("ssh")
+        if ssh is None:
             raise DeviceError("'ssh' is not installed; install OpenSSH's client (openssh-client)")
+        self.ssh = ssh
         self.destination, self.port = f"{user}{at}{match[1].strip('[]')}", match[2]
         self.control = Path()
         folder = '"${XDG_CACHE_HOME:-$HOME/.cache}/edgevlm/remote"'
@@ -119,7 +121,7 @@ class SshHost(Shell):
         port = ["-p", self.port] if self.port else []
         control = ["-T", "-o", f"ControlPath={self.control}"]
         command = f"exec sh -c {shlex.quote(script)}"
-        return ["ssh", *options, *control, *port, "--", self.destination, command]
+        return [self.ssh, *options, *control, *port, "--", self.destination, command]
 
     def link_failure(self, code: int, errors: str) -> str | None:
         """What ssh reports and what to do about it; ssh's own failures have exit code 255."""
@@ -161,7 +163,7 @@ class SshHost(Shell):
         names = " ".join([f"{environment}/bin/python", *PYTHONS])
         out = self.sh(
             f"for p in {names}; do p=$(command -v $p) || continue;"
-            " \"$p\" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null;"
+            " \"$p\" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null;"
             ' echo "$?|$p"; done; true'
         )
         candidates = re.findall(r"^(\d+)\|(.+)$", out, re.M)
@@ -186,7 +188,7 @@ class SshHost(Shell):
             self.sh("rm -rf package .package && mkdir .package")
             self._put(".package", file, 0, lambda _: None)
             self.sh(
-                f"{shlex.quote(python)} -m zipfile -e .package/edgevlm.zip .{name}"
+                f"{shlex.quote(python)} -I -m zipfile -e .package/edgevlm.zip .{name}"
                 " && rm .package/edgevlm.zip && mv .package package"
             )
         return name
@@ -212,8 +214,8 @@ class SshHost(Shell):
         code, errors = self.stream(
             f"export XDG_CACHE_HOME={shlex.quote(self.root)}/cache;"
             f" [ ! -L {folder} ] || {{ echo 'it is a link of yours' >&2; exit 1; }};"
-            f" rm -rf .{folder} && {shlex.quote(python)} -m venv .{folder} >&2"
-            f" && .{folder}/bin/python -m pip install --disable-pip-version-check {words}"
+            f" rm -rf .{folder} && {shlex.quote(python)} -I -m venv .{folder} >&2"
+            f" && .{folder}/bin/python -I -m pip install --disable-pip-version-check {words}"
             f" && rm -rf {folder} && mv .{folder} {folder}",
             progress,
         )
@@ -235,7 +237,7 @@ class SshHost(Shell):
         root = shlex.quote(self.root)
         return (
             f"env PYTHONPATH={root}/{package} XDG_CACHE_HOME={root}/cache PYTHONUNBUFFERED=1"
-            f" {shlex.quote(python)} -m edgevlm.devices.shared.runner"
+            f" {shlex.quote(python)} -P -m edgevlm.devices.shared.runner"
         )
 
 

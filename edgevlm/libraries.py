@@ -1,10 +1,16 @@
-"""Optional libraries: imports with a clear error, their log lines, and temporary patches."""
+"""Optional libraries and other programs: clear errors, log lines, temporary patches, commands.
+
+No command here lets the current folder run code: it may be a bundle or a folder of downloads.
+"""
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
 import platform
+import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError, RuntimeLoadError
+
+# Imports this very package, wherever it lies, and calls `main` of one of its modules.
+_CHILD = (
+    "import sys; tree, name = sys.argv[1:3]; del sys.argv[1:3]; import importlib.util, pathlib;"
+    " sys.path.insert(0, tree); import edgevlm; del sys.path[0];"
+    " importlib.import_module(name).main()"
+)
 
 
 @contextmanager
@@ -69,6 +82,28 @@ def require(
         raise kind(needs(what, library, extra)) from cause
 
 
+def python_command(module: str, *arguments: str) -> list[str]:
+    """The command that calls `main` of a module of ours in a process of its own.
+
+    `-P` keeps the current folder out of the modules that it can import; `-m` alone would put it
+    first. Paths in `arguments` should be absolute.
+    """
+    tree = str(Path(__file__).resolve().parents[1])
+    return [sys.executable, "-P", "-c", _CHILD, tree, module, *arguments]
+
+
+def program(name: str) -> str | None:
+    """Absolute path of a program; None if no folder of PATH has it.
+
+    Only absolute folders count: an empty one or `.` is the current folder, which Windows searches
+    even where PATH does not have it.
+    """
+    for folder in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        if os.path.isabs(folder) and (found := shutil.which(os.path.join(folder, name))):
+            return found
+    return None
+
+
 def require_torch() -> None:
     """Check for PyTorch and transformers before a step that needs them.
 
@@ -99,4 +134,5 @@ def processor_name() -> str:
     if not names:
         with suppress(OSError):  # ARM boards have a name, their processors have none
             names = [Path("/proc/device-tree/model").read_text("utf-8").strip("\0\n")]
-    return next(iter(names), platform.processor() or platform.machine())
+    # Not `platform.processor`, which starts a program.
+    return next(iter(names), os.environ.get("PROCESSOR_IDENTIFIER") or platform.machine())

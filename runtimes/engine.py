@@ -110,6 +110,14 @@ class Engine(ABC):
         """Ways to load a block that are worth measuring."""
         return (PRIVATE,)
 
+    def is_built(self, block: str) -> bool:
+        """Whether `build` has nothing to do."""
+        return True
+
+    def build(self, block: str) -> None:
+        """Build the files that loads of a block read, once on this machine; takes memory."""
+        return
+
     def prepare(self, block: str, function: str, mode: str) -> None:
         """One-time preparation for loads of this mode; its memory is not freed."""
         return

@@ -88,10 +88,11 @@ def make_blocks(
         raise RuntimeLoadError(
             f"engine '{engine.name}' does not support memory budgets; leave out --memory"
         )
-    from edgevlm.runtimes.residency.measure import measured
+    from edgevlm.runtimes.residency.measure import build_apart, measured
     from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
     timings = measured(bundle, engine.name, engine.threads or 1, progress)
+    build_apart(bundle, engine, progress)
     return StreamedBlocks(bundle.plan, engine, timings, budget_bytes)
 
 

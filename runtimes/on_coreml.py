@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from edgevlm.bundle.cache import build_ms, build_once
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Block
 from edgevlm.errors import RuntimeLoadError
 from edgevlm.libraries import first_line, needs, require, silent
 from edgevlm.runtimes import engine
 from edgevlm.runtimes.arrays import Array
+from edgevlm.runtimes.built import build_ms, build_once, discard
 from edgevlm.runtimes.inspection import Inspection, Table
 
 UNITS = {"reduce": "CPU_ONLY"}  # other stages may use any unit; see docs/bundle.md
@@ -95,6 +95,7 @@ class Engine(engine.Engine):
             try:
                 model = _library().models.CompiledMLModel(str(folder), units, spec.name)
             except Exception as cause:
+                discard(folder)  # the next load compiles it again
                 line = first_line(cause)
                 raise RuntimeLoadError(f"{block}.{spec.name} does not load: {line}") from cause
             self._models[block, spec.name] = model
@@ -162,7 +163,8 @@ def compiled(bundle: Bundle, block: Block) -> Path:
             line = first_line(cause)
             raise RuntimeLoadError(f"{block.name} does not compile: {line}") from cause
 
-    return build_once("coreml", "\n".join(sorted(hashes)), make, ".mlmodelc")
+    contents = "\n".join((platform.mac_ver()[0], *sorted(hashes)))
+    return build_once("coreml", contents, make, ".mlmodelc")
 
 
 def placement(bundle: Bundle) -> dict[str, dict[str, int]]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from edgevlm.errors import InputError, RuntimeLoadError
-from edgevlm.libraries import first_line, replaced, require
+from edgevlm.libraries import first_line, program, python_command, replaced, require
 
 
 @pytest.mark.parametrize(
@@ -46,3 +51,68 @@ def test_a_replaced_attribute_is_back_after_an_error_too():
     with replaced(owner, "value", 2):
         assert owner.value == 2
     assert owner.value == 1
+
+
+HOSTILE = ("numpy", "onnxruntime", "edgevlm", "json", "google", "tokenizers", "PIL", "random")
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """The current folder is one with modules and programs that leave a file if they are run."""
+    trace = tmp_path / "trace"
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    for name in HOSTILE:
+        (folder / f"{name}.py").write_text(f"open({str(trace)!r}, 'a').write('{name} ')\n")
+    for name in ("adb", "ssh", "xcrun", "uname"):
+        (folder / name).write_text(f"#!/bin/sh\necho {name} >> {trace}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
+    return trace
+
+
+def test_a_child_process_runs_no_code_of_the_current_folder(hostile):
+    command = python_command("edgevlm.profiling.machine.bandwidth", "1")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0
+    assert not hostile.exists()
+
+
+def test_a_child_process_imports_the_package_of_its_parent(hostile, tmp_path):
+    (tmp_path / "child.py").write_text("")
+    code = "from edgevlm.libraries import python_command; import json, edgevlm;"
+    code += " print(json.dumps([edgevlm.__file__, python_command('edgevlm.version')]))"
+    here = os.environ["PYTHONPATH"]
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    file, command = json.loads(done.stdout)
+    assert file == f"{here}/edgevlm/__init__.py"
+    assert command[1] == "-P"
+    assert command[4] == here
+    with pytest.MonkeyPatch.context() as patch:  # as where the parent found it by its own means
+        patch.delenv("PYTHONPATH")
+        asked = [*command[:3], command[3].replace(".main()", ".VERSION; print(edgevlm.__file__)")]
+        done = subprocess.run([*asked, *command[4:]], capture_output=True, text=True)
+    assert done.stdout.strip() == file
+
+
+@pytest.mark.parametrize("path", ["{0}::{1}", ".:{0}:{1}", "downloads:{0}:{1}"])
+def test_no_program_of_the_current_folder_is_started(hostile, tmp_path, monkeypatch, path):
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", path.format(folder, "/nowhere"))
+    assert program("adb") is None
+    (folder / "adb").write_text("#!/bin/sh\n")
+    assert program("adb") is None  # it cannot be executed
+    (folder / "adb").chmod(0o755)
+    assert program("adb") == str(folder / "adb")
+
+
+def test_the_name_of_the_processor_starts_no_program(hostile, monkeypatch):
+    from edgevlm import libraries
+
+    monkeypatch.setenv("PATH", f":{os.environ['PATH']}")
+    monkeypatch.setattr(libraries, "processor_lines", tuple)
+    assert libraries.processor_name()
+    assert not hostile.exists()

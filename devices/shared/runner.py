@@ -1,7 +1,7 @@
 """The program that runs on a remote computer: a folder in, a profile out.
 
-    python -m edgevlm.devices.shared.runner RUN                       measure RUN/request.json
-    python -m edgevlm.devices.shared.runner --check TARGET [ENGINE]   print whether it runs here
+    python -P -m edgevlm.devices.shared.runner RUN                       measure RUN/request.json
+    python -P -m edgevlm.devices.shared.runner --check TARGET [ENGINE]   print whether it runs here
 
 `RUN` is `runs/ID` of the contract in docs/devices.md, and the bundle lies in `../../bundles`. Steps
 go to stdout, a line each, and to log.txt with everything that engines write. The run ends when

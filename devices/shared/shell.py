@@ -28,7 +28,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edgevlm.bundle.files import Bundle, sha256
+from edgevlm.bundle.cache import sha256
+from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import MANIFEST
 from edgevlm.devices.shared import contract as t
 from edgevlm.devices.shared.contract import Job, Step, one_line

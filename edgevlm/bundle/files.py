@@ -9,11 +9,11 @@ torch nor any engine.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import posixpath
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,12 +21,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle.cache import cache_folder, keep
+from edgevlm.bundle.cache import remember, sha256, was_checked
 from edgevlm.bundle.documents import dumps, read, to_document
 from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.manifest import read_manifest
 from edgevlm.bundle.plan import MANIFEST, FileEntry, Plan
-from edgevlm.bundle.writing import check_folder, write_text
+from edgevlm.bundle.writing import check_folder, make_inside, sync, write_inside
 from edgevlm.errors import BundleError, EdgeVLMError
 from edgevlm.version import VERSION
 
@@ -75,15 +75,12 @@ class Bundle:
             state = path.stat()
             # A change that resets the modification time still moves the inode's change time.
             mark = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, entry.sha256]
-            if _CHECKED.get(key) != mark:
-                known = _remembered()
-                if known.get(key) != mark:
-                    if sha256(path) != entry.sha256:
-                        raise BundleError(
-                            f"'{name}' was changed: its sha256 is not the manifest's; export again"
-                        )
-                    _remember(known | {key: mark})
-                _CHECKED[key] = mark
+            if not was_checked(key, mark):
+                if sha256(path) != entry.sha256:
+                    raise BundleError(
+                        f"'{name}' was changed: its sha256 is not the manifest's; export again"
+                    )
+                remember({key: mark})
         except OSError as cause:
             raise BundleError(f"'{name}' cannot be read: {cause.strerror}") from cause
         return path
@@ -116,11 +113,10 @@ class BundleWriter:
 
     def __init__(self, folder: Path, plan: Plan[Any]) -> None:
         self.folder, self.plan = folder, plan
-        self._done = folder / "done"
 
     def finished(self, block: Block) -> tuple[Function, ...] | None:
         """Functions of a block that an earlier, stopped export finished, or None."""
-        record = self._done / f"{block.name}.json"
+        record = self.folder / "done" / f"{block.name}.json"
         if not record.is_file():
             return None
         try:
@@ -132,20 +128,20 @@ class BundleWriter:
 
     def finish(self, block: Block, functions: tuple[Function, ...]) -> None:
         """Record a block as complete; its files are on disk."""
-        self._done.mkdir(exist_ok=True)
-        write_text(self._done / f"{block.name}.json", json.dumps(to_document(functions)))
+        stage = self.folder / "blocks" / block.stage
+        for path in stage.rglob("*"):  # the record says that these are on the disk
+            if path.relative_to(stage).parts[0].startswith((f"{block.name}.", "table.")):
+                sync(path)
+        text = json.dumps(to_document(functions))
+        write_inside(self.folder, f"done/{block.name}.json", text)
 
     def stage_folder(self, stage: str) -> Path:
         """`blocks/STAGE` inside the bundle, created if necessary."""
-        folder = self.folder / "blocks" / stage
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return make_inside(self.folder, ("blocks", stage))
 
     def put(self, name: str, text: str) -> None:
         """Write a small text file of the bundle."""
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+        write_inside(self.folder, name, text)
 
     def close(self, plan: Plan[Any]) -> Plan[Any]:
         """Hash every file, write the manifest, and read it back; returns the manifest.
@@ -158,9 +154,21 @@ class BundleWriter:
             name = path.relative_to(self.folder).as_posix()
             if name.split("/")[0] not in (MANIFEST, MEASURED, *STATE):
                 files.append(FileEntry(name, path.stat().st_size, sha256(path)))
+                sync(path)
         manifest = replace(plan, files=tuple(files))
         self.put(MANIFEST, dumps(manifest))
         return read_manifest(self.folder)
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a bundle is there, opens, and has all its files unchanged."""
+    try:
+        bundle = Bundle.open(path)
+        for entry in bundle.plan.files:
+            bundle.file(entry.path)
+    except BundleError:
+        return False
+    return True
 
 
 @contextmanager
@@ -218,21 +226,26 @@ def check_free(out: Path, force: bool) -> None:
         raise BundleError(f"'{out}' is not a bundle; --force replaces only bundles")
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _begin(partial: Path, text: str) -> None:
     """Keep the finished blocks of an export with the same `text`, or empty the folder."""
     record = partial / "plan.json"
-    if record.is_file() and record.read_bytes() == text.encode():
+    if not _is_foreign(partial) and record.is_file() and record.read_bytes() == text.encode():
         return
     for path in partial.iterdir():
         if path.name != "lock":
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    record.write_bytes(text.encode())
+    write_inside(partial, record.name, text)
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether something here is no export's: a link, which writing would follow, or a pipe."""
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            state = os.lstat(os.path.join(root, name))
+            linked = name in files and state.st_nlink > 1
+            if linked or not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
+                return True
+    return False
 
 
 @contextmanager
@@ -246,7 +259,9 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
         yield
         return
     path = partial / "lock"
-    with path.open("w") as lock:
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise BundleError(f"'{path}' is not the lock of an export; remove it")
+    with path.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The other export may have ended, and renamed the folder, since the file was opened.
@@ -265,24 +280,9 @@ def _replace(partial: Path, out: Path) -> None:
         out.rename(old)
     try:
         partial.rename(out)
+        sync(out.parent)
     except BaseException:
         if old.exists() and not out.exists():
             old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-# Files that this process has checked, as blocks are loaded repeatedly.
-_CHECKED: dict[str, list[object]] = {}
-
-
-def _remembered() -> dict[str, list[object]]:
-    try:
-        known = json.loads((cache_folder() / "checked.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _remember(known: dict[str, list[object]]) -> None:
-    keep(cache_folder() / "checked.json", json.dumps(dict(list(known.items())[-4096:])))

@@ -30,6 +30,7 @@ COMMANDS = (
     "targets",
     "engines",
     "devices",
+    "cache",
 )
 
 

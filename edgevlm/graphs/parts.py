@@ -64,12 +64,24 @@ class DecoderSpec:
         caches: The cache of each layer, in order.
         rope: Inverse frequencies and scaling of the rotary tables.
         max_positions: The most positions that the model was made for.
+        window: The fewest rows, its own included, that a token of any layer sees (sliding window);
+            None where each sees all before it.
     """
 
     width: int
     caches: tuple[CacheSpec, ...]
     rope: Rope
     max_positions: int
+    window: int | None = None
+
+    @property
+    def most_rows(self) -> tuple[int, str]:
+        """The longest context that is computed as the model does it, and what limits it."""
+        if self.window is not None and self.window < self.max_positions:
+            return self.window, (
+                f"sliding window of {self.window} tokens, beyond which it hides earlier ones"
+            )
+        return self.max_positions, f"{self.max_positions} positions"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ from edgevlm.recipe import Recipe
 from edgevlm.registry import FAMILIES
 
 EMBEDDED = "embedded"
+# Keys of tokens that stand for images; a family reads them beside the processor's numbers.
+IMAGE_TOKENS = ("image_token", "video_token", "fake_image_token", "global_image_token")
 WANTED = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
@@ -75,6 +77,21 @@ class Checkpoint:
         check_processor(numbers, f"'{self.model}': the image processor's")
         return numbers
 
+    def image_tokens(self) -> dict[str, str]:
+        """Tokens that stand for images, where this checkpoint names its own, by their keys.
+
+        The tokenizer's come first, as in transformers' processors.
+        """
+        special = self.document("tokenizer_config.json")
+        more = special.get("extra_special_tokens")
+        named: dict[str, str] = {}
+        for source in (self.document("processor_config.json"), more, special):
+            for key, value in source.items() if isinstance(source, dict) else ():
+                token = value.get("content") if isinstance(value, dict) else value
+                if key in IMAGE_TOKENS and isinstance(token, str) and token:
+                    named[key] = token
+        return named
+
     def chat_template(self) -> str | None:
         """The chat template, from any of the three places where checkpoints keep it."""
         path = self.folder / "chat_template.jinja"
@@ -106,7 +123,8 @@ class Checkpoint:
         """
         try:
             with _quiet():  # a family imports its classes from transformers
-                return self.family.describe(self.config, self.processor(), recipe)
+                numbers = self.processor() | self.image_tokens()
+                return self.family.describe(self.config, numbers, recipe)
         except (AttributeError, TypeError, KeyError, ZeroDivisionError) as cause:
             raise ModelError(
                 f"'{self.model}': config.json does not match its family: {cause}"

@@ -50,12 +50,16 @@ def check_processor(document: dict[str, Any], where: str) -> None:
     Raises:
         ModelError: Naming the key and its value.
     """
-    for key in ("image_mean", "image_std"):
+    keys = ("image_mean", "image_std") if document.get("do_normalize", True) else ()
+    for key in keys:
         value = document.get(key, 0.5)
         values = value if isinstance(value, list) else [value] * 3
         good = len(values) == 3 and all(type(v) in (int, float) for v in values)
         if not good or (key == "image_std" and min(values) <= 0):
             raise ModelError(f"{where} {key} is {value!r}, expected a number or three")
+    factor = document.get("rescale_factor", 1.0)
+    if type(factor) not in (int, float) or not 0 < factor < float("inf"):
+        raise ModelError(f"{where} rescale_factor is {factor!r}, expected a number above 0")
     value = document.get("resample", 1)
     if type(value) is not int or not 0 <= value <= 5:
         raise ModelError(f"{where} resample is {value!r}, expected 0 to 5")

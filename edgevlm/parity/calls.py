@@ -24,7 +24,7 @@ from edgevlm.parity.verification import BlockParity
 from edgevlm.planning.plan import Planned
 from edgevlm.quantization.schemes import Threshold, threshold
 from edgevlm.registry import engine_for
-from edgevlm.runtimes.engine import Engine, find_engine
+from edgevlm.runtimes.engine import PRIVATE, Engine, find_engine
 from edgevlm.runtimes.residency.memory import return_freed
 
 
@@ -38,6 +38,7 @@ class BlockCalls:
         parts: The model; the type is that of the kind.
         progress: Called with one line per block.
         engine_name: Engine to use; None takes the first that runs the bundle's target.
+        as_run: Load blocks in the mode of `run`, from what the engine built on this machine.
         float16_psnr_db: What PyTorch has in float16, by block, where tokens merge in it.
     """
 
@@ -46,6 +47,7 @@ class BlockCalls:
     parts: Any
     progress: Callable[[str], None]
     engine_name: str | None = None
+    as_run: bool = False
     float16_psnr_db: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,7 +69,7 @@ class BlockCalls:
         self.progress(f"verify {block.name}")
         module = self.planned.build(block, self.parts)
         return_freed()  # what the block before took
-        self.engine.load(block.name)
+        self.engine.load(block.name, mode=self.engine.resident_mode if self.as_run else PRIVATE)
         try:
             artifact = self.bundle.plan.block(block.name)
             yield OpenBlock(self.engine, artifact, module, self.comparator)

@@ -69,7 +69,7 @@ def verify(
     progress("load the model")
     loaded = checkpoint.load_model()
     parts = planned.parts(loaded)
-    return verify_model(bundle, planned, loaded, parts, progress, photos, engine)
+    return verify_model(bundle, planned, loaded, parts, progress, photos, engine, as_run=True)
 
 
 def verify_model(
@@ -80,11 +80,24 @@ def verify_model(
     progress: Callable[[str], None],
     photos: tuple[Path, ...] = PHOTOS,
     engine: str | None = None,
+    as_run: bool = False,
 ) -> Verification:
-    """`verify` for a bundle and a model that are already open."""
+    """`verify` for a bundle and a model that are already open.
+
+    Args:
+        bundle: The bundle.
+        planned: Its plan, made again.
+        model: The checkpoint's model.
+        parts: The parts of the model.
+        progress: Called with one line per step.
+        photos: Two images; the first is used for parity.
+        engine: Name of the engine; None takes the first that runs the bundle's target.
+        as_run: Load blocks as `run` does, from what the engine built on this machine; else from the
+            bundle alone, so that an export builds nothing.
+    """
     driver = importlib.import_module(f"{__package__}.{bundle.plan.kind}")
     with torch.no_grad():
-        calls = BlockCalls(bundle, planned, parts, progress, engine)
+        calls = BlockCalls(bundle, planned, parts, progress, engine, as_run)
         result: Verification = driver.verify(calls, model, photos)
     return result
 

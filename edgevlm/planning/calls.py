@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgevlm.errors import PlanError
+from edgevlm.graphs.parts import DecoderSpec
 from edgevlm.recipe import Recipe
 
 # Room for a question and an answer beside the image when the recipe names no context.
@@ -36,34 +37,41 @@ def chunk_tokens(recipe: Recipe, prompt: int, single_call: bool) -> int:
 
 
 def context_tokens(
-    recipe: Recipe, prompt: int, chunk: int, max_positions: int, single_call: bool
+    recipe: Recipe, prompt: int, chunk: int, decoder: DecoderSpec, single_call: bool
 ) -> int:
     """Tokens of the cache: the recipe's or a default, rounded to whole chunks.
 
     Where a prompt is one call, further turns go row by row and nothing is rounded.
 
     Raises:
-        PlanError: If the prompt does not fit, or the model has fewer positions.
+        PlanError: If the prompt does not fit, or the model has fewer positions or a window of fewer
+            tokens.
     """
+    most, limit = decoder.most_rows
     needed = prompt + 1
     if recipe.speculate:
         needed += QUESTION_TOKENS + recipe.speculate
-    context = recipe.context or min(prompt + ROOM_TOKENS, max_positions)
-    if context > max_positions:
-        raise PlanError(f"context {context} is more than the model's {max_positions} positions")
+    context = recipe.context or min(prompt + ROOM_TOKENS, most)
+    if context > most:
+        raise PlanError(
+            f"context {context} is more than the model's {limit}; give --context {most} or less"
+        )
     if context <= needed:
+        if not recipe.context and needed >= most:
+            raise PlanError(
+                f"one image and the chat format take {prompt} tokens, more than fit the model's"
+                f" {limit}; give fewer --tokens"
+            )
         more = ", and a checked answer some more" if recipe.speculate else ""
         raise PlanError(
             f"context {context} is too short: one image and the chat format take"
             f" {prompt} tokens{more}; give a larger --context or fewer --tokens"
         )
     if single_call:
-        return min(max(context, chunk), max_positions)
+        return min(max(context, chunk), most)
     rounded = -(-context // chunk) * chunk
-    if rounded > max_positions:
+    if rounded > most:
         rounded -= chunk
     if rounded <= needed:
-        raise PlanError(
-            f"chunk {chunk} does not fit the model's {max_positions} positions; give a smaller one"
-        )
+        raise PlanError(f"chunk {chunk} does not fit the model's {limit}; give a smaller one")
     return rounded

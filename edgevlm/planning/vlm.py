@@ -216,7 +216,7 @@ def _calls(
     prompt = layout.prompt_tokens(methods.reduction.tokens_out)
     single_call = pruning is not None
     chunk = chunk_tokens(recipe, prompt, single_call)
-    context = context_tokens(recipe, prompt, chunk, decoder.max_positions, single_call)
+    context = context_tokens(recipe, prompt, chunk, decoder, single_call)
     cache = _one_cache(decoder.caches)
     return chunk, KVCache(
         form=target.kv_form,

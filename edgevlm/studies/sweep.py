@@ -14,15 +14,16 @@ import csv
 import hashlib
 import io
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import edgevlm
-from edgevlm.bundle.cache import cache_folder
+from edgevlm.bundle.cache import alone, cache_folder, sha256
 from edgevlm.bundle.documents import dumps
-from edgevlm.bundle.files import sha256
+from edgevlm.bundle.files import is_sound
 from edgevlm.errors import EdgeVLMError, RecipeError
 from edgevlm.evaluation.answerers import BundleAnswerer
 from edgevlm.evaluation.evaluate import Dataset, Evaluation, evaluate
@@ -208,9 +209,12 @@ def _evaluate(
     examples = request.dataset.examples(request.frames, request.limit)  # checks its files
     path = bundle_path(recipe, weights, request.keep)
     name = f"{recipe.methods[0]} {recipe.tokens or 'all'} tokens"
-    if not path.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        export(recipe, path, progress=lambda step: progress(f"{name}: {step}"), graphs=graphs)
+    with alone(path.stem, lambda: progress(f"{name}: wait for another sweep, which exports it")):
+        if not is_sound(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if request.keep is None:  # in the cache, where it may have been damaged
+                shutil.rmtree(path, ignore_errors=True)
+            export(recipe, path, progress=lambda step: progress(f"{name}: {step}"), graphs=graphs)
     return evaluate(
         BundleAnswerer(path, request.engine, request.threads),
         examples,

@@ -8,11 +8,11 @@ uses matplotlib.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle.writing import check_folder
+from edgevlm.bundle.writing import check_folder, write_bytes
 from edgevlm.errors import InputError
 from edgevlm.libraries import require
 from edgevlm.studies.sweep import BASELINES, UNREDUCED, SweepRow, table_csv
@@ -54,24 +54,14 @@ def write(rows: list[SweepRow], title: str, prefix: str, force: bool) -> tuple[P
     """
     require_matplotlib()
     paths = _paths(prefix)
-    makers: tuple[Callable[[Path], None], ...] = (
-        lambda path: _write_text(path, table_csv(rows)),
-        lambda path: draw(rows, title, path),
-    )
-    temporary = [path.with_name(f".{path.name}.partial") for path in paths]
-    try:
-        for path, make in zip(temporary, makers, strict=True):
-            make(path)
-        check_prefix(prefix, force)
-        for path, final in zip(temporary, paths, strict=True):
-            path.replace(final)
-    finally:
-        for path in temporary:
-            path.unlink(missing_ok=True)
+    contents = (table_csv(rows).encode(), draw(rows, title))
+    check_prefix(prefix, force)
+    for path, data in zip(paths, contents, strict=True):
+        write_bytes(path, data)
     return paths
 
 
-def draw(rows: list[SweepRow], title: str, path: Path) -> None:
+def draw(rows: list[SweepRow], title: str) -> bytes:
     """The chart, as PNG. The same rows give the same bytes with the same matplotlib."""
     # Imported here, and without pyplot: that would open a display and keep global state.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -94,7 +84,9 @@ def draw(rows: list[SweepRow], title: str, path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
     FigureCanvasAgg(figure)
-    figure.savefig(path, format="png", dpi=130, metadata={"Software": None})
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=130, metadata={"Software": None})
+    return image.getvalue()
 
 
 def _draw_method(
@@ -150,7 +142,3 @@ def _token_axis(axes: Any, rows: list[SweepRow]) -> None:
 
 def _paths(prefix: str) -> tuple[Path, ...]:
     return tuple(Path(prefix + suffix) for suffix in SUFFIXES)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, "utf-8", newline="")

@@ -25,16 +25,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle.cache import build_ms
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.measures import OperatorReport
-from edgevlm.errors import BundleError, RuntimeLoadError
+from edgevlm.errors import BundleError, RecipeError, RuntimeLoadError
 from edgevlm.libraries import first_line, needs, processor_lines
 from edgevlm.runtimes import engine
 from edgevlm.runtimes.arrays import Array
+from edgevlm.runtimes.built import build_ms, discard
 from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
-from edgevlm.runtimes.on_onnxruntime.prepacked import prepacked_graphs
+from edgevlm.runtimes.on_onnxruntime.prepacked import is_prepacked, prepacked_graphs
 from edgevlm.runtimes.on_onnxruntime.shared_graphs import (
     MappedWeight,
     Maps,
@@ -108,6 +108,18 @@ class Engine(engine.Engine):
                 return (PREPACKED,)
         return (PREPACKED, SHARED_GRAPH)
 
+    def is_built(self, block: str) -> bool:
+        """Whether the block's matrices are packed on this machine."""
+        return is_prepacked(self.bundle, self.bundle.plan.block(block))
+
+    def build(self, block: str) -> None:
+        """Pack the block's matrices, unless they are packed on this machine.
+
+        Raises:
+            BundleError: If a file was changed.
+        """
+        self.graphs(self.bundle.plan.block(block), PREPACKED)
+
     def prepare(self, block: str, function: str, mode: str) -> None:
         """Open the session that blocks with equal graphs share.
 
@@ -121,7 +133,7 @@ class Engine(engine.Engine):
     def load(self, block: str, function: str | None = None, mode: str = engine.PRIVATE) -> None:
         """Open a block, or one function of it; no effect if it is open.
 
-        If the prepacked graph cannot be written, the session packs the matrices itself.
+        If the prepacked graph cannot be written or opened, the session packs the matrices itself.
 
         Raises:
             BundleError: If a file was changed.
@@ -135,13 +147,23 @@ class Engine(engine.Engine):
         if mode == SHARED_GRAPH:
             self._share(planned, names)
             return
-        paths, options = self.graphs(planned, mode), self.options()
-        if not all(path.is_relative_to(self.bundle.path) for path in paths.values()):
-            options.graph_optimization_level = self.ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         for name in names:
-            session = _open(paths[name], options, f"{block}.{name}")
-            _check_signature(session, planned.function(name), block)
-            self._sessions[block, name] = session
+            self._sessions[block, name] = self._open_one(planned, name, mode)
+
+    def _open_one(self, block: Block, name: str, mode: str) -> Any:
+        """A session of one function."""
+        path, options = self.graphs(block, mode)[name], self.options()
+        if path == self.bundle.path / block.function(name).file:
+            session = _open(path, options, f"{block.name}.{name}")
+        else:
+            options.graph_optimization_level = self.ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            try:
+                session = _open(path, options, f"{block.name}.{name}")
+            except RuntimeLoadError:  # built by this release, and not opened by it
+                discard(path.parents[1])
+                return self._open_one(block, name, engine.PRIVATE)
+        _check_signature(session, block.function(name), block.name)
+        return session
 
     def graphs(self, block: Block, mode: str) -> dict[str, Path]:
         """The file to open for each function: the bundle's graph, or the prepacked one.
@@ -155,7 +177,7 @@ class Engine(engine.Engine):
                     folder = prepacked_graphs(self.bundle, block, self.options)
                 self.compile_ms[block.name] = build_ms(folder)
                 return {f.name: folder / f.name / f"{block.name}.onnx" for f in block.functions}
-            except BundleError:
+            except (BundleError, RecipeError):
                 raise
             except Exception:  # no space, no permission; ONNX Runtime has its own types
                 pass

@@ -17,14 +17,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle.cache import build_once
-from edgevlm.bundle.files import Bundle, sha256
+from edgevlm.bundle.cache import sha256
+from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Block
-from edgevlm.libraries import processor_lines
+from edgevlm.libraries import processor_lines, processor_name
+from edgevlm.runtimes.built import build_once, is_built
 from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 
 # Smaller weights stay inside the graph.
 LEAST_BYTES = 1024
+KIND = "onnxruntime"  # folder of the cache
 _PROCESSOR_FIELDS = ("model name", "flags", "Features")  # of /proc/cpuinfo
 
 
@@ -40,12 +42,7 @@ def prepacked_graphs(bundle: Bundle, block: Block, options: Callable[[], Any]) -
         BundleError: If a file of the block was changed.
         OSError: If the cache folder cannot be written.
     """
-    ort = import_onnxruntime()
-
     files = bundle.files_of(block)
-    inside = {path.relative_to(bundle.path).as_posix() for path in files.values()}
-    inside |= {entry.path for entry in bundle.weights_of(block)}
-    hashes = [f"{f.path} {f.sha256}" for f in bundle.plan.files if f.path in inside]
 
     def make(work: Path) -> Path:
         folder = work / "made"
@@ -54,8 +51,19 @@ def prepacked_graphs(bundle: Bundle, block: Block, options: Callable[[], Any]) -
         _share(folder, block.name)
         return folder
 
-    contents = "\n".join((ort.__version__, processor(), *sorted(hashes)))
-    return build_once("onnxruntime", contents, make)
+    return build_once(KIND, _contents(bundle, block), make)
+
+
+def is_prepacked(bundle: Bundle, block: Block) -> bool:
+    """Whether `prepacked_graphs` has nothing to build."""
+    return is_built(KIND, _contents(bundle, block))
+
+
+def _contents(bundle: Bundle, block: Block) -> str:
+    """Text that identifies what is built: the release, the processor, and the block's files."""
+    inside = {f.file for f in block.functions} | {e.path for e in bundle.weights_of(block)}
+    hashes = [f"{f.path} {f.sha256}" for f in bundle.plan.files if f.path in inside]
+    return "\n".join((import_onnxruntime().__version__, processor(), *sorted(hashes)))
 
 
 def _write(artifact: Path, folder: Path, name: str, options: Any) -> None:
@@ -87,5 +95,5 @@ def _share(folder: Path, name: str) -> None:
 def processor() -> str:
     """Text that identifies a kind of processor, as far as packing depends on it."""
     lines = sorted(x for x in {*processor_lines()} if x.startswith(_PROCESSOR_FIELDS))
-    lines = lines or [platform.processor()]
+    lines = lines or [processor_name()]
     return f"{platform.system()} {platform.machine()} {lines}"

@@ -21,11 +21,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from edgevlm.bundle.cache import cache_folder, keep
+from edgevlm.bundle.cache import cache_folder, keep, sha256
 from edgevlm.bundle.documents import dumps, read, to_document
-from edgevlm.bundle.files import Bundle, sha256
+from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import MANIFEST, Plan
 from edgevlm.errors import RuntimeLoadError
+from edgevlm.libraries import python_command
 from edgevlm.runtimes.engine import Engine, Key, find_engine
 from edgevlm.runtimes.loading import bind_arrays
 from edgevlm.runtimes.residency.memory import (
@@ -58,9 +59,9 @@ def measured(
     machine = (find_engine(engine).summary(), _machine(), str(threads))
     key = (f"{VERSION}, format {FORMAT}", sha256(bundle.path / MANIFEST), *machine)
     name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:32]
-    file = cache_folder() / "measured" / f"{name}.json"
+    file = f"measured/{name}.json"
     try:
-        return read(Timings, json.loads(file.read_text("utf-8")), file.name)
+        return read(Timings, json.loads((cache_folder() / file).read_text("utf-8")), file)
     except (OSError, ValueError):
         pass  # not cached, or of another release
     progress(f"measure {len(bundle.plan.blocks)} blocks on this machine, once")
@@ -75,12 +76,21 @@ def measure_timings(bundle: Path, engine: str, threads: int) -> Timings:
     Raises:
         RuntimeLoadError: If they cannot be measured; the message has the first reason.
     """
-    command = [sys.executable, "-m", __name__, str(bundle), engine, str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = _apart(bundle, engine, threads, "measure")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise RuntimeLoadError(f"the blocks cannot be measured: {reason}")
     return read(Timings, json.loads(done.stdout.splitlines()[-1]), "timings")
+
+
+def build_apart(
+    bundle: Bundle, engine: Engine, progress: Callable[[str], None] = lambda _: None
+) -> None:
+    """Build what loads read in a separate process, if timings are there and the files are not."""
+    missing = [block.name for block in bundle.plan.blocks if not engine.is_built(block.name)]
+    if missing:
+        progress(f"prepare {len(missing)} blocks on this machine, once")
+        _apart(bundle.path, engine.name, engine.threads or 1, "build")  # loads report failures
 
 
 def measure_functions(plan: Plan[Any], engine: Engine) -> Timings:
@@ -185,18 +195,28 @@ def _fitting(schedule: Schedule, pass_ms: float) -> float:
     return round(low, 3)
 
 
+def _apart(
+    bundle: Path, engine: str, threads: int, task: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `main` in a process of its own, which starts with this one's modules alone."""
+    command = python_command(__name__, os.path.abspath(bundle), engine, str(threads), task)
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+
+
 def _machine() -> str:
     return f"{platform.node()} {platform.machine()} {os.cpu_count()}"
 
 
 def main() -> None:
-    """`python -m edgevlm.runtimes.residency.measure BUNDLE ENGINE THREADS`: one JSON line."""
-    path, engine, threads = sys.argv[1:]
+    """The child process: `measure` prints one JSON line, `build` nothing."""
+    path, engine, threads, task = sys.argv[1:]
     bundle = Bundle.open(Path(path))
     runs = find_engine(engine)(bundle, int(threads))
+    if task == "build":
+        for block in bundle.plan.blocks:
+            runs.build(block.name)
+        return
     bind_arrays(bundle.plan, runs)
     print(json.dumps(to_document(measure_functions(bundle.plan, runs))))
-
-
-if __name__ == "__main__":
-    main()

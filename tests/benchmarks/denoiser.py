@@ -28,7 +28,8 @@ from _measure import machine, say
 from memory import bound
 from torch import Tensor, nn
 
-from edgevlm.bundle.files import Bundle, sha256
+from edgevlm.bundle.cache import sha256
+from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.functions import Tensor as Spec
 from edgevlm.bundle.plan import FileEntry

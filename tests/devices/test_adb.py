@@ -43,7 +43,7 @@ def runner(tmp_path):
     path = tmp_path / "runner"
     path.write_text(
         f"#!/bin/sh\nexport PYTHONPATH={ROOT} XDG_CACHE_HOME={tmp_path}/runner-cache\n"
-        f'exec {sys.executable} -m edgevlm.devices.shared.runner "$1"\n'
+        f'exec {sys.executable} -P -m edgevlm.devices.shared.runner "$1"\n'
     )
     return path
 
@@ -153,7 +153,7 @@ def test_an_app(measure, phones, app, runner, tmp_path):
     runs = (
         f"for last; do :; done; touch {phone.folder}/alive; mkfifo $last/in\n"
         f"(PYTHONPATH={ROOT} XDG_CACHE_HOME={tmp_path}/cache {sys.executable}"
-        f" -m edgevlm.devices.shared.runner $last <> $last/in; rm {phone.folder}/alive)"
+        f" -P -m edgevlm.devices.shared.runner $last <> $last/in; rm {phone.folder}/alive)"
         " >/dev/null 2>&1 &"
     )
     done = measure("--runner", app(phone, runs), "-o", out)

@@ -97,7 +97,7 @@ def mac(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     monkeypatch.setattr(ios, "POLL_S", 0.1)
-    app = f"env PYTHONPATH={ROOT} {sys.executable} -m edgevlm.devices.shared.runner"
+    app = f"env PYTHONPATH={ROOT} {sys.executable} -P -m edgevlm.devices.shared.runner"
     known = {"devices": [DEVICE], "apps": [{"name": "app"}], "copies": 1000, "app": app}
 
     def change(**values):

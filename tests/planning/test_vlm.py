@@ -190,7 +190,11 @@ def test_the_same_recipe_gives_the_same_plan(planned):
             r"^context 50 is too short: one image and the chat format take \d+ tokens; give a"
             r" larger --context or fewer --tokens$",
         ),
-        ({"context": 9000}, PlanError, "^context 9000 is more than the model's 8192 positions$"),
+        (
+            {"context": 9000},
+            PlanError,
+            "^context 9000 is more than the model's 8192 positions; give --context 8192 or less$",
+        ),
         ({"tokens": 65}, PlanError, r"divprune: .*65.*64"),
         ({"tokens": 65, "methods": ("tome",)}, PlanError, r"tome: .*65.*64"),
         ({"tokens": 8, "methods": ("identity",)}, PlanError, "identity keeps all of them"),

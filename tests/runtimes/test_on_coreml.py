@@ -149,7 +149,7 @@ def test_a_package_is_compiled_once(mac, bundle, monkeypatch):
     first = mac.compiled(bundle, block)
     monkeypatch.setattr(ct.models.utils, "compile_model", None)
     assert mac.compiled(bundle, block) == first
-    assert {p.suffix for p in first.parent.iterdir()} == {".mlmodelc", ".ms"}
+    assert {p.suffix for p in first.parent.iterdir()} == {".mlmodelc", ".json"}
 
 
 def test_a_block_that_comes_back_has_its_cache(mac, bundle):

@@ -67,7 +67,13 @@ def data(tmp_path_factory):
     return folder
 
 
-def train(run, data, *more):
+def train(script, run, data, *more):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(SCRIPT), str(run), "--data", str(data), *QUICK, *more])
+        script.main()
+
+
+def train_as_a_process(run, data, *more):
     command = [sys.executable, str(SCRIPT), str(run), "--data", str(data), *QUICK, *more]
     here = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=here)
@@ -80,11 +86,11 @@ def weights(run):
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(script, data, tmp_path):
-    train(tmp_path / "whole", data, "--steps", "4", "--out", str(tmp_path / "checkpoint"))
-    train(tmp_path / "parts", data, "--steps", "4", "--hours", "0")  # one step, then it stops
+    train(script, tmp_path / "whole", data, "--steps", "4", "--out", str(tmp_path / "checkpoint"))
+    train(script, tmp_path / "parts", data, "--steps", "4", "--hours", "0")  # one step, it stops
     first = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
     assert first["step"] == 1
-    train(tmp_path / "parts", data, "--steps", "4")
+    train_as_a_process(tmp_path / "parts", data, "--steps", "4")
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -236,8 +236,7 @@ def test_files_are_written_and_not_written_over(tmp_path):
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
 
-    def fail(rows, title, path):
-        path.write_text("half")
+    def fail(rows, title):
         raise OSError("disk full")
 
     monkeypatch.setattr(sweep_files, "draw", fail)
@@ -246,11 +245,11 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_picture_has_both_panels_and_a_line_a_method(tmp_path, monkeypatch):
+def test_the_picture_has_both_panels_and_a_line_a_method(monkeypatch):
     figure = pytest.importorskip("matplotlib.figure")
     made, new = [], figure.Figure
     monkeypatch.setattr(figure, "Figure", lambda **o: made.append(new(**o)) or made[-1])
-    draw(ROWS, "a title", tmp_path / "p.png")
+    draw(ROWS, "a title")
     left, right = made[0].axes
     assert left.get_xscale() == "log"
     assert [text.get_text() for text in left.get_legend().get_texts()] == [

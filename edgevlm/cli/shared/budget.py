@@ -8,7 +8,7 @@ from typing import Any
 from edgevlm.bundle.documents import dumps
 from edgevlm.bundle.files import MEASURED
 from edgevlm.bundle.plan import MANIFEST
-from edgevlm.bundle.writing import write_text
+from edgevlm.bundle.writing import write_inside
 from edgevlm.cli.shared.output import answer, say, table
 from edgevlm.errors import RecipeError
 from edgevlm.runtimes.loading import load_loop
@@ -67,8 +67,7 @@ def show(path: str, memory: str, save: bool, as_json: bool) -> None:
     )
     blocks.close()
     if save:
-        file = Path(path) / MEASURED / f"schedule-{blocks.engine.name}-{memory}.json"
-        file.parent.mkdir(exist_ok=True)
-        write_text(file, dumps(document))
+        name = f"{MEASURED}/schedule-{blocks.engine.name}-{memory}.json"
+        file = write_inside(Path(path), name, dumps(document))
         say(f"wrote {file}")
     answer(document, text, as_json)

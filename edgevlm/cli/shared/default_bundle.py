@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import edgevlm
-from edgevlm.bundle.cache import cache_folder
+from edgevlm.bundle.cache import alone, cache_folder, made_cache_folder
 from edgevlm.bundle.documents import dumps
+from edgevlm.bundle.files import is_sound
 from edgevlm.cli.shared.output import progress, say
 from edgevlm.libraries import require_torch
 from edgevlm.recipe import Recipe
@@ -21,12 +23,19 @@ def default_bundle() -> Path:
     identity = edgevlm.__version__ + dumps(RECIPE) + str(weights.stat().st_size)
     digest = hashlib.sha256(identity.encode() + weights.read_bytes()).hexdigest()[:12]
     path = cache_folder() / f"embedded-{digest}.edgevlm"
-    if not path.is_dir():
+    if not is_sound(path):
         require_torch()
-        from edgevlm.pipeline import export
-
-        say(f"exporting the embedded model, once, to {path}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with progress() as step:
-            export(RECIPE, path, progress=step)
+        with alone(path.stem, lambda: say("waiting for another edgevlm, which exports it")):
+            if not is_sound(path):  # missing, or damaged in the cache
+                _export(path)
     return path
+
+
+def _export(path: Path) -> None:
+    from edgevlm.pipeline import export
+
+    say(f"exporting the embedded model, once, to {path}")
+    made_cache_folder()
+    shutil.rmtree(path, ignore_errors=True)
+    with progress() as step:
+        export(RECIPE, path, progress=step)

@@ -27,6 +27,7 @@ from edgevlm.models.shared.embedders import (
     square_image,
     text_spec,
 )
+from edgevlm.models.shared.preprocessing import check_view, fit
 from edgevlm.models.shared.towers import encoder_spec
 from edgevlm.recipe import Recipe
 
@@ -39,12 +40,14 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
     """Numbers of a CLIP checkpoint; see `EmbedderDescription`.
 
     Raises:
-        PlanError: If there is no whole grid of square patches.
+        PlanError: If there is no whole grid of square patches, or the processor makes other views.
     """
     vision = config.vision_config
     side = patches_a_side(vision)
+    check_view(processor, vision.image_size, crops=True)
+    shape = fit(processor, crops=True)
     return EmbedderDescription(
-        image=square_image(vision.image_size, processor, 3, MEAN, STD, "crop"),
+        image=square_image(vision.image_size, processor, 3, MEAN, STD, shape),
         encoder=encoder_spec(vision, vision.num_hidden_layers, side * side, class_token=True),
         size=config.projection_dim,
         text=text_spec(config.text_config, reads_end=True),

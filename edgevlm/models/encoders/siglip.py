@@ -30,6 +30,7 @@ from edgevlm.models.shared.embedders import (
     square_image,
     text_spec,
 )
+from edgevlm.models.shared.preprocessing import check_view, fit
 from edgevlm.models.shared.towers import encoder_spec
 from edgevlm.recipe import Recipe
 
@@ -46,8 +47,10 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
     if not vision.vision_use_head:
         raise PlanError("the image encoder has no head, so it gives no embedding")
     side = patches_a_side(vision)
+    check_view(processor, vision.image_size)
+    shape = fit(processor, crops=False)
     return EmbedderDescription(
-        image=square_image(vision.image_size, processor, 3, 0.5, 0.5),
+        image=square_image(vision.image_size, processor, 3, 0.5, 0.5, shape),
         encoder=encoder_spec(vision, vision.num_hidden_layers, side * side),
         size=check_sizes(vision.hidden_size, text.projection_size),
         text=text_spec(text, reads_end=False),

@@ -45,7 +45,12 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
     vision, text = config.vision_config, config.text_config
     if not vision.vision_use_head:
         raise PlanError("the image encoder has no head, so it gives no embedding")
-    patches = processor.get("max_num_patches", 256)
+    patches, size = processor.get("max_num_patches", 256), vision.patch_size
+    if processor.get("patch_size", size) != size:
+        raise PlanError(
+            f"the image processor cuts patches of {processor['patch_size']} pixels, and the encoder"
+            f" reads {size}; set patch_size {size} in preprocessor_config.json"
+        )
     side = isqrt(patches)
     if side * side != patches or vision.num_channels != 3:
         raise PlanError(
@@ -53,7 +58,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
             " grid, and only a square one of RGB is supported"
         )
     return EmbedderDescription(
-        image=square_image(side * vision.patch_size, processor, 2, 0.5, 0.5),
+        image=square_image(side * size, processor, 2, 0.5, 0.5),
         encoder=encoder_spec(vision, vision.num_hidden_layers, patches),
         size=check_sizes(vision.hidden_size, text.projection_size),
         text=text_spec(text, reads_end=False, lower_case=True),

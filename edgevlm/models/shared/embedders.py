@@ -11,13 +11,20 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.embedders import LastHead, TextPositions
 from edgevlm.graphs.layers import EncoderLayer
 from edgevlm.graphs.parts import TextEncoderParts
-from edgevlm.models.family import RESAMPLE, TextSpec, three
+from edgevlm.models.family import RESAMPLE, TextSpec
+from edgevlm.models.shared.preprocessing import check_resized, normalization
 
 
 def square_image(
     side: int, processor: dict[str, Any], resample: int, mean: Any, std: Any, fit: str = "stretch"
 ) -> ImageSpec:
-    """One view of `side` pixels; what the processor does not name is the family's own."""
+    """One view of `side` pixels; what the processor does not name is the family's own.
+
+    Raises:
+        PlanError: If the processor keeps a picture's size.
+    """
+    check_resized(processor)
+    mean, std = normalization(processor, mean, std)
     return ImageSpec(
         height=side,
         width=side,
@@ -26,8 +33,8 @@ def square_image(
         global_view="first",
         frames=1,
         resample=RESAMPLE[processor.get("resample", resample)],
-        mean=three(processor.get("image_mean", mean)),
-        std=three(processor.get("image_std", std)),
+        mean=mean,
+        std=std,
         fit=fit,
     )
 

@@ -11,8 +11,11 @@ picture is resized once instead of twice.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -21,12 +24,15 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import EncoderLayer, PatchEmbedding
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.family import RESAMPLE, Description, three, token_ids
+from edgevlm.models.family import RESAMPLE, Description, token_ids
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
+from edgevlm.models.shared.preprocessing import check_resized, normalization
 from edgevlm.models.shared.towers import encoder_spec
 from edgevlm.recipe import Recipe
 
-FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
+IMAGE = "<image>"
+# Tokens of the sequence by the names under which a tokenizer may have others.
+MARKS = {"image": IMAGE, "fake_image": "<fake_token_around_image>", "global_image": "<global-img>"}
 # The tokenizers have <row_1_col_1> to <row_6_col_6>.
 MARKERS = 6
 
@@ -38,6 +44,15 @@ VIDEO_TEMPLATE = (
 )
 
 
+@dataclass(frozen=True)
+class Marks:
+    """What stands for an image in the template, around each view, and before the global one."""
+
+    image: str
+    fake: str
+    overview: str
+
+
 def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Description:
     """Numbers of a SmolVLM or Idefics3 checkpoint; see `Description`.
 
@@ -46,7 +61,11 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
             more rows or columns than there are markers, or the decoder has no static form.
     """
     vision, scale = config.vision_config, config.scale_factor
-    patches = vision.image_size // vision.patch_size
+    check_resized(processor)
+    size = _view_pixels(vision, processor)
+    patches = size // vision.patch_size
+    mean, std = normalization(processor, 0.5, 0.5)
+    marks = Marks(*(processor.get(f"{name}_token", text) for name, text in MARKS.items()))
     if patches % scale:
         raise PlanError(f"{patches} patches a side do not divide by the scale factor {scale}")
     side = patches // scale
@@ -55,19 +74,19 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         most = f"{MARKERS}x{MARKERS}"
         raise PlanError(f"tiles {rows}x{columns} is more than this model's {most} markers")
     image = ImageSpec(
-        height=vision.image_size,
-        width=vision.image_size,
+        height=size,
+        width=size,
         rows=rows,
         columns=columns,
         global_view="last",
         frames=recipe.frames,
         resample=RESAMPLE[processor.get("resample", 1)],
-        mean=three(processor.get("image_mean", 0.5)),
-        std=three(processor.get("image_std", 0.5)),
+        mean=mean,
+        std=std,
     )
     n = side * side
     views = [LayoutItem("visual", start=i * n, stop=(i + 1) * n) for i in range(image.views)]
-    items = tuple(_clip(views) if recipe.frames > 1 else _image(views, rows, columns))
+    items = tuple(_clip(views, marks) if recipe.frames > 1 else _image(views, marks, rows, columns))
     decoder = decoder_spec(config.text_config)
     return Description(
         image=image,
@@ -77,8 +96,8 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         decoder=decoder,
         full_image=items,
         reduced_image=items,
-        placeholder=IMAGE,
-        chat_template=VIDEO_TEMPLATE if recipe.frames > 1 else None,
+        placeholder=marks.image,
+        chat_template=VIDEO_TEMPLATE.replace(IMAGE, marks.image) if recipe.frames > 1 else None,
         stop_ids=token_ids(getattr(config.text_config, "eos_token_id", None)),
     )
 
@@ -90,7 +109,9 @@ def parts(model: Any, description: Description) -> ModelParts:
     return ModelParts(
         encoder=EncoderParts(
             spec=description.encoder,
-            embedding=PatchEmbedding(embeddings.patch_embedding, embeddings.position_embedding),
+            embedding=PatchEmbedding(
+                embeddings.patch_embedding, _positions(embeddings, description.image.height)
+            ),
             layers=tuple(EncoderLayer(layer) for layer in tower.encoder.layers),
             connector=Connector(tower.post_layernorm, core.connector),
             fold=Fold(model.config.scale_factor),
@@ -155,18 +176,72 @@ class Fold(nn.Module):
         return patches.mean((1, 3)).reshape(1, n * n, -1)
 
 
-def _image(views: list[LayoutItem], rows: int, columns: int) -> list[str | LayoutItem]:
+def _view_pixels(vision: Any, processor: dict[str, Any]) -> int:
+    """Pixels of a side of a view: what the processor cuts, which the encoder takes of any size.
+
+    Raises:
+        PlanError: If it is no number of pixels with a patch in it.
+    """
+    largest = processor.get("max_image_size") or vision.image_size
+    size = largest.get("longest_edge") if isinstance(largest, dict) else largest
+    if not isinstance(size, int) or not vision.patch_size <= size <= 2**16:
+        raise PlanError(
+            f"the image processor's max_image_size is {largest}, expected longest_edge of at least"
+            f" a patch, {vision.patch_size} pixels"
+        )
+    return size
+
+
+def _positions(embeddings: Any, pixels: int) -> nn.Embedding:
+    """Position embeddings of the patches of a square view in raster order: [N, D].
+
+    The original looks each patch up by its place as a fraction of the view, in float32: with some
+    numbers of patches (25, 40) a row falls into the one before, and a smaller view takes every
+    other row. Its own module is asked, on a table whose row i is the number i.
+    """
+    table: nn.Embedding = embeddings.position_embedding
+    with torch.device("cpu"), torch.no_grad():
+        asked = type(embeddings)(_one_channel(embeddings))
+        asked.patch_embedding.weight.zero_()
+        asked.patch_embedding.bias.zero_()
+        rows = torch.arange(len(table.weight), dtype=torch.float32)
+        asked.position_embedding.weight.copy_(rows[:, None])
+        side = pixels // embeddings.patch_size
+        mask = torch.ones(1, side, side, dtype=torch.bool)
+        ids = asked(torch.zeros(1, 3, pixels, pixels), mask).flatten().long()
+    if torch.equal(ids, torch.arange(len(table.weight))):
+        return table
+    chosen = table.weight.detach()[ids.to(table.weight.device)]
+    return nn.Embedding.from_pretrained(chosen)
+
+
+def _one_channel(embeddings: Any) -> Any:
+    """A config of the same view and patches, one number a patch."""
+    return SimpleNamespace(
+        hidden_size=1,
+        num_channels=3,
+        image_size=embeddings.image_size,
+        patch_size=embeddings.patch_size,
+    )
+
+
+def _image(
+    views: list[LayoutItem], marks: Marks, rows: int, columns: int
+) -> list[str | LayoutItem]:
     if len(views) == 1:
-        return [FAKE + GLOBAL, views[0], FAKE]
+        return [marks.fake + marks.overview, views[0], marks.fake]
     items: list[str | LayoutItem] = []
     for row in range(rows):
         for column in range(columns):
-            items += [f"{FAKE}<row_{row + 1}_col_{column + 1}>", views[row * columns + column]]
+            items += [
+                f"{marks.fake}<row_{row + 1}_col_{column + 1}>",
+                views[row * columns + column],
+            ]
         items.append("\n")
-    return [*items, f"\n{FAKE}{GLOBAL}", views[-1], FAKE]
+    return [*items, f"\n{marks.fake}{marks.overview}", views[-1], marks.fake]
 
 
-def _clip(views: list[LayoutItem]) -> list[str | LayoutItem]:
+def _clip(views: list[LayoutItem], marks: Marks) -> list[str | LayoutItem]:
     # Imported here: the word for a number is needed for clips alone.
     from num2words import num2words
 
@@ -180,5 +255,5 @@ def _clip(views: list[LayoutItem]) -> list[str | LayoutItem]:
     ]
     for index, view in enumerate(views):
         time = LayoutItem("timestamp", start=index, prefix="\nFrame from ", suffix=":")
-        items += [time, FAKE + GLOBAL, view, FAKE]
+        items += [time, marks.fake + marks.overview, view, marks.fake]
     return [*items, "\n\n"]

@@ -5,6 +5,7 @@ Source: Llama (arXiv 2302.13971); `graphs.layers.DecoderLayer` computes their la
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,20 +17,43 @@ from edgevlm.graphs.parts import CacheSpec, DecoderParts, DecoderSpec
 
 # Scalings of the rotary tables that are the same at every length.
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+# The language models whose layers `DecoderLayer` computes, each with its windows: of the layers
+# that have one, the rows that a token sees. A config may name a window that its layers do not read.
+WINDOWS: dict[str, Callable[[Any], list[int]]] = {
+    "llama": lambda text: [],
+    "mistral": lambda text: [] if text.sliding_window is None else [text.sliding_window],
+    "qwen2": lambda text: [text.sliding_window for t in text.layer_types if t != "full_attention"],
+}
 
 
 def decoder_spec(text: Any) -> DecoderSpec:
     """Numbers of a decoder from transformers' text config.
 
     Raises:
-        PlanError: If its rotary tables change with the length.
+        PlanError: If its layers are not known, its rotary tables change with the length or turn a
+            part of a head, or its heads do not divide.
     """
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    if text.model_type not in WINDOWS:
+        raise PlanError(
+            f"language model '{text.model_type}' is not supported, {', '.join(WINDOWS)} are;"
+            " choose a checkpoint over one of these"
+        )
+    heads, groups = text.num_attention_heads, text.num_key_value_heads
+    if heads % groups:
+        raise PlanError(f"{heads} attention heads do not divide by {groups} key and value heads")
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    rope = _rope(text)
+    if 2 * len(rope.inverse_frequencies) != head_size:
+        raise PlanError(
+            f"rotary tables of {2 * len(rope.inverse_frequencies)} of {head_size} numbers of a head"
+            " are not supported, only of all"
+        )
     return DecoderSpec(
         width=text.hidden_size,
-        caches=(CacheSpec(text.num_key_value_heads, head_size),) * text.num_hidden_layers,
-        rope=_rope(text),
+        caches=(CacheSpec(groups, head_size),) * text.num_hidden_layers,
+        rope=rope,
         max_positions=text.max_position_embeddings,
+        window=min(WINDOWS[text.model_type](text), default=None),
     )
 
 

@@ -35,8 +35,10 @@ def selected_layers(config: Any) -> int:
         PlanError: If it is none of the encoder's layers, or several.
     """
     layer, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers
+    if isinstance(layer, list | tuple) and len(layer) == 1:
+        layer = layer[0]
     if not isinstance(layer, int):
-        raise PlanError("several vision feature layers are not supported, only one is")
+        raise PlanError(f"vision_feature_layer is {layer}: several are not supported, only one is")
     count = depth + 1 + layer if layer < 0 else layer
     if not 0 <= count <= depth:
         raise PlanError(f"vision_feature_layer {layer} is none of the {depth} layers")

@@ -27,7 +27,7 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.family import RESAMPLE, Description, three, token_ids
+from edgevlm.models.family import RESAMPLE, Description, token_ids
 from edgevlm.models.shared.anyres import (
     NEWLINE,
     Pack,
@@ -37,6 +37,7 @@ from edgevlm.models.shared.anyres import (
     without_newlines,
 )
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
+from edgevlm.models.shared.preprocessing import check_view, normalization
 from edgevlm.models.shared.towers import encoder_spec, selected_layers
 from edgevlm.recipe import Recipe
 
@@ -45,8 +46,6 @@ __all__ = ["AUTO_CLASS", "KIND", "describe", "parts", "processor_views", "refere
 KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
 # What CLIP was trained with, and the processor's values where a checkpoint names none.
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-# The language models whose layers `DecoderLayer` computes.
-DECODERS = ("llama", "mistral", "qwen2")
 
 
 def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Description:
@@ -63,7 +62,9 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         )
     _check(config)
     _check_grid(config, rows, columns)
+    check_view(processor, vision.image_size, crops=True)
     side = vision.image_size // vision.patch_size
+    mean, std = normalization(processor, CLIP_MEAN, CLIP_STD)
     image = ImageSpec(
         height=vision.image_size,
         width=vision.image_size,
@@ -72,8 +73,8 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         global_view="first",
         frames=1,
         resample=RESAMPLE[processor.get("resample", 3)],
-        mean=three(processor.get("image_mean", CLIP_MEAN)),
-        std=three(processor.get("image_std", CLIP_STD)),
+        mean=mean,
+        std=std,
     )
     keeps_class = _keeps_class_token(config)
     grids: tuple[tuple[int, int], ...] = (((1, 1),) if keeps_class else ()) + ((side, side),)
@@ -93,7 +94,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         decoder=decoder,
         full_image=flat if image.views == 1 else newline_rows(side, rows, columns),
         reduced_image=flat,
-        placeholder="<image>",
+        placeholder=processor.get("image_token", "<image>"),
         stop_ids=token_ids(getattr(config.text_config, "eos_token_id", None)),
     )
 
@@ -124,7 +125,7 @@ def reference_features(model: Any, pixel_values: Tensor, description: Descriptio
     core, config, image = model.model, model.config, description.image
     if image.views == 1:  # the original always adds tiles, so its encoder is asked alone
         states = core.vision_tower(pixel_values, output_hidden_states=True).hidden_states
-        chosen = states[config.vision_feature_layer]
+        chosen = states[description.encoder.layers]
         return core.multi_modal_projector(chosen if _keeps_class_token(config) else chosen[:, 1:])
     size = torch.tensor([[image.rows * image.height, image.columns * image.width]])
     packed = core.get_image_features(pixel_values[None], size, return_dict=True)
@@ -145,16 +146,9 @@ def _keeps_class_token(config: Any) -> bool:
 
 
 def _check(config: Any) -> None:
-    vision, text = config.vision_config, config.text_config
+    vision = config.vision_config
     if vision.model_type != "clip_vision_model":
         raise PlanError(f"vision tower '{vision.model_type}' is not supported, CLIP's is")
-    if text.model_type not in DECODERS:
-        raise PlanError(
-            f"language model '{text.model_type}' is not supported, {', '.join(DECODERS)} are"
-        )
-    window = getattr(text, "sliding_window", None)
-    if window is not None and window < text.max_position_embeddings:
-        raise PlanError(f"a sliding window of {window} tokens is not supported, full attention is")
 
 
 def _check_grid(config: Any, rows: int, columns: int) -> None:

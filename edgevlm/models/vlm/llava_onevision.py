@@ -22,7 +22,7 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import EncoderLayer, PatchEmbedding
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.family import RESAMPLE, Description, three, token_ids
+from edgevlm.models.family import RESAMPLE, Description, token_ids
 from edgevlm.models.shared.anyres import (
     NEWLINE,
     Pack,
@@ -32,6 +32,7 @@ from edgevlm.models.shared.anyres import (
     without_newlines,
 )
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
+from edgevlm.models.shared.preprocessing import check_view, normalization
 from edgevlm.models.shared.towers import encoder_spec, selected_layers
 from edgevlm.recipe import Recipe
 
@@ -49,7 +50,9 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     """
     vision, (rows, columns) = config.vision_config, recipe.tiles
     _check(config, rows, columns)
+    check_view(processor, vision.image_size)
     patches = side = vision.image_size // vision.patch_size
+    mean, std = normalization(processor, 0.5, 0.5)
     image = ImageSpec(
         height=vision.image_size,
         width=vision.image_size,
@@ -58,10 +61,11 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         global_view="first",
         frames=recipe.frames,
         resample=RESAMPLE[processor.get("resample", 3)],
-        mean=three(processor.get("image_mean", 0.5)),
-        std=three(processor.get("image_std", 0.5)),
+        mean=mean,
+        std=std,
     )
     clip = recipe.frames > 1
+    content = "video" if clip else "image"
     if clip:
         side = ceil(side / 2)
         grids: tuple[tuple[int, int], ...] = ((side, side),) * recipe.frames
@@ -78,8 +82,8 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         decoder=decoder,
         full_image=flat if clip or image.views == 1 else newline_rows(side, rows, columns),
         reduced_image=flat,
-        placeholder="<video>" if clip else "<image>",
-        content_type="video" if clip else "image",
+        placeholder=processor.get(f"{content}_token", f"<{content}>"),
+        content_type=content,
         stop_ids=token_ids(getattr(config.text_config, "eos_token_id", None)),
     )
 
@@ -117,7 +121,7 @@ def reference_features(model: Any, pixel_values: Tensor, description: Descriptio
         return clip[:, :-1]
     if image.views == 1:  # as with several images: no AnyRes tiles
         states = core.vision_tower(pixel_values, output_hidden_states=True).hidden_states
-        return core.multi_modal_projector(states[model.config.vision_feature_layer])
+        return core.multi_modal_projector(states[description.encoder.layers])
     size = torch.tensor([[image.rows * image.height, image.columns * image.width]])
     one = torch.tensor([1])
     packed = core.get_image_features(
@@ -145,6 +149,9 @@ class Pool(nn.Module):
 
 
 def _check(config: Any, rows: int, columns: int) -> None:
+    tower = config.vision_config.model_type
+    if tower != "siglip_vision_model":
+        raise PlanError(f"vision tower '{tower}' is not supported, SigLIP's is")
     if config.vision_feature_select_strategy != "full":
         strategy = config.vision_feature_select_strategy
         raise PlanError(f"vision_feature_select_strategy '{strategy}' is not supported, 'full' is")
@@ -154,6 +161,13 @@ def _check(config: Any, rows: int, columns: int) -> None:
             f"tiles {rows}x{columns} is not a grid of the model, expected one of {sorted(known)}"
         )
     # The original shrinks a grid of more than about 1.1^2 * max tiles (modeling, AnyRes packing).
-    most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+    ratio = str(config.vision_aspect_ratio)
+    digits = ratio.removeprefix("anyres_max_")
+    if not digits.isdecimal() or int(digits) == 0 or digits == ratio:
+        raise PlanError(
+            f"vision_aspect_ratio '{ratio}' is not supported, anyres_max_N is; set anyres_max_9 in"
+            " config.json for as many tiles as the published model has"
+        )
+    most = int(digits)
     if sqrt(rows * columns / most) > 1.1:
         raise PlanError(f"tiles {rows}x{columns} is more than this model's {most} tiles")

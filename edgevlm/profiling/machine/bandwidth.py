@@ -14,24 +14,27 @@ import time
 
 import numpy as np
 
+from edgevlm.libraries import python_command
+
 ARRAY_BYTES, MOST_THREADS, ROUNDS = 128 * 2**20, 8, 5
 
 
 def read_bytes_per_s(threads: int) -> float | None:
     """Bytes per second that so many threads read together; None if the measurement fails."""
-    command = [sys.executable, "-m", __name__, str(min(threads, MOST_THREADS))]
+    command = python_command(__name__, str(min(threads, MOST_THREADS)))
     one = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=60, env=os.environ | one
-        )
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
+            timeout=60, env=os.environ | one,
+        )  # fmt: skip
         return float(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
 
 
 def main() -> None:
-    """`python -m edgevlm.profiling.machine.bandwidth THREADS`: bytes per second on stdout."""
+    """The child process, with the number of threads: bytes per second on stdout."""
     arrays = [np.ones(ARRAY_BYTES // 4, np.float32) for _ in range(int(sys.argv[1]))]
     took = []
     for _ in range(ROUNDS):
@@ -43,7 +46,3 @@ def main() -> None:
             reader.join()
         took.append(time.perf_counter() - started)
     print(len(arrays) * ARRAY_BYTES / min(took))
-
-
-if __name__ == "__main__":
-    main()

@@ -197,7 +197,6 @@ def test_full_keeps_the_class_token_as_a_grid_of_its_own(tiny, changed):
 
 
 SIGLIP = SimpleNamespace(model_type="siglip_vision_model")
-MISTRAL = SimpleNamespace(model_type="mistral", sliding_window=64, max_position_embeddings=4096)
 
 
 @pytest.mark.parametrize(
@@ -212,17 +211,13 @@ MISTRAL = SimpleNamespace(model_type="mistral", sliding_window=64, max_position_
         (
             {"text_config": SimpleNamespace(model_type="gemma")},
             {},
-            "^language model 'gemma' is not supported, llama, mistral, qwen2 are$",
-        ),
-        (
-            {"text_config": MISTRAL},
-            {},
-            "^a sliding window of 64 tokens is not supported, full attention is$",
+            "^language model 'gemma' is not supported, llama, mistral, qwen2 are; choose a"
+            " checkpoint over one of these$",
         ),
         (
             {"vision_feature_layer": [-1, -2]},
             {},
-            "^several vision feature layers are not supported, only one is$",
+            r"^vision_feature_layer is \[-1, -2\]: several are not supported, only one is$",
         ),
         ({"vision_feature_layer": -5}, {}, "^vision_feature_layer -5 is none of the 3 layers$"),
         ({"vision_feature_layer": 4}, {}, "^vision_feature_layer 4 is none of the 3 layers$"),

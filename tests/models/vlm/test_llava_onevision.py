@@ -142,7 +142,18 @@ def test_second_turn_gives_the_ids_of_the_whole_conversation(tiny, processor, pr
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vision_feature_layer": [-1, -2]}, "several vision feature layers are not supported"),
+        ({"vision_feature_layer": [-1, -2]}, r"vision_feature_layer is \[-1, -2\]: several are"),
+        (
+            {"vision_config": SimpleNamespace(model_type="clip_vision_model")},
+            "^vision tower 'clip_vision_model' is not supported, SigLIP's is$",
+        ),
+        (
+            {"text_config": SimpleNamespace(model_type="qwen3")},
+            "^language model 'qwen3' is not supported, llama, mistral, qwen2 are;",
+        ),
+        ({"vision_aspect_ratio": "anyres"}, "vision_aspect_ratio 'anyres' is not supported"),
+        ({"vision_aspect_ratio": "9"}, "vision_aspect_ratio '9' is not supported"),
+        ({"vision_aspect_ratio": "anyres_max_0"}, "set anyres_max_9 in config.json"),
         ({"vision_feature_layer": 9}, "vision_feature_layer 9 is none of the 2 layers"),
         ({"vision_feature_select_strategy": "default"}, "'default' is not supported, 'full' is"),
         (

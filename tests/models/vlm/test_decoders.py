@@ -1,0 +1,96 @@
+"""Language models of all families: which are computed, and how far back their tokens see."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from edgevlm.errors import PlanError  # noqa: E402
+from edgevlm.models.shared.llama import decoder_spec  # noqa: E402
+from edgevlm.planning.calls import context_tokens  # noqa: E402
+from edgevlm.recipe import Recipe  # noqa: E402
+
+SIZES = {
+    "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2,
+    "intermediate_size": 64, "vocab_size": 64, "max_position_embeddings": 4096,
+}  # fmt: skip
+SLIDING = {"use_sliding_window": True, "sliding_window": 300}
+
+
+def text_config(kind, **values):
+    """transformers' config of a language model."""
+    return transformers.AutoConfig.for_model(kind, **SIZES, **values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "window"),
+    [
+        ("llama", {"sliding_window": 64}, None),  # a key that its layers do not read
+        ("mistral", {"sliding_window": 64}, 64),
+        ("mistral", {"sliding_window": None}, None),
+        ("mistral", {}, 4096),  # transformers' default
+        ("qwen2", SLIDING | {"max_window_layers": 0}, 300),
+        ("qwen2", SLIDING | {"max_window_layers": 1}, 300),
+        ("qwen2", SLIDING | {"max_window_layers": 2}, None),  # no layer has it
+        ("qwen2", {"use_sliding_window": False, "sliding_window": 300}, None),
+        ("qwen2", SLIDING | {"layer_types": ["full_attention", "sliding_attention"]}, 300),
+    ],
+)
+def test_the_window_is_that_of_the_layers(kind, values, window):
+    assert decoder_spec(text_config(kind, **values)).window == window
+
+
+def decoder(window):
+    """Numbers of a decoder of 4096 positions."""
+    return decoder_spec(text_config("mistral", sliding_window=window))
+
+
+@pytest.mark.parametrize("window", [None, 4096, 1024])
+def test_a_window_that_hides_no_row_of_the_context_changes_nothing(window):
+    assert context_tokens(Recipe(context=1024), 80, 64, decoder(window), False) == 1024
+
+
+def test_a_context_beyond_the_window_is_refused_with_what_fits():
+    with pytest.raises(PlanError) as error:
+        context_tokens(Recipe(context=301), 80, 64, decoder(300), False)
+    assert str(error.value) == (
+        "context 301 is more than the model's sliding window of 300 tokens, beyond which it hides"
+        " earlier ones; give --context 300 or less"
+    )
+
+
+@pytest.mark.parametrize(("single_call", "tokens"), [(False, 256), (True, 300)])
+def test_the_default_context_ends_where_the_window_does(single_call, tokens):
+    assert context_tokens(Recipe(), 80, 64, decoder(300), single_call) == tokens
+
+
+def test_a_prompt_longer_than_the_window_says_so():
+    with pytest.raises(PlanError, match="take 400 tokens, more than fit the model's slid"):
+        context_tokens(Recipe(), 400, 64, decoder(300), False)
+
+
+@pytest.mark.parametrize("kind", ["gemma", "granite", "qwen3", "phi3"])
+def test_other_layers_are_refused_by_name(kind):
+    with pytest.raises(PlanError) as error:
+        decoder_spec(SimpleNamespace(model_type=kind))
+    expected = f"language model '{kind}' is not supported, llama, mistral, qwen2 are; choose a"
+    assert str(error.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_key_value_heads": 3}, "4 attention heads do not divide by 3 key and value heads"),
+        ({"head_dim": 15}, "rotary tables of 16 of 15 numbers of a head are not supported"),
+    ],
+)
+def test_heads_that_do_not_go_together(values, message):
+    text = text_config("llama")
+    for key, value in values.items():
+        setattr(text, key, value)
+    with pytest.raises(PlanError, match=message):
+        decoder_spec(text)
