@@ -161,8 +161,8 @@ def _text(
     """
     if text is None:
         return None
-    check_tokenizer(checkpoint, text)
     tokenizer = checkpoint.tokenizer()
+    check_tokenizer(checkpoint, text)
     tokenizer.no_padding()
     around = tokenizer.encode("").ids
     named = checkpoint.document("tokenizer_config.json").get("pad_token")
