@@ -120,8 +120,6 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> EncoderVeri
     functions, asked = calls.results()
     if equal is not None:
         asked.append(checks.token_ids_check(equal))
-    if likeness is not None:
-        asked.append(checks.likeness_check(likeness))
     if preprocessing is not None:
         asked.append(checks.preprocessing_check(preprocessing))
     measured: dict[str, tuple[float, float | None]] = {}
@@ -133,6 +131,8 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> EncoderVeri
         asked.append(checks.embedding_sensitivity_check(stage, compared.sensitivity))
         if threshold.exact or (threshold.end_to_end and not _merging(calls)):
             asked.append(checks.embedding_check(stage, threshold, *measured[stage]))
+    if likeness is not None:
+        asked.append(checks.likeness_check(likeness))
     image, text = measured["vision"], measured.get("text", (None, None))
     return EncoderVerification(
         engine=calls.engine.name,
