@@ -181,6 +181,19 @@ class Blocks(Protocol):
     def run(self, block: str, function: str) -> None:
         """Run a function, after loading it if it is not in memory."""
 
+    def shortage(self, size: int) -> int:
+        """Bytes by which `size` more, until the next run, would exceed a budget; 0 without one.
+
+        Functions are evicted before it is said that there is too little.
+        """
+
+    def settle(self) -> None:
+        """Count what the process took beside its blocks since they were opened.
+
+        Raises:
+            PlanError: If the budget is too small for it.
+        """
+
 
 def find_engine(name: str) -> type[Engine]:
     """The engine called `name`.

@@ -92,6 +92,11 @@ class ImageSpec:
         tiles = self.rows * self.columns
         return self.frames if self.frames > 1 else tiles + (tiles > 1)
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of all views as the encoder takes them, float32."""
+        return 4 * 3 * self.height * self.width * self.views
+
 
 @dataclass(frozen=True)
 class Embedding:

@@ -34,7 +34,7 @@ from edgevlm.parity.verification import Verification
 from edgevlm.planning.own_processors import load_tokenizer
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.encoder import logits
-from edgevlm.runtimes.loops.words import Words
+from edgevlm.runtimes.loops.tables import Words
 
 # Upper case, punctuation, accents and other scripts, nothing at all, and more than any text has
 # room for.

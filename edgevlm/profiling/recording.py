@@ -63,6 +63,14 @@ class Recorder:
         """So many passes of this name follow."""
         self.blocks.expect(pass_name, count)
 
+    def shortage(self, size: int) -> int:
+        """Bytes that a budget lacks for `size` more."""
+        return self.blocks.shortage(size)
+
+    def settle(self) -> None:
+        """Count what the process took since."""
+        self.blocks.settle()
+
     def run(self, block: str, function: str) -> None:
         """Run a function; where the blocks bypass the timed engine, the step is the run."""
         before, start = len(self.calls), time.perf_counter()

@@ -25,7 +25,7 @@ from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.buffers import chain
 from edgevlm.runtimes.loops.contract import RunRequest
 from edgevlm.runtimes.loops.images.pictures import Picture
-from edgevlm.runtimes.loops.words import Words
+from edgevlm.runtimes.loops.tables import Words
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
 from edgevlm.units import megabytes
 
@@ -135,6 +135,7 @@ class EncoderLoop:
         text = self.plan.host.text
         self._words = None if text is None else Words(bundle, text)
         return_freed()  # memory of parsing, which new arrays would reuse and count twice
+        images.prepare(clips=False)
         started = time.perf_counter()
         self.arrays = bind(self.plan, blocks)
         blocks.open()
@@ -161,9 +162,9 @@ class EncoderLoop:
         """
         labels = values.texts("labels", labels)
         name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else None
-        picture = images.load(picture)
+        decoded = [images.load(picture, self.room())]
         started = time.perf_counter()
-        embedding = self.embed(picture)
+        embedding = self.embed(decoded.pop())  # no reference stays here
         encoded = time.perf_counter()
         texts = [self.embed_text(label) for label in labels]
         compared = time.perf_counter()
@@ -188,7 +189,14 @@ class EncoderLoop:
             InputError: If the picture cannot be read.
         """
         self.arrays.pixels[:] = images.views([picture], self.plan.host.image)
+        del picture  # before a block is loaded
+        self.blocks.settle()
         return self._run("vision", self.arrays.embedding)
+
+    def room(self) -> images.Room:
+        """Memory for decoding a picture."""
+        image, shortage = self.plan.host.image, self.blocks.shortage
+        return images.Room(None if self.blocks.keeps_all else shortage, image.width, image.height)
 
     def embed_text(self, text: str) -> Array:
         """The embedding of a text, f32 [E]; the last few are cached.

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import takewhile
 from typing import ClassVar
 
@@ -21,23 +19,19 @@ from edgevlm.errors import InputError
 from edgevlm.runtimes import values
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks
-from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.answers import Answer
 from edgevlm.runtimes.loops.buffers import bind
 from edgevlm.runtimes.loops.contract import RunRequest
-from edgevlm.runtimes.loops.decoder import DecoderLoop
 from edgevlm.runtimes.loops.drafts import Draft, parse
-from edgevlm.runtimes.loops.images.pictures import Picture
-from edgevlm.runtimes.loops.images.sources import Source
+from edgevlm.runtimes.loops.lengths import check_length, claim
 from edgevlm.runtimes.loops.sampling import Sampling, chooser
 from edgevlm.runtimes.loops.sequence import Visual, assemble
 from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
+from edgevlm.runtimes.loops.vision import VisionLoop
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
 
-CACHED_IMAGES = 4  # images whose visual tokens are cached
 
-
-class TextLoop(DecoderLoop):
+class TextLoop(VisionLoop):
     """A conversation over one bundle. Not safe for two threads."""
 
     takes: ClassVar[tuple[str, ...]] = (
@@ -56,43 +50,12 @@ class TextLoop(DecoderLoop):
         self.table = load_table(bundle, embedding)
         return_freed()  # memory of parsing, which new arrays would reuse and count twice
         super().__init__(bundle, blocks)
-        self._known: dict[bytes, Visual] = {}  # by hash of the pixels
-        self._begin_turns()
+        self._history: list[int] = []  # ids of the turns before
 
     def reset(self) -> None:
         """Forget the conversation; the next one may reuse rows of the cache."""
         super().reset()
-        self._begin_turns()
-
-    def _begin_turns(self) -> None:
-        self.vision_ms = self.reduce_ms = 0.0
-        self._history: list[int] = []  # ids of the turns before
-
-    def forget(self) -> None:
-        """Forget the conversation, the images and the cache, for measurements."""
-        super().forget()
-        self._known.clear()
-
-    def see(
-        self, pictures: Sequence[Picture], times: Sequence[float] = (), duration: float = 0.0
-    ) -> Visual:
-        """Encode and reduce one image, or the frames of one clip; the last few are cached."""
-        image = self.plan.host.image
-        if len(pictures) != image.frames:
-            raise InputError(
-                f"the bundle takes {image.frames} frames per clip, got {len(pictures)}"
-            )
-        pixels = images.views(pictures, image)
-        key = hashlib.sha256(pixels.tobytes()).digest()
-        if key not in self._known:
-            self._known[key] = self._encode(pixels)
-        visual = self._known[key] = self._known.pop(key)  # least recently used is evicted first
-        if len(self._known) > CACHED_IMAGES:
-            self._known.pop(next(iter(self._known)))
-        if not times:
-            times = [float(i) for i in range(len(pictures))]
-            duration = float(len(pictures))
-        return replace(visual, times=tuple(times), duration=duration)
+        self._history = []
 
     def answers(self, request: RunRequest) -> Iterator[Answer]:
         """An answer for each question, in one new conversation; see `contract.Loop`."""
@@ -104,49 +67,6 @@ class TextLoop(DecoderLoop):
             yield self.ask(
                 question, visuals, request.max_new_tokens, request.sampling, request.on_text, draft
             )
-
-    def visuals(
-        self, pictures: Sequence[Picture], video: Source | None = None
-    ) -> Callable[[], Sequence[Visual]]:
-        """Decode images or a video now; the result encodes them, inside the measured time.
-
-        Raises:
-            InputError: If a file cannot be read, or there is a video and the bundle has no frames.
-        """
-        frames = self.plan.host.image.frames
-        if video is not None:
-            if frames == 1:
-                raise InputError("the bundle takes still images; export it with --frames for video")
-            clip, times, duration = images.load_clip(video, frames)
-            return lambda: [self.see(clip, times, duration)]
-        if not pictures:
-            return tuple
-        decoded = [images.load(picture) for picture in pictures]
-        if frames > 1:
-            return lambda: [self.see(decoded)]
-        return lambda: [self.see([picture]) for picture in decoded]
-
-    def _encode(self, pixels: Array) -> Visual:
-        image = self.plan.host.image
-        all_views, reduced = self.arrays.all_views, self.arrays.reduced
-        count = all_views["features"].shape[1] // image.views
-        started = time.perf_counter()
-        self.blocks.expect("encode", len(pixels))
-        for index, view in enumerate(pixels):
-            self.arrays.pixels[0] = view
-            for block in self.plan.stage("vision"):
-                self.blocks.run(block.name, "encode")
-            for name, features in all_views.items():
-                features[:, index * count : (index + 1) * count] = self.arrays.view[name]
-        self.vision_ms += (time.perf_counter() - started) * 1e3
-        self.blocks.expect("reduce", 1)
-        self.reduce_ms += _timed(lambda: self.blocks.run("reduce-0", "reduce"))
-        logs = reduced.get("log_sizes")
-        return Visual(
-            reduced["visual_tokens"][0].copy(),
-            reduced["kept_positions"][0].copy(),
-            log_sizes=None if logs is None else logs[0].copy(),
-        )
 
     def ask(
         self,
@@ -181,22 +101,25 @@ class TextLoop(DecoderLoop):
                 "the bundle has no 'check' function for --draft; export it with --speculate 8"
             )
         started = time.perf_counter()
-        self.vision_ms = self.reduce_ms = 0.0
+        self.start_turn()
+        full = f"the context of {self.plan.host.kv.tokens} holds {self.length} already; export"
+        full += " with a larger --context"
+        free = self.plan.host.kv.tokens - self.length
+        check_length(self.tokenizer, question, free, full)
         encoded = visuals()
         layout = self.plan.host.layout
         items = layout.turn if self.length else layout.prompt if encoded else layout.text
         if self.length and encoded:
             raise InputError("images belong to the first turn; start a new conversation")
+        row_bytes = 4 * self.plan.host.kv.tokens * self.plan.host.embedding.columns
+        claim(question, row_bytes, self.blocks.shortage)
         prompt = assemble(
             self.plan, items, self.table, self.tokenizer, question, encoded, self.position
         )
-        room = self.plan.host.kv.tokens - self.length - len(prompt.rows)
+        room = free - len(prompt.rows)
         if room < 1:
-            raise InputError(
-                f"the turn has {len(prompt.rows)} tokens, the context of"
-                f" {self.plan.host.kv.tokens} holds {self.length} already; export with a larger"
-                " --context"
-            )
+            raise InputError(f"the turn has {len(prompt.rows)} tokens, {full}")
+        self.blocks.settle()
         self.prefill_ms = _timed(lambda: self.prefill(self.uncached(prompt)))
         self.checks = self.drafted = self.accepted = 0
         self._history += prompt.ids
@@ -222,7 +145,7 @@ class TextLoop(DecoderLoop):
             vision_ms=self.vision_ms,
             reduce_ms=self.reduce_ms,
             prefill_ms=self.prefill_ms,
-            ttft_ms=(first - started) * 1e3,
+            ttft_ms=(first - started - self.decoding_s) * 1e3,
             decode_tokens_per_s=(len(ids) - 1) / seconds if len(ids) > 1 else None,
             peak_rss_bytes=peak_rss_bytes(),
             engine=self.blocks.engine.name,

@@ -135,6 +135,13 @@ class Cursor:
         over, self._over = self._over, []
         return over
 
+    def clear(self) -> list[Key]:
+        """Leave all passes; returns every function in memory, to be evicted."""
+        keys = [*self.evictable(), *self.in_memory]
+        self.in_memory.clear()
+        self.leave()
+        return keys
+
     def drop_loads(self) -> None:
         """Drop all queued loads until a function is entered."""
         self._queue.clear()

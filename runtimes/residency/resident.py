@@ -31,3 +31,10 @@ class ResidentBlocks:
 
     def expect(self, pass_name: str, count: int | None) -> None:
         """Do nothing: every function is in memory."""
+
+    def shortage(self, size: int) -> int:
+        """Nothing is too much without a budget."""
+        return 0
+
+    def settle(self) -> None:
+        """Do nothing: there is no budget."""

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgevlm.bundle.plan import Plan
+from edgevlm.registry import KINDS
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Engine, Key
 from edgevlm.runtimes.residency.cursor import Cursor, LoadTask
@@ -26,6 +27,8 @@ from edgevlm.runtimes.residency.timings import Timings, minimum_budget, schedule
 
 # For memory that is not measured: text, Python objects, pages of the tokenizer and of libraries.
 RESERVE_BYTES = 12 * 10**6
+# Left free by memory that is taken between runs, such as a picture's: measured, so less is unknown.
+MARGIN_BYTES = 4 * 10**6
 
 
 class StreamedBlocks:
@@ -52,6 +55,7 @@ class StreamedBlocks:
         """`orders` are the passes to run; None is all passes of the plan."""
         self.plan, self.engine, self.timings = plan, engine, timings
         self.budget_bytes, self.fixed_bytes, self.loads = budget_bytes, 0, 0
+        self._base_bytes = 0
         self.orders = plan.passes if orders is None else orders
         self._cursor = Cursor(self.orders)
         self._change = threading.Condition()
@@ -75,9 +79,7 @@ class StreamedBlocks:
             for mode in {self.timings.streamed(key).mode, self.timings.resident(key).mode}:
                 self.engine.prepare(*key, mode)
         return_freed()
-        image = self.plan.host.image
-        pixels = 2 * 4 * 3 * image.height * image.width * image.views
-        self.fixed_bytes = resident_bytes() + RESERVE_BYTES + self.timings.workspace_bytes + pixels
+        self._count(resident_bytes())
         self.start()
 
     def start(self) -> None:
@@ -99,6 +101,32 @@ class StreamedBlocks:
             PlanError: If it is too small; the budget does not change.
         """
         self._next_budget = budget_bytes, self._schedules(budget_bytes)
+
+    def shortage(self, size: int) -> int:
+        """Bytes by which `size` more would exceed the budget, after evictions if necessary."""
+        if (missing := self._missing(size)) > 0:
+            self._evict_all()
+            missing = self._missing(size)
+        return max(0, missing)
+
+    def settle(self) -> None:
+        """Count what the process took beside its blocks since they were opened.
+
+        Raises:
+            PlanError: If the budget is too small for it; the message has the smallest one.
+        """
+        with self._change:
+            blocks = sum(self._cursor.in_memory.values())
+        known = self._base_bytes + self.timings.workspace_bytes + RESERVE_BYTES
+        if resident_bytes() - blocks <= known:
+            return
+        self._evict_all()
+        if (resident := resident_bytes()) > known:
+            self._count(resident - self.timings.workspace_bytes)
+            self.schedules = self._schedules(self.budget_bytes)
+            self.minimum_budget_bytes = minimum_budget(self.timings, self.orders, self.fixed_bytes)
+            if self._next_budget is not None:
+                self.set_budget(self._next_budget[0])
 
     def expect(self, pass_name: str, count: int | None) -> None:
         """Announce `count` passes; nothing is loaded ahead after them."""
@@ -137,6 +165,23 @@ class StreamedBlocks:
             self._closed = True
             self._change.notify_all()
         self._thread.join()
+
+    def _count(self, base: int) -> None:
+        """Set the bytes of everything but blocks, from those of the process without any."""
+        turn = KINDS.load(self.plan.kind).turn_bytes(self.plan.host)
+        self._base_bytes = base
+        self.fixed_bytes = base + RESERVE_BYTES + self.timings.workspace_bytes + turn
+
+    def _missing(self, size: int) -> int:
+        budget = self.budget_bytes if self._next_budget is None else self._next_budget[0]
+        return resident_bytes() + size + MARGIN_BYTES - budget
+
+    def _evict_all(self) -> None:
+        """Evict every function; the next run enters its pass again."""
+        self._stop_loading()
+        with self._change:
+            self._evict(self._cursor.clear())
+        return_freed()
 
     def _schedules(self, budget_bytes: int) -> dict[str, Schedule]:
         return schedules(self.timings, self.orders, self.fixed_bytes, budget_bytes)

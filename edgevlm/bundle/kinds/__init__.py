@@ -11,6 +11,7 @@ A kind has, for everyone who handles its bundles:
     check       (plan) -> refuses constants that do not fit each other or their files
     LOOP        module of edgevlm/runtimes/loops that runs such a bundle
     ANSWER      type of its answers, a file of edgevlm/profiling/answers
+    turn_bytes  (host) -> bytes that a turn allocates beside its blocks, for a memory budget
     outline     (host) -> the numbers of the host that parity relies on
     facts       (plan) -> what `plan`, `export` and `inspect` say of such a bundle, by JSON key
 

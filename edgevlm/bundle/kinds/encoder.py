@@ -140,6 +140,11 @@ def passes(plan: EncoderPlan) -> dict[str, tuple[tuple[str, str], ...]]:
     }
 
 
+def turn_bytes(host: EncoderHost) -> int:
+    """Bytes that an image allocates beside its blocks: pixels twice."""
+    return 2 * host.image.pixel_bytes
+
+
 def outline(host: EncoderHost) -> tuple[object, ...]:
     """The numbers that parity feeds the functions by, and those that make scores.
 

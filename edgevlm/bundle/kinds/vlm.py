@@ -164,6 +164,12 @@ def facts(plan: VlmPlan) -> dict[str, Any]:
     }
 
 
+def turn_bytes(host: VlmHost) -> int:
+    """Bytes that a turn allocates beside its blocks: pixels twice, rows of the context twice."""
+    rows = 2 * 4 * host.kv.tokens * host.embedding.columns
+    return 2 * host.image.pixel_bytes + rows
+
+
 def outline(host: VlmHost) -> tuple[object, ...]:
     """The numbers that parity feeds the functions by."""
     return host.layout, host.chunk, host.kv

@@ -47,7 +47,9 @@ class Asking:
         if request.tokens_generated != ProfileRequest.tokens_generated:
             raise InputError("an embedding has no tokens; leave out --tokens-generated")
         self.loop, self.request, self.text = loop, request, request.prompt
-        self.image = images.load(request.picture)
+        self.image = images.load(request.picture, loop.room())
+        if not loop.blocks.keeps_all:  # held all the time: no more pixels than the view has
+            self.image = self.image.resize((loop.room().width, loop.room().height))
 
     def answer(self, recorder: Recorder) -> TimedAnswer:
         """One embedding, with its calls."""

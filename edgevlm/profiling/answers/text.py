@@ -45,7 +45,9 @@ class Asking:
             raise InputError(f"no question here: {loop.usage}")
         self.loop, self.request = loop, request
         self.prompt = PROMPT if request.prompt is None else request.prompt
-        self.image = images.load(request.picture)
+        self.image = images.load(request.picture, loop.room())
+        if not loop.blocks.keeps_all:  # held all the time: no more pixels than the views have
+            self.image = self.image.resize((loop.room().width, loop.room().height))
 
     def answer(self, recorder: Recorder) -> TimedAnswer:
         """One answer in a new conversation, with its calls."""

@@ -9,9 +9,11 @@ the first difference the frames are counted by decoding the whole clip.
 
 from __future__ import annotations
 
+import importlib
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -21,14 +23,21 @@ from PIL import Image
 
 from edgevlm.errors import InputError
 from edgevlm.libraries import first_line, require
+from edgevlm.runtimes.loops.images.eight_bit import STRIP_PIXELS
 from edgevlm.runtimes.loops.images.pictures import check_size
+from edgevlm.runtimes.loops.images.room import Room
 from edgevlm.runtimes.loops.images.sources import Source, is_source, name_of, opened
 
 Shrink = Callable[[Image.Image], Image.Image]
 Clip = tuple[list[Image.Image], list[float], float]
 
+# Bytes of a pixel as decoders keep it (4:2:0, 8 bits), and as RGB with its copy in strips; a
+# resize is on top. A decoder holds several frames: 4 to 11 of 1.5 bytes were measured.
+FRAME_BYTES, RGB_FRAME_BYTES = 1.5, 7.5
+FIRST_FRAMES, NEXT_FRAMES = 5, 3
 SEEKS = 2  # key frames before the wanted one that are tried too
 
+STRAIGHT = (1.0, 0.0, 0.0, 1.0)
 # By the display matrix a, b, c, d of a quarter turn: a pixel (x, y) is shown at (ax + cy, bx + dy).
 _TURNS = {
     (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,13 +52,16 @@ _TURNS = {
 _OPTIONS = {"protocol_whitelist": "none"}
 
 
-def load_clip(video: Source, frames: int, shrink: Shrink = lambda picture: picture) -> Clip:
+def load_clip(
+    video: Source, frames: int, shrink: Shrink = lambda picture: picture, room: Room = Room()
+) -> Clip:
     """Decode `frames` frames spread evenly over a video, first and last included.
 
     Args:
         video: A path, the file's bytes, or a binary file.
         frames: At least 2.
         shrink: Applied to each frame as soon as it is decoded, so that one at a time is in memory.
+        room: Memory that decoding may take.
 
     Returns:
         The RGB frames, their times in seconds, and the clip's duration in seconds.
@@ -62,7 +74,7 @@ def load_clip(video: Source, frames: int, shrink: Shrink = lambda picture: pictu
         raise InputError(f"expected a video: a path, bytes or an open file, got {type(video)}")
     name = name_of(video, "video")
     with opened(video, "video") as file:
-        reader = _Reader(av, file, name)
+        reader = _Reader(av, file, name, room)
         try:
             return _sought(reader, frames, shrink) or _counted(reader, frames, shrink)
         except (InputError, MemoryError):
@@ -72,6 +84,14 @@ def load_clip(video: Source, frames: int, shrink: Shrink = lambda picture: pictu
             raise InputError(f"{name} cannot be read as a video: {reason}") from cause
 
 
+def prepare(clips: bool) -> None:
+    """Import what decoding needs, so that a memory budget counts it before blocks are planned."""
+    Image.init()
+    if clips:
+        with suppress(ImportError):  # frames may come as pictures
+            importlib.import_module("av")
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Opens a video as often as necessary."""
@@ -79,6 +99,7 @@ class _Reader:
     av: Any
     file: Any
     name: str
+    room: Room
 
     def open(self) -> Any:
         """The container, at its beginning."""
@@ -97,10 +118,31 @@ class _Reader:
         kinds = sorted({s.type for s in container.streams} - {"video"}) + covers
         raise InputError(f"{self.name} has no video, only {' and '.join(kinds) or 'its header'}")
 
+    def decode(self, container: Any, stream: Any) -> Iterator[Any]:
+        """The frames from here on, each once there is room for the next ones."""
+        if self.room.bounded and not stream.codec_context.is_open:
+            stream.codec_context.thread_count = 1  # each thread has frames of its own
+        size = FRAME_BYTES * stream.width * stream.height
+        self.room.claim(FIRST_FRAMES * size, self.name, "takes at least")
+        for frame in container.decode(stream):
+            check_size((frame.width, frame.height), self.name, "has frames of")
+            yield frame
+            size = FRAME_BYTES * frame.width * frame.height
+            del frame
+            self.room.claim(NEXT_FRAMES * size, self.name, "takes at least")
+
     def picture(self, frame: Any) -> Image.Image:
         """A frame as RGB, turned as the container says."""
-        check_size((frame.width, frame.height), self.name, "has frames of")
-        return _upright(Image.fromarray(frame.to_ndarray(format="rgb24")), _matrix(frame))
+        matrix, pixels = _matrix(frame), frame.width * frame.height
+        size = RGB_FRAME_BYTES * pixels + (4 * pixels if matrix != STRAIGHT else 0)
+        self.room.claim(size, self.name, "takes at least")
+        array = frame.to_ndarray(format="rgb24")
+        picture = Image.new("RGB", (frame.width, frame.height))
+        rows = max(1, STRIP_PIXELS // frame.width)
+        for top in range(0, frame.height, rows):
+            picture.paste(Image.fromarray(array[top : top + rows]), (0, top))
+        del array
+        return _upright(picture, matrix)
 
 
 def _sought(reader: _Reader, frames: int, shrink: Shrink) -> Clip | None:
@@ -114,17 +156,18 @@ def _sought(reader: _Reader, frames: int, shrink: Shrink) -> Clip | None:
     try:
         with reader.open() as container:
             stream = reader.stream(container)
-            decoded, last = container.decode(stream), stamps[0] - 1
+            decoded, last = reader.decode(container, stream), stamps[0] - 1
             for stamp in dict.fromkeys(chosen):
                 key = keys[max(0, bisect_right(keys, stamp) - 1)] if keys else last
                 if last >= stamps[0] and last < key <= stamp:
-                    decoded, last = _seek(container, stream, keys, key), key - 1
+                    decoded, last = _seek(reader, container, stream, keys, key), key - 1
                 for expected in stamps[bisect_right(stamps, last) : bisect_right(stamps, stamp)]:
                     frame = _next(decoded, last)
                     if frame is None or frame.pts != expected:
                         return None
                     last = expected
                 pictures[stamp] = shrink(reader.picture(frame))
+                del frame
     except reader.av.error.FFmpegError:
         return None  # decoding the whole clip says what is wrong
     times = [(stamp - stamps[0]) * unit for stamp in chosen]
@@ -152,12 +195,14 @@ def _listed(reader: _Reader) -> tuple[list[int], list[int], float]:
     return known if sound else [], sorted(keys), unit
 
 
-def _seek(container: Any, stream: Any, keys: Sequence[int], key: int) -> Iterator[Any]:
+def _seek(
+    reader: _Reader, container: Any, stream: Any, keys: Sequence[int], key: int
+) -> Iterator[Any]:
     """The frames from a key frame on: some containers find only the one after the one sought."""
     index = bisect_left(keys, key)
     for earlier in reversed(keys[max(0, index - SEEKS) : index + 1]):
         container.seek(earlier, stream=stream)
-        decoded = container.decode(stream)
+        decoded = reader.decode(container, stream)
         first = _next(decoded, key - 1)
         if first is not None and first.pts == key:
             return chain([first], decoded)
@@ -175,13 +220,13 @@ def _counted(reader: _Reader, frames: int, shrink: Shrink) -> Clip:
     with reader.open() as container:
         stream = reader.stream(container)
         rate = float(stream.average_rate or stream.guessed_rate or 25)
-        for index, frame in enumerate(container.decode(stream)):
+        for index, frame in enumerate(reader.decode(container, stream)):
             seconds.append(index / rate if frame.time is None else frame.time)
     _check_count(reader, len(seconds), frames)
     chosen = _spread(len(seconds), frames)
     pictures: dict[int, Image.Image] = {}
     with reader.open() as container:
-        for index, frame in enumerate(container.decode(reader.stream(container))):
+        for index, frame in enumerate(reader.decode(container, reader.stream(container))):
             if index in chosen:
                 pictures[index] = shrink(reader.picture(frame))
     times = [seconds[index] - seconds[0] for index in chosen]
@@ -202,7 +247,7 @@ def _matrix(frame: Any) -> tuple[float, ...]:
     """The display matrix a, b, c, d of a frame; of no turn without one."""
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
-        return (1.0, 0.0, 0.0, 1.0)
+        return STRAIGHT
     return tuple(np.frombuffer(bytes(data), np.int32)[[0, 1, 3, 4]] / 65536)
 
 

@@ -7,16 +7,19 @@ white, and every failure of a decoder is an error of one line. A file is untrust
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgevlm.errors import InputError
 from edgevlm.libraries import first_line, require
 from edgevlm.runtimes.loops.images.eight_bit import from_array, rgb
+from edgevlm.runtimes.loops.images.room import DECODER_BYTES, HEIC_BYTES, Room, reread_bytes
 from edgevlm.runtimes.loops.images.sources import (
     Source,
     format_of,
@@ -55,21 +58,33 @@ _TOO_LARGE = (
 Picture = Source | Image.Image | Any  # Any: an array, or what numpy makes one of
 
 
-def load(picture: Picture) -> Image.Image:
+def load(picture: Picture, room: Room = Room()) -> Image.Image:
     """A picture as 8-bit RGB, upright; one that is that already is not copied.
+
+    Args:
+        picture: A path, bytes, an open file, an array or a Pillow image.
+        room: Memory that it may take. A JPEG that would take more is decoded at a half, a quarter
+            or an eighth of its size, as far as that is no less than what it is resized to.
 
     Raises:
         InputError: If it is missing, not an image, damaged, empty or too large.
     """
     if isinstance(picture, Image.Image):
-        with _one_line("the Pillow image"):
-            return _upright(picture, "the Pillow image")
+        name = "the Pillow image"
+        with _one_line(name):
+            check_size(picture.size, name)
+            if picture.mode != "RGB" or getattr(picture, "tile", None):  # not read yet, maybe
+                room.claim(2 * reread_bytes(picture), name)
+            return _upright(picture, name, room)
     if not is_source(picture):
         with _one_line("the array"):
-            return _upright(from_array(picture, "the array"), "the array")
+            if isinstance(picture, np.ndarray):
+                each = 6 if picture.dtype == np.uint8 else 14  # bytes of its copies
+                room.claim(each * picture.size, "the array")
+            return _upright(from_array(picture, "the array"), "the array", room)
     name = name_of(picture, "image")
-    with opened(picture, "image") as file, _one_line(name), _decoder(file, name) as found:
-        return _upright(found, name)
+    with opened(picture, "image") as file, _one_line(name), _decoder(file, name, room) as found:
+        return _upright(found, name, room)
 
 
 def check_size(size: tuple[int, int], name: str, what: str = "has") -> None:
@@ -85,19 +100,28 @@ def check_size(size: tuple[int, int], name: str, what: str = "has") -> None:
         raise InputError(f"{name} {what} {width}x{height} pixels; {_TOO_LARGE}")
 
 
-def _upright(picture: Image.Image, name: str) -> Image.Image:
+def _upright(picture: Image.Image, name: str, room: Room) -> Image.Image:
     check_size(picture.size, name)
     picture.load()
-    if picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
+    if picture.format in DECODER_BYTES:  # a copy is smaller than what its decoder keeps
+        picture = picture.copy()
+    if _turn(picture) != 1:
+        room.claim(reread_bytes(picture), name)
         picture = ImageOps.exif_transpose(picture)
     return rgb(picture, name)
 
 
+def _turn(picture: Image.Image) -> int:
+    """EXIF's orientation; from 5 on width and height change places."""
+    turn = picture.getexif().get(EXIF_ORIENTATION, 1)
+    return turn if isinstance(turn, int) else 1
+
+
 @contextmanager
-def _decoder(file: BinaryIO, name: str) -> Iterator[Image.Image]:
-    """The picture of a file, its pixels not read yet."""
+def _decoder(file: BinaryIO, name: str, room: Room) -> Iterator[Image.Image]:
+    """The picture of a file, its pixels not read yet, and room for them."""
     if is_heic(file):
-        yield _heic(file, name)
+        yield _heic(file, name, room)
         return
     Image.init()
     formats = [kind for kind in FORMATS if kind in Image.OPEN]  # AVIF only from Pillow 11.3
@@ -108,6 +132,12 @@ def _decoder(file: BinaryIO, name: str) -> Iterator[Image.Image]:
         end = "" if "; " in meaning or meaning == "is empty" else f"; {readable()}"
         raise InputError(f"{name} {meaning}{end}") from cause
     with picture:
+        check_size(picture.size, name)
+        position = file.tell()
+        size = file.seek(0, os.SEEK_END)
+        file.seek(position)
+        turn = _turn(picture) if picture.format in ("JPEG", "MPO") else 1  # others read it all
+        room.decode(picture, size, turn, name)
         yield picture
 
 
@@ -116,12 +146,13 @@ def readable() -> str:
     return f"expected {', '.join(FORMATS[:-1])}, {FORMATS[-1]}, or HEIC with 'edgevlm[heic]'"
 
 
-def _heic(file: BinaryIO, name: str) -> Image.Image:
+def _heic(file: BinaryIO, name: str, room: Room) -> Image.Image:
     """HEIC by libheif, which applies the file's own rotation."""
     heif = require(f"{name} is HEIC, and reading it", "pillow-heif", "pillow_heif", "heic",
                    InputError)  # fmt: skip
     found = heif.open_heif(file)
     check_size(found.size, name)
+    room.claim(HEIC_BYTES * found.size[0] * found.size[1], name)
     picture: Image.Image = found.to_pillow()
     return picture
 

@@ -42,16 +42,22 @@ def views(pictures: Iterable[Picture], spec: ImageSpec) -> Array:
             values = (np.asarray(tile, np.float32) - shift) / scale
             pixels[filled] = values.transpose(2, 0, 1)
             filled += 1
+        del picture  # before the next one is decoded
     if count != spec.frames:
         raise InputError(f"the bundle takes {spec.frames} frames per clip, got {count}")
     return pixels
+
+
+def shrink(frame: Image.Image, spec: ImageSpec) -> Image.Image:
+    """A frame of a clip at the size of its view, which `views` leaves as it is."""
+    return _resized(frame, (spec.width, spec.height), spec)
 
 
 def _tiles(picture: Image.Image, spec: ImageSpec) -> list[Image.Image]:
     """A frame as one view; an image as its only view, or as tiles and the global view."""
     size = (spec.width, spec.height)
     if spec.views == spec.frames:
-        return [_resized(picture, size, spec)]
+        return [shrink(picture, spec)]
     resized = _resized(picture, (size[0] * spec.columns, size[1] * spec.rows), spec)
     tiles = [
         resized.crop((x, y, x + size[0], y + size[1]))

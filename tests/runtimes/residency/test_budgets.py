@@ -221,3 +221,27 @@ def test_engines_without_budgets_say_so(exported, monkeypatch):
         EdgeVLMError, match=r"^engine 'onnxruntime' does not support memory budgets; leave out"
     ):
         load_loop(exported.bundle.path, memory="300MB")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_what_the_process_took_since_it_was_opened_is_counted(loop):
+    run_once(loop)
+    loop.blocks.settle()  # nothing was taken
+    held = np.ones(80 * 10**6, np.uint8)
+    assert loop.blocks.shortage(10**6) > 30 * 10**6
+    with pytest.raises(PlanError, match="are taken before any block; the smallest budget"):
+        loop.blocks.settle()
+    del held
+    loop.blocks.settle()
+    run_once(loop)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_blocks_make_room_for_a_picture_and_come_back(loop):
+    run_once(loop)
+    assert loop.blocks.shortage(1) == 0
+    loads = loop.blocks.loads
+    loop.blocks.shortage(10**12)
+    assert not loop.blocks._cursor.in_memory
+    run_once(loop)
+    assert loop.blocks.loads > loads
