@@ -25,13 +25,13 @@ from edgevlm.bundle.functions import Block
 from edgevlm.graphs.merging import merges
 from edgevlm.graphs.signals import encode
 from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.models.own_processors import load_tokenizer
 from edgevlm.parity import checks
 from edgevlm.parity.calls import BlockCalls, OpenBlock
 from edgevlm.parity.compare import Array, difference
 from edgevlm.parity.preprocessing import preprocessing_error
 from edgevlm.parity.rounding import by_patch, float16_psnr_db
 from edgevlm.parity.verification import Verification
-from edgevlm.planning.own_processors import load_tokenizer
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.encoder import logits
 from edgevlm.runtimes.loops.tables import Words
