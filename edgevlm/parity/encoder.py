@@ -25,16 +25,16 @@ from edgevlm.bundle.functions import Block
 from edgevlm.graphs.merging import merges
 from edgevlm.graphs.signals import encode
 from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.models.own_processors import load_tokenizer
 from edgevlm.parity import checks
 from edgevlm.parity.calls import BlockCalls, OpenBlock
 from edgevlm.parity.compare import Array, difference
 from edgevlm.parity.own.preprocessing import preprocessing_error
 from edgevlm.parity.rounding import by_patch, float16_psnr_db
 from edgevlm.parity.verification import Verification
-from edgevlm.planning.own_processors import load_tokenizer
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.encoder import logits
-from edgevlm.runtimes.loops.words import Words
+from edgevlm.runtimes.loops.tables import Words
 
 # Upper case, punctuation, accents and other scripts, nothing at all, and more than any text has
 # room for.
@@ -121,8 +121,6 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> EncoderVeri
     functions, asked = calls.results()
     if equal is not None:
         asked.append(checks.token_ids_check(equal))
-    if likeness is not None:
-        asked.append(checks.likeness_check(likeness))
     asked.append(checks.preprocessing_check(preprocessing))
     measured: dict[str, tuple[float, float | None]] = {}
     for stage, compared in (("vision", seen), ("text", said)):
@@ -133,6 +131,8 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> EncoderVeri
         asked.append(checks.embedding_sensitivity_check(stage, compared.sensitivity))
         if threshold.exact or (threshold.end_to_end and not _merging(calls)):
             asked.append(checks.embedding_check(stage, threshold, *measured[stage]))
+    if likeness is not None:
+        asked.append(checks.likeness_check(likeness))
     image, text = measured["vision"], measured.get("text", (None, None))
     return EncoderVerification(
         engine=calls.engine.name,

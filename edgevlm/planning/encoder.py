@@ -28,9 +28,9 @@ from edgevlm.graphs.merging import merge
 from edgevlm.graphs.parts import EmbedderParts
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import EmbedderDescription, TextSpec
+from edgevlm.models.own_processors import check_tokenizer, check_views
 from edgevlm.planning.blocks import Stored, encoder_shape, finished, stage_blocks
 from edgevlm.planning.methods import choose_encoder_method
-from edgevlm.planning.own_processors import check_tokenizer, check_views
 from edgevlm.planning.target import checked_target, required_backend, table_format
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS
@@ -166,8 +166,8 @@ def _text(
     """
     if text is None:
         return None
-    check_tokenizer(checkpoint, text)
     tokenizer = checkpoint.tokenizer()
+    check_tokenizer(checkpoint, text)
     tokenizer.no_padding()
     around = tokenizer.encode("").ids
     named = checkpoint.document("tokenizer_config.json").get("pad_token")

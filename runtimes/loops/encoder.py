@@ -25,7 +25,7 @@ from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.buffers import chain
 from edgevlm.runtimes.loops.contract import RunRequest
 from edgevlm.runtimes.loops.images.pictures import Picture
-from edgevlm.runtimes.loops.words import Words
+from edgevlm.runtimes.loops.tables import Words
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
 from edgevlm.units import megabytes
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from edgevlm.bundle import checks
 from edgevlm.bundle.checks import expect
+from edgevlm.bundle.documents import shown
 from edgevlm.bundle.functions import Block, Signature, Stage, Tensor
 from edgevlm.bundle.host import Embedding, EncoderShape, ImageSpec
 from edgevlm.bundle.kinds.shared.vision import encode, passed_on
@@ -187,4 +188,4 @@ def check(plan: EncoderPlan) -> None:
     expect(not text.reads_end or text.end_id is not None, "host.text.end_id is null, and read")
     for name, value in (("pad_id", text.pad_id), ("end_id", text.end_id)):
         inside = value is None or 0 <= value < text.embedding.rows
-        expect(inside, f"host.text.{name} is {value}, outside the embedding table")
+        expect(inside, f"host.text.{name} is {shown(value)}, outside the embedding table")

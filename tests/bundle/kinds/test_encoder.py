@@ -43,6 +43,7 @@ def refused(embedder, tmp_path):
         (lambda host: host["text"].update(tokens=17), "must be f32 [1, 17, 48]"),
         (lambda host: host["text"].update(layers=3), "ends at 4, expected 5"),
         (lambda host: host["text"].update(pad_id=5000), "pad_id is 5000, outside"),
+        (lambda host: host["text"].update(end_id=10**400), "000..., outside the embedding table"),
         (lambda host: host["text"].update(end_id=None), "host.text.end_id is null, and read"),
         (lambda host: host["text"].update(reads_end=False), "unknown input 'end'"),
         (lambda host: host.update(text=None), "stage is 'text'"),

@@ -20,6 +20,7 @@ from edgevlm.models.quiet import quiet
 
 # Width and height; a family whose processor keeps a picture's shape has no view of the second.
 PICTURES = ((64, 64), (96, 64))
+LONGEST = 160  # letters of a library's message
 
 
 def check_views(checkpoint: Checkpoint, image: ImageSpec) -> None:
@@ -44,7 +45,8 @@ def check_views(checkpoint: Checkpoint, image: ImageSpec) -> None:
             shape = "another grid" if views is None else f"views of {_pixels(views.shape)}"
             raise PlanError(
                 f"of a picture of {size[0]}x{size[1]} pixels the image processor makes {shape}, and"
-                f" the encoder reads {_pixels(expected)}; correct size, crop_size and patch_size in"
+                f" the encoder reads {_pixels(expected)}; set size, with crop_size and patch_size,"
+                f' to {{"height": {image.height}, "width": {image.width}}} in'
                 " preprocessor_config.json"
             )
 
@@ -66,7 +68,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     except Exception as cause:  # a damaged file raises anything
         raise ModelError(
             f"'{checkpoint.model}': its own tokenizer cannot be loaded, see tokenizer_config.json:"
-            f" {first_line(cause)}"
+            f" {first_line(cause)[:LONGEST]}"
         ) from cause
 
 
@@ -102,7 +104,7 @@ def _views(checkpoint: Checkpoint, image: ImageSpec, picture: Image.Image) -> An
     except Exception as cause:  # values of a wrong type raise anything
         raise ModelError(
             f"'{checkpoint.model}': its own image processor fails, see preprocessor_config.json:"
-            f" {first_line(cause)}"
+            f" {first_line(cause)[:LONGEST]}"
         ) from cause
 
 

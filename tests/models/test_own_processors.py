@@ -47,6 +47,7 @@ def refused(folder):
     with pytest.raises(EdgeVLMError) as caught:
         planned(folder)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
     return str(caught.value)
 
 
