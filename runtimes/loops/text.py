@@ -23,10 +23,9 @@ from edgevlm.runtimes.loops.answers import Answer
 from edgevlm.runtimes.loops.buffers import bind
 from edgevlm.runtimes.loops.contract import RunRequest
 from edgevlm.runtimes.loops.drafts import Draft, parse
-from edgevlm.runtimes.loops.lengths import check_length, claim
 from edgevlm.runtimes.loops.sampling import Sampling, chooser
 from edgevlm.runtimes.loops.sequence import assemble
-from edgevlm.runtimes.loops.spelling import Visual
+from edgevlm.runtimes.loops.spelling import Visual, check_length, claim
 from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
 from edgevlm.runtimes.loops.vision import VisionLoop
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed

@@ -20,7 +20,7 @@ from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.decoder import DecoderLoop
 from edgevlm.runtimes.loops.images.pictures import Picture
 from edgevlm.runtimes.loops.images.sources import Source
-from edgevlm.runtimes.loops.sequence import Visual
+from edgevlm.runtimes.loops.spelling import Visual
 
 CACHED_IMAGES = 4  # images whose visual tokens are cached
 CACHED_BYTES = 2 * 10**6  # of them with a memory budget

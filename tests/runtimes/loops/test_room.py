@@ -12,7 +12,7 @@ from PIL import Image
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import InputError
 from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.loops.lengths import check_length, claim
+from edgevlm.runtimes.loops.spelling import check_length, claim
 
 WIDTH, HEIGHT = 1600, 1200
 WHOLE = 4 * WIDTH * HEIGHT
