@@ -30,6 +30,9 @@ from edgevlm.runtimes.loops.contract import Loop
 from edgevlm.runtimes.residency.resident import ResidentBlocks
 from edgevlm.units import megabytes, parse_bytes
 
+# Arrays up to here are allocated to measure what the smallest budget is.
+MEASURED_BYTES = 10**9
+
 
 def load_loop(
     path: str | Path,
@@ -115,7 +118,7 @@ def array_bytes(plan: Plan[Any]) -> int:
 def _check_room(plan: Plan[Any], budget: int | None) -> None:
     """Refuse arrays that are larger than the budget, or than this machine, before any is there."""
     needed = array_bytes(plan)
-    if budget is not None and needed > budget:
+    if budget is not None and needed > max(budget, MEASURED_BYTES):
         raise PlanError(
             f"the bundle's arrays take {megabytes(needed)}, the budget is {megabytes(budget)};"
             " export with a shorter --context"

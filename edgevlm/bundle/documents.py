@@ -27,7 +27,6 @@ from edgevlm.errors import EdgeVLMError
 T = TypeVar("T")
 # Most characters of a wrong value in an error, so that it stays one line.
 LONGEST = 60
-# What a terminal obeys; lines and tabs are text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 # Most objects, lists and items of a document: 32 MB of `{}` would take 0.8 GB.
 MOST_VALUES = 1_000_000
@@ -114,6 +113,24 @@ def read(kind: type[T], document: Any, where: str = "document") -> T:
     return typing.cast(T, _read(kind, document, where))
 
 
+def check_printable(document: Any, where: str) -> None:
+    """Refuse texts that a terminal would obey; lines and tabs are text.
+
+    Raises:
+        DocumentError: Naming the place.
+    """
+    if isinstance(document, dict):
+        for key, value in document.items():
+            check_printable(key, where)
+            check_printable(value, f"{where}.{key}")
+    elif isinstance(document, list):
+        for index, value in enumerate(document):
+            if not isinstance(value, int | float):
+                check_printable(value, f"{where}[{index}]")
+    elif isinstance(document, str) and _CONTROL.search(document):
+        raise _wrong(where, "text without control characters", document)
+
+
 def shown(value: Any) -> str:
     """A parsed value for an error line: short, control characters escaped."""
     if isinstance(value, dict | list):
@@ -152,8 +169,6 @@ def _read(kind: Any, document: Any, where: str) -> Any:
         return float(document)
     if not isinstance(document, kind) or (isinstance(document, bool) and kind is not bool):
         raise _wrong(where, {str: "text", int: "an integer"}.get(kind, kind.__name__), document)
-    if kind is str and _CONTROL.search(document):
-        raise _wrong(where, "text without control characters", document)
     return document
 
 

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from edgevlm.bundle.checks import MOST_SIZE, expect
-from edgevlm.bundle.documents import DocumentError, load_json, read, shown
+from edgevlm.bundle.documents import DocumentError, check_printable, load_json, read, shown
 from edgevlm.bundle.functions import DTYPES, Block, Function, Signature, Tensor
 from edgevlm.bundle.plan import FORMAT_VERSION, MANIFEST, Plan
 from edgevlm.errors import BundleError
@@ -73,6 +73,7 @@ def _parse(path: Path) -> Plan[Any]:
     if kind not in KINDS.names():
         raise BundleError(f"{MANIFEST}: kind is {shown(kind)}, known: {', '.join(KINDS.names())}")
     try:
+        check_printable(document, MANIFEST)
         return read(Plan, document, MANIFEST)
     except (DocumentError, RecursionError) as cause:
         raise BundleError(str(cause)) from cause

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from edgevlm.errors import ModelError
 from edgevlm.libraries import first_line, silent
 from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.models.documents import check_no_pointer
 from edgevlm.models.family import token_ids
 
 
@@ -32,6 +33,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     # Imported here: transformers is heavy.
     from transformers import AutoTokenizer
 
+    for path in sorted(checkpoint.folder.glob("*token*")):
+        if path.is_file():
+            check_no_pointer(path)
     try:
         with silent():
             own = AutoTokenizer.from_pretrained(

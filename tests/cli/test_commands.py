@@ -179,7 +179,7 @@ def test_a_chat_reads_questions_from_stdin(run, exported, photo):
     ("options", "message"),
     [
         (("--image", "no.jpg"), "no image at 'no.jpg'"),
-        (("--image", "."), "'.' is a folder, expected an image"),
+        (("--image", ".."), "'..' is a folder, expected an image"),
         (("--image", __file__), "is not an image that can be read"),
         (("--video", "clip.mp4"), "the bundle takes still images; export it with --frames"),
         (("--engine", "onnxruntim"), "unknown engine 'onnxruntim'; did you mean 'onnxruntime'?"),

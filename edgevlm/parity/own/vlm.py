@@ -135,6 +135,8 @@ def context_rel_error(
     expected = model(
         inputs_embeds=rows[None],
         position_ids=torch.from_numpy(positions)[None].long(),
+        # Without a mask, transformers takes positions with gaps for several sequences in one.
+        attention_mask=torch.ones(1, length, dtype=torch.long),
         use_cache=False,
         logits_to_keep=LAST_ROWS,
     ).logits[0, -LAST_ROWS:]

@@ -124,7 +124,7 @@ def test_right_guesses_take_as_many_calls_less(loop):
 
 def test_the_end_of_the_context_is_reached_by_single_tokens(loop):
     plain = answer(loop, most=10**6)
-    assert plain.stopped == "length"
+    assert plain.stopped == "context"
     found = answer(loop, drafts.lookup, most=10**6)
     assert found.token_ids == plain.token_ids
     assert loop.length == loop.plan.host.kv.tokens
