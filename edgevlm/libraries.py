@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import threading
+import typing
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -98,13 +99,37 @@ _MUTED, _MUTED_BODIES, _SAVED = threading.Lock(), list[None](), list[int | None]
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Replace an attribute of a library's class or module inside the body."""
-    before = owner.__dict__[name]
+    """Replace, or add, an attribute of a library's class or module inside the body."""
+    had, before = name in owner.__dict__, owner.__dict__.get(name)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        setattr(owner, name, before) if had else delattr(owner, name)
+
+
+@contextmanager
+def without_repeats() -> Iterator[None]:
+    """Inside, torch does once what it repeats for every graph and pass of a conversion.
+
+        operators     listed from the dispatcher for each of 35 namespaces of a decomposition
+        annotations   of a function inside `py_impl`, for each operator of a decomposition
+        history       of every node, copied at every pass, however long it has become
+
+    Source: torch 2.13, `_materialize_cpp_cia_ops` (torch/_export/utils.py), `OperatorBase.py_impl`
+    (torch/_ops.py) and `NodeSource` (torch/fx/traceback.py).
+    """
+    from torch import _ops
+    from torch._export import utils
+    from torch.fx.traceback import NodeSource
+
+    listing = cache(utils._materialize_cpp_cia_ops)  # nobody adds operators meanwhile
+    with (
+        replaced(utils, "_materialize_cpp_cia_ops", listing),
+        replaced(_ops, "Callable", typing.Callable),  # remembers what it has computed
+        replaced(NodeSource, "__deepcopy__", lambda source, _: source),  # it never changes
+    ):
+        yield
 
 
 def first_line(cause: BaseException) -> str:

@@ -73,8 +73,9 @@ def _parse(path: Path) -> Plan[Any]:
     if kind not in KINDS.names():
         raise BundleError(f"{MANIFEST}: kind is {shown(kind)}, known: {', '.join(KINDS.names())}")
     try:
+        plan = read(Plan, document, MANIFEST)
         check_printable(document, MANIFEST)
-        return read(Plan, document, MANIFEST)
+        return plan
     except (DocumentError, RecursionError) as cause:
         raise BundleError(str(cause)) from cause
 

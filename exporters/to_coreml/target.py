@@ -34,7 +34,7 @@ from edgevlm.bundle.plan import Requires
 from edgevlm.errors import ExportError, RuntimeLoadError
 from edgevlm.exporters.contract import SharedMatrix, Target, TargetOptions
 from edgevlm.graphs.trace import DTYPES, with_weights
-from edgevlm.libraries import first_line, silent
+from edgevlm.libraries import first_line, silent, without_repeats
 
 with silent():
     import coremltools as ct
@@ -185,7 +185,7 @@ def _convert(
 ) -> Any:
     module = Stateful(with_weights(program, tensors), function)
     inputs = {t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype]) for t in function.fed}
-    with torch.no_grad():
+    with torch.no_grad(), without_repeats():
         retraced = torch.export.export(module, (), inputs, strict=False).run_decompositions({})
     outputs = [tensor.name for tensor in function.results]
     exact = scheme == "none"

@@ -32,7 +32,7 @@ from edgevlm.errors import ExportError
 from edgevlm.exporters.contract import SharedMatrix, Target, TargetOptions
 from edgevlm.exporters.to_executorch.operators import LOWERINGS
 from edgevlm.graphs.trace import example, with_weights
-from edgevlm.libraries import first_line, replaced, silent
+from edgevlm.libraries import first_line, replaced, silent, without_repeats
 
 with silent():
     from executorch.backends.xnnpack.partition.config import (
@@ -134,7 +134,7 @@ def write(
     """
     file, names = folder / f"{block.name}{PROGRAM}", [function.name for function in block.functions]
     try:
-        with silent(), torch.no_grad(), _reasons() as reasons:
+        with silent(), torch.no_grad(), without_repeats(), _reasons() as reasons:
             edge = _partitioned(lowered, block, tensors)
             for name in names:
                 _drop_copies(edge.exported_program(name))
