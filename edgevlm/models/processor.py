@@ -12,6 +12,7 @@ own text around them.
 from __future__ import annotations
 
 import json
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,21 @@ from edgevlm.libraries import first_line, silent
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.documents import check_no_pointer
 from edgevlm.models.family import token_ids
+
+_log = logging.getLogger(__name__)
+# Settings that change greedy answers, with their values without effect.
+PLAIN = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_eos_token_id": None,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "num_beams": 1,
+}
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -128,10 +144,23 @@ def stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
                 local_files_only=True,
                 _from_model_config=True,
             )
+    _say_what_is_not_applied(checkpoint, found)
     try:
         return token_ids(found.eos_token_id)
     except TypeError as cause:
         raise ModelError(f"'{checkpoint.model}': generation_config.json: {cause}") from cause
+
+
+def _say_what_is_not_applied(checkpoint: Checkpoint, found: Any) -> None:
+    """Name settings under which transformers' greedy answers differ from a bundle's."""
+    given = {name: getattr(found, name, None) for name in PLAIN}
+    changed = [f"{n} {v}" for n, v in given.items() if v not in (None, [], False, PLAIN[n])]
+    if changed:
+        _log.warning(
+            "'%s': generation_config.json has %s, which transformers applies and a bundle does not",
+            checkpoint.model,
+            ", ".join(changed),
+        )
 
 
 def bundle_tokenizer(own: Any, vocabulary: int) -> Tokenizer:

@@ -180,3 +180,15 @@ def test_ids_with_gaps_are_refused(folder):
     own.get_vocab = lambda: {"a": -1}
     with pytest.raises(ModelError, match=r"tokenizer.json can only say \d+: ids of added tokens"):
         bundle_tokenizer(own, 1024)
+
+
+def test_settings_that_a_bundle_does_not_apply_are_said(folder, caplog):
+    stop_ids(find(str(folder)))
+    assert caplog.messages == []
+    settings = {"eos_token_id": 1, "repetition_penalty": 1.1, "num_beams": 1, "do_sample": True}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    assert stop_ids(find(str(folder))) == (1,)
+    assert caplog.messages == [
+        f"'{folder}': generation_config.json has repetition_penalty 1.1, which transformers"
+        " applies and a bundle does not"
+    ]
