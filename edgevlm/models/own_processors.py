@@ -16,6 +16,7 @@ from edgevlm.errors import ModelError, PlanError
 from edgevlm.libraries import first_line
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import TextSpec
+from edgevlm.models.processor import load_images, own_tokenizer
 from edgevlm.models.quiet import quiet
 
 # Width and height; a family whose processor keeps a picture's shape has no view of the second.
@@ -59,12 +60,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """
     try:
         with quiet():
-            # Imported here: transformers is heavy, and this part of it has log lines of its own.
-            from transformers import AutoTokenizer
-
-            return AutoTokenizer.from_pretrained(
-                checkpoint.folder, local_files_only=True, trust_remote_code=False
-            )
+            return own_tokenizer(checkpoint)
     except Exception as cause:  # a damaged file raises anything
         raise ModelError(
             f"'{checkpoint.model}': its own tokenizer cannot be loaded, see tokenizer_config.json:"
@@ -93,14 +89,7 @@ def _views(checkpoint: Checkpoint, image: ImageSpec, picture: Image.Image) -> An
     """The own processor's views f32 [1, 3, h_px, w_px]; None for another grid."""
     try:
         with quiet():
-            # Imported here: transformers is heavy, and this part of it has log lines of its own.
-            from transformers import AutoImageProcessor
-
-            # PIL, as it resamples like ours and is always there.
-            processor = AutoImageProcessor.from_pretrained(
-                checkpoint.folder, backend="pil", local_files_only=True, trust_remote_code=False
-            )
-            return checkpoint.family.processor_views(processor, picture, image)
+            return checkpoint.family.processor_views(load_images(checkpoint), picture, image)
     except Exception as cause:  # values of a wrong type raise anything
         raise ModelError(
             f"'{checkpoint.model}': its own image processor fails, see preprocessor_config.json:"

@@ -46,17 +46,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     Raises:
         ModelError: If it cannot be loaded, or has no form that tokenizer.json could say.
     """
-    # Imported here: transformers is heavy.
-    from transformers import AutoTokenizer
-
     for path in sorted(checkpoint.folder.glob("*token*")):
         if path.is_file():
             check_no_pointer(path)
     try:
         with silent():
-            own = AutoTokenizer.from_pretrained(
-                checkpoint.folder, local_files_only=True, trust_remote_code=False
-            )
+            own = own_tokenizer(checkpoint)
     except Exception as cause:  # a damaged file raises anything
         line = first_line(cause)
         raise ModelError(f"'{checkpoint.model}': the tokenizer cannot be loaded: {line}") from cause
@@ -92,6 +87,16 @@ def load_processor(checkpoint: Checkpoint, tokenizer: Any) -> Any:
     except Exception as cause:  # a config that does not fit its class raises anything
         line = first_line(cause)
         raise ModelError(f"'{checkpoint.model}': the processor cannot be loaded: {line}") from cause
+
+
+def own_tokenizer(checkpoint: Checkpoint) -> Any:
+    """transformers' tokenizer as it is; a damaged file raises anything."""
+    # Imported here: transformers is heavy.
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        checkpoint.folder, local_files_only=True, trust_remote_code=False
+    )
 
 
 def load_images(checkpoint: Checkpoint) -> Any:

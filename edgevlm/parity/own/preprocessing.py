@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import gcd
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.models.processor import load_images
 from edgevlm.runtimes.loops import images
 
 
@@ -44,7 +44,7 @@ def preprocessing_error(
         image = of_grid(image, spec)
     if not checkpoint.processor():
         return None
-    expected = checkpoint.family.processor_views(_processor(checkpoint), image, spec)
+    expected = checkpoint.family.processor_views(load_images(checkpoint), image, spec)
     if expected is None:
         return None
     actual = images.views([image], spec)
@@ -67,12 +67,3 @@ def of_grid(image: Image.Image, spec: ImageSpec) -> Image.Image:
     width, height = width * (scale - 1 + scale % 2), height * (scale - 1 + scale % 2)
     x, y = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((x, y, x + width, y + height))
-
-
-def _processor(checkpoint: Checkpoint) -> Any:
-    # Imported here: transformers is heavy. PIL, as it resamples like ours and is always there.
-    from transformers import AutoImageProcessor
-
-    return AutoImageProcessor.from_pretrained(
-        checkpoint.folder, backend="pil", local_files_only=True, trust_remote_code=False
-    )
