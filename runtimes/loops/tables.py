@@ -122,8 +122,6 @@ class Words:
         """
         self.host = host
         self._tokenizer = load_tokenizer(bundle, host.embedding.rows)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
         end = next(reversed(self._tokenizer.encode("").ids), None)
         if end != host.end_id:
             raise BundleError(
