@@ -328,7 +328,7 @@ def test_random_changes_give_a_bundle_error_or_nothing(document, scratch, data):
         elif action == "rename" and isinstance(holder, dict):
             holder[f"{path[-1]}_"] = holder.pop(path[-1])
         else:
-            holder[path[-1]] = data.draw(st.sampled_from(JUNK))
+            holder[path[-1]] = copy.deepcopy(data.draw(st.sampled_from(JUNK)))
     (scratch / "manifest.json").write_text(json.dumps(changed), "utf-8")
     try:
         plan = Bundle.open(scratch).plan

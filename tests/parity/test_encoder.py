@@ -75,8 +75,15 @@ def test_the_same_photo_twice_shows_nothing(verified):
     assert "embeddings of stage 'vision' change by 0.000" in found.first_failure()
 
 
-@pytest.mark.parametrize("target", ["coreml", "executorch"])
-@pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip"])
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("tiny-siglip", "coreml"),
+        ("tiny-clip", "executorch"),
+        pytest.param("tiny-clip", "coreml", marks=pytest.mark.slow),
+        pytest.param("tiny-siglip", "executorch", marks=pytest.mark.slow),
+    ],
+)
 def test_other_targets(preset, tmp_path, target, name):
     pytest.importorskip({"coreml": "coremltools", "executorch": "executorch"}[target])
     recipe = Recipe(model=str(preset(name)), target=target)
@@ -89,9 +96,7 @@ def test_other_targets(preset, tmp_path, target, name):
     "asked",
     [
         {"quantize": "fp16"},
-        {"quantize": "w8a8"},
-        {"quantize": "w8a8s", "calibrate": "2"},
-        {"quantize": "w4g32a32"},
+        {"quantize": "w8a8s,text=w4g32a32", "calibrate": "2"},
         {"methods": ("tome@vision:r=8",)},
         {"methods": ("tome@vision:r=8",), "quantize": "w8a8"},
     ],

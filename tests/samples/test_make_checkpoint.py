@@ -30,10 +30,10 @@ def made(name: str, out: Path, *more: str) -> Path:
     return out
 
 
-@pytest.fixture(scope="module", params=TINY)
-def checkpoint(request, tmp_path_factory) -> Path:
-    """Each tiny checkpoint, written once."""
-    return made(request.param, tmp_path_factory.mktemp("checkpoint") / request.param)
+@pytest.fixture(params=TINY)
+def checkpoint(request, preset) -> Path:
+    """Each tiny checkpoint."""
+    return preset(request.param)
 
 
 def load(folder: Path):
@@ -101,8 +101,8 @@ def test_chat_template_is_the_familys(checkpoint):
         assert both == text + " A pot.<end_of_utterance>\n"
 
 
-def test_the_processor_of_llava_next_and_its_model_agree(tmp_path):
-    folder = made("tiny-llava-next", tmp_path / "tiny-llava-next")
+def test_the_processor_of_llava_next_and_its_model_agree(preset):
+    folder = preset("tiny-llava-next")
     processor = transformers.AutoProcessor.from_pretrained(folder)
     assert type(processor).__name__ == "LlavaNextProcessor"
     message = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
@@ -152,9 +152,9 @@ def test_smolvlm_256m_has_its_true_size(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tiny-siglip", "tiny-clip", "tiny-siglip2"])
-def test_an_encoder_of_texts_loads_in_transformers(tmp_path, name):
+def test_an_encoder_of_texts_loads_in_transformers(preset, name):
     """Every weight is in the file, and its tokenizer fills texts up and ends them."""
-    folder = made(name, tmp_path / name)
+    folder = preset(name)
     model, info = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]

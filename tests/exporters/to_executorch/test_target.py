@@ -208,27 +208,28 @@ def test_methods_inside_agree_with_pytorch(methods, preset, tmp_path):
     assert done.verification.tokens_equal == 1.0
 
 
-QUICK = [("tiny-smolvlm", "no"), ("tiny-smolvlm", "w8")]
 CASES = [
     pytest.param(
         model,
         scheme,
-        marks=() if (model, scheme[:2]) in QUICK else pytest.mark.slow,
+        scheme,
+        marks=() if (model, scheme) == ("tiny-smolvlm", "none") else pytest.mark.slow,
     )
     for model in ("tiny-smolvlm", "tiny-llava-onevision")
     for scheme in to_executorch.SCHEMES
 ]
+CASES.append(pytest.param("tiny-smolvlm", "w8a8", "none,decoder=w8a8,head=w8a8"))
 
 
-@pytest.mark.parametrize(("model", "scheme"), CASES)
-def test_a_bundle_agrees_with_pytorch(model, scheme, preset, tmp_path):
+@pytest.mark.parametrize(("model", "scheme", "quantize"), CASES)
+def test_a_bundle_agrees_with_pytorch(model, scheme, quantize, preset, tmp_path):
     """Blocks of one signature have weights of their own; the engine refuses what was changed."""
     recipe = Recipe(
         model=str(preset(model)),
         target="executorch",
         tokens=16,
         methods=("strided",),
-        quantize=scheme,
+        quantize=quantize,
         block_size_bytes=200_000 if scheme == "none" else 2**26,
     )
     done = export(recipe, tmp_path / "tiny.edgevlm")
