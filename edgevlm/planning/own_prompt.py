@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from edgevlm.bundle.host import Layout, LayoutItem
 from edgevlm.libraries import silent
+from edgevlm.models import templates
 from edgevlm.models.family import TABLE_ROW, Description
 from edgevlm.models.processor import chat_template, takes_clips
 from edgevlm.models.speller import Speller
@@ -135,13 +136,14 @@ def _text(description: Description, processor: Any, image: bool) -> str:
     content.append({"type": "text", "text": ODD_QUESTION})
     # A processor does not ask its tokenizer for one; for a clip it may have one of its own.
     named = None if processor.chat_template or (image and description.chat_template) else template
-    return str(
-        processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=named,
-            add_generation_prompt=True,
+    with templates.limited():
+        return str(
+            processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=named,
+                add_generation_prompt=True,
+            )
         )
-    )
 
 
 def _clip(description: Description) -> Visual:

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgevlm.bundle.host import SIDES
 from edgevlm.errors import ModelError
-from edgevlm.libraries import first_line
+from edgevlm.models import templates
 from edgevlm.models.family import Description
 from edgevlm.models.processor import chat_template
 from edgevlm.runtimes.loops.spelling import trimmed
@@ -62,6 +62,7 @@ def render_prompts(description: Description, processor: Any) -> Prompts:
         return Prompts(
             f"{image}{QUESTION}", QUESTION, f"{image}{QUESTION}{REPLY}\n{QUESTION}", trim=""
         )
+    templates.check(template)
     if "strftime_now" in template:
         raise ModelError(
             "the chat template writes today's date (strftime_now), and prompts are fixed;"
@@ -100,15 +101,13 @@ def _render(
     image = {"type": description.content_type}
     reply = {"role": "assistant", "content": [{"type": "text", "text": REPLY}]}
     first, plain = _user([image], question), _user([], question)
-    try:
+    with templates.limited():
         rendered, _ = render_jinja_template(
             [[first], [plain], [first, reply, plain]],
             chat_template=template,
             add_generation_prompt=True,
             **names,
         )
-    except Exception as cause:
-        raise ModelError(f"the chat template does not render: {first_line(cause)}") from cause
     return list(rendered)
 
 

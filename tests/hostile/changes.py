@@ -1,96 +1,18 @@
-"""Hostile bundles, each opened by the command line in a process of its own.
-
-    PYTHONPATH=$PWD python tests/hostile.py             all, printed as a table
-    PYTHONPATH=$PWD python tests/hostile.py NAME ...    groups whose names contain one of these
-    PYTHONPATH=$PWD python tests/hostile.py --write     all, into docs/reliability.md
-
-The bundle is that of the embedded model. Each case changes a copy; where the group says so, hashes
-in the manifest are made to fit. What counts: an answer, or one line on stderr that begins with
-`edgevlm: ` and exit code 1. A traceback, an end by a signal, more than a minute, or 1 GB more than
-the bundle takes when nothing is wrong, is a fault, and the exit code is 1.
-"""
+"""What is changed in a bundle: bits, lengths, links, numbers, texts, tokenizers, layouts."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import hashlib
 import json
 import os
 import random
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-PHOTO = ROOT / "edgevlm" / "photos" / "hand.jpg"
-BEGIN, END = "<!-- hostile: begin -->", "<!-- hostile: end -->"
-LIMIT_S, GROWTH_BYTES, LONGEST_LINE = 60, 10**9, 1200
 Change = Callable[[Path], None]
 KINDS = ("manifest.json", "tokenizer.json", ".onnx", ".weights", "table.bin")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """`answered`, `refused`, or the name of a fault, with the line that says more."""
-
-    kind: str
-    line: str
-    peak_bytes: int
-
-
-def ask(bundle: Path, cache: Path, limit_bytes: int | None = None) -> Outcome:
-    """Ask a bundle one question."""
-    code = "from edgevlm.cli import main; main()"
-    arguments = ["run", bundle, "--image", PHOTO, "--prompt", "Which digit does the hand show?"]
-    command = [sys.executable, "-P", "-c", code, *map(str, arguments), "--threads", "1"]
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        peak, end = 0, time.monotonic() + LIMIT_S
-        while process.poll() is None and time.monotonic() < end:
-            peak = max(peak, _peak_bytes(process.pid))
-            if limit_bytes is not None and peak > limit_bytes:
-                break
-            time.sleep(0.02)
-        if process.poll() is None:
-            process.kill()
-        out, err = process.communicate()
-    return _judged(process.returncode, out, err, peak, limit_bytes)
-
-
-def _judged(code: int, out: str, err: str, peak: int, limit: int | None) -> Outcome:
-    lines = [line for line in err.splitlines() if not line.startswith("[ ")]
-    last = lines[-1] if lines else ""
-    if limit is not None and peak > limit:
-        return Outcome("memory", f"{peak // 10**6} MB", peak)
-    if code < 0:
-        kind = "hang" if code == -signal.SIGKILL else f"signal {-code}"
-        return Outcome(kind, last, peak)
-    if "Traceback" in err:
-        return Outcome("traceback", last, peak)
-    if code == 0 and out:
-        return Outcome("answered", out.strip(), peak)
-    good = code == 1 and len(lines) == 1 and last.startswith("edgevlm: ") and not out.strip()
-    return Outcome("refused" if good and len(last) <= LONGEST_LINE else "untidy", err, peak)
-
-
-def _peak_bytes(pid: int) -> int:
-    try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return 0
 
 
 def fit_hashes(bundle: Path) -> None:
@@ -283,102 +205,3 @@ GROUPS: dict[str, tuple[Callable[[Path, random.Random], Iterator[Change]], bool]
     "tokenizers, hashes fit": (tokenizers, True),
     "layouts": (layouts, False),
 }
-
-
-def killed(bundle: Path, folder: Path, chance: random.Random) -> Iterator[Outcome]:
-    """A first answer stopped by kill -9 at a random time; the next one is asked."""
-    expected = ask(bundle, folder / "calm").line
-    for number in range(10):
-        cache = folder / f"kill{number}"
-        code = "from edgevlm.cli import main; main()"
-        command = [sys.executable, "-P", "-c", code, "run", str(bundle), "--image", str(PHOTO)]
-        environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": str(ROOT)}
-        with subprocess.Popen(
-            [*command, "--prompt", "?"], stderr=subprocess.DEVNULL, env=environment,
-            stdout=subprocess.DEVNULL,
-        ) as process:  # fmt: skip
-            time.sleep(chance.uniform(0.2, 2.5))
-            process.kill()
-        outcome = ask(bundle, cache)
-        right = outcome.kind == "answered" and outcome.line == expected
-        yield outcome if right else Outcome("another answer", outcome.line, 0)
-
-
-def row(name: str, outcomes: list[Outcome]) -> str:
-    """A row of the table."""
-    count = {kind: sum(o.kind == kind for o in outcomes) for kind in ("answered", "refused")}
-    other = len(outcomes) - sum(count.values())
-    most = max((o.peak_bytes for o in outcomes), default=0) // 10**6
-    counts = len(outcomes), count["answered"], count["refused"], other, most
-    return "| " + " | ".join(map(str, (name, *counts))) + " |"
-
-
-def main() -> None:
-    """Run, print, and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", help="groups whose names contain one of these")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write", action="store_true", help="write docs/reliability.md")
-    arguments = parser.parse_args()
-    rows, faults = [], 0
-    with tempfile.TemporaryDirectory() as text:
-        folder = Path(text)
-        bundle = _exported(folder)
-        calm = ask(bundle, folder / "cache")
-        assert calm.kind == "answered", calm
-        limit = calm.peak_bytes + GROWTH_BYTES
-        groups: dict[str, Iterator[Outcome]] = {
-            name: _outcomes(bundle, folder, make, fits, limit, random.Random(arguments.seed))
-            for name, (make, fits) in GROUPS.items()
-        }
-        groups["killed at a random time"] = killed(bundle, folder, random.Random(arguments.seed))
-        for name, made in groups.items():
-            if arguments.names and not any(part in name for part in arguments.names):
-                continue
-            outcomes = list(made)
-            for outcome in outcomes:
-                if outcome.kind not in ("answered", "refused"):
-                    faults += 1
-                    print(f"{name}: {outcome.kind}: {outcome.line[:400]}", file=sys.stderr)
-            rows.append(row(name, outcomes))
-            print(rows[-1], file=sys.stderr, flush=True)
-    head = "| change | tried | answered | refused in one line | else | largest peak, MB |\n"
-    table = head + "|---|---|---|---|---|---|\n" + "\n".join(rows)
-    if arguments.write:
-        path = ROOT / "docs" / "reliability.md"
-        before, _, rest = path.read_text("utf-8").partition(BEGIN)
-        path.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", "utf-8")
-    else:
-        print(table)
-    sys.exit(bool(faults))
-
-
-def _exported(folder: Path) -> Path:
-    code = "from edgevlm.cli import main; main()"
-    command = [sys.executable, "-P", "-c", code, "export", "embedded", "-o", str(folder / "b")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
-    return folder / "b"
-
-
-def _outcomes(
-    bundle: Path,
-    folder: Path,
-    make: Callable[[Path, random.Random], Iterator[Change]],
-    fits: bool,
-    limit: int,
-    chance: random.Random,
-) -> Iterator[Outcome]:
-    for number, change in enumerate(make(bundle, chance)):
-        copied = Path(shutil.copytree(bundle, folder / f"{make.__name__}{fits}{number}"))
-        change(copied)
-        if fits:
-            fit_hashes(copied)
-        yield ask(copied, folder / "cache", limit)
-        shutil.rmtree(copied)
-        moved = copied.parent / f"{copied.name}.moved"
-        shutil.rmtree(moved, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    main()
