@@ -24,6 +24,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core; torch reads t
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_xdist_auto_num_workers():
+    """One worker more than cores: tests of devices wait for ssh, adb and phones."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _garbage_collection_skips_libraries():
     """Objects alive now (libraries, session fixtures) are not searched: a quarter of an export."""
