@@ -23,7 +23,7 @@ from edgevlm.bundle.functions import Block
 from edgevlm.graphs.merging import merges
 from edgevlm.graphs.parts import EmbedderParts, ModelParts
 from edgevlm.graphs.pruning import PrunedDecoderBlock
-from edgevlm.graphs.signals import encode, pack
+from edgevlm.graphs.signals import encode, pack, reduced, signal_names
 from edgevlm.graphs.visual_shape import VisualShape
 
 
@@ -72,20 +72,25 @@ class VisionBlock(nn.Module):
 class ReduceBlock(nn.Module):
     """`reduce`: features of all views [1, P*N, C] -> visual_tokens [1, K, C], kept [1, K].
 
-    Where attention is calibrated, log_sizes [1, K] is a third output.
-    Signals of all views, [1, P*N] or [1, P*N, E], are further inputs in the method's order.
+    Where attention is calibrated, log_sizes [1, K] is a third output; where a method inside the
+    decoder needs a signal of the encoder (`passed_on`), that signal of the kept tokens [1, K].
+    Signals of all views, [1, P*N] or [1, P*N, E], are further inputs, the method's own first.
     """
 
-    def __init__(self, pack: nn.Module, method: Any, shape: VisualShape) -> None:
+    def __init__(
+        self, pack: nn.Module, method: Any, shape: VisualShape, passed_on: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.pack, self.method, self.shape = pack, method, shape
+        self.passed_on = tuple(passed_on)
 
     def forward(self, features: Tensor, *signals: Tensor) -> tuple[Tensor, ...]:
-        named = zip(self.method.signals, signals, strict=True)
+        names = signal_names(self.method.signals, self.passed_on)
+        named = zip(names, signals, strict=True)
         packed = {name: pack(self.pack, signal) for name, signal in named}
-        tokens, *others = self.method(self.pack(features), shape=self.shape, **packed)
+        outputs = reduced(self.method, self.pack(features), self.shape, packed, self.passed_on)
         # Where all are kept the output would be the input itself, and could not have its own name.
-        return tokens.clone(), *others
+        return outputs[0].clone(), *outputs[1:]
 
 
 class DecoderBlock(nn.Module):
@@ -171,7 +176,8 @@ def _vision(block: Block, parts: ModelParts, method: Any, shape: VisualShape) ->
 
 
 def _reduce(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
-    return ReduceBlock(parts.pack, method, shape)
+    passed_on = () if parts.pruning is None else parts.pruning.signals
+    return ReduceBlock(parts.pack, method, shape, passed_on)
 
 
 def _decoder(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
@@ -180,7 +186,7 @@ def _decoder(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -
     norm = decoder.norm if stop == len(decoder.layers) else None
     if parts.pruning is None:
         return DecoderBlock(layers, norm)
-    return PrunedDecoderBlock(layers, norm, start, parts.pruning)
+    return PrunedDecoderBlock(layers, norm, start, parts.pruning, decoder.norm)
 
 
 def _head(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:

@@ -26,7 +26,7 @@ from edgevlm.graphs.blocks import build
 from edgevlm.graphs.merging import merge
 from edgevlm.graphs.parts import CacheSpec, DecoderSpec, ModelParts
 from edgevlm.graphs.pruning import Pruning
-from edgevlm.graphs.signals import observe
+from edgevlm.graphs.signals import observe, signal_names
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import Description
 from edgevlm.models.processor import load_processor, load_tokenizer, stop_ids
@@ -75,11 +75,21 @@ class ChosenMethods:
             return ()
         return tuple(pruning.entering(layer) for layer in range(len(pruning.counts) + 1))
 
+    @property
+    def passed_on(self) -> tuple[str, ...]:
+        """Signals of the encoder that the method of site `decoder` needs."""
+        return () if self.pruning is None else self.pruning.signals
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Signals of the encoder that a method needs, in the order in which `reduce` takes them."""
+        return signal_names(self.tokens.signals, self.passed_on)
+
     def applied(self, parts: ModelParts) -> ModelParts:
         """The parts of a model with its methods: tokens merge, signals are given, tokens leave."""
         merging = merge(parts.encoder, self.encoder, self.encoder_tokens)
         merged = replace(parts, encoder=merging)
-        return replace(observe(merged, self.tokens.signals), pruning=self.pruning)
+        return replace(observe(merged, self.signals), pruning=self.pruning)
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     chunk, kv = _calls(recipe, target, description.decoder, methods, layout)
     host = VlmHost(
         image=description.image,
-        encoder=encoder_shape(parts.encoder, description.view_tokens, methods.tokens.signals),
+        encoder=encoder_shape(parts.encoder, description.view_tokens, methods.signals),
         visual_tokens=methods.reduction.tokens_out,
         calibrated=bool(getattr(methods.tokens, "calibrate", False)),
         layout=layout,
@@ -140,6 +150,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
         rope=description.decoder.rope,
         kv=kv,
         entering=methods.entering,
+        carried="" if methods.pruning is None else methods.pruning.carried,
         chunk=chunk,
         check=recipe.speculate,
         positions=methods.positions,
