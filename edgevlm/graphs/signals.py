@@ -1,24 +1,30 @@
-"""Signals: what the encoder gives to methods beside features, attention and keys of one layer.
+"""Signals: what the encoder gives to methods beside features: attention and keys of a layer.
 
     cls_attention         [1, N]     attention of the class token to each token, mean of heads
     early_cls_attention   [1, N]     the same in the first layer
     flat_cls_attention    [1, N]     the same, as if the layer had one head
     keys                  [1, N, D]  keys, mean of heads
     flat_keys             [1, N, C]  keys of all heads side by side
-    global_attention      [1, N]     mean attention of the global tokens, those that receive more
-                                     than 39.3 times what a token receives in the mean, and the one
-                                     that receives most (VFlowOpt, arXiv 2508.05211, its setting)
+    global_attention      [1, N]     mean attention of the global tokens: those that receive more
+                                     than `global_times` of the method what a token receives in
+                                     the mean, and the one that receives most (VFlowOpt, arXiv
+                                     2508.05211)
+    hidden                [1, N, C]  the layer's output, before the connector
+    patch_entropy         [1, N]     softmax over a view of the entropy of a patch's grey values, as
+                                     VFlowOpt weighs it; of the pixels, taken back to 8 bits
 
-They are those of the layer that gives the features, computed from the queries and keys which that
-layer has anyway. The class token itself is left out. An encoder without one has no such row; its
-stand-in is the attention that a token receives, mean of all queries, as VisionZip does for such
-encoders (arXiv 2412.04467, section 3.2). It needs all N x N weights of one layer, once.
+But for the last they are those of the layer that gives the features, computed from the queries and
+keys which that layer has anyway. The class token itself is left out. An encoder without one has no
+such row; its stand-in is the attention that a token receives, mean of all queries, as VisionZip
+does for such encoders (arXiv 2412.04467, section 3.2). It needs all N x N weights of one layer,
+once.
 
 A connector that folds patches into a token folds their signals too: the token has their mean.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,14 +32,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import EncoderLayer
 from edgevlm.graphs.merging import MergingLayer, log_size
 from edgevlm.graphs.parts import EncoderSpec, ModelParts
 
 EARLY, GLOBAL = "early_cls_attention", "global_attention"
-GLOBAL_TIMES = 39.3
+HIDDEN, ENTROPY = "hidden", "patch_entropy"
 KEYS, FLAT = ("keys", "flat_keys"), ("flat_cls_attention", "flat_keys")
+# Of VFlowOpt: the weight of each colour in a grey value, and what the logarithm of a share gets.
+GREY, LEAST_SHARE = 0.3333, 1e-10
 
 
 class Observed(nn.Module):
@@ -45,10 +54,15 @@ class Observed(nn.Module):
         names: Sequence[str],
         class_token: bool,
         fold: nn.Module,
+        global_times: float = 0.0,
     ) -> None:
         super().__init__()
         self.layer, self.names = layer, tuple(names)
-        self.class_token, self.fold = class_token, fold
+        self.class_token, self.fold, self.global_times = class_token, fold, global_times
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        return f"{self.names}, {self.class_token}, {self.global_times}"
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         query, key, value = self.layer.project(x)
@@ -56,11 +70,13 @@ class Observed(nn.Module):
         heads = self.layer.heads
         signals = []
         for name in self.names:
+            if name == HIDDEN:  # it comes last
+                continue
             count = 1 if name in FLAT else heads
             signal = _keys(key, count)
             if name == GLOBAL:
                 weights = _weights(query, key, count, bias).mean(1)
-                signal = global_rows(weights, GLOBAL_TIMES, self.class_token).unsqueeze(-1)
+                signal = global_rows(weights, self.global_times, self.class_token).unsqueeze(-1)
             elif name not in KEYS:
                 rows = query[:, :1] if self.class_token else query
                 signal = _weights(rows, key, count, bias).mean((1, 2)).unsqueeze(-1)
@@ -70,7 +86,11 @@ class Observed(nn.Module):
                 signal = signal.index_select(1, origin[0])
             signals.append(self._own_tokens(signal))
         outputs = self.layer.finish(x, query, key, value, *state)
-        return outputs if isinstance(outputs, tuple) else (outputs,), tuple(signals)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        if HIDDEN in self.names:
+            rows = outputs[0].index_select(1, outputs[2][0]) if state else outputs[0]
+            signals.insert(self.names.index(HIDDEN), self._own_tokens(rows))
+        return outputs, tuple(signals)
 
     def _own_tokens(self, signal: Tensor) -> Tensor:
         """Drop the class token and fold patches: [1, 1 + N, E] -> [1, N, E], [1, N] if E is 1."""
@@ -78,8 +98,54 @@ class Observed(nn.Module):
         return folded.squeeze(-1) if folded.shape[-1] == 1 else folded
 
 
-def observe(parts: ModelParts, names: Sequence[str]) -> ModelParts:
-    """The parts with the encoder's layers that give `names` observed.
+class ObservedPixels(Observed):
+    """The embedding that also gives the entropy of its patches: pixel_values -> hidden, entropy.
+
+    Raises:
+        PlanError: If the patches of a view are no grid of square patches.
+    """
+
+    def __init__(
+        self, embedding: nn.Module, fold: nn.Module, patches: int, image: ImageSpec
+    ) -> None:
+        super().__init__(embedding, (ENTROPY,), False, fold)
+        self.side = math.isqrt(image.height * image.width // patches)
+        if (image.height // self.side) * (image.width // self.side) != patches:
+            raise PlanError(
+                f"signal '{ENTROPY}' needs a view of square patches alone, this one has {patches}"
+                f" tokens from {image.width}x{image.height} pixels"
+            )
+        self.mean, self.std = image.mean, image.std
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        return f"{self.side}, {self.mean}, {self.std}"
+
+    def forward(
+        self, pixel_values: Tensor, *state: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        mean, std = (torch.tensor(three)[:, None, None] for three in (self.mean, self.std))
+        values = ((pixel_values[0] * std + mean) * 255.0).round().clamp(0.0, 255.0)
+        height, width = values.shape[1] // self.side, values.shape[2] // self.side
+        cut = values[:, : height * self.side, : width * self.side]
+        cut = cut.reshape(3, height, self.side, width, self.side).permute(1, 3, 0, 2, 4)
+        shares = entropy(cut.reshape(height * width, 3, -1)).softmax(0)
+        return (self.layer(pixel_values),), (self._own_tokens(shares[None, :, None]),)
+
+
+def observe(
+    parts: ModelParts,
+    names: Sequence[str],
+    global_times: float = 0.0,
+    image: ImageSpec | None = None,
+) -> ModelParts:
+    """The parts with the encoder's modules that give `names` observed.
+
+    Args:
+        parts: The model.
+        names: Signals.
+        global_times: Of the method, for `global_attention`.
+        image: Preprocessing, for `patch_entropy`.
 
     Raises:
         PlanError: If the encoder has no layer.
@@ -87,12 +153,18 @@ def observe(parts: ModelParts, names: Sequence[str]) -> ModelParts:
     encoder, layers = parts.encoder, list[Any](parts.encoder.layers)
     if names and not layers:
         raise PlanError(f"signal '{names[0]}' comes from a layer of the encoder, this one has none")
-    last = len(layers) - 1
+    spec, last, embedding = encoder.spec, len(layers) - 1, encoder.embedding
+    of_layers = [name for name in names if name != ENTROPY]
     for index in {0, last}:
-        here = [name for name in names if (0 if name == EARLY else last) == index]
+        here = [name for name in of_layers if (0 if name == EARLY else last) == index]
         if here:
-            layers[index] = Observed(layers[index], here, encoder.spec.class_token, encoder.fold)
-    return replace(parts, encoder=replace(encoder, layers=tuple(layers)))
+            layers[index] = Observed(
+                layers[index], here, spec.class_token, encoder.fold, global_times
+            )
+    if ENTROPY in names:
+        assert image is not None
+        embedding = ObservedPixels(embedding, encoder.fold, spec.patches, image)
+    return replace(parts, encoder=replace(encoder, embedding=embedding, layers=tuple(layers)))
 
 
 def encode(modules: Sequence[nn.Module], *state: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
@@ -134,7 +206,11 @@ def pack(module: nn.Module, signal: Tensor) -> Tensor:
 
 def signal_width(encoder: EncoderSpec, name: str) -> int:
     """E of a signal [1, N, E]; 0 for one number a token, [1, N]."""
-    widths = {"keys": encoder.head_size, "flat_keys": encoder.head_size * encoder.heads}
+    widths = {
+        "keys": encoder.head_size,
+        "flat_keys": encoder.head_size * encoder.heads,
+        HIDDEN: encoder.width,
+    }
     return widths.get(name, 0)
 
 
@@ -154,7 +230,7 @@ def global_rows(weights: Tensor, times: float, class_token: bool = False) -> Ten
 
     Args:
         weights: Attention, mean of heads, f32 [1, N, N].
-        times: A token is global if it receives more than so many times the mean.
+        times: A token is global if it receives more than so many times the mean, or most of all.
         class_token: Token 0 is no token of the image: it is never global.
 
     Returns:
@@ -163,6 +239,27 @@ def global_rows(weights: Tensor, times: float, class_token: bool = False) -> Ten
     received = weights.mean(1)  # [1, N]
     if class_token:
         received = torch.where(torch.arange(received.shape[1]) == 0, 0.0, received)
-    least = torch.minimum(received.mean(1, True) * times, received.amax(1, True))
-    is_global = (received >= least).to(weights.dtype)
+    above = received > received.mean(1, True) * times
+    is_global = (above | (received >= received.amax(1, True))).to(weights.dtype)
     return (is_global.unsqueeze(1) @ weights).squeeze(1) / is_global.sum(1, keepdim=True)
+
+
+def entropy(pixels: Tensor) -> Tensor:
+    """Entropy of the grey values of patches, in bits.
+
+    The 256 bins are products of the two hexadecimal digits, so that no bin is counted by itself and
+    nothing is scattered.
+
+    Args:
+        pixels: Red, green and blue of each pixel, integers from 0 to 255, f32 [n, 3, p].
+
+    Returns:
+        f32 [n].
+    """
+    grey = (pixels * GREY).sum(1).round()  # [n, p]
+    high = (grey / 16.0).floor()
+    digit = torch.arange(16.0)
+    rows = (high.unsqueeze(1) == digit.unsqueeze(1)).float()  # [n, 16, p]
+    columns = ((grey - 16.0 * high).unsqueeze(2) == digit).float()  # [n, p, 16]
+    share = (rows @ columns).flatten(1) / pixels.shape[2]  # [n, 256]
+    return -(share * (share + LEAST_SHARE).log()).sum(1) / math.log(2.0)
