@@ -26,7 +26,7 @@ from edgevlm.graphs.blocks import build
 from edgevlm.graphs.merging import merge
 from edgevlm.graphs.parts import CacheSpec, DecoderSpec, ModelParts
 from edgevlm.graphs.pruning import Pruning
-from edgevlm.graphs.signals import observe
+from edgevlm.graphs.signals import observe, reads_last_layer
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import Description
 from edgevlm.models.processor import load_processor, load_tokenizer, stop_ids
@@ -123,6 +123,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     description: Description = checkpoint.describe(recipe)
     check_heads(recipe, target, description.decoder)
     methods = choose_methods(recipe, description)
+    checkpoint = replace(checkpoint, all_layers=reads_last_layer(methods.tokens.signals))
     model = checkpoint.empty_model()
     parts = methods.applied(checkpoint.family.parts(model, description))
     embedding = _embedding(recipe, target, parts, description.decoder)

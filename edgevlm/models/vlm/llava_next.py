@@ -123,6 +123,7 @@ def parts(model: Any, description: Description) -> ModelParts:
             layers=tuple(EncoderLayer(layer) for layer in tower.encoder.layers[: spec.layers]),
             connector=nn.Sequential(drop, core.multi_modal_projector),
             fold=nn.Identity(),
+            after=tuple(EncoderLayer(layer) for layer in tower.encoder.layers[spec.layers :]),
         ),
         pack=Pack(image.rows, image.columns, side) if image.views > 1 else nn.Identity(),
         decoder=decoder_parts(core.language_model, description.decoder),

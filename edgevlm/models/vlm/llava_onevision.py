@@ -103,19 +103,20 @@ def parts(model: Any, description: Description) -> ModelParts:
     """Static modules over the weights of `model`; see `ModelParts`."""
     core, vision, image = model.model, model.config.vision_config, description.image
     tower, embeddings = core.vision_tower, core.vision_tower.embeddings
+    layers = tuple(EncoderLayer(layer) for layer in tower.encoder.layers)
+    used = description.encoder.layers
     side = vision.image_size // vision.patch_size
     pool = Pool(side) if image.frames > 1 else nn.Identity()
     return ModelParts(
         encoder=EncoderParts(
             spec=description.encoder,
             embedding=PatchEmbedding(embeddings.patch_embedding, embeddings.position_embedding),
-            layers=tuple(
-                EncoderLayer(layer) for layer in tower.encoder.layers[: description.encoder.layers]
-            ),
+            layers=layers[:used],
             connector=nn.Sequential(core.multi_modal_projector, pool),
             # A copy: a buffer that two modules share has one name only, and a trace may take the
             # other.
             fold=copy.deepcopy(pool),
+            after=layers[used:],
         ),
         pack=Pack(image.rows, image.columns, side) if image.views > image.frames else nn.Identity(),
         decoder=decoder_parts(core.language_model, description.decoder),
