@@ -129,7 +129,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     embedding = _embedding(recipe, target, parts, description.decoder)
     vocabulary = parts.table[0].shape[0]
     speller = Speller(load_tokenizer(checkpoint), vocabulary, description.placeholder)
-    layout = _layout(checkpoint, description, methods.reduction, speller)
+    layout = _layout(checkpoint, description, methods, speller)
     chunk, kv = _calls(recipe, target, description.decoder, methods, layout)
     host = VlmHost(
         image=description.image,
@@ -207,7 +207,7 @@ def _embedding(
 
 
 def _layout(
-    checkpoint: Checkpoint, description: Description, reduction: SiteTokens, speller: Speller
+    checkpoint: Checkpoint, description: Description, methods: ChosenMethods, speller: Speller
 ) -> Layout:
     """The layout, of which a prompt is that of the checkpoint's own processor.
 
@@ -216,7 +216,8 @@ def _layout(
             writes.
     """
     processor = load_processor(checkpoint, speller.own)
-    reduced = reduction.tokens_out < reduction.tokens_in
+    counts = methods.reduction
+    reduced = counts.tokens_out < counts.tokens_in and not methods.tokens.keeps_rows
     layout = make_layout(description, render_prompts(description, processor), speller, reduced)
     key = f"{description.content_type}_token_id"
     wanted = getattr(checkpoint.config, key, None)

@@ -37,7 +37,7 @@ class Restored(TokensMethod):
     def __init__(self, method: TokensMethod, merge: bool, calibrate: bool, median: bool) -> None:
         self.method, self.merge = method, merge
         self.calibrate, self.median = calibrate, median
-        self.signals = method.signals
+        self.signals, self.keeps_rows = method.signals, method.keeps_rows
 
     def plan(self, shape: VisualShape) -> int:
         """Tokens kept by the method: K."""

@@ -4,8 +4,8 @@ One view is the base image; R x C is the base image followed by one grid of R*C 
 order over all tiles, as AnyRes packs it, each row closed by the learned newline (an extra row of
 the embedding table). Frames of a clip are pooled 2x2 bilinearly and closed by one newline.
 Differences from the original: the grid is fixed by the recipe and the picture fills it without
-padding, so nothing is unpadded; when tokens are removed rows lose their meaning and one newline at
-the end remains.
+padding, so nothing is unpadded; when tokens are removed one newline at the end remains, unless the
+method keeps rows.
 """
 
 from __future__ import annotations
