@@ -1,23 +1,30 @@
-"""Signals: what the encoder gives to methods beside features: attention and keys of a layer.
+"""Signals: what the encoder gives to methods beside features, attention and keys of a layer.
+
+Of the layer that gives the features, or the first one, from queries and keys that it has anyway:
 
     cls_attention         [1, N]     attention of the class token to each token, mean of heads
     early_cls_attention   [1, N]     the same in the first layer
-    flat_cls_attention    [1, N]     the same, as if the layer had one head
     keys                  [1, N, D]  keys, mean of heads
-    flat_keys             [1, N, C]  keys of all heads side by side
     global_attention      [1, N]     mean attention of the global tokens: those that receive more
                                      than `global_times` of the method what a token receives in
                                      the mean, and the one that receives most (VFlowOpt, arXiv
                                      2508.05211)
     hidden                [1, N, C]  the layer's output, before the connector
-    patch_entropy         [1, N]     softmax over a view of the entropy of a patch's grey values, as
-                                     VFlowOpt weighs it; of the pixels, taken back to 8 bits
 
-But for the last they are those of the layer that gives the features, computed from the queries and
-keys which that layer has anyway. The class token itself is left out. An encoder without one has no
-such row; its stand-in is the attention that a token receives, mean of all queries, as VisionZip
-does for such encoders (arXiv 2412.04467, section 3.2). It needs all N x N weights of one layer,
-once.
+Of the last layer, which may come after it (LLaVA takes features from the last but one). It is then
+computed up to queries and keys, behind the connector, which gives these signals:
+
+    cls_logits            [1, N]     scores of the class token before softmax, mean of heads
+    flat_cls_attention    [1, N]     its attention, as if the layer had one head
+    flat_keys             [1, N, C]  keys of all heads side by side
+
+Of the pixels, taken back to 8 bits:
+
+    patch_entropy         [1, N]     softmax over a view of the entropy of a patch's grey values
+
+The class token itself is left out. An encoder without one has no such row; its stand-in is what a
+token receives, mean of all queries, as VisionZip does for such encoders (arXiv 2412.04467, section
+3.2). It needs all N x N scores of one layer, once.
 
 A connector that folds patches into a token folds their signals too: the token has their mean.
 """
@@ -34,23 +41,29 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
-from edgevlm.graphs.layers import EncoderLayer
+from edgevlm.graphs.layers import EncoderLayer, QueryKey
 from edgevlm.graphs.merging import MergingLayer, log_size
 from edgevlm.graphs.parts import EncoderSpec, ModelParts
 
-EARLY, GLOBAL = "early_cls_attention", "global_attention"
+EARLY, GLOBAL, LOGITS = "early_cls_attention", "global_attention", "cls_logits"
 HIDDEN, ENTROPY = "hidden", "patch_entropy"
 KEYS, FLAT = ("keys", "flat_keys"), ("flat_cls_attention", "flat_keys")
+OF_LAST_LAYER = (LOGITS, *FLAT)
 # Of VFlowOpt: the weight of each colour in a grey value, and what the logarithm of a share gets.
 GREY, LEAST_SHARE = 0.3333, 1e-10
 
 
 class Observed(nn.Module):
-    """An encoder layer that also gives signals: its inputs -> its outputs, and each signal."""
+    """A module of the encoder that also gives signals: its inputs -> its outputs, and each signal.
+
+    It is a layer, and the signals are that layer's.
+    """
+
+    layer: Any
 
     def __init__(
         self,
-        layer: EncoderLayer | MergingLayer,
+        layer: nn.Module,
         names: Sequence[str],
         class_token: bool,
         fold: nn.Module,
@@ -66,31 +79,40 @@ class Observed(nn.Module):
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         query, key, value = self.layer.project(x)
-        bias = log_size(state)
-        heads = self.layer.heads
-        signals = []
-        for name in self.names:
-            if name == HIDDEN:  # it comes last
-                continue
-            count = 1 if name in FLAT else heads
-            signal = _keys(key, count)
-            if name == GLOBAL:
-                weights = _weights(query, key, count, bias).mean(1)
-                signal = global_rows(weights, self.global_times, self.class_token).unsqueeze(-1)
-            elif name not in KEYS:
-                rows = query[:, :1] if self.class_token else query
-                signal = _weights(rows, key, count, bias).mean((1, 2)).unsqueeze(-1)
-            if state:  # a merged token's attention is shared by those that it stands for
-                size, origin = state
-                signal = signal if name in KEYS else signal / size
-                signal = signal.index_select(1, origin[0])
-            signals.append(self._own_tokens(signal))
+        signals = list(self.signals(query, key, self.layer.heads, state))
         outputs = self.layer.finish(x, query, key, value, *state)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         if HIDDEN in self.names:
             rows = outputs[0].index_select(1, outputs[2][0]) if state else outputs[0]
             signals.insert(self.names.index(HIDDEN), self._own_tokens(rows))
         return outputs, tuple(signals)
+
+    def signals(
+        self, query: Tensor, key: Tensor, heads: int, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Each signal, from queries and keys [1, n, H*D] and, if tokens merged, size and origin."""
+        bias = log_size(state)
+        signals = []
+        for name in self.names:
+            if name == HIDDEN:  # it is no matter of queries and keys
+                continue
+            count = 1 if name in FLAT else heads
+            signal = _keys(key, count)
+            if name == GLOBAL:
+                weights = _attention(_scores(query, key, count), bias).mean(1)
+                signal = global_rows(weights, self.global_times, self.class_token).unsqueeze(-1)
+            elif name not in KEYS:
+                rows = query[:, :1] if self.class_token else query
+                scores = _scores(rows, key, count)
+                if name != LOGITS:
+                    scores = _attention(scores, bias)
+                signal = scores.mean((1, 2)).unsqueeze(-1)
+            if state:  # a merged token's attention is shared by those that it stands for
+                size, origin = state
+                signal = signal if name in (*KEYS, LOGITS) else signal / size
+                signal = signal.index_select(1, origin[0])
+            signals.append(self._own_tokens(signal))
+        return tuple(signals)
 
     def _own_tokens(self, signal: Tensor) -> Tensor:
         """Drop the class token and fold patches: [1, 1 + N, E] -> [1, N, E], [1, N] if E is 1."""
@@ -133,6 +155,31 @@ class ObservedPixels(Observed):
         return (self.layer(pixel_values),), (self._own_tokens(shares[None, :, None]),)
 
 
+class Beyond(Observed):
+    """The connector, and signals of the last of the layers that follow the one before it."""
+
+    def __init__(
+        self,
+        connector: nn.Module,
+        after: Sequence[EncoderLayer | MergingLayer],
+        names: Sequence[str],
+        class_token: bool,
+        fold: nn.Module,
+    ) -> None:
+        super().__init__(connector, names, class_token, fold)
+        self.between = nn.ModuleList(after[:-1])
+        last = after[-1]
+        self.last = QueryKey(last.layer if isinstance(last, MergingLayer) else last)
+
+    def forward(self, *state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        features, beyond = self.layer(*state), state
+        for layer in self.between:
+            outputs = layer(*beyond)
+            beyond = outputs if isinstance(outputs, tuple) else (outputs,)
+        query, key = self.last(beyond[0])
+        return (features,), self.signals(query, key, self.last.heads, beyond[1:])
+
+
 def observe(
     parts: ModelParts,
     names: Sequence[str],
@@ -148,23 +195,33 @@ def observe(
         image: Preprocessing, for `patch_entropy`.
 
     Raises:
-        PlanError: If the encoder has no layer.
+        PlanError: If the encoder has no layer that gives one of them.
     """
     encoder, layers = parts.encoder, list[Any](parts.encoder.layers)
-    if names and not layers:
-        raise PlanError(f"signal '{names[0]}' comes from a layer of the encoder, this one has none")
-    spec, last, embedding = encoder.spec, len(layers) - 1, encoder.embedding
-    of_layers = [name for name in names if name != ENTROPY]
+    common = encoder.spec.class_token, encoder.fold
+    beyond = [name for name in names if encoder.after and name in OF_LAST_LAYER]
+    inside = [name for name in names if name not in (*beyond, ENTROPY)]
+    if inside and not layers:
+        missing = inside[0]
+        raise PlanError(f"signal '{missing}' comes from a layer of the encoder, this one has none")
+    last = len(layers) - 1
     for index in {0, last}:
-        here = [name for name in of_layers if (0 if name == EARLY else last) == index]
+        here = [name for name in inside if (0 if name == EARLY else last) == index]
         if here:
-            layers[index] = Observed(
-                layers[index], here, spec.class_token, encoder.fold, global_times
-            )
+            layers[index] = Observed(layers[index], here, *common, global_times)
+    connector, embedding = encoder.connector, encoder.embedding
+    if beyond:
+        connector = Beyond(connector, encoder.after, beyond, *common)
     if ENTROPY in names:
         assert image is not None
-        embedding = ObservedPixels(embedding, encoder.fold, spec.patches, image)
-    return replace(parts, encoder=replace(encoder, embedding=embedding, layers=tuple(layers)))
+        embedding = ObservedPixels(embedding, encoder.fold, encoder.spec.patches, image)
+    observed = replace(encoder, embedding=embedding, layers=tuple(layers), connector=connector)
+    return replace(parts, encoder=observed)
+
+
+def reads_last_layer(names: Sequence[str]) -> bool:
+    """Whether one of the signals is that of the encoder's last layer."""
+    return any(name in OF_LAST_LAYER for name in names)
 
 
 def encode(modules: Sequence[nn.Module], *state: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
@@ -218,11 +275,14 @@ def _keys(key: Tensor, heads: int) -> Tensor:
     return key.reshape(1, key.shape[1], heads, -1).mean(2)  # [1, N, D]
 
 
-def _weights(query: Tensor, key: Tensor, heads: int, bias: Tensor | None) -> Tensor:
-    """Attention of queries [1, S, H*D] to keys [1, N, H*D]: [1, heads, S, N]."""
-    rows, columns = (x.reshape(1, x.shape[1], heads, -1).transpose(1, 2) for x in (query, key))
-    scores = rows * columns.shape[-1] ** -0.5 @ columns.transpose(2, 3)
+def _attention(scores: Tensor, bias: Tensor | None) -> Tensor:
     return (scores if bias is None else scores + bias).softmax(-1)
+
+
+def _scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """Scores of queries [1, S, H*D] and keys [1, N, H*D] before softmax: [1, heads, S, N]."""
+    rows, columns = (x.reshape(1, x.shape[1], heads, -1).transpose(1, 2) for x in (query, key))
+    return rows * columns.shape[-1] ** -0.5 @ columns.transpose(2, 3)
 
 
 def global_rows(weights: Tensor, times: float, class_token: bool = False) -> Tensor:

@@ -50,9 +50,12 @@ class TokensMethod(SiteMethod, Protocol):
     Attributes:
         calibrate: The call gives a third output, the logarithm of how many tokens each kept token
             stands for, f32 [1, K].
+        keeps_rows: What closes a row of a grid in the sequence (LLaVA's newline) stays where tokens
+            leave; else one at the end does.
     """
 
     calibrate: bool = False
+    keeps_rows: bool = False
 
     def plan(self, shape: VisualShape) -> int:
         """Tokens kept: K.

@@ -38,6 +38,7 @@ class Restored(TokensMethod):
         self.method, self.merge = method, merge
         self.calibrate, self.median = calibrate, median
         self.signals, self.global_times = method.signals, method.global_times
+        self.keeps_rows = method.keeps_rows
 
     def plan(self, shape: VisualShape) -> int:
         """Tokens kept by the method: K."""

@@ -31,7 +31,7 @@ def split_views(shape: VisualShape) -> tuple[VisualShape, list[Place]]:
     separate = len(shape.grids) - 1 == shape.tiles[0] * shape.tiles[1]
     whole = 0 if shape.global_view == "first" else len(shape.grids) - 1
     for index, grid in enumerate(shape.grids):
-        size = _size(grid)
+        size = grid[0] * grid[1]
         if not shape.global_view or separate or index == whole:
             grids.append(grid)
             places.append(slice(start, start + size))
@@ -43,7 +43,7 @@ def split_views(shape: VisualShape) -> tuple[VisualShape, list[Place]]:
                     grids.append((height, width))
                     places.append(torch.tensor([i + x for i in lines for x in range(width)]))
         start += size
-    return replace(shape, grids=tuple(grids), tiles=(1, 1), global_view=""), places
+    return replace(shape, grids=tuple(grids), tiles=(1, 1), global_view="", padding=(0, 0)), places
 
 
 def tokens_at(x: Tensor, place: Place) -> Tensor:
@@ -89,44 +89,48 @@ def thumbnail(method: str, shape: VisualShape) -> tuple[int, tuple[int, int]]:
 
 def tile_of(shape: VisualShape) -> Tensor:
     """Tile of each token, i64 [N]: 0 to R*C - 1 in raster order, -1 in the thumbnail."""
-    rows, columns = shape.tiles
-    grids = list(shape.grids)
-    of_thumbnail = torch.full((_size(grids.pop(0 if shape.global_view == "first" else -1)),), -1)
-    if len(grids) == rows * columns:
-        of_tiles = [torch.full((_size(grid),), index) for index, grid in enumerate(grids)]
-    else:
-        (packed,) = grids
-        of_tiles = [regions(packed, shape.tiles)]
-    first = shape.global_view == "first"
-    return torch.cat([of_thumbnail, *of_tiles] if first else [*of_tiles, of_thumbnail])
+    height, width = _thumbnail(shape)
+    of_tiles = regions(_all_tiles(shape), shape.tiles).reshape(_all_tiles(shape))
+    return _beside(torch.full((height * width,), -1), of_tiles, shape)
 
 
 def regions(grid: tuple[int, int], tiles: tuple[int, int]) -> Tensor:
-    """Tile that shows the part of the picture in which each token of a grid lies, i64 [h*w]."""
+    """Tile that shows the part of the picture in which each token of a grid lies, i64 [h*w].
+
+    All tiles have as many rows and columns; the last ones have what is left over, too.
+    """
     (height, width), (rows, columns) = grid, tiles
-    row = torch.arange(height) * rows // height
-    column = torch.arange(width) * columns // width
+    row = (torch.arange(height) // max(height // rows, 1)).clamp(max=rows - 1)
+    column = (torch.arange(width) // max(width // columns, 1)).clamp(max=columns - 1)
     return (row[:, None] * columns + column).flatten()
+
+
+def shown_tokens(shape: VisualShape) -> int:
+    """Tokens that show something: all but those of the padding."""
+    (height, width), (down, across) = _all_tiles(shape), shape.padding
+    return shape.tokens - height * width + (height - 2 * down) * (width - 2 * across)
+
+
+def shown(shape: VisualShape) -> Tensor:
+    """Which tokens show something, bool [N]; all of the thumbnail do."""
+    inside = [
+        (torch.arange(size) >= lost) & (torch.arange(size) < size - lost)
+        for size, lost in zip(_all_tiles(shape), shape.padding, strict=True)
+    ]
+    height, width = _thumbnail(shape)
+    return _beside(torch.ones(height * width) > 0, inside[0][:, None] & inside[1], shape)
 
 
 def resize_to_tiles(scores: Tensor, shape: VisualShape) -> Tensor:
     """The thumbnail's scores f32 [h*w], resized (bilinear) to all tokens, f32 [N].
 
-    The thumbnail's own tokens keep their scores.
+    The thumbnail's own tokens keep their scores, and padding gets 0.
     """
-    first = shape.global_view == "first"
-    grids = list(shape.grids)
-    height, width = grids.pop(0 if first else -1)
-    rows, columns = shape.tiles
-    separate = len(grids) == rows * columns  # a grid for each tile, else one for all
-    h, w = grids[0]
-    size = (rows * h, columns * w) if separate else (h, w)
-    down, across = _bilinear(height, size[0]), _bilinear(width, size[1])
+    height, width = _thumbnail(shape)
+    wanted, lost = _all_tiles(shape), shape.padding
+    down, across = _bilinear(height, wanted[0], lost[0]), _bilinear(width, wanted[1], lost[1])
     resized = down @ scores.reshape(height, width) @ across.transpose(0, 1)
-    if separate:
-        resized = resized.reshape(rows, h, columns, w).transpose(1, 2)
-    parts = [scores, resized.flatten()]
-    return torch.cat(parts if first else parts[::-1])
+    return _beside(scores, resized, shape)
 
 
 def split_budget(weights: Tensor, total: int) -> Tensor:
@@ -160,16 +164,45 @@ def largest_of_groups(scores: Tensor, groups: Tensor, budgets: Tensor, kept: int
     return ascending((scores + WITHIN_BUDGET * within).topk(kept).indices)
 
 
-def _bilinear(size: int, wanted: int) -> Tensor:
-    """Weights f32 [wanted, size] of linear interpolation between the centres of `size` cells."""
+def _thumbnail(shape: VisualShape) -> tuple[int, int]:
+    """The grid (h, w) of the whole picture."""
+    return shape.grids[0 if shape.global_view == "first" else -1]
+
+
+def _all_tiles(shape: VisualShape) -> tuple[int, int]:
+    """The grid (h, w) of all tiles together."""
+    height, width = shape.grids[-1 if shape.global_view == "first" else 0]
+    rows, columns = shape.tiles if _separate(shape) else (1, 1)
+    return rows * height, columns * width
+
+
+def _separate(shape: VisualShape) -> bool:
+    """Whether each tile has a grid, else there is one for all."""
+    return len(shape.grids) - 1 == shape.tiles[0] * shape.tiles[1]
+
+
+def _beside(of_thumbnail: Tensor, of_tiles: Tensor, shape: VisualShape) -> Tensor:
+    """Values of the thumbnail's tokens [h*w] and of all tiles [H, W] in the order of tokens [N]."""
+    if _separate(shape):
+        rows, columns = shape.tiles
+        height, width = (
+            size // count for size, count in zip(of_tiles.shape, shape.tiles, strict=True)
+        )
+        of_tiles = of_tiles.reshape(rows, height, columns, width).transpose(1, 2)
+    parts = [of_thumbnail, of_tiles.flatten()]
+    return torch.cat(parts if shape.global_view == "first" else parts[::-1])
+
+
+def _bilinear(size: int, wanted: int, lost: int) -> Tensor:
+    """Weights f32 [wanted, size] of linear interpolation between the centres of `size` cells.
+
+    The first and the last `lost` rows are zero: the cells are resized to what is between them.
+    """
     weights = [[0.0] * size for _ in range(wanted)]
-    for index, row in enumerate(weights):
-        centre = min(max((index + 0.5) * size / wanted - 0.5, 0.0), size - 1.0)
+    used = wanted - 2 * lost
+    for index, row in enumerate(weights[lost : wanted - lost]):
+        centre = min(max((index + 0.5) * size / used - 0.5, 0.0), size - 1.0)
         below = min(int(centre), max(size - 2, 0))
         row[below] += 1 - (centre - below)
         row[min(below + 1, size - 1)] += centre - below
     return torch.tensor(weights)
-
-
-def _size(grid: tuple[int, int]) -> int:
-    return grid[0] * grid[1]

@@ -56,11 +56,11 @@ DIFFERS = (
     " times the mean, the one that receives most is global (original: the mean of nothing, no"
     " number), so t has to fit the tower: the default t=0 makes all tokens global, and `edgevlm"
     " calibrate vflowopt` searches t, alpha and cell (original: a search for each model, which"
-    " released 39.3, 0 and 17.4 for LLaVA-OneVision 7B at a tenth of the tokens). Entropy is that of"
-    " the 8-bit picture (original: of normalized pixels times 255, cast to 8 bits; its weight is 0"
-    " in all released settings). A family with a grid for each tile has cells in each tile"
-    " (original: one grid over all tiles). The original's second part drops more tokens, by the same"
-    " importance, inside the language model; it is not here"
+    " released 39.3, 0 and 17.4 for LLaVA-OneVision 7B at a tenth of the tokens). Entropy is that"
+    " of the 8-bit picture (original: of normalized pixels times 255, cast to 8 bits; its weight is"
+    " 0 in all released settings). A family with a grid for each tile has cells in each tile"
+    " (original: one grid over all tiles). The original's second part drops more tokens, by the"
+    " same importance, inside the language model; it is not here"
 )
 COMPARED = "end to end"
 
@@ -102,7 +102,7 @@ class Method(TokensMethod):
         self.tokens, self.alpha, self.cell = tokens, float(alpha), cell
         self.global_times = float(t)
         if alpha:
-            self.signals = ("global_attention", "patch_entropy")
+            self.signals = ("patch_entropy", "global_attention")
 
     def plan(self, shape: VisualShape) -> int:
         """Tokens kept: K.

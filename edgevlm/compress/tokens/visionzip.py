@@ -42,10 +42,10 @@ STATIC = "a top-k and one product [K, N]"
 DIFFERS = (
     "keeps and groups the same tokens as the original, but adds up a contextual token after the"
     " projector, where the original's goes through it as a sum; the row of the class token, which"
-    " the original keeps as one of K, is replaced by a dominant token; tokens are in raster order, a"
-    " contextual token at its target (original: dominant, then contextual); each view keeps its"
-    " part of K (original: K of each view); a tower without a class token is scored by the attention"
-    " that each token receives"
+    " the original keeps as one of K, is replaced by a dominant token; tokens are in raster order,"
+    " a contextual token at its target (original: dominant, then contextual); each view keeps its"
+    " part of K (original: K of each view); a tower without a class token is scored by the"
+    " attention that each token receives"
 )
 COMPARED = "end to end"
 

@@ -50,8 +50,9 @@ DIFFERS = (
     "same tokens as the original where a tower has a class token and each patch is a token (LLaVA"
     " 1.5 and NeXT); a connector that folds several patches into a token compares their means, and"
     " a tower without a class token is scored by the attention that each token receives. Each view"
-    " keeps its part of K (original: K of each view). A list of odd length, where the original stops"
-    " with an error, has one even index more; copies of a token tie and the first is removed first"
+    " keeps its part of K (original: K of each view). A list of odd length, where the original"
+    " stops with an error, has one even index more; copies of a token tie and the first is removed"
+    " first"
 )
 COMPARED = "end to end"
 

@@ -1,109 +1,215 @@
-"""A tiny model of transformers, driven as originals drive theirs, and the modules of an export."""
+"""Tiny models of transformers with large random weights, and what an export makes of them.
+
+A check of this folder drives transformers' own modules as a method's original drives them (its
+layer, its signal, its moment) and compares with the blocks of an export of the same model.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from edgevlm.graphs.blocks import ReduceBlock, VisionBlock
+from edgevlm.graphs.parts import ModelParts
+from edgevlm.graphs.trace import check
+from edgevlm.planning.vlm import ChosenMethods, choose_methods
+from edgevlm.recipe import MethodChoice, Recipe
+from edgevlm.registry import FAMILIES
+
+transformers = pytest.importorskip("transformers")
+
+# Weights of a layer get this deviation, so that attention is far from even.
+DEVIATION = 0.3
+SIDE, WIDTH = 7, 32  # patches of a view each way; channels
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model with seeded random weights and the plan of a recipe.
+class Exported:
+    """The stages `vision` and `reduce` of an export, with the methods of a recipe.
 
     Attributes:
-        model: transformers' own.
-        planned: Of the recipe.
-        pixels: Views of a drawn picture or clip, f32 [P, 3, h_px, w_px].
+        description: The family's numbers.
+        methods: The methods, with the tokens that each leaves.
+        parts: The model's modules with the methods.
     """
 
-    model: Any
-    planned: Any
-    pixels: Tensor
+    description: Any
+    methods: ChosenMethods
+    parts: ModelParts
 
-    @torch.no_grad()
-    def exported(self) -> tuple[Tensor, list[int]]:
-        """Visual tokens [K, C] and kept positions: the modules that are traced, block by block."""
-        parts, outputs = self.planned.parts(self.model), list[dict[str, Tensor]]()
-        for view in self.pixels:
-            values = {"pixel_values": view[None]}
-            for block in self._blocks("vision"):
-                self._run(block, parts, values, chained=True)
-            outputs.append(values)
-        (reduce,) = self._blocks("reduce")
-        names = [tensor.name for tensor in reduce.functions[0].inputs]
-        joined = {name: torch.cat([view[name] for view in outputs], 1) for name in names}
-        self._run(reduce, parts, joined)
-        return joined["visual_tokens"][0], joined["kept_positions"][0].tolist()
+    @property
+    def vision(self) -> VisionBlock:
+        """`encode` of a view [1, 3, h_px, w_px]: features, then signals in the method's order."""
+        return VisionBlock(self.parts.encoder.modules).eval()
 
-    @torch.no_grad()
-    def tower(self) -> Any:
-        """What transformers' tower gives for the views: hidden_states and attentions."""
-        tower = self.model.model.vision_tower
-        before = tower.config._attn_implementation
-        tower.set_attn_implementation("eager")
-        try:
-            return tower(self.pixels, output_hidden_states=True, output_attentions=True)
-        finally:
-            tower.set_attn_implementation(before)
+    @property
+    def reduce(self) -> ReduceBlock:
+        """`reduce`: features and signals of all views -> visual tokens and their positions."""
+        return ReduceBlock(self.parts.pack, self.methods.tokens, self.description.shape).eval()
+
+    def encoded(self, pixels: Tensor) -> list[Tensor]:
+        """Outputs of `encode`, all views [P, 3, h_px, w_px] side by side."""
+        vision, views = self.vision, []
+        for view in pixels:
+            outputs = vision(view[None])
+            views.append(outputs if isinstance(outputs, tuple) else (outputs,))
+        return [torch.cat(tensors, 1) for tensors in zip(*views, strict=True)]
 
     def packed(self, values: Tensor) -> Tensor:
-        """Values of each view [P, N] in the family's order [P*N]: all tiles are one grid."""
-        base, rest = values[0], values[1:]
-        if not len(rest) or self.planned.plan.host.image.frames > 1:
-            return values.flatten()
-        side = math.isqrt(len(base))
-        grid = rest.reshape(*self.planned.description.shape.tiles, side, side).transpose(1, 2)
-        return torch.cat([base, grid.flatten()])
+        """Values of the tokens of each view [P, N] in the order of the method's features [P*N]."""
+        column = self.parts.pack(values.reshape(1, -1, 1).float())
+        return column.flatten().to(values.dtype)
 
-    def _blocks(self, stage: str) -> list[Any]:
-        return [block for block in self.planned.plan.blocks if block.stage == stage]
+    @torch.no_grad()
+    def reduced(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Visual tokens [K, C] and their positions i64 [K], of all views."""
+        tokens, positions = self.reduce(*self.encoded(pixels))[:2]
+        return tokens[0], positions[0].long()
 
-    def _run(
-        self, block: Any, parts: Any, values: dict[str, Tensor], chained: bool = False
-    ) -> None:
-        """Run the only function of a block; its outputs join `values`."""
-        (function,) = block.functions
-        made = self.planned.build(block, parts)(*(values[t.name] for t in function.inputs))
-        tensors = made if isinstance(made, tuple) else (made,)
-        for tensor, value in zip(function.outputs, tensors, strict=True):
-            values[tensor.name.removesuffix("_out") if chained else tensor.name] = value
+
+@dataclass(frozen=True)
+class Model:
+    """transformers' model of a family; `tower` is its vision encoder."""
+
+    own: Any
+    family: Any
+
+    @property
+    def tower(self) -> Any:
+        return self.own.model.vision_tower
+
+    def exported(
+        self,
+        *methods: str,
+        tokens: int | None = None,
+        tiles: tuple[int, int] = (1, 1),
+        frames: int = 1,
+    ) -> Exported:
+        """What an export makes of it."""
+        choices = tuple(MethodChoice.parse(method) for method in methods)
+        recipe = Recipe(methods=choices, tokens=tokens, tiles=tiles, frames=frames)
+        description = self.family.describe(self.own.config, {}, recipe)
+        chosen = choose_methods(recipe, description)
+        parts = chosen.applied(self.family.parts(self.own, description), description.image)
+        return Exported(description, chosen, parts)
+
+    @torch.no_grad()
+    def attention(self, pixels: Tensor) -> list[Tensor]:
+        """Attention of each layer of the tower [P, heads, n, n], as transformers computes it."""
+        before = self.tower.config._attn_implementation
+        self.tower.set_attn_implementation("eager")
+        try:
+            return list(self.tower(pixels, output_attentions=True).attentions)
+        finally:
+            self.tower.set_attn_implementation(before)
+
+    @torch.no_grad()
+    def states(self, pixels: Tensor) -> list[Tensor]:
+        """The tower's embedding and the output of each layer, [P, n, D]."""
+        return list(self.tower(pixels, output_hidden_states=True).hidden_states)
+
+    @torch.no_grad()
+    def projections(self, pixels: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Queries and keys of a layer of the tower [P, n, H*D], caught by hooks."""
+        attention, caught = self.tower.encoder.layers[layer].self_attn, dict[str, Tensor]()
+        hooks = [
+            getattr(attention, name).register_forward_hook(
+                lambda module, inputs, output, name=name: caught.update({name: output})
+            )
+            for name in ("q_proj", "k_proj")
+        ]
+        self.tower(pixels)
+        for hook in hooks:
+            hook.remove()
+        return caught["q_proj"], caught["k_proj"]
+
+
+def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Fill the weights: matrices by `DEVIATION`, biases by a tenth; norms keep their ones."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if weight.dim() > 1 or "embedding" in name:
+                weight.normal_(0, DEVIATION, generator=generator)
+            elif name.endswith("bias"):
+                weight.normal_(0, DEVIATION / 10, generator=generator)
+    return module.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="session")
-def subject(preset: Any) -> Callable[..., Subject]:
-    """`subject("tiny-llava-next", "fastervlm", 20, tiles=(1, 2))`: a recipe's model and picture."""
-    pytest.importorskip("transformers")
-    from edgevlm.models.checkpoint import find
-    from edgevlm.planning.plan import make_plan
-    from edgevlm.recipe import Recipe
+def model_of() -> Callable[..., Model]:
+    """`model_of("llava_next", vision={…}, text={…}, **config)`: a model of that family."""
+    kinds = {
+        "llava_next": ("clip_vision_model", "llama", -2, "default"),
+        "llava_onevision": ("siglip_vision_model", "qwen2", -1, "full"),
+    }
 
-    models: dict[str, Any] = {}
-
-    def make(name: str, method: str, tokens: int, **options: Any) -> Subject:
-        path = str(preset(name))
-        checkpoint = find(path)
-        recipe = Recipe(model=path, tokens=tokens, methods=(method,), **options)
-        planned = make_plan(recipe, checkpoint)
-        if name not in models:
-            models[name] = checkpoint.load_model()
-        return Subject(models[name], planned, picture(planned.plan.host.image))
+    def make(
+        family: str, vision: dict[str, Any] | None = None, text: Any = None, **config: Any
+    ) -> Model:
+        tower, language, layer, strategy = kinds[family]
+        sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 3}
+        sizes |= {"num_attention_heads": 2}
+        numbers = {"image_size": 4 * SIDE, "patch_size": 4, "model_type": tower}
+        numbers = sizes | numbers | ({"vision_use_head": False} if layer == -1 else {})
+        numbers |= vision or {}
+        side = numbers["image_size"]
+        document = {
+            "model_type": family,
+            "vision_config": numbers,
+            "text_config": sizes
+            | {"model_type": language, "num_key_value_heads": 2, "vocab_size": 64}
+            | (text or {}),
+            "image_grid_pinpoints": [[r * side, c * side] for r in (1, 2, 3) for c in (1, 2, 3)],
+            "vision_feature_layer": layer,
+            "vision_feature_select_strategy": strategy,
+            "image_token_index": 63,
+        }
+        read = transformers.AutoConfig.for_model(**document | config)
+        own = transformers.AutoModelForImageTextToText.from_config(read, dtype=torch.float32)
+        return Model(randomize(own), FAMILIES.load(family))
 
     return make
 
 
-def picture(image: Any) -> Tensor:
-    """Views of 8-bit noise over flat fields, so that patches differ in entropy: [P, 3, h, w]."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(image.views, 3, 7, 7, generator=generator)
-    flat = torch.nn.functional.interpolate(coarse, (image.height, image.width))
-    noise = torch.rand(flat.shape, generator=generator) - 0.5
-    loud = torch.nn.functional.interpolate(coarse[:, :1].flip(2), (image.height, image.width))
-    values = ((flat + noise * loud.round()).clamp(0, 1) * 255).round() / 255
-    mean, std = (torch.tensor(three)[:, None, None] for three in (image.mean, image.std))
-    return (values - mean) / std
+@pytest.fixture(scope="session")
+def llava_next(model_of: Callable[..., Model]) -> Model:
+    """CLIP tower of three layers, features of the second; Llama. 7 x 7 patches of a view."""
+    return model_of("llava_next")
+
+
+@pytest.fixture(scope="session")
+def llava_onevision(model_of: Callable[..., Model]) -> Model:
+    """SigLIP tower of three layers, features of the last; Qwen2. 7 x 7 patches of a view."""
+    return model_of("llava_onevision")
+
+
+@pytest.fixture(scope="session")
+def views() -> Callable[..., Tensor]:
+    """`views(count, side)`: random pixels f32 [count, 3, side, side]."""
+
+    @cache
+    def make(count: int, side: int = 4 * SIDE, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(count, 3, side, side, generator=generator)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def traced() -> Callable[[nn.Module, Sequence[Tensor]], Any]:
+    """Run a block by the graph that an exporter gets of it."""
+
+    @torch.no_grad()
+    def run(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
+        program = torch.export.export(module, tuple(map(torch.zeros_like, inputs)), strict=False)
+        check(program, "block")
+        return program.module()(*inputs)
+
+    return run

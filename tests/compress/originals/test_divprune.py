@@ -11,16 +11,15 @@ import torch
 
 
 @torch.no_grad()
-def test_the_model_keeps_the_same_tokens(subject: Any) -> None:
+def test_the_model_keeps_the_same_tokens(llava_next: Any, views: Any) -> None:
     """The first is furthest from its nearest; each next is furthest from all that are chosen."""
-    case = subject("tiny-llava-next", "divprune", 20)
-    layer = case.model.config.vision_feature_layer
-    features = case.model.model.multi_modal_projector(case.tower().hidden_states[layer][:, 1:])[0]
+    pixels = views(1)
+    features = llava_next.own.model.multi_modal_projector(llava_next.states(pixels)[-2][:, 1:])[0]
     unit = features / features.norm(dim=1, keepdim=True)
     distance = 1.0 - unit @ unit.T
     chosen = [int(distance.topk(2, dim=0, largest=False).values[1].argmax())]
     while len(chosen) < 20:
         chosen.append(int(distance[chosen].amin(0).argmax()))
-    tokens, positions = case.exported()
-    assert positions == sorted(chosen)
-    torch.testing.assert_close(tokens, features[positions], rtol=1e-4, atol=1e-5)
+    tokens, positions = llava_next.exported("divprune", tokens=20).reduced(pixels)
+    assert positions.tolist() == sorted(chosen)
+    torch.testing.assert_close(tokens, features[positions], rtol=1e-4, atol=1e-4)

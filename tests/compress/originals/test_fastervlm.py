@@ -11,18 +11,21 @@ from typing import Any
 import pytest
 import torch
 
+LAYER = -2  # select_layer
 
-@pytest.mark.parametrize(("tiles", "kept"), [((1, 1), 20), ((1, 2), 60)])
-def test_the_model_keeps_the_same_tokens(subject: Any, tiles: tuple[int, int], kept: int) -> None:
-    """Features of layer -2; with tiles each of three views keeps a third."""
-    case = subject("tiny-llava-next", "fastervlm", kept, tiles=tiles)
-    states, layer = case.tower(), case.model.config.vision_feature_layer
-    assert layer == -2
-    scores = states.attentions[layer][:, :, 0, 1:].mean(1)  # [P, N]
-    features = case.model.model.multi_modal_projector(states.hidden_states[layer][:, 1:])
-    chosen = scores.topk(kept // len(scores)).indices
-    mask = torch.zeros_like(scores).scatter(1, chosen, 1.0)
-    tokens, positions = case.exported()
-    assert positions == case.packed(mask).nonzero().flatten().tolist()
-    numbers = case.packed(torch.arange(mask.numel()).reshape(mask.shape))[positions]
-    torch.testing.assert_close(tokens, features.flatten(0, 1)[numbers], rtol=1e-4, atol=1e-5)
+
+@pytest.mark.parametrize(("tiles", "count"), [((1, 1), 1), ((2, 2), 5)])
+@torch.no_grad()
+def test_the_model_keeps_the_same_tokens(
+    llava_next: Any, views: Any, tiles: tuple[int, int], count: int
+) -> None:
+    """Twelve tokens of each view."""
+    pixels = views(count)
+    features = llava_next.own.model.multi_modal_projector(llava_next.states(pixels)[LAYER][:, 1:])
+    scores = llava_next.attention(pixels)[LAYER][:, :, 0, 1:].mean(1)  # [P, N]
+    mask = torch.zeros_like(scores).scatter(1, scores.topk(12).indices, 1.0)
+    exported = llava_next.exported("fastervlm", tokens=12 * count, tiles=tiles)
+    tokens, positions = exported.reduced(pixels)
+    assert positions.tolist() == exported.packed(mask).nonzero().flatten().tolist()
+    numbers = exported.packed(torch.arange(mask.numel()).reshape(mask.shape))[positions]
+    torch.testing.assert_close(tokens, features.flatten(0, 1)[numbers], rtol=1e-4, atol=1e-4)

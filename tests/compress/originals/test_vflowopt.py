@@ -8,6 +8,7 @@ without tiles keep their most important tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,24 +31,21 @@ def entropies(pixels: Tensor, image: Any, side: int) -> Tensor:
     return torch.tensor(bits)
 
 
-def importance(case: Any, t: float, alpha: float) -> Tensor:
+def importance(model: Any, pixels: Tensor, image: Any, t: float, alpha: float) -> Tensor:
     """Of each patch of each view [P, N], by the attention of the layer that gives the features."""
-    image, side = case.planned.plan.host.image, case.model.config.vision_config.patch_size
-    layer = case.planned.description.encoder.layers - 1
     rows = []
-    for weights, pixels in zip(case.tower().attentions[layer].mean(1), case.pixels, strict=True):
+    for weights, view in zip(model.attention(pixels)[-1].mean(1), pixels, strict=True):
         received = weights.mean(0)
         chosen = (received > t * received.mean()).nonzero().flatten()
         assert len(chosen), "the original divides by zero here"
-        row = weights[chosen].mean(0) + alpha * entropies(pixels, image, side).softmax(0)
-        rows.append(row)
+        bits = entropies(view, image, model.own.config.vision_config.patch_size)
+        rows.append(weights[chosen].mean(0) + alpha * bits.softmax(0))
     return torch.stack(rows)
 
 
-def features(case: Any) -> Tensor:
-    """The tower's selected states after the projector, of each view [P, N, C]."""
-    layer = case.planned.description.encoder.layers
-    return case.model.model.multi_modal_projector(case.tower().hidden_states[layer])
+def features(model: Any, pixels: Tensor) -> Tensor:
+    """The tower's states after the projector, of each view [P, N, C]."""
+    return model.own.model.multi_modal_projector(model.states(pixels)[-1])
 
 
 def recycled(
@@ -70,45 +68,71 @@ def recycled(
     return torch.stack([stays[i] for i in order]), order
 
 
+@pytest.fixture
+def pictures(llava_onevision: Any) -> Callable[[int], Tensor]:
+    """Views of 8 bits: flat fields with more or less noise, so that entropies differ."""
+    image = llava_onevision.exported(tokens=1).description.image
+
+    def make(count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        size = (image.height, image.width)
+        fields = torch.rand(count, 4, 7, 7, generator=generator)
+        fields = torch.nn.functional.interpolate(fields, size)
+        noise = torch.rand(count, 3, *size, generator=generator) - 0.5
+        values = ((fields[:, :3] + noise * fields[:, 3:]).clamp(0, 1) * 255).round() / 255
+        mean, std = (torch.tensor(three)[:, None, None] for three in (image.mean, image.std))
+        return (values - mean) / std
+
+    return make
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("t", "alpha"), [(0, 0), (1.2, 0), (1.2, 0.7)])
 def test_a_tiled_picture_is_recycled_by_the_same_cells(
-    subject: Any, t: float, alpha: float
+    llava_onevision: Any, pictures: Any, t: float, alpha: float
 ) -> None:
-    """The base image of 14 x 14 and one grid of 14 x 28; 480 of 588 tokens are not kept."""
-    probe = subject("tiny-llava-onevision", "vflowopt", 588, tiles=(1, 2))
-    scores = probe.packed(importance(probe, t, alpha))
-    own = features(probe)
-    numbers = probe.packed(torch.arange(588).reshape(3, 196))
-    shape = [(14, 14), (14, 28)]
-    expected, where = recycled(own.flatten(0, 1)[numbers], scores, shape, 5.5, 480)
-    method = f"vflowopt:t={t},alpha={alpha},cell=5.5"
-    case = subject("tiny-llava-onevision", method, len(where), tiles=(1, 2))
-    tokens, positions = case.exported()
-    assert positions == where
-    torch.testing.assert_close(tokens, expected, rtol=1e-3, atol=1e-5)
+    """The base image of 7 x 7 and one grid of 7 x 14; 110 of 147 tokens are not kept."""
+    pixels, method = pictures(3), f"vflowopt:t={t},alpha={alpha},cell=3.5"
+    probe = llava_onevision.exported(method, tokens=147, tiles=(1, 2))
+    of_views = importance(llava_onevision, pixels, probe.description.image, t, alpha)
+    scores, numbers = probe.packed(of_views), probe.packed(torch.arange(147).reshape(3, 49))
+    rows = features(llava_onevision, pixels).flatten(0, 1)[numbers]
+    expected, where = recycled(rows, scores, [(7, 7), (7, 14)], 3.5, 110)
+    exported = llava_onevision.exported(method, tokens=len(where), tiles=(1, 2))
+    tokens, positions = exported.reduced(pixels)
+    assert positions.tolist() == where
+    torch.testing.assert_close(tokens, expected, rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("alpha", [0, -0.7])
-def test_one_view_keeps_its_most_important_tokens(subject: Any, alpha: float) -> None:
+def test_one_view_keeps_its_most_important_tokens(
+    llava_onevision: Any, pictures: Any, alpha: float
+) -> None:
     """Nothing is recycled."""
-    case = subject("tiny-llava-onevision", f"vflowopt:t=1.2,alpha={alpha}", 20)
-    where = sorted(importance(case, 1.2, alpha)[0].topk(20).indices.tolist())
-    tokens, positions = case.exported()
-    assert positions == where
-    torch.testing.assert_close(tokens, features(case)[0, where], rtol=1e-4, atol=1e-5)
+    pixels = pictures(1)
+    exported = llava_onevision.exported(f"vflowopt:t=1.2,alpha={alpha}", tokens=12)
+    scores = importance(llava_onevision, pixels, exported.description.image, 1.2, alpha)[0]
+    where = sorted(scores.topk(12).indices.tolist())
+    tokens, positions = exported.reduced(pixels)
+    assert positions.tolist() == where
+    rows = features(llava_onevision, pixels)[0, where]
+    torch.testing.assert_close(tokens, rows, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_a_clip_keeps_the_most_important_tokens_of_all_frames(subject: Any) -> None:
-    """Importance is pooled as the frames are, 2 x 2 bilinearly; frames share the budget."""
-    case = subject("tiny-llava-onevision", "vflowopt:t=1.2,alpha=0.5", 30, frames=3)
-    grids = importance(case, 1.2, 0.5).reshape(3, 1, 14, 14)
-    pooled = torch.nn.functional.interpolate(grids, size=(7, 7), mode="bilinear").flatten()
-    clip = case.model.model.get_video_features(case.pixels[None], return_dict=True).pooler_output
-    where = sorted(pooled.topk(30).indices.tolist())
-    tokens, positions = case.exported()
-    assert positions == where
-    assert len({p // 49 for p in positions}) == 3
-    torch.testing.assert_close(tokens, clip[0, where], rtol=1e-4, atol=1e-5)
+def test_a_clip_keeps_the_most_important_tokens_of_all_frames(
+    llava_onevision: Any, pictures: Any
+) -> None:
+    """Importance is pooled as the frames are, bilinearly; frames share the budget."""
+    pixels = pictures(3)
+    exported = llava_onevision.exported("vflowopt:t=1.2,alpha=0.5", tokens=14, frames=3)
+    scores = importance(llava_onevision, pixels, exported.description.image, 1.2, 0.5)
+    grids = scores.reshape(3, 1, 7, 7)
+    pooled = torch.nn.functional.interpolate(grids, size=(4, 4), mode="bilinear").flatten()
+    clip = llava_onevision.own.model.get_video_features(pixels[None], return_dict=True)
+    where = sorted(pooled.topk(14).indices.tolist())
+    tokens, positions = exported.reduced(pixels)
+    assert positions.tolist() == where
+    assert {p // 16 for p in where} == {0, 1, 2}
+    torch.testing.assert_close(tokens, clip.pooler_output[0, where], rtol=1e-4, atol=1e-4)

@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+LAYER = -2  # select_layer
 
-def chosen(features: Tensor, attention: Tensor, kept: int) -> set[int]:
+
+def chosen(features: Tensor, attention: Tensor, kept: int) -> list[int]:
     """One view: half by attention, then rounds of eight of the rest, by cosine of even and odd."""
     order = attention.argsort(descending=True).tolist()
     first, rest = order[: kept // 2], order[kept // 2 :]
@@ -23,22 +25,24 @@ def chosen(features: Tensor, attention: Tensor, kept: int) -> set[int]:
         nearest = (unit[even] @ unit[odd].T).amax(1)
         stays = nearest.argsort(descending=True)[min(8, surplus) :]
         rest = [even[i] for i in stays.tolist()] + odd
-    return {*first, *rest}
+    return [*first, *rest]
 
 
-@pytest.mark.parametrize(("tiles", "kept"), [((1, 1), 20), ((1, 2), 60)])
-def test_the_model_keeps_the_same_tokens(subject: Any, tiles: tuple[int, int], kept: int) -> None:
-    """Other tokens than by the cosines after the projector."""
-    case = subject("tiny-llava-next", "vispruner", kept, tiles=tiles)
-    states, layer = case.tower(), case.model.config.vision_feature_layer
-    before = states.hidden_states[layer][:, 1:]
-    after = case.model.model.multi_modal_projector(before)
-    attention = states.attentions[layer][:, :, 0, 1:].mean(1)
-    share, found = kept // len(before), []
+@pytest.mark.parametrize(("tiles", "count"), [((1, 1), 1), ((2, 2), 5)])
+@torch.no_grad()
+def test_the_model_keeps_the_same_tokens(
+    llava_next: Any, views: Any, tiles: tuple[int, int], count: int
+) -> None:
+    """Twelve of each view; other ones than by the cosines after the projector."""
+    pixels = views(count)
+    before = llava_next.states(pixels)[LAYER][:, 1:]
+    after = llava_next.own.model.multi_modal_projector(before)
+    attention = llava_next.attention(pixels)[LAYER][:, :, 0, 1:].mean(1)
+    exported, found = llava_next.exported("vispruner", tokens=12 * count, tiles=tiles), []
     for features in (before, after):
         mask = torch.zeros(features.shape[:2])
         for view, rows in enumerate(features):
-            mask[view, list(chosen(rows, attention[view], share))] = 1.0
-        found.append(case.packed(mask).nonzero().flatten().tolist())
+            mask[view, chosen(rows, attention[view], 12)] = 1.0
+        found.append(exported.packed(mask).nonzero().flatten().tolist())
     assert found[0] != found[1]
-    assert case.exported()[1] == found[0]
+    assert exported.reduced(pixels)[1].tolist() == found[0]

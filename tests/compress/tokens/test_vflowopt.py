@@ -91,7 +91,7 @@ def test_alpha_adds_the_entropy() -> None:
     """The entropy is asked for only where it counts."""
     assert Method(tokens=1).signals == ("global_attention",)
     method = Method(tokens=1, alpha=0.5)
-    assert method.signals == ("global_attention", "patch_entropy")
+    assert method.signals == ("patch_entropy", "global_attention")
     attention, bits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]), torch.tensor([[0.1, 0.2, 0.1, 0.6]])
     _, positions = method(
         torch.zeros(1, 4, 2),
