@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import EncoderLayer
-from edgevlm.graphs.merging import MergingLayer, log_size
+from edgevlm.graphs.merging import MergingLayer, size_bias
 from edgevlm.graphs.parts import EncoderSpec, ModelParts
 
 EARLY, GLOBAL = "early_cls_attention", "global_attention"
@@ -52,7 +52,7 @@ class Observed(nn.Module):
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         query, key, value = self.layer.project(x)
-        bias = log_size(state)
+        bias = size_bias(self.layer, state)
         heads = self.layer.heads
         signals = []
         for name in self.names:
@@ -64,9 +64,10 @@ class Observed(nn.Module):
             elif name not in KEYS:
                 rows = query[:, :1] if self.class_token else query
                 signal = _weights(rows, key, count, bias).mean((1, 2)).unsqueeze(-1)
-            if state:  # a merged token's attention is shared by those that it stands for
+            if state:
                 size, origin = state
-                signal = signal if name in KEYS else signal / size
+                if bias is not None and name not in KEYS:
+                    signal = signal / size  # it has the attention of all that it stands for
                 signal = signal.index_select(1, origin[0])
             signals.append(self._own_tokens(signal))
         outputs = self.layer.finish(x, query, key, value, *state)
