@@ -41,8 +41,8 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
-from edgevlm.graphs.layers import EncoderLayer, QueryKey
-from edgevlm.graphs.merging import MergingLayer, log_size
+from edgevlm.graphs.layers import QueryKey
+from edgevlm.graphs.merging import MergingLayer, size_bias
 from edgevlm.graphs.parts import EncoderSpec, ModelParts
 
 EARLY, GLOBAL, LOGITS = "early_cls_attention", "global_attention", "cls_logits"
@@ -79,7 +79,8 @@ class Observed(nn.Module):
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         query, key, value = self.layer.project(x)
-        signals = list(self.signals(query, key, self.layer.heads, state))
+        bias = size_bias(self.layer, state)
+        signals = list(self.signals(query, key, self.layer.heads, bias, state))
         outputs = self.layer.finish(x, query, key, value, *state)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         if HIDDEN in self.names:
@@ -88,10 +89,22 @@ class Observed(nn.Module):
         return outputs, tuple(signals)
 
     def signals(
-        self, query: Tensor, key: Tensor, heads: int, state: tuple[Tensor, ...]
+        self,
+        query: Tensor,
+        key: Tensor,
+        heads: int,
+        bias: Tensor | None,
+        state: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:
-        """Each signal, from queries and keys [1, n, H*D] and, if tokens merged, size and origin."""
-        bias = log_size(state)
+        """Each signal of a layer.
+
+        Args:
+            query: Its queries, [1, n, H*D].
+            key: Its keys, the same.
+            heads: H.
+            bias: What its scores get where merged tokens weigh more, `size_bias`.
+            state: If tokens merged, size and origin.
+        """
         signals = []
         for name in self.names:
             if name == HIDDEN:  # it is no matter of queries and keys
@@ -107,9 +120,10 @@ class Observed(nn.Module):
                 if name != LOGITS:
                     scores = _attention(scores, bias)
                 signal = scores.mean((1, 2)).unsqueeze(-1)
-            if state:  # a merged token's attention is shared by those that it stands for
+            if state:
                 size, origin = state
-                signal = signal if name in (*KEYS, LOGITS) else signal / size
+                if bias is not None and name not in (*KEYS, LOGITS):
+                    signal = signal / size  # it has the attention of all that it stands for
                 signal = signal.index_select(1, origin[0])
             signals.append(self._own_tokens(signal))
         return tuple(signals)
@@ -161,7 +175,7 @@ class Beyond(Observed):
     def __init__(
         self,
         connector: nn.Module,
-        after: Sequence[EncoderLayer | MergingLayer],
+        after: Sequence[Any],
         names: Sequence[str],
         class_token: bool,
         fold: nn.Module,
@@ -169,7 +183,9 @@ class Beyond(Observed):
         super().__init__(connector, names, class_token, fold)
         self.between = nn.ModuleList(after[:-1])
         last = after[-1]
-        self.last = QueryKey(last.layer if isinstance(last, MergingLayer) else last)
+        merging = isinstance(last, MergingLayer)
+        self.last = QueryKey(last.layer if merging else last)
+        self.method = last.method if merging else None  # for `size_bias`, as a layer has it
 
     def forward(self, *state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         features, beyond = self.layer(*state), state
@@ -177,7 +193,8 @@ class Beyond(Observed):
             outputs = layer(*beyond)
             beyond = outputs if isinstance(outputs, tuple) else (outputs,)
         query, key = self.last(beyond[0])
-        return (features,), self.signals(query, key, self.last.heads, beyond[1:])
+        bias = size_bias(self, beyond[1:])
+        return (features,), self.signals(query, key, self.last.heads, bias, beyond[1:])
 
 
 def observe(

@@ -83,7 +83,7 @@ class Method(TokensMethod):
         ValueError: If t is negative, alpha is not between -1 and 1, or `cell` is below 1.
     """
 
-    signals = ("global_attention",)
+    signals: tuple[str, ...] = ("global_attention",)
 
     def __init__(
         self,
