@@ -112,11 +112,11 @@ class Observed(nn.Module):
             count = 1 if name in FLAT else heads
             signal = _keys(key, count)
             if name == GLOBAL:
-                weights = _attention(_scores(query, key, count), bias).mean(1)
+                weights = _attention(attention_scores(query, key, count), bias).mean(1)
                 signal = global_rows(weights, self.global_times, self.class_token).unsqueeze(-1)
             elif name not in KEYS:
                 rows = query[:, :1] if self.class_token else query
-                scores = _scores(rows, key, count)
+                scores = attention_scores(rows, key, count)
                 if name != LOGITS:
                     scores = _attention(scores, bias)
                 signal = scores.mean((1, 2)).unsqueeze(-1)
@@ -296,7 +296,7 @@ def _attention(scores: Tensor, bias: Tensor | None) -> Tensor:
     return (scores if bias is None else scores + bias).softmax(-1)
 
 
-def _scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
+def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
     """Scores of queries [1, S, H*D] and keys [1, N, H*D] before softmax: [1, heads, S, N]."""
     rows, columns = (x.reshape(1, x.shape[1], heads, -1).transpose(1, 2) for x in (query, key))
     return rows * columns.shape[-1] ** -0.5 @ columns.transpose(2, 3)
