@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevlm.errors import PlanError
-from edgevlm.graphs.layers import EncoderLayer, QueryKey
+from edgevlm.graphs.layers import QueryKey
 from edgevlm.graphs.merging import MergingLayer, log_size
 from edgevlm.graphs.parts import EncoderSpec, ModelParts
 
@@ -105,7 +105,7 @@ class Beyond(Observed):
     def __init__(
         self,
         connector: nn.Module,
-        after: Sequence[EncoderLayer | MergingLayer],
+        after: Sequence[Any],
         names: Sequence[str],
         class_token: bool,
         fold: nn.Module,
