@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import QueryKey
-from edgevlm.graphs.merging import MergingLayer, log_size
+from edgevlm.graphs.merging import MergingLayer, size_bias
 from edgevlm.graphs.parts import EncoderSpec, ModelParts
 
 EARLY, GLOBAL, LOGITS = "early_cls_attention", "global_attention", "cls_logits"
@@ -64,15 +64,28 @@ class Observed(nn.Module):
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         query, key, value = self.layer.project(x)
-        signals = self.signals(query, key, self.layer.heads, state)
+        bias = size_bias(self.layer, state)
+        signals = self.signals(query, key, self.layer.heads, bias, state)
         outputs = self.layer.finish(x, query, key, value, *state)
         return outputs if isinstance(outputs, tuple) else (outputs,), signals
 
     def signals(
-        self, query: Tensor, key: Tensor, heads: int, state: tuple[Tensor, ...]
+        self,
+        query: Tensor,
+        key: Tensor,
+        heads: int,
+        bias: Tensor | None,
+        state: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:
-        """Each signal, from queries and keys [1, n, H*D] and, if tokens merged, size and origin."""
-        bias = log_size(state)
+        """Each signal of a layer.
+
+        Args:
+            query: [1, n, H*D].
+            key: The same.
+            heads: H.
+            bias: What the layer adds to the scores of merged tokens, [1, 1, 1, n], or nothing.
+            state: Size and origin where tokens have merged, or nothing.
+        """
         signals = []
         for name in self.names:
             count = 1 if name in FLAT else heads
@@ -86,9 +99,10 @@ class Observed(nn.Module):
                 if name != LOGITS:
                     scores = _attention(scores, bias)
                 signal = scores.mean((1, 2)).unsqueeze(-1)
-            if state:  # a merged token's attention is shared by those that it stands for
+            if state:
                 size, origin = state
-                signal = signal if name in (*KEYS, LOGITS) else signal / size
+                if bias is not None and name not in (*KEYS, LOGITS):
+                    signal = signal / size  # it has the attention of all that it stands for
                 signal = signal.index_select(1, origin[0])
             signals.append(self._own_tokens(signal))
         return tuple(signals)
@@ -113,6 +127,7 @@ class Beyond(Observed):
         super().__init__(connector, names, class_token, fold)
         self.between = nn.ModuleList(after[:-1])
         last = after[-1]
+        self.method = last.method if isinstance(last, MergingLayer) else None
         self.last = QueryKey(last.layer if isinstance(last, MergingLayer) else last)
 
     def forward(self, *state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -121,7 +136,8 @@ class Beyond(Observed):
             outputs = layer(*beyond)
             beyond = outputs if isinstance(outputs, tuple) else (outputs,)
         query, key = self.last(beyond[0])
-        return (features,), self.signals(query, key, self.last.heads, beyond[1:])
+        bias, heads = size_bias(self, beyond[1:]), self.last.heads
+        return (features,), self.signals(query, key, heads, bias, beyond[1:])
 
 
 def observe(parts: ModelParts, names: Sequence[str]) -> ModelParts:

@@ -69,9 +69,12 @@ class VisionMethod(SiteMethod, Protocol):
 
     Attributes:
         between: Tokens merge between attention and MLP of a layer; else after both.
+        proportional: A merged token weighs as much in the attention of later layers as the patches
+            that it stands for (the logarithm of their number is added to the scores); else as one.
     """
 
     between: bool = True
+    proportional: bool = False
 
     def plan(self, patches: int, layers: int) -> tuple[int, ...]:
         """Patches left after each layer.
