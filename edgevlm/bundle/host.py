@@ -17,7 +17,7 @@ SIDES = ("", "left", "right", "both")
 # What `encode` may give beside features, for methods; graphs/signals.py defines each.
 SIGNALS = (
     "cls_attention", "early_cls_attention", "flat_cls_attention", "cls_logits", "keys", "flat_keys",
-    "global_attention",
+    "global_attention", "hidden", "patch_entropy",
 )  # fmt: skip
 
 

@@ -5,9 +5,11 @@ Of the layer that gives the features, or the first one, from queries and keys th
     cls_attention         [1, N]     attention of the class token to each token, mean of heads
     early_cls_attention   [1, N]     the same in the first layer
     keys                  [1, N, D]  keys, mean of heads
-    global_attention      [1, N]     mean attention of the global tokens, those that receive more
-                                     than 39.3 times what a token receives in the mean, and the one
-                                     that receives most (VFlowOpt, arXiv 2508.05211, its setting)
+    global_attention      [1, N]     mean attention of the global tokens: those that receive more
+                                     than `global_times` of the method what a token receives in
+                                     the mean, and the one that receives most (VFlowOpt, arXiv
+                                     2508.05211)
+    hidden                [1, N, C]  the layer's output, before the connector
 
 Of the last layer, which may come after it (LLaVA takes features from the last but one). It is then
 computed up to queries and keys, behind the connector, which gives these signals:
@@ -15,6 +17,10 @@ computed up to queries and keys, behind the connector, which gives these signals
     cls_logits            [1, N]     scores of the class token before softmax, mean of heads
     flat_cls_attention    [1, N]     its attention, as if the layer had one head
     flat_keys             [1, N, C]  keys of all heads side by side
+
+Of the pixels, taken back to 8 bits:
+
+    patch_entropy         [1, N]     softmax over a view of the entropy of a patch's grey values
 
 The class token itself is left out. An encoder without one has no such row; its stand-in is what a
 token receives, mean of all queries, as VisionZip does for such encoders (arXiv 2412.04467, section
@@ -25,6 +31,7 @@ A connector that folds patches into a token folds their signals too: the token h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,15 +39,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import QueryKey
 from edgevlm.graphs.merging import MergingLayer, size_bias
 from edgevlm.graphs.parts import EncoderSpec, ModelParts
 
 EARLY, GLOBAL, LOGITS = "early_cls_attention", "global_attention", "cls_logits"
-GLOBAL_TIMES = 39.3
+HIDDEN, ENTROPY = "hidden", "patch_entropy"
 KEYS, FLAT = ("keys", "flat_keys"), ("flat_cls_attention", "flat_keys")
 OF_LAST_LAYER = (LOGITS, *FLAT)
+# Of VFlowOpt: the weight of each colour in a grey value, and what the logarithm of a share gets.
+GREY, LEAST_SHARE = 0.3333, 1e-10
 
 
 class Observed(nn.Module):
@@ -57,17 +67,26 @@ class Observed(nn.Module):
         names: Sequence[str],
         class_token: bool,
         fold: nn.Module,
+        global_times: float = 0.0,
     ) -> None:
         super().__init__()
         self.layer, self.names = layer, tuple(names)
-        self.class_token, self.fold = class_token, fold
+        self.class_token, self.fold, self.global_times = class_token, fold, global_times
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        return f"{self.names}, {self.class_token}, {self.global_times}"
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         query, key, value = self.layer.project(x)
         bias = size_bias(self.layer, state)
-        signals = self.signals(query, key, self.layer.heads, bias, state)
+        signals = list(self.signals(query, key, self.layer.heads, bias, state))
         outputs = self.layer.finish(x, query, key, value, *state)
-        return outputs if isinstance(outputs, tuple) else (outputs,), signals
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        if HIDDEN in self.names:
+            rows = outputs[0].index_select(1, outputs[2][0]) if state else outputs[0]
+            signals.insert(self.names.index(HIDDEN), self._own_tokens(rows))
+        return outputs, tuple(signals)
 
     def signals(
         self,
@@ -80,19 +99,21 @@ class Observed(nn.Module):
         """Each signal of a layer.
 
         Args:
-            query: [1, n, H*D].
-            key: The same.
+            query: Its queries, [1, n, H*D].
+            key: Its keys, the same.
             heads: H.
-            bias: What the layer adds to the scores of merged tokens, [1, 1, 1, n], or nothing.
-            state: Size and origin where tokens have merged, or nothing.
+            bias: What its scores get where merged tokens weigh more, `size_bias`.
+            state: If tokens merged, size and origin.
         """
         signals = []
         for name in self.names:
+            if name == HIDDEN:  # it is no matter of queries and keys
+                continue
             count = 1 if name in FLAT else heads
             signal = _keys(key, count)
             if name == GLOBAL:
                 weights = _attention(_scores(query, key, count), bias).mean(1)
-                signal = global_rows(weights, GLOBAL_TIMES, self.class_token).unsqueeze(-1)
+                signal = global_rows(weights, self.global_times, self.class_token).unsqueeze(-1)
             elif name not in KEYS:
                 rows = query[:, :1] if self.class_token else query
                 scores = _scores(rows, key, count)
@@ -113,6 +134,41 @@ class Observed(nn.Module):
         return folded.squeeze(-1) if folded.shape[-1] == 1 else folded
 
 
+class ObservedPixels(Observed):
+    """The embedding that also gives the entropy of its patches: pixel_values -> hidden, entropy.
+
+    Raises:
+        PlanError: If the patches of a view are no grid of square patches.
+    """
+
+    def __init__(
+        self, embedding: nn.Module, fold: nn.Module, patches: int, image: ImageSpec
+    ) -> None:
+        super().__init__(embedding, (ENTROPY,), False, fold)
+        self.side = math.isqrt(image.height * image.width // patches)
+        if (image.height // self.side) * (image.width // self.side) != patches:
+            raise PlanError(
+                f"signal '{ENTROPY}' needs a view of square patches alone, this one has {patches}"
+                f" tokens from {image.width}x{image.height} pixels"
+            )
+        self.mean, self.std = image.mean, image.std
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        return f"{self.side}, {self.mean}, {self.std}"
+
+    def forward(
+        self, pixel_values: Tensor, *state: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        mean, std = (torch.tensor(three)[:, None, None] for three in (self.mean, self.std))
+        values = ((pixel_values[0] * std + mean) * 255.0).round().clamp(0.0, 255.0)
+        height, width = values.shape[1] // self.side, values.shape[2] // self.side
+        cut = values[:, : height * self.side, : width * self.side]
+        cut = cut.reshape(3, height, self.side, width, self.side).permute(1, 3, 0, 2, 4)
+        shares = entropy(cut.reshape(height * width, 3, -1)).softmax(0)
+        return (self.layer(pixel_values),), (self._own_tokens(shares[None, :, None]),)
+
+
 class Beyond(Observed):
     """The connector, and signals of the last of the layers that follow the one before it."""
 
@@ -127,8 +183,9 @@ class Beyond(Observed):
         super().__init__(connector, names, class_token, fold)
         self.between = nn.ModuleList(after[:-1])
         last = after[-1]
-        self.method = last.method if isinstance(last, MergingLayer) else None
-        self.last = QueryKey(last.layer if isinstance(last, MergingLayer) else last)
+        merging = isinstance(last, MergingLayer)
+        self.last = QueryKey(last.layer if merging else last)
+        self.method = last.method if merging else None  # for `size_bias`, as a layer has it
 
     def forward(self, *state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         features, beyond = self.layer(*state), state
@@ -136,12 +193,23 @@ class Beyond(Observed):
             outputs = layer(*beyond)
             beyond = outputs if isinstance(outputs, tuple) else (outputs,)
         query, key = self.last(beyond[0])
-        bias, heads = size_bias(self, beyond[1:]), self.last.heads
-        return (features,), self.signals(query, key, heads, bias, beyond[1:])
+        bias = size_bias(self, beyond[1:])
+        return (features,), self.signals(query, key, self.last.heads, bias, beyond[1:])
 
 
-def observe(parts: ModelParts, names: Sequence[str]) -> ModelParts:
+def observe(
+    parts: ModelParts,
+    names: Sequence[str],
+    global_times: float = 0.0,
+    image: ImageSpec | None = None,
+) -> ModelParts:
     """The parts with the encoder's modules that give `names` observed.
+
+    Args:
+        parts: The model.
+        names: Signals.
+        global_times: Of the method, for `global_attention`.
+        image: Preprocessing, for `patch_entropy`.
 
     Raises:
         PlanError: If the encoder has no layer that gives one of them.
@@ -149,7 +217,7 @@ def observe(parts: ModelParts, names: Sequence[str]) -> ModelParts:
     encoder, layers = parts.encoder, list[Any](parts.encoder.layers)
     common = encoder.spec.class_token, encoder.fold
     beyond = [name for name in names if encoder.after and name in OF_LAST_LAYER]
-    inside = [name for name in names if name not in beyond]
+    inside = [name for name in names if name not in (*beyond, ENTROPY)]
     if inside and not layers:
         missing = inside[0]
         raise PlanError(f"signal '{missing}' comes from a layer of the encoder, this one has none")
@@ -157,11 +225,15 @@ def observe(parts: ModelParts, names: Sequence[str]) -> ModelParts:
     for index in {0, last}:
         here = [name for name in inside if (0 if name == EARLY else last) == index]
         if here:
-            layers[index] = Observed(layers[index], here, *common)
-    connector = encoder.connector
+            layers[index] = Observed(layers[index], here, *common, global_times)
+    connector, embedding = encoder.connector, encoder.embedding
     if beyond:
         connector = Beyond(connector, encoder.after, beyond, *common)
-    return replace(parts, encoder=replace(encoder, layers=tuple(layers), connector=connector))
+    if ENTROPY in names:
+        assert image is not None
+        embedding = ObservedPixels(embedding, encoder.fold, encoder.spec.patches, image)
+    observed = replace(encoder, embedding=embedding, layers=tuple(layers), connector=connector)
+    return replace(parts, encoder=observed)
 
 
 def reads_last_layer(names: Sequence[str]) -> bool:
@@ -208,7 +280,11 @@ def pack(module: nn.Module, signal: Tensor) -> Tensor:
 
 def signal_width(encoder: EncoderSpec, name: str) -> int:
     """E of a signal [1, N, E]; 0 for one number a token, [1, N]."""
-    widths = {"keys": encoder.head_size, "flat_keys": encoder.head_size * encoder.heads}
+    widths = {
+        "keys": encoder.head_size,
+        "flat_keys": encoder.head_size * encoder.heads,
+        HIDDEN: encoder.width,
+    }
     return widths.get(name, 0)
 
 
@@ -231,7 +307,7 @@ def global_rows(weights: Tensor, times: float, class_token: bool = False) -> Ten
 
     Args:
         weights: Attention, mean of heads, f32 [1, N, N].
-        times: A token is global if it receives more than so many times the mean.
+        times: A token is global if it receives more than so many times the mean, or most of all.
         class_token: Token 0 is no token of the image: it is never global.
 
     Returns:
@@ -240,6 +316,27 @@ def global_rows(weights: Tensor, times: float, class_token: bool = False) -> Ten
     received = weights.mean(1)  # [1, N]
     if class_token:
         received = torch.where(torch.arange(received.shape[1]) == 0, 0.0, received)
-    least = torch.minimum(received.mean(1, True) * times, received.amax(1, True))
-    is_global = (received >= least).to(weights.dtype)
+    above = received > received.mean(1, True) * times
+    is_global = (above | (received >= received.amax(1, True))).to(weights.dtype)
     return (is_global.unsqueeze(1) @ weights).squeeze(1) / is_global.sum(1, keepdim=True)
+
+
+def entropy(pixels: Tensor) -> Tensor:
+    """Entropy of the grey values of patches, in bits.
+
+    The 256 bins are products of the two hexadecimal digits, so that no bin is counted by itself and
+    nothing is scattered.
+
+    Args:
+        pixels: Red, green and blue of each pixel, integers from 0 to 255, f32 [n, 3, p].
+
+    Returns:
+        f32 [n].
+    """
+    grey = (pixels * GREY).sum(1).round()  # [n, p]
+    high = (grey / 16.0).floor()
+    digit = torch.arange(16.0)
+    rows = (high.unsqueeze(1) == digit.unsqueeze(1)).float()  # [n, 16, p]
+    columns = ((grey - 16.0 * high).unsqueeze(2) == digit).float()  # [n, p, 16]
+    share = (rows @ columns).flatten(1) / pixels.shape[2]  # [n, 256]
+    return -(share * (share + LEAST_SHARE).log()).sum(1) / math.log(2.0)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from edgevlm.bundle.functions import Block
-from edgevlm.bundle.host import Embedding, KVCache, Layout
+from edgevlm.bundle.host import Embedding, ImageSpec, KVCache, Layout
 from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
 from edgevlm.errors import ModelError, PlanError
@@ -75,11 +75,13 @@ class ChosenMethods:
             return ()
         return tuple(pruning.entering(layer) for layer in range(len(pruning.counts) + 1))
 
-    def applied(self, parts: ModelParts) -> ModelParts:
+    def applied(self, parts: ModelParts, image: ImageSpec) -> ModelParts:
         """The parts of a model with its methods: tokens merge, signals are given, tokens leave."""
         merging = merge(parts.encoder, self.encoder, self.encoder_tokens)
         merged = replace(parts, encoder=merging)
-        return replace(observe(merged, self.tokens.signals), pruning=self.pruning)
+        method = self.tokens
+        observed = observe(merged, method.signals, method.global_times, image)
+        return replace(observed, pruning=self.pruning)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ class VlmPlanned:
 
     def parts(self, model: Any) -> ModelParts:
         """The model as static modules, with its methods."""
-        return self.methods.applied(self.checkpoint.family.parts(model, self.description))
+        parts = self.checkpoint.family.parts(model, self.description)
+        return self.methods.applied(parts, self.description.image)
 
     def build(self, block: Block, parts: ModelParts) -> nn.Module:
         """The module of a block."""
@@ -125,7 +128,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     methods = choose_methods(recipe, description)
     checkpoint = replace(checkpoint, all_layers=reads_last_layer(methods.tokens.signals))
     model = checkpoint.empty_model()
-    parts = methods.applied(checkpoint.family.parts(model, description))
+    parts = methods.applied(checkpoint.family.parts(model, description), description.image)
     embedding = _embedding(recipe, target, parts, description.decoder)
     vocabulary = parts.table[0].shape[0]
     speller = Speller(load_tokenizer(checkpoint), vocabulary, description.placeholder)

@@ -1,4 +1,4 @@
-"""Which tokens belong to which tile, for methods that weigh tiles against each other.
+"""Which tokens belong to which tile, for methods that treat or weigh each tile by itself.
 
 Families order tiles in two ways: a grid for each tile, or one packed grid of all tiles. The number
 of grids tells which; the grid of the whole picture (the thumbnail) is beside them.
@@ -6,16 +6,73 @@ of grids tells which; the grid of the whole picture (the thumbnail) is beside th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from edgevlm.errors import PlanError
-from edgevlm.graphs.selection import ascending, ranks
+from edgevlm.graphs.selection import ascending, in_raster_order, ranks
 from edgevlm.graphs.visual_shape import VisualShape
 
+# Where the tokens of a view are: a run of them, or their positions i64 [n].
+Place = slice | Tensor
 # Added to the score of a token within its tile's budget, so that it comes before all others:
 # attention and its sums are at most a few.
 WITHIN_BUDGET = 1e4
+
+
+def split_views(shape: VisualShape) -> tuple[VisualShape, list[Place]]:
+    """The shape with a grid for each view, and where the tokens of each are, in its raster order.
+
+    A packed grid is taken apart into its tiles, since most methods were made for one view.
+    """
+    grids, places, start = list[tuple[int, int]](), list[Place](), 0
+    separate = len(shape.grids) - 1 == shape.tiles[0] * shape.tiles[1]
+    whole = 0 if shape.global_view == "first" else len(shape.grids) - 1
+    for index, grid in enumerate(shape.grids):
+        size = grid[0] * grid[1]
+        if not shape.global_view or separate or index == whole:
+            grids.append(grid)
+            places.append(slice(start, start + size))
+        else:
+            height, width = grid[0] // shape.tiles[0], grid[1] // shape.tiles[1]
+            for corner in range(start, start + size, height * grid[1]):
+                for left in range(corner, corner + grid[1], width):
+                    lines = [left + line * grid[1] for line in range(height)]
+                    grids.append((height, width))
+                    places.append(torch.tensor([i + x for i in lines for x in range(width)]))
+        start += size
+    return replace(shape, grids=tuple(grids), tiles=(1, 1), global_view="", padding=(0, 0)), places
+
+
+def tokens_at(x: Tensor, place: Place) -> Tensor:
+    """The tokens of a view [1, n, …] of a tensor of all tokens [1, N, …]."""
+    return x.index_select(1, place) if isinstance(place, Tensor) else x[:, place]
+
+
+def rows_at(x: Tensor, place: Place) -> Tensor:
+    """The tokens of a view as rows [n, …] of a tensor of all tokens [1, N, …]."""
+    return x[0].index_select(0, place) if isinstance(place, Tensor) else x[0, place]
+
+
+def positions_at(place: Place, indices: Tensor) -> Tensor:
+    """Positions among all tokens of tokens i64 [k] of a view."""
+    return place.index_select(0, indices) if isinstance(place, Tensor) else indices + place.start
+
+
+def joined(places: list[Place], positions: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Positions of all views i64 [K], ascending, and their order i64 [K] where it changed.
+
+    Args:
+        places: Where the tokens of each view are.
+        positions: Of each view, ascending in it.
+    """
+    every = torch.cat(positions)
+    if not any(isinstance(place, Tensor) for place in places):
+        return every, None
+    ordered, order = in_raster_order(every, torch.arange(every.shape[0]))
+    return ordered, order
 
 
 def thumbnail(method: str, shape: VisualShape) -> tuple[int, tuple[int, int]]:

@@ -71,6 +71,11 @@ class Exported:
         by_name = dict(zip(names, signals, strict=True))
         return [features, *(by_name[name] for name in self.methods.tokens.signals)]
 
+    def packed(self, values: Tensor) -> Tensor:
+        """Values of the tokens of each view [P, N] in the order of the method's features [P*N]."""
+        column = self.parts.pack(values.reshape(1, -1, 1).float())
+        return column.flatten().to(values.dtype)
+
     @torch.no_grad()
     def reduced(self, pixels: Tensor, run: Run | None = None) -> tuple[Tensor, Tensor]:
         """Visual tokens [K, C] and their positions i64 [K], of all views; as `encoded`."""
@@ -102,7 +107,7 @@ class Model:
         recipe = Recipe(methods=choices, tokens=tokens, tiles=tiles, frames=frames)
         description = self.family.describe(self.own.config, {}, recipe)
         chosen = choose_methods(recipe, description)
-        parts = chosen.applied(self.family.parts(self.own, description))
+        parts = chosen.applied(self.family.parts(self.own, description), description.image)
         return Exported(description, chosen, parts)
 
     @torch.no_grad()
