@@ -112,12 +112,18 @@ def merge(encoder: EncoderParts, method: Any, counts: tuple[int, ...]) -> Encode
     if counts[-1:] == counts[:1]:
         return encoder
     start = next(i for i in range(len(encoder.layers)) if counts[i + 1] < counts[i])
-    layers: list[nn.Module] = list(encoder.layers[:start])
-    for index in range(start, len(encoder.layers)):
-        layer: Any = encoder.layers[index]
-        pair = counts[index], counts[index + 1]
-        layers.append(MergingLayer(layer, method, pair, encoder.spec.class_token))
-    return replace(encoder, layers=tuple(layers), connector=PutBack(encoder.connector))
+    total = len(encoder.layers)
+    layers: list[Any] = [*encoder.layers, *encoder.after]
+    all_counts = (*counts, *counts[-1:] * len(encoder.after))  # behind the last none merge
+    for index in range(start, len(layers)):
+        pair = all_counts[index], all_counts[index + 1]
+        layers[index] = MergingLayer(layers[index], method, pair, encoder.spec.class_token)
+    return replace(
+        encoder,
+        layers=tuple(layers[:total]),
+        connector=PutBack(encoder.connector),
+        after=tuple(layers[total:]),
+    )
 
 
 def merges(module: Any) -> bool:
