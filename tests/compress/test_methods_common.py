@@ -24,8 +24,6 @@ ANY = 0
 REFUSALS = {
     ("globalcom2", SHAPE, ANY): "the picture has no tiles beside it",
     ("globalcom2", TILES, ANY): "the picture has no tiles beside it",
-    ("hired", SHAPE, ANY): "the picture has no tiles beside it",
-    ("hired", TILES, ANY): "the picture has no tiles beside it",
     ("identity", SHAPE, ANY): "identity keeps all of them",
     ("identity", TILES, ANY): "identity keeps all of them",
     ("identity", TILED, ANY): "identity keeps all of them",

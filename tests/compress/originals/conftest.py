@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edgevlm.graphs.blocks import ReduceBlock, VisionBlock
 from edgevlm.graphs.parts import ModelParts
+from edgevlm.graphs.signals import Observed
 from edgevlm.graphs.trace import check
 from edgevlm.planning.vlm import ChosenMethods, choose_methods
 from edgevlm.recipe import MethodChoice, Recipe
@@ -27,6 +28,7 @@ transformers = pytest.importorskip("transformers")
 # Weights of a layer get this deviation, so that attention is far from even.
 DEVIATION = 0.3
 SIDE, WIDTH = 7, 32  # patches of a view each way; channels
+Run = Callable[[nn.Module, Sequence[Tensor]], Any]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Exported:
 
     @property
     def vision(self) -> VisionBlock:
-        """`encode` of a view [1, 3, h_px, w_px]: features, then signals in the method's order."""
+        """`encode` of a view [1, 3, h_px, w_px]: features, then signals as they arise."""
         return VisionBlock(self.parts.encoder.modules).eval()
 
     @property
@@ -53,13 +55,21 @@ class Exported:
         """`reduce`: features and signals of all views -> visual tokens and their positions."""
         return ReduceBlock(self.parts.pack, self.methods.tokens, self.description.shape).eval()
 
-    def encoded(self, pixels: Tensor) -> list[Tensor]:
-        """Outputs of `encode`, all views [P, 3, h_px, w_px] side by side."""
-        vision, views = self.vision, []
+    def encoded(self, pixels: Tensor, run: Run | None = None) -> list[Tensor]:
+        """Features of all views [P, 3, h_px, w_px], then their signals in the method's order.
+
+        Args:
+            pixels: The views.
+            run: Runs a block in another way than PyTorch does.
+        """
+        modules, views = self.parts.encoder.modules, list[tuple[Tensor, ...]]()
+        names = [name for m in modules if isinstance(m, Observed) for name in m.names]
         for view in pixels:
-            outputs = vision(view[None])
+            outputs = run(self.vision, [view[None]]) if run else self.vision(view[None])
             views.append(outputs if isinstance(outputs, tuple) else (outputs,))
-        return [torch.cat(tensors, 1) for tensors in zip(*views, strict=True)]
+        features, *signals = (torch.cat(tensors, 1) for tensors in zip(*views, strict=True))
+        by_name = dict(zip(names, signals, strict=True))
+        return [features, *(by_name[name] for name in self.methods.tokens.signals)]
 
     def packed(self, values: Tensor) -> Tensor:
         """Values of the tokens of each view [P, N] in the order of the method's features [P*N]."""
@@ -67,9 +77,10 @@ class Exported:
         return column.flatten().to(values.dtype)
 
     @torch.no_grad()
-    def reduced(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Visual tokens [K, C] and their positions i64 [K], of all views."""
-        tokens, positions = self.reduce(*self.encoded(pixels))[:2]
+    def reduced(self, pixels: Tensor, run: Run | None = None) -> tuple[Tensor, Tensor]:
+        """Visual tokens [K, C] and their positions i64 [K], of all views; as `encoded`."""
+        inputs = self.encoded(pixels, run)
+        tokens, positions = (run(self.reduce, inputs) if run else self.reduce(*inputs))[:2]
         return tokens[0], positions[0].long()
 
 
@@ -203,7 +214,7 @@ def views() -> Callable[..., Tensor]:
 
 
 @pytest.fixture(scope="session")
-def traced() -> Callable[[nn.Module, Sequence[Tensor]], Any]:
+def traced() -> Run:
     """Run a block by the graph that an exporter gets of it."""
 
     @torch.no_grad()
