@@ -1,7 +1,7 @@
 """LLaVA-PruMerge: keep the tokens that the class token attends to, and add similar ones to each.
 
-For each grid (tile, frame) with its budget k of K, a the attention of the class token in the last
-layer of the encoder, as of one head:
+For each view (thumbnail, tile, frame) with its budget k of K, where a is the attention of the class
+token in the last layer of the encoder, as of one head:
 
  1. The k - 1 tokens with the largest a are kept. PruMerge+ (`plus`) keeps tokens at even steps in
     raster order too, and as many fewer of the others.
@@ -24,6 +24,13 @@ from torch import Tensor
 
 from edgevlm.compress.shared.budgets import grid_budgets, kept_tokens
 from edgevlm.compress.shared.contract import TokensMethod
+from edgevlm.compress.shared.tiles import (
+    joined,
+    positions_at,
+    rows_at,
+    split_views,
+    tokens_at,
+)
 from edgevlm.errors import PlanError
 from edgevlm.graphs.selection import (
     ROUNDING,
@@ -57,7 +64,7 @@ DIFFERS = (
     " from how many they are; same kept tokens and weights at the same number; weights are applied"
     " after the projector (original: before it); tokens are in raster order (original: by"
     " attention, pruned sum last); a tower without a class token is scored by the attention that"
-    " each token receives, and a packed grid of several tiles shares one budget"
+    " each token receives"
 )
 
 NEIGHBOURS = 32
@@ -66,11 +73,11 @@ NEVER = -2.0
 
 
 class Method(TokensMethod):
-    """Keeps k - 1 tokens for each grid's budget k and merges the rest into them and one more.
+    """Keeps k - 1 tokens for each view's budget k and merges the rest into them and one more.
 
     Args:
         tokens: K, number of tokens kept; None keeps all.
-        plus: PruMerge+: each token of a grid at a multiple of this step is kept; 0 is PruMerge. The
+        plus: PruMerge+: each token of a view at a multiple of this step is kept; 0 is PruMerge. The
             original's step is a third of N / n, both rounded down, for n outliers.
 
     Raises:
@@ -88,12 +95,13 @@ class Method(TokensMethod):
         """Tokens kept: K.
 
         Raises:
-            PlanError: If K is not between the number of grids and N, or a grid's budget has no room
+            PlanError: If K is not between the number of views and N, or a view's budget has no room
                 for the tokens at even steps.
         """
         kept = kept_tokens("prumerge", self.tokens, shape.tokens)
-        budgets = grid_budgets("prumerge", shape, kept)
-        for (height, width), budget in zip(shape.grids, budgets, strict=True):
+        views, _ = split_views(shape)
+        budgets = grid_budgets("prumerge", views, kept)
+        for (height, width), budget in zip(views.grids, budgets, strict=True):
             steps = len(spaced(height * width, self.plus))
             if steps >= budget and kept < shape.tokens:
                 raise PlanError(
@@ -111,7 +119,7 @@ class Method(TokensMethod):
         flat_keys: Tensor,
         shape: VisualShape | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Select and merge in each grid.
+        """Select and merge in each view.
 
         Args:
             features: f32 [1, N, C].
@@ -127,22 +135,21 @@ class Method(TokensMethod):
             return keep_all(features)
         shape = shape or square_shape("prumerge", features)
         check_shape("prumerge", features, shape)
-        tokens, positions, start = [], [], 0
-        budgets = grid_budgets("prumerge", shape, kept)
-        for (height, width), budget in zip(shape.grids, budgets, strict=True):
-            end = start + height * width
-            grid = slice(start, end)
-            weights, kept_in = merge_weights(
-                flat_cls_attention[0, grid], flat_keys[0, grid], budget, self.plus
-            )
-            tokens.append(weights @ features[:, grid])
-            positions.append(kept_in + start)
-            start = end
-        return torch.cat(tokens, 1), torch.cat(positions).to(torch.int32).unsqueeze(0)
+        views, places = split_views(shape)
+        tokens, positions = [], []
+        for place, budget in zip(places, grid_budgets("prumerge", views, kept), strict=True):
+            attention, keys = rows_at(flat_cls_attention, place), rows_at(flat_keys, place)
+            weights, kept_in = merge_weights(attention, keys, budget, self.plus)
+            tokens.append(weights @ tokens_at(features, place))
+            positions.append(positions_at(place, kept_in))
+        rows = torch.cat(tokens, 1)
+        every, order = joined(places, positions)
+        rows = rows if order is None else rows.index_select(1, order)
+        return rows, every.to(torch.int32).unsqueeze(0)
 
 
 def spaced(total: int, step: int) -> range:
-    """Tokens of a grid of `total` that PruMerge+ keeps whatever their attention; 0 is none.
+    """Tokens of a view of `total` that PruMerge+ keeps whatever their attention; 0 is none.
 
     The last token is none of them, as in the original.
     """
@@ -152,7 +159,7 @@ def spaced(total: int, step: int) -> range:
 def merge_weights(
     attention: Tensor, keys: Tensor, kept: int, plus: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """W of one grid, from attention [n] and keys [n, D].
+    """W of one view, from attention [n] and keys [n, D].
 
     Args:
         attention: Of the class token: at most 1.

@@ -58,6 +58,25 @@ def test_tokens_are_the_originals(model_of: Any, views: Any, traced: Any, step: 
         torch.testing.assert_close(tokens[rows], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_each_tile_is_a_view(model_of: Any, views: Any) -> None:
+    """As a batch of the original: a thumbnail and tiles, the same number of each."""
+    model = model_of("llava_next")
+    model.own.model.multi_modal_projector = nn.Identity()
+    pixels = views(5)
+    exported = model.exported("prumerge", tokens=5 * 7, tiles=(2, 2))
+    tokens, positions = exported.reduced(pixels)
+    view = exported.packed(torch.arange(5).repeat_interleave(49).reshape(5, 49))
+    number = exported.packed(torch.arange(49).repeat(5, 1))
+    queries, keys = model.projections(pixels, -1)
+    states = model.states(pixels)[-2][:, 1:]
+    for index in range(5):
+        here = (view[positions] == index).nonzero()[:, 0]
+        indices, expected = original_tokens(states[index], queries[index], keys[index], 6, 0)
+        place = dict(zip(number[positions[here]].tolist(), here.tolist(), strict=True))
+        rows = [place.pop(i) for i in indices]
+        torch.testing.assert_close(tokens[[*rows, *place.values()]], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_kept_tokens_are_the_originals_behind_a_projector(llava_next: Any, views: Any) -> None:
     """The same tokens leave; the weights are applied to what the projector gives."""
     pixels = views(1)
