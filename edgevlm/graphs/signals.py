@@ -49,8 +49,8 @@ EARLY, GLOBAL, LOGITS = "early_cls_attention", "global_attention", "cls_logits"
 HIDDEN, ENTROPY = "hidden", "patch_entropy"
 KEYS, FLAT = ("keys", "flat_keys"), ("flat_cls_attention", "flat_keys")
 OF_LAST_LAYER = (LOGITS, *FLAT)
-# Of VFlowOpt: the weight of each colour in a grey value, and what the logarithm of a share gets.
-GREY, LEAST_SHARE = 0.3333, 1e-10
+# VFlowOpt's weight of each colour in a grey value; and less than any share of a patch's pixels.
+GREY, LEAST_SHARE = 0.3333, 1e-6
 
 
 class Observed(nn.Module):
@@ -339,4 +339,5 @@ def entropy(pixels: Tensor) -> Tensor:
     rows = (high.unsqueeze(1) == digit.unsqueeze(1)).float()  # [n, 16, p]
     columns = ((grey - 16.0 * high).unsqueeze(2) == digit).float()  # [n, p, 16]
     share = (rows @ columns).flatten(1) / pixels.shape[2]  # [n, 256]
-    return -(share * (share + LEAST_SHARE).log()).sum(1) / math.log(2.0)
+    # An empty bin adds 0 times a finite logarithm. (`share + 1e-10` is `share` in ONNX.)
+    return -(share * share.clamp(min=LEAST_SHARE).log()).sum(1) / math.log(2.0)

@@ -196,7 +196,7 @@ def recycle(importance: Tensor, cells: list[int], kept: int) -> tuple[Tensor, Te
     order = torch.where(low, rank + 2 * total, rank) - total * (first.sum(0) > 0)
     positions = marked_indices(ranks(-order.float()) < kept, kept)
     group = cell.index_select(0, positions).unsqueeze(1) == cell
-    weighted = (group & low) * (importance + SMALLEST_NORM)
+    weighted = (group & low) * torch.where(importance == 0, SMALLEST_NORM, importance)
     own = (positions.unsqueeze(1) == torch.arange(total)).float()
     sums = weighted.sum(1, keepdim=True)
     mean = weighted / torch.where(sums == 0, 1.0, sums)  # 0 where the row is of a kept token
