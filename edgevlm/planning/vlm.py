@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from edgevlm.bundle.functions import Block
-from edgevlm.bundle.host import Embedding, KVCache, Layout
+from edgevlm.bundle.host import Embedding, ImageSpec, KVCache, Layout
 from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
 from edgevlm.errors import ModelError, PlanError
@@ -26,7 +26,7 @@ from edgevlm.graphs.blocks import build
 from edgevlm.graphs.merging import merge
 from edgevlm.graphs.parts import CacheSpec, DecoderSpec, ModelParts
 from edgevlm.graphs.pruning import Pruning
-from edgevlm.graphs.signals import observe, signal_names
+from edgevlm.graphs.signals import observe, reads_last_layer, signal_names
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import Description
 from edgevlm.models.processor import load_processor, load_tokenizer, stop_ids
@@ -85,11 +85,12 @@ class ChosenMethods:
         """Signals of the encoder that a method needs, in the order in which `reduce` takes them."""
         return signal_names(self.tokens.signals, self.passed_on)
 
-    def applied(self, parts: ModelParts) -> ModelParts:
+    def applied(self, parts: ModelParts, image: ImageSpec) -> ModelParts:
         """The parts of a model with its methods: tokens merge, signals are given, tokens leave."""
         merging = merge(parts.encoder, self.encoder, self.encoder_tokens)
         merged = replace(parts, encoder=merging)
-        return replace(observe(merged, self.signals), pruning=self.pruning)
+        observed = observe(merged, self.signals, self.tokens.global_times, image)
+        return replace(observed, pruning=self.pruning)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ class VlmPlanned:
 
     def parts(self, model: Any) -> ModelParts:
         """The model as static modules, with its methods."""
-        return self.methods.applied(self.checkpoint.family.parts(model, self.description))
+        parts = self.checkpoint.family.parts(model, self.description)
+        return self.methods.applied(parts, self.description.image)
 
     def build(self, block: Block, parts: ModelParts) -> nn.Module:
         """The module of a block."""
@@ -133,12 +135,13 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     description: Description = checkpoint.describe(recipe)
     check_heads(recipe, target, description.decoder)
     methods = choose_methods(recipe, description)
+    checkpoint = replace(checkpoint, all_layers=reads_last_layer(methods.signals))
     model = checkpoint.empty_model()
-    parts = methods.applied(checkpoint.family.parts(model, description))
+    parts = methods.applied(checkpoint.family.parts(model, description), description.image)
     embedding = _embedding(recipe, target, parts, description.decoder)
     vocabulary = parts.table[0].shape[0]
     speller = Speller(load_tokenizer(checkpoint), vocabulary, description.placeholder)
-    layout = _layout(checkpoint, description, methods.reduction, speller)
+    layout = _layout(checkpoint, description, methods, speller)
     chunk, kv = _calls(recipe, target, description.decoder, methods, layout)
     host = VlmHost(
         image=description.image,
@@ -217,7 +220,7 @@ def _embedding(
 
 
 def _layout(
-    checkpoint: Checkpoint, description: Description, reduction: SiteTokens, speller: Speller
+    checkpoint: Checkpoint, description: Description, methods: ChosenMethods, speller: Speller
 ) -> Layout:
     """The layout, of which a prompt is that of the checkpoint's own processor.
 
@@ -226,7 +229,8 @@ def _layout(
             writes.
     """
     processor = load_processor(checkpoint, speller.own)
-    reduced = reduction.tokens_out < reduction.tokens_in
+    counts = methods.reduction
+    reduced = counts.tokens_out < counts.tokens_in and not methods.tokens.keeps_rows
     layout = make_layout(description, render_prompts(description, processor), speller, reduced)
     key = f"{description.content_type}_token_id"
     wanted = getattr(checkpoint.config, key, None)

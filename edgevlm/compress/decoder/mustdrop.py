@@ -3,7 +3,7 @@
 In stages: a visual token stays if the question's words together give it a large part of their
 attention to the picture, or if a single word attends to it much; each has a threshold, and the
 larger multiple of the two counts. A few tokens stay whatever the words say: those that the
-encoder's class token attends to most.
+encoder's class token attends to most in its last layer.
 
 Source: MustDrop (arXiv 2411.10803), liuting20/MustDrop. Limits: the prompt is one call.
 """
@@ -58,7 +58,7 @@ class Method(DecoderMethod):
     """
 
     contiguous = True
-    signals: tuple[str, ...] = ("cls_attention",)
+    signals: tuple[str, ...] = ("last_cls_attention",)
     carries = True
 
     def __init__(
@@ -92,7 +92,7 @@ class Method(DecoderMethod):
 
         Args:
             look: The prompt.
-            signal: Attention of the encoder's class token to each visual token, f32 [n].
+            signal: Attention of the class token in the encoder's last layer, f32 [n].
 
         Returns:
             f32 [s], 1 for each, else 0.

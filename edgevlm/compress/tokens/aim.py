@@ -32,6 +32,7 @@ DIFFERS = (
     " than half, which the original cannot. Tokens are in raster order of destinations (original:"
     " in the order of the matching)"
 )
+COMPARED = "end to end"
 
 
 class Method(TokensMethod):

@@ -33,6 +33,7 @@ DIFFERS = (
     " similarity to the words beside the picture, for the question is not known when tokens are"
     " reduced"
 )
+COMPARED = "paper's equations"
 
 
 class Method(TokensMethod):

@@ -14,6 +14,7 @@ SUMMARY = "keeps all visual tokens"
 FORMULA = "y = x"
 STATIC = "nothing"
 DIFFERS = "equals the original"
+COMPARED = "baseline"
 
 
 class Method(TokensMethod):

@@ -34,6 +34,7 @@ DIFFERS = (
     " depends on the data; a tower without a class token starts at the token"
     " that receives most attention (paper: a random token); not compared with code, there was none"
 )
+COMPARED = "paper's equations"
 
 
 class Method(TokensMethod):

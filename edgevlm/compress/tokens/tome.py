@@ -33,6 +33,7 @@ DIFFERS = (
     " not weighted by size, and tokens are in raster order of the destinations. Copies of a token"
     " tie and the first merges first, which the original leaves to rounding"
 )
+COMPARED = "vectors"
 
 
 class Method(TokensMethod):

@@ -40,6 +40,7 @@ DIFFERS = (
     " here it is applied once, before the language model, and nothing is unmerged. The side of a"
     " cell follows from K (original: 2, with at most 3/4 of the tokens merged)"
 )
+COMPARED = "vectors"
 
 
 class Method(TokensMethod):

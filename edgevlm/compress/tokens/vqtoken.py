@@ -44,6 +44,7 @@ DIFFERS = (
     " start is fixed (original: drawn at random), rounds are a fixed number (original: until the"
     " centres rest, at most 50), K is fixed (the adaptive K of the paper is not here)"
 )
+COMPARED = "paper's equations"
 
 
 class Method(TokensMethod):
