@@ -13,7 +13,7 @@ the model's modules: no weight is copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from edgevlm.bundle.functions import Block
 from edgevlm.graphs.merging import merges
 from edgevlm.graphs.parts import EmbedderParts, ModelParts
 from edgevlm.graphs.pruning import PrunedDecoderBlock
-from edgevlm.graphs.signals import encode, pack, reduced, signal_names
+from edgevlm.graphs.signals import encode, pack
 from edgevlm.graphs.visual_shape import VisualShape
 
 
@@ -91,6 +91,34 @@ class ReduceBlock(nn.Module):
         outputs = reduced(self.method, self.pack(features), self.shape, packed, self.passed_on)
         # Where all are kept the output would be the input itself, and could not have its own name.
         return outputs[0].clone(), *outputs[1:]
+
+
+def signal_names(own: Sequence[str], passed_on: Sequence[str]) -> tuple[str, ...]:
+    """Signals that the encoder gives: those of the method of site `tokens`, then others."""
+    return tuple(dict.fromkeys((*own, *passed_on)))
+
+
+def reduced(
+    method: Any,
+    features: Tensor,
+    shape: Any,
+    signals: Mapping[str, Tensor],
+    passed_on: Sequence[str],
+) -> tuple[Tensor, ...]:
+    """What the method of site `tokens` gives, then each signal passed on [1, K] of kept tokens.
+
+    Args:
+        method: The method.
+        features: f32 [1, N, C].
+        shape: Token grids that the method sees.
+        signals: All signals, by name.
+        passed_on: Names of those that a method inside the decoder needs, f32 [1, N] each.
+    """
+    outputs = method(features, shape=shape, **{name: signals[name] for name in method.signals})
+    if not passed_on:
+        return tuple(outputs)
+    kept = outputs[1][0].to(torch.int64)
+    return (*outputs, *(signals[name].index_select(1, kept) for name in passed_on))
 
 
 class DecoderBlock(nn.Module):

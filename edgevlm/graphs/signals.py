@@ -33,7 +33,7 @@ A connector that folds patches into a token folds their signals too: the token h
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -278,34 +278,6 @@ def pack(module: nn.Module, signal: Tensor) -> Tensor:
     wide = signal if signal.dim() == 3 else signal.unsqueeze(-1)
     packed: Tensor = module(wide)
     return packed.reshape(signal.shape)
-
-
-def signal_names(own: Sequence[str], passed_on: Sequence[str]) -> tuple[str, ...]:
-    """Signals that the encoder gives: those of the method of site `tokens`, then others."""
-    return tuple(dict.fromkeys((*own, *passed_on)))
-
-
-def reduced(
-    method: Any,
-    features: Tensor,
-    shape: Any,
-    signals: Mapping[str, Tensor],
-    passed_on: Sequence[str],
-) -> tuple[Tensor, ...]:
-    """What the method of site `tokens` gives, then each signal passed on [1, K] of kept tokens.
-
-    Args:
-        method: The method.
-        features: f32 [1, N, C].
-        shape: Token grids that the method sees.
-        signals: All signals, by name.
-        passed_on: Names of those that a method inside the decoder needs, f32 [1, N] each.
-    """
-    outputs = method(features, shape=shape, **{name: signals[name] for name in method.signals})
-    if not passed_on:
-        return tuple(outputs)
-    kept = outputs[1][0].to(torch.int64)
-    return (*outputs, *(signals[name].index_select(1, kept) for name in passed_on))
 
 
 def signal_width(encoder: EncoderSpec, name: str) -> int:

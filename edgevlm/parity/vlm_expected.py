@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from edgevlm.bundle.kinds.vlm import VlmPlan
+from edgevlm.graphs.blocks import reduced
 from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.pruning import PrunedDecoderBlock
-from edgevlm.graphs.signals import method_inputs, reduced
+from edgevlm.graphs.signals import method_inputs
 from edgevlm.parity.compare import Array
 from edgevlm.planning.vlm import VlmPlanned
 from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, prompt_state, rotary_tables

@@ -22,11 +22,11 @@ from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
 from edgevlm.errors import ModelError, PlanError
 from edgevlm.exporters.contract import Target
-from edgevlm.graphs.blocks import build
+from edgevlm.graphs.blocks import build, signal_names
 from edgevlm.graphs.merging import merge
 from edgevlm.graphs.parts import CacheSpec, DecoderSpec, ModelParts
 from edgevlm.graphs.pruning import Pruning
-from edgevlm.graphs.signals import observe, reads_last_layer, signal_names
+from edgevlm.graphs.signals import observe, reads_last_layer
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import Description
 from edgevlm.models.processor import load_processor, load_tokenizer, stop_ids

@@ -5,6 +5,8 @@ written here anew, from its code: whose attention it reads, in which layer, of w
 does with the rows and with their positions. Beside it runs the bundle's decoder, cut into blocks
 that hand on their outputs by name, with what fills up a call behind the prompt. Compared are the
 visual rows after each stage, which are those of the tokens that stay, and a greedy answer.
+
+One file of some length, for an original is a few lines over the driver that all of them share.
 """
 
 from __future__ import annotations
