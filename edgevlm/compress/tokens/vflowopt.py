@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -302,9 +303,10 @@ def _cosines(subject: Subject, picture: Picture, methods: Sequence[Method]) -> I
 def _encoded(subject: Subject, picture: Picture) -> tuple[Tensor, list[Tensor], Tensor]:
     """Features [1, N, C], attention of each view [1, n, n], and softmax of the entropies [1, N]."""
     observed = observe(subject.parts, ("patch_entropy",), image=subject.image)
-    *before, last, connector = observed.encoder.modules
+    modules: tuple[Any, ...] = observed.encoder.modules
+    *before, last, connector = modules
     features, weights, entropies = [], [], []
-    for view in picture.views.split(1):
+    for view in torch.split(picture.views, 1):
         (x,), (shares,) = encode(before, view)
         query, key, _ = last.project(x)
         weights.append(attention_scores(query, key, last.heads).softmax(-1).mean(1))
