@@ -16,8 +16,8 @@ SIDES = ("", "left", "right", "both")
 
 # What `encode` may give beside features, for methods; graphs/signals.py defines each.
 SIGNALS = (
-    "cls_attention", "early_cls_attention", "flat_cls_attention", "cls_logits", "keys", "flat_keys",
-    "global_attention", "hidden", "patch_entropy",
+    "cls_attention", "early_cls_attention", "flat_cls_attention", "cls_logits",
+    "last_cls_attention", "keys", "flat_keys", "global_attention", "hidden", "patch_entropy",
 )  # fmt: skip
 
 

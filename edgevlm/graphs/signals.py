@@ -15,6 +15,7 @@ Of the last layer, which may come after it (LLaVA takes features from the last b
 computed up to queries and keys, behind the connector, which gives these signals:
 
     cls_logits            [1, N]     scores of the class token before softmax, mean of heads
+    last_cls_attention    [1, N]     its attention, mean of heads
     flat_cls_attention    [1, N]     its attention, as if the layer had one head
     flat_keys             [1, N, C]  keys of all heads side by side
 
@@ -46,9 +47,10 @@ from edgevlm.graphs.merging import MergingLayer, size_bias
 from edgevlm.graphs.parts import EncoderSpec, ModelParts
 
 EARLY, GLOBAL, LOGITS = "early_cls_attention", "global_attention", "cls_logits"
+LAST = "last_cls_attention"
 HIDDEN, ENTROPY = "hidden", "patch_entropy"
 KEYS, FLAT = ("keys", "flat_keys"), ("flat_cls_attention", "flat_keys")
-OF_LAST_LAYER = (LOGITS, *FLAT)
+OF_LAST_LAYER = (LOGITS, LAST, *FLAT)
 # VFlowOpt's weight of each colour in a grey value; and less than any share of a patch's pixels.
 GREY, LEAST_SHARE = 0.3333, 1e-6
 

@@ -22,7 +22,7 @@ from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
 from edgevlm.errors import ModelError, PlanError
 from edgevlm.exporters.contract import Target
-from edgevlm.graphs.blocks import build
+from edgevlm.graphs.blocks import build, signal_names
 from edgevlm.graphs.merging import merge
 from edgevlm.graphs.parts import CacheSpec, DecoderSpec, ModelParts
 from edgevlm.graphs.pruning import Pruning
@@ -75,12 +75,21 @@ class ChosenMethods:
             return ()
         return tuple(pruning.entering(layer) for layer in range(len(pruning.counts) + 1))
 
+    @property
+    def passed_on(self) -> tuple[str, ...]:
+        """Signals of the encoder that the method of site `decoder` needs."""
+        return () if self.pruning is None else self.pruning.signals
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Signals of the encoder that a method needs, in the order in which `reduce` takes them."""
+        return signal_names(self.tokens.signals, self.passed_on)
+
     def applied(self, parts: ModelParts, image: ImageSpec) -> ModelParts:
         """The parts of a model with its methods: tokens merge, signals are given, tokens leave."""
         merging = merge(parts.encoder, self.encoder, self.encoder_tokens)
         merged = replace(parts, encoder=merging)
-        method = self.tokens
-        observed = observe(merged, method.signals, method.global_times, image)
+        observed = observe(merged, self.signals, self.tokens.global_times, image)
         return replace(observed, pruning=self.pruning)
 
 
@@ -126,7 +135,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     description: Description = checkpoint.describe(recipe)
     check_heads(recipe, target, description.decoder)
     methods = choose_methods(recipe, description)
-    checkpoint = replace(checkpoint, all_layers=reads_last_layer(methods.tokens.signals))
+    checkpoint = replace(checkpoint, all_layers=reads_last_layer(methods.signals))
     model = checkpoint.empty_model()
     parts = methods.applied(checkpoint.family.parts(model, description), description.image)
     embedding = _embedding(recipe, target, parts, description.decoder)
@@ -136,7 +145,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     chunk, kv = _calls(recipe, target, description.decoder, methods, layout)
     host = VlmHost(
         image=description.image,
-        encoder=encoder_shape(parts.encoder, description.view_tokens, methods.tokens.signals),
+        encoder=encoder_shape(parts.encoder, description.view_tokens, methods.signals),
         visual_tokens=methods.reduction.tokens_out,
         calibrated=bool(getattr(methods.tokens, "calibrate", False)),
         layout=layout,
@@ -144,6 +153,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
         rope=description.decoder.rope,
         kv=kv,
         entering=methods.entering,
+        carried="" if methods.pruning is None else methods.pruning.carried,
         chunk=chunk,
         check=recipe.speculate,
         positions=methods.positions,

@@ -100,6 +100,7 @@ def check_last_layer(model, pixels):
     flat = (query[:, first] @ key.transpose(1, 2) * key.shape[-1] ** -0.5).softmax(-1)
     expected = {
         "cls_logits": logits.mean((1, 2)).unsqueeze(-1),
+        "last_cls_attention": logits.softmax(-1).mean((1, 2)).unsqueeze(-1),
         "flat_cls_attention": flat.mean(1).unsqueeze(-1),
         "flat_keys": key,
     }
@@ -142,15 +143,17 @@ def test_merged_tokens_have_the_last_layers_signals_of_their_token(tiny):
     assert hidden.shape[1] == counts[-1] < 197
     (features,), signals = encode(observe(merged, OF_LAST_LAYER).encoder.modules, pixels)
     assert torch.equal(features, merged.encoder.connector(*state))
-    logits, flat, keys = signals
+    logits, attention, flat, keys = signals
     layer = encoder.after[0].layer
     h = layer.layer_norm1(hidden)
     query, key = layer.self_attn.q_proj(h), layer.self_attn.k_proj(h)
     scores = query[:, :1] @ key.transpose(1, 2) * key.shape[-1] ** -0.5
     weights = (scores + size.log().transpose(1, 2)).softmax(-1)[0, 0] / size[0, :, 0]
     heads = [x.unflatten(-1, (encoder.spec.heads, -1)).transpose(1, 2) for x in (query, key)]
-    own = (heads[0][:, :, :1] @ heads[1].transpose(2, 3) * encoder.spec.head_size**-0.5).mean(1)
-    patches = origin[0, 1:]
+    each = heads[0][:, :, :1] @ heads[1].transpose(2, 3) * encoder.spec.head_size**-0.5
+    own, patches = each.mean(1), origin[0, 1:]
+    weighed = (each + size.log().transpose(1, 2)).softmax(-1).mean(1)[0, 0] / size[0, :, 0]
+    torch.testing.assert_close(attention[0], weighed[patches])
     torch.testing.assert_close(keys[0], key[0, patches])
     torch.testing.assert_close(logits[0], own[0, 0, patches])
     torch.testing.assert_close(flat[0], weights[patches])

@@ -133,11 +133,16 @@ class DecoderMethod(SiteMethod, Protocol):
             they leave.
         contiguous: What is left of the prompt is numbered anew; else tokens keep their positions.
         looks_back: The choice needs the layer before that one too, so both are in one block.
+        carries: `carry` makes a state before the first layer, which goes with the rows from block
+            to block; a choice has it as `Look.carried`. With a signal, the state is made of it.
+        final_norm: The choice needs the norm after the last layer, `Look.final_norm`.
     """
 
     after: bool = True
     contiguous: bool = False
     looks_back: bool = False
+    carries: bool = False
+    final_norm: bool = False
 
     def plan(self, tokens: int, layers: int) -> tuple[int, ...]:
         """Visual tokens that each layer sees; the first layer sees all.
@@ -151,6 +156,26 @@ class DecoderMethod(SiteMethod, Protocol):
         """
         ...
 
+    def plan_whole(self, tokens: int, layers: int) -> tuple[int, ...]:
+        """Of the visual tokens that each layer sees those that no other was merged into.
+
+        Only of a method whose number of merged tokens does not follow from what `plan` returns;
+        empty is all of them.
+        """
+        return ()
+
+    def carry(self, look: Look, *signal: Tensor) -> Tensor:
+        """The state before the first layer, of a method that carries one.
+
+        Args:
+            look: The first layer and its input: the prompt as the language model gets it.
+            signal: The encoder's signal at each visual token, f32 [k], if the method names one.
+
+        Returns:
+            A number for each row, f32 [s].
+        """
+        raise NotImplementedError
+
     def __call__(self, look: Look, hidden: Tensor, kept: int) -> tuple[Tensor | None, Tensor]:
         """Choose the visual tokens that stay; called where some but not all of them leave.
 
@@ -161,7 +186,8 @@ class DecoderMethod(SiteMethod, Protocol):
             kept: Visual tokens that stay: k.
 
         Returns:
-            New activations of the visual tokens that stay, f32 [1, k, C], or None where they stay
-            as they are; and which of the visual tokens stay, i64 [k], ascending.
+            New activations of the visual tokens that stay, f32 [1, k, C], in the order in which
+            they take the rows that stay, or None where these stay as they are; and which of the
+            visual tokens' rows stay, i64 [k], ascending.
         """
         ...
