@@ -26,7 +26,7 @@ from edgevlm.graphs.blocks import build, signal_names
 from edgevlm.graphs.merging import merge
 from edgevlm.graphs.parts import CacheSpec, DecoderSpec, ModelParts
 from edgevlm.graphs.pruning import Pruning
-from edgevlm.graphs.signals import observe, reads_last_layer
+from edgevlm.graphs.signals import GLOBAL, observe, reads_last_layer
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import Description
 from edgevlm.models.processor import load_processor, load_tokenizer, stop_ids
@@ -85,11 +85,17 @@ class ChosenMethods:
         """Signals of the encoder that a method needs, in the order in which `reduce` takes them."""
         return signal_names(self.tokens.signals, self.passed_on)
 
+    @property
+    def global_times(self) -> float:
+        """What a global token receives at least, of the method that asks for such tokens."""
+        times = _global_times(self.tokens, self.pruning)
+        return times[0] if times else 0.0
+
     def applied(self, parts: ModelParts, image: ImageSpec) -> ModelParts:
         """The parts of a model with its methods: tokens merge, signals are given, tokens leave."""
         merging = merge(parts.encoder, self.encoder, self.encoder_tokens)
         merged = replace(parts, encoder=merging)
-        observed = observe(merged, self.signals, self.tokens.global_times, image)
+        observed = observe(merged, self.signals, self.global_times, image)
         return replace(observed, pruning=self.pruning)
 
 
@@ -198,7 +204,19 @@ def choose_methods(recipe: Recipe, description: Description) -> ChosenMethods:
     return chosen
 
 
+def _global_times(tokens: Any, pruning: Pruning | None) -> list[float]:
+    """`global_times` of the methods that ask for global tokens."""
+    methods = [tokens, *([pruning.method] if pruning else [])]
+    return [method.global_times for method in methods if GLOBAL in method.signals]
+
+
 def _check_pruning(recipe: Recipe, chosen: ChosenMethods, pruning: Pruning, name: str) -> None:
+    times = _global_times(chosen.tokens, pruning)
+    if len(set(times)) > 1:
+        raise PlanError(
+            f"{name}: got t={times[0]:g} at site tokens and t={times[1]:g} at site decoder,"
+            " expected one; give both the same"
+        )
     if getattr(chosen.tokens, "calibrate", False):
         raise PlanError(f"{name} at site decoder makes its own masks; leave out calibrate=size")
     if pruning.method.contiguous and chosen.positions == "original":

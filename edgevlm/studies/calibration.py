@@ -125,7 +125,7 @@ class Pictures:
             InputError: If there is no picture, or one cannot be read.
         """
         for _, pixels in self._scenes():
-            yield from pixels.split(1)
+            yield from torch.split(pixels, 1)
 
     def pictures(self) -> Iterator[AskedPicture]:
         """Each picture with its first question.

@@ -35,7 +35,10 @@ SOURCE = (
     " KMeansTorch; start (KKZ) as in CenterCLIP (arXiv 2205.00823), mzhaoshuai/CenterCLIP@886fe73"
     " modules/cluster/fast_kmeans.py"
 )
-SUMMARY = "clusters all tokens by k-means with cosine and keeps the K means"
+SUMMARY = (
+    "VQToken's clustering without its trained attention: clusters all tokens by k-means with cosine"
+    " and keeps the K means"
+)
 FORMULA = "k-means with cosine from K far tokens; y = mean of a cluster"
 STATIC = "K steps for the start, then rounds of one product, unrolled"
 DIFFERS = (

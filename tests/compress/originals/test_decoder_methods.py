@@ -32,6 +32,7 @@ from edgevlm.compress.decoder import (
     mustdrop,
     pyramiddrop,
     sparsevlm,
+    vflowopt,
     visiondrop,
 )
 from edgevlm.graphs.layers import DecoderLayer, FinalNorm
@@ -378,6 +379,19 @@ def mustdrop_original(prompt: Prompt, signal: Tensor, share: float, largest: flo
             prompt.keep(kept)
 
 
+def vflowopt_original(prompt: Prompt, signal: Tensor, ratios: dict[int, float]) -> None:
+    """Before some layers the lowest importances of the encoder leave, a part of what is left."""
+    importance = signal
+    for layer in range(len(prompt.model.model.layers)):
+        if layer in ratios:
+            low = importance.argsort()[: round(len(importance) * (1 - ratios[layer]))]
+            mask = torch.ones(len(importance), dtype=torch.bool)
+            mask[low] = False
+            importance = importance[mask]
+            prompt.keep(mask.nonzero().flatten())
+        prompt.run(layer)
+
+
 def dart_original(prompt: Prompt, budget: int) -> None:
     """Before layer 2 what is least like eight pivots, by states in the final norm; ids are kept.
 
@@ -449,6 +463,20 @@ def test_mustdrop_at_each_pair_of_thresholds(share: float, largest: float) -> No
     method = mustdrop.Method(tokens=left, share=share, largest=largest)
     stages, tokens = bundled(model, method, rows, count, (1, 9, 20), signal)
     compare(prompt, stages, tokens)
+
+
+def test_vflowopt_in_two_stages() -> None:
+    """0.7 and 0.6 of what is left, at 9 and 18 of 28 layers, of six here."""
+    count, model = 64, llama(6)
+    rows, signal = prompt_of(count), torch.rand(count, generator=torch.Generator().manual_seed(2))
+    prompt = Prompt(model, rows.clone(), count)
+    vflowopt_original(prompt, signal, {2: 0.7, 3: 0.6})
+    left = "+".join(str(stage.shape[1]) for stage in prompt.stages)
+    assert left == "45+27"
+    method = vflowopt.Method(tokens=left, layers="2+3")
+    stages, tokens = bundled(model, method, rows, count, (1, 3), signal)
+    compare(prompt, stages, tokens)
+    assert vflowopt.Method().plan(729, 28) == (729,) * 18 + (437,) * 10
 
 
 def compare(prompt: Prompt, stages: list[Tensor], tokens: list[int]) -> None:
