@@ -31,12 +31,13 @@ FAMILIES = ("tiny-smolvlm", "tiny-llava-onevision", "tiny-llava-next")
 METHODS = (
     "fastv:tokens=5,layer=1",
     "pyramiddrop:1",
-    "dyvte:1",
+    "exit:1",
     "visiondrop:tokens=9,layers=1,contextual=0.3",
     "holitom:tokens=6,layer=1",
     "aim@decoder",
     "sparsevlm:tokens=6,layers=1",
     "mustdrop@decoder:tokens=7,layers=1",
+    "dart:tokens=9,layer=1",
 )
 
 
@@ -91,6 +92,28 @@ def test_a_method_that_looks_at_two_layers(tmp_path):
     assert plan.host.kv.gone == (0, 0, 0, 15, 15, 15)
     assert done.verification.tokens_equal == 1.0
     assert max(block.rel_error for block in done.verification.blocks) <= 1e-3
+
+
+def test_a_state_that_goes_from_block_to_block(tmp_path):
+    """One layer a block: key tokens of the encoder reach stages after blocks that leave all rows.
+
+    The engine, given these bundles' own inputs by name, answers as PyTorch in one piece.
+    """
+    method = "mustdrop@decoder:tokens=12+6,layers=2+5"
+    recipe = Recipe(tokens=24, methods=("strided", method), block_size_bytes=1_000_000)
+    done = export(recipe, tmp_path / "embedded.edgevlm")
+    plan = done.bundle.plan
+    assert plan.host.carried == "vision"
+    assert [t.name for t in plan.block("reduce-0").function("reduce").outputs][2] == "visual_signal"
+    given = {b.name: set(b.function("prefill").links.values()) for b in plan.stage("decoder")}
+    assert given["decoder-0"] == {"hidden", "carried"}
+    assert "carried" in given["decoder-1"]
+    assert given["decoder-2"] == {"hidden"}
+    assert done.verification.tokens_equal == 1.0
+    assert max(block.rel_error for block in done.verification.blocks) <= 1e-3
+    loop = loop_over(done.bundle)
+    asked = loop.ask("What is this?", lambda: [loop.see([PICTURE])], max_new_tokens=4)
+    assert asked.token_ids
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ METHODS = (
     "tome@vision:r=4",
     "dymu:merges=8+4",
     "mustdrop:window=2,patches={few}",
-    "token_transforming:patches={few}",
+    "soft_merge:patches={few}",
 )
 FEW = {"tiny-smolvlm": 200, "tiny-llava-onevision": 50, "tiny-llava-next": 50}
 

@@ -16,8 +16,8 @@ SIDES = ("", "left", "right", "both")
 
 # What `encode` may give beside features, for methods; graphs/signals.py defines each.
 SIGNALS = (
-    "cls_attention", "early_cls_attention", "flat_cls_attention", "keys", "flat_keys",
-    "global_attention",
+    "cls_attention", "early_cls_attention", "flat_cls_attention", "cls_logits",
+    "last_cls_attention", "keys", "flat_keys", "global_attention", "hidden", "patch_entropy",
 )  # fmt: skip
 
 
@@ -149,7 +149,8 @@ class Signal:
 
     Attributes:
         name: One of `SIGNALS`.
-        part: Part of the stage that gives it; part 0 is the embedding, then the layers.
+        part: Part of the stage that gives it; part 0 is the embedding, then the layers; the
+            connector gives those of layers that follow.
         width: E of the shape [1, N, E]; 0 for a number a token, [1, N].
     """
 

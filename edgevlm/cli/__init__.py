@@ -25,6 +25,7 @@ COMMANDS = (
     "verify",
     "profile",
     "evaluate",
+    "calibrate",
     "compare",
     "inspect",
     "models",

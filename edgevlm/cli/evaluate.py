@@ -61,7 +61,11 @@ def main(
     ] = None,
     methods: Annotated[
         str | None,
-        typer.Option(metavar="NAME,…", help=f"With --sweep: methods to compare; default: {ALL}."),
+        typer.Option(
+            metavar="NAME[@SITE],…",
+            help=f"With --sweep: methods to compare, of site tokens or decoder; {ALL}@decoder is"
+            f" all of that site; default: {ALL}, those of site tokens.",
+        ),
     ] = None,
     output: Annotated[
         str | None,

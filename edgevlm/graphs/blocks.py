@@ -13,7 +13,7 @@ the model's modules: no weight is copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,20 +72,53 @@ class VisionBlock(nn.Module):
 class ReduceBlock(nn.Module):
     """`reduce`: features of all views [1, P*N, C] -> visual_tokens [1, K, C], kept [1, K].
 
-    Where attention is calibrated, log_sizes [1, K] is a third output.
-    Signals of all views, [1, P*N] or [1, P*N, E], are further inputs in the method's order.
+    Where attention is calibrated, log_sizes [1, K] is a third output; where a method inside the
+    decoder needs a signal of the encoder (`passed_on`), that signal of the kept tokens [1, K].
+    Signals of all views, [1, P*N] or [1, P*N, E], are further inputs, the method's own first.
     """
 
-    def __init__(self, pack: nn.Module, method: Any, shape: VisualShape) -> None:
+    def __init__(
+        self, pack: nn.Module, method: Any, shape: VisualShape, passed_on: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.pack, self.method, self.shape = pack, method, shape
+        self.passed_on = tuple(passed_on)
 
     def forward(self, features: Tensor, *signals: Tensor) -> tuple[Tensor, ...]:
-        named = zip(self.method.signals, signals, strict=True)
+        names = signal_names(self.method.signals, self.passed_on)
+        named = zip(names, signals, strict=True)
         packed = {name: pack(self.pack, signal) for name, signal in named}
-        tokens, *others = self.method(self.pack(features), shape=self.shape, **packed)
+        outputs = reduced(self.method, self.pack(features), self.shape, packed, self.passed_on)
         # Where all are kept the output would be the input itself, and could not have its own name.
-        return tokens.clone(), *others
+        return outputs[0].clone(), *outputs[1:]
+
+
+def signal_names(own: Sequence[str], passed_on: Sequence[str]) -> tuple[str, ...]:
+    """Signals that the encoder gives: those of the method of site `tokens`, then others."""
+    return tuple(dict.fromkeys((*own, *passed_on)))
+
+
+def reduced(
+    method: Any,
+    features: Tensor,
+    shape: Any,
+    signals: Mapping[str, Tensor],
+    passed_on: Sequence[str],
+) -> tuple[Tensor, ...]:
+    """What the method of site `tokens` gives, then each signal passed on [1, K] of kept tokens.
+
+    Args:
+        method: The method.
+        features: f32 [1, N, C].
+        shape: Token grids that the method sees.
+        signals: All signals, by name.
+        passed_on: Names of those that a method inside the decoder needs, f32 [1, N] each.
+    """
+    outputs = method(features, shape=shape, **{name: signals[name] for name in method.signals})
+    if not passed_on:
+        return tuple(outputs)
+    kept = outputs[1][0].to(torch.int64)
+    return (*outputs, *(signals[name].index_select(1, kept) for name in passed_on))
 
 
 class DecoderBlock(nn.Module):
@@ -171,7 +204,8 @@ def _vision(block: Block, parts: ModelParts, method: Any, shape: VisualShape) ->
 
 
 def _reduce(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
-    return ReduceBlock(parts.pack, method, shape)
+    passed_on = () if parts.pruning is None else parts.pruning.signals
+    return ReduceBlock(parts.pack, method, shape, passed_on)
 
 
 def _decoder(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
@@ -180,7 +214,7 @@ def _decoder(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -
     norm = decoder.norm if stop == len(decoder.layers) else None
     if parts.pruning is None:
         return DecoderBlock(layers, norm)
-    return PrunedDecoderBlock(layers, norm, start, parts.pruning)
+    return PrunedDecoderBlock(layers, norm, start, parts.pruning, decoder.norm)
 
 
 def _head(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:

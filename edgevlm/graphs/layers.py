@@ -97,6 +97,20 @@ class EncoderLayer(nn.Module):
         return x + fed
 
 
+class QueryKey(nn.Module):
+    """Queries and keys of an encoder layer, nothing else of it: [1, N, C] -> two [1, N, H*D]."""
+
+    def __init__(self, layer: EncoderLayer) -> None:
+        super().__init__()
+        attn = layer.layer.self_attn
+        self.norm, self.q_proj, self.k_proj = layer.layer.layer_norm1, attn.q_proj, attn.k_proj
+        self.heads = layer.heads
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.norm(x)
+        return self.q_proj(h), self.k_proj(h)
+
+
 class DecoderLayer(nn.Module):
     """A Llama, Mistral or Qwen2 decoder layer with its cache outside.
 

@@ -5,8 +5,9 @@ merges them there, between attention and MLP or, if its `between` is false, afte
 first merging on, three tensors go from layer to layer:
 
     hidden  [1, n, D]  the tokens that are left
-    size    [1, n, 1]  patches that each stands for; attention adds its logarithm to the scores, so
-                       that a token weighs as much as its patches would (proportional attention)
+    size    [1, n, 1]  patches that each stands for; if the method is `proportional`, attention
+                       adds its logarithm to the scores, so that a token weighs as much as its
+                       patches would (proportional attention), else as one
     origin  [1, N]     i32, the token that each of the first N tokens is part of now
 
 Before the connector each of the N positions gets the token that it is part of, so the connector,
@@ -58,7 +59,7 @@ class MergingLayer(nn.Module):
         self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, *state: Tensor
     ) -> tuple[Tensor, ...]:
         """As `EncoderLayer.finish`, with the merging."""
-        x = self.layer.attend(x, query, key, value, log_size(state))
+        x = self.layer.attend(x, query, key, value, size_bias(self, state))
         if self.method.between:
             metric = key.reshape(1, x.shape[1], self.heads, -1).mean(2)
             x, size, origin = self._merge(x, metric, state)
@@ -88,9 +89,16 @@ class PutBack(nn.Module):
         return features
 
 
-def log_size(state: tuple[Tensor, ...]) -> Tensor | None:
-    """What proportional attention adds to the scores: f32 [1, 1, 1, n], or nothing."""
-    return state[0].log().reshape(1, 1, 1, -1) if state else None
+def size_bias(layer: Any, state: tuple[Tensor, ...]) -> Tensor | None:
+    """What proportional attention adds to the scores of a layer: f32 [1, 1, 1, n], or nothing.
+
+    Args:
+        layer: An encoder layer; a merging one if there is a state.
+        state: Size and origin, or nothing before the first merging.
+    """
+    if not state or not layer.method.proportional:
+        return None
+    return state[0].log().reshape(1, 1, 1, -1)
 
 
 def merge(encoder: EncoderParts, method: Any, counts: tuple[int, ...]) -> EncoderParts:
@@ -104,12 +112,18 @@ def merge(encoder: EncoderParts, method: Any, counts: tuple[int, ...]) -> Encode
     if counts[-1:] == counts[:1]:
         return encoder
     start = next(i for i in range(len(encoder.layers)) if counts[i + 1] < counts[i])
-    layers: list[nn.Module] = list(encoder.layers[:start])
-    for index in range(start, len(encoder.layers)):
-        layer: Any = encoder.layers[index]
-        pair = counts[index], counts[index + 1]
-        layers.append(MergingLayer(layer, method, pair, encoder.spec.class_token))
-    return replace(encoder, layers=tuple(layers), connector=PutBack(encoder.connector))
+    total = len(encoder.layers)
+    layers: list[Any] = [*encoder.layers, *encoder.after]
+    all_counts = (*counts, *counts[-1:] * len(encoder.after))  # behind the last none merge
+    for index in range(start, len(layers)):
+        pair = all_counts[index], all_counts[index + 1]
+        layers[index] = MergingLayer(layers[index], method, pair, encoder.spec.class_token)
+    return replace(
+        encoder,
+        layers=tuple(layers[:total]),
+        connector=PutBack(encoder.connector),
+        after=tuple(layers[total:]),
+    )
 
 
 def merges(module: Any) -> bool:

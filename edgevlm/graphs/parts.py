@@ -96,6 +96,8 @@ class EncoderParts:
         connector: hidden -> features [1, N, C] of one view; the head of a model that gives one
             embedding [1, E].
         fold: Values of patches [1, patches, E] -> of tokens [1, N, E], as the connector folds them.
+        after: Layers that follow the one whose output goes to the connector; only signals of the
+            last layer need them.
     """
 
     spec: EncoderSpec
@@ -103,6 +105,7 @@ class EncoderParts:
     layers: tuple[nn.Module, ...]
     connector: nn.Module
     fold: nn.Module
+    after: tuple[nn.Module, ...] = ()
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

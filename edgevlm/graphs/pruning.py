@@ -8,6 +8,12 @@ then runs as one call (`prefill` of S rows), for what stays is chosen by its las
     visual_rows  [1, k]     i32, which of them are visual tokens
     last         [1]        i32, which is the last of the prompt; what follows fills up the call
 
+A method may carry a state from block to block: a number for each row, which the first block makes
+of what enters the decoder and which goes with the rows that are left (`carried` [1, s]). It is made
+of the rows alone (`host.carried` is `prompt`: SparseVLM's raters), or of a signal of the encoder at
+each visual token, which `reduce` gives (`vision`: MustDrop's key tokens). The first block then
+takes `visual_signal` [1, k], every other one `carried`.
+
 The cache of a layer is shorter by the visual tokens that left before it. `decode` counts from the
 prompt's own length, and each layer subtracts what left before it if `pruned` is 1; it is 0 in a
 chat without an image. The last block gives the prompt's last row alone.
@@ -41,12 +47,15 @@ class Pruning:
         counts: Visual tokens that each layer sees.
         total: Visual tokens before the first layer.
         frequencies: Inverse frequencies of the rotary tables, [D / 2].
+        whole: Of the visual tokens that each layer sees those that no other was merged into, as
+            the method's plan has them; empty is all of them.
     """
 
     method: Any
     counts: tuple[int, ...]
     total: int
     frequencies: tuple[float, ...]
+    whole: tuple[int, ...] = ()
 
     def gone(self, layer: int) -> int:
         """Visual tokens that left before a layer: rows that its cache has less."""
@@ -59,6 +68,30 @@ class Pruning:
         if not self.method.looks_back or not fewer:
             return None
         return fewer[0] - self.method.after
+
+    @property
+    def choosing(self) -> tuple[int, ...]:
+        """Layers by which tokens are chosen, where some but not all leave."""
+        pairs = enumerate(zip(self.counts[1:], self.counts, strict=False), 1)
+        return tuple(i - self.method.after for i, (here, before) in pairs if 0 < here < before)
+
+    @property
+    def norming(self) -> tuple[int, ...]:
+        """Layers whose block needs the norm after the last layer too: the method compares by it."""
+        return self.choosing if self.method.final_norm else ()
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """The encoder's signal that the carried state is made of."""
+        signals: tuple[str, ...] = self.method.signals if self.choosing else ()
+        return signals
+
+    @property
+    def carried(self) -> str:
+        """What the carried state is made of, `prompt` or `vision`; empty where none is carried."""
+        if not self.method.carries or not self.choosing:
+            return ""
+        return "vision" if self.signals else "prompt"
 
     def entering(self, layer: int) -> int:
         """Visual tokens among the rows that reach a layer, or come out of the last one."""
@@ -79,6 +112,9 @@ class Look:
         visual: Rows of the visual tokens, i64 [k], ascending.
         last: The prompt's last row, i64 [1].
         before: The same of the layer before, where it is in the same block.
+        carried: The method's state, f32 [s], if it carries one.
+        final_norm: The norm after the last layer, if the method asks for it.
+        whole: Of the tokens that stay those that no other is merged into; None is all of them.
     """
 
     layer: DecoderLayer
@@ -88,6 +124,9 @@ class Look:
     visual: Tensor
     last: Tensor
     before: Look | None = None
+    carried: Tensor | None = None
+    final_norm: Any = None
+    whole: int | None = None
 
     def tokens(self) -> Tensor:
         """The visual tokens, f32 [1, k, C]."""
@@ -142,18 +181,29 @@ class PrunedDecoderBlock(nn.Module):
     """
 
     def __init__(
-        self, layers: Sequence[Any], norm: nn.Module | None, first: int, pruning: Pruning
+        self,
+        layers: Sequence[Any],
+        norm: nn.Module | None,
+        first: int,
+        pruning: Pruning,
+        final_norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.layers: Any = nn.ModuleList(layers)
         self.norm = norm
         self.first, self.pruning = first, pruning
+        here = range(first, first + len(layers))
+        if norm is None and any(layer in here for layer in pruning.norming):
+            self.final_norm = final_norm
+        else:  # a block with the last layer has it anyway
+            self.final_norm = None
 
     def extra_repr(self) -> str:
         """What the trace depends on beside weights, for `signature`."""
-        seen = self.pruning.counts[max(0, self.first - 1) : self.first + len(self.layers) + 1]
-        method = self.pruning.method
-        return f"{seen} of {self.pruning.total}, {type(method).__module__}, {vars(method)}"
+        layers = slice(max(0, self.first - 1), self.first + len(self.layers) + 1)
+        seen, whole = self.pruning.counts[layers], self.pruning.whole[layers]
+        method, merged = self.pruning.method, f" whole {whole}" if whole else ""
+        return f"{seen} of {self.pruning.total},{merged} {type(method).__module__}, {vars(method)}"
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, *rest: Tensor) -> Any:
         if hidden.shape[1] == 1:
@@ -178,35 +228,65 @@ class PrunedDecoderBlock(nn.Module):
 
     def _prefill(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, visual_rows: Tensor, last: Tensor,
-        *past: Tensor,
+        *rest: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
+        state, past = rest[: -2 * len(self.layers)], rest[-2 * len(self.layers) :]
         entered, present = self.pruning.entering(self.first), list[Tensor]()
         rows, end = visual_rows[0, :entered].to(torch.int64), last.to(torch.int64)
         start, counts = torch.zeros(1, dtype=torch.int32), self.pruning.counts
-        before: Look | None = None
+        norm = self.final_norm if self.norm is None else self.norm
+        look = Look(self.layers[0], hidden, cos, sin, rows, end, final_norm=norm)
+        look, before = replace(look, carried=self._carried(look, state)), None
         for index, layer in enumerate(self.layers):
             here, after = self.first + index, self.pruning.method.after
-            look = Look(layer, hidden, cos, sin, rows, end, before)
+            look = replace(look, layer=layer, before=before)
             before = replace(look, before=None)
-            if not after and counts[here] < rows.shape[0]:
-                hidden, cos, sin, rows, end = self._prune(look, hidden, counts[here])
+            if not after:
+                look = self._without(look, look.hidden, here)
             key, value = past[2 * index : 2 * index + 2]
-            line = torch.arange(hidden.shape[1]).unsqueeze(1)
+            line = torch.arange(look.hidden.shape[1]).unsqueeze(1)
             mask = torch.where(torch.arange(key.shape[2]) > line, -1e4, 0.0)[None, None]
-            hidden, key, value = layer(hidden, cos, sin, mask, start, key, value)
+            hidden, key, value = layer(look.hidden, look.cos, look.sin, mask, start, key, value)
             present += [key, value]
-            if after and here + 1 < len(counts) and counts[here + 1] < rows.shape[0]:
-                hidden, cos, sin, rows, end = self._prune(look, hidden, counts[here + 1])
+            leave = after and here + 1 < len(counts)
+            look = self._without(look, hidden, here + 1 if leave else here)
+        return (*self._given_on(look, entered), *present)
+
+    def _carried(self, look: Look, state: Sequence[Tensor]) -> Tensor | None:
+        """The method's state f32 [s] before the first layer of the block, if it carries one."""
+        if not self.pruning.carried:
+            return None
+        if self.first:
+            return state[0][0]
+        carried: Tensor = self.pruning.method.carry(look, *(signal[0] for signal in state))
+        return carried
+
+    def _without(self, look: Look, hidden: Tensor, layer: int) -> Look:
+        """What is left of `hidden`, and of what goes with it, when `layer` comes next."""
+        kept = self.pruning.counts[layer]
+        if kept >= look.visual.shape[0]:
+            return replace(look, hidden=hidden)
+        whole = self.pruning.whole[layer] if self.pruning.whole else None
+        out, cos, sin, rows, last, *carried = self._prune(replace(look, whole=whole), hidden, kept)
+        state = carried[0] if carried else None
+        return replace(look, hidden=out, cos=cos, sin=sin, visual=rows, last=last, carried=state)
+
+    def _given_on(self, look: Look, entered: int) -> tuple[Tensor, ...]:
+        """Outputs beside the caches: of the last block one row, of others what has changed."""
         if self.norm is not None:
-            return (self.norm(hidden.index_select(1, end)), *present)
-        if rows.shape[0] == entered:
-            return (hidden, *present)
-        kept = rows.to(torch.int32).unsqueeze(0)
-        kept = kept if rows.shape[0] else torch.zeros(1, 1, dtype=torch.int32)
-        return (hidden, cos, sin, kept, end.to(torch.int32), *present)
+            return (self.norm(look.hidden.index_select(1, look.last)),)
+        carried = () if look.carried is None else (look.carried.unsqueeze(0),)
+        if look.visual.shape[0] == entered:
+            return (look.hidden, *(() if self.first else carried))
+        kept = look.visual.to(torch.int32).unsqueeze(0)
+        kept = kept if look.visual.shape[0] else torch.zeros(1, 1, dtype=torch.int32)
+        return (look.hidden, look.cos, look.sin, kept, look.last.to(torch.int32), *carried)
 
     def _prune(self, look: Look, hidden: Tensor, kept: int) -> tuple[Tensor, ...]:
-        """Rows without the visual tokens that go, their tables, which are visual, and the last."""
+        """Rows without the visual tokens that go, their tables, which are visual, and the last.
+
+        The state that goes with the rows follows where there is one.
+        """
         total, gone = hidden.shape[1], look.visual.shape[0] - kept
         if kept == 0:
             stays = ~marked(look.visual, total)
@@ -226,7 +306,8 @@ class PrunedDecoderBlock(nn.Module):
             tables = look.cos[:, : total - gone], look.sin[:, : total - gone]
         else:
             tables = look.cos.index_select(1, left), look.sin.index_select(1, left)
-        return out, *tables, rows, row_after.index_select(0, look.last)
+        state = (out, *tables, rows, row_after.index_select(0, look.last))
+        return state if look.carried is None else (*state, look.carried.index_select(0, left))
 
     def _turned_back(self, cos: Tensor, sin: Tensor, gone: Tensor) -> tuple[Tensor, Tensor]:
         """Tables of a position from those of the position plus `gone`."""

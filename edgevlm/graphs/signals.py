@@ -1,24 +1,38 @@
-"""Signals: what the encoder gives to methods beside features, attention and keys of one layer.
+"""Signals: what the encoder gives to methods beside features, attention and keys of a layer.
+
+Of the layer that gives the features, or the first one, from queries and keys that it has anyway:
 
     cls_attention         [1, N]     attention of the class token to each token, mean of heads
     early_cls_attention   [1, N]     the same in the first layer
-    flat_cls_attention    [1, N]     the same, as if the layer had one head
     keys                  [1, N, D]  keys, mean of heads
-    flat_keys             [1, N, C]  keys of all heads side by side
-    global_attention      [1, N]     mean attention of the global tokens, those that receive more
-                                     than 39.3 times what a token receives in the mean, and the one
-                                     that receives most (VFlowOpt, arXiv 2508.05211, its setting)
+    global_attention      [1, N]     mean attention of the global tokens: those that receive more
+                                     than `global_times` of the method what a token receives in
+                                     the mean, and the one that receives most (VFlowOpt, arXiv
+                                     2508.05211)
+    hidden                [1, N, C]  the layer's output, before the connector
 
-They are those of the layer that gives the features, computed from the queries and keys which that
-layer has anyway. The class token itself is left out. An encoder without one has no such row; its
-stand-in is the attention that a token receives, mean of all queries, as VisionZip does for such
-encoders (arXiv 2412.04467, section 3.2). It needs all N x N weights of one layer, once.
+Of the last layer, which may come after it (LLaVA takes features from the last but one). It is then
+computed up to queries and keys, behind the connector, which gives these signals:
+
+    cls_logits            [1, N]     scores of the class token before softmax, mean of heads
+    last_cls_attention    [1, N]     its attention, mean of heads
+    flat_cls_attention    [1, N]     its attention, as if the layer had one head
+    flat_keys             [1, N, C]  keys of all heads side by side
+
+Of the pixels, taken back to 8 bits:
+
+    patch_entropy         [1, N]     softmax over a view of the entropy of a patch's grey values
+
+The class token itself is left out. An encoder without one has no such row; its stand-in is what a
+token receives, mean of all queries, as VisionZip does for such encoders (arXiv 2412.04467, section
+3.2). It needs all N x N scores of one layer, once.
 
 A connector that folds patches into a token folds their signals too: the token has their mean.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,51 +40,95 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
-from edgevlm.graphs.layers import EncoderLayer
-from edgevlm.graphs.merging import MergingLayer, log_size
+from edgevlm.graphs.layers import QueryKey
+from edgevlm.graphs.merging import MergingLayer, size_bias
 from edgevlm.graphs.parts import EncoderSpec, ModelParts
 
-EARLY, GLOBAL = "early_cls_attention", "global_attention"
-GLOBAL_TIMES = 39.3
+EARLY, GLOBAL, LOGITS = "early_cls_attention", "global_attention", "cls_logits"
+LAST = "last_cls_attention"
+HIDDEN, ENTROPY = "hidden", "patch_entropy"
 KEYS, FLAT = ("keys", "flat_keys"), ("flat_cls_attention", "flat_keys")
+OF_LAST_LAYER = (LOGITS, LAST, *FLAT)
+# VFlowOpt's weight of each colour in a grey value; and less than any share of a patch's pixels.
+GREY, LEAST_SHARE = 0.3333, 1e-6
 
 
 class Observed(nn.Module):
-    """An encoder layer that also gives signals: its inputs -> its outputs, and each signal."""
+    """A module of the encoder that also gives signals: its inputs -> its outputs, and each signal.
+
+    It is a layer, and the signals are that layer's.
+    """
+
+    layer: Any
 
     def __init__(
         self,
-        layer: EncoderLayer | MergingLayer,
+        layer: nn.Module,
         names: Sequence[str],
         class_token: bool,
         fold: nn.Module,
+        global_times: float = 0.0,
     ) -> None:
         super().__init__()
         self.layer, self.names = layer, tuple(names)
-        self.class_token, self.fold = class_token, fold
+        self.class_token, self.fold, self.global_times = class_token, fold, global_times
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        return f"{self.names}, {self.class_token}, {self.global_times}"
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         query, key, value = self.layer.project(x)
-        bias = log_size(state)
-        heads = self.layer.heads
+        bias = size_bias(self.layer, state)
+        signals = list(self.signals(query, key, self.layer.heads, bias, state))
+        outputs = self.layer.finish(x, query, key, value, *state)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        if HIDDEN in self.names:
+            rows = outputs[0].index_select(1, outputs[2][0]) if state else outputs[0]
+            signals.insert(self.names.index(HIDDEN), self._own_tokens(rows))
+        return outputs, tuple(signals)
+
+    def signals(
+        self,
+        query: Tensor,
+        key: Tensor,
+        heads: int,
+        bias: Tensor | None,
+        state: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        """Each signal of a layer.
+
+        Args:
+            query: Its queries, [1, n, H*D].
+            key: Its keys, the same.
+            heads: H.
+            bias: What its scores get where merged tokens weigh more, `size_bias`.
+            state: If tokens merged, size and origin.
+        """
         signals = []
         for name in self.names:
+            if name == HIDDEN:  # it is no matter of queries and keys
+                continue
             count = 1 if name in FLAT else heads
             signal = _keys(key, count)
             if name == GLOBAL:
-                weights = _weights(query, key, count, bias).mean(1)
-                signal = global_rows(weights, GLOBAL_TIMES, self.class_token).unsqueeze(-1)
+                weights = _attention(attention_scores(query, key, count), bias).mean(1)
+                signal = global_rows(weights, self.global_times, self.class_token).unsqueeze(-1)
             elif name not in KEYS:
                 rows = query[:, :1] if self.class_token else query
-                signal = _weights(rows, key, count, bias).mean((1, 2)).unsqueeze(-1)
-            if state:  # a merged token's attention is shared by those that it stands for
+                scores = attention_scores(rows, key, count)
+                if name != LOGITS:
+                    scores = _attention(scores, bias)
+                signal = scores.mean((1, 2)).unsqueeze(-1)
+            if state:
                 size, origin = state
-                signal = signal if name in KEYS else signal / size
+                if bias is not None and name not in (*KEYS, LOGITS):
+                    signal = signal / size  # it has the attention of all that it stands for
                 signal = signal.index_select(1, origin[0])
             signals.append(self._own_tokens(signal))
-        outputs = self.layer.finish(x, query, key, value, *state)
-        return outputs if isinstance(outputs, tuple) else (outputs,), tuple(signals)
+        return tuple(signals)
 
     def _own_tokens(self, signal: Tensor) -> Tensor:
         """Drop the class token and fold patches: [1, 1 + N, E] -> [1, N, E], [1, N] if E is 1."""
@@ -78,21 +136,111 @@ class Observed(nn.Module):
         return folded.squeeze(-1) if folded.shape[-1] == 1 else folded
 
 
-def observe(parts: ModelParts, names: Sequence[str]) -> ModelParts:
-    """The parts with the encoder's layers that give `names` observed.
+class ObservedPixels(Observed):
+    """The embedding that also gives the entropy of its patches: pixel_values -> hidden, entropy.
 
     Raises:
-        PlanError: If the encoder has no layer.
+        PlanError: If the patches of a view are no grid of square patches.
+    """
+
+    def __init__(
+        self, embedding: nn.Module, fold: nn.Module, patches: int, image: ImageSpec
+    ) -> None:
+        super().__init__(embedding, (ENTROPY,), False, fold)
+        self.side = math.isqrt(image.height * image.width // patches)
+        if (image.height // self.side) * (image.width // self.side) != patches:
+            raise PlanError(
+                f"signal '{ENTROPY}' needs a view of square patches alone, this one has {patches}"
+                f" tokens from {image.width}x{image.height} pixels"
+            )
+        self.mean, self.std = image.mean, image.std
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        return f"{self.side}, {self.mean}, {self.std}"
+
+    def forward(
+        self, pixel_values: Tensor, *state: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        mean, std = (torch.tensor(three)[:, None, None] for three in (self.mean, self.std))
+        values = ((pixel_values[0] * std + mean) * 255.0).round().clamp(0.0, 255.0)
+        height, width = values.shape[1] // self.side, values.shape[2] // self.side
+        cut = values[:, : height * self.side, : width * self.side]
+        cut = cut.reshape(3, height, self.side, width, self.side).permute(1, 3, 0, 2, 4)
+        shares = entropy(cut.reshape(height * width, 3, -1)).softmax(0)
+        return (self.layer(pixel_values),), (self._own_tokens(shares[None, :, None]),)
+
+
+class Beyond(Observed):
+    """The connector, and signals of the last of the layers that follow the one before it."""
+
+    def __init__(
+        self,
+        connector: nn.Module,
+        after: Sequence[Any],
+        names: Sequence[str],
+        class_token: bool,
+        fold: nn.Module,
+    ) -> None:
+        super().__init__(connector, names, class_token, fold)
+        self.between = nn.ModuleList(after[:-1])
+        last = after[-1]
+        merging = isinstance(last, MergingLayer)
+        self.last = QueryKey(last.layer if merging else last)
+        self.method = last.method if merging else None  # for `size_bias`, as a layer has it
+
+    def forward(self, *state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        features, beyond = self.layer(*state), state
+        for layer in self.between:
+            outputs = layer(*beyond)
+            beyond = outputs if isinstance(outputs, tuple) else (outputs,)
+        query, key = self.last(beyond[0])
+        bias = size_bias(self, beyond[1:])
+        return (features,), self.signals(query, key, self.last.heads, bias, beyond[1:])
+
+
+def observe(
+    parts: ModelParts,
+    names: Sequence[str],
+    global_times: float = 0.0,
+    image: ImageSpec | None = None,
+) -> ModelParts:
+    """The parts with the encoder's modules that give `names` observed.
+
+    Args:
+        parts: The model.
+        names: Signals.
+        global_times: Of the method, for `global_attention`.
+        image: Preprocessing, for `patch_entropy`.
+
+    Raises:
+        PlanError: If the encoder has no layer that gives one of them.
     """
     encoder, layers = parts.encoder, list[Any](parts.encoder.layers)
-    if names and not layers:
-        raise PlanError(f"signal '{names[0]}' comes from a layer of the encoder, this one has none")
+    common = encoder.spec.class_token, encoder.fold
+    beyond = [name for name in names if encoder.after and name in OF_LAST_LAYER]
+    inside = [name for name in names if name not in (*beyond, ENTROPY)]
+    if inside and not layers:
+        missing = inside[0]
+        raise PlanError(f"signal '{missing}' comes from a layer of the encoder, this one has none")
     last = len(layers) - 1
     for index in {0, last}:
-        here = [name for name in names if (0 if name == EARLY else last) == index]
+        here = [name for name in inside if (0 if name == EARLY else last) == index]
         if here:
-            layers[index] = Observed(layers[index], here, encoder.spec.class_token, encoder.fold)
-    return replace(parts, encoder=replace(encoder, layers=tuple(layers)))
+            layers[index] = Observed(layers[index], here, *common, global_times)
+    connector, embedding = encoder.connector, encoder.embedding
+    if beyond:
+        connector = Beyond(connector, encoder.after, beyond, *common)
+    if ENTROPY in names:
+        assert image is not None
+        embedding = ObservedPixels(embedding, encoder.fold, encoder.spec.patches, image)
+    observed = replace(encoder, embedding=embedding, layers=tuple(layers), connector=connector)
+    return replace(parts, encoder=observed)
+
+
+def reads_last_layer(names: Sequence[str]) -> bool:
+    """Whether one of the signals is that of the encoder's last layer."""
+    return any(name in OF_LAST_LAYER for name in names)
 
 
 def encode(modules: Sequence[nn.Module], *state: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
@@ -134,7 +282,11 @@ def pack(module: nn.Module, signal: Tensor) -> Tensor:
 
 def signal_width(encoder: EncoderSpec, name: str) -> int:
     """E of a signal [1, N, E]; 0 for one number a token, [1, N]."""
-    widths = {"keys": encoder.head_size, "flat_keys": encoder.head_size * encoder.heads}
+    widths = {
+        "keys": encoder.head_size,
+        "flat_keys": encoder.head_size * encoder.heads,
+        HIDDEN: encoder.width,
+    }
     return widths.get(name, 0)
 
 
@@ -142,11 +294,14 @@ def _keys(key: Tensor, heads: int) -> Tensor:
     return key.reshape(1, key.shape[1], heads, -1).mean(2)  # [1, N, D]
 
 
-def _weights(query: Tensor, key: Tensor, heads: int, bias: Tensor | None) -> Tensor:
-    """Attention of queries [1, S, H*D] to keys [1, N, H*D]: [1, heads, S, N]."""
-    rows, columns = (x.reshape(1, x.shape[1], heads, -1).transpose(1, 2) for x in (query, key))
-    scores = rows * columns.shape[-1] ** -0.5 @ columns.transpose(2, 3)
+def _attention(scores: Tensor, bias: Tensor | None) -> Tensor:
     return (scores if bias is None else scores + bias).softmax(-1)
+
+
+def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """Scores of queries [1, S, H*D] and keys [1, N, H*D] before softmax: [1, heads, S, N]."""
+    rows, columns = (x.reshape(1, x.shape[1], heads, -1).transpose(1, 2) for x in (query, key))
+    return rows * columns.shape[-1] ** -0.5 @ columns.transpose(2, 3)
 
 
 def global_rows(weights: Tensor, times: float, class_token: bool = False) -> Tensor:
@@ -154,7 +309,7 @@ def global_rows(weights: Tensor, times: float, class_token: bool = False) -> Ten
 
     Args:
         weights: Attention, mean of heads, f32 [1, N, N].
-        times: A token is global if it receives more than so many times the mean.
+        times: A token is global if it receives more than so many times the mean, or most of all.
         class_token: Token 0 is no token of the image: it is never global.
 
     Returns:
@@ -163,6 +318,28 @@ def global_rows(weights: Tensor, times: float, class_token: bool = False) -> Ten
     received = weights.mean(1)  # [1, N]
     if class_token:
         received = torch.where(torch.arange(received.shape[1]) == 0, 0.0, received)
-    least = torch.minimum(received.mean(1, True) * times, received.amax(1, True))
-    is_global = (received >= least).to(weights.dtype)
+    above = received > received.mean(1, True) * times
+    is_global = (above | (received >= received.amax(1, True))).to(weights.dtype)
     return (is_global.unsqueeze(1) @ weights).squeeze(1) / is_global.sum(1, keepdim=True)
+
+
+def entropy(pixels: Tensor) -> Tensor:
+    """Entropy of the grey values of patches, in bits.
+
+    The 256 bins are products of the two hexadecimal digits, so that no bin is counted by itself and
+    nothing is scattered.
+
+    Args:
+        pixels: Red, green and blue of each pixel, integers from 0 to 255, f32 [n, 3, p].
+
+    Returns:
+        f32 [n].
+    """
+    grey = (pixels * GREY).sum(1).round()  # [n, p]
+    high = (grey / 16.0).floor()
+    digit = torch.arange(16.0)
+    rows = (high.unsqueeze(1) == digit.unsqueeze(1)).float()  # [n, 16, p]
+    columns = ((grey - 16.0 * high).unsqueeze(2) == digit).float()  # [n, p, 16]
+    share = (rows @ columns).flatten(1) / pixels.shape[2]  # [n, 256]
+    # An empty bin adds 0 times a finite logarithm. (`share + 1e-10` is `share` in ONNX.)
+    return -(share * share.clamp(min=LEAST_SHARE).log()).sum(1) / math.log(2.0)

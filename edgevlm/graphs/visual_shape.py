@@ -19,12 +19,16 @@ class VisualShape:
         channels: C.
         tiles: Rows and columns of tiles that the image was cut into; (1, 1) if it was not.
         global_view: `first` or `last` if one of the grids is the whole picture beside its tiles.
+        padding: Rows of tokens at the top and at the bottom, and columns at the left and at the
+            right, of the grid of all tiles that show no picture. Families stretch a picture to its
+            tiles and have none; of the methods, GlobalCom2 leaves them out.
     """
 
     grids: tuple[tuple[int, int], ...]
     channels: int
     tiles: tuple[int, int] = (1, 1)
     global_view: str = ""
+    padding: tuple[int, int] = (0, 0)
 
     @property
     def tokens(self) -> int:

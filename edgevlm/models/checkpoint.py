@@ -55,7 +55,14 @@ _log = logging.getLogger(__name__)
 class Checkpoint:
     """A checkpoint folder that can be read; no weight is loaded yet.
 
-    `remote` are its weights where they are not in the folder but on a hub.
+    Attributes:
+        model: As the user named it.
+        revision: Commit or tag on a hub.
+        folder: Where its files are.
+        config: transformers' config.
+        family: The family's module.
+        remote: Its weights, where they are not in the folder but on a hub.
+        all_layers: Whether layers of the encoder that give no features are used too, for signals.
     """
 
     model: str
@@ -64,6 +71,7 @@ class Checkpoint:
     config: Any
     family: ModuleType
     remote: HubWeights | None = None
+    all_layers: bool = False
 
     @property
     def model_type(self) -> str:
@@ -234,7 +242,9 @@ class Checkpoint:
         Raises:
             ModelError: If they are not its weights.
         """
-        left_out = getattr(self.family, "left_out", lambda _: ())(self.config)
+        left_out = ()
+        if hasattr(self.family, "left_out"):
+            left_out = self.family.left_out(self.config, self.all_layers)
         with self._named():
             headers = self._headers()
             check_plain(headers)

@@ -27,8 +27,9 @@ attention of its last one, and remove tokens before a layer of the decoder. `gra
 stages of them. A family imports no other family; what several share is in `edgevlm/models/shared`,
 and the layers of all are in `edgevlm/graphs/layers.py`.
 
-A family that leaves weights of its model out also has `left_out(config) -> tuple[str, ...]`, the
-prefixes of their names: a checkpoint without them is one, too.
+A family that leaves weights of its model out also has `left_out(config, all_layers)`, the prefixes
+of their names: a checkpoint without them is one, too. Where a method reads the last layer of the
+encoder, `all_layers` is true, and layers after the selected one are not left out.
 
 `Description` and `ModelParts` are those of the kind `vlm`; of the kind `encoder` they are
 `EmbedderDescription` and `EmbedderParts`. A kind without images has no `processor_views`.

@@ -67,7 +67,7 @@ def verify(
             f"'{path}' was not made from its recipe: another plan comes out; export it again"
         )
     progress("load the model")
-    loaded = checkpoint.load_model()
+    loaded = planned.checkpoint.load_model()
     parts = planned.parts(loaded)
     return verify_model(bundle, planned, loaded, parts, progress, photos, engine, as_run=True)
 

@@ -58,11 +58,13 @@ class VlmBlocks:
         self.tokenizer = load_tokenizer(calls.bundle, calls.plan.host.vocabulary)
         self.table = load_table(calls.bundle, embedding)
 
-    def prompt_rows(self, visual: Array, kept: Array, log_sizes: Array | None = None) -> PromptRows:
+    def prompt_rows(self, visual: Array, kept: Array, *further: Array) -> PromptRows:
         """The prompt's rows for one image or clip, from outputs of `reduce` without batch axis."""
         plan = self.plan
         times = tuple(float(i) for i in range(plan.host.image.frames))
-        image = Visual(visual, kept, times, float(len(times)), log_sizes)
+        names = [t.name for t in plan.stage("reduce")[0].functions[0].outputs[2:]]
+        others = dict(zip(names, further, strict=False))  # the rows alone do without
+        image = Visual(visual, kept, times, float(len(times)), **others)
         return assemble(
             plan, plan.host.layout.prompt, self.table, self.tokenizer, QUESTION, [image], 0
         )

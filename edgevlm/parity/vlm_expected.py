@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from edgevlm.bundle.kinds.vlm import VlmPlan
+from edgevlm.graphs.blocks import reduced
 from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.graphs.signals import method_inputs
@@ -61,13 +62,14 @@ class ExpectedAnswers:
     def _reduced(self, views: torch.Tensor) -> list[Array]:
         """Outputs of the method of site `tokens`."""
         planned, signals = self.planned, dict[str, torch.Tensor]()
-        merging = planned.encoder_method is not None
-        if planned.method.signals or merging:
-            features, signals = method_inputs(self.parts, planned.method.signals, views)
+        methods, merging = planned.methods, planned.encoder_method is not None
+        if methods.signals or merging:
+            features, signals = method_inputs(self.parts, methods.signals, views)
         if not merging:
             family = planned.checkpoint.family
             features = family.reference_features(self.model, views, planned.description)
-        outputs = planned.method(features, shape=planned.description.shape, **signals)
+        shape = planned.description.shape
+        outputs = reduced(planned.method, features, shape, signals, methods.passed_on)
         return [tensor.numpy() for tensor in outputs]
 
 

@@ -84,7 +84,8 @@ def stage_blocks(
     sizes = [sum(map(_bytes, part)) for part in modules]
     blocks = []
     for index, (start, stop) in enumerate(cut(sizes, limit, joined)):
-        size = sum(stored.module(m, stage) for part in modules[start:stop] for m in part)
+        own = dict.fromkeys(module for part in modules[start:stop] for module in part)
+        size = sum(stored.module(module, stage) for module in own)
         blocks.append(Block(f"{stage}-{index}", stage, (start, stop), size, ()))
     return blocks
 

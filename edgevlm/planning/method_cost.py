@@ -39,7 +39,8 @@ def method_cost(planned: Any) -> MethodCost | None:
     if all(site.tokens_in == site.tokens_out for site in counts):
         return None
     shape, (reduce,) = planned.description.shape, planned.plan.stage("reduce")
-    further = {t.name: t.shape[2:] for t in reduce.functions[0].inputs[1:]}
+    inputs = reduce.functions[0].inputs[1:]
+    further = {t.name: t.shape[2:] for t in inputs if t.name in planned.method.signals}
     generator = torch.Generator().manual_seed(0)
     features = torch.rand(1, shape.tokens, shape.channels, generator=generator)
     signals = {

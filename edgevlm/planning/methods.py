@@ -72,7 +72,8 @@ def choose_decoder_method(
         return None, ()
     method: DecoderMethod = _make(choice, "decoder", dict(choice.options))
     counts = method.plan(tokens, len(decoder.caches))
-    pruning = Pruning(method, counts, tokens, decoder.rope.inverse_frequencies)
+    whole = method.plan_whole(tokens, len(decoder.caches))
+    pruning = Pruning(method, counts, tokens, decoder.rope.inverse_frequencies, whole)
     return pruning, (SiteTokens("decoder", choice.name, tokens, counts[-1]),)
 
 

@@ -61,5 +61,5 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     kind = importlib.import_module(f"edgevlm.planning.{checkpoint.family.KIND}")
     planned: Planned = kind.make_plan(recipe, checkpoint)
     halves = (name for name in recipe.quantize.names if 16 in parse_scheme(name).bits)
-    checkpoint.check_numbers(next(halves, None))
+    planned.checkpoint.check_numbers(next(halves, None))
     return planned

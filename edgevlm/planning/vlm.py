@@ -17,16 +17,16 @@ from PIL import Image
 from torch import nn
 
 from edgevlm.bundle.functions import Block
-from edgevlm.bundle.host import Embedding, KVCache, Layout
+from edgevlm.bundle.host import Embedding, ImageSpec, KVCache, Layout
 from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
 from edgevlm.errors import ModelError, PlanError
 from edgevlm.exporters.contract import Target
-from edgevlm.graphs.blocks import build
+from edgevlm.graphs.blocks import build, signal_names
 from edgevlm.graphs.merging import merge
 from edgevlm.graphs.parts import CacheSpec, DecoderSpec, ModelParts
 from edgevlm.graphs.pruning import Pruning
-from edgevlm.graphs.signals import observe
+from edgevlm.graphs.signals import GLOBAL, observe, reads_last_layer
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import Description
 from edgevlm.models.processor import load_processor, load_tokenizer, stop_ids
@@ -75,11 +75,28 @@ class ChosenMethods:
             return ()
         return tuple(pruning.entering(layer) for layer in range(len(pruning.counts) + 1))
 
-    def applied(self, parts: ModelParts) -> ModelParts:
+    @property
+    def passed_on(self) -> tuple[str, ...]:
+        """Signals of the encoder that the method of site `decoder` needs."""
+        return () if self.pruning is None else self.pruning.signals
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Signals of the encoder that a method needs, in the order in which `reduce` takes them."""
+        return signal_names(self.tokens.signals, self.passed_on)
+
+    @property
+    def global_times(self) -> float:
+        """What a global token receives at least, of the method that asks for such tokens."""
+        times = _global_times(self.tokens, self.pruning)
+        return times[0] if times else 0.0
+
+    def applied(self, parts: ModelParts, image: ImageSpec) -> ModelParts:
         """The parts of a model with its methods: tokens merge, signals are given, tokens leave."""
         merging = merge(parts.encoder, self.encoder, self.encoder_tokens)
         merged = replace(parts, encoder=merging)
-        return replace(observe(merged, self.tokens.signals), pruning=self.pruning)
+        observed = observe(merged, self.signals, self.global_times, image)
+        return replace(observed, pruning=self.pruning)
 
 
 @dataclass(frozen=True)
@@ -109,7 +126,8 @@ class VlmPlanned:
 
     def parts(self, model: Any) -> ModelParts:
         """The model as static modules, with its methods."""
-        return self.methods.applied(self.checkpoint.family.parts(model, self.description))
+        parts = self.checkpoint.family.parts(model, self.description)
+        return self.methods.applied(parts, self.description.image)
 
     def build(self, block: Block, parts: ModelParts) -> nn.Module:
         """The module of a block."""
@@ -123,16 +141,17 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     description: Description = checkpoint.describe(recipe)
     check_heads(recipe, target, description.decoder)
     methods = choose_methods(recipe, description)
+    checkpoint = replace(checkpoint, all_layers=reads_last_layer(methods.signals))
     model = checkpoint.empty_model()
-    parts = methods.applied(checkpoint.family.parts(model, description))
+    parts = methods.applied(checkpoint.family.parts(model, description), description.image)
     embedding = _embedding(recipe, target, parts, description.decoder)
     vocabulary = parts.table[0].shape[0]
     speller = Speller(load_tokenizer(checkpoint), vocabulary, description.placeholder)
-    layout = _layout(checkpoint, description, methods.reduction, speller)
+    layout = _layout(checkpoint, description, methods, speller)
     chunk, kv = _calls(recipe, target, description.decoder, methods, layout)
     host = VlmHost(
         image=description.image,
-        encoder=encoder_shape(parts.encoder, description.view_tokens, methods.tokens.signals),
+        encoder=encoder_shape(parts.encoder, description.view_tokens, methods.signals),
         visual_tokens=methods.reduction.tokens_out,
         calibrated=bool(getattr(methods.tokens, "calibrate", False)),
         layout=layout,
@@ -140,6 +159,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
         rope=description.decoder.rope,
         kv=kv,
         entering=methods.entering,
+        carried="" if methods.pruning is None else methods.pruning.carried,
         chunk=chunk,
         check=recipe.speculate,
         positions=methods.positions,
@@ -184,7 +204,19 @@ def choose_methods(recipe: Recipe, description: Description) -> ChosenMethods:
     return chosen
 
 
+def _global_times(tokens: Any, pruning: Pruning | None) -> list[float]:
+    """`global_times` of the methods that ask for global tokens."""
+    methods = [tokens, *([pruning.method] if pruning else [])]
+    return [method.global_times for method in methods if GLOBAL in method.signals]
+
+
 def _check_pruning(recipe: Recipe, chosen: ChosenMethods, pruning: Pruning, name: str) -> None:
+    times = _global_times(chosen.tokens, pruning)
+    if len(set(times)) > 1:
+        raise PlanError(
+            f"{name}: got t={times[0]:g} at site tokens and t={times[1]:g} at site decoder,"
+            " expected one; give both the same"
+        )
     if getattr(chosen.tokens, "calibrate", False):
         raise PlanError(f"{name} at site decoder makes its own masks; leave out calibrate=size")
     if pruning.method.contiguous and chosen.positions == "original":
@@ -206,7 +238,7 @@ def _embedding(
 
 
 def _layout(
-    checkpoint: Checkpoint, description: Description, reduction: SiteTokens, speller: Speller
+    checkpoint: Checkpoint, description: Description, methods: ChosenMethods, speller: Speller
 ) -> Layout:
     """The layout, of which a prompt is that of the checkpoint's own processor.
 
@@ -215,7 +247,8 @@ def _layout(
             writes.
     """
     processor = load_processor(checkpoint, speller.own)
-    reduced = reduction.tokens_out < reduction.tokens_in
+    counts = methods.reduction
+    reduced = counts.tokens_out < counts.tokens_in and not methods.tokens.keeps_rows
     layout = make_layout(description, render_prompts(description, processor), speller, reduced)
     key = f"{description.content_type}_token_id"
     wanted = getattr(checkpoint.config, key, None)

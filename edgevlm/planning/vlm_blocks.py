@@ -11,7 +11,7 @@ from edgevlm.bundle.functions import Block
 from edgevlm.bundle.kinds import vlm
 from edgevlm.bundle.kinds.vlm import VlmHost
 from edgevlm.graphs.blocks import build, cut_rows
-from edgevlm.graphs.parts import DecoderParts, ModelParts
+from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.planning.blocks import Stored, finished, stage_blocks
 
@@ -33,16 +33,20 @@ def make_blocks(
     blocks = [
         *stage_blocks("vision", parts.encoder.modules, limit, stored),
         Block("reduce-0", "reduce", (0, 1), 0, ()),
-        *stage_blocks("decoder", _decoder_parts(parts.decoder), limit, stored, joined),
+        *stage_blocks("decoder", _decoder_parts(parts), limit, stored, joined),
         *_head(host, limit, parts, stored),
     ]
     return finished(blocks, vlm, host, lambda block: build(block, parts, method, shape))
 
 
-def _decoder_parts(decoder: DecoderParts) -> list[Sequence[nn.Module]]:
-    """The layers, the norm with the last."""
-    *layers, last = decoder.layers
-    return [*((layer,) for layer in layers), (last, decoder.norm)]
+def _decoder_parts(parts: ModelParts) -> list[Sequence[nn.Module]]:
+    """The layers, the norm with the last and with those by which a method compares tokens."""
+    layers, pruning = parts.decoder.layers, parts.pruning
+    normed = {len(layers) - 1, *(pruning.norming if pruning else ())}
+    return [
+        (layer, parts.decoder.norm) if index in normed else (layer,)
+        for index, layer in enumerate(layers)
+    ]
 
 
 def _head(host: VlmHost, limit: int, parts: ModelParts, stored: Stored) -> list[Block]:

@@ -6,6 +6,10 @@ A bundle's folder is named by its recipe and the checkpoint's contents, so that 
 another day, or on another dataset, exports nothing again. `random` and `average_pool` are
 always among the methods, and `identity`, which keeps all tokens, is the first row. A budget that a
 method does not support stays in the table with the reason.
+
+A budget of a method of site `decoder` is what is left from its layer on, while the layers before it
+have all tokens. A method that leaves tokens in stages has one row, with its own stages, and the
+budget that its last one leaves.
 """
 
 from __future__ import annotations
@@ -33,13 +37,13 @@ from edgevlm.recipe import MOST_TOKENS, MethodChoice, Recipe
 from edgevlm.registry import METHODS
 
 if TYPE_CHECKING:  # it comes with torch
-    from edgevlm.graphs.visual_shape import VisualShape
     from edgevlm.pipeline import Graphs
+    from edgevlm.planning.vlm import VlmPlanned
 
 ALL = "all"
 UNREDUCED = "identity"
 BASELINES = ("average_pool", "random")
-SITE = "tokens"
+SITE, DECODER = "tokens", "decoder"
 COLUMNS = (
     "method", "tokens", "kind", "name", "accuracy", "low", "high", "n",
     "ttft_median_ms", "ttft_p90_ms", "bundle_bytes", "reason",
@@ -66,7 +70,7 @@ class SweepRequest:
         model: Hub id, folder, or `embedded`.
         dataset: Its questions are asked.
         budgets: Visual tokens.
-        methods: Names.
+        methods: NAME, or NAME@decoder.
         frames: Frames of a clip; 1 is images.
         limit: Most scenes; None takes all.
         engine: Name of the engine; None takes the first that runs the target.
@@ -103,20 +107,26 @@ def parse_sweep(text: str) -> tuple[int, ...]:
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
-    """`all`, or names with commas; the baselines are added, `identity` is a row anyway.
+    """Names with commas, each NAME[@SITE] or all[@SITE], as NAME or NAME@decoder.
+
+    The baselines are added; `identity` is a row anyway.
 
     Raises:
-        RecipeError: For an unknown name, or a method that does not choose visual tokens.
+        RecipeError: For an unknown name, or a method that does not reduce visual tokens.
     """
-    names = METHODS.names(SITE)
-    if text != ALL:
-        names = [name.strip().replace("-", "_") for name in text.split(",")]
-    for name in names:
-        sites = METHODS.sites_of(name)
-        if SITE not in sites:
-            where = " and ".join(map(repr, sites))
-            raise RecipeError(f"method '{name}' works at site {where}, a sweep is of '{SITE}'")
-    return tuple(sorted({*names, *BASELINES} - {UNREDUCED}))
+    methods = set[str]()
+    for part in text.split(","):
+        name, _, site = part.strip().replace("-", "_").partition("@")
+        if name == ALL:
+            site, names = site or SITE, METHODS.names(site or SITE) if site in ("", DECODER) else []
+        else:
+            site, names = METHODS.site_of(name, site or None), [name]
+        if site not in (SITE, DECODER):
+            raise RecipeError(
+                f"method '{name}' at site '{site}': a sweep is of sites '{SITE}' and '{DECODER}'"
+            )
+        methods |= {name if site == SITE else f"{name}@{site}" for name in names}
+    return tuple(sorted({*methods, *BASELINES} - {UNREDUCED}))
 
 
 def sweep(
@@ -147,10 +157,8 @@ def sweep(
     rows = [first]
     done(_line(first))
     for method in request.methods:
-        for tokens in request.budgets:
-            recipe = replace(unreduced, tokens=tokens, methods=(MethodChoice(method),))
-            shape = planned.description.shape
-            rows.append(_row(request, recipe, weights, shape, graphs, progress))
+        for recipe in _recipes(unreduced, MethodChoice.parse(method), request.budgets, planned):
+            rows.append(_row(request, recipe, weights, planned, graphs, progress))
             done(_line(rows[-1]))
     return rows
 
@@ -177,28 +185,61 @@ def bundle_path(recipe: Recipe, weights: str, keep: Path | None) -> Path:
     """Path of a recipe's bundle; `weights` identifies the checkpoint's contents."""
     identity = edgevlm.__version__ + dumps(recipe) + weights
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    (method,) = recipe.methods
-    return (keep or cache_folder()) / f"sweep-{method}-{recipe.tokens or 'all'}-{digest}.edgevlm"
+    name = f"sweep-{_name(recipe)}-{recipe.tokens or 'all'}-{digest}.edgevlm"
+    return (keep or cache_folder()) / name
+
+
+def _recipes(
+    unreduced: Recipe, choice: MethodChoice, budgets: tuple[int, ...], planned: VlmPlanned
+) -> list[Recipe]:
+    """The method at each budget; at site `decoder` once where one number is not what it takes."""
+    from edgevlm.planning.methods import choose_decoder_method
+
+    if choice.site != DECODER:
+        return [replace(unreduced, tokens=tokens, methods=(choice,)) for tokens in budgets]
+    recipes = [
+        replace(unreduced, methods=(replace(choice, options=(("tokens", tokens),)),))
+        for tokens in budgets
+    ]
+    one = replace(unreduced, methods=(replace(choice, options=(("tokens", 1),)),))
+    try:
+        most = planned.plan.host.visual_tokens
+        choose_decoder_method(one, planned.description.decoder, most)
+    except EdgeVLMError:
+        return [replace(unreduced, methods=(choice,))]
+    return recipes
 
 
 def _row(
     request: SweepRequest,
     recipe: Recipe,
     weights: str,
-    shape: VisualShape,
+    planned: VlmPlanned,
     graphs: Graphs,
     progress: Say,
 ) -> SweepRow:
-    from edgevlm.planning.methods import choose_method
+    from edgevlm.planning.methods import choose_decoder_method, choose_method
 
-    method, tokens = str(recipe.methods[0]), recipe.tokens or 0
+    name, most = _name(recipe), planned.plan.host.visual_tokens
+    tokens = recipe.tokens or int(dict(recipe.methods[0].options).get("tokens", 0))
+    if recipe.methods[0].site == DECODER:  # its decoder is its own
+        graphs = {}
     try:
-        _, site, _ = choose_method(recipe, shape)
+        _, site, _ = choose_method(recipe, planned.description.shape)
+        _, sites = choose_decoder_method(recipe, planned.description.decoder, most)
+        site = sites[0] if sites else site
+        tokens = site.tokens_out
         if site.tokens_out == site.tokens_in:
-            return SweepRow(method, tokens, None, f"keeps all {tokens} tokens, as {UNREDUCED} does")
-        return SweepRow(method, tokens, _evaluate(request, recipe, weights, graphs, progress))
+            return SweepRow(name, tokens, None, f"keeps all {tokens} tokens, as {UNREDUCED} does")
+        return SweepRow(name, tokens, _evaluate(request, recipe, weights, graphs, progress))
     except EdgeVLMError as cause:
-        return SweepRow(method, tokens, None, str(cause))
+        return SweepRow(name, tokens, None, str(cause))
+
+
+def _name(recipe: Recipe) -> str:
+    """NAME, or NAME@decoder, of the recipe's method."""
+    (choice,) = recipe.methods
+    return choice.name + (f"@{choice.site}" if choice.site else "")
 
 
 def _evaluate(

@@ -70,6 +70,8 @@ MEANINGS = {
     "position": "row of the cache where the first new row goes",
     "visual_rows": "rows of the visual tokens",
     "last": "the prompt's last row",
+    "carried": "a number for each row, which the first block made for the choices in the others",
+    "visual_signal": "what the encoder says of each visual token, for choices in the decoder",
     "pruned": "1 after a prompt with a picture, else 0",
     "logits": "scores of the vocabulary",
     "embedding": "the embedding, as long as the model gives it",

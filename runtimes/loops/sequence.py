@@ -28,7 +28,8 @@ class PromptRows:
     """Rows [n, C] of a prompt, their rotary positions [n], and indices of the visual rows.
 
     `bias` [n] is added to the attention scores of each row; None is 0. `ids` are the token of each
-    row, -1 for a visual one.
+    row, -1 for a visual one. `signal` is the encoder's, for each visual row, where a method inside
+    the decoder needs it.
     """
 
     rows: Floats
@@ -36,6 +37,7 @@ class PromptRows:
     visual: tuple[int, ...] = ()
     bias: Floats | None = None
     ids: tuple[int, ...] = ()
+    signal: Floats | None = None
 
 
 def assemble(
@@ -61,6 +63,7 @@ def assemble(
     rows: list[Floats] = [np.zeros((0, table.shape[1]), np.float32)]
     positions: list[Integers] = []
     log_sizes: list[Floats] = []
+    signals: list[Floats] = []
     token_ids: list[int] = []
     original = plan.host.positions == "original"
     at = first_position
@@ -73,6 +76,8 @@ def assemble(
                 span = part.item.stop - part.item.start
             if part.visual.log_sizes is not None:
                 log_sizes.append(part.visual.log_sizes[part.selected])
+            if part.visual.visual_signal is not None:
+                signals.append(part.visual.visual_signal[part.selected])
             token_ids.extend([-1] * len(new))
         else:
             new, span, steps = table[part], len(part), np.arange(len(part), dtype=np.int32)
@@ -87,7 +92,8 @@ def assemble(
         bias = np.zeros(len(hidden), np.float32)
         bias[visual_rows] = np.concatenate(log_sizes)
     all_positions = np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32)
-    return PromptRows(hidden, all_positions, tuple(visual_rows), bias, tuple(token_ids))
+    signal = np.concatenate(signals) if signals else None
+    return PromptRows(hidden, all_positions, tuple(visual_rows), bias, tuple(token_ids), signal)
 
 
 def rotary_tables(plan: VlmPlan, positions: Integers) -> tuple[Floats, Floats]:
@@ -112,6 +118,8 @@ def prompt_state(plan: VlmPlan, prompt: PromptRows) -> dict[str, NDArray[Any]]:
     }
     for name, rows in (("hidden", prompt.rows), ("cos", cos), ("sin", sin)):
         state[name][0, :count] = rows
+    if prompt.signal is not None:
+        state["visual_signal"] = prompt.signal[None]
     return state
 
 

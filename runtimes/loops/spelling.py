@@ -41,6 +41,7 @@ class Visual:
     times: tuple[float, ...] = ()
     duration: float = 0.0
     log_sizes: NDArray[np.float32] | None = None  # [K], where `VlmHost.calibrated`
+    visual_signal: NDArray[np.float32] | None = None  # [K], where `VlmHost.carried` is "vision"
 
 
 @dataclass(frozen=True)

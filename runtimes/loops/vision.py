@@ -24,6 +24,8 @@ from edgevlm.runtimes.loops.spelling import Visual
 
 CACHED_IMAGES = 4  # images whose visual tokens are cached
 CACHED_BYTES = 2 * 10**6  # of them with a memory budget
+# What `reduce` may give beside tokens and positions: fields of `Visual`.
+FURTHER = ("log_sizes", "visual_signal")
 
 
 class VisionLoop(DecoderLoop):
@@ -146,11 +148,9 @@ class VisionLoop(DecoderLoop):
         self.vision_ms += (time.perf_counter() - started) * 1e3
         self.blocks.expect("reduce", 1)
         self.reduce_ms += _timed(lambda: self.blocks.run("reduce-0", "reduce"))
-        logs = reduced.get("log_sizes")
+        further = {name: reduced[name][0].copy() for name in FURTHER if name in reduced}
         return Visual(
-            reduced["visual_tokens"][0].copy(),
-            reduced["kept_positions"][0].copy(),
-            log_sizes=None if logs is None else logs[0].copy(),
+            reduced["visual_tokens"][0].copy(), reduced["kept_positions"][0].copy(), **further
         )
 
 

@@ -6,15 +6,16 @@ Cost is that of `reduce` alone at site `tokens`: one square grid of 576 tokens (
 them as 2 x 2 tiles and their thumbnail (2,880), C = 576 (SmolVLM-256M's), random features and
 signals, in rounds over all methods and the prefill of 64 visual and 32 text rows by that model. A
 method is slow if 576 to 64 tokens takes more than a twentieth of the prefill. Accuracy is read from
-`edgevlm evaluate embedded --sweep tokens=24,49,98 --methods all -o SWEEP`: 1/8, 1/4 and 1/2 of the
-embedded model's 196 tokens.
+`edgevlm evaluate embedded --sweep tokens=24,49,98 --methods all,all@decoder -o SWEEP`: 1/8, 1/4 and
+1/2 of the embedded model's 196 tokens. Where a method is below `random`, `REASONS` says why.
 """
 
 from __future__ import annotations
 
 import csv
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ import torch
 from _measure import bundle, machine, open_loop, parser, rounds, say
 
 from edgevlm.bundle.functions import Block, Function, Tensor
+from edgevlm.compress.shared.contract import COMPARISONS
 from edgevlm.errors import PlanError
 from edgevlm.exporters.contract import TargetOptions, find_target
 from edgevlm.graphs.blocks import ReduceBlock
 from edgevlm.graphs.trace import trace, weights
 from edgevlm.graphs.visual_shape import VisualShape
+from edgevlm.models.checkpoint import find
+from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS
 from edgevlm.runtimes.loops.sequence import PromptRows
@@ -43,8 +47,24 @@ TEXT_TOKENS, SLOW_SHARE = 32, 0.05  # of a prompt; of its prefill
 # Options that change the cost.
 VARIANTS = {"divprune:groups=8": ("divprune", {"groups": 8})}
 SHARES = {24: "1/8", 49: "1/4", 98: "1/2"}
+# Why a method is below `random`, as its paper or a measurement here has it; by NAME[@decoder].
+REASONS: dict[str, str] = {}
+UNKNOWN = "not known"
 # A greedy loop of more steps makes a graph that nobody wants to wait for.
 SLOW_NODES = 4000
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Right answers in per cent, with their interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """As the table has it."""
+        return f"{self.value:.1f} ({self.low:.1f} to {self.high:.1f})"
 
 
 def main() -> None:
@@ -114,7 +134,7 @@ def session(
         method.plan(shape)
     except PlanError:
         return None
-    total, wide = shape.tokens, {"keys": 64, "flat_keys": CHANNELS}
+    total, wide = shape.tokens, {"keys": 64, "flat_keys": CHANNELS, "hidden": CHANNELS}
     inputs = [Tensor("features", "f32", (1, total, CHANNELS))]
     inputs += [
         Tensor(s, "f32", (1, total, wide[s]) if s in wide else (1, total)) for s in method.signals
@@ -151,32 +171,79 @@ def session(
     return lambda: ran.run(None, feed), count
 
 
-def read_sweep(path: Path) -> dict[tuple[str, int], str]:
-    """Accuracy with its interval by method and tokens, in per cent."""
+def read_sweep(path: Path) -> dict[tuple[str, int], Accuracy]:
+    """Accuracy by method and tokens."""
     found = {}
     with path.open() as file:
         for row in csv.DictReader(file):
             if row["kind"] == "all" and row["accuracy"]:
-                low, value, high = (100 * float(row[k]) for k in ("low", "accuracy", "high"))
-                found[row["method"], int(row["tokens"])] = f"{value:.1f} ({low:.1f} to {high:.1f})"
+                value, low, high = (100 * float(row[k]) for k in ("accuracy", "low", "high"))
+                found[row["method"], int(row["tokens"])] = Accuracy(value, low, high)
     return found
+
+
+def reason(name: str, accuracy: dict[tuple[str, int], Accuracy], budgets: Iterable[int]) -> str:
+    """Why a method is below `random` at one of these numbers of tokens; nothing where it is not."""
+    pairs = [
+        (accuracy[name, tokens], accuracy["random", tokens])
+        for tokens in budgets
+        if {(name, tokens), ("random", tokens)} <= set(accuracy)
+    ]
+    below = [(own, drawn) for own, drawn in pairs if own.value < drawn.value]
+    if not below:
+        return ""
+    if all(own.high >= drawn.low for own, drawn in below):
+        return "intervals overlap"
+    return REASONS.get(name, UNKNOWN)
+
+
+def accuracy_tables(accuracy: dict[tuple[str, int], Accuracy]) -> list[str]:
+    """Lines of the two tables: of methods before the language model, and inside it."""
+    heads = [f"{share} ({tokens} tokens)" for tokens, share in SHARES.items()]
+    lines = [f"| method | compared by | {' | '.join(heads)} | below `random` because |"]
+    lines.append("|---|---|" + "---:|" * len(heads) + "---|")
+    first = ("random", "average_pool")
+    others = sorted({name for name, _ in accuracy if "@" not in name} - {"identity", *first})
+    for name in (*first, *others):
+        cells = [str(accuracy.get((name, tokens), "-")) for tokens in SHARES]
+        compared = METHODS.load(name, "tokens").COMPARED
+        lines.append(
+            f"| `{name}` | {compared} | {' | '.join(cells)} | {reason(name, accuracy, SHARES)} |"
+        )
+    lines += ["", INSIDE, ""]
+    lines += ["| method | compared by | tokens in each layer | accuracy | below `random` because |"]
+    lines.append("|---|---|---|---:|---|")
+    for name, tokens in sorted(key for key in accuracy if "@" in key[0]):
+        module = METHODS.load(name.partition("@")[0], "decoder")
+        lines.append(
+            f"| `{name}` | {module.COMPARED} | {layers(module, tokens)} |"
+            f" {accuracy[name, tokens]} | {reason(name, accuracy, [tokens])} |"
+        )
+    return lines
+
+
+def layers(module: Any, tokens: int) -> str:
+    """Visual tokens in each layer of the embedded model, when a method leaves `tokens`."""
+    planned: Any = make_plan(Recipe(), find("embedded"))
+    most, depth = planned.plan.host.visual_tokens, len(planned.description.decoder.caches)
+    try:
+        counts = module.Method(tokens=tokens).plan(most, depth)
+    except (TypeError, ValueError, PlanError):  # it has its own stages
+        counts = module.Method().plan(most, depth)
+    return " ".join(map(str, counts))
 
 
 def page(
     costs: dict[tuple[str, int, int], float],
     nodes: dict[tuple[str, int, int], int],
-    accuracy: dict[tuple[str, int], str],
+    accuracy: dict[tuple[str, int], Accuracy],
     where: dict[str, Any],
 ) -> str:
     """The whole page."""
-    lines = ["# Methods", "", PREFACE.format(**where), "", "## Accuracy", ""]
-    heads = [f"{share} ({tokens} tokens)" for tokens, share in SHARES.items()]
-    lines += [f"| method | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
-    first, further = ("random", "average_pool"), {name for name, _ in accuracy} - {"identity"}
-    for name in (*first, *sorted(further - {*first})):
-        cells = [accuracy.get((name, tokens), "-") for tokens in SHARES]
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    lines += ["", DEFAULT, "", "## Cost of `reduce`", ""]
+    lines = ["# Methods", "", PREFACE.format(**where), ""]
+    lines += [f"- **{name}**: {meaning}" for name, meaning in COMPARISONS.items()]
+    lines += ["", "## Accuracy", "", *accuracy_tables(accuracy), "", DEFAULT]
+    lines += ["", "## Cost of `reduce`", ""]
     whole, first = costs["prefill", 0, 0], (min(SHAPES), KEPT[0])
     lines += [
         f"Prefill of {first[1]} visual and {TEXT_TOKENS} text rows by SmolVLM-256M: {whole:.0f} ms."
@@ -214,6 +281,7 @@ def descriptions() -> list[str]:
                 f"- Formula: {module.FORMULA}",
                 f"- Static form: {module.STATIC}",
                 f"- Source: {module.SOURCE}",
+                f"- Compared by: {module.COMPARED}",
                 f"- Differs: {module.DIFFERS}",
             ]
     return lines
@@ -223,7 +291,16 @@ PREFACE = """\
 Written by `tests/benchmarks/methods.py`; do not edit. {processor}, {threads} threads, {dtype},
 {date}. Accuracy in per cent, with a 95 % interval, on the embedded model's unseen test scenes; cost
 in ms (nodes of the graph) of `reduce` alone, with 576 channels. `-`: not possible, or a graph of
-thousands of nodes."""
+thousands of nodes.
+
+A method here is a published way to have fewer visual tokens, made a static graph. At site `tokens`
+it works on what the projector gives, where many originals work before it. *Compared by* says what
+was compared with the original, and nothing beyond it is claimed:
+"""
+
+INSIDE = """\
+Inside the language model, where the first layers have all 196 tokens; `random` has as many in each
+layer as are left here in the last. Methods without a choice of tokens have their own stages."""
 
 DEFAULT = """\
 `--tokens K` alone means `divprune`: at few tokens it is within the interval of the best, it needs

@@ -103,6 +103,8 @@ EDITS = {
     "zero std": (put("host.image.std", [0.5, 0, 0.5]), "host.image.std is [0.5, 0.0, 0.5], expected 1e-06 to 1e+06"),
     "resample": (put("host.image.resample", "magic"), "host.image.resample is 'magic', known: nearest"),
     "positions": (put("host.positions", "random"), "host.positions is 'random', known: contiguous"),
+    "carried": (put("host.carried", "all"), "host.carried is 'all', expected prompt, vision or nothing"),
+    "carried by none": (put("host.carried", "prompt"), "host.carried is a state of rows that leave, none do"),
     "KV form": (put("host.kv.form", "ring"), "host.kv.form is 'ring', known: shared_buffer, states"),
     "table dtype": (put("host.embedding.dtype", "bf16"), "host.embedding.dtype is 'bf16', known: f32"),
     "chunk": (put("host.chunk", 10**6), "host.chunk 1000000 is more than kv.tokens"),

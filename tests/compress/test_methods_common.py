@@ -24,8 +24,6 @@ ANY = 0
 REFUSALS = {
     ("globalcom2", SHAPE, ANY): "the picture has no tiles beside it",
     ("globalcom2", TILES, ANY): "the picture has no tiles beside it",
-    ("hired", SHAPE, ANY): "the picture has no tiles beside it",
-    ("hired", TILES, ANY): "the picture has no tiles beside it",
     ("identity", SHAPE, ANY): "identity keeps all of them",
     ("identity", TILES, ANY): "identity keeps all of them",
     ("identity", TILED, ANY): "identity keeps all of them",
@@ -55,7 +53,7 @@ def signals(method: Any, zero: bool = False) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     tensors = []
     for name in method.signals:
-        shape = (1, 64, 8) if name in ("keys", "flat_keys") else (1, 64)
+        shape = (1, 64, 8) if name in ("keys", "flat_keys", "hidden") else (1, 64)
         drawn = torch.randn(shape, generator=generator)
         tensors.append(
             torch.zeros(shape) if zero else drawn if len(shape) == 3 else drawn.softmax(-1)
@@ -88,6 +86,7 @@ def test_module_says_what_it_is(name: str, site: str) -> None:
         assert "\n" not in text
     assert module.SUMMARY
     assert module.DIFFERS
+    assert module.COMPARED in contract.COMPARISONS
 
 
 @files

@@ -103,7 +103,6 @@ NAMES = [name for name in METHODS.names("tokens") if name != "identity"]
 SHORT = {
     "aim": (56, "aim"),
     "catp": (8, "catp"),
-    "dart": (12, "dart"),
     "divprune": (8, "divprune"),
     "todre": (8, "todre"),
     "tome": (56, "tome"),

@@ -120,3 +120,17 @@ def test_reduce_block_packs_then_reduces():
     tokens, kept = ReduceBlock(Flip(), Method(), 2)(torch.arange(5.0).reshape(1, 5, 1))
     assert tokens.flatten().tolist() == [4, 3]
     assert kept.tolist() == [[0, 1]]
+
+
+def test_reduce_block_passes_a_signal_of_the_kept_tokens_on():
+    class Method:
+        signals = ("keys",)
+
+        def __call__(self, features, *, keys, shape):
+            assert keys.flatten().tolist() == [5, 6, 7, 8]
+            return features[:, 1:3], torch.tensor([[1, 2]], dtype=torch.int32)
+
+    block = ReduceBlock(nn.Identity(), Method(), 2, ("loudness",))
+    own, other = torch.tensor([[5.0, 6, 7, 8]]), torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    _, _, passed_on = block(torch.arange(4.0).reshape(1, 4, 1), own, other)
+    torch.testing.assert_close(passed_on, torch.tensor([[0.2, 0.3]]))

@@ -172,9 +172,24 @@ def test_weights_that_no_part_uses_may_be_absent(changed, name, preset):
     modules.append(parts.decoder.norm)
     used = {id(p) for p in (*modules.parameters(), *parts.table, parts.head)}
     used.add(id(model.model.image_newline))  # a row of the table
-    prefixes = made.checkpoint.family.left_out(model.config)
+    prefixes = made.checkpoint.family.left_out(model.config, all_layers=False)
     for key, weight in model.named_parameters():
         assert key.startswith(prefixes) is (id(weight) not in used), key
+
+
+def test_the_last_layer_may_be_absent_unless_a_method_reads_it(changed):
+    """LLaVA-NeXT's features are of the second of three layers; prumerge reads the third."""
+    from edgevlm.graphs.signals import reads_last_layer
+
+    model = changed(
+        lambda tensors: {k: v for k, v in tensors.items() if "encoder.layers.2." not in k},
+        "tiny-llava-next",
+    )
+    assert planned(model, tokens=8, methods=("fastervlm",)).plan.host.visual_tokens == 8
+    text = refused(model, tokens=8, methods=("prumerge",))
+    assert text.startswith("lacks 16 weights, the first is 'model.vision_tower.encoder.layers.2.")
+    assert reads_last_layer(("keys", "flat_keys"))
+    assert not reads_last_layer(("keys", "cls_attention", "early_cls_attention"))
 
 
 def test_a_head_in_the_files_is_used_where_it_differs_from_the_table(changed):

@@ -94,11 +94,18 @@ def test_baselines_are_always_among_the_methods(monkeypatch):
     assert "identity" not in everything
     with pytest.raises(RecipeError, match=r"^unknown method 'divprun'; did you mean 'divprune'"):
         parse_methods("tome,divprun")
-    assert "fastv" not in everything
-    with pytest.raises(
-        RecipeError, match=r"^method 'fastv' works at site 'decoder', a sweep is of"
-    ):
-        parse_methods("fastv")
+    assert not any("@" in name for name in everything)
+    assert parse_methods("fastv") == ("average_pool", "fastv@decoder", "random")
+    assert parse_methods("aim,aim@decoder") == ("aim", "aim@decoder", "average_pool", "random")
+    inside = set(parse_methods("all@decoder"))
+    assert {"aim@decoder", "fastv@decoder", "random"} < inside
+    assert set(parse_methods("all,all@decoder")) == inside | set(everything)
+    for name, site in {"dymu": "vision", "tome@vision": "vision", "all@vision": "vision"}.items():
+        with pytest.raises(
+            RecipeError,
+            match=rf"^method '{name.split('@')[0]}' at site '{site}': a sweep is of sites 'tokens'",
+        ):
+            parse_methods(name)
 
 
 def test_a_bundle_is_kept_by_recipe_and_weights(tmp_path, monkeypatch):
@@ -163,6 +170,29 @@ def test_rows_in_order_with_reasons_and_bundles_made_once(tiny_model, exports, e
     assert exports == [("identity", None), ("random", 4)]
     assert [row.reason for row in again] == [row.reason for row in rows]
     assert len(list((tmp_path / "a" / "b").iterdir())) == 2
+
+
+def test_decoder_methods_leave_a_budget_or_their_own_stages(
+    tiny_model, exports, exported, tmp_path
+):
+    """Of two layers: fastv's third is not there, pyramiddrop halves the tokens once."""
+    most = exported.bundle.plan.sites[0].tokens_in
+    methods = ("fastv@decoder", "holitom@decoder", "pyramiddrop@decoder")
+    request = SweepRequest(tiny_model, DATASET, (4, most, 999), methods, keep=tmp_path)
+    rows = {(row.method, row.tokens): row for row in sweep(request)[1:]}
+    assert list(rows) == [
+        ("fastv@decoder", 0), *[("holitom@decoder", tokens) for tokens in (4, most, 999)],
+        ("pyramiddrop@decoder", most // 2),
+    ]  # fmt: skip
+    assert rows["fastv@decoder", 0].reason.startswith("fastv: got layers [2], expected ")
+    assert rows["holitom@decoder", 4].evaluation
+    assert rows["holitom@decoder", most].reason == f"keeps all {most} tokens, as identity does"
+    assert rows["holitom@decoder", 999].reason.startswith("holitom: got 999 tokens")
+    assert rows["pyramiddrop@decoder", most // 2].evaluation
+    names = sorted(path.name.rpartition("-")[0] for path in tmp_path.iterdir())
+    assert names == [
+        "sweep-holitom@decoder-all", "sweep-identity-all", "sweep-pyramiddrop@decoder-all"
+    ]  # fmt: skip
 
 
 def test_a_dataset_is_checked_before_the_first_export(tiny_model, exports, tmp_path):

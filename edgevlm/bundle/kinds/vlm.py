@@ -41,6 +41,7 @@ STAGES = (
     Stage("head", True, "head", "sky"),
 )
 POSITIONS = ("contiguous", "original")
+CARRIED = ("", "prompt", "vision")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ class VlmHost:
         kv: The cache.
         entering: Visual tokens among the rows that enter each layer of the decoder, and those that
             come out of the last; empty where none leave.
+        carried: What the first decoder block makes a state of that goes with the rows to the
+            others, where tokens leave: `prompt`, its rows, or `vision`, a signal that `reduce`
+            gives; empty where there is none.
         chunk: Rows that a call of `prefill` takes.
         check: Rows that a call of `check` takes; 0 says that there is none.
         positions: `contiguous`, or `original`: visual tokens have the positions of the whole grid.
@@ -74,6 +78,7 @@ class VlmHost:
     rope: Rope
     kv: KVCache
     entering: tuple[int, ...]
+    carried: str
     chunk: int
     check: int
     positions: str
@@ -185,6 +190,8 @@ def check(plan: VlmPlan) -> None:
     numbers = {"visual_tokens": host.visual_tokens, "chunk": host.chunk}
     checks.numbers("host", numbers | {"vocabulary": host.vocabulary})
     checks.choice("host.positions", host.positions, POSITIONS)
+    known = f"host.carried is {shown(host.carried)}, expected prompt, vision or nothing"
+    expect(host.carried in CARRIED, known)
     checks.image(host.image)
     checks.encoder(host.encoder)
     checks.embedding(host.embedding, plan.files)
@@ -218,6 +225,7 @@ def _check_calls(host: VlmHost) -> None:
     )
     if not host.entering:
         expect(not kv.gone, "host.kv.gone says that rows leave, host.entering that none do")
+        expect(not host.carried, "host.carried is a state of rows that leave, none do")
         return
     entering = list(host.entering)
     good = len(entering) == kv.layers + 1 and entering == sorted(entering, reverse=True)
@@ -236,6 +244,8 @@ def _reduce(host: VlmHost) -> Signature:
     ]
     if host.calibrated:
         outputs.append(Tensor("log_sizes", "f32", (1, host.visual_tokens)))
+    if host.carried == "vision":
+        outputs.append(Tensor("visual_signal", "f32", (1, host.visual_tokens)))
     inputs = (Tensor("features", "f32", (1, total, channels)), *signals)
     return Signature(inputs, tuple(outputs), unread=frozenset(s.name for s in signals))
 
@@ -257,24 +267,31 @@ def _decoder(host: VlmHost, block: Block, rows: int) -> Signature:
 def _whole_prompt(host: VlmHost, block: Block) -> Signature:
     """`prefill` of a whole prompt, where visual tokens leave between the layers."""
     start, stop = block.span
-    inputs = _prompt_state(host, host.entering[start])
-    state = _prompt_state(host, host.entering[stop])
+    inputs, state = _prompt_state(host, start), _prompt_state(host, stop)
     if host.entering[stop] == host.entering[start]:
-        state = state[:1]
+        new = ("hidden",) if start else ("hidden", "carried")
+        state = [tensor for tensor in state if tensor.name in new]
     if stop == host.kv.layers:
         state = [Tensor("hidden", "f32", (1, 1, host.embedding.columns))]
     outputs, chained = passed_on(state)
-    return _with_caches(host, block, inputs, outputs, chained, ("visual_rows", "last"))
+    return _with_caches(host, block, inputs, outputs, chained, ("visual_rows", "last", "carried"))
 
 
-def _prompt_state(host: VlmHost, visual: int) -> list[Tensor]:
-    """A prompt of which so many visual tokens are left."""
-    return [
-        *_rows(host, host.chunk - (host.entering[0] - visual)),
+def _prompt_state(host: VlmHost, layer: int) -> list[Tensor]:
+    """A prompt before a layer, of which some visual tokens are left."""
+    visual = host.entering[layer]
+    rows = host.chunk - (host.entering[0] - visual)
+    state = [
+        *_rows(host, rows),
         # A tensor cannot be empty: where all have left there is one row that nobody reads.
         Tensor("visual_rows", "i32", (1, max(1, visual))),
         Tensor("last", "i32", (1,)),
     ]
+    if host.carried and layer:
+        state.append(Tensor("carried", "f32", (1, rows)))
+    elif host.carried == "vision":
+        state.append(Tensor("visual_signal", "f32", (1, visual)))
+    return state
 
 
 def _single_row(host: VlmHost, block: Block) -> Signature:

@@ -1,14 +1,17 @@
 """AIM, the pruning: visual tokens leave the second half of the language model by PageRank.
 
-From the middle layer on, visual tokens leave in stages by their importance, a PageRank over the
-layer's attention: d starts even over the prompt, five times d becomes d M, where M is the softmax
-of the attention scores at temperature 0.1, and heads are joined as the root of the mean square.
+After each layer from the middle to three quarters of the depth an eighth of the visual tokens
+leaves, those of the least importance: a PageRank over the layer's attention. d starts even over the
+prompt, five times d becomes d M, where M is the softmax of the attention scores at temperature 0.1,
+and heads are joined as the root of the mean square.
 
 Source: AIM (arXiv 2412.03248), LaVi-Lab/AIM. Limits: attention of the whole prompt to itself, for
 each stage.
 """
 
 from __future__ import annotations
+
+from fractions import Fraction
 
 from torch import Tensor
 
@@ -25,11 +28,13 @@ SUMMARY = "drops visual tokens in the second half of the language model, by Page
 FORMULA = "d <- d softmax(QK^T / (0.1 sqrt D)), five times; top-k of d"
 STATIC = "five products [s] x [s, s] a stage"
 DIFFERS = (
-    "same importance as the original; tokens leave in four stages (original: some in each layer"
-    " from 14 to 21 of 28) and are not in the KV caches from there on (original: a mask hides them)"
+    "tokens leave (original: masks hide them, which saves nothing), so one that has left has no say"
+    " in later importances (original: it has, in the first of the five products). With other than"
+    " 28 layers, each layer has the mean of what the original's layers at its depth see"
 )
-# Layers (of 28) from which on a part of the visual tokens is left.
-STAGES = ((14, 0.75), (16, 0.5), (18, 0.25), (21, 0.0))
+COMPARED = "end to end"
+# Of 28 layers the first that sees fewer, each an eighth of the tokens fewer than the one before.
+FIRST, EIGHTHS, DEPTH = 15, 8, 28
 TEMPERATURE, STEPS = 0.1, 5
 
 
@@ -38,8 +43,9 @@ class Method(DecoderMethod):
 
     def plan(self, tokens: int, layers: int) -> tuple[int, ...]:
         """Visual tokens that each layer sees."""
-        left = {max(1, layers * layer // 28): int(tokens * part) for layer, part in STAGES}
-        return layer_counts("aim", tokens, layers, tuple(left), tuple(left.values()))
+        left = [tokens, *(int(tokens * share(layer, layers)) for layer in range(1, layers))]
+        at = tuple(i for i in range(1, layers) if left[i] < left[i - 1])
+        return layer_counts("aim", tokens, layers, at, tuple(left[i] for i in at))
 
     def __call__(self, look: Look, hidden: Tensor, kept: int) -> tuple[None, Tensor]:
         """Choose by importance.
@@ -55,6 +61,19 @@ class Method(DecoderMethod):
         prompt = (look.rows <= look.last).float()
         scores = importance(look.scores(look.rows), prompt)
         return None, largest_indices(scores.index_select(0, look.visual), kept)
+
+
+def share(layer: int, layers: int) -> Fraction:
+    """Part of the visual tokens that a layer sees.
+
+    Layers of another depth cover a part of the original's 28 each, and see its mean.
+    """
+    seen = 0  # eighths, in parts of which an original layer has `layers` and a layer has DEPTH
+    for original in range(DEPTH):
+        start = max(DEPTH * layer, layers * original)
+        stop = min(DEPTH * (layer + 1), layers * (original + 1))
+        seen += max(0, stop - start) * min(EIGHTHS, max(0, EIGHTHS - 1 - (original - FIRST)))
+    return Fraction(seen, DEPTH * EIGHTHS)
 
 
 def importance(scores: Tensor, prompt: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ DIFFERS = (
     " ranks the pictures of its examples; that the question's own picture is pruned against theirs"
     " is left out"
 )
+COMPARED = "paper's equations"
 SIMILARITY = 0.6  # weight of the cosine
 
 

@@ -24,6 +24,7 @@ SUMMARY = "drops the visual tokens that the prompt's last token attends to least
 FORMULA = "top-k of the last row of softmax(QK^T / sqrt D) in layer k - 1"
 STATIC = "one row of attention and a top-k"
 DIFFERS = "same tokens as the original; of equal weights the first stays"
+COMPARED = "end to end"
 
 
 class Method(DecoderMethod):

@@ -1,4 +1,4 @@
-"""HoliTom, inside the language model: a token that leaves is folded into the most similar one.
+"""HoliTom's inner merging alone: a token that leaves is folded into the most similar one.
 
 After one layer the visual tokens with the largest weight in the last row of its attention (mean
 over heads) stay. Each other, in turn, is averaged with the kept one of the largest cosine:
@@ -22,13 +22,18 @@ SOURCE = (
     "HoliTom (arXiv 2505.21334), section 3.4, cokeshao/HoliTom@e9b2972"
     " holitom/modeling_qwen2.py: merging inside the language model"
 )
-SUMMARY = "keeps half of the visual tokens after one layer, folds each other into the most similar"
+SUMMARY = (
+    "the inner merging of HoliTom alone: keeps half of the visual tokens after one layer, folds"
+    " each other into the most similar"
+)
 FORMULA = "top-k of the last row; each other folded into its most similar: a <- (a + b) / 2"
 STATIC = "one product with powers of 1/2"
 DIFFERS = (
-    "same tokens as the original, in one product instead of one after the other; the layer is at 18"
-    " of 28, as the original has it. The merging over frames is not here"
+    "HoliTom's main part, the merging over the frames of a clip, is not here, so this is a small"
+    " part of the method. Same tokens as the original inside the language model, in one product"
+    " instead of one after the other; the layer is at 18 of 28, as the original has it"
 )
+COMPARED = "end to end"
 
 
 class Method(DecoderMethod):

@@ -26,6 +26,7 @@ DIFFERS = (
     "same tokens as the original; of equal weights the first stays. Stages are at a quarter, half"
     " and three quarters of the layers, as the original has them for 32"
 )
+COMPARED = "end to end"
 
 
 class Method(DecoderMethod):

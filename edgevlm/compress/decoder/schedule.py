@@ -25,6 +25,7 @@ SUMMARY = "keeps as many visual tokens in each run of layers as a schedule says"
 FORMULA = "as fastv, with as many tokens in each run of layers as written"
 STATIC = "as fastv, for each stage"
 DIFFERS = "the schedule is an option, not the result of a search"
+COMPARED = "text alone"
 
 
 class Method(DecoderMethod):

@@ -1,13 +1,13 @@
 """SparseVLM: words that attend to the picture choose what stays; part of the rest is recycled.
 
-After each of a few layers, with k tokens that stay:
+Raters are chosen once, in what enters the language model: the prompt's words after the picture that
+visual tokens are most like (softmax over words of their products, mean over visual tokens), those
+above the mean of all. Then, after each of a few layers, with k tokens that stay:
 
- 1. Raters: the prompt's words after the picture that visual tokens are most like (softmax over
-    words of their products, mean over visual tokens), those above the mean of all.
- 2. The score of a visual token is the attention of the raters to it, mean over heads and raters;
+ 1. The score of a visual token is the attention of the raters to it, mean over heads and raters;
     the k largest stay.
- 3. Of the others the 0.3 with the largest scores (and one more) are clustered by density peaks, one
-    cluster for ten of them (and one more), and each cluster's mean is a token too.
+ 2. Of the others the 0.3 with the largest scores (and one more) are clustered by density peaks, one
+    cluster for ten of them (and one more), and each cluster's mean is a token too, after the k.
 
 Source: SparseVLM (arXiv 2410.04417), Gumpest/SparseVLMs, version 1.0. Limits: the prompt is one
 call; attention of the whole prompt to itself for each stage.
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from edgevlm.compress.shared.contract import DecoderMethod
 from edgevlm.compress.shared.layer_counts import layer_counts, parse_numbers
+from edgevlm.errors import PlanError
 from edgevlm.graphs.pruning import Look
-from edgevlm.graphs.selection import descending, in_raster_order, largest_indices
+from edgevlm.graphs.selection import ascending, descending, largest_indices
 
 SOURCE = (
     "SparseVLM (arXiv 2410.04417), section 3, Gumpest/SparseVLMs@26a5f48"
@@ -31,12 +32,12 @@ SUMMARY = "keeps what the question's words attend to in stages, and clusters a p
 FORMULA = "top-k of the raters' attention; the best of the rest to cluster means (DPC-KNN)"
 STATIC = "attention of the whole prompt, ranks by counting compares, one product a stage"
 DIFFERS = (
-    "same scores, tokens and clusters as the original, without its noise between equal densities; a"
-    " cluster has the position of its centre (original: after the kept tokens); raters are chosen"
-    " in the input of each stage's layer (original: once, in the embeddings)"
+    "same raters, scores, tokens and clusters as the original, without its noise between equal"
+    " densities; of equal scores the first stays"
 )
-# The original's layers (of 32), and what stays of 576 with 192 in the mean.
-LAYERS, FRACTIONS = (2, 6, 15), (300 / 576, 200 / 576, 110 / 576)
+COMPARED = "end to end"
+# The first layers that see fewer (of 32), and what stays of 576 with 192 in the mean.
+LAYERS, FRACTIONS = (3, 7, 16), (300 / 576, 200 / 576, 110 / 576)
 RECYCLED, TOKENS_PER_CLUSTER = 0.3, 10
 
 
@@ -50,6 +51,7 @@ class Method(DecoderMethod):
     """
 
     contiguous = True
+    carries = True
 
     def __init__(self, *, tokens: int | str | None = None, layers: int | str | None = None) -> None:
         self.tokens = None if tokens is None else parse_numbers("sparsevlm", "tokens", tokens)
@@ -59,16 +61,37 @@ class Method(DecoderMethod):
         """Visual tokens that each layer sees.
 
         Raises:
-            PlanError: If a layer is not there, or there are more tokens than before.
+            PlanError: If a layer is not there, or there are more tokens than before, or none.
         """
-        at = self.layers or tuple(sorted({max(1, layers * layer // 32) for layer in LAYERS}))
-        wanted = self.tokens or tuple(max(1, int(tokens * part)) for part in FRACTIONS[: len(at)])
+        at, whole = self._stages(tokens, layers)
+        if min(whole) < 1:
+            raise PlanError(f"sparsevlm: got tokens={min(whole)}, expected 1 or more in each stage")
         left, before = [], tokens
-        for kept in wanted:
-            kept = min(kept, before - 1)
-            before = kept + clusters(before - kept)[1]
+        for kept in whole:
+            before = kept + (clusters(before - kept)[1] if kept < before else 0)
             left.append(before)
         return layer_counts("sparsevlm", tokens, layers, at, tuple(left))
+
+    def plan_whole(self, tokens: int, layers: int) -> tuple[int, ...]:
+        """Of the visual tokens that each layer sees those that are no clusters."""
+        counts = [tokens] * layers
+        for layer, kept in zip(*self._stages(tokens, layers), strict=True):
+            counts[layer:] = [kept] * (layers - layer)
+        return tuple(counts)
+
+    def _stages(self, tokens: int, layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The layers that see fewer, and the tokens that stay in each stage, without clusters."""
+        at = self.layers or tuple(sorted({max(1, layers * layer // 32) for layer in LAYERS}))
+        return at, self.tokens or tuple(max(1, int(tokens * part)) for part in FRACTIONS[: len(at)])
+
+    def carry(self, look: Look, *signal: Tensor) -> Tensor:
+        """The raters, f32 [s]: 1 for each, else 0.
+
+        Args:
+            look: The prompt.
+            signal: Nothing.
+        """
+        return rate(look.tokens()[0], look.hidden[0], look.words)
 
     def __call__(self, look: Look, hidden: Tensor, kept: int) -> tuple[Tensor, Tensor]:
         """Keep and cluster.
@@ -79,14 +102,15 @@ class Method(DecoderMethod):
             kept: k plus the number of clusters.
 
         Returns:
-            Visual tokens f32 [1, kept, C], and which they are, i64 [kept], ascending.
+            Visual tokens f32 [1, kept, C], and whose rows they take, i64 [kept], ascending.
         """
-        total = look.visual.shape[0]
-        raters = rate(look.tokens()[0], look.hidden[0], look.words)
+        raters, whole = look.carried, look.whole
+        assert raters is not None
+        assert whole is not None
         weights = look.attention(look.rows).mean(0).index_select(1, look.visual)
-        scores = (raters.unsqueeze(0) @ weights)[0] / raters.sum()
-        unmerged = next(k for k in range(kept, 0, -1) if k + clusters(total - k)[1] == kept)
-        return recycle(hidden.index_select(1, look.visual), scores, unmerged)
+        # A call that measures has no words, and so no raters.
+        scores = (raters.unsqueeze(0) @ weights)[0] / raters.sum().clamp(min=1.0)
+        return recycle(hidden.index_select(1, look.visual), scores, whole)
 
 
 def clusters(dropped: int) -> tuple[int, int]:
@@ -104,7 +128,7 @@ def rate(visual: Tensor, hidden: Tensor, words: Tensor) -> Tensor:
         words: The prompt's words after the picture, bool [s].
     """
     similarity = torch.where(words, visual @ hidden.transpose(0, 1), -1e9).softmax(1).mean(0)
-    mean = (similarity * words).sum() / words.sum()
+    mean = (similarity * words).sum() / words.sum().clamp(min=1)
     return ((similarity > mean) & words).float()
 
 
@@ -117,7 +141,8 @@ def recycle(tokens: Tensor, scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
         kept: Tokens that stay as they are.
 
     Returns:
-        f32 [1, kept + clusters, C] and their indices i64, ascending.
+        f32 [1, kept + clusters, C], the kept tokens by index and then the clusters by descending
+        density, and the indices of both (of a cluster its centre), i64, ascending.
     """
     total = scores.shape[0]
     count, groups = clusters(total - kept)
@@ -125,9 +150,7 @@ def recycle(tokens: Tensor, scores: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     stay = largest_indices(scores, kept)
     means, centres = density_peaks(tokens[0].index_select(0, order[kept : kept + count]), groups)
     indices = torch.cat([stay, order[kept : kept + count].index_select(0, centres)])
-    recycled = torch.cat([tokens[0].index_select(0, stay), means])
-    indices, recycled = in_raster_order(indices, recycled)
-    return recycled.unsqueeze(0), indices
+    return torch.cat([tokens[0].index_select(0, stay), means]).unsqueeze(0), ascending(indices)
 
 
 def density_peaks(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:

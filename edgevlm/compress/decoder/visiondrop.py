@@ -6,6 +6,7 @@ Before each of a few layers, with d dominant and c contextual tokens of that sta
     tokens; the d largest stay.
  2. Targets are every s-th of the others; each other token merges into the target whose key (mean
     over heads) has the largest cosine with its own, and a target becomes itself plus their mean.
+    Targets come after the dominant tokens.
 
 Source: VisionDrop (arXiv 2506.22283), Ruixxxx/VisionDrop. Limits: O(k^2) attention for a stage; the
 prompt is one call.
@@ -13,12 +14,16 @@ prompt is one call.
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from edgevlm.compress.shared.contract import DecoderMethod
 from edgevlm.compress.shared.dominant import dominant_and_contextual
 from edgevlm.compress.shared.layer_counts import layer_counts, parse_numbers
 from edgevlm.graphs.pruning import Look
+from edgevlm.graphs.selection import marked, marked_indices
 
 SOURCE = (
     "VisionDrop (arXiv 2506.22283), section 3, Ruixxxx/VisionDrop@f7a9444"
@@ -30,11 +35,11 @@ FORMULA = (
 )
 STATIC = "attention of the visual tokens, one product a stage"
 DIFFERS = (
-    "same tokens as the original, a merged one at its target's position (original: after the"
-    " dominant ones); all stages merge the same part of their tokens; its stage in the encoder is"
-    " `visionzip` at site tokens"
+    "same tokens as the original, inside the language model; its stage in the encoder is"
+    " `visionzip` at site tokens. Of equal weights another one may stay"
 )
-# The original's stages are 30 + 5, 22 + 4 and 16 + 3 of 48 tokens.
+COMPARED = "end to end"
+# The original's stages are 30 + 5, 22 + 4 and 16 + 3 of 48 tokens: contextual ones rounded up.
 FRACTIONS, CONTEXTUAL = (35 / 48, 26 / 48, 19 / 48), 5 / 35
 
 
@@ -45,7 +50,7 @@ class Method(DecoderMethod):
         tokens: Tokens left in each stage, dominant and contextual, with `+` between them; None is
             the original's fractions.
         layers: Layers, counted from 0, that see fewer; None is a quarter, half and three quarters.
-        contextual: Fraction of a stage's tokens that are merged ones.
+        contextual: Fraction of a stage's tokens that are merged ones, rounded up.
 
     Raises:
         ValueError: If the fraction is not between 0 and 1.
@@ -71,8 +76,6 @@ class Method(DecoderMethod):
         """
         at = self.layers or tuple(sorted({max(1, layers * stage // 4) for stage in (1, 2, 3)}))
         left = self.tokens or tuple(max(1, int(tokens * part)) for part in FRACTIONS[: len(at)])
-        if len(left) != len(at):
-            left = (*left, *[left[-1]] * len(at))[: len(at)]
         return layer_counts("visiondrop", tokens, layers, at, left)
 
     def __call__(self, look: Look, hidden: Tensor, kept: int) -> tuple[Tensor, Tensor]:
@@ -84,9 +87,22 @@ class Method(DecoderMethod):
             kept: k, visual tokens that stay.
 
         Returns:
-            Visual tokens f32 [1, k, C], and which they are, i64 [k], ascending.
+            Visual tokens f32 [1, k, C], and whose rows they take, i64 [k], ascending.
         """
         keys = look.keys().mean(0).index_select(0, look.visual)
         scores = look.attention(look.visual).mean((0, 1)).index_select(0, look.visual)
-        merged = int(kept * self.contextual)
-        return dominant_and_contextual(look.tokens(), scores, keys, kept - merged, merged)
+        merged = contextual_tokens(kept, self.contextual)
+        tokens, indices = dominant_and_contextual(
+            look.tokens(), scores, keys, kept - merged, merged
+        )
+        if not 0 < merged < kept:
+            return tokens, indices
+        stays = marked(scores.topk(kept - merged).indices, scores.shape[0])
+        dominant = stays.index_select(0, indices)
+        order = marked_indices(dominant, kept - merged), marked_indices(~dominant, merged)
+        return tokens.index_select(1, torch.cat(order)), indices
+
+
+def contextual_tokens(kept: int, part: float) -> int:
+    """How many of `kept` tokens are merged ones: the part rounded up."""
+    return math.ceil(round(kept * part, 6))

@@ -2,6 +2,9 @@
 
 `plan` comes first and works on numbers alone; the call is traced with the numbers that it gave, so
 every shape in it is a constant. The defaults of a method's properties are here and nowhere else.
+
+Beside the class a method file has six texts of one line: SUMMARY, FORMULA, STATIC, SOURCE, DIFFERS,
+and COMPARED, a key of `COMPARISONS`.
 """
 
 from __future__ import annotations
@@ -13,6 +16,17 @@ from torch import Tensor
 from edgevlm.graphs.pruning import Look
 from edgevlm.graphs.visual_shape import VisualShape
 
+# How a method was compared with what its file names as the source; the value of its `COMPARED`.
+COMPARISONS = {
+    "end to end": "the model's own modules, driven as the original drives them, keep the tokens"
+    " that the exported graphs keep",
+    "vectors": "outputs recorded from the original's functions: its arithmetic, not which layer or"
+    " side of the projector it is given",
+    "paper's equations": "loops over the paper's equations; no code of the authors was run",
+    "text alone": "the paper's words; neither its equations nor its code were compared",
+    "baseline": "no paper: the named function of torch or numpy",
+}
+
 
 class SiteMethod(Protocol):
     """What methods of all sites have in common.
@@ -20,9 +34,12 @@ class SiteMethod(Protocol):
     Attributes:
         signals: Names of what the encoder gives beside its features (`graphs/signals.py`), such as
             `cls_attention`; each is a keyword argument of the call at site `tokens`.
+        global_times: A token counts for the signal `global_attention` if it receives more than so
+            many times the attention that a token receives in the mean.
     """
 
     signals: tuple[str, ...] = ()
+    global_times: float = 0.0
 
 
 class TokensMethod(SiteMethod, Protocol):
@@ -33,9 +50,12 @@ class TokensMethod(SiteMethod, Protocol):
     Attributes:
         calibrate: The call gives a third output, the logarithm of how many tokens each kept token
             stands for, f32 [1, K].
+        keeps_rows: What closes a row of a grid in the sequence (LLaVA's newline) stays where tokens
+            leave; else one at the end does.
     """
 
     calibrate: bool = False
+    keeps_rows: bool = False
 
     def plan(self, shape: VisualShape) -> int:
         """Tokens kept: K.
@@ -66,9 +86,12 @@ class VisionMethod(SiteMethod, Protocol):
 
     Attributes:
         between: Tokens merge between attention and MLP of a layer; else after both.
+        proportional: A merged token weighs as much in the attention of later layers as the patches
+            that it stands for (the logarithm of their number is added to the scores); else as one.
     """
 
     between: bool = True
+    proportional: bool = False
 
     def plan(self, patches: int, layers: int) -> tuple[int, ...]:
         """Patches left after each layer.
@@ -110,11 +133,16 @@ class DecoderMethod(SiteMethod, Protocol):
             they leave.
         contiguous: What is left of the prompt is numbered anew; else tokens keep their positions.
         looks_back: The choice needs the layer before that one too, so both are in one block.
+        carries: `carry` makes a state before the first layer, which goes with the rows from block
+            to block; a choice has it as `Look.carried`. With a signal, the state is made of it.
+        final_norm: The choice needs the norm after the last layer, `Look.final_norm`.
     """
 
     after: bool = True
     contiguous: bool = False
     looks_back: bool = False
+    carries: bool = False
+    final_norm: bool = False
 
     def plan(self, tokens: int, layers: int) -> tuple[int, ...]:
         """Visual tokens that each layer sees; the first layer sees all.
@@ -128,6 +156,26 @@ class DecoderMethod(SiteMethod, Protocol):
         """
         ...
 
+    def plan_whole(self, tokens: int, layers: int) -> tuple[int, ...]:
+        """Of the visual tokens that each layer sees those that no other was merged into.
+
+        Only of a method whose number of merged tokens does not follow from what `plan` returns;
+        empty is all of them.
+        """
+        return ()
+
+    def carry(self, look: Look, *signal: Tensor) -> Tensor:
+        """The state before the first layer, of a method that carries one.
+
+        Args:
+            look: The first layer and its input: the prompt as the language model gets it.
+            signal: The encoder's signal at each visual token, f32 [k], if the method names one.
+
+        Returns:
+            A number for each row, f32 [s].
+        """
+        raise NotImplementedError
+
     def __call__(self, look: Look, hidden: Tensor, kept: int) -> tuple[Tensor | None, Tensor]:
         """Choose the visual tokens that stay; called where some but not all of them leave.
 
@@ -138,7 +186,8 @@ class DecoderMethod(SiteMethod, Protocol):
             kept: Visual tokens that stay: k.
 
         Returns:
-            New activations of the visual tokens that stay, f32 [1, k, C], or None where they stay
-            as they are; and which of the visual tokens stay, i64 [k], ascending.
+            New activations of the visual tokens that stay, f32 [1, k, C], in the order in which
+            they take the rows that stay, or None where these stay as they are; and which of the
+            visual tokens' rows stay, i64 [k], ascending.
         """
         ...

@@ -37,7 +37,8 @@ class Restored(TokensMethod):
     def __init__(self, method: TokensMethod, merge: bool, calibrate: bool, median: bool) -> None:
         self.method, self.merge = method, merge
         self.calibrate, self.median = calibrate, median
-        self.signals = method.signals
+        self.signals, self.global_times = method.signals, method.global_times
+        self.keeps_rows = method.keeps_rows
 
     def plan(self, shape: VisualShape) -> int:
         """Tokens kept by the method: K."""

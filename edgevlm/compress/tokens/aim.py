@@ -24,14 +24,19 @@ SOURCE = (
     "AIM (arXiv 2412.03248), section 3.2, LaVi-Lab/AIM@edc24e9"
     " llava/model/token_merge.py: bipartite_soft_matching, merge_wavg as called in llava_arch.py"
 )
-SUMMARY = "halves the tokens of each frame by merging similar neighbours, until K are left"
+SUMMARY = (
+    "AIM's merging before the language model: halves the tokens of each frame by merging similar"
+    " neighbours, until K are left"
+)
 FORMULA = "y = mean of the tokens that merge by argmax cos(x_even, x_odd), halving until K"
 STATIC = "a matching and one product a round"
 DIFFERS = (
     "same tokens as the original where K is N/2, N/4 or N/8; for other K the last round merges less"
-    " than half, which the original cannot. Tokens are in raster order of destinations (original:"
-    " in the order of the matching)"
+    " than half, which the original cannot. The original merges frames of clips alone, here tiles"
+    " and pictures too. Tokens are in raster order of destinations (original: in the order of the"
+    " matching)"
 )
+COMPARED = "end to end"
 
 
 class Method(TokensMethod):

@@ -35,6 +35,7 @@ STATIC = "one constant matrix [K, N]"
 DIFFERS = (
     "equals the original where the cells divide the grid; elsewhere a border token is in two cells"
 )
+COMPARED = "baseline"
 
 
 class Method(TokensMethod):

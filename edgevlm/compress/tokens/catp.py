@@ -25,7 +25,10 @@ from edgevlm.graphs.selection import (
 from edgevlm.graphs.visual_shape import VisualShape, check_shape, square_shape
 
 SOURCE = "CATP (Contextually Adaptive Token Pruning, AAAI 2026), section 3"
-SUMMARY = "keeps the tokens that are nearest to all others"
+SUMMARY = (
+    "CATP's first stage without its text: in each picture keeps the tokens that are nearest to all"
+    " others"
+)
 FORMULA = "add argmax_y sum_x max(0, s(x, y) - max over kept of s(x, y')), K times"
 STATIC = "K steps over [n, n], unrolled"
 DIFFERS = (
@@ -33,6 +36,7 @@ DIFFERS = (
     " similarity to the words beside the picture, for the question is not known when tokens are"
     " reduced"
 )
+COMPARED = "paper's equations"
 
 
 class Method(TokensMethod):

@@ -41,6 +41,7 @@ DIFFERS = (
     " 4e-6 are zero, a token is never kept twice, a token of zeros has distance 1 to all others."
     " Groups are ours"
 )
+COMPARED = "end to end"
 
 
 class Method(TokensMethod):

@@ -3,7 +3,7 @@
     score[i] = mean over heads of the attention of the class token to token i
     kept     = the K largest scores, in raster order
 
-Where there are several grids (tiles, frames) each keeps its budget of K, in proportion to its
+Where there are several views (tiles, frames) each keeps its budget of K, in proportion to its
 tokens, so that no tile is lost.
 
 Source: FasterVLM (arXiv 2412.01818, first version), Theia-4869/FasterVLM. Limits: of nearly equal
@@ -12,11 +12,11 @@ scores top-k may take another one in another engine.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from edgevlm.compress.shared.budgets import grid_budgets, kept_tokens
 from edgevlm.compress.shared.contract import TokensMethod
+from edgevlm.compress.shared.tiles import joined, positions_at, rows_at, split_views
 from edgevlm.graphs.selection import ascending, keep_all, select_tokens
 from edgevlm.graphs.visual_shape import VisualShape, square_shape
 
@@ -28,9 +28,10 @@ SUMMARY = "keeps the K tokens that the class token attends to most"
 FORMULA = "top-K of the class token's attention"
 STATIC = "one top-k"
 DIFFERS = (
-    "same tokens as the original; a tower without a class token is scored by the attention that"
-    " each token receives, and a packed grid of several tiles shares one budget"
+    "same tokens as the original, each view its part of K (original: K of each view); a tower"
+    " without a class token is scored by the attention that each token receives"
 )
+COMPARED = "end to end"
 
 
 class Method(TokensMethod):
@@ -49,10 +50,10 @@ class Method(TokensMethod):
         """Tokens kept: K.
 
         Raises:
-            PlanError: If K is not between the number of grids and N.
+            PlanError: If K is not between the number of views and N.
         """
         kept = kept_tokens("fastervlm", self.tokens, shape.tokens)
-        grid_budgets("fastervlm", shape, kept)
+        grid_budgets("fastervlm", split_views(shape)[0], kept)
         return kept
 
     def __call__(
@@ -72,11 +73,10 @@ class Method(TokensMethod):
         if kept == features.shape[1]:
             return keep_all(features)
         shape = shape or square_shape("fastervlm", features)
-        chosen, start = [], 0
-        budgets = grid_budgets("fastervlm", shape, kept)
-        for (height, width), budget in zip(shape.grids, budgets, strict=True):
-            scores = cls_attention[0, start : start + height * width]
-            chosen.append(ascending(scores.topk(budget).indices) + start)
-            start += height * width
-        positions = torch.cat(chosen)
+        views, places = split_views(shape)
+        budgets, chosen = grid_budgets("fastervlm", views, kept), []
+        for place, budget in zip(places, budgets, strict=True):
+            scores = rows_at(cls_attention, place)
+            chosen.append(positions_at(place, ascending(scores.topk(budget).indices)))
+        positions, _ = joined(places, chosen)
         return select_tokens(features, positions)

@@ -1,13 +1,18 @@
 """GlobalCom2: attention to the whole picture splits the budget among tiles and helps to choose.
 
-    thumbnail  its budget of K in proportion to its tokens, the largest attention
-    tile i     the rest of K in proportion to s[i] = 1 + p[i] - mean(p), p = softmax(a / T), where
-               a[i] is the thumbnail's attention to the part of the picture that tile i shows
-    in a tile  the tokens with the largest g / |g| + t / |t|, where g is the tile's own attention,
-               t the thumbnail's, resized to the tile (bilinear), and |.| the length over the tile
+    thumbnail  its budget of K in proportion to its tokens, the largest logits
+    tile i     the rest of K in proportion to n[i] s[i], s = 1 + p - mean(p), p = softmax(a / T),
+               where n[i] are its tokens and a[i] is the sum of the thumbnail's logits in the part
+               of the picture that tile i shows
+    in a tile  the tokens with the largest l / |l| + t / |t|, where l are the tile's own logits, t
+               the thumbnail's, resized to the tiles (bilinear), and |.| the length over the tile
+
+Logits are scores of the class token in the last layer of the encoder before softmax, mean of heads,
+so that their sums differ among tiles by as much as T = 10 asks. Each row of the grid of tiles keeps
+its newline, as in the original.
 
 Source: GlobalCom2 (arXiv 2501.05179), xuyang-liu16/GlobalCom2. Limits: pictures with tiles; O(N^2)
-compares. T = 10, the original's, makes budgets nearly equal.
+compares.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ from edgevlm.compress.shared.tiles import (
     largest_of_groups,
     regions,
     resize_to_tiles,
+    shown,
+    shown_tokens,
     split_budget,
     thumbnail,
     tile_of,
@@ -28,25 +35,28 @@ from edgevlm.compress.shared.tiles import (
 from edgevlm.graphs.selection import SMALLEST_NORM, keep_all, select_tokens
 from edgevlm.graphs.visual_shape import VisualShape
 
+COMPARED = "end to end"
 SOURCE = (
     "GlobalCom2 (arXiv 2501.05179), section 3, xuyang-liu16/GlobalCom2@96b2d00"
     " llava/model/llava_arch.py: compress_thumbnail, generate_scale_for_crop_features,"
-    " compress_crops"
+    " compress_crops; multimodal_encoder/apply_customvit.py"
 )
 SUMMARY = (
-    "splits the budget among tiles by the thumbnail's attention, keeps what tile and thumbnail"
-    " attend to"
+    "GlobalCom2 with a fixed number of tokens: splits it among tiles by the thumbnail's logits, and"
+    " keeps what tile and thumbnail attend to"
 )
-FORMULA = "budget of a tile ~ 1 + softmax(a / T) - mean; top of g/|g| + t/|t| in it"
+FORMULA = "budget of a tile ~ tokens (1 + softmax(a / T) - mean); top of l/|l| + t/|t| in it"
 STATIC = "ranks by counting compares, one top-k over all tiles"
 DIFFERS = (
-    "same thumbnail tokens, same budgets before rounding, and same tokens at the same counts as the"
-    " original where the picture fills its tiles; exactly K tokens (original: all counts rounded"
-    " down); the picture always fills the grid of tiles, so nothing is unpadded and no newline is"
-    " put between rows; where the thumbnail's side does not divide by the tiles its rows are split"
-    " evenly (original: the last ones are left out); features are those after the projector; a"
-    " tower without a class token is scored by the attention that each token receives"
+    "K is fixed: the counts of thumbnail and tiles add up to it, where the original rounds each"
+    " down, so that a tile may keep one token more; the thumbnail's tokens are in raster order"
+    " (original: by logits) and nothing is rounded to float16; of a padded picture tokens stay at"
+    " their places (original: moved by the padding before them); a tower without a class token is"
+    " scored by the mean logits that each token receives"
 )
+
+# Below any sum of two scores of length 1: padding is kept last.
+NEVER = -4.0
 
 
 class Method(TokensMethod):
@@ -60,7 +70,8 @@ class Method(TokensMethod):
         ValueError: If `temperature` is not above 0.
     """
 
-    signals = ("cls_attention",)
+    signals = ("cls_logits",)
+    keeps_rows = True
 
     def __init__(self, tokens: int | None = None, *, temperature: float = 10.0) -> None:
         if temperature <= 0:
@@ -79,14 +90,14 @@ class Method(TokensMethod):
         return kept
 
     def __call__(
-        self, features: Tensor, *, cls_attention: Tensor, shape: VisualShape | None = None
+        self, features: Tensor, *, cls_logits: Tensor, shape: VisualShape | None = None
     ) -> tuple[Tensor, Tensor]:
         """Split the budget, select, then gather in raster order.
 
         Args:
             features: f32 [1, N, C].
-            cls_attention: f32 [1, N].
-            shape: Grids and tiles of the features.
+            cls_logits: f32 [1, N].
+            shape: Grids and tiles of the features; tokens of its padding are kept last.
 
         Returns:
             Tokens f32 [1, K, C], and their positions i32 [1, K], ascending.
@@ -95,34 +106,54 @@ class Method(TokensMethod):
         if kept == features.shape[1]:
             return keep_all(features)
         shape = shape or VisualShape(((1, features.shape[1]),), features.shape[2])
-        start, grid = thumbnail("globalcom2", shape)
-        own, count = grid[0] * grid[1], shape.tiles[0] * shape.tiles[1]
-        of_thumbnail = kept * own // shape.tokens
-        groups = tile_of(shape)
-        groups = torch.where(groups < 0, count, groups)  # the thumbnail is the last
-        scores = cls_attention[0, start : start + own]  # of the thumbnail
-        weights = scales(scores, grid, shape.tiles, self.temperature)
-        of_tiles = split_budget(weights, kept - of_thumbnail)
-        joint = joint_scores(cls_attention[0], resize_to_tiles(scores, shape), groups, count + 1)
-        budgets = torch.cat((of_tiles, torch.tensor([of_thumbnail])))
-        return select_tokens(features, largest_of_groups(joint, groups, budgets, kept))
+        _, (height, width) = thumbnail("globalcom2", shape)
+        of_thumbnail = min(kept * height * width // shown_tokens(shape), height * width)
+        budgets = tile_budgets(cls_logits[0], shape, self.temperature, kept - of_thumbnail)
+        budgets = torch.cat((budgets, torch.tensor([of_thumbnail, 0])))
+        scores = joint_scores(cls_logits[0], shape)
+        return select_tokens(features, largest_of_groups(scores, groups(shape), budgets, kept))
+
+
+def groups(shape: VisualShape) -> Tensor:
+    """Group of each token, i64 [N]: its tile, then P the thumbnail, then P + 1 the padding."""
+    count = shape.tiles[0] * shape.tiles[1]
+    number = tile_of(shape)
+    number = torch.where(number < 0, count, number)
+    return number if shape.padding == (0, 0) else torch.where(shown(shape), number, count + 1)
+
+
+def tile_budgets(logits: Tensor, shape: VisualShape, temperature: float, total: int) -> Tensor:
+    """Tokens of each tile, i64 [P], from logits [N]; they add up to `total`."""
+    start, grid = thumbnail("globalcom2", shape)
+    weights = scales(logits[start : start + grid[0] * grid[1]], grid, shape.tiles, temperature)
+    sizes = _members(groups(shape), shape).sum(1)[: weights.shape[0]]
+    return split_budget(weights * sizes, total)
 
 
 def scales(
-    attention: Tensor, grid: tuple[int, int], tiles: tuple[int, int], temperature: float
+    logits: Tensor, grid: tuple[int, int], tiles: tuple[int, int], temperature: float
 ) -> Tensor:
-    """s f32 [R*C] of the tiles from the thumbnail's attention [h*w]: around 1."""
+    """s f32 [P] of the tiles from the thumbnail's logits [h*w]: around 1."""
     count = tiles[0] * tiles[1]
     inside = (regions(grid, tiles) == torch.arange(count).unsqueeze(1)).float()  # [P, h*w]
-    weight = ((inside @ attention) / temperature).softmax(0)
+    weight = ((inside @ logits) / temperature).softmax(0)
     return 1 + weight - weight.mean()
 
 
-def joint_scores(of_tile: Tensor, of_thumbnail: Tensor, groups: Tensor, count: int) -> Tensor:
-    """Sum of two scores [N], each divided by its length over its group; groups are constant."""
-    inside = (groups == torch.arange(count).unsqueeze(1)).float()  # [G, N]
-    normed = []
-    for scores in (of_tile, of_thumbnail):
+def joint_scores(logits: Tensor, shape: VisualShape) -> Tensor:
+    """Own logits [N] and the thumbnail's, each divided by its length over its group: f32 [N]."""
+    start, (height, width) = thumbnail("globalcom2", shape)
+    of_thumbnail = resize_to_tiles(logits[start : start + height * width], shape)
+    number, normed = groups(shape), []
+    inside = _members(number, shape)
+    for scores in (logits, of_thumbnail):
         length = (inside @ scores.square()).sqrt().clamp(min=SMALLEST_NORM)
-        normed.append(scores / length.index_select(0, groups))
-    return normed[0] + normed[1]
+        normed.append(scores / length.index_select(0, number))
+    joint = normed[0] + normed[1]
+    return joint if shape.padding == (0, 0) else torch.where(shown(shape), joint, NEVER)
+
+
+def _members(number: Tensor, shape: VisualShape) -> Tensor:
+    """Which token is in which group: f32 [P + 2, N]."""
+    count = shape.tiles[0] * shape.tiles[1] + 2
+    return (number == torch.arange(count).unsqueeze(1)).float()

@@ -2,13 +2,16 @@
 
     thumbnail  min(alpha K, its tokens), the largest late attention
     tile i     the rest of K in proportion to how many of the thumbnail's (1 - alpha) N tokens with
-               the largest early attention lie in the part of the picture that tile i shows
+               the largest early attention lie in region i of the thumbnail
     in a tile  the tokens with the largest late attention
 
 Early is the first layer of the encoder, where attention still follows the picture's content by
-position; late is the layer that gives the features.
+position; late is the layer that gives the features. The regions are equal runs of the thumbnail's
+tokens in raster order, as in the authors' code; `blocks` are the parts of the picture that the
+tiles show, as the paper describes them. A picture without tiles, or each frame of a clip, keeps the
+tokens with the largest late attention.
 
-Source: HiRED (arXiv 2408.10945), hasanar1f/HiRED. Limits: pictures with tiles; O(N^2) compares.
+Source: HiRED (arXiv 2408.10945), hasanar1f/HiRED. Limits: O(N^2) compares with tiles.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevlm.compress.shared.budgets import kept_tokens
+from edgevlm.compress.shared.budgets import grid_budgets, kept_tokens
 from edgevlm.compress.shared.contract import TokensMethod
 from edgevlm.compress.shared.tiles import (
     largest_of_groups,
@@ -25,24 +28,28 @@ from edgevlm.compress.shared.tiles import (
     thumbnail,
     tile_of,
 )
-from edgevlm.graphs.selection import keep_all, select_tokens
-from edgevlm.graphs.visual_shape import VisualShape
+from edgevlm.graphs.selection import keep_all, largest_indices, select_tokens
+from edgevlm.graphs.visual_shape import VisualShape, check_shape, square_shape
 
+COMPARED = "end to end"
 SOURCE = (
     "HiRED (arXiv 2408.10945), hasanar1f/HiRED@502d6dd transformers/.../llava_next/"
-    "modeling_llava_next.py: HiRED_token_selection, HiRED_sub_img_budgets"
+    "modeling_llava_next.py: HiRED_token_selection, HiRED_sub_img_budgets; .../llava/"
+    "modeling_llava.py: HiRED_token_selection"
 )
 SUMMARY = (
-    "splits the budget among tiles by the thumbnail's early attention, keeps the tokens with the"
-    " largest late attention"
+    "HiRED with a fixed number of tokens: splits it among tiles by the thumbnail's early attention,"
+    " keeps the largest late attention"
 )
 FORMULA = (
-    "budget of a tile ~ the thumbnail's top early attention in its part; top late attention in it"
+    "budget of a tile ~ the thumbnail's top early attention in its region; top late attention in it"
 )
 STATIC = "ranks by counting compares, one top-k over all tiles"
 DIFFERS = (
-    "exactly K tokens: the original rounds all budgets down; a tile's region is its block of the"
-    " thumbnail: the original takes runs of raster rows, which is the option regions=runs"
+    "K is fixed: where the original rounds the budgets of tiles down, the rest goes to the largest"
+    " remainders, so that a tile may keep one token more; in LLaVA-NeXT a newline closes the"
+    " tokens (original: none); a tower without a class token is scored by the attention that each"
+    " token receives"
 )
 
 
@@ -52,29 +59,32 @@ class Method(TokensMethod):
     Args:
         tokens: K, number of tokens kept; None keeps all.
         alpha: The thumbnail's fraction of K.
-        regions: `blocks`, or `runs` as the original's code has it.
+        regions: `runs` as the original's code has it, or `blocks` as its paper describes them.
+
+    Raises:
+        ValueError: For an `alpha` or `regions` that cannot be.
     """
 
     signals = ("cls_attention", "early_cls_attention")
 
     def __init__(
-        self, tokens: int | None = None, *, alpha: float = 0.5, regions: str = "blocks"
+        self, tokens: int | None = None, *, alpha: float = 0.5, regions: str = "runs"
     ) -> None:
         if not 0 < float(alpha) < 1:
             raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
         if regions not in ("blocks", "runs"):
-            raise ValueError(f"regions must be 'blocks' or 'runs', got '{regions}'")
+            raise ValueError(f"regions must be 'runs' or 'blocks', got '{regions}'")
         self.tokens, self.alpha, self.regions = tokens, float(alpha), regions
 
     def plan(self, shape: VisualShape) -> int:
         """Tokens kept: K.
 
         Raises:
-            PlanError: If K is not between 1 and N, or the picture has no tiles.
+            PlanError: If K is not between 1 (of each grid, without tiles) and N.
         """
         kept = kept_tokens("hired", self.tokens, shape.tokens)
-        if kept < shape.tokens:
-            thumbnail("hired", shape)
+        if not shape.global_view:
+            grid_budgets("hired", shape, kept)
         return kept
 
     def __call__(
@@ -91,7 +101,7 @@ class Method(TokensMethod):
             features: f32 [1, N, C].
             cls_attention: f32 [1, N], late attention.
             early_cls_attention: f32 [1, N]; that of the thumbnail is used.
-            shape: Grids and tiles of the features.
+            shape: Grids and tiles of the features; None is one square grid.
 
         Returns:
             Tokens f32 [1, K, C], and their positions i32 [1, K], ascending.
@@ -99,7 +109,10 @@ class Method(TokensMethod):
         kept = kept_tokens("hired", self.tokens, features.shape[1])
         if kept == features.shape[1]:
             return keep_all(features)
-        shape = shape or VisualShape(((1, features.shape[1]),), features.shape[2])
+        shape = shape or square_shape("hired", features)
+        check_shape("hired", features, shape)
+        if not shape.global_view:
+            return select_tokens(features, largest_of_grids(cls_attention[0], shape, kept))
         start, grid = thumbnail("hired", shape)
         own, count = grid[0] * grid[1], shape.tiles[0] * shape.tiles[1]
         of_thumbnail = min(int(kept * self.alpha), own)
@@ -114,3 +127,15 @@ class Method(TokensMethod):
         groups = torch.where(groups < 0, count, groups)
         positions = largest_of_groups(cls_attention[0], groups, budgets, kept)
         return select_tokens(features, positions)
+
+
+def largest_of_grids(scores: Tensor, shape: VisualShape, kept: int) -> Tensor:
+    """Positions i64 [K], ascending, of the largest scores [N] of each grid, by its budget of K."""
+    start, positions = 0, []
+    for (height, width), budget in zip(
+        shape.grids, grid_budgets("hired", shape, kept), strict=True
+    ):
+        grid = scores[start : start + height * width]
+        positions.append(largest_indices(grid, budget) + start)
+        start += height * width
+    return torch.cat(positions)

@@ -9,11 +9,12 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.selection import keep_all
 from edgevlm.graphs.visual_shape import VisualShape
 
-SOURCE = ""
+SOURCE = "baseline: the features as they are"
 SUMMARY = "keeps all visual tokens"
 FORMULA = "y = x"
 STATIC = "nothing"
 DIFFERS = "equals the original"
+COMPARED = "baseline"
 
 
 class Method(TokensMethod):

@@ -25,6 +25,7 @@ DIFFERS = (
     "papers draw for every image; here the draw is a constant of the graph, which changes the"
     " spread of a result over images, not its mean over seeds"
 )
+COMPARED = "baseline"
 
 
 class Method(TokensMethod):

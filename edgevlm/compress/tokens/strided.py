@@ -28,6 +28,7 @@ DIFFERS = (
     "papers that have a uniform baseline differ in where they start and how they round; here it is"
     " the middle of each run of N/K tokens, rounded down"
 )
+COMPARED = "baseline"
 
 
 class Method(TokensMethod):

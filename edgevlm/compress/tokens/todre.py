@@ -24,16 +24,18 @@ from edgevlm.graphs.visual_shape import VisualShape
 
 SOURCE = "ToDRE (arXiv 2505.18757v2), stage 1, diversity-driven selection; from the paper's text"
 SUMMARY = (
-    "keeps the most attended token and K - 1 that are least similar to those kept (max-sum"
-    " diversity)"
+    "ToDRE's first stage: keeps the most attended token and K - 1 that are least similar to those"
+    " kept (max-sum diversity)"
 )
 FORMULA = "add argmin_y sum over kept of cos(x, y), K times, from the most attended token"
 STATIC = "K steps over a row of [N, N], unrolled"
 DIFFERS = (
     "stage 1 alone: stage 2 drops all visual tokens inside the language model, at a depth that"
     " depends on the data; a tower without a class token starts at the token"
-    " that receives most attention (paper: a random token); not compared with code, there was none"
+    " that receives most attention (paper: a random token); compared with the paper's equations on"
+    " a model, for there was no code"
 )
+COMPARED = "paper's equations"
 
 
 class Method(TokensMethod):

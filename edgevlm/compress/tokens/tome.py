@@ -22,7 +22,10 @@ SOURCE = (
     "ToMe (arXiv 2210.09461), section 3, facebookresearch/ToMe@af95e4b tome/merge.py:"
     " bipartite_soft_matching, merge_wavg"
 )
-SUMMARY = "merges the most similar tokens until K are left (bipartite soft matching)"
+SUMMARY = (
+    "ToMe's merging, once before the language model (original: in each layer of the encoder):"
+    " merges the most similar tokens until K are left"
+)
 FORMULA = (
     "mean of the tokens that merge by argmax cos(x_even, x_odd), r best pairs a round, weighted by"
     " size"
@@ -33,6 +36,7 @@ DIFFERS = (
     " not weighted by size, and tokens are in raster order of the destinations. Copies of a token"
     " tie and the first merges first, which the original leaves to rounding"
 )
+COMPARED = "vectors"
 
 
 class Method(TokensMethod):

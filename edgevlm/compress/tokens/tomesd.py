@@ -29,7 +29,10 @@ SOURCE = (
     "ToMe for Stable Diffusion (arXiv 2303.17604), section 4, dbolya/tomesd@27a14a3"
     " tomesd/merge.py: bipartite_soft_matching_random2d"
 )
-SUMMARY = "keeps one token of each cell of a grid and merges the most similar others into them"
+SUMMARY = (
+    "the merging of ToMe for Stable Diffusion, once before a language model (original: in a"
+    " denoiser): keeps one token of each cell of a grid, merges the most similar others into them"
+)
 FORMULA = (
     "mean of the tokens that merge by argmax cos(x, first of each s x s cell), N - K best pairs"
 )
@@ -40,6 +43,7 @@ DIFFERS = (
     " here it is applied once, before the language model, and nothing is unmerged. The side of a"
     " cell follows from K (original: 2, with at most 3/4 of the tokens merged)"
 )
+COMPARED = "vectors"
 
 
 class Method(TokensMethod):

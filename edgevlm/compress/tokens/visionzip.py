@@ -1,6 +1,6 @@
 """VisionZip: keep the tokens that the class token attends to, and merge the rest into a few.
 
-For each grid (tile, frame) with its budget of K:
+For each view (tile, frame) with its budget of K:
 
  1. Dominant tokens: those that the class token attends to most.
  2. Contextual tokens: every s-th of the others, plus the mean of the tokens most similar to it
@@ -18,6 +18,13 @@ from torch import Tensor
 from edgevlm.compress.shared.budgets import grid_budgets, kept_tokens
 from edgevlm.compress.shared.contract import TokensMethod
 from edgevlm.compress.shared.dominant import dominant_and_contextual
+from edgevlm.compress.shared.tiles import (
+    joined,
+    positions_at,
+    rows_at,
+    split_views,
+    tokens_at,
+)
 from edgevlm.errors import PlanError
 from edgevlm.graphs.selection import keep_all
 from edgevlm.graphs.visual_shape import VisualShape, check_shape, square_shape
@@ -26,16 +33,21 @@ SOURCE = (
     "VisionZip (arXiv 2412.04467), section 3, dvlab-research/VisionZip@3151f6d"
     " visionzip/clip_encoder.py: CLIPVisionTower_VisionZip.forward"
 )
-SUMMARY = "keeps the tokens that the class token attends to most and merges the rest into a few"
+SUMMARY = (
+    "keeps the tokens that the class token attends to most and merges the rest into a few, after"
+    " the projector (original: before it)"
+)
 FORMULA = "top-d of the class token's attention; the rest to c strided targets by argmax cos(k, k')"
 STATIC = "a top-k and one product [K, N]"
 DIFFERS = (
-    "same tokens as the original, but the row of the class token, which the original keeps as one"
-    " of K, is replaced by a dominant token; tokens are in raster order, a contextual token at its"
-    " target (original: dominant, then contextual); features are those after the"
-    " projector, the original reduces before it; a tower without a class token is scored by the"
-    " attention that each token receives, and a packed grid of several tiles shares one budget"
+    "keeps and groups the same tokens as the original, but adds up a contextual token after the"
+    " projector, where the original's goes through it as a sum; the row of the class token, which"
+    " the original keeps as one of K, is replaced by a dominant token; tokens are in raster order,"
+    " a contextual token at its target (original: dominant, then contextual); each view keeps its"
+    " part of K (original: K of each view); a tower without a class token is scored by the"
+    " attention that each token receives"
 )
+COMPARED = "end to end"
 
 # The paper's budgets are 54 + 10, 108 + 20 and 162 + 30.
 CONTEXTUAL, OF = 10, 64
@@ -46,7 +58,7 @@ class Method(TokensMethod):
 
     Args:
         tokens: K, number of tokens kept; None keeps all.
-        contextual: How many of K are merged tokens, over all grids; None is 10 of 64.
+        contextual: How many of K are merged tokens, over all views; None is 10 of 64.
 
     Raises:
         ValueError: If `contextual` is negative.
@@ -66,10 +78,10 @@ class Method(TokensMethod):
         """Tokens kept: K.
 
         Raises:
-            PlanError: If K is not between the number of grids and N, or below `contextual`.
+            PlanError: If K is not between the number of views and N, or below `contextual`.
         """
         kept = kept_tokens("visionzip", self.tokens, shape.tokens)
-        self._budgets(shape, kept)
+        self._budgets(split_views(shape)[0], kept)
         return kept
 
     def __call__(
@@ -80,7 +92,7 @@ class Method(TokensMethod):
         keys: Tensor,
         shape: VisualShape | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Select and merge in each grid.
+        """Select and merge in each view.
 
         Args:
             features: f32 [1, N, C].
@@ -97,24 +109,24 @@ class Method(TokensMethod):
             return keep_all(features)
         shape = shape or square_shape("visionzip", features)
         check_shape("visionzip", features, shape)
-        tokens, positions, start = [], [], 0
-        budgets = self._budgets(shape, kept)
-        for (height, width), (dominant, contextual) in zip(shape.grids, budgets, strict=True):
-            end = start + height * width
+        views, places = split_views(shape)
+        tokens, positions = [], []
+        for place, budget in zip(places, self._budgets(views, kept), strict=True):
             reduced, at = dominant_and_contextual(
-                features[:, start:end],
-                cls_attention[0, start:end],
-                keys[0, start:end],
-                dominant,
-                contextual,
+                tokens_at(features, place),
+                rows_at(cls_attention, place),
+                rows_at(keys, place),
+                *budget,
             )
             tokens.append(reduced)
-            positions.append(at + start)
-            start = end
-        return torch.cat(tokens, 1), torch.cat(positions).to(torch.int32).unsqueeze(0)
+            positions.append(positions_at(place, at))
+        rows = torch.cat(tokens, 1)
+        every, order = joined(places, positions)
+        rows = rows if order is None else rows.index_select(1, order)
+        return rows, every.to(torch.int32).unsqueeze(0)
 
     def _budgets(self, shape: VisualShape, kept: int) -> list[tuple[int, int]]:
-        """Dominant and contextual tokens of each grid."""
+        """Dominant and contextual tokens of each grid of `shape`."""
         contextual = self.contextual
         if contextual is None:
             contextual = round(kept * CONTEXTUAL / OF)

@@ -1,11 +1,12 @@
 """VisPruner: half of the tokens by attention, half from the rest without its duplicates.
 
-For each grid (tile, frame) with its budget k of K:
+For each view (tile, frame) with its budget k of K:
 
  1. Important tokens: the k * ratio that the class token attends to most.
  2. The rest, by descending attention, loses at most r tokens in a round until k in all are left:
     each token of even index is compared with all of odd index, and those with the largest cosines
     leave. Survivors of even index, by descending cosine, and then the odd ones are the next list.
+    Compared are the encoder's own tokens, before the projector.
 
 Rounds are unrolled, (n - k) / r of them: 64 for 576 tokens to 64. Ranks count compares
 (`descending`), so that copies of a token do not make engines differ.
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from edgevlm.compress.shared.budgets import grid_budgets, kept_tokens
 from edgevlm.compress.shared.contract import TokensMethod
+from edgevlm.compress.shared.tiles import joined, positions_at, rows_at, split_views
 from edgevlm.graphs.selection import (
     ROUNDING,
     ascending,
@@ -36,18 +38,23 @@ SOURCE = (
     "VisPruner (arXiv 2412.01818), section 3, Theia-4869/VisPruner@aefa01a"
     " llava/model/llava_arch.py: encode_images"
 )
-SUMMARY = "keeps tokens that the class token attends to, and of the rest those without duplicates"
+SUMMARY = (
+    "keeps tokens that the class token attends to, and of the rest those without duplicates before"
+    " the projector"
+)
 FORMULA = (
     "half top attention; of the rest drop the r most similar by max cos(x_even, x_odd) a round"
 )
 STATIC = "(N - K) / r rounds, unrolled"
 DIFFERS = (
-    "same tokens as the original from the same features, but it compares those before the projector"
-    " and here they are those after it; a list of odd length, where the original stops with an"
-    " error, has one even index more; copies of a token tie and the first is removed first; a tower"
-    " without a class token is scored by the attention that each token receives, and a packed grid"
-    " of several tiles shares one budget"
+    "same tokens as the original where a tower has a class token and each patch is a token (LLaVA"
+    " 1.5 and NeXT); a connector that folds several patches into a token compares their means, and"
+    " a tower without a class token is scored by the attention that each token receives. Each view"
+    " keeps its part of K (original: K of each view). A list of odd length, where the original"
+    " stops with an error, has one even index more; copies of a token tie and the first is removed"
+    " first"
 )
+COMPARED = "end to end"
 
 
 class Method(TokensMethod):
@@ -55,14 +62,14 @@ class Method(TokensMethod):
 
     Args:
         tokens: K, number of tokens kept; None keeps all.
-        important_ratio: Fraction of K that is kept by attention, 0 to 1, rounded down in each grid.
+        important_ratio: Fraction of K that is kept by attention, 0 to 1, rounded down in each view.
         r: Most tokens removed in one round.
 
     Raises:
         ValueError: If the fraction is not between 0 and 1, or r is below 1.
     """
 
-    signals = ("cls_attention",)
+    signals = ("cls_attention", "hidden")
 
     def __init__(
         self, tokens: int | None = None, *, important_ratio: float = 0.5, r: int = 8
@@ -81,20 +88,26 @@ class Method(TokensMethod):
         """Tokens kept: K.
 
         Raises:
-            PlanError: If K is not between the number of grids and N.
+            PlanError: If K is not between the number of views and N.
         """
         kept = kept_tokens("vispruner", self.tokens, shape.tokens)
-        grid_budgets("vispruner", shape, kept)
+        grid_budgets("vispruner", split_views(shape)[0], kept)
         return kept
 
     def __call__(
-        self, features: Tensor, *, cls_attention: Tensor, shape: VisualShape | None = None
+        self,
+        features: Tensor,
+        *,
+        cls_attention: Tensor,
+        hidden: Tensor,
+        shape: VisualShape | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Select in each grid, then gather in raster order.
+        """Select in each view, then gather in raster order.
 
         Args:
             features: f32 [1, N, C].
             cls_attention: f32 [1, N], attention of the class token to each token.
+            hidden: f32 [1, N, D], the tokens before the projector, which are compared.
             shape: The grids; None is one square grid.
 
         Returns:
@@ -105,30 +118,29 @@ class Method(TokensMethod):
             return keep_all(features)
         shape = shape or square_shape("vispruner", features)
         check_shape("vispruner", features, shape)
-        chosen, start = [], 0
-        budgets = grid_budgets("vispruner", shape, kept)
-        for (height, width), budget in zip(shape.grids, budgets, strict=True):
-            end = start + height * width
+        views, places = split_views(shape)
+        budgets, chosen = grid_budgets("vispruner", views, kept), []
+        for place, budget in zip(places, budgets, strict=True):
             important, diverse = select(
-                features[0, start:end],
-                cls_attention[0, start:end],
+                rows_at(hidden, place),
+                rows_at(cls_attention, place),
                 budget,
                 int(budget * self.important_ratio),
                 self.r,
             )
-            chosen.append(ascending(torch.cat([important, diverse])) + start)
-            start = end
-        positions = torch.cat(chosen)
+            both = ascending(torch.cat([important, diverse]))
+            chosen.append(positions_at(place, both))
+        positions, _ = joined(places, chosen)
         return select_tokens(features, positions)
 
 
 def select(
-    features: Tensor, attention: Tensor, kept: int, important: int, r: int
+    hidden: Tensor, attention: Tensor, kept: int, important: int, r: int
 ) -> tuple[Tensor, Tensor]:
     """Select in one grid.
 
     Args:
-        features: f32 [n, C].
+        hidden: f32 [n, D].
         attention: f32 [n].
         kept: Tokens kept, k.
         important: How many of them by attention.
@@ -143,7 +155,7 @@ def select(
     diverse = kept - important
     if diverse == 0:
         return first, rest[:0]
-    unit = unit_rows(features)
+    unit = unit_rows(hidden)
     cosine = (unit @ unit.transpose(0, 1)).clamp(max=1.0 - ROUNDING)  # [n, n]
     while rest.shape[0] > diverse:
         even, odd = rest[::2], rest[1::2]

@@ -35,7 +35,10 @@ SOURCE = (
     " KMeansTorch; start (KKZ) as in CenterCLIP (arXiv 2205.00823), mzhaoshuai/CenterCLIP@886fe73"
     " modules/cluster/fast_kmeans.py"
 )
-SUMMARY = "clusters all tokens by k-means with cosine and keeps the K means"
+SUMMARY = (
+    "VQToken's clustering without its trained attention: clusters all tokens by k-means with cosine"
+    " and keeps the K means"
+)
 FORMULA = "k-means with cosine from K far tokens; y = mean of a cluster"
 STATIC = "K steps for the start, then rounds of one product, unrolled"
 DIFFERS = (
@@ -44,6 +47,7 @@ DIFFERS = (
     " start is fixed (original: drawn at random), rounds are a fixed number (original: until the"
     " centres rest, at most 50), K is fixed (the adaptive K of the paper is not here)"
 )
+COMPARED = "paper's equations"
 
 
 class Method(TokensMethod):

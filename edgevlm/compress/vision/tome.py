@@ -21,17 +21,21 @@ SOURCE = (
     "ToMe (arXiv 2210.09461), section 3, facebookresearch/ToMe@af95e4b tome/merge.py:"
     " bipartite_soft_matching, merge_wavg"
 )
-SUMMARY = "merges the most similar patches in each of the first layers of the encoder"
+SUMMARY = (
+    "ToMe: merges the most similar patches in each of the first layers of the encoder, and puts"
+    " them back at its end"
+)
 FORMULA = (
     "mean of the tokens that merge by argmax cos(k_even, k_odd), r best pairs a layer, weighted by"
     " size"
 )
 STATIC = "a matching and one product [n/2, r] a layer"
 DIFFERS = (
-    "same merging as the original; at the encoder's end each patch gets the token that it is part"
+    "the encoder's tokens are the original's; at its end each patch gets the token that it is part"
     " of, where the original goes on with fewer. Copies of a token tie and the first merges first,"
     " which the original leaves to rounding"
 )
+COMPARED = "end to end"
 
 
 class Method(VisionMethod):
@@ -45,6 +49,8 @@ class Method(VisionMethod):
     Raises:
         ValueError: If neither `patches` nor `r` is there, or both, or one is below 1.
     """
+
+    proportional = True
 
     def __init__(
         self, *, patches: int | None = None, by: int | None = None, r: int | None = None

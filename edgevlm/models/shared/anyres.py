@@ -2,7 +2,7 @@
 
 The grid is fixed by the recipe and the picture fills it, so nothing is unpadded. Each row of the
 grid is closed by the learned newline, an extra row of the embedding table; when tokens are removed
-rows lose their meaning and one newline at the end remains.
+one newline at the end remains, unless the method keeps rows.
 
 Source: https://llava-vl.github.io/blog/2024-01-30-llava-next/ (LLaVA 1.6).
 """

@@ -28,10 +28,15 @@ def encoder_spec(vision: Any, layers: int, patches: int, class_token: bool = Fal
     )
 
 
-def left_out(config: Any) -> tuple[str, ...]:
-    """Weights of a tower that its selected layer does not need: all that follows it."""
+def left_out(config: Any, all_layers: bool) -> tuple[str, ...]:
+    """Weights of a tower that its selected layer does not need: all that follows it.
+
+    Args:
+        config: transformers' config.
+        all_layers: A method reads a signal of the last layer, so that no layer is left out.
+    """
     tower, depth = "model.vision_tower.", config.vision_config.num_hidden_layers
-    layers = range(selected_layers(config), depth)
+    layers = () if all_layers else range(selected_layers(config), depth)
     after = tuple(f"{tower}encoder.layers.{layer}." for layer in layers)
     return *after, f"{tower}post_layernorm.", f"{tower}head."
 

@@ -10,7 +10,7 @@ packing fails on it).
 Sources: https://llava-vl.github.io/blog/2024-01-30-llava-next/ (LLaVA 1.6), CLIP (arXiv
 2103.00020), transformers' `models/llava_next/modeling_llava_next.py`. Differences from the
 original: the grid is fixed by the recipe and the picture fills it without padding, so nothing is
-unpadded; when tokens are removed rows lose their meaning and one newline at the end remains; a
+unpadded; when tokens are removed one newline at the end remains, unless the method keeps rows; a
 picture may be encoded by its base image alone. Limits: no clips; several images stand side by
 side, where the published templates write a line break between them.
 """
@@ -123,6 +123,7 @@ def parts(model: Any, description: Description) -> ModelParts:
             layers=tuple(EncoderLayer(layer) for layer in tower.encoder.layers[: spec.layers]),
             connector=nn.Sequential(drop, core.multi_modal_projector),
             fold=nn.Identity(),
+            after=tuple(EncoderLayer(layer) for layer in tower.encoder.layers[spec.layers :]),
         ),
         pack=Pack(image.rows, image.columns, side) if image.views > 1 else nn.Identity(),
         decoder=decoder_parts(core.language_model, description.decoder),

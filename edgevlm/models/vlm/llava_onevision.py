@@ -4,8 +4,8 @@ One view is the base image; R x C is the base image followed by one grid of R*C 
 order over all tiles, as AnyRes packs it, each row closed by the learned newline (an extra row of
 the embedding table). Frames of a clip are pooled 2x2 bilinearly and closed by one newline.
 Differences from the original: the grid is fixed by the recipe and the picture fills it without
-padding, so nothing is unpadded; when tokens are removed rows lose their meaning and one newline at
-the end remains.
+padding, so nothing is unpadded; when tokens are removed one newline at the end remains, unless the
+method keeps rows.
 """
 
 from __future__ import annotations
@@ -103,19 +103,20 @@ def parts(model: Any, description: Description) -> ModelParts:
     """Static modules over the weights of `model`; see `ModelParts`."""
     core, vision, image = model.model, model.config.vision_config, description.image
     tower, embeddings = core.vision_tower, core.vision_tower.embeddings
+    layers = tuple(EncoderLayer(layer) for layer in tower.encoder.layers)
+    used = description.encoder.layers
     side = vision.image_size // vision.patch_size
     pool = Pool(side) if image.frames > 1 else nn.Identity()
     return ModelParts(
         encoder=EncoderParts(
             spec=description.encoder,
             embedding=PatchEmbedding(embeddings.patch_embedding, embeddings.position_embedding),
-            layers=tuple(
-                EncoderLayer(layer) for layer in tower.encoder.layers[: description.encoder.layers]
-            ),
+            layers=layers[:used],
             connector=nn.Sequential(core.multi_modal_projector, pool),
             # A copy: a buffer that two modules share has one name only, and a trace may take the
             # other.
             fold=copy.deepcopy(pool),
+            after=layers[used:],
         ),
         pack=Pack(image.rows, image.columns, side) if image.views > image.frames else nn.Identity(),
         decoder=decoder_parts(core.language_model, description.decoder),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from edgevlm.compress.decoder.aim import Method, importance
@@ -28,6 +29,17 @@ def test_importance_equals_reference(vectors: Any) -> None:
 
 
 def test_plans() -> None:
-    """Visual tokens that each of 28 layers sees, and of four: later stages of one layer win."""
-    assert Method().plan(64, 28) == (*[64] * 14, *[48] * 2, *[32] * 2, *[16] * 3, *[0] * 7)
-    assert Method().plan(64, 4) == (64, 64, 16, 0)
+    """The original's 28 layers: the first that sees fewer is 15, none is left from 22 on."""
+    eighths = (56, 48, 40, 32, 24, 16, 8)
+    assert Method().plan(64, 28) == (*[64] * 15, *eighths, *[0] * 6)
+    assert sum(Method().plan(64, 28)[14:22]) == 0.5625 * 8 * 64
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4, 6, 24, 32])
+def test_other_depths_see_as_much_in_the_mean(layers: int) -> None:
+    """The original's mean over all layers is 18.5 of 28."""
+    counts = Method().plan(2800, layers)
+    assert counts[0] == 2800
+    assert list(counts) == sorted(counts, reverse=True)
+    if layers > 1:  # the first layer sees all
+        assert abs(sum(counts) / layers - 2800 * 18.5 / 28) < 1

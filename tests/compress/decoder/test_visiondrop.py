@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgevlm.compress.decoder.visiondrop import Method
+from edgevlm.compress.decoder.visiondrop import Method, contextual_tokens
+from edgevlm.errors import PlanError
 from edgevlm.graphs.pruning import Look
 
 
@@ -39,19 +40,39 @@ def test_equals_reference(vectors: Any) -> None:
         np.testing.assert_allclose(score, case["out_score"], rtol=0, atol=1e-6)
         dominant, contextual = int(case["param_dominant"]), int(case["param_contextual"])
         kept = dominant + contextual
-        method = Method(contextual=(contextual + 0.5) / kept)
+        method = Method(contextual=(contextual - 0.5) / kept)
         tokens, indices = method(look, hidden, kept)
-        stays = np.isin(indices, case["out_dominant_indices_sorted"])
-        assert stays.sum() == dominant
-        found = torch.cat([tokens[0, stays], tokens[0, ~stays]])
+        assert np.isin(indices, case["out_dominant_indices_sorted"]).sum() == dominant
+        assert indices.tolist() == sorted(set(indices.tolist()))
         bound = 1e-4 * np.abs(case["out_visual_tokens"]).max()
-        np.testing.assert_allclose(found, case["out_visual_tokens"], rtol=0, atol=bound)
+        np.testing.assert_allclose(tokens[0], case["out_visual_tokens"], rtol=0, atol=bound)
 
 
 def test_plans() -> None:
     """Visual tokens that each layer sees."""
     assert Method().plan(48, 8) == (48, 48, 35, 35, 26, 26, 19, 19)
     assert Method(tokens="20+9", layers="2+3").plan(64, 5) == (64, 64, 20, 9, 9)
+
+
+def test_stages_of_the_original() -> None:
+    """30 + 5, 22 + 4 and 16 + 3 of 48."""
+    parts = [(kept, contextual_tokens(kept, 5 / 35)) for kept in (35, 26, 19)]
+    assert parts == [(35, 5), (26, 4), (19, 3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [
+        ({"tokens": "20+9", "layers": "2"}, "tokens for 2 stages and 1 layers"),
+        ({"tokens": "20", "layers": "2+3"}, "tokens for 1 stages and 2 layers"),
+        ({"tokens": "20"}, "tokens for 1 stages and 3 layers"),
+        ({"layers": "1+2+3+4"}, "tokens for 3 stages and 4 layers"),
+    ],
+)
+def test_as_many_tokens_as_layers(options: dict[str, Any], numbers: str) -> None:
+    """No number is left out or taken twice."""
+    with pytest.raises(PlanError, match=f"^visiondrop: got {numbers}, expected as many"):
+        Method(**options).plan(64, 5)
 
 
 def test_wrong_options() -> None:

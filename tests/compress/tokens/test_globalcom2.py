@@ -1,16 +1,12 @@
-"""GlobalCom2 against its reference, by hand, and its resizing."""
+"""GlobalCom2 by hand: budgets, left-over rows, resizing and padding."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from edgevlm.compress.shared.tiles import largest_of_groups, resize_to_tiles
-from edgevlm.compress.tokens.globalcom2 import Method, joint_scores, scales
+from edgevlm.compress.shared.tiles import regions, resize_to_tiles, shown
+from edgevlm.compress.tokens.globalcom2 import Method, scales
 from edgevlm.errors import PlanError
 from edgevlm.graphs.visual_shape import VisualShape
 
@@ -18,13 +14,26 @@ from edgevlm.graphs.visual_shape import VisualShape
 def test_by_hand() -> None:
     """K = 6 of 12: two of the thumbnail; T is small, so the right tile gets three of four."""
     shape = VisualShape(((2, 2), (2, 2), (2, 2)), 3, (1, 2), "first")
-    attention = torch.tensor([[0.0, 0.6, 0.0, 0.4, 0.1, 0.4, 0.3, 0.2, 0.1, 0.2, 0.3, 0.4]])
+    logits = torch.tensor([[0.0, 0.6, 0.0, 0.4, 0.1, 0.4, 0.3, 0.2, 0.1, 0.2, 0.3, 0.4]])
     features = torch.arange(36.0).reshape(1, 12, 3)
-    kept, positions = Method(tokens=6, temperature=1e-3)(
-        features, cls_attention=attention, shape=shape
-    )
+    kept, positions = Method(tokens=6, temperature=1e-3)(features, cls_logits=logits, shape=shape)
     assert positions.tolist() == [[1, 3, 5, 9, 10, 11]]
     assert torch.equal(kept, features[:, positions[0]])
+
+
+def test_logits_at_the_originals_temperature_move_tokens_between_tiles() -> None:
+    """Logits 0.2 higher in one of four tiles of 24x24: its share is about twice another's."""
+    logits = torch.zeros(24, 24)
+    logits[:12, :12] = 0.2
+    share = scales(logits.flatten(), (24, 24), (2, 2), 10.0)
+    assert share.tolist() == pytest.approx([1.60587, 0.79804, 0.79804, 0.79804], abs=1e-4)
+
+
+def test_left_over_rows_and_columns_go_to_the_last_tile() -> None:
+    """14 columns in three tiles: 4, 4, 6."""
+    columns = regions((1, 14), (1, 3))
+    assert torch.bincount(columns).tolist() == [4, 4, 6]
+    assert torch.bincount(regions((14, 14), (2, 3))).tolist() == [28, 28, 42, 28, 28, 42]
 
 
 def test_resizing_equals_pytorch() -> None:
@@ -38,40 +47,17 @@ def test_resizing_equals_pytorch() -> None:
     torch.testing.assert_close(single, torch.cat([scores, blocks]))
 
 
-def outputs(case: dict[str, Any], attention: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares of the tiles, and what is kept at the original's counts, over thumbnail and tiles."""
-    views, tokens = attention.shape
-    side = round(tokens**0.5)
-    tiles = int(case["param_num_patch_height"]), int(case["param_num_patch_width"])
-    shape = VisualShape(((side, side),) * views, 2, tiles, "first")
-    groups = torch.arange(views).repeat_interleave(tokens)
-    scores = joint_scores(attention.flatten(), resize_to_tiles(attention[0], shape), groups, views)
-    counts = [len(case["out_thumbnail_indices"]), *case["out_counts"].tolist()]
-    kept = largest_of_groups(scores, groups, torch.tensor(counts), sum(counts))
-    share = scales(attention[0], (side, side), tiles, float(case["param_temperature"]))
-    return share * float(case["param_base_scale"]), kept
-
-
-def test_equals_reference(vectors: Any, trace: Any, engine: Any) -> None:
-    """Where the picture fills its tiles: shares, and the tokens at the original's counts."""
-    compared = 0
-    for case in vectors("globalcom2"):
-        if not case["out_unpad_mask"].all():
-            continue
-        compared += 1
-        attention = torch.from_numpy(case["in_cls_attn"])
-        tokens = attention.shape[1]
-        numbers = np.arange(1, len(attention)).repeat(case["out_counts"])
-        tiles = np.sort(case["out_crop_indices_in_full"] + numbers * tokens)
-        expected = np.concatenate([np.sort(case["out_thumbnail_indices"]), tiles])
-
-        def run(x: Tensor, case: dict[str, Any] = case) -> tuple[Tensor, Tensor]:
-            return outputs(case, x)
-
-        for share, kept in (run(attention), engine(trace(run, attention))(attention)):
-            np.testing.assert_allclose(share, case["out_scales"], rtol=0, atol=1e-5)
-            np.testing.assert_array_equal(kept, expected)
-    assert compared >= 2
+def test_padding_is_kept_last() -> None:
+    """Two tiles of 2x2 with a row of padding above and below: the whole is as large as one row."""
+    shape = VisualShape(((2, 2), (4, 4)), 1, (2, 2), "first", (1, 0))
+    assert shown(shape).tolist() == [True] * 4 + [False] * 4 + [True] * 8 + [False] * 4
+    logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(0))
+    logits[:, 4:8] = logits[:, 16:] = 9.0  # what padding has
+    for kept in (5, 11, 12):
+        _, positions = Method(tokens=kept)(torch.zeros(1, 20, 1), cls_logits=logits, shape=shape)
+        assert set(positions[0].tolist()) <= {*range(4), *range(8, 16)}
+    _, positions = Method(tokens=14)(torch.zeros(1, 20, 1), cls_logits=logits, shape=shape)
+    assert set(positions[0].tolist()) > {*range(4), *range(8, 16)}
 
 
 def test_refusals() -> None:

@@ -20,15 +20,19 @@ SMALL = VisualShape(((2, 2), (2, 2), (2, 2)), 3, (1, 2), "first")
 
 
 def test_by_hand() -> None:
-    """K = 6: three of the thumbnail; early attention is on the right, so its tile gets the rest."""
+    """K = 6: three of the thumbnail; early attention is on the right, so its tile gets the rest.
+
+    As the original counts, one of its two votes lies in the first run of two, for the left tile.
+    """
     late = torch.tensor([[0.4, 0.3, 0.2, 0.1, 0.9, 0.8, 0.7, 0.6, 0.1, 0.4, 0.2, 0.3]])
     early = torch.tensor([[0.0, 0.6, 0.0, 0.4, *[0.0] * 8]])
     features = torch.arange(36.0).reshape(1, 12, 3)
-    kept, positions = Method(tokens=6)(
-        features, cls_attention=late, early_cls_attention=early, shape=SMALL
-    )
-    assert positions.tolist() == [[0, 1, 2, 9, 10, 11]]
-    assert torch.equal(kept, features[:, positions[0]])
+    for regions, expected in (("blocks", [0, 1, 2, 9, 10, 11]), ("runs", [0, 1, 2, 4, 5, 9])):
+        kept, positions = Method(tokens=6, regions=regions)(
+            features, cls_attention=late, early_cls_attention=early, shape=SMALL
+        )
+        assert positions.tolist() == [expected]
+        assert torch.equal(kept, features[:, positions[0]])
 
 
 def test_shares_add_up() -> None:
@@ -60,7 +64,7 @@ def test_equals_reference(vectors: Any) -> None:
     """All that the original keeps, and at most one more a tile: it rounds shares down."""
     for case in vectors("hired"):
         shape, late, early, kept = case_inputs(case)
-        method = Method(tokens=kept, alpha=float(case["param_alpha"]), regions="runs")
+        method = Method(tokens=kept, alpha=float(case["param_alpha"]))
         _, positions = method(
             torch.zeros(1, shape.tokens, 2),
             cls_attention=late.reshape(1, -1),
@@ -75,6 +79,30 @@ def test_equals_reference(vectors: Any) -> None:
         assert extra[0] == 0
         assert extra.max() <= 1
         assert extra.sum() == kept - theirs.sum() < len(late)
+
+
+def test_a_single_image_equals_the_reference(vectors: Any) -> None:
+    """The thumbnail alone, as LLaVA-1.5 has it."""
+    for case in vectors("hired"):
+        late = torch.from_numpy(case["in_late_layer_cls_attn"]).sum(1)[:1, 1:]
+        expected = np.flatnonzero(case["out_single_image_mask"])
+        features = torch.zeros(1, late.shape[1], 2)
+        _, positions = Method(tokens=len(expected))(
+            features, cls_attention=late, early_cls_attention=late
+        )
+        np.testing.assert_array_equal(positions[0], expected)
+
+
+def test_frames_have_budgets_by_their_tokens() -> None:
+    """Two grids of 4 and 2 tokens, K = 3: two of the first and one of the second."""
+    late = torch.tensor([[0.1, 0.9, 0.8, 0.7, 0.2, 0.3]])
+    _, positions = Method(tokens=3)(
+        torch.zeros(1, 6, 2),
+        cls_attention=late,
+        early_cls_attention=late,
+        shape=VisualShape(((2, 2), (1, 2)), 2),
+    )
+    assert positions.tolist() == [[1, 2, 5]]
 
 
 def test_onnx_makes_the_same_choice(vectors: Any, trace: Any, engine: Any) -> None:
@@ -106,9 +134,9 @@ def test_a_tile_with_fewer_tokens_than_its_share() -> None:
 
 def test_refusals() -> None:
     """One line each."""
-    with pytest.raises(PlanError, match=r"^hired: the picture has no tiles.*--tiles RxC$"):
-        Method(tokens=4).plan(VisualShape(((4, 4),), 3))
+    with pytest.raises(PlanError, match=r"^hired: got tokens=1 for 2 grids"):
+        Method(tokens=1).plan(VisualShape(((4, 4), (4, 4)), 3))
     with pytest.raises(ValueError, match="alpha must be between 0 and 1, got 1"):
         Method(tokens=4, alpha=1)
-    with pytest.raises(ValueError, match="regions must be 'blocks' or 'runs', got 'x'"):
+    with pytest.raises(ValueError, match="regions must be 'runs' or 'blocks', got 'x'"):
         Method(tokens=4, regions="x")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edgevlm.compress.tokens.vflowopt import Method, cells_of, recycle
 from edgevlm.errors import PlanError
-from edgevlm.graphs.signals import global_rows
+from edgevlm.graphs.signals import entropy, global_rows
 from edgevlm.graphs.visual_shape import VisualShape
 
 
@@ -53,14 +53,74 @@ def test_recycling_equals_reference(vectors: Any, trace: Any, engine: Any) -> No
             np.testing.assert_allclose(tokens, case["out_tokens"], **bound)
 
 
-def test_importance_equals_reference(vectors: Any) -> None:
-    """The original's without its entropy, whose weight is 0 in all released settings."""
+def test_importance_equals_reference(vectors: Any, trace: Any, engine: Any) -> None:
+    """Entropy, global tokens and their sum, of attention and 8-bit pixels; ONNX Runtime too."""
+    weights = []
     for case in vectors("vflowopt_importance"):
-        attention = torch.from_numpy(case["in_attention"]).mean(1)
-        found = global_rows(attention, float(case["param_t"]))[0]
-        entropy = torch.from_numpy(case["out_entropy"]).softmax(0)
-        expected = case["out_importance"] - float(case["param_alpha_v"]) * entropy.numpy()
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * expected.max())
+        t, alpha = float(case["param_t"]), float(case["param_alpha_v"])
+        weights.append(alpha)
+
+        def run(
+            attention: Tensor, pixels: Tensor, t: float = t, alpha: float = alpha
+        ) -> tuple[Tensor, Tensor]:
+            bits = entropy(pixels.flatten(2))
+            return bits, global_rows(attention.mean(1), t)[0] + alpha * bits.softmax(0)
+
+        given = [
+            torch.from_numpy(case[f"in_{name}"]).float() for name in ("attention", "patches_rgb")
+        ]
+        for bits, importance in (run(*given), engine(trace(run, *given))(*given)):
+            np.testing.assert_allclose(bits, case["out_entropy"], rtol=0, atol=1e-4)
+            expected = case["out_importance"]
+            np.testing.assert_allclose(importance, expected, rtol=0, atol=1e-4 * expected.max())
+    assert max(weights) > 0
+
+
+def test_who_is_global() -> None:
+    """More than t times the mean; where none is, who receives most; never a class token."""
+    weights = torch.tensor(
+        [[0.1, 0.6, 0.3], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]]
+    )  # receive .2 .47 .33
+    torch.testing.assert_close(global_rows(weights[None], 0.0)[0], weights.mean(0))
+    torch.testing.assert_close(global_rows(weights[None], 0.9)[0], weights[1:].mean(0))
+    torch.testing.assert_close(global_rows(weights[None], 39.3)[0], weights[1])
+    torch.testing.assert_close(global_rows(weights[None], 0.0, True)[0], weights[1:].mean(0))
+
+
+def test_alpha_adds_the_entropy() -> None:
+    """The entropy is asked for only where it counts."""
+    assert Method(tokens=1).signals == ("global_attention",)
+    method = Method(tokens=1, alpha=0.5)
+    assert method.signals == ("patch_entropy", "global_attention")
+    attention, bits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]), torch.tensor([[0.1, 0.2, 0.1, 0.6]])
+    _, positions = method(
+        torch.zeros(1, 4, 2),
+        global_attention=attention,
+        patch_entropy=bits,  # .45 .4 .25 .4
+    )
+    assert positions.tolist() == [[0]]
+    _, positions = Method(tokens=1, alpha=1)(
+        torch.zeros(1, 4, 2),
+        global_attention=attention,
+        patch_entropy=bits,  # .5 .5 .3 .7
+    )
+    assert positions.tolist() == [[3]]
+
+
+def test_only_tiles_are_recycled() -> None:
+    """A single view and a clip keep rows as they are, unless a cell is given."""
+    features, attention = torch.arange(18.0).reshape(1, 18, 1), torch.linspace(0, 1, 18)[None]
+    tiled = VisualShape(((3, 3), (3, 3)), 1, (1, 1), "first")
+    clip = VisualShape(((3, 3), (3, 3)), 1)
+    kept, positions = Method(tokens=4)(features, global_attention=attention, shape=clip)
+    assert positions.tolist() == [[14, 15, 16, 17]]
+    assert kept.flatten().tolist() == [14, 15, 16, 17]
+    for method, shape in ((Method(tokens=4), tiled), (Method(tokens=4, cell=17.4), clip)):
+        kept, positions = method(features, global_attention=attention, shape=shape)
+        assert positions.tolist() == [
+            [8, 15, 16, 17]
+        ]  # 8 stands for the first grid, 15 for the rest
+        assert kept[0, 0] == pytest.approx(float((features[0, :9, 0] ** 2).sum() / 36))
 
 
 def test_a_still_importance_gives_k_rows() -> None:
@@ -75,5 +135,24 @@ def test_refusals() -> None:
     """More cells than tokens, and a cell below one token."""
     with pytest.raises(PlanError, match=r"^vflowopt: cell=2 makes 16 cells and 9 tokens are kept"):
         Method(tokens=9, cell=2).plan(VisualShape(((8, 8),), 16))
-    with pytest.raises(ValueError, match=r"^cell is the side of a cell in tokens, at least 1"):
-        Method(tokens=9, cell=0.5)
+    for name, (value, reason) in {
+        "cell": (0.5, r"^cell is the side of a cell in tokens, at least 1"),
+        "t": (-1.0, r"^t is a multiple of the mean attention, 0 or more, got -1.0"),
+        "alpha": (1.5, r"^alpha is the weight of the entropy, -1 to 1, got 1.5"),
+    }.items():
+        with pytest.raises(ValueError, match=reason):
+            Method(tokens=9, **{name: value})
+
+
+def test_a_bundle_has_the_entropy(preset: Any, tmp_path: Any) -> None:
+    """As the exporter writes it, which drops additions of tiny constants."""
+    pytest.importorskip("onnxscript")
+    from edgevlm.pipeline import export
+    from edgevlm.recipe import Recipe
+
+    recipe = Recipe(
+        model=str(preset("tiny-llava-onevision")),
+        tokens=20,
+        methods=("vflowopt:t=1.2,alpha=-0.5",),  # type: ignore[arg-type]
+    )
+    assert export(recipe, tmp_path / "entropy.edgevlm").verification.ok

@@ -30,9 +30,12 @@ def test_by_hand() -> None:
     assert rest.tolist() == [4, 1]
     method = Method(tokens=3, important_ratio=0.4, r=1)
     shape = VisualShape(((1, 5),), 2)
-    kept, positions = method(features[None], cls_attention=attention[None], shape=shape)
+    lengths = torch.arange(10.0).reshape(1, 5, 2)  # what stays is not what is compared
+    kept, positions = method(
+        lengths, cls_attention=attention[None], hidden=features[None], shape=shape
+    )
     assert positions.tolist() == [[1, 3, 4]]
-    assert torch.equal(kept[0], features[[1, 3, 4]])
+    assert torch.equal(kept, lengths[:, [1, 3, 4]])
 
 
 def test_equals_reference(vectors: Any) -> None:
@@ -47,6 +50,7 @@ def test_equals_reference(vectors: Any) -> None:
             kept, positions = Method(tokens=count, important_ratio=ratio)(
                 features[None],
                 cls_attention=attention[None],
+                hidden=features[None],
                 shape=VisualShape(((1, len(features)),), features.shape[1]),
             )
             assert torch.equal(kept[0], torch.from_numpy(case["out_tokens"][row]))
@@ -61,7 +65,7 @@ def test_onnx_equals_reference(vectors: Any, trace: Any, engine: Any) -> None:
     method = Method(tokens=int(case["param_K"]))
 
     def call(features: torch.Tensor, attention: torch.Tensor) -> Any:
-        return method(features, cls_attention=attention)
+        return method(features, cls_attention=attention, hidden=features)
 
     _, positions = engine(trace(call, features, attention))(features, attention)
     assert positions[0].tolist() == case["out_mask"][0].nonzero()[0].tolist()
@@ -75,7 +79,8 @@ def test_copies_do_not_flip(trace: Any, engine: Any) -> None:
     shape = VisualShape(((5, 15),), 32)
 
     def call(features: torch.Tensor, attention: torch.Tensor) -> Any:
-        return Method(tokens=20)(features, cls_attention=attention, shape=shape)
+        method = Method(tokens=20)
+        return method(features, cls_attention=attention, hidden=features, shape=shape)
 
     _, positions = call(features, attention)
     _, in_onnx = engine(trace(call, features, attention))(features, attention)
@@ -103,7 +108,7 @@ def test_one_kind_only(ratio: float) -> None:
     attention = torch.linspace(0, 1, 12)[None]
     shape = VisualShape(((2, 4), (2, 2)), 8)
     method = Method(tokens=3, important_ratio=ratio)
-    _, positions = method(features, cls_attention=attention, shape=shape)
+    _, positions = method(features, cls_attention=attention, hidden=features, shape=shape)
     assert [int(p) >= 8 for p in positions[0]] == [False, False, True]
     if ratio:
         assert positions.tolist() == [[6, 7, 11]]

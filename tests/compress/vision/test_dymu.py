@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from edgevlm.compress.vision.dymu import Method
+from edgevlm.compress.vision.dymu import (
+    Method,
+    batch_merges,
+    best_cosines,
+    even_schedule,
+)
 from edgevlm.errors import PlanError
 from edgevlm.graphs.matching import bipartite_soft_matching
 
@@ -28,6 +33,43 @@ def test_equals_reference(vectors: Any) -> None:
         np.testing.assert_array_equal(tracked, case["out_pos_tracking"][0])
         unmerged = rows.index_select(0, matching.output_index())
         np.testing.assert_allclose(unmerged, case["out_expanded"][0], rtol=0, atol=1e-5)
+
+
+def test_thresholds_equal_reference(vectors: Any) -> None:
+    """The similarity of the next best pair of a batch, over all its pictures."""
+    for case in vectors("dymu"):
+        if not int(case["param_calibrate"]):
+            continue
+        metric, class_token = torch.from_numpy(case["in_metric"]), bool(case["param_class_token"])
+        best = [best_cosines(keys, class_token) for keys in metric]
+        threshold, merges = batch_merges(best, int(case["param_r"]))
+        assert threshold == pytest.approx(float(case["out_batch_threshold"]), abs=1e-5)
+        assert sum(merges) == int(case["param_r"]) * len(metric)
+
+
+def test_the_best_pairs_of_a_batch_merge() -> None:
+    """Of four pairs three are in the first picture; then all merge; then the threshold is low."""
+    best = [torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0.75, -0.5, 0.1])]
+    assert batch_merges(best, 2) == (pytest.approx(0.1), [3, 1])
+    assert batch_merges(best, 3) == (0.0, [3, 3])
+    assert batch_merges([torch.tensor([0.5, -0.5])], 1) == (0.0, [1])
+    assert batch_merges(best, 0) == (pytest.approx(0.9), [0, 0])
+
+
+def test_best_cosines_leave_the_class_token_out() -> None:
+    """One for each token of even index; token 0 may be no token of the picture."""
+    keys = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [3.0, 4.0]])
+    assert best_cosines(keys, False).tolist() == pytest.approx([1.0, 0.8])
+    assert best_cosines(keys, True).tolist() == pytest.approx([0.8])
+    assert best_cosines(keys[:1], True).tolist() == []
+
+
+def test_schedules() -> None:
+    """What does not divide is in the first layers."""
+    assert even_schedule(64, 50, 4) == (4, 4, 3, 3)
+    for left in (0, 64, "x"):
+        with pytest.raises(PlanError, match=f"^dymu: got patches={left}, expected 1 to 63"):
+            even_schedule(64, left, 4)  # type: ignore[arg-type]
 
 
 def test_plans() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgevlm.compress.decoder.dyvte import Method
+from edgevlm.compress.decoder.exit import Method
 
 
 def test_plans() -> None:

@@ -1,4 +1,4 @@
-"""Token Transforming by hand, its plans and refusals."""
+"""Soft merging by hand, its plans and refusals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgevlm.compress.vision.token_transforming import Method
+from edgevlm.compress.vision.soft_merge import Method
 from edgevlm.errors import PlanError
 
 
@@ -32,8 +32,8 @@ def test_plans() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"patches": 64}, "^token_transforming: got patches=64, expected less than 64"),
-        ({"patches": 4, "layer": 5}, "^token_transforming: got layer=5, the encoder has 4 layers"),
+        ({"patches": 64}, "^soft_merge: got patches=64, expected less than 64"),
+        ({"patches": 4, "layer": 5}, "^soft_merge: got layer=5, the encoder has 4 layers"),
     ],
 )
 def test_impossible_plans(options: dict[str, Any], message: str) -> None:

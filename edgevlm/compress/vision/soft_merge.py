@@ -1,4 +1,4 @@
-"""Token Transforming: after one encoder layer every token is mixed into a few targets, softly.
+"""Soft merging: after the attention of one encoder layer every token is mixed into a few targets.
 
 Reduction is a matrix: y = W x. Pruning has one 1 in each row of W, merging one in each column; here
 each token x_i is mixed into every target j, with a weight that grows with their similarity:
@@ -6,8 +6,10 @@ each token x_i is mixed into every target j, with a weight that grows with their
     P_ij = softmax over j of cos(k_i, k_j) / T,    y_j = sum_i P_ij s_i x_i / sum_i P_ij s_i
 
 k are keys (mean over heads), s the patches that a token stands for, and targets are evenly spaced.
+The sizes of targets add up to the patches, so attention is proportional, as ToMe's.
 
-Source: Token Transforming (arXiv 2506.05709). Limits: dense products [k, n]; a T that is too high
+Source: ours; the idea of mixing many tokens into many is that of Token Transforming (arXiv
+2506.05709), whose weights we could not read. Limits: dense products [k, n]; a T that is too high
 makes all targets similar.
 """
 
@@ -22,15 +24,20 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.matching import prepend_class_token
 from edgevlm.graphs.selection import unit_rows
 
-SOURCE = "Token Transforming (arXiv 2506.05709), many-to-many matrix; from the abstract alone"
-SUMMARY = "mixes every patch into a few targets after one layer of the encoder, by similarity"
+SOURCE = "ours, after the idea of Token Transforming (arXiv 2506.05709), a many-to-many matrix"
+SUMMARY = (
+    "ours: mixes every patch into a few evenly spaced targets after one layer of the encoder, by"
+    " similarity"
+)
 FORMULA = "y = W x, W = the columns of softmax(cos(k, k_targets) / T), normalized"
 STATIC = "two products with [k, n]"
 DIFFERS = (
-    "from the abstract, there is no code: that each output is a mixture of many inputs is the"
-    " paper's; evenly spaced targets, keys as the measure and T = 0.05 are ours. At the encoder's"
-    " end each patch gets the token with its largest weight"
+    "not the method of the paper, of which we know the abstract: its targets, weights and layers"
+    " are others. Ours are evenly spaced targets, keys as the measure, T = 0.05, one layer, and"
+    " proportional attention after it. At the encoder's end each patch gets the token with its"
+    " largest weight"
 )
+COMPARED = "text alone"
 TEMPERATURE = 0.05
 
 
@@ -44,6 +51,8 @@ class Method(VisionMethod):
     Raises:
         ValueError: If a number is below 1.
     """
+
+    proportional = True
 
     def __init__(self, *, patches: int, layer: int | None = None) -> None:
         for name, value in (("patches", patches), ("layer", layer)):
@@ -63,10 +72,8 @@ class Method(VisionMethod):
         """
         layer = max(1, layers // 3) if self.layer is None else self.layer
         if layer > layers:
-            raise PlanError(
-                f"token_transforming: got layer={layer}, the encoder has {layers} layers"
-            )
-        check_fewer_patches("token_transforming", self.patches, patches)
+            raise PlanError(f"soft_merge: got layer={layer}, the encoder has {layers} layers")
+        check_fewer_patches("soft_merge", self.patches, patches)
         return (patches,) * (layer - 1) + (self.patches,) * (layers - layer + 1)
 
     def __call__(
