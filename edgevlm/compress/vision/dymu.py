@@ -29,17 +29,20 @@ SOURCE = (
     " bipartite_soft_matching, batch_level_bipartite_soft_matching"
 )
 SUMMARY = (
-    "merges a calibrated number of patches in each layer of the encoder (edgevlm calibrate dymu),"
-    " and unmerges them at its end"
+    "DyMU with fixed numbers: merges a calibrated number of patches in each layer of the encoder"
+    " (edgevlm calibrate dymu), and puts them back at its end"
 )
 FORMULA = (
     "as tome at site vision; r of a layer = mean over pictures of the pairs above its threshold"
 )
 STATIC = "as tome at site vision"
 DIFFERS = (
-    "equals the original for a picture with as many pairs above the thresholds as `merges` says;"
-    " here that number is fixed, so a simple picture keeps as many tokens as a rich one. As the"
-    " original calibrates for an even schedule, its mean numbers are nearly those of tome:r=R"
+    "equals the original for a picture with as many pairs above its thresholds as `merges` says;"
+    " that number is fixed here, so a simple picture keeps as many tokens as a rich one (64 drawn"
+    " scenes, 98 of 196 patches in the mean: the original leaves 48 to 143). Unmerging is once,"
+    " at the encoder's end; the original does it in each layer of the language model and averages"
+    " the copies again, which changes none of the embedded model's 1,979 answers at 98"
+    " patches and three at 49"
 )
 COMPARED = "end to end"
 BATCH = 128  # views whose pairs are ranked together, as many as in the original
@@ -109,7 +112,7 @@ def calibrate(subject: Subject, progress: Callable[[str], None], *, patches: int
     """Merges of each layer, so that `patches` of a view are left in the mean.
 
     1. N - patches merges are spread evenly over the layers.
-    2. In each layer the best pairs of a batch of views merge, as many as so many a view; the next
+    2. In each layer the best pairs of a batch of views merge, so many a view in the mean; the next
        best similarity is the layer's threshold. Thresholds are means over batches.
     3. With these thresholds each view merges its own number of pairs; `merges` are their means.
 
@@ -192,10 +195,14 @@ def batch_merges(best: list[Tensor], merged: int) -> tuple[float, list[int]]:
 
 
 class _View:
-    """A view between two layers of the encoder: its tokens and the patches that each stands for."""
+    """A view between two layers of the encoder: its tokens and the patches that each stands for.
 
-    def __init__(self, tokens: Tensor, class_token: bool) -> None:
-        self.tokens, self.class_token = tokens, class_token
+    What does not merge stays `by_index`, as in the original's calibration, or by descending cosine,
+    as when it runs; behind a class token the two are one.
+    """
+
+    def __init__(self, tokens: Tensor, class_token: bool, by_index: bool) -> None:
+        self.tokens, self.class_token, self.by_index = tokens, class_token, by_index
         self.size = torch.ones(tokens.shape[1], 1)
 
     def attend(self, layer: Any) -> Tensor:
@@ -210,8 +217,12 @@ class _View:
         """Merge so many pairs by their keys, and run the second half of the layer."""
         if merged:
             matching = bipartite_soft_matching(self.keys, merged, class_token=self.class_token)
-            rows, self.size = matching.merge(self.tokens[0], self.size)
-            self.tokens = rows.unsqueeze(0)
+            rows, size = matching.merge(self.tokens[0], self.size)
+            if self.by_index:
+                stays = len(matching.unmerged)
+                order = torch.cat([matching.unmerged.argsort(), torch.arange(stays, len(rows))])
+                rows, size = rows[order], size[order]
+            self.tokens, self.size = rows.unsqueeze(0), size
         self.tokens = layer.feed(self.tokens)
 
     @property
@@ -230,7 +241,8 @@ def _batch_thresholds(
     encoder: EncoderParts, views: list[Tensor], wanted: tuple[int, ...]
 ) -> list[float]:
     """Thresholds of a batch of views, layer by layer; the pairs above them merge."""
-    states = [_View(encoder.embedding(view), encoder.spec.class_token) for view in views]
+    class_token = encoder.spec.class_token
+    states = [_View(encoder.embedding(view), class_token, by_index=True) for view in views]
     thresholds = []
     for layer, merged in zip(encoder.layers, wanted, strict=True):
         threshold, counts = batch_merges([state.attend(layer) for state in states], merged)
@@ -244,7 +256,7 @@ def _patches_left(
     encoder: EncoderParts, view: Tensor, wanted: tuple[int, ...], thresholds: list[float]
 ) -> list[int]:
     """Patches of a view that are left after each layer, when all pairs above thresholds merge."""
-    state, left = _View(encoder.embedding(view), encoder.spec.class_token), []
+    state, left = _View(encoder.embedding(view), encoder.spec.class_token, by_index=False), []
     for layer, merged, threshold in zip(encoder.layers, wanted, thresholds, strict=True):
         above = int((state.attend(layer) > threshold).sum())
         state.feed(layer, above if merged else 0)
