@@ -49,8 +49,8 @@ EARLY, GLOBAL, LOGITS = "early_cls_attention", "global_attention", "cls_logits"
 HIDDEN, ENTROPY = "hidden", "patch_entropy"
 KEYS, FLAT = ("keys", "flat_keys"), ("flat_cls_attention", "flat_keys")
 OF_LAST_LAYER = (LOGITS, *FLAT)
-# Of VFlowOpt: the weight of each colour in a grey value, and what the logarithm of a share gets.
-GREY, LEAST_SHARE = 0.3333, 1e-10
+# VFlowOpt's weight of each colour in a grey value; and less than any share of a patch's pixels.
+GREY, LEAST_SHARE = 0.3333, 1e-6
 
 
 class Observed(nn.Module):
@@ -112,11 +112,11 @@ class Observed(nn.Module):
             count = 1 if name in FLAT else heads
             signal = _keys(key, count)
             if name == GLOBAL:
-                weights = _attention(_scores(query, key, count), bias).mean(1)
+                weights = _attention(attention_scores(query, key, count), bias).mean(1)
                 signal = global_rows(weights, self.global_times, self.class_token).unsqueeze(-1)
             elif name not in KEYS:
                 rows = query[:, :1] if self.class_token else query
-                scores = _scores(rows, key, count)
+                scores = attention_scores(rows, key, count)
                 if name != LOGITS:
                     scores = _attention(scores, bias)
                 signal = scores.mean((1, 2)).unsqueeze(-1)
@@ -296,7 +296,7 @@ def _attention(scores: Tensor, bias: Tensor | None) -> Tensor:
     return (scores if bias is None else scores + bias).softmax(-1)
 
 
-def _scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
+def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
     """Scores of queries [1, S, H*D] and keys [1, N, H*D] before softmax: [1, heads, S, N]."""
     rows, columns = (x.reshape(1, x.shape[1], heads, -1).transpose(1, 2) for x in (query, key))
     return rows * columns.shape[-1] ** -0.5 @ columns.transpose(2, 3)
@@ -339,4 +339,5 @@ def entropy(pixels: Tensor) -> Tensor:
     rows = (high.unsqueeze(1) == digit.unsqueeze(1)).float()  # [n, 16, p]
     columns = ((grey - 16.0 * high).unsqueeze(2) == digit).float()  # [n, p, 16]
     share = (rows @ columns).flatten(1) / pixels.shape[2]  # [n, 256]
-    return -(share * (share + LEAST_SHARE).log()).sum(1) / math.log(2.0)
+    # An empty bin adds 0 times a finite logarithm. (`share + 1e-10` is `share` in ONNX.)
+    return -(share * share.clamp(min=LEAST_SHARE).log()).sum(1) / math.log(2.0)

@@ -16,13 +16,19 @@ from torch import Tensor
 
 from edgevlm.compress.shared.calibration import Calibrated
 from edgevlm.errors import InputError, PlanError, RecipeError
+from edgevlm.evaluation.examples import Example
+from edgevlm.evaluation.pytorch import question_plan
 from edgevlm.graphs.parts import EncoderParts
+from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.checkpoint import find
 from edgevlm.planning.plan import make_plan
+from edgevlm.planning.vlm import VlmPlanned
 from edgevlm.quantization.calibrate import scenes
 from edgevlm.recipe import MethodChoice, OptionValue, Recipe
 from edgevlm.registry import METHODS
 from edgevlm.runtimes.loops import images
+from edgevlm.runtimes.loops.sequence import assemble
+from edgevlm.runtimes.loops.spelling import Visual
 
 
 @dataclass(frozen=True)
@@ -44,19 +50,67 @@ class MethodCalibration:
     measured: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class AskedPicture:
+    """A picture with its first question; a `Picture` of a calibration.
+
+    Attributes:
+        subject: The model.
+        views: Its views, f32 [P, 3, h_px, w_px].
+        question: Text.
+    """
+
+    subject: Pictures
+    views: Tensor
+    question: str
+
+    def last_state(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The language model's state of the last row of the question, f32 [C]."""
+        planned, parts = self.subject.planned(tokens.shape[1]), self.subject.parts
+        frames = planned.plan.host.image.frames
+        times = tuple(float(i) for i in range(frames))
+        visual = Visual(tokens[0].numpy(), positions[0].numpy(), times, float(frames))
+        rows = assemble(
+            planned.plan,
+            planned.plan.host.layout.prompt,
+            torch.cat(parts.table).numpy(),
+            planned.speller.bundled,
+            self.question,
+            [visual],
+            0,
+        )
+        states = parts.decoder.language_model(
+            inputs_embeds=torch.from_numpy(rows.rows)[None],
+            position_ids=torch.from_numpy(rows.positions)[None].long(),
+        ).last_hidden_state
+        last: Tensor = states[0, -1]
+        return last
+
+
 class Pictures:
     """A model without methods, and pictures to run it on; a `Subject` of a calibration."""
 
     def __init__(self, recipe: Recipe, source: str) -> None:
         checkpoint = find(recipe.model, recipe.revision)
         planned = make_plan(recipe, checkpoint)
+        self._recipe, self._checkpoint = recipe, checkpoint
+        self._planned: dict[int | None, VlmPlanned] = {}
         self.parts: Any = planned.parts(checkpoint.load_model())
         if not self.encoder.layers:
             raise PlanError(
                 f"the encoder of '{recipe.model}' runs no layer, so nothing merges in it"
             )
-        self._image, self._frames = planned.plan.host.image, recipe.frames
+        self.image, self._frames = planned.plan.host.image, recipe.frames
         self._source, self.seen = source, 0
+
+    @property
+    def shape(self) -> VisualShape:
+        """The grids that a method of site `tokens` sees.
+
+        Raises:
+            RecipeError: If the model answers no questions.
+        """
+        return self.planned(None).description.shape
 
     @property
     def encoder(self) -> EncoderParts:
@@ -70,12 +124,38 @@ class Pictures:
         Raises:
             InputError: If there is no picture, or one cannot be read.
         """
+        for _, pixels in self._scenes():
+            yield from pixels.split(1)
+
+    def pictures(self) -> Iterator[AskedPicture]:
+        """Each picture with its first question.
+
+        Raises:
+            InputError: If there is no picture, or one cannot be read.
+        """
+        for scene, pixels in self._scenes():
+            yield AskedPicture(self, pixels, scene.questions[0].prompt)
+
+    def planned(self, tokens: int | None) -> VlmPlanned:
+        """The plan of a prompt with so many visual tokens; None is all.
+
+        Raises:
+            RecipeError: If the model answers no questions.
+        """
+        if tokens not in self._planned:
+            # Which method keeps them does not matter to a prompt.
+            methods = () if tokens is None else (MethodChoice("random"),)
+            recipe = replace(self._recipe, tokens=tokens, methods=methods)
+            self._planned[tokens] = question_plan(recipe, self._checkpoint)
+        return self._planned[tokens]
+
+    def _scenes(self) -> Iterator[tuple[Example, Tensor]]:
+        """Each scene and its views."""
         self.seen = 0
         for scene in scenes(self._source, self._frames):
-            pixels = torch.from_numpy(images.views(list(scene.frames), self._image))
-            for index in range(len(pixels)):
-                self.seen += 1
-                yield pixels[index : index + 1]
+            pixels = torch.from_numpy(images.views(list(scene.frames), self.image))
+            self.seen += len(pixels)
+            yield scene, pixels
         if not self.seen:
             raise InputError(
                 f"'{self._source}' has no image to calibrate with; give a folder with images"

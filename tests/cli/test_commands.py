@@ -83,7 +83,8 @@ def test_inspect_finds_one_changed_byte(run, bundle_copy):
 
 @pytest.mark.parametrize(
     ("name", "plug_ins", "keys"),
-    [("models", FAMILIES, {"name", "summary"}), ("methods", METHODS, {"name", "sites", "source"}),
+    [("models", FAMILIES, {"name", "summary"}),
+     ("methods", METHODS, {"name", "sites", "source", "compared"}),
      ("targets", TARGETS, {"name", "schemes"}), ("engines", ENGINES, {"name", "available"})],
 )  # fmt: skip
 def test_lists(run, name, plug_ins, keys):
@@ -94,6 +95,26 @@ def test_lists(run, name, plug_ins, keys):
     assert all(keys <= set(row) for row in rows)
     text = run(name).stdout
     assert all(row["name"] in text for row in rows)
+
+
+def test_methods_begin_with_what_a_method_is(run):
+    """What is claimed, before any name; a method of two sites has a comparison at each."""
+    pytest.importorskip("torch")
+    from edgevlm.compress.shared.contract import COMPARISONS
+
+    text, rows = run("methods").stdout, document(run("methods", "--json"))
+    assert text.startswith("A method here is a published way to have fewer visual tokens, made a ")
+    lines = text.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("method "))
+    assert " compared by " in lines[head]
+    legend = {line.split("  ")[1] for line in lines[:head] if line.startswith("  ")}
+    assert legend == set(COMPARISONS)
+    for row in rows:
+        assert list(row["compared"]) == row["sites"]
+        assert set(row["compared"].values()) <= legend
+    (zipped,) = [line for line in lines[head:] if line.startswith("visionzip ")]
+    assert "end to end" in zipped
+    assert "after the projector (original: before it)" in zipped
 
 
 @pytest.fixture

@@ -10,9 +10,15 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
 from edgevlm.errors import PlanError
+from edgevlm.evaluation.pytorch import PyTorchAnswerer
+from edgevlm.graphs.selection import keep_all
+from edgevlm.graphs.signals import method_inputs
 from edgevlm.models.checkpoint import find
 from edgevlm.planning.plan import make_plan
+from edgevlm.quantization.calibrate import scenes
 from edgevlm.recipe import MethodChoice, Recipe
 from edgevlm.registry import METHODS
 from edgevlm.studies.calibration import Pictures, calibrated_methods
@@ -73,6 +79,38 @@ def test_mustdrop_gives_the_patches_that_a_threshold_leaves(run, preset, photos)
     )
 
 
+def test_vflowopt_gives_a_method_that_keeps_as_many_tokens(run, preset, photos):
+    model = str(preset("tiny-smolvlm"))
+    done = run("calibrate", "vflowopt:tokens=16,trials=3", "--model", model, "--images", photos)
+    assert done.exit_code == 0, done.stderr
+    flag, method = done.stdout.split()
+    assert (flag, method.partition("=")[0]) == ("--method", "vflowopt:t")
+    planned = make_plan(Recipe(model, tokens=16, methods=(method,)), find(model, None))  # type: ignore[arg-type]
+    assert planned.plan.host.visual_tokens == 16
+    done = run("calibrate", "vflowopt:16", "--model", preset("tiny-clip"), "--images", photos)
+    assert done.stderr.splitlines()[-1].endswith(
+        "answers no questions, so there is nothing to evaluate"
+    )
+
+
+@torch.no_grad()
+def test_the_last_state_is_the_models_own(preset, photos):
+    """With all tokens it leads to the first token of the unchanged model's answer."""
+    model = str(preset("tiny-llava-onevision"))
+    pictures = Pictures(Recipe(model), str(photos))
+    parts = pictures.parts
+    answerer = PyTorchAnswerer.open(Recipe(model, methods=("identity",)))  # type: ignore[arg-type]
+    answerer._max_new_tokens = 1
+    for picture, scene in zip(pictures.pictures(), scenes(str(photos), 1), strict=True):
+        features, _ = method_inputs(parts, (), picture.views)
+        state = picture.last_state(*keep_all(features))
+        token = int(torch.nn.functional.linear(state, parts.head).argmax())
+        answerer.set_frames(scene.frames)
+        text = answerer.ask(scene.questions[0].prompt, follow_up=False).text
+        tokenizer = pictures.planned(None).speller.bundled
+        assert text == tokenizer.decode([token], skip_special_tokens=True)
+
+
 def test_tiles_are_views_of_their_own(preset, photos):
     recipe = Recipe(str(preset("tiny-llava-next")), tiles=(1, 2))
     pictures = Pictures(recipe, str(photos))
@@ -98,6 +136,8 @@ def test_a_calibration_takes_named_options(name, site):
         ("mustdrop@decoder", "method 'mustdrop' at site 'decoder' has nothing to calibrate; "),
         ("mustdrop:threshold=x", "mustdrop: got threshold=x, expected a cosine, -1 to 1"),
         ("mustdrop:window=17", "mustdrop: got window=17 for 256 patches, expected 2 or more that"),
+        ("vflowopt", "calibration of 'vflowopt' needs 'tokens', such as vflowopt:tokens=N"),
+        ("vflowopt:65", "vflowopt: got tokens=65, expected 1 to 64 (the visual tokens there are)"),
         ("nothing", "unknown method 'nothing'"),
     ],
 )

@@ -21,10 +21,14 @@ weights of one layer; O(N K) products.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
 from edgevlm.compress.shared.budgets import kept_tokens
+from edgevlm.compress.shared.calibration import Calibrated, Picture, Subject
 from edgevlm.compress.shared.contract import TokensMethod
 from edgevlm.errors import PlanError
 from edgevlm.graphs.selection import (
@@ -35,7 +39,9 @@ from edgevlm.graphs.selection import (
     ranks,
     select_tokens,
 )
+from edgevlm.graphs.signals import attention_scores, encode, global_rows, observe, pack
 from edgevlm.graphs.visual_shape import VisualShape, check_shape, square_shape
+from edgevlm.recipe import OptionValue
 
 SOURCE = (
     "VFlowOpt (arXiv 2508.05211), section 3, sihany077/VFlowOpt@129eeef"
@@ -66,6 +72,8 @@ COMPARED = "end to end"
 
 # Side of a cell of a tiled picture: the setting released for LLaVA-OneVision 7B.
 CELL = 17.4
+# What a search draws sides of cells from, as the original's does.
+CELLS = (3.0, 24.0)
 
 
 class Method(TokensMethod):
@@ -188,8 +196,119 @@ def recycle(importance: Tensor, cells: list[int], kept: int) -> tuple[Tensor, Te
     order = torch.where(low, rank + 2 * total, rank) - total * (first.sum(0) > 0)
     positions = marked_indices(ranks(-order.float()) < kept, kept)
     group = cell.index_select(0, positions).unsqueeze(1) == cell
-    weighted = (group & low) * (importance + SMALLEST_NORM)
+    weighted = (group & low) * torch.where(importance == 0, SMALLEST_NORM, importance)
     own = (positions.unsqueeze(1) == torch.arange(total)).float()
     sums = weighted.sum(1, keepdim=True)
     mean = weighted / torch.where(sums == 0, 1.0, sums)  # 0 where the row is of a kept token
     return torch.where(low.index_select(0, positions).unsqueeze(1), mean, own), positions
+
+
+def calibrate(
+    subject: Subject,
+    progress: Callable[[str], None],
+    *,
+    tokens: int,
+    trials: int = 60,
+    seed: int = 0,
+) -> Calibrated:
+    """Search t, alpha and, for tiles, cell, under which the model's last state stays as it was.
+
+    The original asks a Bayesian optimizer 300 times for the largest sum, over pictures, of the
+    cosine of the last states with all and with K tokens; here options are drawn at random from its
+    ranges and the largest mean is taken. t goes up to where a view has no global token any more.
+
+    Args:
+        subject: The model, and pictures with a question each.
+        progress: Called with a line for each picture.
+        tokens: K.
+        trials: Options that are tried; the first is that all tokens are global, without entropy.
+        seed: Of the draw.
+
+    Raises:
+        PlanError: If the model cannot keep K tokens, or there is no trial.
+        RecipeError: If the model answers no questions.
+    """
+    for name, value, least in (("tokens", tokens, 1), ("trials", trials, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise PlanError(f"vflowopt: got {name}={value}, expected an integer from {least} on")
+    Method(tokens).plan(subject.shape)
+    most = min(_most_times(subject, picture) for picture in subject.pictures())
+    methods = list(_draw(subject.shape, tokens, most, trials, seed))
+    sums, count = [0.0] * len(methods), 0
+    for count, picture in enumerate(subject.pictures(), 1):
+        progress(f"picture {count}: {len(methods)} options")
+        for index, cosine in enumerate(_cosines(subject, picture, methods)):
+            sums[index] += cosine
+    best = max(range(len(methods)), key=sums.__getitem__)
+    chosen = methods[best]
+    options: dict[str, OptionValue] = {"t": chosen.global_times, "alpha": chosen.alpha}
+    if chosen.cell is not None:
+        options["cell"] = chosen.cell
+    return Calibrated(
+        options,
+        {
+            "tokens": tokens,
+            "pictures": count,
+            "trials": len(methods),
+            "t_most": round(most, 3),
+            "cosine": sums[best] / count,
+            "cosine_all_global": sums[0] / count,
+        },
+    )
+
+
+def _draw(shape: VisualShape, tokens: int, most: float, trials: int, seed: int) -> Iterator[Method]:
+    """Methods to try; every second one without entropy."""
+    draw = random.Random(seed)
+    yield Method(tokens)
+    for number in range(1, trials):
+        t = round(draw.uniform(0, most), 3)
+        alpha = round(draw.uniform(-1, 1), 3) if number % 2 else 0.0
+        cell = round(draw.uniform(*CELLS), 3) if shape.global_view else None
+        method = Method(tokens, t=t, alpha=alpha, cell=cell)
+        try:
+            method.plan(shape)
+        except PlanError:  # more cells than tokens
+            continue
+        yield method
+
+
+def _most_times(subject: Subject, picture: Picture) -> float:
+    """How many times the mean the most attended token of a view receives; the least of all."""
+    _, weights, _ = _encoded(subject, picture)
+    drop = int(subject.encoder.spec.class_token)
+    received = [view.mean(1)[0, drop:] for view in weights]
+    return min(float(row.max() / row.mean()) for row in received)
+
+
+def _cosines(subject: Subject, picture: Picture, methods: Sequence[Method]) -> Iterator[float]:
+    """Cosine of the last states with all tokens and with those that each method keeps."""
+    features, weights, entropies = _encoded(subject, picture)
+    encoder, parts, drop = subject.encoder, subject.parts, int(subject.encoder.spec.class_token)
+    full = picture.last_state(*keep_all(features))
+    for method in methods:
+        rows = [global_rows(view, method.global_times, bool(drop))[:, drop:] for view in weights]
+        folded = [encoder.fold(row.unsqueeze(-1)).squeeze(-1) for row in rows]
+        kept = method(
+            features,
+            global_attention=pack(parts.pack, torch.cat(folded, 1)),
+            patch_entropy=entropies,
+            shape=subject.shape,
+        )
+        state = picture.last_state(*kept)
+        yield float(torch.nn.functional.cosine_similarity(full, state, 0))
+
+
+def _encoded(subject: Subject, picture: Picture) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Features [1, N, C], attention of each view [1, n, n], and softmax of the entropies [1, N]."""
+    observed = observe(subject.parts, ("patch_entropy",), image=subject.image)
+    *before, last, connector = observed.encoder.modules
+    features, weights, entropies = [], [], []
+    for view in picture.views.split(1):
+        (x,), (shares,) = encode(before, view)
+        query, key, _ = last.project(x)
+        weights.append(attention_scores(query, key, last.heads).softmax(-1).mean(1))
+        features.append(connector(last(x)))
+        entropies.append(shares)
+    pack_all = subject.parts.pack
+    return pack_all(torch.cat(features, 1)), weights, pack(pack_all, torch.cat(entropies, 1))

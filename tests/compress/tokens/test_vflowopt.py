@@ -142,3 +142,17 @@ def test_refusals() -> None:
     }.items():
         with pytest.raises(ValueError, match=reason):
             Method(tokens=9, **{name: value})
+
+
+def test_a_bundle_has_the_entropy(preset: Any, tmp_path: Any) -> None:
+    """As the exporter writes it, which drops additions of tiny constants."""
+    pytest.importorskip("onnxscript")
+    from edgevlm.pipeline import export
+    from edgevlm.recipe import Recipe
+
+    recipe = Recipe(
+        model=str(preset("tiny-llava-onevision")),
+        tokens=20,
+        methods=("vflowopt:t=1.2,alpha=-0.5",),  # type: ignore[arg-type]
+    )
+    assert export(recipe, tmp_path / "entropy.edgevlm").verification.ok
