@@ -18,7 +18,7 @@ from torch import Tensor
 from edgevlm.compress.shared.contract import DecoderMethod
 from edgevlm.compress.shared.layer_counts import layer_counts, parse_numbers
 from edgevlm.graphs.pruning import Look
-from edgevlm.graphs.selection import largest_indices
+from edgevlm.graphs.selection import SMALLEST_NORM, largest_indices
 
 SOURCE = (
     "MustDrop (arXiv 2411.10803), section 3.3, liuting20/MustDrop@909afa5"
@@ -137,4 +137,5 @@ def word_attention(
     """
     from_words = weights * words.unsqueeze(1)
     together = from_words.sum(0)
-    return torch.maximum(together / together.sum() / share, from_words.amax(0) / largest)
+    parts = together / together.sum().clamp(min=SMALLEST_NORM)  # a call that measures has no words
+    return torch.maximum(parts / share, from_words.amax(0) / largest)

@@ -108,7 +108,8 @@ class Method(DecoderMethod):
         assert raters is not None
         assert whole is not None
         weights = look.attention(look.rows).mean(0).index_select(1, look.visual)
-        scores = (raters.unsqueeze(0) @ weights)[0] / raters.sum()
+        # A call that measures has no words, and so no raters.
+        scores = (raters.unsqueeze(0) @ weights)[0] / raters.sum().clamp(min=1.0)
         return recycle(hidden.index_select(1, look.visual), scores, whole)
 
 
@@ -127,7 +128,7 @@ def rate(visual: Tensor, hidden: Tensor, words: Tensor) -> Tensor:
         words: The prompt's words after the picture, bool [s].
     """
     similarity = torch.where(words, visual @ hidden.transpose(0, 1), -1e9).softmax(1).mean(0)
-    mean = (similarity * words).sum() / words.sum()
+    mean = (similarity * words).sum() / words.sum().clamp(min=1)
     return ((similarity > mean) & words).float()
 
 

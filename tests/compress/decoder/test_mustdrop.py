@@ -34,6 +34,12 @@ def test_thresholds_weigh_the_two(share: float, largest: float, kept: list[int])
     assert largest_indices(scores, 2).tolist() == kept
 
 
+def test_without_words_the_first_tokens_stay() -> None:
+    """Nothing is NaN: a budget measures blocks with rows of zeros."""
+    scores = word_attention(torch.rand(3, 4), torch.zeros(3, dtype=torch.bool))
+    assert largest_indices(scores, 2).tolist() == [0, 1]
+
+
 def test_plans() -> None:
     """Layers 3, 7, 11 and 15 of 32 are the first that see fewer; 8 % are protected."""
     halved = (*[64] * 3, *[32] * 4, *[16] * 4, *[8] * 4, *[6] * 17)

@@ -45,6 +45,13 @@ def test_equals_reference(vectors: Any, trace: Any, engine: Any) -> None:
             np.testing.assert_allclose(recycled[kept:], theirs, rtol=0, atol=bound)
 
 
+def test_without_words_there_is_no_rater() -> None:
+    """And nothing is NaN: a budget measures blocks with rows of zeros."""
+    hidden = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    raters = rate(hidden[1:3], hidden, torch.zeros(5, dtype=torch.bool))
+    assert raters.tolist() == [0.0] * 5
+
+
 def test_plans() -> None:
     """The original's stages for 192 of 576 in the mean: 300 + 9, 200 + 4 and 110 + 3 tokens."""
     counts = (*[576] * 3, *[309] * 4, *[204] * 9, *[113] * 16)
