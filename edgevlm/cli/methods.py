@@ -11,10 +11,10 @@ from edgevlm.libraries import require_torch
 from edgevlm.registry import METHODS
 
 ABOUT = (
-    "A method here is a published way to have fewer visual tokens, made a static graph: the same"
-    " number of tokens for every picture. At site tokens it works on what the projector gives,"
-    " where many originals work before it; the summary, and `differs` with --json, say where that"
-    " makes another result. What was compared with the original, and nothing beyond it, is:"
+    "A method here is a way to have fewer visual tokens, most often a paper's, as a static graph:"
+    " the same number of tokens for every picture. At site tokens it works on what the projector"
+    " gives, where many originals work before it; the summary, and `differs` with --json, say where"
+    " that makes another result. What was compared with the original, and nothing beyond it, is:"
 )
 
 

@@ -293,9 +293,9 @@ Written by `tests/benchmarks/methods.py`; do not edit. {processor}, {threads} th
 in ms (nodes of the graph) of `reduce` alone, with 576 channels. `-`: not possible, or a graph of
 thousands of nodes.
 
-A method here is a published way to have fewer visual tokens, made a static graph. At site `tokens`
-it works on what the projector gives, where many originals work before it. *Compared by* says what
-was compared with the original, and nothing beyond it is claimed:
+A method here is a way to have fewer visual tokens, most often a paper's, as a static graph. At site
+`tokens` it works on what the projector gives, where many originals work before it. *Compared by*
+says what was compared with the original, and nothing beyond it is claimed:
 """
 
 INSIDE = """\

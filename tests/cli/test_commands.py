@@ -103,7 +103,7 @@ def test_methods_begin_with_what_a_method_is(run):
     from edgevlm.compress.shared.contract import COMPARISONS
 
     text, rows = run("methods").stdout, document(run("methods", "--json"))
-    assert text.startswith("A method here is a published way to have fewer visual tokens, made a ")
+    assert text.startswith("A method here is a way to have fewer visual tokens, most often a ")
     lines = text.splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("method "))
     assert " compared by " in lines[head]

@@ -88,10 +88,10 @@ def thumbnail(method: str, shape: VisualShape) -> tuple[int, tuple[int, int]]:
 
 
 def tile_of(shape: VisualShape) -> Tensor:
-    """Tile of each token, i64 [N]: 0 to R*C - 1 in raster order, -1 in the thumbnail."""
+    """Tile of each token, i64 [N]: 0 to R*C - 1 in raster order, R*C in the thumbnail."""
     height, width = _thumbnail(shape)
     of_tiles = regions(_all_tiles(shape), shape.tiles).reshape(_all_tiles(shape))
-    return _beside(torch.full((height * width,), -1), of_tiles, shape)
+    return _beside(torch.full((height * width,), shape.tiles[0] * shape.tiles[1]), of_tiles, shape)
 
 
 def regions(grid: tuple[int, int], tiles: tuple[int, int]) -> Tensor:
@@ -99,10 +99,11 @@ def regions(grid: tuple[int, int], tiles: tuple[int, int]) -> Tensor:
 
     All tiles have as many rows and columns; the last ones have what is left over, too.
     """
-    (height, width), (rows, columns) = grid, tiles
-    row = (torch.arange(height) // max(height // rows, 1)).clamp(max=rows - 1)
-    column = (torch.arange(width) // max(width // columns, 1)).clamp(max=columns - 1)
-    return (row[:, None] * columns + column).flatten()
+    row, column = (
+        [min(i // max(size // count, 1), count - 1) for i in range(size)]
+        for size, count in zip(grid, tiles, strict=True)
+    )
+    return torch.tensor([i * tiles[1] + j for i in row for j in column])
 
 
 def shown_tokens(shape: VisualShape) -> int:

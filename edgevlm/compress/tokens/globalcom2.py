@@ -116,9 +116,7 @@ class Method(TokensMethod):
 
 def groups(shape: VisualShape) -> Tensor:
     """Group of each token, i64 [N]: its tile, then P the thumbnail, then P + 1 the padding."""
-    count = shape.tiles[0] * shape.tiles[1]
-    number = tile_of(shape)
-    number = torch.where(number < 0, count, number)
+    number, count = tile_of(shape), shape.tiles[0] * shape.tiles[1]
     return number if shape.padding == (0, 0) else torch.where(shown(shape), number, count + 1)
 
 

@@ -123,9 +123,7 @@ class Method(TokensMethod):
         votes = tile.index_select(0, top).unsqueeze(1) == torch.arange(count)  # [top, P]
         of_tiles = split_budget(votes.to(torch.float32).sum(0), kept - of_thumbnail)
         budgets = torch.cat((of_tiles, torch.tensor([of_thumbnail])))  # the thumbnail's is the last
-        groups = tile_of(shape)
-        groups = torch.where(groups < 0, count, groups)
-        positions = largest_of_groups(cls_attention[0], groups, budgets, kept)
+        positions = largest_of_groups(cls_attention[0], tile_of(shape), budgets, kept)
         return select_tokens(features, positions)
 
 

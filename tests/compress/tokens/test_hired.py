@@ -45,9 +45,20 @@ def test_shares_add_up() -> None:
 def test_tiles_of_a_packed_grid_and_of_single_grids() -> None:
     """One packed grid of 1x2 tiles of 2x2, and a grid for each, the thumbnail last."""
     packed = VisualShape(((2, 2), (2, 4)), 3, (1, 2), "first")
-    assert tile_of(packed).tolist() == [-1] * 4 + [0, 0, 1, 1] * 2
+    assert tile_of(packed).tolist() == [2] * 4 + [0, 0, 1, 1] * 2
     single = VisualShape(((2, 2),) * 3, 3, (1, 2), "last")
-    assert tile_of(single).tolist() == [0] * 4 + [1] * 4 + [-1] * 4
+    assert tile_of(single).tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_tiles_are_not_divided_in_the_graph(trace: Any) -> None:
+    """Core ML's converter makes floats of divided integers, and a float is no index."""
+
+    def tiles(scores: Tensor) -> Tensor:
+        return scores.index_select(0, tile_of(SMALL))
+
+    targets = [str(node.target) for node in trace(tiles, torch.rand(3)).graph.nodes]
+    assert not any("div" in target for target in targets)
+    assert tiles(torch.arange(3.0)).tolist() == [2.0] * 4 + [0.0] * 4 + [1.0] * 4
 
 
 def case_inputs(case: dict[str, Any]) -> tuple[VisualShape, Tensor, Tensor, int]:
