@@ -111,7 +111,7 @@ SHORT = {
 }
 # All their operators, with the types of their results, are in graphs of other methods too
 # (test_reductions.py), so that a target's translations are seen without them.
-COVERED = ("aim", "hired", "tome", "vispruner", "vqtoken")
+COVERED = ("aim", "hired", "tome", "vispruner")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
