@@ -20,6 +20,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import ONNX Runtime themselves too
 
+# Where bytecode is not kept, every process of a test compiles this package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker for each core; torch reads this when imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -217,6 +221,38 @@ def start():
         )
 
     return process
+
+
+@pytest.fixture(scope="session")
+def commands_of():
+    """`commands_of(tree, *commands)`: commands of a copied tree, one after the other in a process.
+
+    Exit code, stdout and stderr of each.
+    """
+    program = """
+import contextlib, io, json, sys
+from edgevlm.cli import main
+for arguments in json.loads(sys.argv[1]):
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    sys.argv = ["edgevlm", *arguments]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+    def run(tree, *commands):
+        asked = json.dumps([[str(word) for word in command] for command in commands])
+        done = subprocess.run(
+            [sys.executable, "-c", program, asked], cwd=tree, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": str(tree)}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
 
 
 @pytest.fixture(scope="session")

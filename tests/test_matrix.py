@@ -55,14 +55,11 @@ def simplest(method):
 
 SIMPLEST = {method: simplest(method) for method in NAMES}
 QUICK = {(list(FAMILIES)[i % 3], name, SIMPLEST[name]) for i, name in enumerate(NAMES)}
-# Two more for each family, with methods that differ from one family and shape to the next; each
-# method with several views is in compress/test_methods_common.py.
-SEVERAL_VIEWS = ("fastervlm", "average_pool", "visionzip", "prumerge", "vflowopt", "strided")
-QUICK |= {
-    (family, SEVERAL_VIEWS[2 * i + j], shape)
-    for i, family in enumerate(FAMILIES)
-    for j, shape in enumerate(list(SHAPES)[1:])
-}
+# And tiles and a clip, with cheap methods; each method with several views is in
+# compress/test_methods_common.py.
+QUICK |= {("smolvlm", "fastervlm", "2x2"), ("smolvlm", "average_pool", "4 frames")}
+QUICK |= {("llava_onevision", "visionzip", "2x2"), ("llava_onevision", "strided", "4 frames")}
+QUICK |= {("llava_next", "vflowopt", "2x2")}
 
 
 def quick(target, family, method, shape):

@@ -5,6 +5,9 @@ That optimum finds an installed edgevlm is in test_packaging.py.
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,29 @@ pytest.importorskip("optimum.commands.optimum_cli")
 pytest.importorskip("onnxscript")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Run `optimum-cli` in this process: its exit code."""
+    import optimum.commands
+    from optimum.commands.optimum_cli import main
+
+    name = "optimum.commands.register"
+    spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    spec.submodule_search_locations = [str(ROOT / "edgevlm" / "_optimum")]
+    package = importlib.util.module_from_spec(spec)
+
+    def run(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, name, package)
+            patch.setattr(optimum.commands, "register", package, raising=False)
+            patch.setattr(sys, "argv", ["optimum-cli", *map(str, arguments)])
+            with pytest.raises(SystemExit) as end:
+                main()
+        return end.value.code
+
+    return run
 
 
 def test_exports_a_bundle(optimum_cli, tiny_model, tmp_path):
@@ -66,15 +92,12 @@ def test_exports_a_bundle(optimum_cli, tiny_model, tmp_path):
         (("--method", "a b"), "edgevlm: a method looks like NAME[@SITE]"),
     ],
 )
-def test_a_mistake_is_one_line(optimum_cli, tmp_path, arguments, message):
-    done = optimum_cli(ROOT, "export", "edgevlm", *arguments, tmp_path / "tiny.edgevlm")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(message)
-    assert "Traceback" not in done.stderr
+def test_a_mistake_is_one_line(here, capsys, tmp_path, arguments, message):
+    assert here("export", "edgevlm", *arguments, tmp_path / "tiny.edgevlm") == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_usage_names_the_options(optimum_cli):
-    done = optimum_cli(ROOT, "export", "edgevlm", "--tokens", "many")
-    assert done.returncode == 2
-    assert "--block-size SIZE" in done.stderr
+def test_wrong_usage_names_the_options(here, capsys):
+    assert here("export", "edgevlm", "--tokens", "many") == 2
+    assert "--block-size SIZE" in capsys.readouterr().err

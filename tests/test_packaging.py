@@ -157,7 +157,7 @@ def examples(path, frames=1, limit=None):
 '''
 
 
-def test_a_dataset_and_a_device_are_found_by_their_files(tmp_path):
+def test_a_dataset_and_a_device_are_found_by_their_files(tmp_path, commands_of):
     """One file each, laid into a copy: no line elsewhere names them."""
     copy = checkout(tmp_path, links=True)
     (copy / "edgevlm" / "evaluation" / "datasets" / "toy_box.py").write_text(TOY_DATASET)
@@ -166,23 +166,15 @@ def test_a_dataset_and_a_device_are_found_by_their_files(tmp_path):
     (named / "toy-phone.toml").write_text(text.replace("raspberry-pi-5", "toy-phone"), "utf-8")
     (copy / "a.toy").touch()
 
-    def edgevlm(*arguments: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-c", "from edgevlm.cli import main; main()", *arguments],
-            capture_output=True, text=True, check=False, cwd=copy,
-            env=os.environ | {"PYTHONPATH": str(copy)},
-        )  # fmt: skip
-        return done.returncode, done.stdout, done.stderr
-
-    code, _, said = edgevlm("evaluate", "--dataset", "toy-bix")
-    assert (code, "did you mean 'toy_box'? known: " in said) == (1, True), said
-    code, _, said = edgevlm("evaluate", "--dataset", "toy-box")
-    assert said == "edgevlm: dataset 'toy-box' needs a path: toy-box:PATH, a .toy file\n"
-    code, _, said = edgevlm("evaluate", "--dataset", "b.toy")
-    assert said == "edgevlm: no file of questions at 'b.toy'\n"
-    code, _, said = edgevlm("evaluate", "--dataset", "a.toy")
-    assert said.splitlines()[-1] == "edgevlm: dataset 'a.toy' asks nothing"
-    code, out, said = edgevlm("devices", "--json")
+    asked = [["evaluate", "--dataset", name] for name in ("toy-bix", "toy-box", "b.toy", "a.toy")]
+    *failed, devices = commands_of(copy, *asked, ["devices", "--json"])
+    assert [code for code, _, _ in failed] == [1] * 4
+    typo, no_path, no_file, empty = [said for _, _, said in failed]
+    assert "did you mean 'toy_box'? known: " in typo
+    assert no_path == "edgevlm: dataset 'toy-box' needs a path: toy-box:PATH, a .toy file\n"
+    assert no_file == "edgevlm: no file of questions at 'b.toy'\n"
+    assert empty.splitlines()[-1] == "edgevlm: dataset 'a.toy' asks nothing"
+    code, out, said = devices
     assert code == 0, said
     names = [device["name"] for device in json.loads(out)["named"]]
     assert names == sorted(path.stem for path in named.glob("*.toml"))

@@ -127,7 +127,7 @@ def tree(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def python(tree):
+def python(tree, commands_of):
     """Stdout of a program that imports that copy."""
 
     def run(program, *arguments):
@@ -142,29 +142,38 @@ def python(tree):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def edgevlm(*arguments):
-        command = "from edgevlm.cli import main; main()"
-        return json.loads(run(command, *arguments, "--json").splitlines()[-1])
+    def edgevlm(*commands):
+        done = commands_of(tree, *[[*command, "--json"] for command in commands])
+        assert all(code == 0 for code, _, _ in done), done
+        return [json.loads(out.splitlines()[-1]) for _, out, _ in done]
 
     return run, edgevlm
 
 
-def test_the_commands_list_them(python):
+def test_commands_list_it_and_plan_for_it(python, exported, tiny_model):
     _, edgevlm = python
-    found = {row["name"]: row for row in edgevlm("targets")}
+    asked = ["plan", tiny_model, "--target", "toy", "--tokens", "16"]
+    asked += ["--quantize", "w6g64a8,head=none"]
+    opened = exported.bundle
+    targets, engines, seen, planned = edgevlm(
+        ["targets"], ["engines"], ["inspect", opened.path], asked
+    )
+    found = {row["name"]: row for row in targets}
     assert found["toy"] == {
         "name": "toy",
         "summary": "names of weights",
         "schemes": ["none", "w6g64a8"],
     }
     assert {"onnx", "toy"} <= set(found)
-    found = {row["name"]: row for row in edgevlm("engines")}
+    found = {row["name"]: row for row in engines}
     assert found["toy"]["targets"] == ["toy", "onnx"]
     assert (found["toy"]["available"], found["toy"]["summary"]) == (True, "nothing at all")
+    assert seen["toys"] == len(opened.plan.blocks)
+    assert planned["visual_tokens"] == 16
 
 
 def test_the_highest_rank_runs_a_bundle_and_defaults_are_stated_once(python, exported):
-    run, edgevlm = python
+    run, _ = python
     found = json.loads(run(ASK.format(bundle=str(exported.bundle.path))).splitlines()[-1])
     assert (found["engine"], found["chosen"]) == ("toy", "toy")
     assert found["other"] != "toy"
@@ -173,14 +182,6 @@ def test_the_highest_rank_runs_a_bundle_and_defaults_are_stated_once(python, exp
     assert found["bytes"] == 5
     assert found["kv"] == ["shared_buffer", "f32"]
     assert found["sizes"] == [60, 4]
-    assert edgevlm("inspect", exported.bundle.path)["toys"] == len(exported.bundle.plan.blocks)
-
-
-def test_a_plan_is_made_for_it(python, tiny_model):
-    _, edgevlm = python
-    options = ("--target", "toy", "--tokens", "16", "--quantize", "w6g64a8,head=none")
-    found = edgevlm("plan", tiny_model, *options)
-    assert found["visual_tokens"] == 16
 
 
 def test_a_scheme_that_only_the_target_names_has_its_threshold():

@@ -1,4 +1,4 @@
-"""No command opens a connection, or writes outside its output, the cache and temporary folders."""
+"""Commands open no connection, write in their own folders alone, and libraries say nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HIDDEN = {"CI", "GITHUB_ACTIONS", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "HF
 
 
 def traced(tmp_path, *arguments):
-    """The calls of a command with a home and a current folder of its own, and its children's."""
+    """Calls of a command with a home and a current folder of its own, its children's; stderr."""
     for name in ("home", "here", "tmp"):
         (tmp_path / name).mkdir()
     environment = {k: v for k, v in os.environ.items() if k not in HIDDEN}
@@ -40,7 +40,7 @@ def traced(tmp_path, *arguments):
     if "ptrace" in done.stderr and "Operation not permitted" in done.stderr:
         pytest.skip("this system lets no process be traced")
     assert done.returncode == 0, done.stderr
-    return trace.read_text("utf-8", "replace").splitlines()
+    return trace.read_text("utf-8", "replace").splitlines(), done.stderr.splitlines()
 
 
 def outside(lines, tmp_path):
@@ -77,10 +77,13 @@ COMMANDS = {
 def test_a_command_keeps_to_itself(exported, tiny_model, tmp_path, name):
     photo = ROOT / "edgevlm" / "photos" / "hand.jpg"
     values = {"bundle": exported.bundle.path, "photo": photo, "model": tiny_model}
-    lines = traced(tmp_path, *(word.format(**values) for word in COMMANDS[name]))
+    lines, said = traced(tmp_path, *(word.format(**values) for word in COMMANDS[name]))
     assert any("openat" in line for line in lines)
     assert outside(lines, tmp_path) == []
     assert {path.name for path in (tmp_path / "home").rglob("*")} >= {"edgevlm"}
+    foreign = re.compile(r"warning|deprecat|site-packages|\.py:\d|\x1b", re.IGNORECASE)
+    assert not [line for line in said if foreign.search(line)]
+    assert name != "export" or all(line.startswith("[") for line in said)  # steps with their time
 
 
 def test_what_would_be_found(tmp_path):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -55,23 +53,15 @@ def test_the_example_is_found_exported_and_verified(longest, preset, tmp_path):
 
 
 @pytest.fixture
-def copied_tree(tmp_path):
-    """A copy of the package, and a function that runs its command line: its JSON."""
+def copied_tree(tmp_path, commands_of):
+    """A copy of the package, and a function that runs commands of it: their JSON."""
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "edgevlm", tmp_path / "edgevlm", ignore=ignore)  # follows the links
 
-    def run(*arguments):
-        command = [sys.executable, "-c", "from edgevlm.cli import main; main()", *arguments]
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+    def run(*commands):
+        done = commands_of(tmp_path, *commands)
+        assert all(code == 0 for code, _, _ in done), done
+        return [json.loads(out.splitlines()[-1]) for _, out, _ in done]
 
     return tmp_path / "edgevlm", run
 
@@ -79,10 +69,11 @@ def copied_tree(tmp_path):
 def test_a_file_in_the_tree_is_all_that_the_command_line_needs(example, copied_tree):
     package, run = copied_tree
     (package / "compress" / "tokens" / "longest.py").write_text(example)
-    (row,) = [row for row in run("methods", "--json") if row["name"] == "longest"]
+    planned = ["plan", "embedded", "--tokens", "8", "--method", "longest", "--json"]
+    rows, plan = run(["methods", "--json"], planned)
+    (row,) = [row for row in rows if row["name"] == "longest"]
     assert row["sites"] == ["tokens"]
     assert row["summary"] == "keeps the K longest tokens"
-    plan = run("plan", "embedded", "--tokens", "8", "--method", "longest", "--json")
     (site,) = plan["sites"]
     assert (site["method"], site["tokens_out"]) == ("longest", 8)
 
@@ -94,5 +85,6 @@ def test_a_new_site_is_a_new_folder(example, copied_tree):
         (package / "compress" / site).mkdir(exist_ok=True)
         (package / "compress" / site / "__init__.py").touch()
         (package / "compress" / site / "longest.py").write_text(example)
-    (row,) = [row for row in run("methods", "--json") if row["name"] == "longest"]
+    (rows,) = run(["methods", "--json"])
+    (row,) = [row for row in rows if row["name"] == "longest"]
     assert row["sites"] == ["tokens", "input"]

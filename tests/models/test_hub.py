@@ -64,7 +64,9 @@ def reads(requests, name):
     return [(parts[2:] or ["whole"])[0] for parts in reads]
 
 
-@pytest.mark.parametrize("name", ["tiny-smolvlm", "tiny-clip"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("tiny-smolvlm", marks=pytest.mark.slow), "tiny-clip"]
+)
 def test_a_plan_reads_headers(preset, tmp_path, name):
     folder = preset(name)
     with serve(folder) as (address, requests):
