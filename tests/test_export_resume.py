@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import shutil
 import signal
 from dataclasses import replace
@@ -229,30 +230,33 @@ def test_a_folder_that_cannot_be_written(options, run, tmp_path):
     assert "Permission denied" in done.stderr.splitlines()[-1]
 
 
-def test_a_full_disk_is_one_line(options, exported, command, tmp_path):
-    # A limit on the size of a file stands for the full disk; the embedding table has 262 kB.
-    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))"
-    done = command("export", *options, "-o", tmp_path / "b.edgevlm", before=limit)
-    assert done.code == 1
+@pytest.fixture
+def files_up_to():
+    """A limit on the size of a file, in bytes, which stands for a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line(options, run, files_up_to, tmp_path):
+    files_up_to(150_000)  # the embedding table has 262 kB
+    done = run("export", *options, "-o", tmp_path / "b.edgevlm")
+    assert done.exit_code == 1
     expected = f"edgevlm: '{tmp_path / 'b.edgevlm'}' was not written: File too large"
-    assert done.err.splitlines()[-1] == expected
-    assert "Traceback" not in done.err
+    assert done.stderr.splitlines()[-1] == expected
     assert names(tmp_path) == []
 
 
 def test_a_full_disk_in_the_middle_keeps_the_old_bundle(
-    exported, tiny_model, command, bundle_copy, tree
+    exported, tiny_model, run, files_up_to, bundle_copy, tree
 ):
     shutil.rmtree(bundle_copy / "measured")
     before = tree(bundle_copy)
-    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (270_000, 270_000))"
-    done = command(
-        "export", tiny_model, "--tokens", "16", "-o", bundle_copy, "--force", before=limit
-    )  # one block of the vision encoder has more than the limit
-    assert done.code == 1
-    assert done.err.splitlines()[-1].startswith("edgevlm: ")
-    assert "File too large" in done.err.splitlines()[-1]
-    assert "Traceback" not in done.err
+    files_up_to(270_000)  # one block of the vision encoder has more
+    done = run("export", tiny_model, "--tokens", "16", "-o", bundle_copy, "--force")
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith("edgevlm: ")
+    assert "File too large" in done.stderr.splitlines()[-1]
     assert names(bundle_copy.parent) == [bundle_copy.name]
     assert tree(bundle_copy) == before
 
