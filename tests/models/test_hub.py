@@ -30,12 +30,12 @@ ASK = """
 import json, logging, sys
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.checkpoint import find
-from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 logging.basicConfig(stream=sys.stdout, format="said: %(message)s")
 for model, revision, load in json.loads(sys.argv[1]):
     try:
         checkpoint = find(model, revision)
+        from edgevlm.planning.plan import make_plan  # heavy, and a refusal needs none
         plan = make_plan(Recipe(model=model), checkpoint).plan
         print("planned:", plan.weights_bytes, getattr(plan.host, "scale", None))
         if load:
