@@ -24,8 +24,7 @@ from PIL import Image
 from edgevlm.errors import InputError
 from edgevlm.libraries import first_line, require
 from edgevlm.runtimes.loops.images.eight_bit import STRIP_PIXELS
-from edgevlm.runtimes.loops.images.pictures import check_size
-from edgevlm.runtimes.loops.images.room import Room
+from edgevlm.runtimes.loops.images.room import Room, check_size
 from edgevlm.runtimes.loops.images.sources import Source, is_source, name_of, opened
 
 Shrink = Callable[[Image.Image], Image.Image]
