@@ -41,7 +41,7 @@ def test_options_of_load(exported, options, text):
         (lambda: edgevlm.load(None), "the bundle must be a path, got NoneType"),
         (lambda: edgevlm.load(b"x.edgevlm"), "the bundle must be a path, got bytes"),
         (lambda: edgevlm.load("x\0y"), "the bundle is not the name of a file: it has a zero byte"),
-        (lambda: edgevlm.load("x" * 300), f"the bundle '{'x' * 56}... cannot be used: File name too"),
+        (lambda: edgevlm.load("x" * 300), f"the bundle '{'x' * 56}... cannot be used: "),
         (lambda: edgevlm.load("\ud800"), "the bundle is not the name of a file: '\\ud800'"),
         (lambda: edgevlm.export(edgevlm.Recipe(), "x" * 300), f"out '{'x' * 56}... cannot be used"),
         (lambda: edgevlm.verify("x", model=5), "model must be a text, got int"),

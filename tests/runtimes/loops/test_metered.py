@@ -54,7 +54,9 @@ def test_metadata_larger_than_the_budget_is_not_read(data):
     try:
         with pytest.raises(InputError, match="and its metadata take more than the memory budget "):
             images.load(data, room)
-        assert tracemalloc.get_traced_memory()[1] < FREE + 3 * 10**6  # a text is unpacked, and decoded
+        assert (
+            tracemalloc.get_traced_memory()[1] < FREE + 3 * 10**6
+        )  # a text is unpacked, and decoded
     finally:
         tracemalloc.stop()
     assert images.load(data).size in ((1, 1), (8, 8))
