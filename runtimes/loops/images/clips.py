@@ -110,6 +110,11 @@ class _Reader:
         pictures = self.av.stream.Disposition.attached_pic
         for stream in container.streams.video:
             if not stream.disposition & pictures:
+                if stream.codec_context is None:
+                    raise InputError(
+                        f"{self.name} has a video in a format that FFmpeg cannot decode; convert it"
+                        " to H.264"
+                    )
                 if stream.width and stream.height:  # else known once a frame is decoded
                     check_size((stream.width, stream.height), self.name, "has frames of")
                 return stream

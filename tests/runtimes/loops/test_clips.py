@@ -199,6 +199,13 @@ def test_a_long_clip_is_not_decoded_whole(tmp_path, ending, monkeypatch):
     assert len(decoded) < 60
 
 
+def test_a_format_that_is_not_known_is_named(clip):
+    data = clip.read_bytes()
+    assert b"mp4v" in data
+    with pytest.raises(InputError, match="in a format that FFmpeg cannot decode; convert it to H"):
+        load_clip(data.replace(b"mp4v", b"zzzz"), 2)
+
+
 def test_a_song_with_a_cover_has_no_video(tmp_path):
     path = tmp_path / "song.wav"
     with wave.open(str(path), "wb") as song:
