@@ -52,6 +52,7 @@ def plan(recipe: Recipe) -> Plan[Any]:
 
 def plan_with_cost(recipe: Recipe) -> tuple[Plan[Any], MethodCost | None]:
     """The plan, and what its method of site `tokens` costs; see `planning.method_cost`."""
+    values.instance("recipe", recipe, Recipe)
     require_torch()
     from edgevlm.models.checkpoint import find
     from edgevlm.planning.method_cost import method_cost
@@ -64,6 +65,7 @@ def plan_with_cost(recipe: Recipe) -> tuple[Plan[Any], MethodCost | None]:
 def verify(path: str | Path, model: str | None = None) -> Verification:
     """Parity of a bundle with PyTorch; see `edgevlm.parity.verify.verify`."""
     path = values.path("the bundle", path)
+    model = None if model is None else values.text("model", model)
     require_torch()
     from edgevlm.parity.verify import verify as check
 
@@ -207,6 +209,7 @@ class Model:
         from edgevlm.profiling.measure import profile
         from edgevlm.profiling.measurements import ProfileRequest
 
+        values.function("progress", progress)
         path = None if image is None else values.path("image", image)
         request = ProfileRequest(path, prompt, runs, tokens_generated, minutes)
         with self._alone():

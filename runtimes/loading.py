@@ -65,7 +65,7 @@ def load_loop(
         memory = values.whole("memory", memory, least=1)
     bundle = Bundle.open(values.path("the bundle", path))
     target = bundle.plan.recipe.target
-    kind = find_engine(engine or engine_for(target))
+    kind = find_engine(engine_for(target) if engine is None else engine)
     if target not in kind.targets:
         raise RuntimeLoadError(
             f"engine '{kind.name}' does not run target '{target}'; it runs:"

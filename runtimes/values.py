@@ -79,13 +79,22 @@ def path(name: str, value: Any) -> Path:
     """A path, as a text or a `Path`.
 
     Raises:
-        InputError: If it is something else.
+        InputError: If it is something else, or the system takes no such name.
     """
     if isinstance(value, bytes) or not isinstance(value, str | os.PathLike):
         raise InputError(f"{name} must be a path, got {type(value).__name__}")
-    if "\0" in os.fspath(value):
+    spelled = os.fspath(value)
+    if "\0" in spelled:
         raise InputError(f"{name} is not the name of a file: it has a zero byte")
-    return Path(value)
+    try:
+        os.lstat(spelled)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # it may be written yet
+    except OSError as cause:  # a name that is too long, a folder that may not be entered
+        raise InputError(f"{name} {_shown(spelled)} cannot be used: {cause.strerror}") from cause
+    except ValueError as cause:
+        raise InputError(f"{name} is not the name of a file: {_shown(spelled)}") from cause
+    return Path(spelled)
 
 
 def instance(name: str, value: Any, kind: type) -> None:

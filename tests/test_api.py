@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import edgevlm
+from edgevlm import api
 from edgevlm.errors import EdgeVLMError
 from edgevlm.profiling.measurements import ProfileRequest
 
@@ -40,6 +41,11 @@ def test_options_of_load(exported, options, text):
         (lambda: edgevlm.load(None), "the bundle must be a path, got NoneType"),
         (lambda: edgevlm.load(b"x.edgevlm"), "the bundle must be a path, got bytes"),
         (lambda: edgevlm.load("x\0y"), "the bundle is not the name of a file: it has a zero byte"),
+        (lambda: edgevlm.load("x" * 300), f"the bundle '{'x' * 56}... cannot be used: "),
+        (lambda: edgevlm.load("\ud800"), "the bundle is not the name of a file: '\\ud800'"),
+        (lambda: edgevlm.export(edgevlm.Recipe(), "x" * 300), f"out '{'x' * 56}... cannot be used"),
+        (lambda: edgevlm.verify("x", model=5), "model must be a text, got int"),
+        (lambda: api.plan_with_cost("embedded"), "recipe must be a Recipe, got str"),
         (lambda: edgevlm.verify(7), "the bundle must be a path, got int"),
         (lambda: edgevlm.plan("embedded"), "recipe must be a Recipe, got str"),
         (lambda: edgevlm.export({"model": "embedded"}, "o"), "recipe must be a Recipe, got dict"),
@@ -57,6 +63,11 @@ def test_other_calls(call, text):
     with pytest.raises(EdgeVLMError) as error:
         call()
     assert str(error.value).startswith(text)
+
+
+def test_a_profile_without_a_function_for_progress(exported):
+    with pytest.raises(EdgeVLMError, match=r"^progress must be a function, got int$"):
+        edgevlm.load(exported.bundle.path, threads=1).profile(progress=5)
 
 
 @pytest.mark.parametrize(

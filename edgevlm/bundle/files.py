@@ -250,9 +250,14 @@ def _is_foreign(folder: Path) -> bool:
 
 @contextmanager
 def _locked(partial: Path, out: Path) -> Iterator[None]:
-    if partial.is_symlink():
-        raise BundleError(f"'{partial}' is a symbolic link; remove it")
-    partial.mkdir(exist_ok=True)
+    try:
+        if partial.is_symlink():
+            raise BundleError(f"'{partial}' is a symbolic link; remove it")
+        partial.mkdir(exist_ok=True)
+    except OSError as cause:
+        raise BundleError(
+            f"'{partial}' cannot be made: {cause.strerror}; choose another output"
+        ) from cause
     try:
         import fcntl
     except ImportError:  # on Windows two exports to one folder are not detected

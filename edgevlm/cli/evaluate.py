@@ -92,7 +92,7 @@ def main(
     _check(subject, sweep, methods, output, keep)
     data = find_dataset(dataset)
     if sweep is not None:
-        tried = (parse_sweep(sweep), parse_methods(methods or ALL))
+        tried = (parse_sweep(sweep), parse_methods(ALL if methods is None else methods))
         request = SweepRequest(subject, data, *tried, frames or 1, limit, engine)
         _many(replace(request, threads=threads, seed=seed, keep=keep), str(output), force, json)
         return

@@ -29,6 +29,7 @@ from edgevlm.runtimes.residency.streamed import StreamedBlocks
 # Options of every bundle; the others depend on the loop.
 OF_ALL = ("bundle", "engine", "threads", "memory", "json")
 MOST_LABEL_BYTES = 10 * 10**6  # of a file of labels
+MOST_LETTERS = 10**6  # of a question on stdin: more than any context holds
 
 
 def main(
@@ -200,6 +201,9 @@ def _read(mark: str) -> str | None:
     """A line from stdin; None at the end or when it is empty."""
     say(mark, end="")
     try:
-        return values.text("the question", sys.stdin.readline().strip()) or None
+        line = sys.stdin.readline(MOST_LETTERS + 1)
     except UnicodeDecodeError as cause:
         raise InputError("the question is not valid UTF-8") from cause
+    if len(line) > MOST_LETTERS:  # a device or a file without lines
+        raise InputError(f"the question on stdin has more than {MOST_LETTERS:,} letters in a line")
+    return values.text("the question", line.strip()) or None

@@ -146,7 +146,7 @@ class Checkpoint:
             with quiet():  # a family imports its classes from transformers
                 numbers = self.processor() | self.image_tokens()
                 return self.family.describe(self.config, numbers, recipe)
-        except (AttributeError, TypeError, KeyError, ZeroDivisionError) as cause:
+        except (AttributeError, TypeError, KeyError, ArithmeticError) as cause:
             raise ModelError(
                 f"'{self.model}': config.json does not match its family: {cause}"
             ) from cause

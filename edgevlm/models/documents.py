@@ -71,8 +71,11 @@ def check_processor(document: dict[str, Any], where: str) -> None:
                 " to 1"
             )
     factor = document.get("rescale_factor", 1.0)
-    if type(factor) not in (int, float) or not 0 < factor < float("inf"):
-        raise ModelError(f"{where} rescale_factor is {factor!r}, expected a number above 0")
+    if type(factor) not in (int, float) or not 0 < factor <= MOST_PIXEL:
+        raise ModelError(
+            f"{where} rescale_factor is {factor!r}, expected a number above 0, {MOST_PIXEL:g} at"
+            " most"
+        )
     value = document.get("resample", 1)
     if type(value) is not int or not 0 <= value <= 5:
         raise ModelError(f"{where} resample is {value!r}, expected 0 to 5")

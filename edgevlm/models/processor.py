@@ -59,6 +59,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         raise ModelError(
             f"'{checkpoint.model}': {type(own).__name__} has no fast form; save a fast tokenizer"
         )
+    longest = own.model_max_length
+    if not isinstance(longest, int | float):
+        raise ModelError(
+            f"'{checkpoint.model}': model_max_length is {longest!r}, expected a number; correct"
+            " tokenizer_config.json"
+        )
     if own.split_special_tokens:
         raise ModelError(
             f"'{checkpoint.model}': split_special_tokens makes words of the template's special"

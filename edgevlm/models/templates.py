@@ -22,6 +22,7 @@ except ImportError:  # Windows has no such limits
     resource = None  # type: ignore[assignment]
 
 LONGEST, MOST_LINES, ROOM_BYTES = 10**6, 10**6, 512 * 2**20
+RANDOM = ("lipsum", "random")  # a function and a filter; the first takes any time, too
 COMPILED = "<template>"  # the file that Jinja's code says it is from
 
 
@@ -29,8 +30,8 @@ def check(template: str) -> None:
     """Refuse a template that is no chat's: one step of it could take hours.
 
     Raises:
-        ModelError: If it is longer than a million letters, is not Jinja, or multiplies what only
-            it knows.
+        ModelError: If it is longer than a million letters, nested too deeply, writes random
+            text, or multiplies what only it knows.
     """
     # Imported here: transformers brings it, and only plans need it.
     from jinja2 import Environment, TemplateError, nodes
@@ -41,11 +42,18 @@ def check(template: str) -> None:
         parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
             template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
         )
+        products = [*parsed.find_all(nodes.Pow), *parsed.find_all(nodes.Mul)]
+        named: list[Any] = [*parsed.find_all(nodes.Name), *parsed.find_all(nodes.Filter)]
     except TemplateError:
         return  # transformers, which has tags of its own, says what is wrong
     except RecursionError:
         raise ModelError("the chat template is nested too deeply") from None
-    products = [*parsed.find_all(nodes.Pow), *parsed.find_all(nodes.Mul)]
+    for node in named:
+        if node.name in RANDOM:
+            raise ModelError(
+                f"line {node.lineno} of the chat template writes random text ({node.name}), and"
+                " prompts are fixed; put a text into it"
+            )
     for made in products:
         constant = isinstance(made.left, nodes.Const) or isinstance(made.right, nodes.Const)
         if isinstance(made, nodes.Pow) or not constant:

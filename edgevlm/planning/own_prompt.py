@@ -19,7 +19,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from edgevlm.bundle.host import Layout, LayoutItem
-from edgevlm.libraries import silent
+from edgevlm.errors import ModelError
+from edgevlm.libraries import first_line, silent
 from edgevlm.models import templates
 from edgevlm.models.family import TABLE_ROW, Description
 from edgevlm.models.processor import chat_template, takes_clips
@@ -120,9 +121,16 @@ def processor_ids(
 
 
 def _ids(processor: Any, speller: Speller, text: str, **inputs: Any) -> list[int]:
-    with silent():
-        made = processor(text=text, add_special_tokens=not speller.written(text), **inputs)
-    (ids,) = made["input_ids"]
+    written = speller.written(text)
+    try:
+        with silent():
+            made = processor(text=text, add_special_tokens=not written, **inputs)
+        (ids,) = made["input_ids"]
+    except Exception as cause:  # values of preprocessor_config.json that it reads only now
+        raise ModelError(
+            f"the checkpoint's own processor refuses a picture: {first_line(cause).rstrip('.')};"
+            " correct preprocessor_config.json"
+        ) from cause
     return list(map(int, ids))
 
 

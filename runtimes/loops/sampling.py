@@ -37,16 +37,17 @@ def chooser(sampling: Sampling) -> Callable[[Array], int]:
     if sampling.temperature <= 0:
         return lambda logits: int(logits.argmax())
     random = np.random.default_rng(sampling.seed)
+    temperature, top_p = float(sampling.temperature), float(sampling.top_p)  # fractions too
 
     def choose(logits: Array) -> int:
         scores = np.asarray(logits, np.float64)
         with np.errstate(over="ignore"):  # a tiny temperature: only the best is left
-            odds = np.exp((scores - scores.max()) / sampling.temperature)
+            odds = np.exp((scores - scores.max()) / temperature)
         odds /= odds.sum()
-        if sampling.top_p < 1:
+        if top_p < 1:
             order = np.argsort(-odds, kind="stable")
             mass = np.cumsum(odds[order])
-            cutoff = int(np.searchsorted(mass, sampling.top_p)) + 1
+            cutoff = int(np.searchsorted(mass, top_p)) + 1
             keep = np.zeros_like(odds)
             keep[order[:cutoff]] = odds[order[:cutoff]]
             odds = keep / keep.sum()

@@ -59,7 +59,7 @@ class TextLoop(VisionLoop):
 
     def answers(self, request: RunRequest) -> Iterator[Answer]:
         """An answer for each question, in one new conversation; see `contract.Loop`."""
-        draft = parse(request.draft, self.plan) if request.draft else None
+        draft = None if request.draft is None else parse(request.draft, self.plan)
         for index, question in enumerate(request.questions):
             if index == 0:
                 self.reset()

@@ -307,6 +307,11 @@ def test_a_linked_work_folder_is_refused(plan, tmp_path):
     assert names(tmp_path / "other") == ["mine"]
 
 
+def test_a_work_folder_that_cannot_be_made(plan, tmp_path):
+    with pytest.raises(BundleError, match=r"cannot be made: File name too long; choose another"):
+        stop(tmp_path / ("b" * 250), plan, "weights", 0)
+
+
 def test_an_existing_folder_is_not_replaced(tmp_path, bundle_copy):
     with pytest.raises(BundleError) as error:
         check_free(bundle_copy, force=False)

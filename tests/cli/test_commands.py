@@ -164,7 +164,7 @@ def test_a_signal_lowers_the_budget(exported, command):
 import os, signal
 class Questions:
     asked = 0
-    def readline(self):
+    def readline(self, most):
         Questions.asked += 1
         if Questions.asked == 2:
             os.kill(os.getpid(), signal.SIGUSR1)
@@ -204,6 +204,8 @@ def test_a_chat_reads_questions_from_stdin(run, exported, photo):
         (("--image", __file__), "is not an image that can be read"),
         (("--video", "clip.mp4"), "the bundle takes still images; export it with --frames"),
         (("--engine", "onnxruntim"), "unknown engine 'onnxruntim'; did you mean 'onnxruntime'?"),
+        (("--engine", ""), "unknown engine ''; known: "),
+        (("--draft", ""), "a draft is lookup or skip=N with N blocks to skip, got ''"),
         (("--prompt", "word " * 2000), "tokens, the context of"),
         (("--prompt", "\udcff"), "the question is not valid UTF-8"),
     ],
@@ -225,6 +227,15 @@ def test_a_question_that_is_no_text(exported, command):
     )  # fmt: skip
     assert done.code == 1
     assert done.err == "> edgevlm: the question is not valid UTF-8\n"
+
+
+def test_a_question_without_an_end_is_not_read_whole(exported, command):
+    endless = "import sys\nsys.stdin = open('/dev/zero', encoding='utf-8')"
+    done = command("run", exported.bundle.path, "--chat", before=endless)
+    assert done.code == 1
+    assert done.err == (
+        "> edgevlm: the question on stdin has more than 1,000,000 letters in a line\n"
+    )
 
 
 def test_the_embedded_model_is_exported_once_into_the_cache(run, photo, tmp_path, monkeypatch):

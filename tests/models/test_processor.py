@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from edgevlm.errors import ModelError  # noqa: E402
+from edgevlm.errors import EdgeVLMError, ModelError  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.models.processor import (  # noqa: E402
     bundle_tokenizer,
@@ -165,6 +165,8 @@ def test_a_stop_token_in_words_is_refused(folder):
         ("tokenizer_config.json", {"split_special_tokens": True}, "split_special_tokens makes"),
         ("preprocessor_config.json", {"image_processor_type": "None"}, "the processor cannot be"),
         ("tokenizer.json", {"model": {"type": "No"}}, "the tokenizer cannot be loaded: "),
+        ("tokenizer_config.json", {"model_max_length": "x"}, "model_max_length is 'x', expected a"),
+        ("preprocessor_config.json", {"rescale_factor": 10**400}, "the image processor's rescale"),
     ],
 )  # fmt: skip
 def test_what_transformers_cannot_load_is_refused(folder, name, values, line):
@@ -173,6 +175,29 @@ def test_what_transformers_cannot_load_is_refused(folder, name, values, line):
         make_plan(Recipe(model=str(folder)), find(str(folder)))
     assert str(error.value).startswith(f"'{folder}': {line}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [None, {"longest_edge": 0}, {"longest_edge": 10**400}])
+def test_what_the_processor_refuses_only_with_a_picture(folder, size):
+    edit(folder / "preprocessor_config.json", size=size)
+    with pytest.raises(
+        ModelError, match=r"^the checkpoint's own processor refuses a picture: "
+    ) as error:
+        make_plan(Recipe(model=str(folder)), find(str(folder)))
+    assert str(error.value).endswith("; correct preprocessor_config.json")
+
+
+@pytest.mark.parametrize(
+    ("theta", "line"),
+    [(0, "not finite: rope_theta is 0, expected a number above 0"), (-1.0, "rope_theta is -1.0, "),
+     (10**400, "config.json does not match its family: int too ")],
+)  # fmt: skip
+def test_a_rotary_base_that_has_no_frequencies(folder, theta, line):
+    config = json.loads((folder / "config.json").read_text())
+    edit(folder / "config.json", text_config=config["text_config"] | {"rope_theta": theta})
+    with pytest.raises(EdgeVLMError) as error:
+        make_plan(Recipe(model=str(folder)), find(str(folder)))
+    assert line in str(error.value)
 
 
 def test_ids_with_gaps_are_refused(folder):

@@ -43,6 +43,9 @@ def render(template):
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "the chat template does not render: "),
         ("{{ raise_exception('one\ntwo') }}", "the chat template does not render: one"),
         ("{{ " + "(" * 5000, "the chat template "),
+        ("{{ 1" + "+1" * 50_000 + " }}", "the chat template is nested too deeply"),
+        ("{{ lipsum(n=1000000) }}", "line 1 of the chat template writes random text (lipsum)"),
+        ("\n{{ [1, 2]|random }}", "line 2 of the chat template writes random text (random)"),
     ],
 )
 def test_a_template_that_is_no_chats_is_refused(template, message):

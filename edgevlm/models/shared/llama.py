@@ -89,4 +89,9 @@ def _rope(text: Any) -> Rope:
     default = LlamaRotaryEmbedding.compute_default_rope_parameters
     compute = default if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
     frequencies, scaling = compute(text, device=torch.device("cpu"))
+    if not frequencies.isfinite().all():
+        raise PlanError(
+            "the rotary frequencies of config.json are not finite: rope_theta is"
+            f" {text.rope_parameters.get('rope_theta')}, expected a number above 0"
+        )
     return Rope(tuple(float(f) for f in frequencies), float(scaling))

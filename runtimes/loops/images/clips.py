@@ -24,8 +24,7 @@ from PIL import Image
 from edgevlm.errors import InputError
 from edgevlm.libraries import first_line, require
 from edgevlm.runtimes.loops.images.eight_bit import STRIP_PIXELS
-from edgevlm.runtimes.loops.images.pictures import check_size
-from edgevlm.runtimes.loops.images.room import Room
+from edgevlm.runtimes.loops.images.room import Room, check_size
 from edgevlm.runtimes.loops.images.sources import Source, is_source, name_of, opened
 
 Shrink = Callable[[Image.Image], Image.Image]
@@ -111,6 +110,11 @@ class _Reader:
         pictures = self.av.stream.Disposition.attached_pic
         for stream in container.streams.video:
             if not stream.disposition & pictures:
+                if stream.codec_context is None:
+                    raise InputError(
+                        f"{self.name} has a video in a format that FFmpeg cannot decode; convert it"
+                        " to H.264"
+                    )
                 if stream.width and stream.height:  # else known once a frame is decoded
                     check_size((stream.width, stream.height), self.name, "has frames of")
                 return stream

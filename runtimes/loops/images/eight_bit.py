@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgevlm.errors import InputError
+from edgevlm.runtimes.loops.images.room import check_size
 
 Numbers = NDArray[Any]
 Scale = Callable[[Numbers], NDArray[np.uint8]]
 
 STRIP_PIXELS = 2**18  # of a conversion at a time, so that temporary copies stay small
 CHANNELS = 4
-TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 def from_array(values: Any, name: str) -> Image.Image:
@@ -49,8 +49,7 @@ def from_array(values: Any, name: str) -> Image.Image:
             f"{name} has the shape {shape[:8]}, expected [height, width] or [height, width,"
             f" channels] with 1 to 4 channels{hint}"
         )
-    if not array.size:
-        raise InputError(f"{name} has {shape[1]}x{shape[0]} pixels")
+    check_size((shape[1], shape[0]), name)  # a broadcast array has more numbers than memory
     pixels = eight_bit(array, name)
     return Image.fromarray(pixels[..., 0] if array.shape[2] == 1 else np.ascontiguousarray(pixels))
 
@@ -77,7 +76,7 @@ def rgb(picture: Image.Image, name: str = "the image") -> Image.Image:
     Raises:
         InputError: If it has numbers that are no pixels.
     """
-    transparent = picture.mode in TRANSPARENT or "transparency" in picture.info
+    transparent = picture.has_transparency_data
     if picture.mode == "RGB" and not transparent:
         return picture
     result = Image.new("RGB", picture.size)
@@ -91,7 +90,7 @@ def rgb(picture: Image.Image, name: str = "the image") -> Image.Image:
     top = 0
     for strip in _strips(picture):
         if scale is not None:
-            strip = Image.fromarray(scale(np.asarray(strip)))
+            strip = _scaled(strip, scale, picture.info.get("transparency"))
         elif transparent:
             strip = strip.convert("RGBA")
             white = Image.new("RGBA", strip.size, "white")
@@ -99,6 +98,15 @@ def rgb(picture: Image.Image, name: str = "the image") -> Image.Image:
         result.paste(strip.convert("RGB"), (0, top))
         top += strip.height
     return result
+
+
+def _scaled(strip: Image.Image, scale: Scale, clear: object) -> Image.Image:
+    """A strip as 8-bit grey; white where it has the value that means transparent."""
+    numbers = np.asarray(strip)
+    grey = scale(numbers)
+    if isinstance(clear, int):
+        grey = np.where(numbers == clear, np.uint8(255), grey)
+    return Image.fromarray(grey)
 
 
 def _strips(picture: Image.Image) -> Iterator[Image.Image]:

@@ -19,7 +19,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from edgevlm.errors import InputError
 from edgevlm.libraries import first_line, muted, require
 from edgevlm.runtimes.loops.images.eight_bit import from_array, rgb
-from edgevlm.runtimes.loops.images.room import DECODER_BYTES, HEIC_BYTES, Room, reread_bytes
+from edgevlm.runtimes.loops.images.metered import Metered
+from edgevlm.runtimes.loops.images.room import (
+    DECODER_BYTES,
+    HEIC_BYTES,
+    TOO_LARGE,
+    Room,
+    check_size,
+    reread_bytes,
+)
 from edgevlm.runtimes.loops.images.sources import (
     Source,
     format_of,
@@ -29,11 +37,6 @@ from edgevlm.runtimes.loops.images.sources import (
     opened,
 )
 
-# 50 million pixels are 200 MB in Pillow: more than phone cameras, less than a bomb.
-PIXEL_LIMIT = 50_000_000
-# The longest side of a JPEG. A resize keeps coefficients by source pixel, so that a line of
-# 50 million pixels would cost gigabytes.
-SIDE_LIMIT = 65_535
 # Pillow's other formats run programs (EPS) or are not photographs. TGA has no magic number, so it
 # is tried last.
 FORMATS = (
@@ -49,12 +52,9 @@ FORMATS = (
     "ICO",
     "TGA",
 )
+GREY_STEPS = {"L;2": 85, "L;4": 17}  # between two greys of 2 and 4 bits, of 256
 TALKATIVE = ("TIFF", "JPEG2000", "AVIF")  # their libraries write to standard error themselves
 EXIF_ORIENTATION = 0x0112
-
-_TOO_LARGE = (
-    f"expected at most {PIXEL_LIMIT // 10**6} million and {SIDE_LIMIT} a side; make it smaller"
-)
 
 Picture = Source | Image.Image | Any  # Any: an array, or what numpy makes one of
 
@@ -88,19 +88,6 @@ def load(picture: Picture, room: Room = Room()) -> Image.Image:
         return _upright(found, name, room)
 
 
-def check_size(size: tuple[int, int], name: str, what: str = "has") -> None:
-    """Refuse a picture or a frame [width, height] that is empty or too large.
-
-    Raises:
-        InputError: With its size.
-    """
-    width, height = size
-    if not width or not height:
-        raise InputError(f"{name} {what} {width}x{height} pixels, expected at least one")
-    if width * height > PIXEL_LIMIT or max(size) > SIDE_LIMIT:
-        raise InputError(f"{name} {what} {width}x{height} pixels; {_TOO_LARGE}")
-
-
 def _upright(picture: Image.Image, name: str, room: Room) -> Image.Image:
     check_size(picture.size, name)
     with muted() if picture.format in TALKATIVE else nullcontext():
@@ -114,8 +101,13 @@ def _upright(picture: Image.Image, name: str, room: Room) -> Image.Image:
 
 
 def _turn(picture: Image.Image) -> int:
-    """EXIF's orientation; from 5 on width and height change places."""
-    turn = picture.getexif().get(EXIF_ORIENTATION, 1)
+    """EXIF's orientation; from 5 on width and height change places. 1 where EXIF is damaged."""
+    try:
+        turn = picture.getexif().get(EXIF_ORIENTATION, 1)
+    except MemoryError:
+        raise
+    except Exception:  # its parser raises what it likes; the picture beside it is whole
+        return 1
     return turn if isinstance(turn, int) else 1
 
 
@@ -128,7 +120,8 @@ def _decoder(file: BinaryIO, name: str, room: Room) -> Iterator[Image.Image]:
     Image.init()
     formats = [kind for kind in FORMATS if kind in Image.OPEN]  # AVIF only from Pillow 11.3
     try:
-        picture = Image.open(file, formats=formats)
+        metered: Any = Metered(file, room, name) if room.bounded else file
+        picture = Image.open(metered, formats=formats)
     except UnidentifiedImageError as cause:
         meaning = format_of(file) or "is not an image that can be read"
         end = "" if "; " in meaning or meaning == "is empty" else f"; {readable()}"
@@ -138,9 +131,24 @@ def _decoder(file: BinaryIO, name: str, room: Room) -> Iterator[Image.Image]:
         position = file.tell()
         size = file.seek(0, os.SEEK_END)
         file.seek(position)
-        turn = _turn(picture) if picture.format in ("JPEG", "MPO") else 1  # others read it all
+        # Where EXIF comes after the pixels, asking for it would read them all.
+        early = picture.format in ("JPEG", "MPO") or "exif" in picture.info
+        turn = _turn(picture) if early and picture.format not in DECODER_BYTES else 1
         room.decode(picture, size, turn, name)
+        _spread_transparency(picture)
         yield picture
+
+
+def _spread_transparency(picture: Any) -> None:
+    """Bring the transparent colour of a PNG of 2, 4 or 16 bits to the 8 bits of its pixels.
+
+    Pillow brings the pixels there alone. Of 16 bits a colour, the upper ones are compared.
+    """
+    clear, depth = picture.info.get("transparency"), picture.tile[0][3] if picture.tile else None
+    if picture.format == "PNG" and depth in GREY_STEPS and isinstance(clear, int):
+        picture.info["transparency"] = clear * GREY_STEPS[depth]
+    if picture.format == "PNG" and depth == "RGB;16B" and isinstance(clear, tuple):
+        picture.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 def readable() -> str:
@@ -152,6 +160,8 @@ def _heic(file: BinaryIO, name: str, room: Room) -> Image.Image:
     """HEIC by libheif, which applies the file's own rotation."""
     heif = require(f"{name} is HEIC, and reading it", "pillow-heif", "pillow_heif", "heic",
                    InputError)  # fmt: skip
+    room.claim(file.seek(0, os.SEEK_END), name, "takes at least")  # it is read whole
+    file.seek(0)
     found = heif.open_heif(file)
     check_size(found.size, name)
     room.claim(HEIC_BYTES * found.size[0] * found.size[1], name)
@@ -169,6 +179,6 @@ def _one_line(name: str) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Image.DecompressionBombError as cause:
-        raise InputError(f"{name} has too many pixels; {_TOO_LARGE}") from cause
+        raise InputError(f"{name} has too many pixels; {TOO_LARGE}") from cause
     except Exception as cause:  # decoders raise anything from OSError to struct.error
         raise InputError(f"{name} cannot be read as an image: {first_line(cause)}") from cause

@@ -14,13 +14,22 @@ from PIL import Image
 
 from edgevlm.errors import InputError
 
+# 50 million pixels are 200 MB in Pillow: more than phone cameras, less than a bomb.
+PIXEL_LIMIT = 50_000_000
+# The longest side of a JPEG. A resize keeps coefficients by source pixel, so that a line of
+# 50 million pixels would cost gigabytes.
+SIDE_LIMIT = 65_535
+TOO_LARGE = (
+    f"expected at most {PIXEL_LIMIT // 10**6} million and {SIDE_LIMIT} a side; make it smaller"
+)
 MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 RGB_BYTES = 4
 # Formats whose decoder keeps more than the picture: bytes of a pixel beside its mode's.
-DECODER_BYTES = {"WEBP": 13, "AVIF": 13, "JPEG2000": 21, "TIFF": 3, "GIF": 4}
+DECODER_BYTES = {"WEBP": 13, "AVIF": 13, "JPEG2000": 21, "TIFF": 4, "GIF": 4}
 HEIC_BYTES = 16
 READS_WHOLE = ("WEBP", "AVIF", "JPEG2000", "TIFF")  # formats whose file is read into memory
 STRIP_BYTES = 4 * 10**6  # temporary copies of a conversion in strips
+TIFF_BITS, TIFF_SAMPLES = 258, 277  # tags: bits of a sample, samples of a pixel
 SCALES = (1, 2, 4, 8)  # a JPEG can be decoded at a whole, a half, a quarter and an eighth
 
 
@@ -86,19 +95,41 @@ class Room:
         whole: int = picture.width * picture.height
         width, height = -(-picture.width // scale), -(-picture.height // scale)
         plain = MODE_BYTES.get(picture.mode, RGB_BYTES)
-        each = plain + DECODER_BYTES.get(picture.format, 0)
-        each += plain if turn > 1 else 0
-        if picture.mode != "RGB" or "transparency" in picture.info:
-            each += RGB_BYTES
+        further = RGB_BYTES if picture.mode != "RGB" or "transparency" in picture.info else 0
+        each = plain + (plain if turn > 1 else 0) + further
+        decoder = DECODER_BYTES.get(picture.format, 0)
+        if picture.format == "TIFF":  # a strip is gone before RGB is made
+            decoder = max(decoder, _strip_bytes(picture) - further)
+        each += decoder
         read = file_bytes if picture.format in READS_WHOLE else 0
         resized = RGB_BYTES * self.width * (width if turn > 4 else height)
         taken: int = width * height * each + _coefficients(picture, whole) + read + resized
         return taken + STRIP_BYTES
 
 
+def check_size(size: tuple[int, int], name: str, what: str = "has") -> None:
+    """Refuse a picture or a frame [width, height] that is empty or too large.
+
+    Raises:
+        InputError: With its size.
+    """
+    width, height = size
+    if not width or not height:
+        raise InputError(f"{name} {what} {width}x{height} pixels, expected at least one")
+    if width * height > PIXEL_LIMIT or max(size) > SIDE_LIMIT:
+        raise InputError(f"{name} {what} {width}x{height} pixels; {TOO_LARGE}")
+
+
 def reread_bytes(picture: Image.Image) -> int:
     """Bytes to make RGB of a picture in memory."""
     return RGB_BYTES * picture.width * picture.height + STRIP_BYTES
+
+
+def _strip_bytes(picture: Any) -> int:
+    """Bytes of a pixel that a TIFF's decoder holds of a strip, which may be the whole picture."""
+    bits, samples = picture.tag_v2.get(TIFF_BITS, (1,)), picture.tag_v2.get(TIFF_SAMPLES, 1)
+    each = max((bits,) if isinstance(bits, int) else bits)
+    return int(-(-each * samples // 8))
 
 
 def _coefficients(picture: Any, pixels: int) -> int:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from edgevlm.errors import InputError
+from edgevlm.libraries import first_line
 
 Data = bytes | bytearray | memoryview
 Source = str | os.PathLike[str] | Data | BinaryIO
@@ -62,7 +63,7 @@ def opened(source: Any, what: str) -> Iterator[BinaryIO]:
         InputError: If there is no such file, or it is not a source.
     """
     if isinstance(source, Data):
-        yield io.BytesIO(source)
+        yield io.BytesIO(_plain(source, what))
     elif isinstance(source, str | os.PathLike):
         with _open_path(source, what) as file:
             yield file
@@ -78,9 +79,10 @@ def is_source(value: Any) -> bool:
 def name_of(source: Any, what: str) -> str:
     """How an error names a source, at most a line long."""
     if isinstance(source, str | os.PathLike):
-        return _quoted(os.fspath(source))
+        return _quoted(_spelled(source, what))
     if isinstance(source, Data):
-        return f"the {what} of {memoryview(source).nbytes:,} bytes"
+        with _reading(f"the {what}"):
+            return f"the {what} of {memoryview(source).nbytes:,} bytes"
     if isinstance(name := getattr(source, "name", None), str | os.PathLike):
         return _quoted(os.fspath(name))
     return f"the {what} ({type(source).__name__})"
@@ -108,7 +110,7 @@ def is_heic(file: BinaryIO) -> bool:
 
 
 def _open_path(path: str | os.PathLike[str], what: str) -> BinaryIO:
-    name, text = name_of(path, what), os.fspath(path)
+    name, text = name_of(path, what), _spelled(path, what)
     if isinstance(text, str) and text.lower().startswith(("http://", "https://", "data:", "s3://")):
         raise InputError(f"{name} is an address; fetch it, and give a path or the bytes")
     try:
@@ -133,16 +135,41 @@ def _seekable(file: Any, what: str) -> BinaryIO:
         raise InputError(f"expected {_article(what)}, got {type(file).__name__}")
     if isinstance(file, io.TextIOBase):
         raise InputError(f"{name} is open as text; open it with mode 'rb'")
-    try:
+    with _reading(name):
         if callable(getattr(file, "seekable", None)) and file.seekable():
             file.seek(0)
             return file  # type: ignore[no-any-return]
         data = file.read(STREAM_LIMIT + 1)
-    except (OSError, ValueError) as cause:
-        raise InputError(f"{name} cannot be read: {cause}") from cause
     if not isinstance(data, bytes) or len(data) > STREAM_LIMIT:
         raise InputError(f"{name} is not a stream of at most {STREAM_LIMIT:,} bytes")
     return io.BytesIO(data)
+
+
+def _plain(data: Data, what: str) -> Data:
+    """The bytes of a view in one piece: a copy only where it is in several."""
+    with _reading(name_of(data, what)):
+        return data if memoryview(data).c_contiguous else memoryview(data).tobytes()
+
+
+def _spelled(path: str | os.PathLike[str], what: str) -> str:
+    """The text of a path.
+
+    Raises:
+        InputError: If an object that says it is a path has none.
+    """
+    with _reading(f"the path of the {what}"):
+        return os.fspath(path)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn what a caller's object raises, which is anything, into one line."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as cause:
+        raise InputError(f"{name} cannot be read: {first_line(cause)}") from cause
 
 
 def _article(what: str) -> str:

@@ -159,6 +159,13 @@ def test_a_link_may_not_leave_the_folder(write):
         examples(path)
 
 
+def test_a_file_that_begins_with_a_byte_order_mark(write):
+    path = write({"image": "2.png", **ASKED})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (found,) = examples(path)
+    assert shades(found) == [80]
+
+
 def test_a_file_that_is_none(write, monkeypatch):
     path = write()
     with pytest.raises(InputError, match=r"q.jsonl' has no questions$"):

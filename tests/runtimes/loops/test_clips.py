@@ -199,6 +199,14 @@ def test_a_long_clip_is_not_decoded_whole(tmp_path, ending, monkeypatch):
     assert len(decoded) < 60
 
 
+def test_a_format_that_is_not_known_is_named(tmp_path):
+    write(tmp_path / "clip.avi", greys(4))
+    data = (tmp_path / "clip.avi").read_bytes()
+    assert b"FMP4" in data
+    with pytest.raises(InputError, match="in a format that FFmpeg cannot decode; convert it to H"):
+        load_clip(data.replace(b"FMP4", b"zzzz"), 2)
+
+
 def test_a_song_with_a_cover_has_no_video(tmp_path):
     path = tmp_path / "song.wav"
     with wave.open(str(path), "wb") as song:

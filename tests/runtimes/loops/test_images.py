@@ -147,6 +147,47 @@ def test_transparency_is_over_white(tmp_path):
     assert grey.getpixel((0, 0)) == (255, 255, 255)
 
 
+def chunks(*parts: tuple[bytes, bytes]) -> bytes:
+    """A PNG of these chunks."""
+    each = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d))
+            for n, d in (*parts, (b"IEND", b"")))  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(each)
+
+
+def drawn(depth: int, kind: int, row: bytes) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
+    """Header and pixels of a PNG, 2 wide and 1 high."""
+    header = struct.pack(">IIBBBBB", 2, 1, depth, kind, 0, 0, 0)
+    return (b"IHDR", header), (b"IDAT", zlib.compress(b"\0" + row))
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "row", "clear", "other"),
+    [(1, 0, b"\x40", b"\0\0", (255,) * 3), (2, 0, b"\x60", b"\0\1", (170,) * 3),
+     (4, 0, b"\x12", b"\0\1", (34,) * 3), (8, 0, b"\1\2", b"\0\1", (2,) * 3),
+     (16, 0, b"\x12\x34\x56\x78", b"\x12\x34", (0x56,) * 3),
+     (8, 2, b"\1\2\3\4\5\6", b"\0\1\0\2\0\3", (4, 5, 6)),
+     (16, 2, b"\1\x99\2\x99\3\x99\4\0\5\0\6\0", b"\1\x99\2\x99\3\x99", (4, 5, 6))],
+)  # fmt: skip
+def test_the_transparent_colour_of_a_png_of_any_depth_is_white(depth, kind, row, clear, other):
+    header, pixels = drawn(depth, kind, row)
+    loaded = images.load(chunks(header, (b"tRNS", clear), pixels))
+    assert [loaded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), other]
+
+
+def test_a_palette_with_transparency_is_over_white():
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([255, 0, 0, 0, 0, 255, 0, 255], "RGBA")
+    picture.putpixel((1, 0), 1)
+    loaded = images.load(picture)
+    assert [loaded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 255, 0)]
+
+
+def test_damaged_exif_leaves_the_picture_as_it_lies():
+    header, pixels = drawn(8, 0, b"\1\2")
+    loaded = images.load(chunks(header, (b"eXIf", b"damaged"), pixels))
+    assert loaded.getpixel((1, 0)) == (2, 2, 2)
+
+
 def test_sixteen_bit_grey_keeps_its_upper_bits(tmp_path):
     values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     for name in ("ramp.png", "ramp.tif", "ramp.pgm"):

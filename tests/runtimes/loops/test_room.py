@@ -74,6 +74,31 @@ def test_what_does_not_fit_is_refused_with_what_it_takes(data, text):
     assert images.load(data, room(10**9)).size == (WIDTH, HEIGHT)
 
 
+def test_a_turned_png_claims_its_copy_at_once():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = picture("PNG", exif=exif)
+    with pytest.raises(InputError, match="takes 20 MB to decode, 8 MB more than"):
+        images.load(data, room(12 * 10**6 + 10**5))
+    assert images.load(data, room(21 * 10**6)).size == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize(("mode", "each"), [("RGB", 8), ("F", 12), ("L", 9), ("RGBA", 12)])
+def test_a_tiff_claims_its_strip_or_its_copy(mode, each):
+    data = picture("TIFF", mode, compression="tiff_adobe_deflate")
+    size = each * WIDTH * HEIGHT + len(data) + 4 * 100 * HEIGHT + 4 * 10**6
+    with pytest.raises(InputError, match=f"takes {-(-size // 10**6)} MB to decode"):
+        images.load(data, room(size - 1))
+    assert images.load(data, room(size)).size == (WIDTH, HEIGHT)
+
+
+def test_a_tiff_of_sixteen_bits_a_colour_claims_its_strip():
+    picture = Image.new("RGB", (1000, 1000))
+    picture.format, picture.tag_v2 = "TIFF", {258: (16, 16, 16), 277: 3}
+    with pytest.raises(InputError, match="takes 15 MB to decode"):
+        room(0).decode(picture, 0, 1, "it")
+
+
 def test_a_picture_in_memory_that_is_rgb_takes_nothing():
     made = Image.new("RGB", (WIDTH, HEIGHT))
     assert images.load(made, room(0)) is made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -58,6 +59,11 @@ def test_numbers_that_no_distribution_has_are_one_line(options, text):
     with pytest.raises(InputError) as error:
         Sampling(**options)
     assert str(error.value) == text
+
+
+def test_fractions_are_numbers_too():
+    sampling = Sampling(Fraction(1, 2), Fraction(1, 3), seed=1)
+    assert chooser(sampling)(np.asarray([1.0, 3.0], np.float32)) == 1
 
 
 def test_the_smallest_temperature_is_greedy():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,27 @@ def corners(size=(40, 30)):
     for box, color in (((0, 0), "red"), ((20, 0), "lime"), ((0, 15), "blue")):
         picture.paste(color, (*box, box[0] + 20, box[1] + 15))
     return picture
+
+
+class Raising:
+    """An object with `read` that fails as no file does."""
+
+    def read(self, size=-1):
+        raise RuntimeError("gone")
+
+
+class Nameless(os.PathLike):
+    """A path without a text."""
+
+    def __fspath__(self):
+        return 5
+
+
+def released():
+    """A view of nothing."""
+    view = memoryview(b"picture")
+    view.release()
+    return view
 
 
 @pytest.fixture(params=[1, TURNED, MIRRORED])
@@ -94,6 +116,13 @@ def test_numbers_of_any_type_are_the_same_picture():
     assert np.asarray(images.load(black_and_white))[..., 0].tolist() == (255 * np.eye(4)).tolist()
 
 
+def test_bytes_with_gaps_are_read(tmp_path):
+    corners().save(file := io.BytesIO(), "PNG")
+    data = file.getvalue()
+    spaced = bytes(letter for each in data for letter in (each, 0))
+    assert images.load(memoryview(spaced)[::2]).tobytes() == corners().tobytes()
+
+
 def test_a_float_file_of_0_to_1_is_not_black(tmp_path):
     values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
     Image.fromarray(values).save(tmp_path / "float.tif")
@@ -120,6 +149,11 @@ def test_a_float_file_of_0_to_1_is_not_black(tmp_path):
         (None, "expected an image: a path, bytes, an open file, an array or a Pillow image, got"
          " NoneType"),
         (7, "expected an image: a path, bytes, an open file, an array or a Pillow image, got int"),
+        (np.broadcast_to(np.uint8(0), (10**6, 10**6)), "the array has 1000000x1000000 pixels; exp"),
+        (np.broadcast_to(0.5, (10**6, 10**6, 3)), "the array has 1000000x1000000 pixels; expected"),
+        (Raising(), "the image (Raising) cannot be read: gone"),
+        (Nameless(), "the path of the image cannot be read: "),
+        (released(), "the image cannot be read: operation forbidden on released memoryview"),
         (b"", "the image of 0 bytes is empty"),
         (b"nonsense" * 10**5, "the image of 800,000 bytes is not an image that can be read"),
         (io.StringIO("text"), "the image (StringIO) is open as text; open it with mode 'rb'"),

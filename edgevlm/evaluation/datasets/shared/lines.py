@@ -25,7 +25,7 @@ def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     try:
         require_regular(path)
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(_bounded(file), 1):
                 if len(line) > LINE_LIMIT:
                     raise InputError(
