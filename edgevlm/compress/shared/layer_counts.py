@@ -22,7 +22,8 @@ def layer_counts(
     """
     if len(at) != len(left):
         raise PlanError(
-            f"{method}: got tokens for {len(left)} stages and {len(at)} layers, expected as many"
+            f"{method}: got tokens={'+'.join(map(str, left))} for layers={'+'.join(map(str, at))},"
+            " expected a number of tokens for each layer; give both"
         )
     if not all(0 < a < layers for a in at) or sorted(set(at)) != list(at):
         raise PlanError(
@@ -46,6 +47,6 @@ def parse_numbers(method: str, option: str, text: int | str) -> tuple[int, ...]:
         ValueError: If the text has another form.
     """
     parts = str(text).split("+")
-    if not all(part.isdigit() for part in parts):
+    if not all(part.isdecimal() for part in parts):
         raise ValueError(f"{option} of {method} are numbers with '+' between them, got '{text}'")
     return tuple(int(part) for part in parts)

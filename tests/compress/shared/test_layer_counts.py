@@ -17,7 +17,12 @@ def test_layer_counts() -> None:
 @pytest.mark.parametrize(
     ("at", "left", "message"),
     [
-        ((1,), (4, 2), "^m: got tokens for 2 stages and 1 layers, expected as many$"),
+        (
+            (1,),
+            (4, 2),
+            r"^m: got tokens=4\+2 for layers=1, expected a number of tokens for each layer; give"
+            " both$",
+        ),
         ((0,), (4,), r"^m: got layers \[0\], expected ascending numbers from 1 to 4 "),
         ((2, 2), (4, 2), r"^m: got layers \[2, 2\], expected ascending numbers from 1 to 4 "),
         ((1, 2), (4, 5), "^m: got 5 tokens from layer 2 on, expected 0 to 4$"),
@@ -35,3 +40,5 @@ def test_parse_numbers() -> None:
     assert parse_numbers("m", "layers", 8) == (8,)
     with pytest.raises(ValueError, match=r"^layers of m are numbers with '\+' between them, got"):
         parse_numbers("m", "layers", "8,16")
+    with pytest.raises(ValueError, match=r"^layers of m are numbers with '\+' between them, got"):
+        parse_numbers("m", "layers", "²")
