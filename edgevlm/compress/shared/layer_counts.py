@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgevlm.errors import PlanError
 
 
@@ -38,6 +40,21 @@ def layer_counts(
             )
         counts[layer:] = [count] * (layers - layer)
     return tuple(counts)
+
+
+def stages_of(layers: int, at: Sequence[int], of: int) -> dict[int, int]:
+    """The layers where an original's stages are in a model of another depth.
+
+    Args:
+        layers: Layers of the language model.
+        at: The original's, counted from 0, ascending,
+        of: of so many.
+
+    Returns:
+        Layers, ascending and from 1 on, each with the number of its stage: where several stages
+        fall on one layer, the last of them.
+    """
+    return {max(1, layers * layer // of): stage for stage, layer in enumerate(at)}
 
 
 def parse_numbers(method: str, option: str, text: int | str) -> tuple[int, ...]:

@@ -51,6 +51,7 @@ def test_equals_reference(vectors: Any) -> None:
 def test_plans() -> None:
     """Visual tokens that each layer sees."""
     assert Method().plan(48, 8) == (48, 48, 35, 35, 26, 26, 19, 19)
+    assert Method().plan(48, 2) == (48, 19)
     assert Method(tokens="20+9", layers="2+3").plan(64, 5) == (64, 64, 20, 9, 9)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgevlm.compress.shared.layer_counts import layer_counts, parse_numbers
+from edgevlm.compress.shared.layer_counts import layer_counts, parse_numbers, stages_of
 from edgevlm.errors import PlanError
 
 
@@ -32,6 +32,13 @@ def test_impossible_counts(at: tuple[int, ...], left: tuple[int, ...], message: 
     """One line: what was got, what was expected."""
     with pytest.raises(PlanError, match=message):
         layer_counts("m", 9, 5, at, left)
+
+
+def test_stages_in_a_model_of_another_depth() -> None:
+    """As deep in parts of the whole; of stages that fall on one layer the last."""
+    assert stages_of(32, (3, 7, 16), 32) == {3: 0, 7: 1, 16: 2}
+    assert stages_of(6, (3, 7, 16), 32) == {1: 1, 3: 2}
+    assert stages_of(2, (1, 2, 3), 4) == {1: 2}
 
 
 def test_parse_numbers() -> None:
