@@ -84,9 +84,8 @@ class Method(DecoderMethod):
     def _stages(self, tokens: int, layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The layers that see fewer, and the tokens that stay in each stage, without clusters."""
         stages = stages_of(layers, LAYERS, DEPTH)
-        at, parts = self.layers or tuple(stages), FRACTIONS
-        if not self.layers:
-            parts = tuple(FRACTIONS[stage] for stage in stages.values())
+        at = self.layers or tuple(stages)
+        parts = FRACTIONS if self.layers else [FRACTIONS[stage] for stage in stages.values()]
         return at, self.tokens or tuple(max(1, int(tokens * part)) for part in parts[: len(at)])
 
     def carry(self, look: Look, *signal: Tensor) -> Tensor:

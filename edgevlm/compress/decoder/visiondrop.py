@@ -75,9 +75,8 @@ class Method(DecoderMethod):
             PlanError: If a layer is not there, or there are more tokens than before.
         """
         stages = stages_of(layers, (1, 2, 3), 4)
-        at, parts = self.layers or tuple(stages), FRACTIONS
-        if not self.layers:
-            parts = tuple(FRACTIONS[stage] for stage in stages.values())
+        at = self.layers or tuple(stages)
+        parts = FRACTIONS if self.layers else [FRACTIONS[stage] for stage in stages.values()]
         left = self.tokens or tuple(max(1, int(tokens * part)) for part in parts[: len(at)])
         return layer_counts("visiondrop", tokens, layers, at, left)
 
