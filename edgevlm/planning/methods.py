@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args, get_type_hints
 
 from edgevlm.bundle.plan import SiteTokens
 from edgevlm.compress.shared.contract import DecoderMethod, TokensMethod, VisionMethod
@@ -22,6 +23,8 @@ POLICIES = {
     "merge": ("none", "mean"),
     "calibrate": ("none", "size"),
 }
+
+ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[TokensMethod, SiteTokens, str]:
@@ -77,6 +80,21 @@ def choose_decoder_method(
     return pruning, (SiteTokens("decoder", choice.name, tokens, counts[-1]),)
 
 
+def check_types(where: str, function: Any, options: Mapping[str, OptionValue]) -> None:
+    """Refuse options that are not of the types of a function's keywords; a whole number is a float.
+
+    Raises:
+        RecipeError: Naming the option.
+    """
+    hints = get_type_hints(function)
+    for name, value in options.items():
+        kinds = get_args(hints[name]) or (hints[name],)
+        if str in kinds or isinstance(value, int) or (float in kinds and isinstance(value, float)):
+            continue
+        wanted = "a number" if float in kinds else "a whole number"
+        raise RecipeError(f"{where}: got {name}={value}, expected {wanted}")
+
+
 def _choices(recipe: Recipe) -> dict[str, MethodChoice]:
     """The recipe's methods by site; one a site."""
     by_site: dict[str, MethodChoice] = {}
@@ -97,16 +115,26 @@ def _make(
     **fixed: Any,
 ) -> Any:
     """The method with its options; `further` are those that the plan itself takes."""
-    kind = METHODS.load(choice.name, site).Method
-    known = [p for p in inspect.signature(kind).parameters if p not in fixed]
+    module = METHODS.load(choice.name, site)
+    kind, takes = module.Method, inspect.signature(module.Method).parameters
+    # Without an `__init__` of its own a class shows that of a protocol, which takes anything.
+    known = [n for n, p in takes.items() if n not in fixed and p.kind not in ANY_NUMBER]
     if "" in options and known:  # a value without a name is the first option's
         options = {known[0]: options.pop(""), **options}
     for name in options:
         if name not in known:
+            available = ", ".join([*known, *further]) or "none"
             raise RecipeError(
-                f"method '{choice.name}' has no option '{name}'; available: "
-                + ", ".join([*known, *further])
+                f"method '{choice.name}' has no option '{name}'; available: {available}"
             )
+    for name in known:
+        if takes[name].default is inspect.Parameter.empty and name not in options:
+            measured = f"; `edgevlm calibrate {choice.name}` finds it on pictures"
+            raise RecipeError(
+                f"method '{choice.name}' needs the option '{name}', as in"
+                f" {choice.name}@{site}:{name}=…" + measured * hasattr(module, "calibrate")
+            )
+    check_types(f"method '{choice.name}'", kind.__init__, options)
     try:
         return kind(**fixed, **options)
     except (TypeError, ValueError) as cause:

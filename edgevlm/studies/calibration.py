@@ -200,7 +200,7 @@ def _function(choice: MethodChoice) -> Callable[..., Calibrated]:
     known = calibrated_methods()
     site = METHODS.site_of(choice.name, choice.site)
     if (choice.name, site) not in known:
-        names = sorted({name for name, _ in known})
+        names = sorted(f"{name}@{where}" for name, where in known)
         raise RecipeError(
             f"method '{choice.name}' at site '{site}' has nothing to calibrate; methods that have:"
             f" {', '.join(names)}"

@@ -210,8 +210,37 @@ def test_the_same_recipe_gives_the_same_plan(planned):
             "^method 'divprune' has no option 'r'; available: groups, positions, merge, calibrate$",
         ),
         ({"methods": ("tome:r=0",)}, RecipeError, "^method 'tome': r is the most tokens merged"),
-        ({"methods": ("tome:r=x",)}, RecipeError, "^method 'tome': "),
-        ({"methods": ("random:seed=1.5",)}, RecipeError, "^method 'random': "),
+        (
+            {"methods": ("tome:r=x",)},
+            RecipeError,
+            "^method 'tome': got r=x, expected a whole number$",
+        ),
+        (
+            {"methods": ("random:seed=1.5",)},
+            RecipeError,
+            "^method 'random': got seed=1.5, expected a whole number$",
+        ),
+        (
+            {"methods": ("vflowopt:t=x",)},
+            RecipeError,
+            "^method 'vflowopt': got t=x, expected a number$",
+        ),
+        (
+            {"methods": ("aim@decoder:args=1",)},
+            RecipeError,
+            "^method 'aim' has no option 'args'; available: none$",
+        ),
+        (
+            {"methods": ("schedule",)},
+            RecipeError,
+            "^method 'schedule' needs the option 'stages', as in schedule@decoder:stages=…$",
+        ),
+        (
+            {"methods": ("dymu",)},
+            RecipeError,
+            "^method 'dymu' needs the option 'merges', as in dymu@vision:merges=…; `edgevlm"
+            " calibrate dymu` finds it on pictures$",
+        ),
         (
             {"methods": ("tome", "random")},
             RecipeError,

@@ -133,7 +133,11 @@ def test_a_calibration_takes_named_options(name, site):
         ("dymu:0.5", "a method looks like NAME[@SITE][:key=value,…], got 'dymu:0.5'"),
         ("dymu:patches=9", "dymu: 123 of 132 patches cannot merge in layer 2, half of them"),
         ("divprune", "method 'divprune' at site 'tokens' has nothing to calibrate; methods that"),
-        ("mustdrop@decoder", "method 'mustdrop' at site 'decoder' has nothing to calibrate; "),
+        (
+            "mustdrop@decoder",
+            "method 'mustdrop' at site 'decoder' has nothing to calibrate; methods that have:"
+            " dymu@vision, mustdrop@vision, vflowopt@tokens",
+        ),
         ("mustdrop:threshold=x", "mustdrop: got threshold=x, expected a cosine, -1 to 1"),
         ("mustdrop:window=17", "mustdrop: got window=17 for 256 patches, expected 2 or more that"),
         ("vflowopt", "calibration of 'vflowopt' needs 'tokens', such as vflowopt:tokens=N"),

@@ -12,9 +12,8 @@ Tokens are kept because they are no duplicates, not because they are important; 
 directions to differ from. Budgets are equal; the first pivots take one more where they do not
 divide.
 
-Source: DART (arXiv 2502.11494); maths as in ModelTC/LightCompress. Limits: the prompt is one call
-with four words after the picture or more; of nearly equal cosines another engine may take another
-one.
+Source: DART (arXiv 2502.11494); maths as in ModelTC/LightCompress. Limits: the prompt is one call;
+of nearly equal cosines another engine may take another one.
 """
 
 from __future__ import annotations
@@ -69,7 +68,8 @@ class Method(DecoderMethod):
             them, its budgets rounded down.
         layer: l, counted from 0: the first layer that sees fewer.
         image_pivots: Visual pivots; with fewer tokens than that, as many.
-        text_pivots: Pivots among the words after the picture.
+        text_pivots: Pivots among the words after the picture; where there are fewer words, the one
+            with the largest key takes the turns of those that lack.
 
     Raises:
         ValueError: If there is no visual pivot, or a negative number of others.
@@ -117,13 +117,29 @@ class Method(DecoderMethod):
         unit = unit_rows(look.final_norm(hidden)[0])
         pivots = look.visual.index_select(0, image)
         if self.text_pivots:
-            words = largest_indices(torch.where(look.words, norms, -1.0), self.text_pivots)
-            pivots = torch.cat([pivots, words])
+            pivots = torch.cat([pivots, word_pivots(norms, look.words, self.text_pivots)])
         cosine = unit.index_select(0, pivots) @ unit.index_select(0, look.visual).transpose(0, 1)
         each, more = divmod(kept - count, len(pivots))
         budgets = [each + (turn < more) for turn in range(len(pivots))]
         stays = take_dissimilar(cosine, marked(image, total), budgets)
         return None, marked_indices(stays, kept)
+
+
+def word_pivots(norms: Tensor, words: Tensor, count: int) -> Tensor:
+    """The words with the largest norms; where there are fewer, the largest in their place.
+
+    Args:
+        norms: Of all rows, f32 [s], 0 or more.
+        words: Which rows are words after the picture, bool [s].
+        count: How many; at most as many as rows.
+
+    Returns:
+        Rows i64 [count].
+    """
+    of_words = torch.where(words, norms, -1.0)
+    rows = largest_indices(of_words, min(count, len(norms)))
+    first = of_words.argmax(0, keepdim=True)
+    return torch.where(words.index_select(0, rows), rows, first)
 
 
 def take_dissimilar(cosine: Tensor, taken: Tensor, counts: Sequence[int]) -> Tensor:

@@ -51,7 +51,8 @@ class Method(DecoderMethod):
         share: Threshold of a token's part of the words' attention. The original's are 0.001, 0.0012
             and 0.011 for 192, 128 and 64 of 576 tokens in the mean,
         largest: and 0.001, 0.001 and 0.01: threshold of its largest attention from one word.
-        protected: Part of all visual tokens that stays whatever the words attend to.
+        protected: Part of all visual tokens that stays whatever the words attend to; where fewer
+            are left, those of it that words attend to.
 
     Raises:
         ValueError: If a threshold is not above 0, or the part not 0 to below 1.

@@ -40,7 +40,7 @@ class Method(DecoderMethod):
 
     def __init__(self, *, stages: str) -> None:
         runs = [part.split("x") for part in str(stages).replace(",", "+").split("+")]
-        if not all(len(run) == 2 and all(n.isdigit() for n in run) for run in runs):
+        if not all(len(run) == 2 and all(n.isdecimal() for n in run) for run in runs):
             raise ValueError(f"stages look like 8x64+4x16 (layers x tokens), got '{stages}'")
         self.stages = tuple((int(layers), int(tokens)) for layers, tokens in runs)
 

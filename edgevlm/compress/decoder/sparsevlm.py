@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from edgevlm.compress.shared.contract import DecoderMethod
-from edgevlm.compress.shared.layer_counts import layer_counts, parse_numbers
+from edgevlm.compress.shared.layer_counts import layer_counts, parse_numbers, stages_of
 from edgevlm.errors import PlanError
 from edgevlm.graphs.pruning import Look
 from edgevlm.graphs.selection import ascending, descending, largest_indices
@@ -36,8 +36,9 @@ DIFFERS = (
     " densities; of equal scores the first stays"
 )
 COMPARED = "end to end"
-# The first layers that see fewer (of 32), and what stays of 576 with 192 in the mean.
+# The first layers that see fewer, of DEPTH, and what stays of 576 with 192 in the mean.
 LAYERS, FRACTIONS = (3, 7, 16), (300 / 576, 200 / 576, 110 / 576)
+DEPTH = 32
 RECYCLED, TOKENS_PER_CLUSTER = 0.3, 10
 
 
@@ -47,7 +48,8 @@ class Method(DecoderMethod):
     Args:
         tokens: Tokens that stay in each stage, beside the clusters, with `+` between them; None is
             the original's fractions.
-        layers: Layers, counted from 0, that see fewer; None is where the original has them.
+        layers: Layers, counted from 0, that see fewer; None is where the original has them. Of
+            stages that fall on one layer of a small model the last one counts.
     """
 
     contiguous = True
@@ -81,8 +83,10 @@ class Method(DecoderMethod):
 
     def _stages(self, tokens: int, layers: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The layers that see fewer, and the tokens that stay in each stage, without clusters."""
-        at = self.layers or tuple(sorted({max(1, layers * layer // 32) for layer in LAYERS}))
-        return at, self.tokens or tuple(max(1, int(tokens * part)) for part in FRACTIONS[: len(at)])
+        stages = stages_of(layers, LAYERS, DEPTH)
+        at = self.layers or tuple(stages)
+        parts = FRACTIONS if self.layers else [FRACTIONS[stage] for stage in stages.values()]
+        return at, self.tokens or tuple(max(1, int(tokens * part)) for part in parts[: len(at)])
 
     def carry(self, look: Look, *signal: Tensor) -> Tensor:
         """The raters, f32 [s]: 1 for each, else 0.

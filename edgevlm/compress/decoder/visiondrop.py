@@ -21,7 +21,7 @@ from torch import Tensor
 
 from edgevlm.compress.shared.contract import DecoderMethod
 from edgevlm.compress.shared.dominant import dominant_and_contextual
-from edgevlm.compress.shared.layer_counts import layer_counts, parse_numbers
+from edgevlm.compress.shared.layer_counts import layer_counts, parse_numbers, stages_of
 from edgevlm.graphs.pruning import Look
 from edgevlm.graphs.selection import marked, marked_indices
 
@@ -74,8 +74,10 @@ class Method(DecoderMethod):
         Raises:
             PlanError: If a layer is not there, or there are more tokens than before.
         """
-        at = self.layers or tuple(sorted({max(1, layers * stage // 4) for stage in (1, 2, 3)}))
-        left = self.tokens or tuple(max(1, int(tokens * part)) for part in FRACTIONS[: len(at)])
+        stages = stages_of(layers, (1, 2, 3), 4)
+        at = self.layers or tuple(stages)
+        parts = FRACTIONS if self.layers else [FRACTIONS[stage] for stage in stages.values()]
+        left = self.tokens or tuple(max(1, int(tokens * part)) for part in parts[: len(at)])
         return layer_counts("visiondrop", tokens, layers, at, left)
 
     def __call__(self, look: Look, hidden: Tensor, kept: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgevlm.errors import PlanError
 
 
@@ -22,7 +24,8 @@ def layer_counts(
     """
     if len(at) != len(left):
         raise PlanError(
-            f"{method}: got tokens for {len(left)} stages and {len(at)} layers, expected as many"
+            f"{method}: got tokens={'+'.join(map(str, left))} for layers={'+'.join(map(str, at))},"
+            " expected a number of tokens for each layer; give both"
         )
     if not all(0 < a < layers for a in at) or sorted(set(at)) != list(at):
         raise PlanError(
@@ -39,6 +42,21 @@ def layer_counts(
     return tuple(counts)
 
 
+def stages_of(layers: int, at: Sequence[int], of: int) -> dict[int, int]:
+    """The layers where an original's stages are in a model of another depth.
+
+    Args:
+        layers: Layers of the language model.
+        at: The original's, counted from 0, ascending,
+        of: of so many.
+
+    Returns:
+        Layers, ascending and from 1 on, each with the number of its stage: where several stages
+        fall on one layer, the last of them.
+    """
+    return {max(1, layers * layer // of): stage for stage, layer in enumerate(at)}
+
+
 def parse_numbers(method: str, option: str, text: int | str) -> tuple[int, ...]:
     """`8+16+24` as numbers.
 
@@ -46,6 +64,6 @@ def parse_numbers(method: str, option: str, text: int | str) -> tuple[int, ...]:
         ValueError: If the text has another form.
     """
     parts = str(text).split("+")
-    if not all(part.isdigit() for part in parts):
+    if not all(part.isdecimal() for part in parts):
         raise ValueError(f"{option} of {method} are numbers with '+' between them, got '{text}'")
     return tuple(int(part) for part in parts)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgevlm.compress.decoder.dart import Method, take_dissimilar
+from edgevlm.compress.decoder.dart import Method, take_dissimilar, word_pivots
 from edgevlm.errors import PlanError
 from edgevlm.graphs.pruning import Look, PrunedDecoderBlock, Pruning
 from edgevlm.graphs.selection import marked, unit_rows
@@ -126,3 +126,12 @@ def test_the_block_that_chooses_has_the_last_norm() -> None:
     }
     assert [b.final_norm is norm for b in held.values()] == [False, True, False]
     assert PrunedDecoderBlock([layer] * 4, norm, 0, pruning, norm).final_norm is None
+
+
+def test_fewer_words_than_text_pivots() -> None:
+    """The word with the largest norm stands for those that lack: no other row is a pivot."""
+    norms = torch.tensor([9.0, 8.0, 1.0, 3.0, 2.0, 7.0])
+    words = torch.tensor([False, False, True, True, True, False])
+    assert word_pivots(norms, words, 2).tolist() == [3, 4]
+    assert sorted(set(word_pivots(norms, words, 4).tolist())) == [2, 3, 4]
+    assert len(word_pivots(norms, words, 500)) == len(norms)

@@ -57,6 +57,8 @@ def test_plans() -> None:
     counts = (*[576] * 3, *[309] * 4, *[204] * 9, *[113] * 16)
     assert Method().plan(576, 32) == counts
     assert Method().plan_whole(576, 32) == (*[576] * 3, *[300] * 4, *[200] * 9, *[110] * 16)
+    # From half of the depth on 110, though two stages before it fall on one layer.
+    assert Method().plan_whole(576, 6) == (576, 200, 200, 110, 110, 110)
 
 
 def test_as_many_stay_as_asked() -> None:
@@ -73,7 +75,7 @@ def test_as_many_stay_as_asked() -> None:
     ("options", "message"),
     [
         ({"tokens": 65, "layers": 1}, "^sparsevlm: got 65 tokens from layer 1 on, expected 0 to"),
-        ({"tokens": "9+3", "layers": 1}, "^sparsevlm: got tokens for 2 stages and 1 layers"),
+        ({"tokens": "9+3", "layers": 1}, r"^sparsevlm: got tokens=\d+\+\d+ for layers=1,"),
         ({"tokens": 0, "layers": 1}, "^sparsevlm: got tokens=0, expected 1 or more in each stage"),
     ],
 )

@@ -51,6 +51,7 @@ def test_equals_reference(vectors: Any) -> None:
 def test_plans() -> None:
     """Visual tokens that each layer sees."""
     assert Method().plan(48, 8) == (48, 48, 35, 35, 26, 26, 19, 19)
+    assert Method().plan(48, 2) == (48, 19)
     assert Method(tokens="20+9", layers="2+3").plan(64, 5) == (64, 64, 20, 9, 9)
 
 
@@ -63,15 +64,15 @@ def test_stages_of_the_original() -> None:
 @pytest.mark.parametrize(
     ("options", "numbers"),
     [
-        ({"tokens": "20+9", "layers": "2"}, "tokens for 2 stages and 1 layers"),
-        ({"tokens": "20", "layers": "2+3"}, "tokens for 1 stages and 2 layers"),
-        ({"tokens": "20"}, "tokens for 1 stages and 3 layers"),
-        ({"layers": "1+2+3+4"}, "tokens for 3 stages and 4 layers"),
+        ({"tokens": "20+9", "layers": "2"}, r"tokens=20\+9 for layers=2"),
+        ({"tokens": "20", "layers": "2+3"}, r"tokens=20 for layers=2\+3"),
+        ({"tokens": "20"}, r"tokens=20 for layers=1\+2\+3"),
+        ({"layers": "1+2+3+4"}, r"tokens=46\+34\+25 for layers=1\+2\+3\+4"),
     ],
 )
 def test_as_many_tokens_as_layers(options: dict[str, Any], numbers: str) -> None:
     """No number is left out or taken twice."""
-    with pytest.raises(PlanError, match=f"^visiondrop: got {numbers}, expected as many"):
+    with pytest.raises(PlanError, match=f"^visiondrop: got {numbers}, expected a number"):
         Method(**options).plan(64, 5)
 
 
