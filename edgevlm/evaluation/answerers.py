@@ -67,7 +67,7 @@ class BundleAnswerer:
     ) -> None:
         # The loop, not `generate`: it accepts visual tokens that are encoded already.
         if loop_class(Bundle.open(path).plan.kind) is not TextLoop:
-            raise RecipeError(f"'{path}' answers no questions, so there is nothing to evaluate")
+            raise RecipeError(f"'{path}' answers no questions; give a vision-language model")
         loop = load_loop(path, engine, threads)
         assert isinstance(loop, TextLoop)
         self._loop, self._max_new_tokens, plan = loop, max_new_tokens, loop.plan

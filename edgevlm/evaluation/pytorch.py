@@ -33,7 +33,7 @@ def question_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     """
     planned = make_plan(recipe, checkpoint)
     if not isinstance(planned, VlmPlanned):
-        raise RecipeError(f"'{recipe.model}' answers no questions, so there is nothing to evaluate")
+        raise RecipeError(f"'{recipe.model}' answers no questions; give a vision-language model")
     return planned
 
 

@@ -244,7 +244,7 @@ def test_profile_of_an_image_and_a_text_is_refused(run, path):
 def test_evaluate_is_refused(run, path, preset, bundle):
     done = run("evaluate", path if bundle else preset("tiny-clip"), "--limit", 1)
     assert done.exit_code == 1
-    assert "answers no questions, so there is nothing to evaluate" in done.stderr
+    assert "answers no questions; give a vision-language model" in done.stderr
 
 
 def test_inspect_shows_the_largest_numbers_of_a_core_ml_encoder(run, preset, tmp_path):

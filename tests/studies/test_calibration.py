@@ -89,7 +89,7 @@ def test_vflowopt_gives_a_method_that_keeps_as_many_tokens(run, preset, photos):
     assert planned.plan.host.visual_tokens == 16
     done = run("calibrate", "vflowopt:16", "--model", preset("tiny-clip"), "--images", photos)
     assert done.stderr.splitlines()[-1].endswith(
-        "answers no questions, so there is nothing to evaluate"
+        "answers no questions; give a vision-language model"
     )
 
 

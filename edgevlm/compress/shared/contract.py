@@ -19,7 +19,7 @@ from edgevlm.graphs.visual_shape import VisualShape
 # How a method was compared with what its file names as the source; the value of its `COMPARED`.
 COMPARISONS = {
     "end to end": "the model's own modules, driven as the original drives them, keep the tokens"
-    " that the exported graphs keep",
+    " that the modules of an export keep; `verify` compares its graphs with these",
     "vectors": "outputs recorded from the original's functions: its arithmetic, not which layer or"
     " side of the projector it is given",
     "paper's equations": "loops over the paper's equations; no code of the authors was run",
