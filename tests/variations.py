@@ -101,6 +101,18 @@ def without(part: str) -> Callable[[Document], Document]:
     return lambda tensors: {k: v for k, v in tensors.items() if part not in k}
 
 
+def uneven(part: str) -> Callable[[Document], Document]:
+    """Adds random numbers to weights of norms, which are all one."""
+
+    def change(tensors: Document) -> Document:
+        seed = torch.Generator().manual_seed(1)
+        for name in sorted(name for name in tensors if f"{part}.weight" in name):
+            tensors[name] += 0.3 * torch.randn(tensors[name].shape, generator=seed)
+        return tensors
+
+    return change
+
+
 def text(**values: Any) -> Document:
     """Values of text_config."""
     return {"text_config": values}
@@ -126,7 +138,10 @@ VARIATIONS = (
     Variation("Gemma under SmolVLM", SMOL, text(
         model_type="gemma", hidden_act="gelu_pytorch_tanh")),
     Variation("Granite under Idefics3", IDE, text(model_type="granite")),
-    Variation("Qwen3 under LLaVA-OneVision", ONE, text(model_type="qwen3")),
+    Variation("Qwen3 under LLaVA-OneVision", ONE, text(model_type="qwen3", head_dim=24),
+        tensors=uneven("_norm")),
+    Variation("Qwen3, window of 300 in a layer", ONE, text(
+        model_type="qwen3", **SLIDING | {"max_window_layers": 1})),
     Variation("biases in attention", SMOL, text(attention_bias=True)),
     Variation("heads of 20 numbers", SMOL, text(head_dim=20, num_key_value_heads=1)),
     Variation("heads of 24 numbers", SMOL, text(head_dim=24, num_key_value_heads=1)),

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from edgevlm.bundle.host import Rope
+from edgevlm.graphs.layers import LayerNumbers
 from edgevlm.graphs.pruning import Pruning
 
 
@@ -62,6 +63,7 @@ class DecoderSpec:
     Attributes:
         width: Channels of a token: C.
         caches: The cache of each layer, in order.
+        layers: What each layer computes beside Llama's, in order.
         rope: Inverse frequencies and scaling of the rotary tables.
         max_positions: The most positions that the model was made for.
         window: The fewest rows, its own included, that a token of any layer sees (sliding window);
@@ -70,6 +72,7 @@ class DecoderSpec:
 
     width: int
     caches: tuple[CacheSpec, ...]
+    layers: tuple[LayerNumbers, ...]
     rope: Rope
     max_positions: int
     window: int | None = None

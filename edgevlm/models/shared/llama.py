@@ -1,24 +1,48 @@
-"""Language decoders of Llama's kin (Llama, Mistral, Qwen2): numbers and modules.
+"""Language decoders of Llama's kin: numbers and modules; `DECODERS` lists them.
 
-Source: Llama (arXiv 2302.13971); `graphs.layers.DecoderLayer` computes their layers.
+`graphs.layers.DecoderLayer` computes their layers. What one does beside Llama is a number in
+`LayerNumbers`, read from the config here and nowhere else.
+
+Sources: Llama (arXiv 2302.13971), Mistral (arXiv 2310.06825), Qwen2 (arXiv 2407.10671), Qwen3
+(arXiv 2505.09388, section 2: norms of queries and keys).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from edgevlm.bundle.host import Rope
 from edgevlm.errors import PlanError
-from edgevlm.graphs.layers import DecoderLayer, FinalNorm
+from edgevlm.graphs.layers import DecoderLayer, FinalNorm, LayerNumbers
 from edgevlm.graphs.parts import CacheSpec, DecoderParts, DecoderSpec
 
 # Scalings of the rotary tables that are the same at every length.
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
-# The language models whose layers `DecoderLayer` computes, and whether their masks read a window
-# whatever the config says of single layers.
-DECODERS = {"llama": False, "mistral": True, "qwen2": False}
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """What a language model of transformers does beside Llama.
+
+    Attributes:
+        windowed: Whether its masks read a window whatever the config says of single layers.
+        numbers: Its config and a layer's index -> what that layer computes.
+    """
+
+    windowed: bool = False
+    numbers: Callable[[Any, int], LayerNumbers] = lambda text, layer: LayerNumbers()
+
+
+DECODERS = {
+    "llama": LanguageModel(),
+    "mistral": LanguageModel(windowed=True),
+    "qwen2": LanguageModel(),
+    "qwen3": LanguageModel(numbers=lambda text, layer: LayerNumbers(head_norms=True)),
+}
 
 
 def decoder_spec(text: Any) -> DecoderSpec:
@@ -43,9 +67,11 @@ def decoder_spec(text: Any) -> DecoderSpec:
             f"rotary tables of {2 * len(rope.inverse_frequencies)} of {head_size} numbers of a head"
             " are not supported, only of all"
         )
+    layers, numbers = range(text.num_hidden_layers), DECODERS[text.model_type].numbers
     return DecoderSpec(
         width=text.hidden_size,
-        caches=(CacheSpec(groups, head_size),) * text.num_hidden_layers,
+        caches=(CacheSpec(groups, head_size),) * len(layers),
+        layers=tuple(numbers(text, layer) for layer in layers),
         rope=rope,
         max_positions=text.max_position_embeddings,
         window=_window(text),
@@ -58,8 +84,10 @@ def decoder_parts(language_model: Any, spec: DecoderSpec) -> DecoderParts:
     return DecoderParts(
         spec=spec,
         layers=tuple(
-            DecoderLayer(layer, heads, cache.heads)
-            for layer, cache in zip(language_model.layers, spec.caches, strict=True)
+            DecoderLayer(layer, heads, cache.heads, numbers)
+            for layer, cache, numbers in zip(
+                language_model.layers, spec.caches, spec.layers, strict=True
+            )
         ),
         norm=FinalNorm(language_model.norm),
         language_model=language_model,
@@ -72,8 +100,8 @@ def _window(text: Any) -> int | None:
     Masks and transformers' cache read them apart: the cache drops rows of a Llama, too, whose
     config names a window.
     """
-    kinds = getattr(text, "layer_types", None)
-    limited = DECODERS[text.model_type] or kinds is None or set(kinds) != {"full_attention"}
+    kinds, windowed = getattr(text, "layer_types", None), DECODERS[text.model_type].windowed
+    limited = windowed or kinds is None or set(kinds) != {"full_attention"}
     sizes = (getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size"))
     return min((size for size in sizes if size is not None and limited), default=None)
 
