@@ -32,7 +32,13 @@ def test_the_table_has_every_variation_once(variations):
     assert len(rows) >= 40
 
 
-@pytest.mark.parametrize("name", ["Qwen3 under LLaVA-OneVision"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Qwen3 under LLaVA-OneVision",
+        pytest.param("Granite under Idefics3", marks=pytest.mark.slow),
+    ],
+)
 def test_a_language_model_gives_the_tokens_of_transformers(variations, tmp_path, name):
     (variation,) = [v for v in variations.VARIATIONS if v.name == name]
     assert variations.outcome(variation, tmp_path) == variations.Outcome("equal")

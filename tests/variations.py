@@ -137,7 +137,11 @@ VARIATIONS = (
     Variation("LLaVA-OneVision over Llama", ONE, text(model_type="llama")),
     Variation("Gemma under SmolVLM", SMOL, text(
         model_type="gemma", hidden_act="gelu_pytorch_tanh")),
-    Variation("Granite under Idefics3", IDE, text(model_type="granite")),
+    Variation("Granite under Idefics3", IDE, text(model_type="granite",
+        embedding_multiplier=1.5, attention_multiplier=0.3, residual_multiplier=0.8,
+        logits_scaling=8.0)),
+    Variation("Granite under LLaVA-NeXT", NEXT, text(model_type="granite",
+        embedding_multiplier=1.5, attention_multiplier=0.3, residual_multiplier=0.8)),
     Variation("Qwen3 under LLaVA-OneVision", ONE, text(model_type="qwen3", head_dim=24),
         tensors=uneven("_norm")),
     Variation("Qwen3, window of 300 in a layer", ONE, text(

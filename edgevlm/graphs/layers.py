@@ -117,10 +117,16 @@ class LayerNumbers:
     """What a decoder layer computes beside Llama's; the defaults are a Llama layer.
 
     Attributes:
+        input_scale: Factor of the layer's input.
         head_norms: Whether queries and keys are normed head by head, before they are rotated.
+        query_scale: Factor of queries, and so of scores, beside 1 / sqrt(D).
+        residual_scale: Factor of what attention and MLP add to their input.
     """
 
+    input_scale: float = 1.0
     head_norms: bool = False
+    query_scale: float = 1.0
+    residual_scale: float = 1.0
 
 
 class DecoderLayer(nn.Module):
@@ -154,23 +160,26 @@ class DecoderLayer(nn.Module):
         value_cache: Tensor,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        attn, h = self.layer.self_attn, self.normed(x)
+        x, attn = scaled(x, self.numbers.input_scale), self.layer.self_attn
+        h = rms_norm(self.layer.input_layernorm, x)
         query, key = self.queries(h, cos, sin), self.keys(h, cos, sin)
         mixed, key, value = attention_kv(
             query, key, attn.v_proj(h), key_cache, value_cache, mask, position, self.heads, bias
         )
-        x = x + attn.o_proj(mixed)
-        x = x + self.layer.mlp(rms_norm(self.layer.post_attention_layernorm, x))
-        return x, key, value
+        scale = self.numbers.residual_scale
+        x = x + scaled(attn.o_proj(mixed), scale)
+        fed = self.layer.mlp(rms_norm(self.layer.post_attention_layernorm, x))
+        return x + scaled(fed, scale), key, value
 
     def normed(self, x: Tensor) -> Tensor:
         """What the projections take: the layer's input [1, S, C] after its first norm."""
-        return rms_norm(self.layer.input_layernorm, x)
+        return rms_norm(self.layer.input_layernorm, scaled(x, self.numbers.input_scale))
 
     def queries(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries as attention takes them, [1, S, H*D]."""
         attn = self.layer.self_attn
-        return self._turned(attn.q_proj(normed), "q_norm", cos, sin, self.heads)
+        query = self._turned(attn.q_proj(normed), "q_norm", cos, sin, self.heads)
+        return scaled(query, self.numbers.query_scale)
 
     def keys(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Keys as the cache holds them, [1, S, G*D]."""
@@ -194,6 +203,11 @@ class FinalNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(self.norm, x)
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """x times a factor; a factor of 1 leaves no operator."""
+    return x if factor == 1 else x * factor
 
 
 def rms_norm(norm: Any, x: Tensor) -> Tensor:

@@ -4,13 +4,15 @@
 `LayerNumbers`, read from the config here and nowhere else.
 
 Sources: Llama (arXiv 2302.13971), Mistral (arXiv 2310.06825), Qwen2 (arXiv 2407.10671), Qwen3
-(arXiv 2505.09388, section 2: norms of queries and keys).
+(arXiv 2505.09388, section 2: norms of queries and keys), Granite (factors as in muP, arXiv
+2203.03466).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import torch
@@ -37,11 +39,22 @@ class LanguageModel:
     numbers: Callable[[Any, int], LayerNumbers] = lambda text, layer: LayerNumbers()
 
 
+def _granite(text: Any, layer: int) -> LayerNumbers:
+    """Granite's factors. Its `logits_scaling` is for its own head, which no family here has."""
+    return LayerNumbers(
+        # Of all rows, visual ones too: the original multiplies what enters its first layer.
+        input_scale=1.0 if layer else float(text.embedding_multiplier),
+        query_scale=float(text.attention_multiplier) * sqrt(_head_size(text)),
+        residual_scale=float(text.residual_multiplier),
+    )
+
+
 DECODERS = {
     "llama": LanguageModel(),
     "mistral": LanguageModel(windowed=True),
     "qwen2": LanguageModel(),
     "qwen3": LanguageModel(numbers=lambda text, layer: LayerNumbers(head_norms=True)),
+    "granite": LanguageModel(numbers=_granite),
 }
 
 
@@ -60,7 +73,7 @@ def decoder_spec(text: Any) -> DecoderSpec:
     heads, groups = text.num_attention_heads, text.num_key_value_heads
     if heads % groups:
         raise PlanError(f"{heads} attention heads do not divide by {groups} key and value heads")
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    head_size = _head_size(text)
     rope = _rope(text)
     if 2 * len(rope.inverse_frequencies) != head_size:
         raise PlanError(
@@ -92,6 +105,10 @@ def decoder_parts(language_model: Any, spec: DecoderSpec) -> DecoderParts:
         norm=FinalNorm(language_model.norm),
         language_model=language_model,
     )
+
+
+def _head_size(text: Any) -> int:
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 def _window(text: Any) -> int | None:

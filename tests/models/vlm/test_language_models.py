@@ -26,6 +26,9 @@ MODELS = {
     "llama": {},
     "qwen2": {"head_dim": 16},
     "qwen3": {},
+    "granite": {
+        "embedding_multiplier": 12, "attention_multiplier": 0.3, "residual_multiplier": 0.22,
+    },
 }
 
 
