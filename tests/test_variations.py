@@ -36,6 +36,8 @@ def test_the_table_has_every_variation_once(variations):
     "name",
     [
         "Qwen3 under LLaVA-OneVision",
+        "SmolLM3, positions in no layer",
+        pytest.param("SmolLM3 under SmolVLM", marks=pytest.mark.slow),
         pytest.param("Granite under Idefics3", marks=pytest.mark.slow),
     ],
 )

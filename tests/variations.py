@@ -140,6 +140,12 @@ VARIATIONS = (
     Variation("Granite under Idefics3", IDE, text(model_type="granite",
         embedding_multiplier=1.5, attention_multiplier=0.3, residual_multiplier=0.8,
         logits_scaling=8.0)),
+    Variation("SmolLM3 under SmolVLM", SMOL, text(model_type="smollm3", no_rope_layers=[1, 0]),
+        recipe={"block_size_bytes": 60_000}),
+    Variation("SmolLM3, positions in no layer", SMOL, text(
+        model_type="smollm3", no_rope_layers=[0, 0]), recipe={"block_size_bytes": 60_000}),
+    Variation("SmolLM3, window of 30 in a layer", SMOL, text(model_type="smollm3",
+        no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=30)),
     Variation("Granite under LLaVA-NeXT", NEXT, text(model_type="granite",
         embedding_multiplier=1.5, attention_multiplier=0.3, residual_multiplier=0.8)),
     Variation("Qwen3 under LLaVA-OneVision", ONE, text(model_type="qwen3", head_dim=24),

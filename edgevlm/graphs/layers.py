@@ -119,12 +119,14 @@ class LayerNumbers:
     Attributes:
         input_scale: Factor of the layer's input.
         head_norms: Whether queries and keys are normed head by head, before they are rotated.
+        rotary: Whether queries and keys are rotated; a layer without sees no positions (NoPE).
         query_scale: Factor of queries, and so of scores, beside 1 / sqrt(D).
         residual_scale: Factor of what attention and MLP add to their input.
     """
 
     input_scale: float = 1.0
     head_norms: bool = False
+    rotary: bool = True
     query_scale: float = 1.0
     residual_scale: float = 1.0
 
@@ -191,7 +193,7 @@ class DecoderLayer(nn.Module):
             # Each head is a row: targets take three dimensions.
             by_head = x.reshape(1, x.shape[1] * heads, -1)  # [1, S*heads, D]
             x = rms_norm(getattr(self.layer.self_attn, norm), by_head).reshape(x.shape)
-        return rotary(x, cos, sin, heads)
+        return rotary(x, cos, sin, heads) if self.numbers.rotary else x
 
 
 class FinalNorm(nn.Module):

@@ -147,7 +147,7 @@ EDITS = {
     "another function": (put("blocks.4.functions.0.name", "select"), "reduce-0 must have the functions ('reduce',)"),
     "unknown input": (lambda d: rename(d, "decoder-0", "inputs", "cos", "angle"), "decoder-0.prefill has an unknown input 'angle'"),
     "unknown output": (lambda d: rename(d, "decoder-1", "outputs", "hidden_out", "out"), "decoder-1.prefill has an unknown output 'out'"),
-    "missing input": (lambda d: at(d, "decoder-0")["inputs"].pop(1), "decoder-0.prefill lacks the input 'cos'"),
+    "missing input": (lambda d: at(d, "decoder-0")["inputs"].pop(0), "decoder-0.prefill lacks the input 'hidden'"),
     "input twice": (lambda d: at(d, "decoder-0")["inputs"].append(at(d, "decoder-0")["inputs"][0]), "decoder-0.prefill has two inputs of the same name"),
     "no outputs": (lambda d: at(d, "vision-0", "encode")["outputs"].clear(), "vision-0.encode lacks the output 'hidden_out'"),
     "output missing": (lambda d: at(d, "decoder-0")["outputs"].pop(), "decoder-0.prefill lacks the output 'present_value_0'"),

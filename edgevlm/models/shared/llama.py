@@ -5,7 +5,7 @@
 
 Sources: Llama (arXiv 2302.13971), Mistral (arXiv 2310.06825), Qwen2 (arXiv 2407.10671), Qwen3
 (arXiv 2505.09388, section 2: norms of queries and keys), Granite (factors as in muP, arXiv
-2203.03466).
+2203.03466), SmolLM3 (layers without positions, arXiv 2501.18795).
 """
 
 from __future__ import annotations
@@ -49,12 +49,23 @@ def _granite(text: Any, layer: int) -> LayerNumbers:
     )
 
 
+def _smollm3(text: Any, layer: int) -> LayerNumbers:
+    turned = text.no_rope_layers  # 1 where a layer does rotate
+    if len(turned) < text.num_hidden_layers:
+        raise PlanError(
+            f"no_rope_layers has {len(turned)} numbers for {text.num_hidden_layers} layers;"
+            " give one a layer"
+        )
+    return LayerNumbers(rotary=bool(turned[layer]))
+
+
 DECODERS = {
     "llama": LanguageModel(),
     "mistral": LanguageModel(windowed=True),
     "qwen2": LanguageModel(),
     "qwen3": LanguageModel(numbers=lambda text, layer: LayerNumbers(head_norms=True)),
     "granite": LanguageModel(numbers=_granite),
+    "smollm3": LanguageModel(numbers=_smollm3),
 }
 
 

@@ -42,6 +42,9 @@ def text_config(kind, **values):
         ("qwen2", SLIDING | {"max_window_layers": 1}, 300),
         ("qwen2", SLIDING | {"max_window_layers": 2}, None),  # no layer has it
         ("qwen2", {"use_sliding_window": False, "sliding_window": 300}, None),
+        ("smollm3", {"sliding_window": 300}, None),
+        ("smollm3", SLIDING | {"no_rope_layers": [1, 1]}, None),
+        ("smollm3", SLIDING | {"no_rope_layers": [1, 0]}, 300),
         ("qwen3", {"sliding_window": 300}, None),  # off by default
         ("qwen3", SLIDING | {"max_window_layers": 1}, 300),
         ("qwen2", SLIDING | {"layer_types": ["full_attention", "sliding_attention"]}, 300),
@@ -98,10 +101,11 @@ def test_the_readme_lists_the_language_models():
     ("values", "message"),
     [
         ({"num_key_value_heads": 3}, "4 attention heads do not divide by 3 key and value heads"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers has 1 numbers for"),
         ({"head_dim": 15}, "rotary tables of 16 of 15 numbers of a head are not supported"),
     ],
 )
-def test_heads_that_do_not_go_together(values, message):
+def test_numbers_that_do_not_go_together(values, message):
     text = text_config("llama")
     for key, value in values.items():
         setattr(text, key, value)

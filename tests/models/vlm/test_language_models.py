@@ -23,6 +23,7 @@ SIZES = {
 }  # fmt: skip
 # What each is asked for beside SIZES: heads of another size than hidden / heads throughout.
 MODELS = {
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
     "llama": {},
     "qwen2": {"head_dim": 16},
     "qwen3": {},
