@@ -113,6 +113,18 @@ def uneven(part: str) -> Callable[[Document], Document]:
     return change
 
 
+def gemma(tensors: Document) -> Document:
+    """Norms of the language model as Gemma's, to which 1 is added, and words as loud as before."""
+    made = uneven("layernorm")(tensors)
+    for name in made:
+        inside = ".layers." in name and "layernorm.weight" in name
+        if inside or name.endswith("model.norm.weight"):
+            made[name] -= 1
+        if "embed_tokens" in name:
+            made[name] /= 8
+    return made
+
+
 def text(**values: Any) -> Document:
     """Values of text_config."""
     return {"text_config": values}
@@ -136,7 +148,12 @@ VARIATIONS = (
     Variation("SmolVLM over Mistral", SMOL, text(model_type="mistral", sliding_window=None)),
     Variation("LLaVA-OneVision over Llama", ONE, text(model_type="llama")),
     Variation("Gemma under SmolVLM", SMOL, text(
-        model_type="gemma", hidden_act="gelu_pytorch_tanh")),
+        model_type="gemma", head_dim=24, hidden_act="gelu_pytorch_tanh"), tensors=gemma),
+    Variation("Gemma under LLaVA-NeXT", NEXT, text(
+        model_type="gemma", hidden_act="gelu_pytorch_tanh"), tensors=gemma),
+    Variation("Gemma, attention to both sides", SMOL, text(
+        model_type="gemma", use_bidirectional_attention=True)),
+    Variation("Gemma 2 under SmolVLM", SMOL, text(model_type="gemma2")),
     Variation("Granite under Idefics3", IDE, text(model_type="granite",
         embedding_multiplier=1.5, attention_multiplier=0.3, residual_multiplier=0.8,
         logits_scaling=8.0)),

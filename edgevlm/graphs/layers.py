@@ -118,6 +118,7 @@ class LayerNumbers:
 
     Attributes:
         input_scale: Factor of the layer's input.
+        norm_offset: Added to the weights of its norms.
         head_norms: Whether queries and keys are normed head by head, before they are rotated.
         rotary: Whether queries and keys are rotated; a layer without sees no positions (NoPE).
         query_scale: Factor of queries, and so of scores, beside 1 / sqrt(D).
@@ -125,6 +126,7 @@ class LayerNumbers:
     """
 
     input_scale: float = 1.0
+    norm_offset: float = 0.0
     head_norms: bool = False
     rotary: bool = True
     query_scale: float = 1.0
@@ -163,19 +165,21 @@ class DecoderLayer(nn.Module):
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, attn = scaled(x, self.numbers.input_scale), self.layer.self_attn
-        h = rms_norm(self.layer.input_layernorm, x)
+        h = rms_norm(self.layer.input_layernorm, x, self.numbers.norm_offset)
         query, key = self.queries(h, cos, sin), self.keys(h, cos, sin)
         mixed, key, value = attention_kv(
             query, key, attn.v_proj(h), key_cache, value_cache, mask, position, self.heads, bias
         )
-        scale = self.numbers.residual_scale
+        scale, offset = self.numbers.residual_scale, self.numbers.norm_offset
         x = x + scaled(attn.o_proj(mixed), scale)
-        fed = self.layer.mlp(rms_norm(self.layer.post_attention_layernorm, x))
+        fed = self.layer.mlp(rms_norm(self.layer.post_attention_layernorm, x, offset))
         return x + scaled(fed, scale), key, value
 
     def normed(self, x: Tensor) -> Tensor:
         """What the projections take: the layer's input [1, S, C] after its first norm."""
-        return rms_norm(self.layer.input_layernorm, scaled(x, self.numbers.input_scale))
+        numbers = self.numbers
+        x = scaled(x, numbers.input_scale)
+        return rms_norm(self.layer.input_layernorm, x, numbers.norm_offset)
 
     def queries(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries as attention takes them, [1, S, H*D]."""
@@ -197,14 +201,18 @@ class DecoderLayer(nn.Module):
 
 
 class FinalNorm(nn.Module):
-    """The norm after the last decoder layer, [1, S, C] -> same."""
+    """The norm after the last decoder layer, [1, S, C] -> same; `offset` is added to its weight."""
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: nn.Module, offset: float = 0.0) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm, self.offset = norm, offset
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        return f"offset={self.offset}"
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(self.norm, x)
+        return rms_norm(self.norm, x, self.offset)
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:
@@ -212,6 +220,8 @@ def scaled(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else x * factor
 
 
-def rms_norm(norm: Any, x: Tensor) -> Tensor:
+def rms_norm(norm: Any, x: Tensor, offset: float = 0.0) -> Tensor:
     """RMSNorm (arXiv 1910.07467) as one operator, with the module's weight and epsilon."""
-    return torch.nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+    weight = norm.weight if offset == 0 else norm.weight + offset
+    epsilon = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+    return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, epsilon)

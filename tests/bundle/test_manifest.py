@@ -106,6 +106,7 @@ EDITS = {
     "carried": (put("host.carried", "all"), "host.carried is 'all', expected prompt, vision or nothing"),
     "carried by none": (put("host.carried", "prompt"), "host.carried is a state of rows that leave, none do"),
     "KV form": (put("host.kv.form", "ring"), "host.kv.form is 'ring', known: shared_buffer, states"),
+    "table scale": (put("host.embedding.scale", 0), "host.embedding.scale is 0.0, expected more than 0"),
     "table dtype": (put("host.embedding.dtype", "bf16"), "host.embedding.dtype is 'bf16', known: f32"),
     "chunk": (put("host.chunk", 10**6), "host.chunk 1000000 is more than kv.tokens"),
     "vocabulary": (put("host.vocabulary", 5000), "host.vocabulary is more than embedding.rows"),

@@ -5,7 +5,8 @@
 
 Sources: Llama (arXiv 2302.13971), Mistral (arXiv 2310.06825), Qwen2 (arXiv 2407.10671), Qwen3
 (arXiv 2505.09388, section 2: norms of queries and keys), Granite (factors as in muP, arXiv
-2203.03466), SmolLM3 (layers without positions, arXiv 2501.18795).
+2203.03466), SmolLM3 (layers without positions, arXiv 2501.18795), Gemma
+(arXiv 2403.08295).
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ class LanguageModel:
 
     Attributes:
         windowed: Whether its masks read a window whatever the config says of single layers.
+        table_scale: Its config -> factor of a row of its embedding table.
         numbers: Its config and a layer's index -> what that layer computes.
     """
 
     windowed: bool = False
+    table_scale: Callable[[Any], float] = lambda text: 1.0
     numbers: Callable[[Any, int], LayerNumbers] = lambda text, layer: LayerNumbers()
 
 
@@ -59,6 +62,12 @@ def _smollm3(text: Any, layer: int) -> LayerNumbers:
     return LayerNumbers(rotary=bool(turned[layer]))
 
 
+def _gemma(text: Any, layer: int) -> LayerNumbers:
+    if text.use_bidirectional_attention:
+        raise PlanError("use_bidirectional_attention is not supported, only causal attention is")
+    return LayerNumbers(norm_offset=1.0)
+
+
 DECODERS = {
     "llama": LanguageModel(),
     "mistral": LanguageModel(windowed=True),
@@ -66,6 +75,7 @@ DECODERS = {
     "qwen3": LanguageModel(numbers=lambda text, layer: LayerNumbers(head_norms=True)),
     "granite": LanguageModel(numbers=_granite),
     "smollm3": LanguageModel(numbers=_smollm3),
+    "gemma": LanguageModel(table_scale=lambda text: sqrt(text.hidden_size), numbers=_gemma),
 }
 
 
@@ -91,12 +101,13 @@ def decoder_spec(text: Any) -> DecoderSpec:
             f"rotary tables of {2 * len(rope.inverse_frequencies)} of {head_size} numbers of a head"
             " are not supported, only of all"
         )
-    layers, numbers = range(text.num_hidden_layers), DECODERS[text.model_type].numbers
+    layers, model = range(text.num_hidden_layers), DECODERS[text.model_type]
     return DecoderSpec(
         width=text.hidden_size,
         caches=(CacheSpec(groups, head_size),) * len(layers),
-        layers=tuple(numbers(text, layer) for layer in layers),
+        layers=tuple(model.numbers(text, layer) for layer in layers),
         rope=rope,
+        table_scale=model.table_scale(text),
         max_positions=text.max_position_embeddings,
         window=_window(text),
     )
@@ -113,7 +124,7 @@ def decoder_parts(language_model: Any, spec: DecoderSpec) -> DecoderParts:
                 language_model.layers, spec.caches, spec.layers, strict=True
             )
         ),
-        norm=FinalNorm(language_model.norm),
+        norm=FinalNorm(language_model.norm, spec.layers[-1].norm_offset),
         language_model=language_model,
     )
 

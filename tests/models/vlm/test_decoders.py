@@ -102,6 +102,10 @@ def test_the_readme_lists_the_language_models():
     [
         ({"num_key_value_heads": 3}, "4 attention heads do not divide by 3 key and value heads"),
         ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers has 1 numbers for"),
+        (
+            {"model_type": "gemma", "use_bidirectional_attention": True},
+            "use_bidirectional_attention is not supported",
+        ),
         ({"head_dim": 15}, "rotary tables of 16 of 15 numbers of a head are not supported"),
     ],
 )

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from edgevlm.graphs.pruning import Look  # noqa: E402
+from edgevlm.models.shared.anyres import newline_row  # noqa: E402
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.runtimes.loops.sequence import causal_mask, rotary_tables  # noqa: E402
@@ -27,6 +28,7 @@ MODELS = {
     "llama": {},
     "qwen2": {"head_dim": 16},
     "qwen3": {},
+    "gemma": {},
     "granite": {
         "embedding_multiplier": 12, "attention_multiplier": 0.3, "residual_multiplier": 0.22,
     },
@@ -71,6 +73,15 @@ def test_layers_in_chunks_and_single_tokens_equal_the_model(decoder):
         outputs.append(decoder.norm(x))
     whole = decoder.language_model(inputs_embeds=hidden).last_hidden_state
     assert difference(torch.cat(outputs, 1), whole)[0] < LIMIT
+
+
+def test_words_are_scaled_and_the_newline_of_llava_is_not():
+    config = transformers.AutoConfig.for_model("gemma", **SIZES)
+    spec = decoder_spec(config)
+    assert spec.table_scale == 8  # the root of 64
+    newline = torch.arange(64.0)
+    row = newline_row(SimpleNamespace(image_newline=newline), spec)
+    assert torch.equal(row * spec.table_scale, newline[None])
 
 
 @torch.no_grad()
