@@ -101,6 +101,30 @@ def without(part: str) -> Callable[[Document], Document]:
     return lambda tensors: {k: v for k, v in tensors.items() if part not in k}
 
 
+def uneven(part: str) -> Callable[[Document], Document]:
+    """Adds random numbers to weights of norms, which are all one."""
+
+    def change(tensors: Document) -> Document:
+        seed = torch.Generator().manual_seed(1)
+        for name in sorted(name for name in tensors if f"{part}.weight" in name):
+            tensors[name] += 0.3 * torch.randn(tensors[name].shape, generator=seed)
+        return tensors
+
+    return change
+
+
+def gemma(tensors: Document) -> Document:
+    """Norms of the language model as Gemma's, to which 1 is added, and words as loud as before."""
+    made = uneven("layernorm")(tensors)
+    for name in made:
+        inside = ".layers." in name and "layernorm.weight" in name
+        if inside or name.endswith("model.norm.weight"):
+            made[name] -= 1
+        if "embed_tokens" in name:
+            made[name] /= 8
+    return made
+
+
 def text(**values: Any) -> Document:
     """Values of text_config."""
     return {"text_config": values}
@@ -124,9 +148,27 @@ VARIATIONS = (
     Variation("SmolVLM over Mistral", SMOL, text(model_type="mistral", sliding_window=None)),
     Variation("LLaVA-OneVision over Llama", ONE, text(model_type="llama")),
     Variation("Gemma under SmolVLM", SMOL, text(
-        model_type="gemma", hidden_act="gelu_pytorch_tanh")),
-    Variation("Granite under Idefics3", IDE, text(model_type="granite")),
-    Variation("Qwen3 under LLaVA-OneVision", ONE, text(model_type="qwen3")),
+        model_type="gemma", head_dim=24, hidden_act="gelu_pytorch_tanh"), tensors=gemma),
+    Variation("Gemma under LLaVA-NeXT", NEXT, text(
+        model_type="gemma", hidden_act="gelu_pytorch_tanh"), tensors=gemma),
+    Variation("Gemma, attention to both sides", SMOL, text(
+        model_type="gemma", use_bidirectional_attention=True)),
+    Variation("Gemma 2 under SmolVLM", SMOL, text(model_type="gemma2")),
+    Variation("Granite under Idefics3", IDE, text(model_type="granite",
+        embedding_multiplier=1.5, attention_multiplier=0.3, residual_multiplier=0.8,
+        logits_scaling=8.0)),
+    Variation("SmolLM3 under SmolVLM", SMOL, text(model_type="smollm3", no_rope_layers=[1, 0]),
+        recipe={"block_size_bytes": 60_000}),
+    Variation("SmolLM3, positions in no layer", SMOL, text(
+        model_type="smollm3", no_rope_layers=[0, 0]), recipe={"block_size_bytes": 60_000}),
+    Variation("SmolLM3, window of 30 in a layer", SMOL, text(model_type="smollm3",
+        no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=30)),
+    Variation("Granite under LLaVA-NeXT", NEXT, text(model_type="granite",
+        embedding_multiplier=1.5, attention_multiplier=0.3, residual_multiplier=0.8)),
+    Variation("Qwen3 under LLaVA-OneVision", ONE, text(model_type="qwen3", head_dim=24),
+        tensors=uneven("_norm")),
+    Variation("Qwen3, window of 300 in a layer", ONE, text(
+        model_type="qwen3", **SLIDING | {"max_window_layers": 1})),
     Variation("biases in attention", SMOL, text(attention_bias=True)),
     Variation("heads of 20 numbers", SMOL, text(head_dim=20, num_key_value_heads=1)),
     Variation("heads of 24 numbers", SMOL, text(head_dim=24, num_key_value_heads=1)),

@@ -102,6 +102,7 @@ def embedding(table: Embedding, files: Sequence[FileEntry]) -> None:
     """Check the embedding table and the size of its file."""
     numbers("host.embedding", {"rows": table.rows, "columns": table.columns})
     choice("host.embedding.dtype", table.dtype, ("f32", *PACKINGS))
+    expect(table.scale > 0, f"host.embedding.scale is {shown(table.scale)}, expected more than 0")
     entry = next((f for f in files if f.path == table.file), None)
     expect(entry is not None, f"{shown(table.file)} is used but not listed in files")
     assert entry is not None

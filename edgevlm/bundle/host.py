@@ -115,13 +115,15 @@ class ImageSpec:
 class Embedding:
     """The table whose rows the host reads: `rows` x `columns`, row-major.
 
-    `dtype` is `f32`, or a packing of `bundle.packed`: the numbers of all rows, then all scales.
+    `dtype` is `f32`, or a packing of `bundle.packed`: the numbers of all rows, then all scales. A
+    row is multiplied by `scale` after it is read; a head that shares the table is not.
     """
 
     rows: int
     columns: int
     dtype: str
     file: str = ""
+    scale: float = 1.0
 
     @property
     def bytes(self) -> int:

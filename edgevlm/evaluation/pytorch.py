@@ -49,8 +49,7 @@ class PyTorchAnswerer:
         self._planned, self._max_new_tokens = planned, max_new_tokens
         self._plan, self._model = planned.plan, model
         self._parts = self._planned.parts(self._model)
-        tables = self._parts.table
-        self._table = (tables[0] if len(tables) == 1 else torch.cat(tables)).numpy()
+        self._table = self._parts.rows.numpy()
         self._tokenizer = planned.speller.bundled
         self.frames = self._plan.host.image.frames
         self.visual_tokens = self._plan.host.visual_tokens

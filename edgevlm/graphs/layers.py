@@ -15,6 +15,7 @@ transformers' own forward in tests/models:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -111,8 +112,29 @@ class QueryKey(nn.Module):
         return self.q_proj(h), self.k_proj(h)
 
 
+@dataclass(frozen=True)
+class LayerNumbers:
+    """What a decoder layer computes beside Llama's; the defaults are a Llama layer.
+
+    Attributes:
+        input_scale: Factor of the layer's input.
+        norm_offset: Added to the weights of its norms.
+        head_norms: Whether queries and keys are normed head by head, before they are rotated.
+        rotary: Whether queries and keys are rotated; a layer without sees no positions (NoPE).
+        query_scale: Factor of queries, and so of scores, beside 1 / sqrt(D).
+        residual_scale: Factor of what attention and MLP add to their input.
+    """
+
+    input_scale: float = 1.0
+    norm_offset: float = 0.0
+    head_norms: bool = False
+    rotary: bool = True
+    query_scale: float = 1.0
+    residual_scale: float = 1.0
+
+
 class DecoderLayer(nn.Module):
-    """A Llama, Mistral or Qwen2 decoder layer with its cache outside.
+    """A decoder layer of Llama's kin with its cache outside.
 
     hidden [1, S, C], key_cache and value_cache [1, G, T, D] -> hidden and the two with S new rows.
     `bias` [1, 1, 1, T] is what attention to each cache row gets.
@@ -120,9 +142,16 @@ class DecoderLayer(nn.Module):
 
     layer: Any
 
-    def __init__(self, layer: nn.Module, heads: int, kv_heads: int) -> None:
+    def __init__(
+        self, layer: nn.Module, heads: int, kv_heads: int, numbers: LayerNumbers | None = None
+    ) -> None:
         super().__init__()
         self.layer, self.heads, self.kv_heads = layer, heads, kv_heads
+        self.numbers = numbers or LayerNumbers()
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        return str(self.numbers)
 
     def forward(
         self,
@@ -135,29 +164,64 @@ class DecoderLayer(nn.Module):
         value_cache: Tensor,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        attn = self.layer.self_attn
-        h = rms_norm(self.layer.input_layernorm, x)
-        query = rotary(attn.q_proj(h), cos, sin, self.heads)
-        key = rotary(attn.k_proj(h), cos, sin, self.kv_heads)
+        x, attn = scaled(x, self.numbers.input_scale), self.layer.self_attn
+        h = rms_norm(self.layer.input_layernorm, x, self.numbers.norm_offset)
+        query, key = self.queries(h, cos, sin), self.keys(h, cos, sin)
         mixed, key, value = attention_kv(
             query, key, attn.v_proj(h), key_cache, value_cache, mask, position, self.heads, bias
         )
-        x = x + attn.o_proj(mixed)
-        x = x + self.layer.mlp(rms_norm(self.layer.post_attention_layernorm, x))
-        return x, key, value
+        scale, offset = self.numbers.residual_scale, self.numbers.norm_offset
+        x = x + scaled(attn.o_proj(mixed), scale)
+        fed = self.layer.mlp(rms_norm(self.layer.post_attention_layernorm, x, offset))
+        return x + scaled(fed, scale), key, value
+
+    def normed(self, x: Tensor) -> Tensor:
+        """What the projections take: the layer's input [1, S, C] after its first norm."""
+        numbers = self.numbers
+        x = scaled(x, numbers.input_scale)
+        return rms_norm(self.layer.input_layernorm, x, numbers.norm_offset)
+
+    def queries(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries as attention takes them, [1, S, H*D]."""
+        attn = self.layer.self_attn
+        query = self._turned(attn.q_proj(normed), "q_norm", cos, sin, self.heads)
+        return scaled(query, self.numbers.query_scale)
+
+    def keys(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Keys as the cache holds them, [1, S, G*D]."""
+        attn = self.layer.self_attn
+        return self._turned(attn.k_proj(normed), "k_norm", cos, sin, self.kv_heads)
+
+    def _turned(self, x: Tensor, norm: str, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+        if self.numbers.head_norms:
+            # Each head is a row: targets take three dimensions.
+            by_head = x.reshape(1, x.shape[1] * heads, -1)  # [1, S*heads, D]
+            x = rms_norm(getattr(self.layer.self_attn, norm), by_head).reshape(x.shape)
+        return rotary(x, cos, sin, heads) if self.numbers.rotary else x
 
 
 class FinalNorm(nn.Module):
-    """The norm after the last decoder layer, [1, S, C] -> same."""
+    """The norm after the last decoder layer, [1, S, C] -> same; `offset` is added to its weight."""
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: nn.Module, offset: float = 0.0) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm, self.offset = norm, offset
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        return f"offset={self.offset}"
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(self.norm, x)
+        return rms_norm(self.norm, x, self.offset)
 
 
-def rms_norm(norm: Any, x: Tensor) -> Tensor:
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """x times a factor; a factor of 1 leaves no operator."""
+    return x if factor == 1 else x * factor
+
+
+def rms_norm(norm: Any, x: Tensor, offset: float = 0.0) -> Tensor:
     """RMSNorm (arXiv 1910.07467) as one operator, with the module's weight and epsilon."""
-    return torch.nn.functional.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+    weight = norm.weight if offset == 0 else norm.weight + offset
+    epsilon = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+    return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, epsilon)

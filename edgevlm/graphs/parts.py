@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from edgevlm.bundle.host import Rope
+from edgevlm.graphs.layers import LayerNumbers, scaled
 from edgevlm.graphs.pruning import Pruning
 
 
@@ -62,7 +64,9 @@ class DecoderSpec:
     Attributes:
         width: Channels of a token: C.
         caches: The cache of each layer, in order.
+        layers: What each layer computes beside Llama's, in order.
         rope: Inverse frequencies and scaling of the rotary tables.
+        table_scale: Factor of a row of the embedding table; visual tokens have none.
         max_positions: The most positions that the model was made for.
         window: The fewest rows, its own included, that a token of any layer sees (sliding window);
             None where each sees all before it.
@@ -70,7 +74,9 @@ class DecoderSpec:
 
     width: int
     caches: tuple[CacheSpec, ...]
+    layers: tuple[LayerNumbers, ...]
     rope: Rope
+    table_scale: float
     max_positions: int
     window: int | None = None
 
@@ -139,7 +145,7 @@ class ModelParts:
         pack: Features of all views [1, P*N, C] -> the same tokens in the order of the family's
             `Description.shape`.
         decoder: The language decoder.
-        table: Matrices whose rows make the embedding table, in order.
+        table: Matrices whose rows make the embedding table, in order, without `table_scale`.
         head: Output matrix [V, C]; the same tensor as `table[0]` where the two are tied.
         pruning: Numbers of a method of site `decoder`, or None.
     """
@@ -155,6 +161,16 @@ class ModelParts:
     def tables(self) -> dict[str, tuple[Tensor, ...]]:
         """The matrices of each table of the host, by its name."""
         return {"embedding": self.table}
+
+    @property
+    def rows(self) -> Tensor:
+        """Rows of the whole table as the decoder takes them, [rows, C]."""
+        table = self.table[0] if len(self.table) == 1 else torch.cat(self.table)
+        return scaled(table, self.decoder.spec.table_scale)
+
+    def word(self, token: int) -> Tensor:
+        """The row of a word as the decoder takes it, [1, 1, C]."""
+        return scaled(self.table[0][token], self.decoder.spec.table_scale)[None, None]
 
     @property
     def tied(self) -> bool:

@@ -33,8 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm.graphs.layers import DecoderLayer, rms_norm
-from edgevlm.graphs.ops import rotary
+from edgevlm.graphs.layers import DecoderLayer
 from edgevlm.graphs.selection import marked, marked_indices
 
 
@@ -136,13 +135,13 @@ class Look:
         """Rotated queries of some rows i64 [R]: f32 [heads, R, D]."""
         cos, sin = self.cos.index_select(1, rows), self.sin.index_select(1, rows)
         normed, heads = self._normed().index_select(1, rows), self.layer.heads
-        query = rotary(self.layer.layer.self_attn.q_proj(normed), cos, sin, heads)
+        query = self.layer.queries(normed, cos, sin)
         return query.reshape(rows.shape[0], heads, -1).transpose(0, 1)
 
     def keys(self) -> Tensor:
         """Rotated keys of all rows, repeated for each query head: f32 [heads, s, D]."""
         groups = self.layer.kv_heads
-        key = rotary(self.layer.layer.self_attn.k_proj(self._normed()), self.cos, self.sin, groups)
+        key = self.layer.keys(self._normed(), self.cos, self.sin)
         split = key.reshape(key.shape[1], groups, -1).transpose(0, 1)
         return split.repeat_interleave(self.layer.heads // groups, dim=0)
 
@@ -171,7 +170,7 @@ class Look:
         return self.attention(self.last).mean(0)[0].index_select(0, self.visual)
 
     def _normed(self) -> Tensor:
-        return rms_norm(self.layer.layer.input_layernorm, self.hidden)
+        return self.layer.normed(self.hidden)
 
 
 class PrunedDecoderBlock(nn.Module):

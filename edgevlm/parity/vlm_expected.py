@@ -95,7 +95,7 @@ def _answer(parts: ModelParts, prompt: PromptRows, steps: int) -> tuple[tuple[in
         scores = torch.nn.functional.linear(outputs.last_hidden_state[:, -1], parts.head)
         logits.append(scores[0].numpy())
         tokens.append(int(scores.argmax()))
-        rows, positions = parts.table[0][tokens[-1]][None, None], positions[:, -1:] + 1
+        rows, positions = parts.word(tokens[-1]), positions[:, -1:] + 1
     return tuple(tokens), np.stack(logits)
 
 
@@ -117,6 +117,5 @@ def pruned_answer(
         positions = prompt.positions[-1:] + 1 + step
         tables = [torch.from_numpy(table)[None] for table in rotary_tables(plan, positions)]
         position = torch.tensor([len(prompt.rows) + step], dtype=torch.int32)
-        row = parts.table[0][tokens[-1]][None, None]
-        inputs = [row, *tables, position, torch.ones_like(position)]
+        inputs = [parts.word(tokens[-1]), *tables, position, torch.ones_like(position)]
     return tuple(tokens), np.stack(logits)

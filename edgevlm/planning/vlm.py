@@ -234,6 +234,7 @@ def _embedding(
         rows=sum(matrix.shape[0] for matrix in parts.table),
         columns=decoder.width,
         dtype=table_format(recipe, target, parts.tied),
+        scale=decoder.table_scale,
     )
 
 

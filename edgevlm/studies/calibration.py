@@ -73,7 +73,7 @@ class AskedPicture:
         rows = assemble(
             planned.plan,
             planned.plan.host.layout.prompt,
-            torch.cat(parts.table).numpy(),
+            parts.rows.numpy(),
             planned.speller.bundled,
             self.question,
             [visual],

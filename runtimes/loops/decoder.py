@@ -157,8 +157,9 @@ class DecoderLoop:
         arrays = self.arrays.steps[name]
         count = len(rows)
         arrays["hidden"][0, :count] = rows
-        cos, sin = rotary_tables(self.plan, positions)
-        arrays["cos"][0, :count], arrays["sin"][0, :count] = cos, sin
+        for key, table in zip(("cos", "sin"), rotary_tables(self.plan, positions), strict=True):
+            if key in arrays:  # not where no layer reads positions
+                arrays[key][0, :count] = table
         for key, number in (("position", self.length), ("pruned", self.pruned)):
             if key in arrays:
                 arrays[key][0] = number

@@ -100,15 +100,28 @@ class PackedTable:
         return unpack(self._numbers[rows], self._scales[rows], self._packing, self.shape[1])
 
 
-Table = Floats | Rows | PackedTable
+class ScaledTable:
+    """A table whose rows are multiplied as they are read: `table[rows]`."""
+
+    def __init__(self, table: Rows | PackedTable, scale: float) -> None:
+        self.shape = table.shape
+        self._table, self._scale = table, np.float32(scale)
+
+    def __getitem__(self, rows: Any) -> Floats:
+        """Rows by index, slice or indices, as numpy would return them."""
+        values: Floats = self._table[rows] * self._scale
+        return values
+
+
+Table = Floats | Rows | PackedTable | ScaledTable
 
 
 def load_table(bundle: Bundle, embedding: Embedding) -> Table:
     """An embedding table of the bundle [rows, C]; a row is read at use."""
-    path = bundle.file(embedding.file)
-    if embedding.dtype != "f32":
-        return PackedTable(path, embedding)
-    return Rows(path, np.float32, (embedding.rows, embedding.columns))
+    path, shape = bundle.file(embedding.file), (embedding.rows, embedding.columns)
+    packed = embedding.dtype != "f32"
+    table = PackedTable(path, embedding) if packed else Rows(path, np.float32, shape)
+    return table if embedding.scale == 1 else ScaledTable(table, embedding.scale)
 
 
 class Words:

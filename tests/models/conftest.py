@@ -86,7 +86,7 @@ class Prompt:
         duration: float = 0.0,
     ) -> torch.Tensor:
         """Rows [1, S, C] that the decoder reads."""
-        table = torch.cat(self.tiny.parts.table).numpy()
+        table = self.tiny.parts.rows.numpy()
         visuals = [one[0].numpy() for one in features]
         prompt = self._assemble(table, question, visuals, times, duration, False)
         assert prompt.positions.tolist() == list(range(len(prompt.rows)))

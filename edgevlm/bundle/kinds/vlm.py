@@ -41,6 +41,7 @@ STAGES = (
     Stage("head", True, "head", "sky"),
 )
 POSITIONS = ("contiguous", "original")
+TABLES = ("cos", "sin")  # which a block of layers without positions does not read
 CARRIED = ("", "prompt", "vision")
 
 
@@ -261,7 +262,7 @@ def _decoder(host: VlmHost, block: Block, rows: int) -> Signature:
     if host.calibrated:
         inputs.append(Tensor("bias", "f32", (1, 1, 1, kv.tokens)))
     outputs, chained = passed_on([Tensor("hidden", "f32", (1, rows, channels))])
-    return _with_caches(host, block, inputs, outputs, chained, ("mask",))
+    return _with_caches(host, block, inputs, outputs, chained, ("mask", *TABLES))
 
 
 def _whole_prompt(host: VlmHost, block: Block) -> Signature:
@@ -274,7 +275,8 @@ def _whole_prompt(host: VlmHost, block: Block) -> Signature:
     if stop == host.kv.layers:
         state = [Tensor("hidden", "f32", (1, 1, host.embedding.columns))]
     outputs, chained = passed_on(state)
-    return _with_caches(host, block, inputs, outputs, chained, ("visual_rows", "last", "carried"))
+    unread = (*TABLES, "visual_rows", "last", "carried")
+    return _with_caches(host, block, inputs, outputs, chained, unread)
 
 
 def _prompt_state(host: VlmHost, layer: int) -> list[Tensor]:
@@ -298,7 +300,7 @@ def _single_row(host: VlmHost, block: Block) -> Signature:
     """`decode` of one row, where visual tokens leave between the layers."""
     inputs = [*_rows(host, 1), Tensor("position", "i32", (1,)), Tensor("pruned", "i32", (1,))]
     outputs, chained = passed_on([Tensor("hidden", "f32", (1, 1, host.embedding.columns))])
-    return _with_caches(host, block, inputs, outputs, chained, ("position", "pruned"))
+    return _with_caches(host, block, inputs, outputs, chained, (*TABLES, "position", "pruned"))
 
 
 def _rows(host: VlmHost, rows: int) -> list[Tensor]:

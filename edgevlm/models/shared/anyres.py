@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edgevlm.bundle.host import ImageSpec, LayoutItem
+from edgevlm.graphs.layers import scaled
+from edgevlm.graphs.parts import DecoderSpec
 from edgevlm.models.family import TABLE_ROW
 
 NEWLINE = LayoutItem(TABLE_ROW, start=0)
@@ -55,6 +57,14 @@ def without_newlines(packed: Tensor, image: ImageSpec, side: int) -> Tensor:
     base, grid = packed[: side * side], packed[side * side :]
     grid = grid.reshape(image.rows * side, -1, packed.shape[-1])[:, :-1]
     return torch.cat((base, grid.flatten(0, 1)))[None]
+
+
+def newline_row(core: Any, decoder: DecoderSpec) -> Tensor:
+    """The newline as a row [1, C] of the table, whose rows are multiplied after they are read.
+
+    The original multiplies words alone.
+    """
+    return scaled(core.image_newline[None], 1 / decoder.table_scale)
 
 
 def known_grids(config: Any) -> set[tuple[int, int]]:

@@ -1,24 +1,82 @@
-"""Language decoders of Llama's kin (Llama, Mistral, Qwen2): numbers and modules.
+"""Language decoders of Llama's kin: numbers and modules; `DECODERS` lists them.
 
-Source: Llama (arXiv 2302.13971); `graphs.layers.DecoderLayer` computes their layers.
+`graphs.layers.DecoderLayer` computes their layers. What one does beside Llama is a number in
+`LayerNumbers`, read from the config here and nowhere else.
+
+Sources: Llama (arXiv 2302.13971), Mistral (arXiv 2310.06825), Qwen2 (arXiv 2407.10671), Qwen3
+(arXiv 2505.09388, section 2: norms of queries and keys), Granite (factors as in muP, arXiv
+2203.03466), SmolLM3 (layers without positions, arXiv 2501.18795), Gemma
+(arXiv 2403.08295).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 import torch
 
 from edgevlm.bundle.host import Rope
 from edgevlm.errors import PlanError
-from edgevlm.graphs.layers import DecoderLayer, FinalNorm
+from edgevlm.graphs.layers import DecoderLayer, FinalNorm, LayerNumbers
 from edgevlm.graphs.parts import CacheSpec, DecoderParts, DecoderSpec
 
 # Scalings of the rotary tables that are the same at every length.
 STATIC_ROPES = ("default", "linear", "llama3", "yarn")
-# The language models whose layers `DecoderLayer` computes, and whether their masks read a window
-# whatever the config says of single layers.
-DECODERS = {"llama": False, "mistral": True, "qwen2": False}
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """What a language model of transformers does beside Llama.
+
+    Attributes:
+        windowed: Whether its masks read a window whatever the config says of single layers.
+        table_scale: Its config -> factor of a row of its embedding table.
+        numbers: Its config and a layer's index -> what that layer computes.
+    """
+
+    windowed: bool = False
+    table_scale: Callable[[Any], float] = lambda text: 1.0
+    numbers: Callable[[Any, int], LayerNumbers] = lambda text, layer: LayerNumbers()
+
+
+def _granite(text: Any, layer: int) -> LayerNumbers:
+    """Granite's factors. Its `logits_scaling` is for its own head, which no family here has."""
+    return LayerNumbers(
+        # Of all rows, visual ones too: the original multiplies what enters its first layer.
+        input_scale=1.0 if layer else float(text.embedding_multiplier),
+        query_scale=float(text.attention_multiplier) * sqrt(_head_size(text)),
+        residual_scale=float(text.residual_multiplier),
+    )
+
+
+def _smollm3(text: Any, layer: int) -> LayerNumbers:
+    turned = text.no_rope_layers  # 1 where a layer does rotate
+    if len(turned) < text.num_hidden_layers:
+        raise PlanError(
+            f"no_rope_layers has {len(turned)} numbers for {text.num_hidden_layers} layers;"
+            " give one a layer"
+        )
+    return LayerNumbers(rotary=bool(turned[layer]))
+
+
+def _gemma(text: Any, layer: int) -> LayerNumbers:
+    if text.use_bidirectional_attention:
+        raise PlanError("use_bidirectional_attention is not supported, only causal attention is")
+    return LayerNumbers(norm_offset=1.0)
+
+
+DECODERS = {
+    "llama": LanguageModel(),
+    "mistral": LanguageModel(windowed=True),
+    "qwen2": LanguageModel(),
+    "qwen3": LanguageModel(numbers=lambda text, layer: LayerNumbers(head_norms=True)),
+    "granite": LanguageModel(numbers=_granite),
+    "smollm3": LanguageModel(numbers=_smollm3),
+    "gemma": LanguageModel(table_scale=lambda text: sqrt(text.hidden_size), numbers=_gemma),
+}
 
 
 def decoder_spec(text: Any) -> DecoderSpec:
@@ -36,17 +94,20 @@ def decoder_spec(text: Any) -> DecoderSpec:
     heads, groups = text.num_attention_heads, text.num_key_value_heads
     if heads % groups:
         raise PlanError(f"{heads} attention heads do not divide by {groups} key and value heads")
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    head_size = _head_size(text)
     rope = _rope(text)
     if 2 * len(rope.inverse_frequencies) != head_size:
         raise PlanError(
             f"rotary tables of {2 * len(rope.inverse_frequencies)} of {head_size} numbers of a head"
             " are not supported, only of all"
         )
+    layers, model = range(text.num_hidden_layers), DECODERS[text.model_type]
     return DecoderSpec(
         width=text.hidden_size,
-        caches=(CacheSpec(groups, head_size),) * text.num_hidden_layers,
+        caches=(CacheSpec(groups, head_size),) * len(layers),
+        layers=tuple(model.numbers(text, layer) for layer in layers),
         rope=rope,
+        table_scale=model.table_scale(text),
         max_positions=text.max_position_embeddings,
         window=_window(text),
     )
@@ -58,12 +119,18 @@ def decoder_parts(language_model: Any, spec: DecoderSpec) -> DecoderParts:
     return DecoderParts(
         spec=spec,
         layers=tuple(
-            DecoderLayer(layer, heads, cache.heads)
-            for layer, cache in zip(language_model.layers, spec.caches, strict=True)
+            DecoderLayer(layer, heads, cache.heads, numbers)
+            for layer, cache, numbers in zip(
+                language_model.layers, spec.caches, spec.layers, strict=True
+            )
         ),
-        norm=FinalNorm(language_model.norm),
+        norm=FinalNorm(language_model.norm, spec.layers[-1].norm_offset),
         language_model=language_model,
     )
+
+
+def _head_size(text: Any) -> int:
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 def _window(text: Any) -> int | None:
@@ -72,8 +139,8 @@ def _window(text: Any) -> int | None:
     Masks and transformers' cache read them apart: the cache drops rows of a Llama, too, whose
     config names a window.
     """
-    kinds = getattr(text, "layer_types", None)
-    limited = DECODERS[text.model_type] or kinds is None or set(kinds) != {"full_attention"}
+    kinds, windowed = getattr(text, "layer_types", None), DECODERS[text.model_type].windowed
+    limited = windowed or kinds is None or set(kinds) != {"full_attention"}
     sizes = (getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size"))
     return min((size for size in sizes if size is not None and limited), default=None)
 

@@ -33,6 +33,7 @@ from edgevlm.models.shared.anyres import (
     Pack,
     base_and_tile,
     known_grids,
+    newline_row,
     newline_rows,
     processor_options,
     processor_views,
@@ -127,7 +128,7 @@ def parts(model: Any, description: Description) -> ModelParts:
         ),
         pack=Pack(image.rows, image.columns, side) if image.views > 1 else nn.Identity(),
         decoder=decoder_parts(core.language_model, description.decoder),
-        table=(core.language_model.embed_tokens.weight, core.image_newline[None]),
+        table=(core.language_model.embed_tokens.weight, newline_row(core, description.decoder)),
         head=model.lm_head.weight,
     )
 

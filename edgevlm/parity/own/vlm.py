@@ -19,6 +19,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from edgevlm.bundle.kinds.vlm import VlmPlan
+from edgevlm.graphs.layers import scaled
 from edgevlm.graphs.parts import DecoderParts
 from edgevlm.libraries import silent
 from edgevlm.models.family import token_ids
@@ -129,7 +130,8 @@ def context_rel_error(
     """
     length = plan.host.kv.tokens
     words = np.random.default_rng(0).integers(0, len(table), max(0, length - len(prompt.rows)))
-    rows = torch.cat((torch.from_numpy(prompt.rows), table[words]))[:length]
+    random = scaled(table[words], decoder.spec.table_scale)
+    rows = torch.cat((torch.from_numpy(prompt.rows), random))[:length]
     after = prompt.positions[-1] + 1 + np.arange(len(words), dtype=np.int32)
     positions = np.concatenate((prompt.positions, after))[:length]
     expected = model(

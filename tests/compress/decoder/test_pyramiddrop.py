@@ -26,15 +26,14 @@ def look_at(case: dict[str, Any]) -> Look:
     attn.q_proj.weight.data = torch.from_numpy(case["in_q_weight"])
     attn.k_proj.weight.data = torch.from_numpy(case["in_k_weight"])
     norm = SimpleNamespace(weight=torch.from_numpy(case["in_norm_weight"]), variance_epsilon=1e-6)
-    layer = SimpleNamespace(self_attn=attn, input_layernorm=norm)
-    fake: Any = SimpleNamespace(layer=layer, heads=heads, kv_heads=heads)
+    layer: Any = SimpleNamespace(self_attn=attn, input_layernorm=norm)
     size = width // heads
     angles = torch.arange(hidden.shape[1])[:, None] * 10000 ** -(torch.arange(0, size, 2) / size)
     angles = torch.cat([angles, angles], 1)[None]
     start, initial = int(case["param_image_start"]), int(case["param_image_tokens_initial"])
     visual = torch.arange(start, start + int(initial * 0.5 ** int(case["param_stage"])))
     last = torch.tensor([hidden.shape[1] - 1])
-    return Look(fake, hidden, angles.cos(), angles.sin(), visual, last)
+    return Look(DecoderLayer(layer, heads, heads), hidden, angles.cos(), angles.sin(), visual, last)
 
 
 @torch.no_grad()

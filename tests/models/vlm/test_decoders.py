@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +12,7 @@ pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from edgevlm.errors import PlanError  # noqa: E402
-from edgevlm.models.shared.llama import decoder_spec  # noqa: E402
+from edgevlm.models.shared.llama import DECODERS, decoder_spec  # noqa: E402
 from edgevlm.planning.calls import context_tokens  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
@@ -40,6 +42,11 @@ def text_config(kind, **values):
         ("qwen2", SLIDING | {"max_window_layers": 1}, 300),
         ("qwen2", SLIDING | {"max_window_layers": 2}, None),  # no layer has it
         ("qwen2", {"use_sliding_window": False, "sliding_window": 300}, None),
+        ("smollm3", {"sliding_window": 300}, None),
+        ("smollm3", SLIDING | {"no_rope_layers": [1, 1]}, None),
+        ("smollm3", SLIDING | {"no_rope_layers": [1, 0]}, 300),
+        ("qwen3", {"sliding_window": 300}, None),  # off by default
+        ("qwen3", SLIDING | {"max_window_layers": 1}, 300),
         ("qwen2", SLIDING | {"layer_types": ["full_attention", "sliding_attention"]}, 300),
     ],
 )
@@ -76,22 +83,33 @@ def test_a_prompt_longer_than_the_window_says_so():
         context_tokens(Recipe(), 400, 64, decoder(300), False)
 
 
-@pytest.mark.parametrize("kind", ["gemma", "granite", "qwen3", "phi3"])
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "granitemoe", "olmo2", "phi3"])
 def test_other_layers_are_refused_by_name(kind):
     with pytest.raises(PlanError) as error:
         decoder_spec(SimpleNamespace(model_type=kind))
-    expected = f"language model '{kind}' is not supported, llama, mistral, qwen2 are; choose a"
+    expected = f"language model '{kind}' is not supported, {', '.join(DECODERS)} are; choose a"
     assert str(error.value).startswith(expected)
+
+
+def test_the_readme_lists_the_language_models():
+    page = (Path(__file__).resolve().parents[3] / "README.md").read_text("utf-8")
+    sentence = page.partition("Language models:")[2].partition("\n")[0]
+    assert re.findall("`(.*?)`", sentence) == list(DECODERS)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"num_key_value_heads": 3}, "4 attention heads do not divide by 3 key and value heads"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "no_rope_layers has 1 numbers for"),
+        (
+            {"model_type": "gemma", "use_bidirectional_attention": True},
+            "use_bidirectional_attention is not supported",
+        ),
         ({"head_dim": 15}, "rotary tables of 16 of 15 numbers of a head are not supported"),
     ],
 )
-def test_heads_that_do_not_go_together(values, message):
+def test_numbers_that_do_not_go_together(values, message):
     text = text_config("llama")
     for key, value in values.items():
         setattr(text, key, value)

@@ -214,9 +214,9 @@ SIGLIP = SimpleNamespace(model_type="siglip_vision_model")
             "^vision tower 'siglip_vision_model' is not supported, CLIP's is$",
         ),
         (
-            {"text_config": SimpleNamespace(model_type="gemma")},
+            {"text_config": SimpleNamespace(model_type="gemma2")},
             {},
-            "^language model 'gemma' is not supported, llama, mistral, qwen2 are; choose a"
+            "^language model 'gemma2' is not supported, llama, mistral, qwen2, .* are; choose a"
             " checkpoint over one of these$",
         ),
         (
