@@ -59,7 +59,7 @@ QUICK = {(list(FAMILIES)[i % 3], name, SIMPLEST[name]) for i, name in enumerate(
 # compress/test_methods_common.py.
 QUICK |= {("smolvlm", "fastervlm", "2x2"), ("smolvlm", "average_pool", "4 frames")}
 QUICK |= {("llava_onevision", "visionzip", "2x2"), ("llava_onevision", "strided", "4 frames")}
-QUICK |= {("llava_next", "vflowopt", "2x2")}
+QUICK |= {("llava_next", "vflowopt", "2x2"), ("llava_next", "strided", "4 frames")}
 
 
 def quick(target, family, method, shape):

@@ -30,7 +30,9 @@ MODELS = {
     "qwen3": {},
     "gemma": {},
     "granite": {
-        "embedding_multiplier": 12, "attention_multiplier": 0.3, "residual_multiplier": 0.22,
+        "embedding_multiplier": 12,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.22,
     },
 }
 
