@@ -72,12 +72,13 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--sweep", type=Path, required=True, help="CSV of a sweep")
     made.add_argument("--out", type=Path, required=True)
+    made.add_argument("--note", default="", help="a sentence above the accuracies")
     options = made.parse_args()
     where = machine(options.threads)
     accuracy = read_sweep(options.sweep)
     prompt = prefill(options.model, options.work, options.threads)
     costs, nodes = measure(prompt, options.repeats, options.threads)
-    options.out.write_text(page(costs, nodes, accuracy, where))
+    options.out.write_text(page(costs, nodes, accuracy, where, options.note))
     say(f"{options.out} written")
 
 
@@ -210,10 +211,13 @@ def accuracy_tables(accuracy: dict[tuple[str, int], Accuracy]) -> list[str]:
         lines.append(
             f"| `{name}` | {compared} | {' | '.join(cells)} | {reason(name, accuracy, SHARES)} |"
         )
+    inside = sorted(key for key in accuracy if "@" in key[0])
+    if not inside:
+        return lines
     lines += ["", INSIDE, ""]
     lines += ["| method | compared by | tokens in each layer | accuracy | below `random` because |"]
     lines.append("|---|---|---|---:|---|")
-    for name, tokens in sorted(key for key in accuracy if "@" in key[0]):
+    for name, tokens in inside:
         module = METHODS.load(name.partition("@")[0], "decoder")
         lines.append(
             f"| `{name}` | {module.COMPARED} | {layers(module, tokens)} |"
@@ -238,11 +242,13 @@ def page(
     nodes: dict[tuple[str, int, int], int],
     accuracy: dict[tuple[str, int], Accuracy],
     where: dict[str, Any],
+    note: str,
 ) -> str:
     """The whole page."""
-    lines = ["# Methods", "", PREFACE.format(**where), ""]
+    lines = ["# Methods", "", PREFACE.format(**where)]
     lines += [f"- **{name}**: {meaning}" for name, meaning in COMPARISONS.items()]
-    lines += ["", "## Accuracy", "", *accuracy_tables(accuracy), "", DEFAULT]
+    lines += ["", "## Accuracy", "", *([note, ""] if note else []), *accuracy_tables(accuracy)]
+    lines += ["", DEFAULT]
     lines += ["", "## Cost of `reduce`", ""]
     whole, first = costs["prefill", 0, 0], (min(SHAPES), KEPT[0])
     lines += [
