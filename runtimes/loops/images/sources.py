@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -18,7 +19,7 @@ from edgevlm.libraries import first_line
 Data = bytes | bytearray | memoryview
 Source = str | os.PathLike[str] | Data | BinaryIO
 
-STREAM_LIMIT = 10**9  # bytes of a stream that cannot seek, which is read whole
+STREAM_LIMIT, STREAM_PIECE = 10**9, 2**20  # bytes of a stream that cannot seek; of a read
 NAME = 120  # longest name in an error
 
 # Beginnings of files that are not read as pictures: offset, bytes, what it is.
@@ -67,8 +68,12 @@ def opened(source: Any, what: str) -> Iterator[BinaryIO]:
     elif isinstance(source, str | os.PathLike):
         with _open_path(source, what) as file:
             yield file
+    elif _seeks(source, what):
+        yield source
     else:
-        yield _seekable(source, what)
+        with tempfile.TemporaryFile() as copied:  # memory is what a budget counts
+            _copy(source, copied, what)
+            yield copied
 
 
 def is_source(value: Any) -> bool:
@@ -128,8 +133,8 @@ def _open_path(path: str | os.PathLike[str], what: str) -> BinaryIO:
         raise InputError(f"{name} is not the name of a file") from cause
 
 
-def _seekable(file: Any, what: str) -> BinaryIO:
-    """A binary file at its beginning; what cannot seek is read whole."""
+def _seeks(file: Any, what: str) -> bool:
+    """Whether a binary file can seek; then it is at its beginning."""
     name = name_of(file, what)
     if not callable(getattr(file, "read", None)):
         raise InputError(f"expected {_article(what)}, got {type(file).__name__}")
@@ -138,11 +143,23 @@ def _seekable(file: Any, what: str) -> BinaryIO:
     with _reading(name):
         if callable(getattr(file, "seekable", None)) and file.seekable():
             file.seek(0)
-            return file  # type: ignore[no-any-return]
-        data = file.read(STREAM_LIMIT + 1)
-    if not isinstance(data, bytes) or len(data) > STREAM_LIMIT:
-        raise InputError(f"{name} is not a stream of at most {STREAM_LIMIT:,} bytes")
-    return io.BytesIO(data)
+            return True
+    return False
+
+
+def _copy(stream: Any, copied: BinaryIO, what: str) -> None:
+    """Copy what cannot seek, a piece at a time."""
+    name, total = name_of(stream, what), 0
+    while True:
+        with _reading(name):
+            piece = stream.read(STREAM_PIECE)
+        total += len(piece) if isinstance(piece, bytes) else 0
+        if not isinstance(piece, bytes) or total > STREAM_LIMIT:
+            raise InputError(f"{name} is not a stream of at most {STREAM_LIMIT:,} bytes")
+        if not piece:
+            break
+        copied.write(piece)
+    copied.seek(0)
 
 
 def _plain(data: Data, what: str) -> Data:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,25 @@ class Stream:
 def test_a_stream_that_cannot_seek_is_read(file):
     path, expected = file
     assert np.array_equal(np.asarray(images.load(Stream(path.read_bytes()))), np.asarray(expected))
+
+
+def test_a_stream_is_never_whole_in_memory():
+    """A budget asks before a picture is decoded; the bytes wait on disk."""
+
+    class Long:
+        pieces = 0
+
+        def read(self, size):
+            self.pieces += 1
+            return bytes(size) if self.pieces <= 100 else b""
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="not an image that can be read"):
+            images.load(Long())
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_pillow_image_stays_as_it_was(file):
