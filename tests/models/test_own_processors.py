@@ -112,14 +112,19 @@ def test_without_a_tokenizer_config(preset, tmp_path):
     assert "own tokenizer cannot be loaded, see tokenizer_config.json" in refused(folder)
 
 
-def test_a_token_without_a_row(preset, tmp_path):
-    folder = shutil.copytree(preset("tiny-siglip"), tmp_path / "large")
+def add_token_1024(folder):
+    """A token more than the model's table has rows."""
     document = json.loads((folder / TOKENIZER).read_text())
     document["added_tokens"].append({
         "id": 1024, "content": "<zz>", "single_word": False, "lstrip": False, "rstrip": False,
         "normalized": False, "special": True,
     })  # fmt: skip
     (folder / TOKENIZER).write_text(json.dumps(document))
+
+
+def test_a_token_without_a_row(preset, tmp_path):
+    folder = shutil.copytree(preset("tiny-siglip"), tmp_path / "large")
+    add_token_1024(folder)
     assert "has tokens up to 1024" in refused(folder)
 
 
@@ -145,12 +150,7 @@ def test_an_old_config_reads_the_highest_token(edited):
     """transformers reads the token of the highest number where eos_token_id is 2."""
     folder = edited("tiny-clip", CONFIG, {"text_config": {"eos_token_id": 2}})
     assert planned(folder).host.text.end_id == 1023
-    document = json.loads((folder / TOKENIZER).read_text())
-    document["added_tokens"].append({
-        "id": 1024, "content": "<zz>", "single_word": False, "lstrip": False, "rstrip": False,
-        "normalized": False, "special": True,
-    })  # fmt: skip
-    (folder / TOKENIZER).write_text(json.dumps(document))
+    add_token_1024(folder)
     assert "ends a text with token 1023, and the model reads token 1024" in refused(folder)
 
 
