@@ -83,17 +83,6 @@ def test_a_bundle_agrees_with_pytorch(preset, export_to, family, method):
     assert parity.tokens_equal == 1.0
 
 
-def test_a_method_that_looks_at_two_layers(tmp_path):
-    """One layer a block, but for the two that are looked at."""
-    recipe = Recipe(tokens=24, methods=("strided", "catp@decoder:tokens=9,layer=3"))
-    done = export(replace(recipe, block_size_bytes=1_000_000), tmp_path / "embedded.edgevlm")
-    plan = done.bundle.plan
-    assert [b.span for b in plan.stage("decoder")] == [(0, 1), (1, 3), (3, 4), (4, 5), (5, 6)]
-    assert plan.host.kv.gone == (0, 0, 0, 15, 15, 15)
-    assert done.verification.tokens_equal == 1.0
-    assert max(block.rel_error for block in done.verification.blocks) <= 1e-3
-
-
 def test_a_state_that_goes_from_block_to_block(tmp_path):
     """One layer a block: key tokens of the encoder reach stages after blocks that leave all rows.
 

@@ -27,17 +27,15 @@ from edgevlm.graphs.signals import encode, pack
 from edgevlm.graphs.visual_shape import VisualShape
 
 
-def cut(sizes: Sequence[int], limit: int, joined: int | None = None) -> list[tuple[int, int]]:
+def cut(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
     """Split modules of `sizes` bytes into the fewest runs of `limit` bytes at most: (start, stop).
 
-    Runs are filled from the front, so that most have the same shape and share a trace. Module
-    `joined` stays with the one before it, whatever they weigh.
+    Runs are filled from the front, so that most have the same shape and share a trace.
     """
     runs: list[tuple[int, int]] = []
     start = total = 0
     for index, size in enumerate(sizes):
-        ahead = sizes[index + 1] if index + 1 == joined else 0
-        if index > start and index != joined and total + size + ahead > limit:
+        if index > start and total + size > limit:
             runs.append((start, index))
             start, total = index, 0
         total += size

@@ -61,14 +61,6 @@ class Pruning:
         return self.total - self.counts[layer]
 
     @property
-    def joined(self) -> int | None:
-        """A layer that must share its block with the one before it: the method looks at both."""
-        fewer = [i for i, count in enumerate(self.counts) if count < self.total]
-        if not self.method.looks_back or not fewer:
-            return None
-        return fewer[0] - self.method.after
-
-    @property
     def choosing(self) -> tuple[int, ...]:
         """Layers by which tokens are chosen, where some but not all leave."""
         pairs = enumerate(zip(self.counts[1:], self.counts, strict=False), 1)
@@ -110,7 +102,6 @@ class Look:
         sin: Rotary table f32 [1, s, D].
         visual: Rows of the visual tokens, i64 [k], ascending.
         last: The prompt's last row, i64 [1].
-        before: The same of the layer before, where it is in the same block.
         carried: The method's state, f32 [s], if it carries one.
         final_norm: The norm after the last layer, if the method asks for it.
         whole: Of the tokens that stay those that no other is merged into; None is all of them.
@@ -122,7 +113,6 @@ class Look:
     sin: Tensor
     visual: Tensor
     last: Tensor
-    before: Look | None = None
     carried: Tensor | None = None
     final_norm: Any = None
     whole: int | None = None
@@ -235,11 +225,10 @@ class PrunedDecoderBlock(nn.Module):
         start, counts = torch.zeros(1, dtype=torch.int32), self.pruning.counts
         norm = self.final_norm if self.norm is None else self.norm
         look = Look(self.layers[0], hidden, cos, sin, rows, end, final_norm=norm)
-        look, before = replace(look, carried=self._carried(look, state)), None
+        look = replace(look, carried=self._carried(look, state))
         for index, layer in enumerate(self.layers):
             here, after = self.first + index, self.pruning.method.after
-            look = replace(look, layer=layer, before=before)
-            before = replace(look, before=None)
+            look = replace(look, layer=layer)
             if not after:
                 look = self._without(look, look.hidden, here)
             key, value = past[2 * index : 2 * index + 2]

@@ -69,7 +69,6 @@ def stage_blocks(
     parts: Sequence[Sequence[nn.Module] | nn.Module],
     limit: int,
     stored: Stored,
-    joined: int | None = None,
 ) -> list[Block]:
     """Blocks of a stage that is cut between its parts.
 
@@ -78,12 +77,11 @@ def stage_blocks(
         parts: Its modules, or several that stay together.
         limit: Block size in bytes of float32.
         stored: Bytes of weights in their files.
-        joined: A part that stays with the one before it.
     """
     modules = [part if isinstance(part, Sequence) else (part,) for part in parts]
     sizes = [sum(map(_bytes, part)) for part in modules]
     blocks = []
-    for index, (start, stop) in enumerate(cut(sizes, limit, joined)):
+    for index, (start, stop) in enumerate(cut(sizes, limit)):
         own = dict.fromkeys(module for part in modules[start:stop] for module in part)
         size = sum(stored.module(module, stage) for module in own)
         blocks.append(Block(f"{stage}-{index}", stage, (start, stop), size, ()))

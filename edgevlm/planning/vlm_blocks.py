@@ -29,11 +29,10 @@ def make_blocks(
         method: The method of site `tokens`.
         stored: Bytes of weights in their files.
     """
-    joined = None if parts.pruning is None else parts.pruning.joined
     blocks = [
         *stage_blocks("vision", parts.encoder.modules, limit, stored),
         Block("reduce-0", "reduce", (0, 1), 0, ()),
-        *stage_blocks("decoder", _decoder_parts(parts), limit, stored, joined),
+        *stage_blocks("decoder", _decoder_parts(parts), limit, stored),
         *_head(host, limit, parts, stored),
     ]
     return finished(blocks, vlm, host, lambda block: build(block, parts, method, shape))

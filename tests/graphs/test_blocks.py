@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hypothesis import assume, given  # noqa: E402
+from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -46,18 +46,6 @@ def test_cut_makes_the_fewest_runs(sizes, limit):
 
 def test_cut_of_equal_modules_gives_equal_runs_and_a_rest():
     assert cut([10] * 7, 30) == [(0, 3), (3, 6), (6, 7)]
-
-
-@given(SIZES, st.integers(1, 80), st.integers(1, 10))
-def test_cut_keeps_a_joined_module_with_the_one_before(sizes, limit, joined):
-    assume(joined < len(sizes))
-    runs = cut(sizes, limit, joined)
-    assert [i for start, stop in runs for i in range(start, stop)] == list(range(len(sizes)))
-    assert joined not in [start for start, _ in runs]
-    for start, stop in runs:
-        assert sum(sizes[start:stop]) <= limit or range(start, stop) in (
-            range(start, start + 1), range(joined - 1, joined + 1)
-        )  # fmt: skip
 
 
 @given(st.integers(1, 5000), st.integers(1, 64), st.integers(64, 4000))

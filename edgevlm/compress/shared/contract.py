@@ -132,7 +132,6 @@ class DecoderMethod(SiteMethod, Protocol):
         after: Tokens are chosen by the layer after which they leave; else by the layer before which
             they leave.
         contiguous: What is left of the prompt is numbered anew; else tokens keep their positions.
-        looks_back: The choice needs the layer before that one too, so both are in one block.
         carries: `carry` makes a state before the first layer, which goes with the rows from block
             to block; a choice has it as `Look.carried`. With a signal, the state is made of it.
         final_norm: The choice needs the norm after the last layer, `Look.final_norm`.
@@ -140,7 +139,6 @@ class DecoderMethod(SiteMethod, Protocol):
 
     after: bool = True
     contiguous: bool = False
-    looks_back: bool = False
     carries: bool = False
     final_norm: bool = False
 

@@ -34,7 +34,8 @@ STATIC = "K steps over [n, n], unrolled"
 DIFFERS = (
     "from the paper alone, its code is not public: the first stage without its second term, the"
     " similarity to the words beside the picture, for the question is not known when tokens are"
-    " reduced"
+    " reduced; the second stage, inside the language model, ranks the pictures of examples, and a"
+    " prompt here has none"
 )
 COMPARED = "paper's equations"
 
