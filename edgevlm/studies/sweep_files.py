@@ -1,9 +1,10 @@
 """The two files of a sweep: every number as CSV, and a chart of accuracy against tokens and time.
 
-Left panel: accuracy against visual tokens, on a logarithmic axis, with 95 % intervals. Right panel:
-accuracy against the median time to first token. A line is a method, and ends in the point of all
-tokens. If there are many methods, only the baselines have intervals, and dashed lines. Nothing else
-uses matplotlib.
+Left panels: accuracy against visual tokens, on a logarithmic axis, with 95 % intervals. Right ones:
+accuracy against the median time to first token. Methods inside the language model have panels of
+their own, below; their tokens are those that the last layer sees, and 0 stands at the edge. A line
+is a method, and ends in the point of all tokens. If there are many methods, only the baselines have
+intervals, and dashed lines. Nothing else uses matplotlib.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from edgevlm.errors import InputError
 from edgevlm.libraries import require
 from edgevlm.studies.sweep import BASELINES, UNREDUCED, SweepRow, table_csv
 
+SITE = "@decoder"  # ends the name of a method inside the language model
+
 SUFFIXES = (".csv", ".png")
 FEW = 8  # methods that fit a legend inside
+EDGE = 4  # where an axis has the methods that leave no token
 COLOURS, MARKERS = 10, "ov^D"  # of matplotlib's cycle; the marker changes with each round
 
 
@@ -69,24 +73,38 @@ def draw(rows: list[SweepRow], title: str) -> bytes:
 
     methods = list(dict.fromkeys(row.method for row in rows if row.evaluation))
     crowded = len(methods) > FEW
-    figure = Figure(figsize=(13 if crowded else 11, 6 if crowded else 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    inside = [method for method in methods if method.endswith(SITE)]
+    before = [method for method in methods if method not in inside]
+    common = [method for method in before if _is_baseline(method)]
+    groups = [before, [*common, *inside]] if inside and before != common else [methods]
+    width, height = (13, 6) if crowded else (11, 4.5)
+    figure = Figure(figsize=(width, height * len(groups)), layout="constrained")
     figure.suptitle(title)
-    for index, method in enumerate(methods):
-        _draw_method(left, right, rows, method, _style(index, method, crowded), crowded)
-    _token_axis(left, rows)
-    left.set_ylabel("right answers, %, with 95 % interval")
-    right.set_xlabel("ms to first token, median")
-    if crowded:
-        figure.legend(loc="outside right upper", fontsize="small")
-    else:
-        left.legend(fontsize="small")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
+    panels = figure.subplots(len(groups), 2, sharey="row", squeeze=False)
+    for (left, right), group in zip(panels, groups, strict=True):
+        _draw_group(left, right, rows, group, crowded)
     FigureCanvasAgg(figure)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=130, metadata={"Software": None})
     return image.getvalue()
+
+
+def _draw_group(
+    left: Any, right: Any, rows: list[SweepRow], methods: list[str], crowded: bool
+) -> None:
+    """Methods side by side, with their legend."""
+    for index, method in enumerate(methods):
+        _draw_method(left, right, rows, method, _style(index, method, crowded), crowded)
+    _token_axis(left, [row for row in rows if row.method in methods])
+    left.set_ylabel("right answers, %, with 95 % interval")
+    right.set_xlabel("ms to first token, median")
+    if crowded:
+        named = left.get_legend_handles_labels()
+        right.legend(*named, loc="upper left", bbox_to_anchor=(1.02, 1), fontsize="small")
+    else:
+        left.legend(fontsize="small")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
 
 
 def _draw_method(
@@ -103,7 +121,7 @@ def _draw_method(
     below = [max(0.0, 100 * (e.accuracy - e.low)) for _, e in points]
     above = [max(0.0, 100 * (e.high - e.accuracy)) for _, e in points]
     interval = (below, above) if _is_baseline(method) or not crowded else None
-    tokens = [count for count, _ in points]
+    tokens = [max(count, EDGE) for count, _ in points]
     left.errorbar(tokens, accuracy, interval, capsize=2, label=method, **style)
     timed = [(e.ttft_ms.median, 100 * e.accuracy) for _, e in points if e.ttft_ms]
     right.plot([ms for ms, _ in timed], [percent for _, percent in timed], **style)
@@ -130,12 +148,13 @@ def _is_baseline(method: str) -> bool:
 
 
 def _token_axis(axes: Any, rows: list[SweepRow]) -> None:
-    """A logarithmic axis with a tick at each budget."""
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    """A logarithmic axis with a tick at each budget; 0 has no logarithm and stands at `EDGE`."""
+    from matplotlib.ticker import FixedFormatter, NullFormatter
 
+    budgets = sorted({row.tokens for row in rows if row.evaluation})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted({row.tokens for row in rows if row.evaluation}))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set_xticks([max(count, EDGE) for count in budgets])
+    axes.xaxis.set_major_formatter(FixedFormatter([str(count) for count in budgets]))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("visual tokens")
 
