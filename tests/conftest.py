@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import gc
-import importlib.util
 import json
 import os
 import shutil
@@ -74,16 +73,12 @@ def preset(once):
     """
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    spec = importlib.util.spec_from_file_location(
-        "make_checkpoint", ROOT / "samples" / "make_checkpoint.py"
-    )
-    sample = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sample)
+    from make_checkpoint import make_checkpoint
 
     def make(name):
         if Path(name).is_dir():  # a checkpoint that a test wrote
             return Path(name)
-        return once(name, lambda folder: sample.make_checkpoint(name, folder))
+        return once(name, lambda folder: make_checkpoint(name, folder))
 
     return make
 

@@ -1,8 +1,8 @@
 """Variations of checkpoints, each through the product and through transformers.
 
-    PYTHONPATH=$PWD python tests/variations.py              all, printed as a table
-    PYTHONPATH=$PWD python tests/variations.py NAME ...     some
-    PYTHONPATH=$PWD python tests/variations.py --write      all, into docs/reliability.md
+    PYTHONPATH=.:samples python tests/variations.py              all, printed as a table
+    PYTHONPATH=.:samples python tests/variations.py NAME ...     some
+    PYTHONPATH=.:samples python tests/variations.py --write      all, into docs/reliability.md
 
 Each is a tiny checkpoint of samples/make_checkpoint.py with one thing changed, as published,
 trained or converted checkpoints have it. What counts: `plan` refuses it in one line, or the bundle
@@ -13,7 +13,6 @@ the plan or a traceback is a fault, and the exit code is 1. Takes some ten minut
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -24,8 +23,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import make_checkpoint
 import torch
 import transformers
+from checkpoints.shared.weights import write_weights
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
@@ -246,23 +247,21 @@ def merged(document: Document, values: Document) -> Document:
 
 def make(variation: Variation, folder: Path) -> None:
     """Write the checkpoint."""
-    sample = _sample()
-    preset = merged(sample.PRESETS[variation.preset], variation.preset_values)
-    tokenizer = sample.train_tokenizer(preset)
-    config = merged(sample.model_config(preset, tokenizer), variation.config)
+    family = make_checkpoint.PRESETS[variation.preset]
+    preset = merged(family.PRESETS[variation.preset], variation.preset_values)
+    tokenizer = family.tokenizer(preset)
+    config = merged(family.config(preset, tokenizer), variation.config)
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
-    template = sample.CHATS.get(preset["family"], sample.SMOLVLM_CHAT)
-    (folder / "chat_template.jinja").write_text(template)
     weights = folder / "model.safetensors"
-    sample.write_weights(weights, config, tokenizer, 0)
+    write_weights(weights, config, family, tokenizer, 0)
     save_file(variation.tensors(load_file(weights)), weights, {"format": "pt"})
     documents = {"config.json": merged(config, variation.late)}
-    documents |= sample.small_files(preset, config)
+    documents |= family.files(preset, config)
     for name, values in variation.files.items():
         documents[name] = merged(documents.get(name, {}), values)
     for name, document in documents.items():
-        sample.write_json(folder / name, document)
+        make_checkpoint.write_file(folder / name, document)
 
 
 def outcome(variation: Variation, folder: Path) -> Outcome:
@@ -337,16 +336,6 @@ def table(outcomes: dict[str, Outcome]) -> str:
         f" {counts['refused']} are refused by `plan`, {len(outcomes) - sum(counts.values())} else."
     )
     return "\n".join([head, "", "| checkpoint | result | line of `plan` |", "|---|---|---|", *rows])
-
-
-def _sample() -> Any:
-    path = ROOT / "samples" / "make_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("make_checkpoint", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def main() -> None:
