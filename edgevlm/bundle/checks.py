@@ -35,7 +35,7 @@ FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 ITEMS = {
     "prompt": ("ids", "image", "user_text", "text"), "turn": ("ids", "user_text", "text"),
     "text": ("ids", "user_text", "text"),
-    "image": ("ids", "visual", "timestamp", "duration", "text"),
+    "image": ("ids", "visual", "timestamp", "duration", "text"), "between": ("ids", "text"),
 }  # fmt: skip
 
 

@@ -54,13 +54,16 @@ class LayoutItem:
 class Layout:
     """The sequence of a turn: the first with pictures, the first without, each further one.
 
-    `image` is what stands for one picture or clip in `prompt`.
+    `image` is what stands for one picture or clip in `prompt`, `between` what stands between two
+    of them. With `one_image` the model's template has no place for a second one.
     """
 
     prompt: tuple[LayoutItem, ...]
     image: tuple[LayoutItem, ...]
     text: tuple[LayoutItem, ...]
     turn: tuple[LayoutItem, ...]
+    between: tuple[LayoutItem, ...] = ()
+    one_image: bool = False
 
     def image_tokens(self, visual_tokens: int) -> int:
         """Tokens of the sequence that one image or clip takes, markers included."""

@@ -63,6 +63,8 @@ class Description:
             of kind `table_row` stands for one of the extra rows of the embedding table.
         reduced_image: The same when tokens are removed.
         placeholder: Text that the chat template writes for an image or clip.
+        visual_token: Token that the processor writes for a visual token, where it is not the
+            placeholder; empty where it is.
         content_type: `image` or `video`, as the chat template calls it.
         chat_template: Template that replaces the checkpoint's, or None.
         processor_tokens: Tokens that the checkpoint's own processor writes for an image, where they
@@ -80,6 +82,7 @@ class Description:
     content_type: str = "image"
     chat_template: str | None = None
     processor_tokens: int = 0
+    visual_token: str = ""
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ class VlmVerification(Verification):
             checks, for a model that ignores the image would pass anything.
         preprocessing_error: That of `edgevlm.parity.own.preprocessing`; None where the checkpoint's
             processor makes no such views.
-        token_ids_equal: Share of two odd prompts, with and without an image, whose ids are those
-            of the checkpoint's processor.
+        token_ids_equal: Share of odd prompts, without an image, with one and with two, whose ids
+            are those of the checkpoint's processor.
         context_rel_error: Of the last logits of a full context, our layers in PyTorch from the
             model's own forward.
     """

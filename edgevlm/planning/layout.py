@@ -27,6 +27,7 @@ from edgevlm.runtimes.loops.spelling import Slot, Visual, spell, words
 
 # A reply may end in what its tokenizer joins to the next turn; then another one shows the border.
 REPLIES = ("A pot of flowers", "A pot of flowers.", "It is 7")
+NOTHING = Layout((), (), (), ())
 _CLIP = Visual(np.zeros((0, 0), np.float32), np.zeros(0, np.int32), (41.5,) * 4096, 125.9)
 
 
@@ -44,6 +45,8 @@ def make_layout(
 ) -> Layout:
     """Items of a first turn with and without an image, of one image, and of a further turn.
 
+    Where the template has a place for a second image, also what stands between the two.
+
     Args:
         description: The family's numbers.
         prompts: What the chat template writes.
@@ -55,7 +58,7 @@ def make_layout(
     """
     before, _, after = prompts.first.partition(description.placeholder)
     image = description.reduced_image if reduced else description.full_image
-    shown = _image_parts(image, description.placeholder, speller.vocabulary)
+    shown = _image_parts(image, speller.placeholder, speller.vocabulary)
     outer = _marked(before, prompts.trim), _marked(after, prompts.trim)
     plain, whole = _marked(prompts.plain, prompts.trim), [*outer[0], *shown, *outer[1]]
     items = _items(whole, speller)
@@ -69,9 +72,21 @@ def make_layout(
     )
     _check(whole, layout.prompt, layout, 1, speller)
     _check(plain, layout.text, layout, 0, speller)
-    if not any(item.kind in ("timestamp", "duration") for item in layout.image):
-        _check([*outer[0], *shown, *shown, *outer[1]], layout.prompt, layout, 2, speller)
+    if prompts.between is None:
+        layout = replace(layout, one_image=True)
+    else:
+        two = [*outer[0], *shown, _Part(prompts.between), *shown, *outer[1]]
+        layout = replace(layout, between=_between(_items(two, speller)))
+        if not any(item.kind in ("timestamp", "duration") for item in layout.image):
+            _check(two, layout.prompt, layout, 2, speller)
     return replace(layout, turn=_further(prompts, speller))
+
+
+def _between(items: Sequence[tuple[bool, LayoutItem]]) -> tuple[LayoutItem, ...]:
+    """The items between two images, from those of a whole turn."""
+    runs = [(inside, [item for _, item in run]) for inside, run in groupby(items, lambda i: i[0])]
+    images = [index for index, (inside, _) in enumerate(runs) if inside]
+    return _merged(runs[images[0] + 1][1]) if len(images) == 2 else ()
 
 
 def _marked(text: str, trim: str) -> list[_Part]:
@@ -221,7 +236,7 @@ def _follows(items: Sequence[LayoutItem], prompts: Prompts, speller: Speller, re
     turn = _marked(after, prompts.trim)
     return all(
         speller.ids(before + _text(turn, probe, known=True))
-        == speller.ids(before) + _spelled(items, (), 0, probe, speller)
+        == speller.ids(before) + _spelled(items, NOTHING, 0, probe, speller)
         for probe in PROBES
     )
 
@@ -240,7 +255,7 @@ def _check(
     """
     for probe in PROBES:
         expected = speller.ids(_text(parts, probe, known=True))
-        actual = _spelled(items, layout.image, images, probe, speller)
+        actual = _spelled(items, layout, images, probe, speller)
         if actual != expected:
             pairs = enumerate(zip(actual, expected, strict=False))
             differs = next((index for index, pair in pairs if len(set(pair)) > 1), -1)
@@ -254,13 +269,13 @@ def _check(
 
 def _spelled(
     items: Sequence[LayoutItem],
-    image: Sequence[LayoutItem],
+    layout: Layout,
     images: int,
     question: str,
     speller: Speller,
 ) -> list[int]:
     """Ids of a turn by its layout, with the placeholder's id for visual tokens and extra rows."""
     ids: list[int] = []
-    for part in spell(items, image, speller.bundled, question, [_CLIP] * images):
+    for part in spell(items, layout, speller.bundled, question, [_CLIP] * images):
         ids += [speller.slot] if isinstance(part, Slot) else part
     return [i if i < speller.vocabulary else speller.slot for i in ids]

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
@@ -34,11 +35,12 @@ _SLOT = -1
 
 @dataclass(frozen=True)
 class PromptComparison:
-    """A prompt with an image and one without, by the processor and by the layout.
+    """Prompts without an image, with one and with two, by the processor and by the layout.
 
     Attributes:
-        equal: Share of the prompts whose ids are equal, visual tokens left out. Of a clip that the
-            processor does not take (Idefics3) only the one without is compared.
+        equal: Share of the prompts whose ids are equal, visual tokens left out. Of a clip there
+            are not two; of one that the processor does not take (Idefics3) only the prompt without
+            is compared.
         image_tokens: Visual tokens that the processor writes for one image or clip.
         expected_tokens: Those that the family says.
         difference: The first difference in one line; empty where there is none.
@@ -59,7 +61,7 @@ def compare_prompts(
     tokenizer: Tokenizer,
     picture: Image.Image,
 ) -> PromptComparison:
-    """Ask an odd question with an image and without.
+    """Ask an odd question without an image, with one, and with two.
 
     Args:
         description: The family's numbers.
@@ -74,16 +76,19 @@ def compare_prompts(
         description.processor_tokens or _count(description.full_image),
         _clip(description),
     )
-    prompts = [(layout.text, speller.ids(_text(description, processor, image=False)))]
+    prompts = [(0, speller.ids(_text(description, processor, images=0)))]
     count = expected
     if description.image.frames == 1 or takes_clips(processor):
         ids = processor_ids(description, processor, options, speller, picture, clip)
-        prompts.append((layout.prompt, ids))
+        prompts.append((1, ids))
         count = ids.count(speller.slot)
+    if description.image.frames == 1 and not layout.one_image:
+        ids = processor_ids(description, processor, options, speller, picture, clip, images=2)
+        prompts.append((2, ids))
     pairs = []
-    for items, ids in prompts:
-        spelled: list[int] = []
-        for part in spell(items, layout.image, tokenizer, ODD_QUESTION, [clip]):
+    for images, ids in prompts:
+        items, spelled = layout.prompt if images else layout.text, list[int]()
+        for part in spell(items, layout, tokenizer, ODD_QUESTION, [clip] * images):
             spelled += [_SLOT] if isinstance(part, Slot) else part
         pairs.append((_squeezed(spelled, speller), _squeezed(ids, speller)))
     difference = next((_line(speller, *pair) for pair in pairs if pair[0] != pair[1]), "")
@@ -103,14 +108,15 @@ def processor_ids(
     speller: Speller,
     picture: Image.Image,
     clip: Visual,
+    images: int = 1,
 ) -> list[int]:
-    """Ids of a first turn with an image or clip, by the processor alone."""
-    image, text = description.image, _text(description, processor, image=True)
+    """Ids of a first turn with so many images, or with a clip, by the processor alone."""
+    image, text = description.image, _text(description, processor, images)
     if image.frames == 1:
         for name, value in options.items():  # LLaVA's counts tokens by its attribute
             setattr(processor.image_processor, name, value)
-        return _ids(processor, speller, text, images=[picture], **options)
-    frames = np.zeros((image.frames, 3, image.height, image.width), np.float32)
+        return _ids(processor, speller, text, images=[picture] * images, **options)
+    frames = torch.zeros(image.frames, 3, image.height, image.width)
     times = SimpleNamespace(fps=1.0, timestamps=list(clip.times), duration=clip.duration)
     processor.clip = {
         "pixel_values": frames[None],
@@ -134,16 +140,17 @@ def _ids(processor: Any, speller: Speller, text: str, **inputs: Any) -> list[int
     return list(map(int, ids))
 
 
-def _text(description: Description, processor: Any, image: bool) -> str:
+def _text(description: Description, processor: Any, images: int) -> str:
     """What the checkpoint's own template writes."""
     template = chat_template(processor)
     if template is None:
-        return description.placeholder * image + ODD_QUESTION
+        return description.placeholder * images + ODD_QUESTION
     kind = "video" if description.image.frames > 1 else "image"
-    content = [{"type": kind}] if image else []
+    content = [{"type": kind}] * images
     content.append({"type": "text", "text": ODD_QUESTION})
     # A processor does not ask its tokenizer for one; for a clip it may have one of its own.
-    named = None if processor.chat_template or (image and description.chat_template) else template
+    own = processor.chat_template or (images and description.chat_template)
+    named = None if own else template
     with templates.limited():
         return str(
             processor.apply_chat_template(

@@ -36,12 +36,14 @@ class Prompts:
         first: A first turn with an image, for which the family's placeholder stands.
         plain: A first turn without one.
         both: A first turn, its reply, and a further turn.
+        between: Text between two images; None where the template has no place for a second one.
         trim: Sides at which the template takes white space off the question.
     """
 
     first: str
     plain: str
     both: str
+    between: str | None
     trim: str
 
     def further(self) -> str:
@@ -59,9 +61,8 @@ def render_prompts(description: Description, processor: Any) -> Prompts:
     template = description.chat_template or chat_template(processor)
     if template is None:
         image = description.placeholder
-        return Prompts(
-            f"{image}{QUESTION}", QUESTION, f"{image}{QUESTION}{REPLY}\n{QUESTION}", trim=""
-        )
+        both = f"{image}{QUESTION}{REPLY}\n{QUESTION}"
+        return Prompts(f"{image}{QUESTION}", QUESTION, both, between="", trim="")
     templates.check(template)
     if "strftime_now" in template:
         raise ModelError(
@@ -84,7 +85,8 @@ def render_prompts(description: Description, processor: Any) -> Prompts:
             [text.replace(QUESTION, trimmed(probe, trim)) for text in texts] == made
             for probe, made in zip(PROBES, probed, strict=True)
         ):
-            return Prompts(first, plain, both, trim)
+            between = _between(description, template, names, first)
+            return Prompts(first, plain, both, between, trim)
     raise ModelError(
         "the chat template changes the question, or goes by what it says; only white space at its"
         f" ends can be taken off: of {PROBES[0]!r} it made {probed[0][1]!r}"
@@ -95,21 +97,42 @@ def _render(
     description: Description, template: str, names: dict[str, str], question: str
 ) -> list[str]:
     """Texts of a first turn with an image, of one without, and of two turns."""
+    reply = {"role": "assistant", "content": [{"type": "text", "text": REPLY}]}
+    first, plain = _user(description, 1, question), _user(description, 0, question)
+    return _rendered([[first], [plain], [first, reply, plain]], template, names)
+
+
+def _between(
+    description: Description, template: str, names: dict[str, str], first: str
+) -> str | None:
+    """What a template writes between images; None if it refuses several, or numbers them."""
+    mark = description.placeholder
+    before, _, after = first.partition(mark)
+    chats = [[_user(description, count, QUESTION)] for count in (2, 3)]
+    try:
+        two, three = _rendered(chats, template, names)
+    except ModelError:  # many a template raises an error of its own
+        return None
+    start, end = f"{before}{mark}", f"{mark}{after}"
+    between = two[len(start) : len(two) - len(end)]
+    written = two, three, mark in between
+    expected = f"{start}{between}{end}", f"{start}{between}{mark}{between}{end}", False
+    return between if written == expected else None
+
+
+def _rendered(
+    chats: Sequence[Sequence[dict[str, Any]]], template: str, names: dict[str, str]
+) -> list[str]:
     # Imported here: transformers is heavy and only plans need it.
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    image = {"type": description.content_type}
-    reply = {"role": "assistant", "content": [{"type": "text", "text": REPLY}]}
-    first, plain = _user([image], question), _user([], question)
     with templates.limited():
         rendered, _ = render_jinja_template(
-            [[first], [plain], [first, reply, plain]],
-            chat_template=template,
-            add_generation_prompt=True,
-            **names,
+            list(chats), chat_template=template, add_generation_prompt=True, **names
         )
     return list(rendered)
 
 
-def _user(content: Sequence[dict[str, str]], question: str) -> dict[str, Any]:
+def _user(description: Description, images: int, question: str) -> dict[str, Any]:
+    content = [{"type": description.content_type}] * images
     return {"role": "user", "content": [*content, {"type": "text", "text": question}]}

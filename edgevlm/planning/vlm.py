@@ -146,7 +146,8 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     parts = methods.applied(checkpoint.family.parts(model, description), description.image)
     embedding = _embedding(recipe, target, parts, description.decoder)
     vocabulary = parts.table[0].shape[0]
-    speller = Speller(load_tokenizer(checkpoint), vocabulary, description.placeholder)
+    token = description.visual_token or description.placeholder
+    speller = Speller(load_tokenizer(checkpoint), vocabulary, token)
     layout = _layout(checkpoint, description, methods, speller)
     chunk, kv = _calls(recipe, target, description.decoder, methods, layout)
     host = VlmHost(

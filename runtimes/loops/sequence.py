@@ -67,7 +67,7 @@ def assemble(
     token_ids: list[int] = []
     original = plan.host.positions == "original"
     at = first_position
-    for part in spell(items, plan.host.layout.image, tokenizer, question, visuals):
+    for part in spell(items, plan.host.layout, tokenizer, question, visuals):
         if isinstance(part, Slot):
             new, span = part.visual.tokens[part.selected], int(part.selected.sum())
             steps = np.arange(span, dtype=np.int32)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from edgevlm.bundle.host import LayoutItem
+from edgevlm.bundle.host import Layout, LayoutItem
 from edgevlm.errors import InputError
 
 PIECE = 4096  # letters that are tokenized at a time
@@ -60,7 +60,7 @@ class Slot:
 
 def spell(
     items: Sequence[LayoutItem],
-    image: Sequence[LayoutItem],
+    layout: Layout,
     tokenizer: Tokenizer,
     question: str,
     visuals: Sequence[Visual],
@@ -69,13 +69,13 @@ def spell(
 
     Args:
         items: `layout.prompt`, `layout.text` or `layout.turn`.
-        image: `layout.image`.
+        layout: What stands for an image and between two.
         tokenizer: The bundle's tokenizer.
         question: The user's text.
         visuals: One for each image or clip of this turn.
     """
     run: list[tuple[LayoutItem, str]] = []
-    for item, visual in _walk(items, image, visuals):
+    for item, visual in _walk(items, layout, visuals):
         if item.kind not in ("ids", "visual"):
             run.append((item, item.prefix + words(item, question, visual) + item.suffix))
             continue
@@ -97,15 +97,17 @@ def trimmed(question: str, sides: str) -> str:
 
 
 def _walk(
-    items: Sequence[LayoutItem], image: Sequence[LayoutItem], visuals: Sequence[Visual]
+    items: Sequence[LayoutItem], layout: Layout, visuals: Sequence[Visual]
 ) -> Iterator[tuple[LayoutItem, Visual | None]]:
     """All items, those of an image once for each, with the image that they belong to."""
     for item in items:
         if item.kind != "image":
             yield item, None
             continue
-        for visual in visuals:
-            yield from ((part, visual) for part in image)
+        for index, visual in enumerate(visuals):
+            if index:
+                yield from ((part, None) for part in layout.between)
+            yield from ((part, visual) for part in layout.image)
 
 
 def _encode(tokenizer: Tokenizer, run: Sequence[tuple[LayoutItem, str]]) -> list[int]:

@@ -86,9 +86,14 @@ class VisionLoop(DecoderLoop):
 
         Raises:
             InputError: If there is a video and the bundle has no frames, or other than its number
-                of pictures; the function, if one cannot be read or takes more than the budget.
+                of pictures, or more pictures than the model's template has a place for; the
+                function, if one cannot be read or takes more than the budget.
         """
         frames = self.plan.host.image.frames
+        if frames == 1 and len(pictures) > 1 and self.plan.host.layout.one_image:
+            raise InputError(
+                f"the model's chat template takes one image, got {len(pictures)}; ask about one"
+            )
         if video is not None:
             if frames == 1:
                 raise InputError("the bundle takes still images; export it with --frames for video")

@@ -54,7 +54,7 @@ def same_ids(folder, question=QUESTION):
     text = text.replace(
         "<image>", "<fake_token_around_image><global-img><image><fake_token_around_image>"
     )
-    spelled = spell(layout.prompt, layout.image, speller.bundled, question, [Visual(None, None)])
+    spelled = spell(layout.prompt, layout, speller.bundled, question, [Visual(None, None)])
     ids = [i for part in spelled for i in ([speller.slot] if isinstance(part, Slot) else part)]
     assert ids == own.tokenizer(text)["input_ids"]
     return made

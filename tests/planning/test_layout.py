@@ -65,13 +65,16 @@ def tokenizer(pre=None, normalizer=None, post=None, added=(), **setup):
     )
 
 
-def layout(own, before="USER: ", after="{q} ASSISTANT:", joint=" ", image=None, trim=""):
+def layout(
+    own, before="USER: ", after="{q} ASSISTANT:", joint=" ", image=None, trim="", between=""
+):
     """The layout of a chat format, and the texts that it is of."""
     after = after.replace("{q}", QUESTION)
     prompts = Prompts(
         first=f"{before}<image>{after}",
         plain=f"{before}{after}",
         both=f"{before}<image>{after} {REPLY}{joint}{before}{after}",
+        between=between,
         trim=trim,
     )
     slot = LayoutItem("visual", start=0, stop=4)
@@ -82,10 +85,10 @@ def layout(own, before="USER: ", after="{q} ASSISTANT:", joint=" ", image=None, 
     return make_layout(description, prompts, speller, reduced=False), prompts, speller
 
 
-def ids(made, speller, question, turn="prompt"):
+def ids(made, speller, question, turn="prompt", images=1):
     """Ids by the layout, one placeholder for each place of visual tokens."""
     clip = Visual(None, None, (0.0, 61.5), 3661.0)
-    parts = spell(getattr(made, turn), made.image, speller.bundled, question, [clip])
+    parts = spell(getattr(made, turn), made, speller.bundled, question, [clip] * images)
     return [i for part in parts for i in ([speller.slot] if isinstance(part, Slot) else part)]
 
 
@@ -96,11 +99,14 @@ def one_call(own, text):
 def check(own, **form):
     """Both turns and the text alone, for questions that no plan tries."""
     made, prompts, speller = layout(own, **form)
+    two = f"<image>{form.get('between', '')}<image>".join(prompts.first.split("<image>"))
     for question in QUESTIONS:
         for turn, text in (("prompt", prompts.first), ("text", prompts.plain)):
             assert ids(made, speller, question, turn) == one_call(
                 own, text.replace(QUESTION, question)
             )
+        both = ids(made, speller, question, images=2)
+        assert both == one_call(own, two.replace(QUESTION, question))
         first, _, further = prompts.both.partition(REPLY)
         first = first.replace(QUESTION, "So") + "Flowers"
         whole = one_call(own, first + further.replace(QUESTION, question))
@@ -133,6 +139,7 @@ FORMS = {
     "the question first": {"before": "", "after": "{q}", "joint": "\n"},
     "a start in the text": {"before": "<s>U: ", "after": "{q}</s>", "joint": "</s>"},
     "trim": {"trim": ""},
+    "an image a line": {"after": "\n{q} ASSISTANT:", "between": "\n"},
 }  # fmt: skip
 
 

@@ -36,6 +36,26 @@ def test_special_tokens_are_written_by_name():
     assert texts.trim == ""
 
 
+@pytest.mark.parametrize(
+    ("image", "between"),
+    [
+        ("<image>", ""),
+        ("<image>\n", "\n"),
+        ("<a><image></a>", "</a><a>"),
+        ("{{ '' if loop.index0 else 'Look: ' }}<image>", ""),
+        ("Picture {{ loop.index }}: <image> ", None),
+        ("{{ raise_exception('one image') if loop.index0 else '' }}<image>", None),
+        ("{{ '' if loop.index0 else '<image>' }}", None),
+    ],
+)
+def test_what_stands_between_two_images(image, between):
+    """None where the template has no place for a second one, or numbers them."""
+    shown = "{% if p.type == 'text' %}{{ p.text }}{% else %}" + image + "{% endif %}"
+    parts = "{% for p in m.content %}" + shown + "{% endfor %}"
+    texts = rendered("{% for m in messages %}" + parts + "{{ eos_token }}{% endfor %}")
+    assert texts.between == between
+
+
 @pytest.mark.parametrize("own", [False, True], ids=["processor", "tokenizer"])
 def test_the_default_of_named_templates_is_taken(own):
     named = {"default": turns(), "tool_use": "x"}

@@ -34,7 +34,7 @@ def plan_lines(plan: VlmPlan, cost: MethodCost | None) -> list[str]:
         for s in plan.sites
         if s.site in words
     ]
-    views = plan.host.image.views
+    views, between = plan.host.image.views, plan.host.layout.between
     return [
         f"visual tokens: {views} view{'s' * (views > 1)}, {site.tokens_in} -> {site.tokens_out}"
         f" by {site.method} at site {site.site}",
@@ -42,6 +42,7 @@ def plan_lines(plan: VlmPlan, cost: MethodCost | None) -> list[str]:
         *([_cost(site.method, cost)] if cost else []),
         f"prompt: {_parts(plan.host.layout.prompt)}",
         f"image: {_parts(plan.host.layout.image)} = {plan.host.image_tokens} tokens",
+        *([f"between two images: {_parts(between)}"] if between else []),
         f"prompt of {plan.host.prompt_tokens} tokens and the question; context of {kv.tokens};"
         f" prefill in chunks of {plan.host.chunk}",
         f"KV cache: {kv.layers} layers x 2 x {[1, kv.heads, kv.tokens, kv.head_size]},"
