@@ -97,14 +97,53 @@ class EncoderLayer(nn.Module):
         fed: Tensor = self.layer.mlp(self.layer.layer_norm2(x))
         return x + fed
 
+    def query_key(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """The norm of its input, and what makes queries and keys of that."""
+        attn = self.layer.self_attn
+        return self.layer.layer_norm1, attn.q_proj, attn.k_proj
+
+
+class ScaledEncoderLayer(EncoderLayer):
+    """InternViT's encoder layer, [1, N, C] -> same (arXiv 2312.14238, section 3).
+
+    What attention and MLP add is multiplied channel by channel (layer scale, arXiv 2103.17239); its
+    largest model norms queries and keys over all heads.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        nn.Module.__init__(self)
+        self.layer = layer
+        self.heads, self.head_size = layer.attention.num_heads, layer.attention.head_dim
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attn, h = self.layer.attention, self.layer.layernorm_before(x)
+        return attn.q_norm(attn.q_proj(h)), attn.k_norm(attn.k_proj(h)), attn.v_proj(h)
+
+    def attend(
+        self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        mixed = self.layer.attention.projection_layer(
+            attention(query, key, value, self.heads, bias)
+        )
+        added: Tensor = x + self.layer.lambda_1 * mixed
+        return added
+
+    def feed(self, x: Tensor) -> Tensor:
+        added: Tensor = x + self.layer.lambda_2 * self.layer.mlp(self.layer.layernorm_after(x))
+        return added
+
+    def query_key(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        attn = self.layer.attention
+        query = nn.Sequential(attn.q_proj, attn.q_norm)
+        return self.layer.layernorm_before, query, nn.Sequential(attn.k_proj, attn.k_norm)
+
 
 class QueryKey(nn.Module):
     """Queries and keys of an encoder layer, nothing else of it: [1, N, C] -> two [1, N, H*D]."""
 
     def __init__(self, layer: EncoderLayer) -> None:
         super().__init__()
-        attn = layer.layer.self_attn
-        self.norm, self.q_proj, self.k_proj = layer.layer.layer_norm1, attn.q_proj, attn.k_proj
+        self.norm, self.q_proj, self.k_proj = layer.query_key()
         self.heads = layer.heads
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

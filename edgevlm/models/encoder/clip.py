@@ -21,8 +21,6 @@ from edgevlm.graphs.embedders import CausalLayer, EndHead, TextPositions
 from edgevlm.graphs.parts import EmbedderParts, TextEncoderParts
 from edgevlm.models.family import EmbedderDescription
 from edgevlm.models.shared.embedders import (
-    CLIP_MEAN,
-    CLIP_STD,
     check_norms,
     class_token_image,
     end_token,
@@ -32,7 +30,7 @@ from edgevlm.models.shared.embedders import (
     text_spec,
 )
 from edgevlm.models.shared.preprocessing import check_view, fit
-from edgevlm.models.shared.towers import encoder_spec
+from edgevlm.models.shared.towers import CLIP_MEAN, CLIP_STD, encoder_spec
 from edgevlm.recipe import Recipe
 
 KIND, AUTO_CLASS = "encoder", "AutoModel"

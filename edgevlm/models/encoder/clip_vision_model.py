@@ -18,8 +18,6 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.parts import EmbedderParts
 from edgevlm.models.family import EmbedderDescription
 from edgevlm.models.shared.embedders import (
-    CLIP_MEAN,
-    CLIP_STD,
     check_norms,
     class_token_image,
     patches_a_side,
@@ -27,7 +25,7 @@ from edgevlm.models.shared.embedders import (
     square_image,
 )
 from edgevlm.models.shared.preprocessing import check_view, fit
-from edgevlm.models.shared.towers import encoder_spec
+from edgevlm.models.shared.towers import CLIP_MEAN, CLIP_STD, encoder_spec
 from edgevlm.recipe import Recipe
 
 KIND, AUTO_CLASS, WORDS = "encoder", "CLIPVisionModelWithProjection", False

@@ -18,8 +18,6 @@ from edgevlm.models.shared.preprocessing import check_resized, normalization
 # The end token in CLIP's configs of before 2023, which is none of their tokenizers: transformers
 # then reads the token of the highest number.
 OLD_END = 2
-# What CLIP was trained with, and the processor's values where a checkpoint names none.
-CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
 def square_image(

@@ -10,7 +10,6 @@ picture is resized once instead of twice.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +24,7 @@ from edgevlm.graphs.layers import EncoderLayer, PatchEmbedding
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import RESAMPLE, Description
+from edgevlm.models.shared.folds import MeanFold
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.preprocessing import check_resized, normalization
 from edgevlm.models.shared.towers import encoder_spec
@@ -113,7 +113,7 @@ def parts(model: Any, description: Description) -> ModelParts:
             ),
             layers=tuple(EncoderLayer(layer) for layer in tower.encoder.layers),
             connector=Connector(tower.post_layernorm, core.connector),
-            fold=Fold(model.config.scale_factor),
+            fold=MeanFold(model.config.scale_factor),
         ),
         pack=nn.Identity(),
         decoder=decoder_parts(core.text_model, description.decoder),
@@ -155,23 +155,6 @@ class Connector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.connector(self.norm(x))
-
-
-class Fold(nn.Module):
-    """Values of patches to values of tokens, as the pixel shuffle groups them: their mean.
-
-    [1, patches, E] -> [1, patches / scale^2, E].
-    """
-
-    def __init__(self, scale: int) -> None:
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        side = math.isqrt(x.shape[1])
-        n = side // self.scale
-        patches = x.reshape(n, self.scale, n, self.scale, -1)
-        return patches.mean((1, 3)).reshape(1, n * n, -1)
 
 
 def _view_pixels(vision: Any, processor: dict[str, Any]) -> int:

@@ -1,11 +1,116 @@
-"""Vision encoders of CLIP's kin (CLIP, SigLIP): their numbers, from transformers' vision config."""
+"""Vision encoders of CLIP's kin (CLIP, SigLIP): numbers from transformers' config, and modules.
+
+Sources: CLIP (arXiv 2103.00020), SigLIP (arXiv 2303.15343).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor, nn
+
 from edgevlm.errors import PlanError
-from edgevlm.graphs.parts import EncoderSpec
+from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer, PatchEmbedding
+from edgevlm.graphs.parts import EncoderParts, EncoderSpec
+
+# What CLIP was trained with, and its processor's values where a checkpoint names none.
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A kind of vision encoder.
+
+    Attributes:
+        class_token: Whether its first token stands for the whole view.
+        embedding: transformers' model -> pixel_values to tokens.
+        mean: Of its processor, where a checkpoint names none; of pixels of 0 to 1.
+        std: The same.
+        crops: Whether its processor crops where it is not told.
+    """
+
+    class_token: bool
+    embedding: Callable[[Any], nn.Module]
+    mean: Any
+    std: Any
+    crops: bool
+
+
+TOWERS = {
+    "clip_vision_model": Tower(
+        class_token=True,
+        embedding=lambda tower: ClassPatchEmbedding(tower.embeddings, tower.pre_layrnorm),
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        crops=True,
+    ),
+    "siglip_vision_model": Tower(
+        class_token=False,
+        embedding=lambda tower: PatchEmbedding(
+            tower.embeddings.patch_embedding, tower.embeddings.position_embedding
+        ),
+        mean=0.5,
+        std=0.5,
+        crops=False,
+    ),
+}
+
+
+def known_tower(vision: Any, *kinds: str) -> Tower:
+    """The kind of an encoder, by transformers' vision config.
+
+    Raises:
+        PlanError: If it is none of `kinds`.
+    """
+    if vision.model_type not in kinds:
+        known = " or ".join(kinds)
+        raise PlanError(f"vision tower '{vision.model_type}' is not supported, expected {known}")
+    return TOWERS[vision.model_type]
+
+
+class DropClass(nn.Module):
+    """The patches without the class token before them: [1, 1 + N, D] -> [1, N, D]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 1:]
+
+
+def projected(tower: Any, spec: EncoderSpec, embedding: nn.Module, projector: Any) -> EncoderParts:
+    """The encoder of a LLaVA: layers up to the selected one, its class token dropped, projected.
+
+    Args:
+        tower: transformers' vision model.
+        spec: Its numbers.
+        embedding: Pixels to tokens.
+        projector: Tokens to features.
+    """
+    layers = tuple(EncoderLayer(layer) for layer in tower.encoder.layers)
+    drop = DropClass() if spec.class_token else nn.Identity()
+    return EncoderParts(
+        spec=spec,
+        embedding=embedding,
+        layers=layers[: spec.layers],
+        connector=nn.Sequential(drop, projector),
+        fold=nn.Identity(),
+        after=layers[spec.layers :],
+    )
+
+
+def keeps_class_token(config: Any, tower: Tower) -> bool:
+    """Whether the class token is one of a LLaVA's visual tokens.
+
+    Raises:
+        PlanError: If the first token is dropped, and is none.
+    """
+    keeps = bool(config.vision_feature_select_strategy == "full")
+    if not keeps and not tower.class_token:
+        raise PlanError(
+            f"vision_feature_select_strategy '{config.vision_feature_select_strategy}' drops a"
+            " class token, and the vision tower has none; set 'full' in config.json"
+        )
+    return keeps and tower.class_token
 
 
 def encoder_spec(vision: Any, layers: int, patches: int, class_token: bool = False) -> EncoderSpec:

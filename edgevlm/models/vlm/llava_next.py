@@ -11,8 +11,7 @@ Sources: https://llava-vl.github.io/blog/2024-01-30-llava-next/ (LLaVA 1.6), CLI
 2103.00020), transformers' `models/llava_next/modeling_llava_next.py`. Differences from the
 original: the grid is fixed by the recipe and the picture fills it without padding, so nothing is
 unpadded; when tokens are removed one newline at the end remains, unless the method keeps rows; a
-picture may be encoded by its base image alone. Limits: no clips; several images stand side by
-side, where the published templates write a line break between them.
+picture may be encoded by its base image alone. Limits: no clips.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.host import ImageSpec, LayoutItem
 from edgevlm.errors import PlanError
-from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer
-from edgevlm.graphs.parts import EncoderParts, ModelParts
+from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import RESAMPLE, Description
 from edgevlm.models.shared.anyres import (
@@ -41,7 +39,15 @@ from edgevlm.models.shared.anyres import (
 )
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.preprocessing import check_view, normalization
-from edgevlm.models.shared.towers import encoder_spec, left_out, selected_layers
+from edgevlm.models.shared.towers import (
+    encoder_spec,
+    keeps_class_token,
+    known_tower,
+    left_out,
+    projected,
+    selected_layers,
+)
+from edgevlm.models.shared.views import check_still
 from edgevlm.recipe import Recipe
 
 __all__ = [
@@ -56,8 +62,7 @@ __all__ = [
 ]
 
 KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
-# What CLIP was trained with, and the processor's values where a checkpoint names none.
-CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+TOWER = "clip_vision_model"
 
 
 def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Description:
@@ -68,15 +73,12 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
             grid that the static form has not.
     """
     vision, (rows, columns) = config.vision_config, recipe.tiles
-    if recipe.frames > 1:
-        raise PlanError(
-            f"llava_next does not support clips: got {recipe.frames} frames, expected 1"
-        )
-    _check(config)
+    check_still(recipe, "llava_next")
+    tower = known_tower(vision, TOWER)
     _check_grid(config, rows, columns)
-    check_view(processor, vision.image_size, crops=True)
+    check_view(processor, vision.image_size, tower.crops)
     side = vision.image_size // vision.patch_size
-    mean, std = normalization(processor, CLIP_MEAN, CLIP_STD)
+    mean, std = normalization(processor, tower.mean, tower.std)
     image = ImageSpec(
         height=vision.image_size,
         width=vision.image_size,
@@ -88,7 +90,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         mean=mean,
         std=std,
     )
-    keeps_class = _keeps_class_token(config)
+    keeps_class = keeps_class_token(config, tower)
     grids: tuple[tuple[int, int], ...] = (((1, 1),) if keeps_class else ()) + ((side, side),)
     if image.views > 1:
         grids += ((rows * side, columns * side),)
@@ -114,18 +116,11 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
 def parts(model: Any, description: Description) -> ModelParts:
     """Static modules over the weights of `model`; see `ModelParts`."""
     core, vision, image = model.model, model.config.vision_config, description.image
-    tower, spec = core.vision_tower, description.encoder
-    drop = DropClass() if spec.class_token else nn.Identity()
+    tower = core.vision_tower
+    embedding = known_tower(vision, TOWER).embedding(tower)
     side = vision.image_size // vision.patch_size
     return ModelParts(
-        encoder=EncoderParts(
-            spec=spec,
-            embedding=ClassPatchEmbedding(tower.embeddings, tower.pre_layrnorm),
-            layers=tuple(EncoderLayer(layer) for layer in tower.encoder.layers[: spec.layers]),
-            connector=nn.Sequential(drop, core.multi_modal_projector),
-            fold=nn.Identity(),
-            after=tuple(EncoderLayer(layer) for layer in tower.encoder.layers[spec.layers :]),
-        ),
+        encoder=projected(tower, description.encoder, embedding, core.multi_modal_projector),
         pack=Pack(image.rows, image.columns, side) if image.views > 1 else nn.Identity(),
         decoder=decoder_parts(core.language_model, description.decoder),
         table=(core.language_model.embed_tokens.weight, newline_row(core, description.decoder)),
@@ -139,29 +134,12 @@ def reference_features(model: Any, pixel_values: Tensor, description: Descriptio
     if image.views == 1:  # the original always adds tiles, so its encoder is asked alone
         states = core.vision_tower(pixel_values, output_hidden_states=True).hidden_states
         chosen = states[description.encoder.layers]
-        return core.multi_modal_projector(chosen if _keeps_class_token(config) else chosen[:, 1:])
+        drops = description.encoder.class_token
+        return core.multi_modal_projector(chosen[:, 1:] if drops else chosen)
     size = torch.tensor([[image.rows * image.height, image.columns * image.width]])
     packed = core.get_image_features(pixel_values[None], size, return_dict=True)
     side = image.height // config.vision_config.patch_size
     return without_newlines(packed.pooler_output[0], image, side)
-
-
-class DropClass(nn.Module):
-    """The patches without the class token before them: [1, 1 + N, D] -> [1, N, D]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, 1:]
-
-
-def _keeps_class_token(config: Any) -> bool:
-    """Whether the class token is one of the visual tokens."""
-    return bool(config.vision_feature_select_strategy == "full")
-
-
-def _check(config: Any) -> None:
-    vision = config.vision_config
-    if vision.model_type != "clip_vision_model":
-        raise PlanError(f"vision tower '{vision.model_type}' is not supported, CLIP's is")
 
 
 def _check_grid(config: Any, rows: int, columns: int) -> None:

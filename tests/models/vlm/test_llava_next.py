@@ -211,7 +211,7 @@ SIGLIP = SimpleNamespace(model_type="siglip_vision_model")
         (
             {"vision_config": SIGLIP},
             {},
-            "^vision tower 'siglip_vision_model' is not supported, CLIP's is$",
+            "^vision tower 'siglip_vision_model' is not supported, expected clip_vision_model$",
         ),
         (
             {"text_config": SimpleNamespace(model_type="gemma2")},

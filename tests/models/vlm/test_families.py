@@ -1,0 +1,152 @@
+"""What holds for every family: our static modules and prompts against transformers' own.
+
+A family is an entry of `FAMILIES`; what is its own has a file beside this one. By default each is
+tried in PyTorch and exported once to ONNX; other targets and methods stand behind `slow`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from edgevlm.parity.compare import difference  # noqa: E402
+from edgevlm.parity.own.preprocessing import preprocessing_error  # noqa: E402
+
+QUESTION = "What is in this picture, and why?"
+# Float32 sums in another order; measured 1e-6.
+LIMIT = 1e-5
+# Pictures of odd sizes, width and height.
+SIZES = [(1, 1), (3, 200), (37, 41), (64, 64), (65, 63), (100, 301), (333, 97), (448, 336),
+         (640, 361), (801, 799)]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is tried of a family.
+
+    Attributes:
+        preset: Of samples/make_checkpoint.py.
+        shapes: Tiles and frames of recipes, each tried.
+    """
+
+    preset: str
+    shapes: dict = field(default_factory=lambda: {"1x1": {}})
+
+
+FAMILIES = {
+    "llava": Family("tiny-llava"),
+    "internvl": Family(
+        "tiny-internvl", {"1x1": {}, "2x3": {"tiles": (2, 3)}, "3 frames": {"frames": 3}}
+    ),
+}
+NAMES = list(FAMILIES)
+SHAPES = [(name, shape) for name, family in FAMILIES.items() for shape in family.shapes]
+
+
+@pytest.fixture
+def made(tiny):
+    """`made(name, shape, **options)`: the tiny model of a family, for a recipe."""
+
+    def make(name, shape="1x1", **options):
+        family = FAMILIES[name]
+        return tiny(family.preset, **family.shapes[shape], **options)
+
+    return make
+
+
+@pytest.mark.parametrize(("name", "shape"), SHAPES)
+def test_vision_modules_equal_the_models_encoder(made, name, shape):
+    tiny = made(name, shape)
+    image = tiny.plan.host.image
+    pixels = torch.rand(image.views, 3, image.height, image.width).mul(2).sub(1).numpy()
+    ours, theirs = tiny.features(pixels), tiny.reference_features(pixels)
+    assert tuple(ours.shape) == (1, tiny.planned.description.shape.tokens, theirs.shape[-1])
+    assert difference(ours, theirs)[0] <= LIMIT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decoder_layers_with_cache_equal_the_language_model(made, decoder_difference, name):
+    assert decoder_difference(made(name)) <= LIMIT
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+@pytest.mark.parametrize(("name", "shape"), [pair for pair in SHAPES if "frames" not in pair[1]])
+def test_an_answer_begins_as_that_of_transformers(
+    made, processor, prompt, photo, name, shape, images
+):
+    tiny = made(name, shape)
+    image, checkpoint = tiny.plan.host.image, tiny.planned.checkpoint
+    size = (image.columns * image.width, image.rows * image.height)
+    pictures = [photo(*size), photo(*size, "stream")][:images]
+    own, options = processor(checkpoint.folder), checkpoint.family.processor_options(image)
+    text = own.apply_chat_template(prompt.chat(QUESTION, images), add_generation_prompt=True)
+    given = {"images": pictures, **options} if pictures else {}
+    inputs = own(text=text, return_tensors="pt", **given)
+    ours = prompt(tiny)
+    assert (
+        ours.ids(QUESTION, images, tiny.model.config.image_token_id) == inputs.input_ids[0].tolist()
+    )
+    views = [tiny.views(picture) for picture in pictures]
+    if pictures:
+        np.testing.assert_allclose(np.concatenate(views), inputs.pixel_values.numpy(), atol=1e-6)
+    rows = ours.rows(QUESTION, [tiny.features(v) for v in views])
+    assert difference(ours.logits(rows), tiny.model(**inputs).logits)[0] <= LIMIT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_picture_of_any_size_becomes_what_the_processor_makes_of_it(made, photo, name):
+    tiny = made(name)
+    spec, checkpoint = tiny.plan.host.image, tiny.planned.checkpoint
+    errors = {
+        size: preprocessing_error(checkpoint, spec, photo(*size), middle=False) for size in SIZES
+    }
+    assert max(errors.values()) <= 1e-6, errors
+
+
+@pytest.fixture
+def exported_family(preset, tmp_path):
+    """A family's bundle, verified; `options` are those of a recipe."""
+    from edgevlm.pipeline import export
+    from edgevlm.recipe import Recipe
+
+    def make(name, **options):
+        recipe = Recipe(model=str(preset(FAMILIES[name].preset)), **options)
+        return export(recipe, tmp_path / "tiny.edgevlm")
+
+    return make
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_greedy_answer_is_that_of_generate(exported_family, made, processor, prompt, photo, name):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from edgevlm import api
+
+    done, tiny = exported_family(name), made(name)
+    assert done.verification.ok
+    image, checkpoint = tiny.plan.host.image, tiny.planned.checkpoint
+    picture = photo(image.width, image.height)
+    own, options = processor(checkpoint.folder), checkpoint.family.processor_options(image)
+    text = own.apply_chat_template(prompt.chat(QUESTION, 1), add_generation_prompt=True)
+    inputs = own(text=text, images=[picture], return_tensors="pt", **options)
+    whole = tiny.model.generate(**inputs, max_new_tokens=32, do_sample=False)[0].tolist()
+    answer = api.load(done.bundle.path).generate(picture, QUESTION, max_new_tokens=32)
+    assert list(answer.token_ids) == whole[inputs.input_ids.shape[1] :]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["identity", "divprune", "tome@vision", "dart@decoder"])
+@pytest.mark.parametrize("target", ["onnx", "executorch", "coreml"])
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_and_methods_agree_with_pytorch(exported_family, made, name, target, method):
+    tokens = made(name).planned.description.shape.tokens
+    options = {"target": target, "methods": (method,)}
+    if method == "divprune":
+        options["tokens"] = tokens // 2
+    done = exported_family(name, **options)
+    assert done.verification.ok
+    assert done.verification.kept_equal == 1.0
