@@ -52,6 +52,8 @@ def test_options_of_load(exported, options, text):
         (lambda: edgevlm.export(edgevlm.Recipe(), 7), "out must be a path, got int"),
         (lambda: ProfileRequest(runs="5"), "runs must be a whole number, got '5'"),
         (lambda: ProfileRequest(runs=0), "runs must be at least 1, got 0"),
+        (lambda: ProfileRequest(runs=10**7), "runs must be at most 1000000, got 10000000"),
+        (lambda: ProfileRequest(tokens_generated=10**9), "tokens_generated must be at most 1677"),
         (lambda: ProfileRequest(tokens_generated=2.5), "tokens_generated must be a whole number"),
         (lambda: ProfileRequest(minutes="1"), "minutes must be a number, got '1'"),
         (lambda: ProfileRequest(minutes=float("nan")), "minutes must be from 0 to 1e+06, got nan"),

@@ -36,6 +36,20 @@ class DocumentError(ValueError):
     """A document that does not match its type; the message names the field."""
 
 
+def keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which no key appears twice; an `object_pairs_hook`.
+
+    Raises:
+        ValueError: Naming a key that does: which of its values counts, nobody can say.
+    """
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {shown(twice)} appears twice in one object")
+    return document
+
+
 def load_json(path: Path, most_bytes: int, **hooks: Any) -> Any:
     """Parse a JSON file that may come from anybody; a pipe is not opened.
 

@@ -19,7 +19,14 @@ from types import ModuleType
 from typing import Any
 
 from edgevlm.bundle.checks import MOST_SIZE, expect
-from edgevlm.bundle.documents import DocumentError, check_printable, load_json, read, shown
+from edgevlm.bundle.documents import (
+    DocumentError,
+    check_printable,
+    keys_once,
+    load_json,
+    read,
+    shown,
+)
 from edgevlm.bundle.functions import DTYPES, Block, Function, Signature, Tensor
 from edgevlm.bundle.plan import FORMAT_VERSION, MANIFEST, Plan
 from edgevlm.errors import BundleError
@@ -57,7 +64,7 @@ def _parse(path: Path) -> Plan[Any]:
         raise BundleError(f"'{path.parent}' is not a bundle: it has no {MANIFEST}; export one")
     try:
         document = load_json(
-            path, MANIFEST_LIMIT_BYTES, object_pairs_hook=_object, parse_constant=_constant
+            path, MANIFEST_LIMIT_BYTES, object_pairs_hook=keys_once, parse_constant=_constant
         )
     except DocumentError as cause:
         raise BundleError(str(cause)) from cause
@@ -78,15 +85,6 @@ def _parse(path: Path) -> Plan[Any]:
         return plan
     except (DocumentError, RecursionError) as cause:
         raise BundleError(str(cause)) from cause
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {shown(twice)} appears twice in one object")
-    return document
 
 
 def _constant(name: str) -> float:

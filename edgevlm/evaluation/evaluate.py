@@ -137,16 +137,23 @@ def find_dataset(text: str) -> Dataset:
     if name.replace("-", "_") not in DATASETS.names():
         endings, ending = file_endings(), Path(text).suffix
         if module := endings.get(ending, endings.get("")):
-            if Path(text).is_file():
+            if _is_file(text):
                 return Dataset(text, module, Path(text))
             if "/" in text or (ending and ending in endings):
-                raise InputError(f"no file of questions at '{text}'")
+                raise InputError(f"no file of questions at '{text[:200]}'")
     module = DATASETS.load(name)
     if module.PATH is None and colon:
         raise RecipeError(f"dataset '{name}' takes no path, got '{path}'")
     if module.PATH is not None and not path:
         raise RecipeError(f"dataset '{name}' needs a path: {name}:PATH, {module.PATH}")
     return Dataset(text, module, Path(path) if path else None)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a zero byte
+        return False
 
 
 def file_endings() -> dict[str, ModuleType]:

@@ -22,11 +22,13 @@ from edgevlm.profiling.sections import (
     TextAnswer,
     TextQuestion,
 )
+from edgevlm.recipe import MOST_TOKENS
 from edgevlm.runtimes import values
 from edgevlm.runtimes.engine import Key
 from edgevlm.runtimes.residency.timings import Timings
 
 PHOTO = Path(__file__).parents[1] / "photos" / "scene.png"
+MOST_RUNS = 10**6  # answers that anybody waits for
 Null = tuple[str, bool, str]  # path, whether the value is null, reason
 
 
@@ -51,8 +53,8 @@ class ProfileRequest:
 
     def __post_init__(self) -> None:
         """Refuse a request that measures nothing."""
-        values.whole("runs", self.runs, least=1)
-        if values.whole("tokens_generated", self.tokens_generated) < 2:
+        values.whole("runs", self.runs, least=1, most=MOST_RUNS)
+        if values.whole("tokens_generated", self.tokens_generated, most=MOST_TOKENS) < 2:
             raise InputError(
                 f"tokens_generated must be at least 2, got {self.tokens_generated}: the first token"
                 " is part of prefill"

@@ -143,6 +143,8 @@ def test_find_dataset(tmp_path, monkeypatch):
         ("jsonl:", RecipeError, "dataset 'jsonl' needs a path: jsonl:PATH, a .jsonl file"),
         ("no/such.jsonl", InputError, "no file of questions at 'no/such.jsonl'"),
         ("such.jsonl", InputError, "no file of questions at 'such.jsonl'"),
+        ("x" * 5000 + ".jsonl", InputError, "no file of questions at 'xxx"),
+        ("a\0b.jsonl", InputError, "no file of questions at 'a"),
     ],
 )
 def test_a_wrong_dataset_is_one_line(text, kind, message):

@@ -121,6 +121,8 @@ def test_a_video(write):
         ([1], " must be a JSON object, got a list"),
         ("{", " is not valid JSON: Expecting property name enclosed in double quotes"),
         ("[" * 100_000, " is not valid JSON: "),
+        ('{"image": "0.png", "prompt": "a", "prompt": "b", "answer": "c"}',
+         " is not valid JSON: the key 'prompt' appears twice in one object"),
         ('{"image": "0.png", "prompt": "\\ud800", "answer": "a"}', " has text that is not valid"),
     ],
 )  # fmt: skip

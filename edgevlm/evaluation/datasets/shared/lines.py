@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgevlm.bundle.documents import require_regular, shown
+from edgevlm.bundle.documents import keys_once, require_regular, shown
 from edgevlm.errors import InputError
 
 LINE_LIMIT = 10_000_000  # characters; 100 times the longest line of NLVR
@@ -84,7 +84,7 @@ def _bounded(file: Any) -> Iterator[str]:
 
 def _parsed(line: str, where: str) -> dict[str, Any]:
     try:
-        document = json.loads(line)
+        document = json.loads(line, object_pairs_hook=keys_once)
     except (ValueError, RecursionError) as cause:
         raise InputError(f"{where} is not valid JSON: {getattr(cause, 'msg', cause)}") from cause
     if not isinstance(document, dict):
