@@ -24,6 +24,7 @@ from edgevlm.evaluation.evaluate import find_dataset
 from edgevlm.evaluation.examples import Example, Question
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.recipe import Recipe
+from edgevlm.registry import DATASETS
 from edgevlm.runtimes.loops import images
 
 QUESTION = "What is in this picture?"
@@ -103,12 +104,26 @@ def scenes(text: str, frames: int) -> Iterator[Example]:
         examples = find_dataset("embedded").examples(frames, int(text))
     elif Path(text).is_dir():
         examples = _of_folder(Path(text))
+    elif Path(text).suffix.lower() in PICTURES or _is_nothing(text):
+        raise InputError(
+            "pictures to calibrate with must be a number of scenes, a folder or a .jsonl file that"
+            f" exists, got '{text[:200]}'"
+        )
     else:
         examples = find_dataset(text).examples(frames, None)
     for example in examples:
         if len(example.frames) in (1, frames):
             repeated = example.frames * (frames // len(example.frames))
             yield replace(example, frames=repeated)
+
+
+def _is_nothing(text: str) -> bool:
+    """Whether a text is neither a file nor a dataset."""
+    try:
+        there = Path(text).exists()
+    except (OSError, ValueError):  # too long for a name, or with a zero byte
+        there = False
+    return not there and text.partition(":")[0].replace("-", "_") not in DATASETS.names()
 
 
 def _of_folder(folder: Path) -> Iterator[Example]:

@@ -158,7 +158,8 @@ class Pictures:
             yield scene, pixels
         if not self.seen:
             raise InputError(
-                f"'{self._source}' has no image to calibrate with; give a folder with images"
+                f"'{self._source}' has no image to calibrate with; give a folder with images, those"
+                " in folders inside it are not read"
             )
 
 

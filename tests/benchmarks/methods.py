@@ -25,6 +25,7 @@ from _measure import bundle, machine, open_loop, parser, rounds, say
 
 from edgevlm.bundle.functions import Block, Function, Tensor
 from edgevlm.compress.shared.contract import COMPARISONS
+from edgevlm.compress.shared.described import COMMON, method_options
 from edgevlm.errors import PlanError
 from edgevlm.exporters.contract import TargetOptions, find_target
 from edgevlm.graphs.blocks import ReduceBlock
@@ -271,8 +272,9 @@ def page(
 
 
 def descriptions() -> list[str]:
-    """Lines of the last section: each method at each of its sites, in its own words."""
-    lines = ["## What each is"]
+    """Lines of the last sections: options, and each method at each of its sites."""
+    lines = [CALIBRATION, "", "## What each is", "", COMMON_OPTIONS, ""]
+    lines += [f"- {option}" for option in COMMON]
     for name in METHODS.names():
         sites = METHODS.sites_of(name)
         for site in sites:
@@ -285,6 +287,7 @@ def descriptions() -> list[str]:
                 "",
                 f"- Site: {site}",
                 f"- Formula: {module.FORMULA}",
+                *(f"- Option {option}" for option in method_options(module.Method, site, own=True)),
                 f"- Static form: {module.STATIC}",
                 f"- Source: {module.SOURCE}",
                 f"- Compared by: {module.COMPARED}",
@@ -305,8 +308,32 @@ says what was compared with the original, and nothing beyond it is claimed:
 """
 
 INSIDE = """\
+Methods inside the encoder (site `vision`) keep the number of visual tokens and make the encoder
+quicker; their times and accuracies are in
+[benchmarks.md](benchmarks.md#fewer-patches-inside-the-encoder).
+
 Inside the language model, where the first layers have all 196 tokens; `random` has as many in each
 layer as are left here in the last. Methods without a choice of tokens have their own stages."""
+
+COMMON_OPTIONS = """\
+`--method NAME@SITE:option=value,option=value` sets options; `edgevlm methods NAME` shows them too.
+Options of every method of site `tokens`, whose number of tokens is `--tokens`:
+"""
+
+CALIBRATION = """\
+## Options found on pictures
+
+Some options belong to a checkpoint. `edgevlm calibrate NAME --model MODEL --images N|PATH` runs
+the model on N scenes of the embedded dataset, on the pictures of a folder (not of folders inside
+it), or on a .jsonl file of questions, and prints the `--method` to export with:
+
+- `edgevlm calibrate dymu --patches P` prints `dymu:merges=…`: the mean merges of each layer, so
+  that P patches of a view are left in the mean.
+- `edgevlm calibrate mustdrop:threshold=0.8` prints `mustdrop@vision:patches=…`: the patches left
+  in the mean if a window of 3x3 (`window=3`) merges where its patches are that similar (cosine).
+- `edgevlm calibrate vflowopt:tokens=K` prints `vflowopt:t=…,alpha=…`, and `cell=…` for pictures
+  with tiles: those under which the model's last state changes least with K tokens. `t` is also
+  that of `vflowopt@decoder`."""
 
 DEFAULT = """\
 `--tokens K` alone means `divprune`: at few tokens it is within the interval of the best, it needs

@@ -84,14 +84,14 @@ def test_inspect_finds_one_changed_byte(run, bundle_copy):
 @pytest.mark.parametrize(
     ("name", "plug_ins", "keys"),
     [("models", FAMILIES, {"name", "summary"}),
-     ("methods", METHODS, {"name", "sites", "source", "compared"}),
+     ("methods", METHODS, {"name", "site", "source", "compared", "options"}),
      ("targets", TARGETS, {"name", "schemes"}), ("engines", ENGINES, {"name", "available"})],
 )  # fmt: skip
 def test_lists(run, name, plug_ins, keys):
     if name != "engines":
         pytest.importorskip("torch")
     rows = document(run(name, "--json"))
-    assert [row["name"] for row in rows] == plug_ins.names()
+    assert list(dict.fromkeys(row["name"] for row in rows)) == plug_ins.names()
     assert all(keys <= set(row) for row in rows)
     text = run(name).stdout
     assert all(row["name"] in text for row in rows)
@@ -109,12 +109,33 @@ def test_methods_begin_with_what_a_method_is(run):
     assert " compared by " in lines[head]
     legend = {line.split("  ")[1] for line in lines[:head] if line.startswith("  ")}
     assert legend == set(COMPARISONS)
-    for row in rows:
-        assert list(row["compared"]) == row["sites"]
-        assert set(row["compared"].values()) <= legend
+    assert [(row["name"], row["site"]) for row in rows] == [
+        (name, site) for name in METHODS.names() for site in METHODS.sites_of(name)
+    ]
+    assert {row["compared"] for row in rows} <= legend
     (zipped,) = [line for line in lines[head:] if line.startswith("visionzip ")]
     assert "end to end" in zipped
     assert "after the projector (original: before it)" in zipped
+
+
+def test_a_method_by_name_has_its_options(run):
+    """As its class has them; a method of two sites has those of each."""
+    pytest.importorskip("torch")
+    (row,) = document(run("methods", "divprune", "--json"))
+    own, *common = row["options"]
+    assert (own["name"], own["default"], own["needed"]) == ("groups", 1, False)
+    assert own["meaning"].startswith("G, groups that choose side by side")
+    assert [option["name"] for option in common] == ["positions", "merge", "calibrate"]
+    text = run("methods", "vflowopt").stdout
+    before, inside = text.split("vflowopt@decoder: ")
+    assert "\n  alpha (0.0): Weight of the patches' entropy" in before
+    assert "`edgevlm calibrate vflowopt@tokens` finds some on pictures" in before
+    assert "\n  layers: " in inside
+    assert "positions" not in inside
+    assert "\n  merges (needed): Merges in each layer" in run("methods", "dymu").stdout
+    failed = run("methods", "divprun")
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("edgevlm: unknown method 'divprun'; did you mean 'divprune'?")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ indices and one gather. All inputs of one exported model keep the same positions
 
 from __future__ import annotations
 
+import operator
 from functools import cache
 
 import numpy as np
@@ -41,7 +42,8 @@ class Method(TokensMethod):
     """
 
     def __init__(self, tokens: int | None = None, *, seed: int = 0) -> None:
-        np.random.default_rng(seed)  # refuses a wrong seed now, not at the first image
+        if operator.index(seed) < 0:
+            raise ValueError(f"seed must be 0 or more, got {seed}")
         self.tokens = tokens
         self.seed = seed
 

@@ -82,8 +82,8 @@ class Method(VisionMethod):
         for layer, merged in enumerate(self.merges, 1):
             if 2 * merged > left[-1]:
                 raise PlanError(
-                    f"dymu: {merged} of {left[-1]} patches cannot merge in layer {layer}, half of"
-                    " them is the most"
+                    f"dymu: got {merged} merges in layer {layer}, expected at most"
+                    f" {left[-1] // 2} of its {left[-1]} patches; leave more patches"
                 )
             left.append(left[-1] - merged)
         return (*left[1:], *[left[-1]] * (layers - len(self.merges)))
@@ -157,7 +157,10 @@ def even_schedule(patches: int, left: int, layers: int) -> tuple[int, ...]:
         PlanError: If `left` is no number from 1 to `patches` - 1.
     """
     if not isinstance(left, int) or not 1 <= left < patches:
-        raise PlanError(f"dymu: got patches={left}, expected 1 to {patches - 1} (below a view's)")
+        raise PlanError(
+            f"dymu: got patches={left}, expected 1 to {patches - 1}, fewer than the {patches} of a"
+            " view"
+        )
     each, rest = divmod(patches - left, layers)
     return (*[each + 1] * rest, *[each] * (layers - rest))
 

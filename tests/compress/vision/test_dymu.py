@@ -92,7 +92,7 @@ def test_merges_by_keys() -> None:
     ("options", "message"),
     [
         ({"merges": "1+1+1+1+1"}, "^dymu: got merges for 5 layers, the encoder has"),
-        ({"merges": "33"}, "^dymu: 33 of 64 patches cannot merge in layer 1, half"),
+        ({"merges": "33"}, "^dymu: got 33 merges in layer 1, expected at most 32 of"),
     ],
 )
 def test_impossible_plans(options: dict[str, Any], message: str) -> None:
