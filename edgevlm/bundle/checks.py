@@ -6,6 +6,7 @@ one line that names the field.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from edgevlm.bundle.documents import shown
@@ -31,6 +32,7 @@ MOST_LAYERS = 2**10
 # is then at most 1e12, far below what float32 ends at.
 MOST_PIXEL = 1e6
 MOST_KV_BYTES = 64 * 10**9
+MOST_AXES = 8
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 ITEMS = {
     "prompt": ("ids", "image", "user_text", "text"), "turn": ("ids", "user_text", "text"),
@@ -133,13 +135,33 @@ def rope(tables: Rope, head_size: int) -> None:
         2 * count == head_size,
         f"host.rope has {count} frequencies, expected half of kv.head_size {head_size}",
     )
+    sections = tables.sections
+    if sections:
+        good = 1 < len(sections) <= MOST_AXES and min(sections) > 0 and sum(sections) == count
+        expect(
+            good,
+            f"host.rope.sections is {shown(str(list(sections)))}, expected two or more that make"
+            f" the {count} frequencies",
+        )
+    expect(
+        bool(sections) or not tables.interleaved, "host.rope is interleaved, expected sections too"
+    )
 
 
-def layout(sequence: Layout, rows: int, frames: int) -> None:
-    """Check the sequence of a turn for an embedding table of `rows`, and clips of `frames`."""
+def layout(sequence: Layout, rows: int, frames: int, axes: int) -> None:
+    """Check the sequence of a turn.
+
+    Args:
+        sequence: The sequence.
+        rows: Rows of the embedding table.
+        frames: Frames of a clip.
+        axes: Numbers of a rotary position.
+    """
     for name, kinds in ITEMS.items():
         for index, item in enumerate(getattr(sequence, name)):
-            _item(item, kinds, rows, frames, f"host.layout.{name}[{index}]")
+            where = f"host.layout.{name}[{index}]"
+            _item(item, kinds, rows, frames, where)
+            _grid(item, axes, where)
 
 
 def _item(item: LayoutItem, kinds: tuple[str, ...], rows: int, frames: int, where: str) -> None:
@@ -154,6 +176,19 @@ def _item(item: LayoutItem, kinds: tuple[str, ...], rows: int, frames: int, wher
     if item.kind == "timestamp":
         inside = 0 <= item.start < frames
         expect(inside, f"{where}.start is {shown(item.start)} of {frames} frames")
+
+
+def _grid(item: LayoutItem, axes: int, where: str) -> None:
+    """Check the grid of visual tokens, which positions of several axes have and no others."""
+    if item.kind != "visual" or axes == 1:
+        expect(not item.grid and not item.span, f"{where} has a grid or a span, expected none")
+        return
+    tokens, grid = item.stop - item.start, list(item.grid)
+    good = len(grid) == axes and min(grid) > 0 and math.prod(grid) == tokens
+    expect(
+        good, f"{where}.grid is {shown(str(grid))}, expected {axes} sides of {tokens} visual tokens"
+    )
+    expect(1 <= item.span <= tokens, f"{where}.span is {shown(item.span)}, expected 1 to {tokens}")
 
 
 def places(sequence: Layout, total: int, visual_tokens: int, context: int) -> None:

@@ -8,6 +8,7 @@ call, T cache rows (`kv.tokens`), D head size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from edgevlm.bundle.packed import PACKINGS
 
@@ -36,12 +37,19 @@ class LayoutItem:
     of its last item name, to the special tokens beside it. With `blank` of its first item a run
     that does not begin with a blank gets one; with `after` it is tokenized behind that text, whose
     ids are dropped.
+
+    Where rotary positions have several axes, the visual tokens [start, stop) are a `grid` of as
+    many sides (time, height, width), in raster order: a token's place in it, added to the position
+    at which the item begins, is its position. What follows goes on `span` after that beginning,
+    however many tokens are kept. With one axis there is no grid.
     """
 
     kind: str
     ids: tuple[int, ...] = ()
     start: int = 0
     stop: int = 0
+    grid: tuple[int, ...] = ()
+    span: int = 0
     prefix: str = ""
     suffix: str = ""
     trim: str = ""
@@ -193,10 +201,31 @@ class EncoderShape:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary tables: cos and sin of position · `inverse_frequencies`, twice, times `scaling`."""
+    """Rotary tables: cos and sin of position · `inverse_frequencies`, twice, times `scaling`.
+
+    With `sections` a position has an axis for each (time, height, width: M-RoPE, arXiv 2409.12191),
+    and so many frequencies turn by each: one section after the other, or, if `interleaved`, in
+    turns, where the first axis has all that the others leave over.
+    """
 
     inverse_frequencies: tuple[float, ...]
     scaling: float
+    sections: tuple[int, ...] = ()
+    interleaved: bool = False
+
+    @property
+    def axes(self) -> int:
+        """Numbers of a position."""
+        return len(self.sections) or 1
+
+    @cached_property
+    def frequency_axes(self) -> tuple[int, ...]:
+        """The axis by which each frequency turns."""
+        if not self.interleaved:
+            sections = enumerate(self.sections or (len(self.inverse_frequencies),))
+            return tuple(axis for axis, count in sections for _ in range(count))
+        turns = ((j // self.axes, j % self.axes) for j in range(len(self.inverse_frequencies)))
+        return tuple(axis if turn < self.sections[axis] else 0 for turn, axis in turns)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from edgevlm.planning.plan import make_plan
 from edgevlm.planning.vlm import VlmPlanned
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.loops.sequence import Floats, PromptRows, assemble
+from edgevlm.runtimes.loops.sequence import Floats, PromptRows, assemble, text_rows
 from edgevlm.runtimes.loops.spelling import Visual
 
 
@@ -112,23 +112,17 @@ class PyTorchAnswerer:
         elif shared < len(self._rows):
             self._past.crop(shared - len(self._rows))
         self._rows = self._rows[:shared]
-        return PromptRows(prompt.rows[shared:], prompt.positions[shared:])
+        return prompt.after(shared)
 
     def _feed_token(self, token: int) -> int:
-        position = np.asarray([self._position], np.int32)
-        return self._feed(PromptRows(self._table[token][None], position))
+        return self._feed(text_rows(self._plan, self._table[token][None], self._position))
 
     def _feed(self, piece: PromptRows) -> int:
         """Run rows; the most likely next token."""
-        out = self._parts.decoder.language_model(
-            inputs_embeds=torch.from_numpy(piece.rows)[None],
-            position_ids=torch.from_numpy(piece.positions)[None].long(),
-            cache=self._past,
-            use_cache=True,
-        )
+        out = self._parts.decoder.own(piece.rows, piece.positions, self._past)
         self._past = out.cache
         self._rows = np.concatenate([self._rows, piece.rows])
-        self._position = int(piece.positions[-1]) + 1
+        self._position = piece.next
         last = out.last_hidden_state[:, -1]
         return int(torch.nn.functional.linear(last, self._parts.head).argmax())
 

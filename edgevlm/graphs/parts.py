@@ -14,8 +14,10 @@ decoder, V words.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgevlm.bundle.host import Rope
@@ -135,6 +137,29 @@ class DecoderParts:
     norm: nn.Module
     language_model: nn.Module
 
+    def own(
+        self,
+        rows: NDArray[Any],
+        positions: NDArray[Any],
+        cache: Any = None,
+        mask: Tensor | None = None,
+    ) -> Any:
+        """transformers' output for rows behind those of its cache.
+
+        Args:
+            rows: f32 [n, C].
+            positions: Rotary positions i32 [n, axes].
+            cache: What it gave with the rows before; None begins one.
+            mask: Additive, f32 [1, 1, n, T]; without one it makes its own.
+        """
+        return self.language_model(
+            inputs_embeds=torch.from_numpy(rows)[None],
+            position_ids=position_ids(positions),
+            attention_mask=mask,
+            cache=cache,
+            use_cache=True,
+        )
+
 
 @dataclass(frozen=True)
 class ModelParts:
@@ -176,6 +201,12 @@ class ModelParts:
     def tied(self) -> bool:
         """Whether the head's matrix is the embedding table's."""
         return self.head is self.table[0]
+
+
+def position_ids(positions: NDArray[Any]) -> Tensor:
+    """Rotary positions [n, axes] as transformers takes them: [axes, 1, n], of one axis [1, n]."""
+    ids = torch.from_numpy(positions).long().T[:, None]
+    return ids[0] if len(ids) == 1 else ids
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,13 @@ import numpy as np
 
 from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.parity.compare import Array
-from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, prompt_state, rotary_tables
+from edgevlm.runtimes.loops.sequence import (
+    PromptRows,
+    causal_mask,
+    prompt_state,
+    rotary_tables,
+    text_positions,
+)
 
 
 @dataclass
@@ -44,7 +50,7 @@ def decoder_calls(plan: VlmPlan, prompt: PromptRows, answer: Array) -> list[Deco
         prompt: The prompt's rows.
         answer: Rows of the embedding table that follow it [n, C].
     """
-    positions = prompt.positions[-1] + 1 + np.arange(len(answer), dtype=np.int32)
+    positions = text_positions(plan, prompt.next, len(answer))
     calls = _pruned if plan.host.kv.gone else _chunked
     return list(calls(plan, prompt, answer, positions))
 
@@ -81,7 +87,8 @@ def _call(
 ) -> DecoderCall:
     """A call of `size` rows, of which these are the first and the others nothing."""
     count = len(rows)
-    hidden, padded = np.zeros((1, size, rows.shape[1]), np.float32), np.zeros(size, np.int32)
+    hidden = np.zeros((1, size, rows.shape[1]), np.float32)
+    padded = np.zeros((size, positions.shape[1]), np.int32)
     hidden[0, :count], padded[:count] = rows, positions[:count]
     cos, sin = rotary_tables(plan, padded)
     values = {

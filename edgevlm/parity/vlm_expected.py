@@ -21,7 +21,14 @@ from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.graphs.signals import method_inputs
 from edgevlm.parity.compare import Array
 from edgevlm.planning.vlm import VlmPlanned
-from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, prompt_state, rotary_tables
+from edgevlm.runtimes.loops.sequence import (
+    PromptRows,
+    causal_mask,
+    prompt_state,
+    rotary_tables,
+    text_positions,
+    text_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class ExpectedAnswers:
         if self.parts.pruning is not None:
             tokens, logits = pruned_answer(self.parts, self.planned.plan, prompt, steps)
         else:
-            tokens, logits = _answer(self.parts, prompt, steps)
+            tokens, logits = _answer(self.parts, self.planned.plan, prompt, steps)
         return ExpectedAnswer(tokens, logits, reduced[1][0], reduced[0])
 
     def _reduced(self, views: torch.Tensor) -> list[Array]:
@@ -73,29 +80,23 @@ class ExpectedAnswers:
         return [tensor.numpy() for tensor in outputs]
 
 
-def _answer(parts: ModelParts, prompt: PromptRows, steps: int) -> tuple[tuple[int, ...], Array]:
+def _answer(
+    parts: ModelParts, plan: VlmPlan, prompt: PromptRows, steps: int
+) -> tuple[tuple[int, ...], Array]:
     """Tokens and logits of the model's own language model."""
-    rows = torch.from_numpy(prompt.rows)[None]
-    positions = torch.from_numpy(prompt.positions)[None]
-    cache, length, tokens, logits = None, 0, list[int](), []
+    piece, cache, length, tokens, logits = prompt, None, 0, list[int](), []
     for _ in range(steps):
         mask = None
         if prompt.bias is not None:  # else the model makes its own
             bias = np.pad(prompt.bias, (0, len(tokens)))
-            mask = torch.from_numpy(causal_mask(length, rows.shape[1], len(bias)) + bias)
-        length += rows.shape[1]
-        outputs = parts.decoder.language_model(
-            inputs_embeds=rows,
-            position_ids=positions.long(),
-            attention_mask=mask,
-            cache=cache,
-            use_cache=True,
-        )
+            mask = torch.from_numpy(causal_mask(length, len(piece.rows), len(bias)) + bias)
+        length += len(piece.rows)
+        outputs = parts.decoder.own(piece.rows, piece.positions, cache, mask)
         cache = outputs.cache
         scores = torch.nn.functional.linear(outputs.last_hidden_state[:, -1], parts.head)
         logits.append(scores[0].numpy())
         tokens.append(int(scores.argmax()))
-        rows, positions = parts.word(tokens[-1]), positions[:, -1:] + 1
+        piece = text_rows(plan, parts.word(tokens[-1])[0].numpy(), piece.next)
     return tuple(tokens), np.stack(logits)
 
 
@@ -114,7 +115,7 @@ def pruned_answer(
         scores = torch.nn.functional.linear(hidden[:, 0], parts.head)
         logits.append(scores[0].numpy())
         tokens.append(int(scores.argmax()))
-        positions = prompt.positions[-1:] + 1 + step
+        positions = text_positions(plan, prompt.next + step, 1)
         tables = [torch.from_numpy(table)[None] for table in rotary_tables(plan, positions)]
         position = torch.tensor([len(prompt.rows) + step], dtype=torch.int32)
         inputs = [parts.word(tokens[-1]), *tables, position, torch.ones_like(position)]

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 from edgevlm.bundle.plan import SiteTokens
 from edgevlm.compress.shared.contract import DecoderMethod, TokensMethod, VisionMethod
 from edgevlm.compress.shared.restore import Restored
-from edgevlm.errors import RecipeError
+from edgevlm.errors import PlanError, RecipeError
 from edgevlm.graphs.parts import DecoderSpec, EncoderSpec
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.visual_shape import VisualShape
@@ -27,16 +27,23 @@ POLICIES = {
 ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[TokensMethod, SiteTokens, str]:
+def choose_method(
+    recipe: Recipe, shape: VisualShape, decoder: DecoderSpec
+) -> tuple[TokensMethod, SiteTokens, str]:
     """The method of site `tokens` with its counts, and the position policy.
 
     Without `--method`, `--tokens K` means `divprune`, of all methods within the interval of the
     best at few tokens (docs/methods.md) one that needs no signals; without either, `identity`.
+
+    Raises:
+        PlanError: If tokens should be numbered anew whose positions are places in a grid.
     """
     default = "identity" if recipe.tokens is None else "divprune"
     choice = _choices(recipe).get("tokens") or MethodChoice(default)
     options = dict(choice.options)
     policy = {name: str(options.pop(name, known[0])) for name, known in POLICIES.items()}
+    if decoder.rope.axes > 1 and "positions" not in dict(choice.options):
+        policy["positions"] = "original"
     for name, value in policy.items():
         if value not in POLICIES[name]:
             known = "' or '".join(POLICIES[name])
@@ -47,6 +54,11 @@ def choose_method(recipe: Recipe, shape: VisualShape) -> tuple[TokensMethod, Sit
     if merge or calibrate or median:
         method = Restored(method, merge, calibrate, median)
     positions = "contiguous" if policy["positions"] == "contiguous" else "original"
+    if positions == "contiguous" and decoder.rope.axes > 1:
+        raise PlanError(
+            f"{choice.name} with positions=contiguous numbers tokens anew, and this model's have"
+            f" {decoder.rope.axes} axes, places in a grid; leave it out"
+        )
     return method, SiteTokens("tokens", choice.name, shape.tokens, method.plan(shape)), positions
 
 
@@ -69,11 +81,20 @@ def choose_encoder_method(
 def choose_decoder_method(
     recipe: Recipe, decoder: DecoderSpec, tokens: int
 ) -> tuple[Pruning | None, tuple[SiteTokens, ...]]:
-    """The method of site `decoder` with its counts; None and nothing without one."""
+    """The method of site `decoder` with its counts; None and nothing without one.
+
+    Raises:
+        PlanError: If it numbers tokens anew whose positions are places in a grid.
+    """
     choice = _choices(recipe).get("decoder")
     if choice is None:
         return None, ()
     method: DecoderMethod = _make(choice, "decoder", dict(choice.options))
+    if method.contiguous and decoder.rope.axes > 1:
+        raise PlanError(
+            f"{choice.name} at site decoder numbers the tokens that stay anew, and this model's"
+            f" positions have {decoder.rope.axes} axes, places in a grid; take another method"
+        )
     counts = method.plan(tokens, len(decoder.caches))
     whole = method.plan_whole(tokens, len(decoder.caches))
     pruning = Pruning(method, counts, tokens, decoder.rope.inverse_frequencies, whole)

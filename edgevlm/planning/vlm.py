@@ -194,7 +194,7 @@ def choose_methods(recipe: Recipe, description: Description) -> ChosenMethods:
         RecipeError: For an unknown method or wrong options.
         PlanError: For a number of tokens that cannot be, or two methods that cannot both be.
     """
-    method, reduction, positions = choose_method(recipe, description.shape)
+    method, reduction, positions = choose_method(recipe, description.shape, description.decoder)
     encoder, encoder_tokens, before = choose_encoder_method(recipe, description.encoder)
     pruning, after = choose_decoder_method(recipe, description.decoder, reduction.tokens_out)
     chosen = ChosenMethods(

@@ -79,10 +79,7 @@ class AskedPicture:
             [visual],
             0,
         )
-        states = parts.decoder.language_model(
-            inputs_embeds=torch.from_numpy(rows.rows)[None],
-            position_ids=torch.from_numpy(rows.positions)[None].long(),
-        ).last_hidden_state
+        states = parts.decoder.own(rows.rows, rows.positions).last_hidden_state
         last: Tensor = states[0, -1]
         return last
 

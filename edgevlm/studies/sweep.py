@@ -225,8 +225,9 @@ def _row(
     if recipe.methods[0].site == DECODER:  # its decoder is its own
         graphs = {}
     try:
-        _, site, _ = choose_method(recipe, planned.description.shape)
-        _, sites = choose_decoder_method(recipe, planned.description.decoder, most)
+        description = planned.description
+        _, site, _ = choose_method(recipe, description.shape, description.decoder)
+        _, sites = choose_decoder_method(recipe, description.decoder, most)
         site = sites[0] if sites else site
         tokens = site.tokens_out
         if site.tokens_out == site.tokens_in:

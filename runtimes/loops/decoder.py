@@ -17,7 +17,13 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops.buffers import Array, bind
-from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, prompt_state, rotary_tables
+from edgevlm.runtimes.loops.sequence import (
+    PromptRows,
+    causal_mask,
+    prompt_state,
+    rotary_tables,
+    text_positions,
+)
 
 
 class DecoderLoop:
@@ -25,7 +31,8 @@ class DecoderLoop:
 
     Attributes:
         length: Rows of the cache that belong to the conversation.
-        position: Rotary position of the next row.
+        position: Rotary position of the next row, the same on every axis. It is what the prompt
+            states, not the last row's and 1, and means nothing while a prompt is written.
     """
 
     def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
@@ -66,8 +73,8 @@ class DecoderLoop:
         shared = zip(marks[: max(0, most)], self._marks, strict=False)
         count = len(list(takewhile(lambda pair: pair[0] == pair[1], shared)))
         if count:
-            self.length, self.position = count, int(prompt.positions[count - 1]) + 1
-        return PromptRows(prompt.rows[count:], prompt.positions[count:])
+            self.length = count
+        return prompt.after(count)
 
     def prefill(self, prompt: PromptRows) -> None:
         """Write rows into the cache: in chunks, and one by one where that is less work."""
@@ -84,8 +91,11 @@ class DecoderLoop:
         calls = self._calls(count)
         self.blocks.expect("prefill", sum(name == "prefill" for name, _ in calls))
         for name, rows in calls:
-            self.step(name, prompt.rows[done : done + rows], prompt.positions[done : done + rows])
+            part = slice(done, done + rows)
+            self.run(name, prompt.rows[part], prompt.positions[part])
+            self._append(prompt.rows[part], prompt.positions[part])
             done += rows
+        self.position = prompt.next
 
     def _calls(self, count: int) -> list[tuple[str, int]]:
         """Calls (function, rows) that write `count` rows, the largest first."""
@@ -134,23 +144,26 @@ class DecoderLoop:
         for block in self.plan.stage("decoder"):
             self.blocks.run(block.name, "prefill")
         self.arrays.last[0, 0] = arrays["result"][0, 0]
-        self.length, self.position, self.pruned = count, int(prompt.positions[-1]) + 1, 1
+        self.length, self.position, self.pruned = count, prompt.next, 1
 
-    def step(self, name: str, rows: Array, positions: Array) -> None:
-        """Run rows and append them to the conversation."""
-        self.run(name, rows, positions)
-        self.advance(rows, positions)
+    def step(self, name: str, rows: Array) -> None:
+        """Run rows of words that come next, and append them to the conversation."""
+        self.run(name, rows, text_positions(self.plan, self.position, len(rows)))
+        self.advance(rows)
 
-    def advance(self, rows: Array, positions: Array) -> None:
-        """Append the rows that were just written to the cache to the conversation."""
+    def advance(self, rows: Array) -> None:
+        """Append rows of words that were just written to the cache to the conversation."""
+        self._append(rows, text_positions(self.plan, self.position, len(rows)))
+        self.position += len(rows)
+
+    def _append(self, rows: Array, positions: Array) -> None:
         count = len(rows)
         if self._plain and self._marked >= self.length:
-            self._marks[self.length : self.length + count] = _marks(rows, positions[:count])
+            self._marks[self.length : self.length + count] = _marks(rows, positions)
             self._marked = self.length + count
         else:
             self._marked = min(self._marked, self.length)
         self.length += count
-        self.position = int(positions[count - 1]) + 1
 
     def run(self, name: str, rows: Array, positions: Array, skipped: range = range(0)) -> None:
         """Run rows through the decoder, except `skipped` blocks; they are written at `length`."""
@@ -179,5 +192,5 @@ class DecoderLoop:
 
 
 def _marks(rows: Array, positions: Array) -> list[int]:
-    """A hash of each row with its position."""
-    return [hash((row.tobytes(), int(at))) for row, at in zip(rows, positions, strict=True)]
+    """A hash of each row with its position on every axis."""
+    return [hash((row.tobytes(), *at)) for row, at in zip(rows, positions.tolist(), strict=True)]

@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.errors import InputError
 from edgevlm.runtimes import values
+from edgevlm.runtimes.loops.sequence import text_positions
 
 LONGEST = 3  # tokens of the longest suffix that is looked up
 
@@ -94,8 +94,8 @@ def skip(count: int) -> Draft:
         tokens, length, position = [ids[-1]], loop.length, loop.position
         try:
             for _ in range(most):
-                row, at = loop.table[tokens[-1]][None], np.asarray([loop.position], np.int32)
-                loop.run("decode", row, at, range(first, first + count))
+                at = text_positions(loop.plan, loop.position, 1)
+                loop.run("decode", loop.table[tokens[-1]][None], at, range(first, first + count))
                 loop.length, loop.position = loop.length + 1, loop.position + 1
                 tokens.append(int(loop.logits().argmax()))
         finally:

@@ -25,19 +25,42 @@ Integers = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class PromptRows:
-    """Rows [n, C] of a prompt, their rotary positions [n], and indices of the visual rows.
+    """Rows of a prompt, or of a part of it.
 
-    `bias` [n] is added to the attention scores of each row; None is 0. `ids` are the token of each
-    row, -1 for a visual one. `signal` is the encoder's, for each visual row, where a method inside
-    the decoder needs it.
+    Attributes:
+        rows: Rows [n, C].
+        positions: Their rotary positions [n, axes].
+        next: Rotary position of what follows, the same on every axis; it may be less than the
+            largest before.
+        visual: Indices of the visual rows.
+        bias: Added to the attention scores of each row [n]; None is 0.
+        ids: The token of each row, -1 for a visual one.
+        signal: The encoder's, for each visual row, where a method inside the decoder needs it.
     """
 
     rows: Floats
     positions: Integers
+    next: int
     visual: tuple[int, ...] = ()
     bias: Floats | None = None
     ids: tuple[int, ...] = ()
     signal: Floats | None = None
+
+    def after(self, count: int) -> PromptRows:
+        """What follows the first rows of a prompt without a bias or a signal."""
+        visual = tuple(row - count for row in self.visual if row >= count)
+        rows, positions = self.rows[count:], self.positions[count:]
+        return PromptRows(rows, positions, self.next, visual, ids=self.ids[count:])
+
+
+def text_positions(plan: VlmPlan, first: int, count: int) -> Integers:
+    """Rotary positions [count, axes] of words, from `first`: the same on every axis."""
+    return _on_all_axes(first + np.arange(count, dtype=np.int32), plan)
+
+
+def text_rows(plan: VlmPlan, rows: Floats, first: int = 0) -> PromptRows:
+    """Rows of words alone, from rotary position `first`."""
+    return PromptRows(rows, text_positions(plan, first, len(rows)), first + len(rows))
 
 
 def assemble(
@@ -61,26 +84,22 @@ def assemble(
         first_position: Rotary position of the first row.
     """
     rows: list[Floats] = [np.zeros((0, table.shape[1]), np.float32)]
-    positions: list[Integers] = []
+    positions: list[Integers] = [text_positions(plan, 0, 0)]
     log_sizes: list[Floats] = []
     signals: list[Floats] = []
     token_ids: list[int] = []
-    original = plan.host.positions == "original"
     at = first_position
     for part in spell(items, plan.host.layout, tokenizer, question, visuals):
         if isinstance(part, Slot):
-            new, span = part.visual.tokens[part.selected], int(part.selected.sum())
-            steps = np.arange(span, dtype=np.int32)
-            if original:
-                steps = part.visual.positions[part.selected] - part.item.start
-                span = part.item.stop - part.item.start
+            new = part.visual.tokens[part.selected]
+            steps, span = _visual_steps(plan, part)
             if part.visual.log_sizes is not None:
                 log_sizes.append(part.visual.log_sizes[part.selected])
             if part.visual.visual_signal is not None:
                 signals.append(part.visual.visual_signal[part.selected])
             token_ids.extend([-1] * len(new))
         else:
-            new, span, steps = table[part], len(part), np.arange(len(part), dtype=np.int32)
+            new, steps, span = table[part], text_positions(plan, 0, len(part)), len(part)
             token_ids.extend(part)
         rows.append(new)
         positions.append(at + steps)
@@ -91,17 +110,27 @@ def assemble(
     if log_sizes:
         bias = np.zeros(len(hidden), np.float32)
         bias[visual_rows] = np.concatenate(log_sizes)
-    all_positions = np.concatenate([np.zeros(0, np.int32), *positions]).astype(np.int32)
-    signal = np.concatenate(signals) if signals else None
-    return PromptRows(hidden, all_positions, tuple(visual_rows), bias, tuple(token_ids), signal)
+    return PromptRows(
+        hidden,
+        np.concatenate(positions).astype(np.int32),
+        at,
+        tuple(visual_rows),
+        bias,
+        tuple(token_ids),
+        np.concatenate(signals) if signals else None,
+    )
 
 
 def rotary_tables(plan: VlmPlan, positions: Integers) -> tuple[Floats, Floats]:
-    """cos and sin [n, D] of rotary positions, both halves equal, in float32 as the model does."""
-    frequencies = np.asarray(plan.host.rope.inverse_frequencies, np.float32)
-    angles = positions.astype(np.float32)[:, None] * frequencies[None]
+    """cos and sin [n, D] of rotary positions [n, axes], both halves equal.
+
+    In float32, as the model does. Each frequency turns by one axis.
+    """
+    rope = plan.host.rope
+    frequencies = np.asarray(rope.inverse_frequencies, np.float32)
+    angles = positions.astype(np.float32)[:, list(rope.frequency_axes)] * frequencies[None]
     angles = np.concatenate((angles, angles), axis=1)
-    scaling = np.float32(plan.host.rope.scaling)
+    scaling = np.float32(rope.scaling)
     return np.cos(angles) * scaling, np.sin(angles) * scaling
 
 
@@ -127,3 +156,18 @@ def causal_mask(first: int, rows: int, length: int) -> Floats:
     """Additive mask [1, 1, rows, length]: 0 where a row may attend, -1e4 elsewhere."""
     columns, lines = np.arange(length)[None], np.arange(first, first + rows)[:, None]
     return np.where(columns <= lines, 0.0, -1e4).astype(np.float32)[None, None]
+
+
+def _visual_steps(plan: VlmPlan, slot: Slot) -> tuple[Integers, int]:
+    """Where visual tokens lie from the beginning of their item, [k, axes], and the item's span."""
+    places, item = slot.visual.positions[slot.selected], slot.item
+    if plan.host.positions == "contiguous":
+        return text_positions(plan, 0, len(places)), len(places)
+    places = places - item.start
+    if item.grid:
+        return np.stack(np.unravel_index(places, item.grid), axis=1).astype(np.int32), item.span
+    return _on_all_axes(places, plan), item.stop - item.start
+
+
+def _on_all_axes(positions: Integers, plan: VlmPlan) -> Integers:
+    return np.repeat(positions[:, None], plan.host.rope.axes, axis=1)

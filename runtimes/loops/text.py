@@ -24,7 +24,7 @@ from edgevlm.runtimes.loops.buffers import bind
 from edgevlm.runtimes.loops.contract import RunRequest
 from edgevlm.runtimes.loops.drafts import Draft, parse
 from edgevlm.runtimes.loops.sampling import Sampling, chooser
-from edgevlm.runtimes.loops.sequence import assemble
+from edgevlm.runtimes.loops.sequence import assemble, text_positions
 from edgevlm.runtimes.loops.spelling import Visual, check_length, claim
 from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
 from edgevlm.runtimes.loops.vision import VisionLoop
@@ -196,8 +196,7 @@ class TextLoop(VisionLoop):
     ) -> list[int]:
         """The tokens after `last`: the accepted drafted ones, and one that the model chooses."""
         rows = np.asarray(self.table[[last, *guesses]])
-        positions = np.arange(self.position, self.position + len(rows), dtype=np.int32)
-        self.run("check", rows, positions)
+        self.run("check", rows, text_positions(self.plan, self.position, len(rows)))
         for block in self.plan.stage("head"):
             self.blocks.run(block.name, "check")
         tokens: list[int] = []
@@ -205,14 +204,14 @@ class TextLoop(VisionLoop):
             tokens.append(choose(np.concatenate([part[index] for part in self.arrays.checked])))
             if index == len(guesses) or tokens[-1] != guesses[index]:
                 break
-        self.advance(rows[: len(tokens)], positions)
+        self.advance(rows[: len(tokens)])
         self.checks, self.drafted = self.checks + 1, self.drafted + len(guesses)
         self.accepted += len(tokens) - 1
         return tokens
 
     def _step_token(self, token: int) -> None:
         if self.length < self.plan.host.kv.tokens:
-            self.step("decode", self.table[token][None], np.asarray([self.position], np.int32))
+            self.step("decode", self.table[token][None])
 
 
 class _Stream:

@@ -27,7 +27,7 @@ from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import engine_for
 from edgevlm.runtimes.engine import PRIVATE, find_engine
-from edgevlm.runtimes.loops.sequence import PromptRows
+from edgevlm.runtimes.loops.sequence import text_rows
 from edgevlm.runtimes.loops.text import TextLoop
 from edgevlm.runtimes.residency.resident import ResidentBlocks
 
@@ -101,7 +101,7 @@ def prefill(loop: TextLoop, count: int) -> Callable[[], None]:
     """A prompt of `count` random rows into an empty cache."""
     random = np.random.default_rng(0)
     rows = random.standard_normal((count, loop.table.shape[1])).astype(np.float32)
-    piece = PromptRows(rows, np.arange(count, dtype=np.int32))
+    piece = text_rows(loop.plan, rows)
 
     def run() -> None:
         loop.reset()
@@ -115,7 +115,7 @@ def token(loop: TextLoop) -> Callable[[], None]:
     row = np.asarray(loop.table[:1])
 
     def run() -> None:
-        loop.prefill(PromptRows(row, np.asarray([loop.position], np.int32)))
+        loop.prefill(text_rows(loop.plan, row, loop.position))
         loop.logits()
 
     return run

@@ -35,7 +35,7 @@ from edgevlm.models.checkpoint import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS
-from edgevlm.runtimes.loops.sequence import PromptRows
+from edgevlm.runtimes.loops.sequence import text_rows
 from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 
 CHANNELS = 576
@@ -88,7 +88,7 @@ def prefill(model: str, work: Path, threads: int) -> Callable[[], object]:
     loop = open_loop(bundle(Recipe(model=model), work), threads, without=("vision", "reduce"))
     count = KEPT[0] + TEXT_TOKENS
     rows = np.random.default_rng(0).standard_normal((count, loop.table.shape[1]))
-    piece = PromptRows(rows.astype(np.float32) * 0.1, np.arange(count, dtype=np.int32))
+    piece = text_rows(loop.plan, rows.astype(np.float32) * 0.1)
 
     def run() -> None:
         loop.reset()

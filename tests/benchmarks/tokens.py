@@ -28,7 +28,7 @@ from edgevlm.graphs.trace import trace, weights
 from edgevlm.models.checkpoint import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
-from edgevlm.runtimes.loops.sequence import PromptRows
+from edgevlm.runtimes.loops.sequence import text_rows
 from edgevlm.runtimes.loops.text import TextLoop
 from edgevlm.runtimes.on_onnxruntime.library import import_onnxruntime
 
@@ -98,7 +98,7 @@ def _prefill_of(loop: TextLoop, tokens: int) -> Callable[[], None]:
     random = np.random.default_rng(0)
     count = tokens + TEXT_TOKENS
     rows = random.standard_normal((count, loop.table.shape[1])).astype(np.float32) * 0.1
-    piece = PromptRows(rows, np.arange(count, dtype=np.int32))
+    piece = text_rows(loop.plan, rows)
 
     def run() -> None:
         loop.reset()

@@ -139,14 +139,12 @@ blocks = st.builds(
     Block, names, names, st.tuples(integers, integers), integers,
     st.lists(functions, max_size=2).map(tuple), names,
 )  # fmt: skip
+several = st.lists(integers, max_size=3).map(tuple)
 parts = st.lists(
-    st.builds(
-        LayoutItem, names, st.lists(integers, max_size=3).map(tuple), integers, integers, names
-    ),
+    st.builds(LayoutItem, names, several, integers, integers, several, integers, names),
     max_size=3,
 ).map(tuple)
 threes = st.tuples(floats, floats, floats)
-several = st.lists(integers, max_size=3).map(tuple)
 hosts = st.builds(
     VlmHost,
     st.builds(
@@ -159,7 +157,7 @@ hosts = st.builds(
     ),
     integers, st.booleans(), st.builds(Layout, parts, parts, parts, parts),
     st.builds(Embedding, integers, integers, names, names),
-    st.builds(Rope, st.lists(floats, max_size=4).map(tuple), floats),
+    st.builds(Rope, st.lists(floats, max_size=4).map(tuple), floats, several, st.booleans()),
     st.builds(KVCache, names, integers, integers, integers, integers, names),
     several, names, integers, integers, names, integers, several,
 )  # fmt: skip

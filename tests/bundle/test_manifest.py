@@ -65,6 +65,16 @@ def keep_17(document):
     document["host"]["visual_tokens"] = document["sites"][0]["tokens_out"] = 17
 
 
+def axes(**item):
+    """An edit: positions of three axes, and a grid of the visual tokens."""
+
+    def change(document):
+        document["host"]["rope"].update(sections=[2, 3, 3], interleaved=True)
+        document["host"]["layout"]["image"][1].update({"grid": [1, 8, 8], "span": 8} | item)
+
+    return change
+
+
 HUGE = 10**30
 EDITS = {
     # The document itself.
@@ -112,7 +122,15 @@ EDITS = {
     "vocabulary": (put("host.vocabulary", 5000), "host.vocabulary is more than embedding.rows"),
     "frequencies": (put("host.rope.inverse_frequencies", [1.0]), "host.rope has 1 frequencies"),
     "large float": (put("host.rope.scaling", 10**400), "host.rope.scaling must be a finite number"),
+    "sections": (put("host.rope.sections", [2, 3, 4]), "host.rope.sections is '[2, 3, 4]', expected two or more that make the 8 frequencies"),
+    "one section": (put("host.rope.sections", [8]), "host.rope.sections is '[8]'"),
+    "interleaved": (put("host.rope.interleaved", True), "host.rope is interleaved, expected sections too"),
+    "positions of axes": (axes(), "host.positions is 'contiguous', expected 'original' where a position has 3 axes"),
     # The sequence.
+    "grid without axes": (put("host.layout.image.1.grid", [8, 8]), "host.layout.image[1] has a grid or a span, expected none"),
+    "no grid": (axes(grid=[]), "host.layout.image[1].grid is '[]', expected 3 sides of 64 visual tokens"),
+    "other grid": (axes(grid=[1, 8, 9]), "host.layout.image[1].grid is '[1, 8, 9]', expected 3 sides of 64"),
+    "span": (axes(span=65), "host.layout.image[1].span is 65, expected 1 to 64"),
     "no site": (put("sites", []), "sites has '[]' tokens_out at site 'tokens', host.visual_tokens is 16"),
     "no tokens": (put("sites.0.tokens_out", 0), "sites has '[0]' tokens_out"),
     "id outside": (put("host.layout.prompt.0.ids", [1024]), "host.layout.prompt[0] has an id outside the embedding table"),
@@ -120,7 +138,7 @@ EDITS = {
     "image in image": (put("host.layout.image.0.kind", "image"), "host.layout.image[0].kind is 'image', known here: ids, visual"),
     "unknown part": (put("host.layout.turn.0.kind", "audio"), "host.layout.turn[0].kind is 'audio'"),
     "negative range": (put("host.layout.image.1.start", -1), "host.layout.image[1] has the range -1:64"),
-    "late frame": (put("host.layout.image.0", {"kind": "timestamp", "ids": [], "start": 3, "stop": 0, "prefix": "", "suffix": "", "trim": "", "strip": "", "blank": False, "after": ""}), "host.layout.image[0].start is 3 of 1 frames"),
+    "late frame": (put("host.layout.image.0", {"kind": "timestamp", "ids": [], "start": 3, "stop": 0, "grid": [], "span": 0, "prefix": "", "suffix": "", "trim": "", "strip": "", "blank": False, "after": ""}), "host.layout.image[0].start is 3 of 1 frames"),
     # Shapes.
     "negative shape": (lambda d: reshape(d, "decoder-0", "hidden", [1, -1, 64]), "decoder-0.prefill.hidden has the shape '[1, -1, 64]'"),
     "huge shape": (lambda d: reshape(d, "decoder-0", "hidden", [HUGE]), "decoder-0.prefill.hidden has the shape"),

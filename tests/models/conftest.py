@@ -89,7 +89,7 @@ class Prompt:
         table = self.tiny.parts.rows.numpy()
         visuals = [one[0].numpy() for one in features]
         prompt = self._assemble(table, question, visuals, times, duration, False)
-        assert prompt.positions.tolist() == list(range(len(prompt.rows)))
+        assert prompt.positions[:, 0].tolist() == list(range(len(prompt.rows)))
         return torch.from_numpy(prompt.rows)[None]
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
@@ -199,7 +199,7 @@ def photo() -> Callable[..., Image.Image]:
 def decoder_difference() -> Callable[[Tiny], float]:
     """Worst rel_error of the last hidden state: chunks and single tokens against one full call."""
     from edgevlm.parity.compare import difference
-    from edgevlm.runtimes.loops.sequence import causal_mask, rotary_tables
+    from edgevlm.runtimes.loops.sequence import causal_mask, rotary_tables, text_positions
 
     def measure(made: Tiny) -> float:
         kv, length, decoder = made.plan.host.kv, 24, made.parts.decoder
@@ -211,7 +211,7 @@ def decoder_difference() -> Callable[[Tiny], float]:
         ]
         outputs = []
         for first, count in calls:
-            positions = np.arange(first, first + count, dtype=np.int32)
+            positions = text_positions(made.plan, first, count)
             cos, sin = (torch.from_numpy(x)[None] for x in rotary_tables(made.plan, positions))
             mask = torch.from_numpy(causal_mask(first, count, length))
             x, at = hidden[:, first : first + count], torch.tensor([first], dtype=torch.int32)

@@ -198,7 +198,12 @@ def check(plan: VlmPlan) -> None:
     checks.embedding(host.embedding, plan.files)
     checks.cache(host.kv)
     checks.rope(host.rope, host.kv.head_size)
-    checks.layout(host.layout, host.embedding.rows, host.image.frames)
+    checks.layout(host.layout, host.embedding.rows, host.image.frames, host.rope.axes)
+    expect(
+        host.rope.axes == 1 or host.positions == "original",
+        f"host.positions is '{host.positions}', expected 'original' where a position has"
+        f" {host.rope.axes} axes",
+    )
     total = host.image.views * host.encoder.view_tokens
     checks.places(host.layout, total, host.visual_tokens, host.kv.tokens)
     expect(host.vocabulary <= host.embedding.rows, "host.vocabulary is more than embedding.rows")

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.graphs.layers import scaled
-from edgevlm.graphs.parts import DecoderParts
+from edgevlm.graphs.parts import DecoderParts, position_ids
 from edgevlm.libraries import silent
 from edgevlm.models.family import token_ids
 from edgevlm.models.processor import load_processor
@@ -36,7 +36,12 @@ from edgevlm.parity.compare import Array, difference
 from edgevlm.parity.own.preprocessing import of_grid, preprocessing_error
 from edgevlm.planning.own_prompt import compare_prompts
 from edgevlm.planning.vlm import VlmPlanned
-from edgevlm.runtimes.loops.sequence import PromptRows, causal_mask, rotary_tables
+from edgevlm.runtimes.loops.sequence import (
+    PromptRows,
+    causal_mask,
+    rotary_tables,
+    text_positions,
+)
 
 # Rows at the end of the context whose logits are compared.
 LAST_ROWS = 16
@@ -132,11 +137,11 @@ def context_rel_error(
     words = np.random.default_rng(0).integers(0, len(table), max(0, length - len(prompt.rows)))
     random = scaled(table[words], decoder.spec.table_scale)
     rows = torch.cat((torch.from_numpy(prompt.rows), random))[:length]
-    after = prompt.positions[-1] + 1 + np.arange(len(words), dtype=np.int32)
+    after = text_positions(plan, prompt.next, len(words))
     positions = np.concatenate((prompt.positions, after))[:length]
     expected = model(
         inputs_embeds=rows[None],
-        position_ids=torch.from_numpy(positions)[None].long(),
+        position_ids=position_ids(positions),
         # Without a mask, transformers takes positions with gaps for several sequences in one.
         attention_mask=torch.ones(1, length, dtype=torch.long),
         use_cache=False,

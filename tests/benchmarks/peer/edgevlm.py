@@ -86,10 +86,10 @@ class Loop:
         import onnxruntime
 
         from edgevlm.runtimes.loading import load_loop
-        from edgevlm.runtimes.loops.sequence import PromptRows
+        from edgevlm.runtimes.loops.sequence import text_rows
 
         self.versions = {"onnxruntime": onnxruntime.__version__}
-        self._loop, self._piece = load_loop(path, threads=given.threads), PromptRows
+        self._loop, self._rows = load_loop(path, threads=given.threads), text_rows
         self._pixels = given.pixels
 
     def see(self) -> Array:
@@ -107,7 +107,7 @@ class Loop:
         return self._run(np.asarray([token]))
 
     def _run(self, ids: Array) -> Array:
-        positions = self._loop.position + np.arange(len(ids), dtype=np.int32)
-        self._loop.prefill(self._piece(np.asarray(self._loop.table[ids]), positions))
+        rows = np.asarray(self._loop.table[ids])
+        self._loop.prefill(self._rows(self._loop.plan, rows, self._loop.position))
         scores: Array = self._loop.logits()
         return scores

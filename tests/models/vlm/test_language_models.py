@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -14,7 +13,11 @@ from edgevlm.graphs.pruning import Look  # noqa: E402
 from edgevlm.models.shared.anyres import newline_row  # noqa: E402
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
-from edgevlm.runtimes.loops.sequence import causal_mask, rotary_tables  # noqa: E402
+from edgevlm.runtimes.loops.sequence import (  # noqa: E402
+    causal_mask,
+    rotary_tables,
+    text_positions,
+)
 
 LIMIT = 1e-5
 LENGTH, CALLS = 24, [(0, 8), (8, 8), (16, 5), (21, 1), (22, 1), (23, 1)]
@@ -54,7 +57,7 @@ def decoder(request):
 def tables(spec, first, count):
     """cos and sin [1, n, D] of positions."""
     plan = SimpleNamespace(host=SimpleNamespace(rope=spec.rope))
-    positions = np.arange(first, first + count, dtype=np.int32)
+    positions = text_positions(plan, first, count)
     return [torch.from_numpy(table)[None] for table in rotary_tables(plan, positions)]
 
 

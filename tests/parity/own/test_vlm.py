@@ -17,7 +17,7 @@ from edgevlm.parity.checks import CONTEXT_LIMIT, preprocessing_check, prompt_che
 from edgevlm.parity.own.vlm import context_rel_error, own_stop_ids  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
-from edgevlm.runtimes.loops.sequence import PromptRows  # noqa: E402
+from edgevlm.runtimes.loops.sequence import text_rows  # noqa: E402
 
 
 def measured(folder, change=lambda model: None):
@@ -25,7 +25,7 @@ def measured(folder, change=lambda model: None):
     planned = make_plan(Recipe(model=folder, tokens=16, context=160), find(folder))
     model = planned.checkpoint.load_model()
     parts, width = planned.parts(model), planned.plan.host.embedding.columns
-    prompt = PromptRows(np.ones((40, width), np.float32), np.arange(40, dtype=np.int32))
+    prompt = text_rows(planned.plan, np.ones((40, width), np.float32))
     change(model)
     with torch.no_grad():
         return context_rel_error(

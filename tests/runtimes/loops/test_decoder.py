@@ -17,32 +17,29 @@ pytest.importorskip("onnxscript")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgevlm.runtimes.loops.sequence import PromptRows
+from edgevlm.runtimes.loops.sequence import text_rows
 
 
 @settings(max_examples=12, deadline=None)
 @given(length=st.integers(1, 70))
 def test_prefill_in_chunks_equals_one_token_at_a_time(shared, length):
     rows = np.array(shared.table[np.arange(length) * 7 % 1000])
-    positions = np.arange(length, dtype=np.int32)
     shared.reset()
-    shared.prefill(PromptRows(rows, positions))
+    shared.prefill(text_rows(shared.plan, rows))
     chunked = shared.logits().copy()
     shared.reset()
     for i in range(length):
-        shared.step("decode", rows[i : i + 1], positions[i : i + 1])
+        shared.step("decode", rows[i : i + 1])
     np.testing.assert_allclose(shared.logits(), chunked, atol=1e-4 * np.abs(chunked).max())
 
 
 def test_prefill_to_the_last_row_of_the_context(loop):
     rows = np.array(loop.table[np.arange(512) % 1000])
-    loop.prefill(
-        PromptRows(rows[:500], np.arange(500, dtype=np.int32))
-    )  # 12 rows are no whole chunk
-    loop.prefill(PromptRows(rows[500:], np.arange(500, 512, dtype=np.int32)))
+    loop.prefill(text_rows(loop.plan, rows[:500]))  # 12 rows are no whole chunk
+    loop.prefill(text_rows(loop.plan, rows[500:], 500))
     whole = loop.logits().copy()
     loop.reset()
-    loop.prefill(PromptRows(rows, np.arange(512, dtype=np.int32)))
+    loop.prefill(text_rows(loop.plan, rows))
     np.testing.assert_allclose(loop.logits(), whole, atol=1e-4 * np.abs(whole).max())
 
 
@@ -84,7 +81,7 @@ def test_the_cache_is_written_in_place(loop_of):
 
 
 def test_tokens_allocate_nothing_that_stays(loop):
-    loop.prefill(PromptRows(np.array(loop.table[:32]), np.arange(32, dtype=np.int32)))
+    loop.prefill(text_rows(loop.plan, np.array(loop.table[:32])))
     loop._step_token(5)
     one_cache = loop.arrays.cache[0].nbytes
     tracemalloc.start()
@@ -110,7 +107,7 @@ def test_tokens_do_not_grow_the_process(loop):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
-    loop.prefill(PromptRows(np.array(loop.table[:32]), np.arange(32, dtype=np.int32)))
+    loop.prefill(text_rows(loop.plan, np.array(loop.table[:32])))
     for _ in range(50):
         loop._step_token(5)
     before = resident_bytes()

@@ -29,7 +29,7 @@ from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops import drafts, images
 from edgevlm.runtimes.loops.sampling import Sampling
-from edgevlm.runtimes.loops.sequence import PromptRows
+from edgevlm.runtimes.loops.sequence import text_rows
 
 ROOT = Path(__file__).resolve().parents[3]
 FLOWER = images.load(ROOT / "edgevlm" / "photos" / "flower.jpg")
@@ -142,11 +142,11 @@ def test_few_rows_go_in_by_checks(loop):
     rows = np.array(loop.table[np.arange(19) * 7])
     loop.reset()
     assert loop._calls(19) == [("prefill", 16), ("check", 3)]
-    loop.prefill(PromptRows(rows, np.arange(19, dtype=np.int32)))
+    loop.prefill(text_rows(loop.plan, rows))
     together = loop.logits().copy()
     loop.reset()
     for i in range(19):
-        loop.step("decode", rows[i : i + 1], np.asarray([i], np.int32))
+        loop.step("decode", rows[i : i + 1])
     np.testing.assert_allclose(loop.logits(), together, atol=1e-4 * np.abs(together).max())
 
 

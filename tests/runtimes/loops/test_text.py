@@ -24,7 +24,7 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.sampling import Sampling
-from edgevlm.runtimes.loops.sequence import PromptRows, assemble
+from edgevlm.runtimes.loops.sequence import assemble, text_rows
 from edgevlm.runtimes.loops.text import TextLoop, _Stream
 from edgevlm.runtimes.on_onnxruntime.engine import Engine
 from edgevlm.runtimes.residency.resident import ResidentBlocks
@@ -69,12 +69,12 @@ def test_a_further_turn_equals_prefilling_the_whole_conversation(loop):
     reply = loop.table[[*first.token_ids]]
     rows = np.concatenate([prompt.rows, reply, more.rows])
     loop.reset()
-    loop.prefill(PromptRows(rows, np.arange(len(rows), dtype=np.int32)))
+    loop.prefill(text_rows(plan, rows))
     whole = loop.logits().copy()
     assert int(whole.argmax()) == second.token_ids[0]
     loop.reset()
     loop.ask(QUESTION, lambda: [visual], max_new_tokens=7)
-    loop.prefill(PromptRows(more.rows, loop.position + np.arange(len(more.rows), dtype=np.int32)))
+    loop.prefill(text_rows(plan, more.rows, loop.position))
     np.testing.assert_allclose(loop.logits(), whole, atol=1e-4 * np.abs(whole).max())
     assert turn.shape == whole.shape
 
@@ -360,8 +360,9 @@ def test_original_positions_are_those_of_the_full_sequence(loop, original):
     assert len(pieces[0].rows) - len(pieces[1].rows) == 48
     begin = next(i for i, row in enumerate(pieces[0].rows) if np.array_equal(row, full.tokens[0]))
     expected = [*range(begin), *(begin + kept.positions), *range(begin + 64, len(pieces[0].rows))]
-    assert pieces[1].positions.tolist() == expected
-    assert pieces[0].positions.tolist() == list(range(len(pieces[0].rows)))
+    assert pieces[1].positions[:, 0].tolist() == expected
+    assert pieces[0].positions[:, 0].tolist() == list(range(len(pieces[0].rows)))
+    assert pieces[0].next == pieces[1].next == len(pieces[0].rows)
 
 
 def test_decoding_goes_on_at_the_original_position(loop, original):
