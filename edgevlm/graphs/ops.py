@@ -6,8 +6,9 @@
 
 Each is defined here by its eager PyTorch form, which is the meaning of the node; an exporter lowers
 it to what its target runs best. Layout [1, S, H*D] throughout, as the projections give and
-take, so no transpose stands in the graph. Shapes: S new tokens, T cache rows, H query heads, G key
-and value heads (H is a multiple of G), D head size.
+take, so no transpose stands in the graph; `attention` alone takes several windows, whose tokens see
+each other and nothing else, as a batch. Shapes: W windows, S new tokens, T cache rows, H query
+heads, G key and value heads (H is a multiple of G), D head size.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from torch.utils.flop_counter import register_flop_formula
 def attention(
     query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None
 ) -> Tensor:
-    """softmax(Q K^T / sqrt(D) + bias) V over all tokens.
+    """softmax(Q K^T / sqrt(D) + bias) V over all tokens of a window.
 
     Args:
-        query: f32 [1, S, H*D].
-        key: f32 [1, N, H*D]; N is S, or there are other queries than tokens.
-        value: f32 [1, N, H*D].
+        query: f32 [W, S, H*D].
+        key: f32 [W, N, H*D]; N is S, or there are other queries than tokens.
+        value: f32 [W, N, H*D].
         heads: H.
         bias: f32 [1, 1, 1, N] for all queries, or [1, 1, S, N].
     """
@@ -109,16 +110,16 @@ def _(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
-    return x.view(1, x.shape[1], heads, -1).transpose(1, 2)  # [1, heads, S, D]
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # [W, heads, S, D]
 
 
 def _join(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)  # [1, S, heads*D]
+    return x.transpose(1, 2).flatten(2)  # [W, S, heads*D]
 
 
 @register_flop_formula(torch.ops.edgevlm.attention)
 def _attention_flops(query: tuple[int, ...], key: tuple[int, ...], *_: object, **__: object) -> int:
-    return 4 * query[1] * key[1] * query[2]
+    return 4 * query[0] * query[1] * key[1] * query[2]
 
 
 @register_flop_formula(torch.ops.edgevlm.attention_kv)

@@ -28,7 +28,7 @@ from edgevlm.libraries import replaced
 
 
 def attention(context: Any, node: Any) -> None:
-    """`edgevlm.graphs.ops.attention`: softmax(Q K^T / sqrt(D) + bias) V, tensors [1, S, H*D]."""
+    """`edgevlm.graphs.ops.attention`: softmax(Q K^T / sqrt(D) + bias) V, tensors [W, S, H*D]."""
     query, key, value, heads, *rest = _get_inputs(context, node)
     split = [_split(x, int(heads.val)) for x in (query, key, value)]
     bias = rest[0] if rest else None
@@ -165,16 +165,16 @@ def alias(context: Any, node: Any) -> None:
 
 
 def _split(x: Any, heads: int) -> Any:
-    """[1, S, H*D] -> [1, H, S, D]."""
-    wide = mb.reshape(x=x, shape=[1, x.shape[1], heads, x.shape[2] // heads])
+    """[W, S, H*D] -> [W, H, S, D]."""
+    wide = mb.reshape(x=x, shape=[*x.shape[:2], heads, x.shape[2] // heads])
     return mb.transpose(x=wide, perm=[0, 2, 1, 3])
 
 
 def _join(x: Any, name: str) -> Any:
-    """[1, H, S, D] -> [1, S, H*D]."""
-    _, heads, rows, size = x.shape
+    """[W, H, S, D] -> [W, S, H*D]."""
+    windows, heads, rows, size = x.shape
     turned = mb.transpose(x=x, perm=[0, 2, 1, 3])
-    return mb.reshape(x=turned, shape=[1, rows, heads * size], name=name)
+    return mb.reshape(x=turned, shape=[windows, rows, heads * size], name=name)
 
 
 def _write(past: Any, rows: Any, position: Any) -> Any:

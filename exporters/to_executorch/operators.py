@@ -21,13 +21,16 @@ from edgevlm.graphs.ops import ATTENTION, ATTENTION_KV, ROTARY
 def attention(
     query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None
 ) -> Tensor:
-    """`edgevlm.graphs.ops.attention`: softmax(Q K^T / sqrt(D) + bias) V, tensors [1, S, H*D]."""
-    count = query.shape[1]
-    q, k, v = (x.view(x.shape[1], heads, -1).transpose(0, 1) for x in (query, key, value))
+    """`edgevlm.graphs.ops.attention`: softmax(Q K^T / sqrt(D) + bias) V, tensors [W, S, H*D]."""
+    windows, count, _ = query.shape
+    q, k, v = (_by_head(x, heads) for x in (query, key, value))
     scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
     if bias is not None:
         scores = scores + bias.view(1, bias.shape[2], bias.shape[3])
-    return torch.bmm(torch.softmax(scores, -1), v).transpose(0, 1).reshape(1, count, -1)
+    out = torch.bmm(torch.softmax(scores, -1), v)
+    if windows == 1:
+        return out.transpose(0, 1).reshape(1, count, -1)
+    return out.view(windows, heads, count, -1).transpose(1, 2).reshape(windows, count, -1)
 
 
 def attention_kv(
@@ -87,8 +90,15 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
 
 
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """[W, S, H*D] -> [W*H, S, D]."""
+    if x.shape[0] == 1:
+        return x.view(x.shape[1], heads, -1).transpose(0, 1)
+    return _split(x, heads).reshape(x.shape[0] * heads, x.shape[1], -1)
+
+
 def _split(x: Tensor, heads: int) -> Tensor:
-    return x.view(1, x.shape[1], heads, -1).transpose(1, 2)  # [1, heads, S, D]
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # [W, heads, S, D]
 
 
 LOWERINGS: dict[object, Callable[..., object]] = {

@@ -30,15 +30,16 @@ LEAST_SCORES = 400 * 400
 
 
 def write_attention(node: ir.Node, writer: Writer) -> None:
-    """Replace one Attention: query [1, S, H*D], key and value [1, T, H*D].
+    """Replace one Attention: query [W, S, H*D], key and value [W, T, H*D].
 
-    A bias is [1, 1, 1, T], or [1, 1, S, T] where each query has its own: then nothing is rounded.
+    A bias is [1, 1, 1, T], or [1, 1, S, T] where each query has its own: then nothing is rounded,
+    nor where there are several windows.
     """
     query, key, value, *rest = node.inputs
     assert query is not None and key is not None and value is not None
     bias, heads = next(iter(rest), None), node.attributes["num_heads"].as_int()
-    (rows, width), (keys, _) = _shape(query), _shape(key)
-    shared = bias is None or _rows_of_bias(bias) == 1
+    (windows, rows, width), (_, keys, _) = _shape(query), _shape(key)
+    shared = windows == 1 and (bias is None or _rows_of_bias(bias) == 1)
     if writer.rounds and shared and rows * keys >= LEAST_SCORES:
         write = _Int8Attention(writer, heads, width // heads)
         writer.replace(node, write.nodes(query, key, value, bias))
@@ -67,7 +68,7 @@ class _Int8Attention:
     ) -> list[ir.Node]:
         """Nodes of softmax(Q K^T / sqrt(D) + bias) V, in the order of computation."""
         root = self._constant(f"root.{self._size}", np.float32(1 / math.sqrt(self._size)))
-        (rows, _), (keys, width) = _shape(query), _shape(key)
+        (_, rows, _), (_, keys, width) = _shape(query), _shape(key)
         q, q_step = self._round_heads(query, np.uint8(128), 127)
         v, v_step = self._round_heads(value, np.int8(0), 63)
         k_step = self._steps(key, 63)
@@ -109,7 +110,7 @@ class _Int8Attention:
 
     def _round_heads(self, x: ir.Value, zero: np.generic, most: int) -> tuple[ir.Value, ir.Value]:
         """8-bit values with a scale per head, and the scales [1, 1, H]."""
-        shape = _shape(x)[0], self._heads
+        shape = _shape(x)[1], self._heads
         step = self._then("ReduceMax", self._steps(x, most), self._numbers(1), keepdims=1)
         every = self._then("Expand", step, self._numbers(1, *shape))
         return self._round(x, every, zero, shape, self._size), step
@@ -143,8 +144,8 @@ def _rows_of_bias(bias: ir.Value) -> int:
     return int(bias.shape.numpy()[2])
 
 
-def _shape(x: ir.Value) -> tuple[int, int]:
-    """Rows and width of [1, rows, width]."""
+def _shape(x: ir.Value) -> tuple[int, int, int]:
+    """Windows, rows and width of [windows, rows, width]."""
     assert x.shape is not None
-    _, rows, width = (int(n) for n in x.shape.numpy())
-    return rows, width
+    windows, rows, width = (int(n) for n in x.shape.numpy())
+    return windows, rows, width

@@ -49,6 +49,16 @@ def test_attention_is_softmax_of_scaled_scores():
     torch.testing.assert_close(attention(q, k, v, 3), expected)
 
 
+def test_tokens_of_a_window_see_each_other_alone():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 4, 10, 24)
+    each = [attention(*(x[i : i + 1] for x in (q, k, v)), 3) for i in range(4)]
+    torch.testing.assert_close(attention(q, k, v, 3), torch.cat(each))
+    with FlopCounterMode(display=False) as counter:
+        attention(q, k, v, 3)
+    assert counter.get_total_flops() == 4 * 4 * 10 * 10 * 24
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.integers(1, 6),

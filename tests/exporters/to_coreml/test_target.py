@@ -55,6 +55,9 @@ TRANSLATED = {
         x, x[..., :4].cos().repeat(1, 1, 1), x[..., :4].sin(), 2
     ),
     "attention": lambda x: torch.ops.edgevlm.attention(x, x * 2, x + 1, 2),
+    "attention in windows": lambda x: torch.ops.edgevlm.attention(
+        torch.cat((x, x * 3)), torch.cat((x * 2, x)), torch.cat((x + 1, x)), 2
+    ),
     "attention with a bias": lambda x: torch.ops.edgevlm.attention(
         x, x * 2, x + 1, 2, x[:, None, :1, :5]
     ),

@@ -62,6 +62,9 @@ FORMS = {
     "rms_norm": lambda x: nn.functional.rms_norm(x, (8,), torch.arange(8.0), 1e-6),
     "rotary": lambda x: torch.ops.edgevlm.rotary(x, x[..., :4].cos(), x[..., :4].sin(), 2),
     "attention": lambda x: torch.ops.edgevlm.attention(x, x * 2, x + 1, 2),
+    "attention in windows": lambda x: torch.ops.edgevlm.attention(
+        torch.cat((x, x * 3)), torch.cat((x * 2, x)), torch.cat((x + 1, x)), 2
+    ),
     "attention with a bias": lambda x: torch.ops.edgevlm.attention(
         x, x * 2, x + 1, 2, x[:, None, :1, :5]
     ),

@@ -69,6 +69,16 @@ def test_bytes_agree_with_float32(heads, rows, keys, sharp, tmp_path):
     assert psnr_db >= 40
 
 
+def test_windows_are_a_batch_in_float32(tmp_path):
+    """Each sees itself alone; none is rounded, however many queries it has."""
+    given = [
+        torch.cat([normal(ROWS, 2 * SIZE, seed=3 * i + n) for i in range(2)]) for n in range(3)
+    ]
+    found, kinds, expected = attend(given, 2, "w8a8", tmp_path)
+    assert kinds == {"MultiHeadAttention"}
+    assert difference(found, expected)[0] <= 1e-5
+
+
 def test_a_head_does_not_lose_by_the_numbers_of_another(tmp_path):
     """Nor a key by those of another row."""
     given = [normal(ROWS, 2 * SIZE, seed=seed) for seed in range(3)]
