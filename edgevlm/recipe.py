@@ -18,6 +18,7 @@ from edgevlm.units import MB, parse_bytes, spell_bytes
 
 MOST_FRAMES = 1024
 MOST_CHECKED = 64
+MOST_SIDE = 2**14  # pixels of a picture's side; a static graph of more is no use
 # No model has more positions; the limit bounds the cache before the model is read.
 MOST_TOKENS = 2**24
 
@@ -75,10 +76,20 @@ def parse_tiles(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def spell_tiles(tiles: tuple[int, int]) -> str:
+def spell_pair(pair: tuple[int, int]) -> str:
     """(2, 3) -> `2x3`."""
-    rows, columns = tiles
-    return f"{rows}x{columns}"
+    first, second = pair
+    return f"{first}x{second}"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`448x672` -> (448, 672): height, width."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip())
+    if not match:
+        raise RecipeError(
+            f"size must look like HEIGHTxWIDTH in pixels, for example 448x672, got '{text[:60]}'"
+        )
+    return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,17 @@ class Recipe:
             "Grid of tiles that an image is cut into; 1x1 is the whole image alone.",
             "ROWSxCOLUMNS",
             parse=parse_tiles,
-            show=spell_tiles,
+            show=spell_pair,
+        ),
+    )
+    size: tuple[int, int] | None = field(
+        default=None,
+        metadata=option(
+            "Pixels of a view, where a model reads pictures of several sizes; default: the"
+            " family's.",
+            "HEIGHTxWIDTH",
+            parse=parse_size,
+            show=spell_pair,
         ),
     )
     block_size_bytes: int = field(
@@ -203,6 +224,11 @@ class Recipe:
             )
         if min(self.tiles) < 1:
             raise RecipeError(f"tiles must be at least 1x1, got {self.tiles[0]}x{self.tiles[1]}")
+        if self.size is not None and not all(1 <= side <= MOST_SIDE for side in self.size):
+            raise RecipeError(
+                f"size must be from 1x1 to {MOST_SIDE}x{MOST_SIDE} pixels, got"
+                f" {spell_pair(self.size)}"
+            )
         if self.frames > 1 and self.tiles != (1, 1):
             raise RecipeError(
                 "frames and tiles exclude each other, as clips are not tiled; drop one of them"

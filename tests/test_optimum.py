@@ -63,6 +63,8 @@ def test_exports_a_bundle(optimum_cli, tiny_model, tmp_path):
         128,
         "--tiles",
         "1x1",
+        "--size",
+        "128x128",
         "--block-size",
         "64MB",
         "--chunk",
@@ -80,6 +82,7 @@ def test_exports_a_bundle(optimum_cli, tiny_model, tmp_path):
     assert (recipe.context, recipe.chunk, recipe.speculate) == (128, 32, 4)
     assert recipe.quantize == Schemes("none", (("head", "fp16"),))
     assert (recipe.tiles, recipe.block_size_bytes) == ((1, 1), 64_000_000)
+    assert recipe.size == (128, 128)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,10 @@ from edgevlm.units import parse_bytes, spell_bytes
         ({"tiles": (1, 2, 3)}, "tiles looks like ROWSxCOLUMNS, got (1, 2, 3)"),
         ({"tiles": "2x"}, "tiles must look like ROWSxCOLUMNS, for example 2x2, got '2x'"),
         ({"tiles": (2, 2), "frames": 4}, "frames and tiles exclude each other"),
+        ({"size": "448"}, "size must look like HEIGHTxWIDTH in pixels, for example 448x672, got"),
+        ({"size": (0, 448)}, "size must be from 1x1 to 16384x16384 pixels, got 0x448"),
+        ({"size": "99999x448"}, "size must be from 1x1 to 16384x16384 pixels, got 99999x448"),
+        ({"size": 448}, "size looks like HEIGHTxWIDTH, got 448"),
         ({"model": "\udcff"}, "a name in the recipe is not valid UTF-8"),
         ({"model": 5}, "model looks like MODEL, got 5"),
         ({"methods": ("tome", "\udcff")}, "a name in the recipe is not valid UTF-8"),
@@ -136,6 +140,7 @@ recipes = st.fixed_dictionaries(
         "methods": st.lists(method_texts, max_size=2).map(tuple),
         "quantize": scheme_texts,
         "tiles": st.builds("{}x{}".format, st.integers(1, 9), st.integers(1, 9)),
+        "size": st.builds("{}x{}".format, st.integers(1, 999), st.integers(1, 999)),
         "block_size_bytes": st.integers(1, 10**9).map(spell_bytes),
     },
 )

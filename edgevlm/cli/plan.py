@@ -34,7 +34,7 @@ def main(
             "--sensitivity", help="Export in every scheme, and print the error of each block."
         ),
     ] = False,
-    size: Annotated[
+    weights: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
@@ -60,11 +60,11 @@ def main(
 
     Tokens, shapes, bytes and FLOPs of each block, before any graph exists.
     """
-    _check(for_, sensitivity, size, memory, save)
+    _check(for_, sensitivity, weights, memory, save)
     if memory is not None:
         budget.show(recipe.model, memory, save, json)
     elif sensitivity:
-        sensitivity_text.show(recipe, size, json)
+        sensitivity_text.show(recipe, weights, json)
     else:
         device = named.load(for_) if for_ else None
         if device and not o.is_given(context_, "target"):
@@ -73,12 +73,14 @@ def main(
 
 
 def _check(
-    device: str | None, sensitivity: bool, size: str | None, memory: str | None, save: bool
+    device: str | None, sensitivity: bool, weights: str | None, memory: str | None, save: bool
 ) -> None:
     """Refuse options that conflict."""
     if save and memory is None:
         raise RecipeError("--save needs --memory, as it writes the schedules of a budget")
-    if size is not None and not sensitivity:
-        raise RecipeError("--size needs --sensitivity, which measures the schemes to choose from")
+    if weights is not None and not sensitivity:
+        raise RecipeError(
+            "--weights needs --sensitivity, which measures the schemes to choose from"
+        )
     if sensitivity and device:
         raise RecipeError("--for and --sensitivity exclude each other; drop one of them")

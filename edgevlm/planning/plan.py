@@ -13,9 +13,10 @@ from torch import nn
 
 from edgevlm.bundle.functions import Block
 from edgevlm.bundle.plan import Plan
+from edgevlm.errors import PlanError
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.quantization.schemes import parse_scheme
-from edgevlm.recipe import Recipe
+from edgevlm.recipe import Recipe, spell_pair
 
 
 class Planned(Protocol):
@@ -60,6 +61,12 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     """
     kind = importlib.import_module(f"edgevlm.planning.{checkpoint.family.KIND}")
     planned: Planned = kind.make_plan(recipe, checkpoint)
+    image = planned.description.image
+    if recipe.size not in (None, (image.height, image.width)):
+        raise PlanError(
+            f"{checkpoint.model_type} reads pictures of {image.height}x{image.width} pixels alone,"
+            f" got --size {spell_pair(recipe.size)}; leave it out"
+        )
     halves = (name for name in recipe.quantize.names if 16 in parse_scheme(name).bits)
     planned.checkpoint.check_numbers(next(halves, None))
     return planned

@@ -56,7 +56,7 @@ def test_the_command_measures_and_proposes_what_fits(tiny_model, monkeypatch):
     few = replace(to_onnx.TARGET, schemes=("none", "w8a8", "w4g32a32"))
     monkeypatch.setattr(to_onnx, "TARGET", few)
     arguments = ["plan", tiny_model, "--tokens", "16", "--method", "strided", "--sensitivity"]
-    done = CliRunner().invoke(app, [*arguments, "--size", "400kB", "--json"])
+    done = CliRunner().invoke(app, [*arguments, "--weights", "400kB", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout.splitlines()[-1])
     by = {(c["block"], c["scheme"]): c for c in found["costs"]}
@@ -73,9 +73,9 @@ def test_the_command_measures_and_proposes_what_fits(tiny_model, monkeypatch):
 
 
 def test_a_size_alone_chooses_nothing():
-    done = CliRunner().invoke(app, ["plan", "embedded", "--size", "1MB"])
+    done = CliRunner().invoke(app, ["plan", "embedded", "--weights", "1MB"])
     assert done.exit_code == 1
-    assert "--size needs --sensitivity" in done.output
+    assert "--weights needs --sensitivity" in done.output
 
 
 def test_an_encoder_has_its_own_stages(preset, monkeypatch):
