@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from edgevlm.bundle.documents import shown
 from edgevlm.bundle.host import (
+    LEVELS,
     SIDES,
     SIGNALS,
     Embedding,
@@ -95,7 +96,7 @@ def encoder(shape: EncoderShape) -> None:
     names = [signal.name for signal in shape.signals]
     expect(len(set(names)) == len(names), "host.encoder.signals has two signals of one name")
     for signal in shape.signals:
-        known = signal.name in SIGNALS and 0 <= signal.width <= MOST_SIZE
+        known = signal.name in (*SIGNALS, *LEVELS) and 0 <= signal.width <= MOST_SIZE
         known = known and 0 <= signal.part < shape.parts
         expect(known, f"host.encoder.signals has {shown(signal.name)} of part {signal.part}")
 
@@ -145,6 +146,26 @@ def rope(tables: Rope, head_size: int) -> None:
         )
     expect(
         bool(sections) or not tables.interleaved, "host.rope is interleaved, expected sections too"
+    )
+
+
+def levels(layers: Sequence[int], shape: EncoderShape, columns: int, most: int) -> None:
+    """Check the layers that get features of further levels, and what the encoder gives of them.
+
+    Args:
+        layers: Layers of the decoder.
+        shape: Sizes inside the encoder.
+        columns: Width of the decoder.
+        most: Its layers.
+    """
+    good = list(layers) == sorted({*layers}) and all(0 <= layer < most for layer in layers)
+    good = good and len(layers) <= len(LEVELS)
+    expect(good, f"host.levels is {shown(str(list(layers)))} for {most} layers")
+    given = {s.name: s.width for s in shape.signals if s.name in LEVELS}
+    wanted = dict.fromkeys(LEVELS[: len(layers)], columns)
+    expect(
+        given == wanted,
+        f"host.encoder.signals has the levels {shown(str(given))}, expected {wanted}",
     )
 
 

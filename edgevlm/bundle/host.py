@@ -22,6 +22,10 @@ SIGNALS = (
 )  # fmt: skip
 
 
+# What `encode` gives of levels of the encoder before its last, which go to layers of the decoder.
+LEVELS = tuple(f"level_{index}" for index in range(8))
+
+
 @dataclass(frozen=True)
 class LayoutItem:
     """One item of the sequence.
@@ -161,7 +165,7 @@ class Signal:
     """What one part of the encoder gives beside its tokens, for a method.
 
     Attributes:
-        name: One of `SIGNALS`.
+        name: One of `SIGNALS`, or of `LEVELS`.
         part: Part of the stage that gives it; part 0 is the embedding, then the layers; the
             connector gives those of layers that follow.
         width: E of the shape [1, N, E]; 0 for a number a token, [1, N].

@@ -15,6 +15,7 @@ from PIL import Image
 
 from edgevlm.errors import InputError, RecipeError
 from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Reply
+from edgevlm.graphs.blocks import reduced
 from edgevlm.libraries import bounded_threads
 from edgevlm.models.checkpoint import Checkpoint, find
 from edgevlm.planning.plan import make_plan
@@ -71,9 +72,12 @@ class PyTorchAnswerer:
         pixels = torch.from_numpy(images.views(frames, self._plan.host.image))
         family, shape = self._planned.checkpoint.family, self._planned.description.shape
         features = family.reference_features(self._model, pixels, self._planned.description)
-        tokens, kept = self._planned.method(features, shape=shape)
+        levels = self._planned.own_levels(self._model, pixels)
+        outputs = reduced(self._planned.method, features, shape, levels, tuple(levels))
+        names = [t.name for t in self._plan.stage("reduce")[0].functions[0].outputs]
+        arrays = {name: out.numpy() for name, out in zip(names, outputs, strict=True)}
         times = tuple(float(i) for i in range(self.frames))
-        self._visual = Visual(tokens[0].numpy(), kept[0].numpy(), times, float(self.frames))
+        self._visual = Visual.of(arrays, times, float(self.frames))
         self._forget()
 
     @torch.no_grad()
@@ -119,7 +123,9 @@ class PyTorchAnswerer:
 
     def _feed(self, piece: PromptRows) -> int:
         """Run rows; the most likely next token."""
-        out = self._parts.decoder.own(piece.rows, piece.positions, self._past)
+        out = self._parts.decoder.own(
+            piece.rows, piece.positions, self._past, levels=piece.levels, visual=piece.visual
+        )
         self._past = out.cache
         self._rows = np.concatenate([self._rows, piece.rows])
         self._position = piece.next

@@ -23,7 +23,7 @@ from edgevlm.bundle.functions import Block
 from edgevlm.graphs.merging import merges
 from edgevlm.graphs.parts import EmbedderParts, ModelParts
 from edgevlm.graphs.pruning import PrunedDecoderBlock
-from edgevlm.graphs.signals import encode, pack
+from edgevlm.graphs.signals import encode, is_rotary, pack
 from edgevlm.graphs.visual_shape import VisualShape
 
 
@@ -52,15 +52,17 @@ def cut_rows(rows: int, row_bytes: int, limit: int) -> list[tuple[int, int]]:
 class VisionBlock(nn.Module):
     """`encode`: pixel_values or hidden -> hidden or features, through the block's modules.
 
-    Size and origin go beside hidden where tokens merge; signals of observed layers follow.
+    Size and origin go beside hidden where tokens merge; signals of observed layers follow. What
+    the layers take of the view's grid are constants of the block.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], grid: nn.Module | None = None) -> None:
         super().__init__()
         self.pieces = nn.ModuleList(modules)  # this name begins the weights' names in bundles
+        self.grid = grid if any(map(is_rotary, modules)) else None
 
     def forward(self, x: Tensor, *merged: Tensor) -> Tensor | tuple[Tensor, ...]:
-        state, signals = encode(list(self.pieces), x, *merged)
+        state, signals = encode(list(self.pieces), x, *merged, grid=self.grid)
         if not any(merges(module) for module in self.pieces):
             state = state[:1]  # size and origin are as they came
         outputs = (*state, *signals)
@@ -70,8 +72,10 @@ class VisionBlock(nn.Module):
 class ReduceBlock(nn.Module):
     """`reduce`: features of all views [1, P*N, C] -> visual_tokens [1, K, C], kept [1, K].
 
-    Where attention is calibrated, log_sizes [1, K] is a third output; where a method inside the
-    decoder needs a signal of the encoder (`passed_on`), that signal of the kept tokens [1, K].
+    Where attention is calibrated, log_sizes [1, K] is a third output; what the decoder needs of the
+    encoder beside features (`passed_on`: a signal for a method inside it, or features of further
+    levels) follows, of the kept tokens, [1, K] or [1, K, C]. A level is taken at the kept position,
+    also where a method merges tokens.
     Signals of all views, [1, P*N] or [1, P*N, E], are further inputs, the method's own first.
     """
 
@@ -110,7 +114,7 @@ def reduced(
         features: f32 [1, N, C].
         shape: Token grids that the method sees.
         signals: All signals, by name.
-        passed_on: Names of those that a method inside the decoder needs, f32 [1, N] each.
+        passed_on: Names of those that the decoder needs, f32 [1, N] or [1, N, C] each.
     """
     outputs = method(features, shape=shape, **{name: signals[name] for name in method.signals})
     if not passed_on:
@@ -122,12 +126,15 @@ def reduced(
 class DecoderBlock(nn.Module):
     """`prefill`, `decode`: the block's layers, each with its own past; then the norm, if last.
 
-    Where attention is calibrated, bias [1, 1, 1, T] comes before the pasts.
+    Where attention is calibrated, bias [1, 1, 1, T] comes before the pasts. `prefill` then takes
+    what is added to the output of each of the layers `levels`, counted in the block, [1, S, C].
     """
 
-    def __init__(self, layers: Sequence[nn.Module], norm: nn.Module | None) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], norm: nn.Module | None, levels: Sequence[int] = ()
+    ) -> None:
         super().__init__()
-        self.layers, self.norm = nn.ModuleList(layers), norm
+        self.layers, self.norm, self.levels = nn.ModuleList(layers), norm, tuple(levels)
 
     def forward(
         self,
@@ -138,11 +145,14 @@ class DecoderBlock(nn.Module):
         position: Tensor,
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
-        bias, past = (rest[0], rest[1:]) if len(rest) % 2 else (None, rest)
+        further, past = rest[: -2 * len(self.layers)], rest[-2 * len(self.layers) :]
+        bias = next((x for x in further if x.dim() != 3), None)
+        added = dict(zip(self.levels, (x for x in further if x.dim() == 3), strict=False))
         present: list[Tensor] = []
         for index, layer in enumerate(self.layers):
             key, value = past[2 * index : 2 * index + 2]
             hidden, key, value = layer(hidden, cos, sin, mask, position, key, value, bias)
+            hidden = hidden + added[index] if index in added else hidden
             present += [key, value]
         return (hidden if self.norm is None else self.norm(hidden), *present)
 
@@ -198,12 +208,11 @@ def build_encoder(block: Block, parts: EmbedderParts) -> nn.Module:
 
 
 def _vision(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
-    return VisionBlock(parts.encoder.modules[slice(*block.span)])
+    return VisionBlock(parts.encoder.modules[slice(*block.span)], parts.encoder.grid)
 
 
 def _reduce(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
-    passed_on = () if parts.pruning is None else parts.pruning.signals
-    return ReduceBlock(parts.pack, method, shape, passed_on)
+    return ReduceBlock(parts.pack, method, shape, parts.passed_on)
 
 
 def _decoder(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
@@ -211,7 +220,8 @@ def _decoder(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -
     layers = decoder.layers[start:stop]
     norm = decoder.norm if stop == len(decoder.layers) else None
     if parts.pruning is None:
-        return DecoderBlock(layers, norm)
+        levels = [layer - start for layer in decoder.spec.levels if start <= layer < stop]
+        return DecoderBlock(layers, norm, levels)
     return PrunedDecoderBlock(layers, norm, start, parts.pruning, decoder.norm)
 
 

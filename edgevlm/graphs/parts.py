@@ -13,6 +13,7 @@ decoder, V words.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgevlm.bundle.host import Rope
+from edgevlm.bundle.host import LEVELS, Rope
 from edgevlm.graphs.layers import LayerNumbers, scaled
 from edgevlm.graphs.pruning import Pruning
 
@@ -36,6 +37,9 @@ class EncoderSpec:
         heads: Attention heads.
         head_size: Channels of a head.
         class_token: The first token stands for the whole view (CLIP) and is dropped at the end.
+        unmergeable: Why tokens cannot merge between its layers; empty where they can.
+        lacking: Signals that it cannot give, each with the reason.
+        level_width: Channels of a token of `EncoderParts.levels`: C; 0 where there are none.
     """
 
     layers: int
@@ -44,6 +48,19 @@ class EncoderSpec:
     heads: int
     head_size: int
     class_token: bool = False
+    unmergeable: str = ""
+    lacking: tuple[tuple[str, str], ...] = ()
+    level_width: int = 0
+
+    def signal_width(self, name: str) -> int:
+        """E of a signal [1, N, E]; 0 for one number a token, [1, N]."""
+        widths = {
+            "keys": self.head_size,
+            "flat_keys": self.head_size * self.heads,
+            "hidden": self.width,
+            **dict.fromkeys(LEVELS, self.level_width),
+        }
+        return widths.get(name, 0)
 
     @property
     def tokens(self) -> int:
@@ -72,6 +89,8 @@ class DecoderSpec:
         max_positions: The most positions that the model was made for.
         window: The fewest rows, its own included, that a token of any layer sees (sliding window);
             None where each sees all before it.
+        levels: Layers to whose output the features of each of `EncoderParts.levels` are added, at
+            the rows of visual tokens.
     """
 
     width: int
@@ -81,6 +100,7 @@ class DecoderSpec:
     table_scale: float
     max_positions: int
     window: int | None = None
+    levels: tuple[int, ...] = ()
 
     @property
     def most_rows(self) -> tuple[int, str]:
@@ -106,6 +126,11 @@ class EncoderParts:
         fold: Values of patches [1, patches, E] -> of tokens [1, N, E], as the connector folds them.
         after: Layers that follow the one whose output goes to the connector; only signals of the
             last layer need them.
+        grid: Constants of a view's grid of patches, nothing -> rotary tables cos, sin
+            [1, patches, head_size], which each layer with an attribute `rotary` takes beside
+            hidden; a block with such layers has them once. None where no layer is so.
+        levels: Features of depths before the last that the decoder takes too: the layer after which
+            each is taken, and what makes tokens of it, hidden -> [1, N, C].
     """
 
     spec: EncoderSpec
@@ -114,6 +139,8 @@ class EncoderParts:
     connector: nn.Module
     fold: nn.Module
     after: tuple[nn.Module, ...] = ()
+    grid: nn.Module | None = None
+    levels: tuple[tuple[int, nn.Module], ...] = ()
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -130,12 +157,15 @@ class DecoderParts:
         layers: The layers, each with its cache outside (`layers.DecoderLayer`).
         norm: The norm after them, [1, S, C] -> same.
         language_model: The model's own decoder, which parity compares with.
+        level_inputs: What it takes where features are added behind layers: which rows are visual,
+            bool [1, n], and levels f32 [L, k, C] -> arguments by name.
     """
 
     spec: DecoderSpec
     layers: tuple[nn.Module, ...]
     norm: nn.Module
     language_model: nn.Module
+    level_inputs: Callable[[Tensor, Tensor], dict[str, Any]] = lambda visual, levels: {}
 
     def own(
         self,
@@ -143,6 +173,8 @@ class DecoderParts:
         positions: NDArray[Any],
         cache: Any = None,
         mask: Tensor | None = None,
+        levels: NDArray[Any] | None = None,
+        visual: Sequence[int] = (),
     ) -> Any:
         """transformers' output for rows behind those of its cache.
 
@@ -151,13 +183,21 @@ class DecoderParts:
             positions: Rotary positions i32 [n, axes].
             cache: What it gave with the rows before; None begins one.
             mask: Additive, f32 [1, 1, n, T]; without one it makes its own.
+            levels: Features of further levels for each visual row, f32 [L, k, C]; None for none.
+            visual: The visual rows, k of them.
         """
+        further: dict[str, Any] = {}
+        if levels is not None and len(visual):
+            chosen = torch.zeros(1, len(rows), dtype=torch.bool)
+            chosen[0, list(visual)] = True
+            further = self.level_inputs(chosen, torch.from_numpy(levels))
         return self.language_model(
             inputs_embeds=torch.from_numpy(rows)[None],
             position_ids=position_ids(positions),
             attention_mask=mask,
             cache=cache,
             use_cache=True,
+            **further,
         )
 
 
@@ -181,6 +221,12 @@ class ModelParts:
     table: tuple[Tensor, ...]
     head: Tensor
     pruning: Pruning | None = None
+
+    @property
+    def passed_on(self) -> tuple[str, ...]:
+        """What the decoder needs of the encoder beside its features, of the kept tokens."""
+        pruning = () if self.pruning is None else self.pruning.signals
+        return (*pruning, *LEVELS[: len(self.encoder.levels)])
 
     @property
     def tables(self) -> dict[str, tuple[Tensor, ...]]:

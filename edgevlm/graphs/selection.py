@@ -1,11 +1,15 @@
 """Selection of tokens without sort: ranks, top-k that breaks ties alike everywhere, masks, gather.
 
+And entropy, which counts without scatter.
+
 Each function is made of operators that every target has: top-k, gather, compare, running sum,
 matmul. Shapes are constants. `sort`, `scatter` and boolean indexing are missing or wrong on at
 least one target.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -16,6 +20,8 @@ SMALLEST_NORM = 1e-12
 # (C = 64 to 4096), and not by the same amount in each engine: copies of a token (a still video)
 # would be ranked by rounding. Made equal, they tie and the lowest index wins everywhere.
 ROUNDING = 4e-6
+# VFlowOpt's weight of each colour in a grey value; and less than any share of a patch's pixels.
+GREY, LEAST_SHARE = 0.3333, 1e-6
 
 
 def keep_all(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,3 +103,25 @@ def largest(scores: Tensor, count: int) -> Tensor:
 def largest_indices(scores: Tensor, count: int) -> Tensor:
     """Indices i64 [count], ascending, of the largest scores [n]; of equals the first."""
     return marked_indices(largest(scores, count), count)
+
+
+def entropy(pixels: Tensor) -> Tensor:
+    """Entropy of the grey values of patches, in bits.
+
+    The 256 bins are products of the two hexadecimal digits, so that no bin is counted by itself and
+    nothing is scattered.
+
+    Args:
+        pixels: Red, green and blue of each pixel, integers from 0 to 255, f32 [n, 3, p].
+
+    Returns:
+        f32 [n].
+    """
+    grey = (pixels * GREY).sum(1).round()  # [n, p]
+    high = (grey / 16.0).floor()
+    digit = torch.arange(16.0)
+    rows = (high.unsqueeze(1) == digit.unsqueeze(1)).float()  # [n, 16, p]
+    columns = ((grey - 16.0 * high).unsqueeze(2) == digit).float()  # [n, p, 16]
+    share = (rows @ columns).flatten(1) / pixels.shape[2]  # [n, 256]
+    # An empty bin adds 0 times a finite logarithm. (`share + 1e-10` is `share` in ONNX.)
+    return -(share * share.clamp(min=LEAST_SHARE).log()).sum(1) / math.log(2.0)

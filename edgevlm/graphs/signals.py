@@ -19,6 +19,10 @@ computed up to queries and keys, behind the connector, which gives these signals
     flat_cls_attention    [1, N]     its attention, as if the layer had one head
     flat_keys             [1, N, C]  keys of all heads side by side
 
+Of a layer that the decoder has features of too (DeepStack), whatever methods ask for:
+
+    level_0, level_1, …   [1, N, C]  the layer's output, through a connector of its own
+
 Of the pixels, taken back to 8 bits:
 
     patch_entropy         [1, N]     softmax over a view of the entropy of a patch's grey values
@@ -33,26 +37,26 @@ A connector that folds patches into a token folds their signals too: the token h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgevlm.bundle.host import ImageSpec
+from edgevlm.bundle.host import LEVELS, ImageSpec
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import QueryKey
 from edgevlm.graphs.merging import MergingLayer, size_bias
-from edgevlm.graphs.parts import EncoderSpec, ModelParts
+from edgevlm.graphs.parts import ModelParts
+from edgevlm.graphs.selection import entropy
 
 EARLY, GLOBAL, LOGITS = "early_cls_attention", "global_attention", "cls_logits"
 LAST = "last_cls_attention"
 HIDDEN, ENTROPY = "hidden", "patch_entropy"
 KEYS, FLAT = ("keys", "flat_keys"), ("flat_cls_attention", "flat_keys")
 OF_LAST_LAYER = (LOGITS, LAST, *FLAT)
-# VFlowOpt's weight of each colour in a grey value; and less than any share of a patch's pixels.
-GREY, LEAST_SHARE = 0.3333, 1e-6
 
 
 class Observed(nn.Module):
@@ -70,24 +74,33 @@ class Observed(nn.Module):
         class_token: bool,
         fold: nn.Module,
         global_times: float = 0.0,
+        levels: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.layer, self.names = layer, tuple(names)
+        self.levels = nn.ModuleDict(levels)
         self.class_token, self.fold, self.global_times = class_token, fold, global_times
+        self.rotary = is_rotary(layer)
 
     def extra_repr(self) -> str:
         """What the trace depends on beside weights, for `signature`."""
         return f"{self.names}, {self.class_token}, {self.global_times}"
 
     def forward(self, x: Tensor, *state: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        query, key, value = self.layer.project(x)
+        tables, state = (state, ()) if self.rotary else ((), state)
+        query, key, value = self.layer.project(x, *tables)
         bias = size_bias(self.layer, state)
-        signals = list(self.signals(query, key, self.layer.heads, bias, state))
+        attention = iter(self.signals(query, key, self.layer.heads, bias, state))
         outputs = self.layer.finish(x, query, key, value, *state)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        if HIDDEN in self.names:
-            rows = outputs[0].index_select(1, outputs[2][0]) if state else outputs[0]
-            signals.insert(self.names.index(HIDDEN), self._own_tokens(rows))
+        signals = []
+        for name in self.names:
+            if name == HIDDEN:
+                rows = outputs[0].index_select(1, outputs[2][0]) if state else outputs[0]
+                signals.append(self._own_tokens(rows))
+            else:
+                level = name in self.levels
+                signals.append(self.levels[name](outputs[0]) if level else next(attention))
         return outputs, tuple(signals)
 
     def signals(
@@ -98,7 +111,7 @@ class Observed(nn.Module):
         bias: Tensor | None,
         state: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:
-        """Each signal of a layer.
+        """Each signal of a layer's attention.
 
         Args:
             query: Its queries, [1, n, H*D].
@@ -109,7 +122,7 @@ class Observed(nn.Module):
         """
         signals = []
         for name in self.names:
-            if name == HIDDEN:  # it is no matter of queries and keys
+            if name == HIDDEN or name in self.levels:  # no matter of queries and keys
                 continue
             count = 1 if name in FLAT else heads
             signal = _keys(key, count)
@@ -223,11 +236,14 @@ def observe(
     if inside and not layers:
         missing = inside[0]
         raise PlanError(f"signal '{missing}' comes from a layer of the encoder, this one has none")
-    last = len(layers) - 1
-    for index in {0, last}:
-        here = [name for name in inside if (0 if name == EARLY else last) == index]
-        if here:
-            layers[index] = Observed(layers[index], here, *common, global_times)
+    levels = dict(zip(LEVELS, encoder.levels, strict=False))
+    places = {EARLY: 0} | {name: index for name, (index, _) in levels.items()}
+    by_layer = dict[int, list[str]]()
+    for name in inside:
+        by_layer.setdefault(places.get(name, len(layers) - 1), []).append(name)
+    for index, here in by_layer.items():
+        taken = {name: levels[name][1] for name in here if name in levels}
+        layers[index] = Observed(layers[index], here, *common, global_times, taken)
     connector, embedding = encoder.connector, encoder.embedding
     if beyond:
         connector = Beyond(connector, encoder.after, beyond, *common)
@@ -243,11 +259,22 @@ def reads_last_layer(names: Sequence[str]) -> bool:
     return any(name in OF_LAST_LAYER for name in names)
 
 
-def encode(modules: Sequence[nn.Module], *state: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
-    """Run modules of the encoder: what goes on to the next, and the signals in their order."""
+def is_rotary(module: nn.Module) -> bool:
+    """Whether a module of the encoder takes the rotary tables of the grid beside hidden."""
+    return bool(getattr(module, "rotary", False))
+
+
+def encode(
+    modules: Sequence[nn.Module], *state: Tensor, grid: nn.Module | None = None
+) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """Run modules of the encoder: what goes on to the next, and the signals in their order.
+
+    `grid` gives the rotary tables of the layers that take them.
+    """
+    tables = () if grid is None else grid()
     signals: list[Tensor] = []
     for module in modules:
-        outputs = module(*state)
+        outputs = module(*state, *tables) if is_rotary(module) else module(*state)
         if isinstance(module, Observed):
             outputs, observed = outputs
             signals += observed
@@ -263,7 +290,8 @@ def method_inputs(
     order = [name for module in modules if isinstance(module, Observed) for name in module.names]
     features, by_name = [], dict[str, list[Tensor]]({name: [] for name in names})
     for index in range(len(pixel_values)):
-        (output,), signals = encode(modules, pixel_values[index : index + 1])
+        view = pixel_values[index : index + 1]
+        (output,), signals = encode(modules, view, grid=parts.encoder.grid)
         features.append(output)
         for name, signal in zip(order, signals, strict=True):
             by_name[name].append(signal)
@@ -278,16 +306,6 @@ def pack(module: nn.Module, signal: Tensor) -> Tensor:
     wide = signal if signal.dim() == 3 else signal.unsqueeze(-1)
     packed: Tensor = module(wide)
     return packed.reshape(signal.shape)
-
-
-def signal_width(encoder: EncoderSpec, name: str) -> int:
-    """E of a signal [1, N, E]; 0 for one number a token, [1, N]."""
-    widths = {
-        "keys": encoder.head_size,
-        "flat_keys": encoder.head_size * encoder.heads,
-        HIDDEN: encoder.width,
-    }
-    return widths.get(name, 0)
 
 
 def _keys(key: Tensor, heads: int) -> Tensor:
@@ -321,25 +339,3 @@ def global_rows(weights: Tensor, times: float, class_token: bool = False) -> Ten
     above = received > received.mean(1, True) * times
     is_global = (above | (received >= received.amax(1, True))).to(weights.dtype)
     return (is_global.unsqueeze(1) @ weights).squeeze(1) / is_global.sum(1, keepdim=True)
-
-
-def entropy(pixels: Tensor) -> Tensor:
-    """Entropy of the grey values of patches, in bits.
-
-    The 256 bins are products of the two hexadecimal digits, so that no bin is counted by itself and
-    nothing is scattered.
-
-    Args:
-        pixels: Red, green and blue of each pixel, integers from 0 to 255, f32 [n, 3, p].
-
-    Returns:
-        f32 [n].
-    """
-    grey = (pixels * GREY).sum(1).round()  # [n, p]
-    high = (grey / 16.0).floor()
-    digit = torch.arange(16.0)
-    rows = (high.unsqueeze(1) == digit.unsqueeze(1)).float()  # [n, 16, p]
-    columns = ((grey - 16.0 * high).unsqueeze(2) == digit).float()  # [n, p, 16]
-    share = (rows @ columns).flatten(1) / pixels.shape[2]  # [n, 256]
-    # An empty bin adds 0 times a finite logarithm. (`share + 1e-10` is `share` in ONNX.)
-    return -(share * share.clamp(min=LEAST_SHARE).log()).sum(1) / math.log(2.0)

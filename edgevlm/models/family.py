@@ -14,6 +14,8 @@ Its first docstring line is its summary. It has two constants and functions:
 and what `verify` compares with, the model's own encoders:
 
     reference_features(model, pixel_values, description)    kind `vlm`
+    reference_levels(model, pixel_values, description)      kind `vlm`, where the decoder takes
+                                                            features of further levels: [L, N, C]
     reference_image(model, pixel_values, description)       kind `encoder`: embeddings [P, E]
     reference_text(model, ids)                              the same of ids [n, S]
     reference_logits(model, pixel_values, ids, description) their likeness [P, n]

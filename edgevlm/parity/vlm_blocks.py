@@ -62,9 +62,10 @@ class VlmBlocks:
         """The prompt's rows for one image or clip, from outputs of `reduce` without batch axis."""
         plan = self.plan
         times = tuple(float(i) for i in range(plan.host.image.frames))
-        names = [t.name for t in plan.stage("reduce")[0].functions[0].outputs[2:]]
-        others = dict(zip(names, further, strict=False))  # the rows alone do without
-        image = Visual(visual, kept, times, float(len(times)), **others)
+        names = [t.name for t in plan.stage("reduce")[0].functions[0].outputs]
+        outputs = zip(names, (visual, kept, *further), strict=False)  # the rows alone do without
+        reduced = {name: array[None] for name, array in outputs}
+        image = Visual.of(reduced, times, float(len(times)))
         return assemble(
             plan, plan.host.layout.prompt, self.table, self.tokenizer, QUESTION, [image], 0
         )

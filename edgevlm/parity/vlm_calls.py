@@ -16,6 +16,7 @@ from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.parity.compare import Array
 from edgevlm.runtimes.loops.sequence import (
     PromptRows,
+    added_rows,
     causal_mask,
     prompt_state,
     rotary_tables,
@@ -65,6 +66,7 @@ def _chunked(
     for first in range(0, length, chunk):
         rows = prompt.rows[first : first + chunk]
         call = _call(plan, "prefill", chunk, first, rows, prompt.positions[first:], bias)
+        call.values |= added_rows(plan, prompt, first, chunk)
         call.head_row = len(rows) - 1 if first + len(rows) == length else None
         yield call
     if check and length + check <= plan.host.kv.tokens:

@@ -75,6 +75,7 @@ class ExpectedAnswers:
         if not merging:
             family = planned.checkpoint.family
             features = family.reference_features(self.model, views, planned.description)
+            signals |= planned.own_levels(self.model, views)
         shape = planned.description.shape
         outputs = reduced(planned.method, features, shape, signals, methods.passed_on)
         return [tensor.numpy() for tensor in outputs]
@@ -91,7 +92,9 @@ def _answer(
             bias = np.pad(prompt.bias, (0, len(tokens)))
             mask = torch.from_numpy(causal_mask(length, len(piece.rows), len(bias)) + bias)
         length += len(piece.rows)
-        outputs = parts.decoder.own(piece.rows, piece.positions, cache, mask)
+        outputs = parts.decoder.own(
+            piece.rows, piece.positions, cache, mask, piece.levels, piece.visual
+        )
         cache = outputs.cache
         scores = torch.nn.functional.linear(outputs.last_hidden_state[:, -1], parts.head)
         logits.append(scores[0].numpy())

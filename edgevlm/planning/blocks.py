@@ -23,7 +23,7 @@ from edgevlm.exporters.contract import Target
 from edgevlm.graphs.blocks import cut
 from edgevlm.graphs.merging import layer_tokens
 from edgevlm.graphs.parts import EncoderParts
-from edgevlm.graphs.signals import Observed, signal_width
+from edgevlm.graphs.signals import Observed
 from edgevlm.graphs.trace import DTYPES
 from edgevlm.recipe import Recipe
 
@@ -102,7 +102,7 @@ def encoder_shape(
         encoder.spec.width,
         layer_tokens(encoder),
         view_tokens,
-        tuple(Signal(name, parts[name], signal_width(encoder.spec, name)) for name in names),
+        tuple(Signal(name, parts[name], encoder.spec.signal_width(name)) for name in names),
     )
 
 

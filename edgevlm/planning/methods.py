@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
 from edgevlm.bundle.plan import SiteTokens
@@ -68,10 +68,14 @@ def choose_encoder_method(
     """The method of site `vision`, encoder tokens before the first layer and after each, counts.
 
     Without such a method: None and nothing.
+
+    Raises:
+        PlanError: If tokens cannot merge between this encoder's layers.
     """
     choice = _choices(recipe).get("vision")
     if choice is None:
         return None, (), ()
+    check_mergeable(choice.name, encoder)
     method: VisionMethod = _make(choice, "vision", dict(choice.options))
     patches = (encoder.patches, *method.plan(encoder.patches, encoder.layers))
     counts = tuple(count + encoder.class_token for count in patches)
@@ -99,6 +103,33 @@ def choose_decoder_method(
     whole = method.plan_whole(tokens, len(decoder.caches))
     pruning = Pruning(method, counts, tokens, decoder.rope.inverse_frequencies, whole)
     return pruning, (SiteTokens("decoder", choice.name, tokens, counts[-1]),)
+
+
+def check_mergeable(name: str, encoder: EncoderSpec) -> None:
+    """Refuse a method of site `vision` where tokens cannot merge between the encoder's layers.
+
+    Raises:
+        PlanError: With the family's reason.
+    """
+    if encoder.unmergeable:
+        raise PlanError(
+            f"{name} at site vision merges tokens between the encoder's layers, and here they"
+            f" cannot: {encoder.unmergeable}; take a method of site tokens"
+        )
+
+
+def check_signals(name: str, signals: Sequence[str], encoder: EncoderSpec) -> None:
+    """Refuse a method that needs a signal which the encoder cannot give.
+
+    Raises:
+        PlanError: With the family's reason.
+    """
+    reason = next(((s, why) for s, why in encoder.lacking if s in signals), None)
+    if reason is not None:
+        raise PlanError(
+            f"{name} needs the signal '{reason[0]}', which this encoder cannot give: {reason[1]};"
+            " take another method"
+        )
 
 
 def check_types(where: str, function: Any, options: Mapping[str, OptionValue]) -> None:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from edgevlm.bundle.functions import Block
-from edgevlm.bundle.host import Embedding, ImageSpec, KVCache, Layout
+from edgevlm.bundle.host import LEVELS, Embedding, ImageSpec, KVCache, Layout
 from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
 from edgevlm.errors import ModelError, PlanError
@@ -34,7 +34,12 @@ from edgevlm.models.speller import Speller
 from edgevlm.planning.blocks import Stored, encoder_shape
 from edgevlm.planning.calls import chunk_tokens, context_tokens
 from edgevlm.planning.layout import make_layout
-from edgevlm.planning.methods import choose_decoder_method, choose_encoder_method, choose_method
+from edgevlm.planning.methods import (
+    check_signals,
+    choose_decoder_method,
+    choose_encoder_method,
+    choose_method,
+)
 from edgevlm.planning.own_prompt import compare_prompts
 from edgevlm.planning.prompt import render_prompts
 from edgevlm.planning.target import check_heads, checked_target, required_backend, table_format
@@ -57,6 +62,7 @@ class ChosenMethods:
         encoder_tokens: Tokens before the encoder's first layer and after each; empty without one.
         pruning: Numbers of the method of site `decoder`, or None.
         sites: Counts of all sites, in the order of the model.
+        levels: Features of further levels of the encoder, by name, whatever the methods.
     """
 
     tokens: Any
@@ -66,6 +72,7 @@ class ChosenMethods:
     encoder_tokens: tuple[int, ...]
     pruning: Pruning | None
     sites: tuple[SiteTokens, ...]
+    levels: tuple[str, ...]
 
     @property
     def entering(self) -> tuple[int, ...]:
@@ -77,8 +84,8 @@ class ChosenMethods:
 
     @property
     def passed_on(self) -> tuple[str, ...]:
-        """Signals of the encoder that the method of site `decoder` needs."""
-        return () if self.pruning is None else self.pruning.signals
+        """What the decoder needs of the encoder beside features: a method's signals, and levels."""
+        return (*(() if self.pruning is None else self.pruning.signals), *self.levels)
 
     @property
     def signals(self) -> tuple[str, ...]:
@@ -129,6 +136,13 @@ class VlmPlanned:
         parts = self.checkpoint.family.parts(model, self.description)
         return self.methods.applied(parts, self.description.image)
 
+    def own_levels(self, model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
+        """Features [1, N, C] of each further level by the model's own encoder, by name."""
+        if not self.methods.levels:
+            return {}
+        levels = self.checkpoint.family.reference_levels(model, pixel_values, self.description)
+        return {name: level[None] for name, level in zip(self.methods.levels, levels, strict=True)}
+
     def build(self, block: Block, parts: ModelParts) -> nn.Module:
         """The module of a block."""
         return build(block, parts, self.method, self.description.shape)
@@ -161,6 +175,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
         kv=kv,
         entering=methods.entering,
         carried="" if methods.pruning is None else methods.pruning.carried,
+        levels=description.decoder.levels,
         chunk=chunk,
         check=recipe.speculate,
         positions=methods.positions,
@@ -197,10 +212,14 @@ def choose_methods(recipe: Recipe, description: Description) -> ChosenMethods:
     method, reduction, positions = choose_method(recipe, description.shape, description.decoder)
     encoder, encoder_tokens, before = choose_encoder_method(recipe, description.encoder)
     pruning, after = choose_decoder_method(recipe, description.decoder, reduction.tokens_out)
+    sites = (*before, reduction, *after)
+    levels = LEVELS[: len(description.decoder.levels)]
     chosen = ChosenMethods(
-        method, reduction, positions, encoder, encoder_tokens, pruning, (*before, reduction, *after)
+        method, reduction, positions, encoder, encoder_tokens, pruning, sites, levels
     )
+    check_signals(reduction.method, method.signals, description.encoder)
     if pruning:
+        check_signals(after[0].method, pruning.signals, description.encoder)
         _check_pruning(recipe, chosen, pruning, after[0].method)
     return chosen
 
@@ -212,6 +231,12 @@ def _global_times(tokens: Any, pruning: Pruning | None) -> list[float]:
 
 
 def _check_pruning(recipe: Recipe, chosen: ChosenMethods, pruning: Pruning, name: str) -> None:
+    if chosen.levels:
+        raise PlanError(
+            f"{name} at site decoder takes tokens out between layers, and this model adds features"
+            f" of {len(chosen.levels)} further levels of its encoder there; take a method of site"
+            " tokens"
+        )
     times = _global_times(chosen.tokens, pruning)
     if len(set(times)) > 1:
         raise PlanError(

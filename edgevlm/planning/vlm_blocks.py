@@ -12,6 +12,7 @@ from edgevlm.bundle.kinds import vlm
 from edgevlm.bundle.kinds.vlm import VlmHost
 from edgevlm.graphs.blocks import build, cut_rows
 from edgevlm.graphs.parts import ModelParts
+from edgevlm.graphs.signals import is_rotary
 from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.planning.blocks import Stored, finished, stage_blocks
 
@@ -30,12 +31,18 @@ def make_blocks(
         stored: Bytes of weights in their files.
     """
     blocks = [
-        *stage_blocks("vision", parts.encoder.modules, limit, stored),
+        *stage_blocks("vision", _vision_parts(parts), limit, stored),
         Block("reduce-0", "reduce", (0, 1), 0, ()),
         *stage_blocks("decoder", _decoder_parts(parts), limit, stored),
         *_head(host, limit, parts, stored),
     ]
     return finished(blocks, vlm, host, lambda block: build(block, parts, method, shape))
+
+
+def _vision_parts(parts: ModelParts) -> list[Sequence[nn.Module]]:
+    """The modules of the encoder, the constants of its grid with each layer that takes them."""
+    grid = () if parts.encoder.grid is None else (parts.encoder.grid,)
+    return [(m, *grid) if is_rotary(m) else (m,) for m in parts.encoder.modules]
 
 
 def _decoder_parts(parts: ModelParts) -> list[Sequence[nn.Module]]:

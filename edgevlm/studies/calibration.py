@@ -187,6 +187,11 @@ def calibrate_method(
     options = _options(choice, function)
     progress(f"open {recipe.model}")
     pictures = Pictures(recipe, source)
+    if pictures.encoder.grid is not None:
+        raise PlanError(
+            f"calibration of '{choice.name}' runs an encoder's layers one by one, and those of"
+            f" '{recipe.model}' take tables of the picture's grid, which it does not give them"
+        )
     with torch.no_grad():
         found = function(pictures, progress, **options)
     result = replace(choice, options=tuple(found.options.items()))

@@ -19,6 +19,7 @@ from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops.buffers import Array, bind
 from edgevlm.runtimes.loops.sequence import (
     PromptRows,
+    added_rows,
     causal_mask,
     prompt_state,
     rotary_tables,
@@ -72,6 +73,8 @@ class DecoderLoop:
         most = min(len(marks) - 1, kv.tokens - self.plan.host.chunk, self._marked)
         shared = zip(marks[: max(0, most)], self._marks, strict=False)
         count = len(list(takewhile(lambda pair: pair[0] == pair[1], shared)))
+        if prompt.levels is not None and count <= prompt.visual[-1]:
+            count -= count % self.plan.host.chunk  # the calls up to the last visual row are whole
         if count:
             self.length = count
         return prompt.after(count)
@@ -88,17 +91,25 @@ class DecoderLoop:
             self._plain = False
             for arrays in self.arrays.steps.values():
                 arrays["bias"][..., self.length : self.length + count] = prompt.bias
-        calls = self._calls(count)
+        # Only `prefill` adds the levels of visual rows.
+        calls = self._calls(count, 0 if prompt.levels is None else prompt.visual[-1] + 1)
         self.blocks.expect("prefill", sum(name == "prefill" for name, _ in calls))
         for name, rows in calls:
             part = slice(done, done + rows)
+            if name == "prefill":
+                size = self.plan.host.chunk
+                for key, values in added_rows(self.plan, prompt, done, size).items():
+                    self.arrays.steps[name][key][:] = values
             self.run(name, prompt.rows[part], prompt.positions[part])
             self._append(prompt.rows[part], prompt.positions[part])
             done += rows
         self.position = prompt.next
 
-    def _calls(self, count: int) -> list[tuple[str, int]]:
-        """Calls (function, rows) that write `count` rows, the largest first."""
+    def _calls(self, count: int, chunked: int = 0) -> list[tuple[str, int]]:
+        """Calls (function, rows) that write `count` rows, the largest first.
+
+        The first `chunked` rows go by `prefill`.
+        """
         host, calls, done = self.plan.host, list[tuple[str, int]](), 0
         check = host.check if self.blocks.keeps_all else 0
         # A chunk takes as long as chunk / 20 single tokens, with a budget a fifth of that
@@ -108,7 +119,8 @@ class DecoderLoop:
         few = host.chunk // (4 if check else 32)
         while done < count:
             remaining, room = count - done, host.kv.tokens - self.length - done
-            if remaining > few and host.chunk <= room and not host.kv.gone:
+            large = remaining > few or done < chunked
+            if large and host.chunk <= room and not host.kv.gone:
                 calls.append(("prefill", min(host.chunk, remaining)))
             elif remaining > 1 and check and check <= room:
                 calls.append(("check", min(check, remaining)))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from edgevlm.bundle.host import LayoutItem
+from edgevlm.bundle.host import LEVELS, LayoutItem
 from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.runtimes.loops.spelling import Slot, Visual, spell
 from edgevlm.runtimes.loops.tables import Table
@@ -36,6 +36,7 @@ class PromptRows:
         bias: Added to the attention scores of each row [n]; None is 0.
         ids: The token of each row, -1 for a visual one.
         signal: The encoder's, for each visual row, where a method inside the decoder needs it.
+        levels: Features of further levels of the encoder, for each visual row, [L, k, C].
     """
 
     rows: Floats
@@ -45,12 +46,16 @@ class PromptRows:
     bias: Floats | None = None
     ids: tuple[int, ...] = ()
     signal: Floats | None = None
+    levels: Floats | None = None
 
     def after(self, count: int) -> PromptRows:
         """What follows the first rows of a prompt without a bias or a signal."""
         visual = tuple(row - count for row in self.visual if row >= count)
         rows, positions = self.rows[count:], self.positions[count:]
-        return PromptRows(rows, positions, self.next, visual, ids=self.ids[count:])
+        levels, ids = None, self.ids[count:]
+        if self.levels is not None and visual:
+            levels = self.levels[:, -len(visual) :]
+        return PromptRows(rows, positions, self.next, visual, ids=ids, levels=levels)
 
 
 def text_positions(plan: VlmPlan, first: int, count: int) -> Integers:
@@ -87,6 +92,7 @@ def assemble(
     positions: list[Integers] = [text_positions(plan, 0, 0)]
     log_sizes: list[Floats] = []
     signals: list[Floats] = []
+    levels: list[Floats] = []
     token_ids: list[int] = []
     at = first_position
     for part in spell(items, plan.host.layout, tokenizer, question, visuals):
@@ -97,6 +103,8 @@ def assemble(
                 log_sizes.append(part.visual.log_sizes[part.selected])
             if part.visual.visual_signal is not None:
                 signals.append(part.visual.visual_signal[part.selected])
+            if part.visual.levels is not None:
+                levels.append(part.visual.levels[:, part.selected])
             token_ids.extend([-1] * len(new))
         else:
             new, steps, span = table[part], text_positions(plan, 0, len(part)), len(part)
@@ -118,6 +126,7 @@ def assemble(
         bias,
         tuple(token_ids),
         np.concatenate(signals) if signals else None,
+        np.concatenate(levels, axis=1) if levels else None,
     )
 
 
@@ -150,6 +159,25 @@ def prompt_state(plan: VlmPlan, prompt: PromptRows) -> dict[str, NDArray[Any]]:
     if prompt.signal is not None:
         state["visual_signal"] = prompt.signal[None]
     return state
+
+
+def added_rows(plan: VlmPlan, prompt: PromptRows, first: int, size: int) -> dict[str, Floats]:
+    """What `prefill` adds behind layers, [1, size, C] each by input, for a prompt's rows.
+
+    It is nothing for words.
+
+    Args:
+        plan: The manifest.
+        prompt: The prompt.
+        first: Its row that is the call's first.
+        size: Rows of the call.
+    """
+    added = np.zeros((len(plan.host.levels), size, plan.host.embedding.columns), np.float32)
+    if prompt.levels is not None:
+        rows = np.asarray(prompt.visual, np.int64) - first
+        here = (rows >= 0) & (rows < size)
+        added[:, rows[here]] = prompt.levels[:, here]
+    return {f"added_{name}": values[None] for name, values in zip(LEVELS, added, strict=False)}
 
 
 def causal_mask(first: int, rows: int, length: int) -> Floats:

@@ -11,14 +11,15 @@ The length of a text is checked before it is tokenized: that takes hundreds of b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from edgevlm.bundle.host import Layout, LayoutItem
+from edgevlm.bundle.host import LEVELS, Layout, LayoutItem
 from edgevlm.errors import InputError
 
 PIECE = 4096  # letters that are tokenized at a time
@@ -42,6 +43,21 @@ class Visual:
     duration: float = 0.0
     log_sizes: NDArray[np.float32] | None = None  # [K], where `VlmHost.calibrated`
     visual_signal: NDArray[np.float32] | None = None  # [K], where `VlmHost.carried` is "vision"
+    levels: NDArray[np.float32] | None = None  # [L, K, C], of `VlmHost.levels`
+
+    @classmethod
+    def of(
+        cls,
+        reduced: Mapping[str, NDArray[Any]],
+        times: tuple[float, ...] = (),
+        duration: float = 0.0,
+    ) -> Visual:
+        """The outputs of `reduce` by name, with their batch axis; they are copied."""
+        copies = {name: array[0].copy() for name, array in reduced.items()}
+        levels = [copies.pop(f"kept_{name}") for name in LEVELS if f"kept_{name}" in copies]
+        tokens, positions = copies.pop("visual_tokens"), copies.pop("kept_positions")
+        stacked = np.stack(levels) if levels else None
+        return cls(tokens, positions, times, duration, **copies, levels=stacked)
 
 
 @dataclass(frozen=True)

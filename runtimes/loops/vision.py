@@ -24,8 +24,6 @@ from edgevlm.runtimes.loops.spelling import Visual
 
 CACHED_IMAGES = 4  # images whose visual tokens are cached
 CACHED_BYTES = 2 * 10**6  # of them with a memory budget
-# What `reduce` may give beside tokens and positions: fields of `Visual`.
-FURTHER = ("log_sizes", "visual_signal")
 
 
 class VisionLoop(DecoderLoop):
@@ -74,7 +72,7 @@ class VisionLoop(DecoderLoop):
     def _cached_images(self) -> int:
         """How many visual tokens are kept: with a budget no more than their room in it."""
         host = self.plan.host
-        size = 4 * host.visual_tokens * host.embedding.columns
+        size = 4 * host.visual_tokens * host.embedding.columns * (1 + len(host.levels))
         return CACHED_IMAGES if self.blocks.keeps_all else min(CACHED_IMAGES, CACHED_BYTES // size)
 
     def visuals(
@@ -153,10 +151,7 @@ class VisionLoop(DecoderLoop):
         self.vision_ms += (time.perf_counter() - started) * 1e3
         self.blocks.expect("reduce", 1)
         self.reduce_ms += _timed(lambda: self.blocks.run("reduce-0", "reduce"))
-        further = {name: reduced[name][0].copy() for name in FURTHER if name in reduced}
-        return Visual(
-            reduced["visual_tokens"][0].copy(), reduced["kept_positions"][0].copy(), **further
-        )
+        return Visual.of(reduced)
 
 
 def _timed(action: Callable[[], object]) -> float:

@@ -159,7 +159,7 @@ hosts = st.builds(
     st.builds(Embedding, integers, integers, names, names),
     st.builds(Rope, st.lists(floats, max_size=4).map(tuple), floats, several, st.booleans()),
     st.builds(KVCache, names, integers, integers, integers, integers, names),
-    several, names, integers, integers, names, integers, several,
+    several, names, several, integers, integers, names, integers, several,
 )  # fmt: skip
 recipes = st.builds(
     Recipe, model=names, tokens=st.none() | st.integers(1, 999),

@@ -34,13 +34,10 @@ class Tiny:
 
     def features(self, pixels: np.ndarray) -> torch.Tensor:
         """Our encoder: views [P, 3, h_px, w_px] through the modules, packed: [1, P*N, C]."""
-        views = []
-        for view in torch.from_numpy(pixels):
-            x = view[None]
-            for module in self.parts.encoder.modules:
-                x = module(x)
-            views.append(x)
-        return self.parts.pack(torch.cat(views, dim=1))
+        from edgevlm.graphs.signals import method_inputs
+
+        features, _ = method_inputs(self.parts, (), torch.from_numpy(pixels))
+        return features
 
     def reference_features(self, pixels: np.ndarray) -> torch.Tensor:
         """The model's own encoder on the same views."""

@@ -22,14 +22,7 @@ from edgevlm.bundle import checks
 from edgevlm.bundle.checks import expect
 from edgevlm.bundle.documents import shown
 from edgevlm.bundle.functions import Block, Cache, Chain, Signature, Stage, Tensor
-from edgevlm.bundle.host import (
-    Embedding,
-    EncoderShape,
-    ImageSpec,
-    KVCache,
-    Layout,
-    Rope,
-)
+from edgevlm.bundle.host import LEVELS, Embedding, EncoderShape, ImageSpec, KVCache, Layout, Rope
 from edgevlm.bundle.kinds.shared.vision import encode, passed_on, signal_shape
 from edgevlm.bundle.plan import Plan
 from edgevlm.recipe import MOST_CHECKED
@@ -63,6 +56,9 @@ class VlmHost:
         carried: What the first decoder block makes a state of that goes with the rows to the
             others, where tokens leave: `prompt`, its rows, or `vision`, a signal that `reduce`
             gives; empty where there is none.
+        levels: Layers of the decoder to whose output, at the rows of visual tokens, `prefill` adds
+            features of a level of the encoder before its last (DeepStack, arXiv 2406.04334), in
+            order: that of `LEVELS[i]` to the layer `levels[i]`; empty where there are none.
         chunk: Rows that a call of `prefill` takes.
         check: Rows that a call of `check` takes; 0 says that there is none.
         positions: `contiguous`, or `original`: visual tokens have the positions of the whole grid.
@@ -80,6 +76,7 @@ class VlmHost:
     kv: KVCache
     entering: tuple[int, ...]
     carried: str
+    levels: tuple[int, ...]
     chunk: int
     check: int
     positions: str
@@ -140,7 +137,7 @@ def signature(host: VlmHost, block: Block, function: str) -> Signature:
         return _head(host, block, rows={"logits": 1, "check": host.check}[function])
     if not host.entering:
         rows = {"prefill": host.chunk, "decode": 1, "check": host.check}[function]
-        return _decoder(host, block, rows)
+        return _decoder(host, block, rows, host.levels if function == "prefill" else ())
     return _whole_prompt(host, block) if function == "prefill" else _single_row(host, block)
 
 
@@ -171,9 +168,9 @@ def facts(plan: VlmPlan) -> dict[str, Any]:
 
 
 def turn_bytes(host: VlmHost) -> int:
-    """Bytes that a turn allocates beside its blocks: pixels twice, rows of the context twice."""
-    rows = 2 * 4 * host.kv.tokens * host.embedding.columns
-    return 2 * host.image.pixel_bytes + rows
+    """Bytes that a turn allocates beside its blocks: pixels, rows, levels of a picture, twice."""
+    rows = host.kv.tokens + len(host.levels) * host.visual_tokens
+    return 2 * (host.image.pixel_bytes + 4 * rows * host.embedding.columns)
 
 
 def outline(host: VlmHost) -> tuple[object, ...]:
@@ -208,6 +205,10 @@ def check(plan: VlmPlan) -> None:
     checks.places(host.layout, total, host.visual_tokens, host.kv.tokens)
     expect(host.vocabulary <= host.embedding.rows, "host.vocabulary is more than embedding.rows")
     _check_calls(host)
+    checks.levels(host.levels, host.encoder, host.embedding.columns, host.kv.layers)
+    expect(
+        not (host.levels and host.entering), "host.levels: no decoder block adds where tokens leave"
+    )
     for block in plan.blocks:
         shares = ("", "embedding") if block.stage == "head" else ("",)
         expect(block.shares in shares, f"{block.name}.shares is {shown(block.shares)}")
@@ -252,12 +253,14 @@ def _reduce(host: VlmHost) -> Signature:
         outputs.append(Tensor("log_sizes", "f32", (1, host.visual_tokens)))
     if host.carried == "vision":
         outputs.append(Tensor("visual_signal", "f32", (1, host.visual_tokens)))
+    for name in LEVELS[: len(host.levels)]:
+        outputs.append(Tensor(f"kept_{name}", "f32", (1, host.visual_tokens, channels)))
     inputs = (Tensor("features", "f32", (1, total, channels)), *signals)
     return Signature(inputs, tuple(outputs), unread=frozenset(s.name for s in signals))
 
 
-def _decoder(host: VlmHost, block: Block, rows: int) -> Signature:
-    """`rows` new tokens and the caches of the block's layers."""
+def _decoder(host: VlmHost, block: Block, rows: int, levels: Sequence[int]) -> Signature:
+    """`rows` new tokens, what is added behind layers, and the caches of the block's layers."""
     kv, channels = host.kv, host.embedding.columns
     inputs = [
         *_rows(host, rows),
@@ -266,6 +269,9 @@ def _decoder(host: VlmHost, block: Block, rows: int) -> Signature:
     ]
     if host.calibrated:
         inputs.append(Tensor("bias", "f32", (1, 1, 1, kv.tokens)))
+    for name, layer in zip(LEVELS, levels, strict=False):
+        if layer in range(*block.span):
+            inputs.append(Tensor(f"added_{name}", "f32", (1, rows, channels)))
     outputs, chained = passed_on([Tensor("hidden", "f32", (1, rows, channels))])
     return _with_caches(host, block, inputs, outputs, chained, ("mask", *TABLES))
 

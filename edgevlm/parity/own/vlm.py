@@ -80,7 +80,8 @@ def compare_own(
         planned.speller,
         bundled.host.layout,
         tokenizer,
-        of_grid(photo, image),
+        # At its size: a processor may choose another for a picture of the same shape.
+        of_grid(photo, image).resize((image.columns * image.width, image.rows * image.height)),
     )
     stops = own_stop_ids(model, checkpoint.folder)
     context = context_rel_error(

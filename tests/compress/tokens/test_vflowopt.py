@@ -11,7 +11,8 @@ from torch import Tensor
 
 from edgevlm.compress.tokens.vflowopt import Method, cells_of, recycle
 from edgevlm.errors import PlanError
-from edgevlm.graphs.signals import entropy, global_rows
+from edgevlm.graphs.selection import entropy
+from edgevlm.graphs.signals import global_rows
 from edgevlm.graphs.visual_shape import VisualShape
 
 
