@@ -4,7 +4,8 @@
 `LayerNumbers`, read from the config here and nowhere else.
 
 Sources: Llama (arXiv 2302.13971), Mistral (arXiv 2310.06825), Qwen2 (arXiv 2407.10671), Qwen3
-(arXiv 2505.09388, section 2: norms of queries and keys), Granite (factors as in muP, arXiv
+(arXiv 2505.09388, section 2: norms of queries and keys), their forms in Qwen2.5-VL and Qwen3-VL
+(M-RoPE: arXiv 2409.12191, section 2.1), Granite (factors as in muP, arXiv
 2203.03466), SmolLM3 (layers without positions, arXiv 2501.18795), Gemma
 (arXiv 2403.08295).
 """
@@ -33,11 +34,16 @@ class LanguageModel:
 
     Attributes:
         windowed: Whether its masks read a window whatever the config says of single layers.
+        sections: Frequencies that turn by each axis of a position, where its positions have axes
+            and the config says nothing of them.
+        interleaved: Whether the frequencies of the axes alternate.
         table_scale: Its config -> factor of a row of its embedding table.
         numbers: Its config and a layer's index -> what that layer computes.
     """
 
     windowed: bool = False
+    sections: tuple[int, ...] = ()
+    interleaved: bool = False
     table_scale: Callable[[Any], float] = lambda text: 1.0
     numbers: Callable[[Any, int], LayerNumbers] = lambda text, layer: LayerNumbers()
 
@@ -73,6 +79,12 @@ DECODERS = {
     "mistral": LanguageModel(windowed=True),
     "qwen2": LanguageModel(),
     "qwen3": LanguageModel(numbers=lambda text, layer: LayerNumbers(head_norms=True)),
+    "qwen2_5_vl_text": LanguageModel(sections=(16, 24, 24)),
+    "qwen3_vl_text": LanguageModel(
+        sections=(24, 20, 20),
+        interleaved=True,
+        numbers=lambda text, layer: LayerNumbers(head_norms=True),
+    ),
     "granite": LanguageModel(numbers=_granite),
     "smollm3": LanguageModel(numbers=_smollm3),
     "gemma": LanguageModel(table_scale=lambda text: sqrt(text.hidden_size), numbers=_gemma),
@@ -161,4 +173,12 @@ def _rope(text: Any) -> Rope:
             "the rotary frequencies of config.json are not finite: rope_theta is"
             f" {text.rope_parameters.get('rope_theta')}, expected a number above 0"
         )
-    return Rope(tuple(float(f) for f in frequencies), float(scaling))
+    model = DECODERS[text.model_type]
+    sections = tuple(text.rope_parameters.get("mrope_section") or ()) if model.sections else ()
+    sections = sections or model.sections
+    if sections and (sum(sections) != len(frequencies) or min(sections) < 1):
+        raise PlanError(
+            f"mrope_section {list(sections)} does not make the {len(frequencies)} frequencies of a"
+            " head; correct it in config.json"
+        )
+    return Rope(tuple(map(float, frequencies)), float(scaling), sections, model.interleaved)

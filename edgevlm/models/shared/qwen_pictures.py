@@ -1,0 +1,139 @@
+"""Pictures and prompts of the Qwen-VL line, and their encoders' input.
+
+A picture is stretched to the one size of the bundle, where the original keeps its shape and chooses
+a size by it. In the text it stands between two marks as a grid of tokens.
+
+Source: transformers' `models/qwen2_vl/image_processing_pil_qwen2_vl.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from edgevlm.bundle.host import ImageSpec, LayoutItem
+from edgevlm.errors import PlanError
+from edgevlm.models.family import RESAMPLE
+from edgevlm.models.shared.preprocessing import check_resized, normalization
+from edgevlm.recipe import Recipe
+
+IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
+
+
+def image_spec(
+    vision: Any, processor: dict[str, Any], recipe: Recipe, default: tuple[int, int], multiple: int,
+    mean: Any, std: Any,
+) -> ImageSpec:  # fmt: skip
+    """Preprocessing to the recipe's size.
+
+    Args:
+        vision: transformers' vision config.
+        processor: The image processor's numbers.
+        recipe: What is asked for.
+        default: Height and width where the recipe names none.
+        multiple: What sides must be multiples of, in pixels.
+        mean: Mean where the processor names none.
+        std: Deviation where it names none.
+
+    Raises:
+        PlanError: For a clip, tiles, a size or a processor that has no static form.
+    """
+    if recipe.frames > 1:
+        raise PlanError(
+            f"clips of this family are not supported: got {recipe.frames} frames, expected 1"
+        )
+    if recipe.tiles != (1, 1):
+        raise PlanError("this family cuts no tiles; leave out --tiles and give a larger --size")
+    height, width = recipe.size or default
+    if height % multiple or width % multiple:
+        raise PlanError(
+            f"size {height}x{width} has sides that are no multiples of {multiple} pixels; give such"
+            f" as {default[0]}x{default[1]}"
+        )
+    _check_processor(vision, processor, height * width)
+    means, deviations = normalization(processor, mean, std)
+    return ImageSpec(
+        height=height,
+        width=width,
+        rows=1,
+        columns=1,
+        global_view="first",
+        frames=1,
+        resample=RESAMPLE[processor.get("resample", 3)],
+        mean=means,
+        std=deviations,
+    )
+
+
+def image_items(rows: int, columns: int) -> tuple[str | LayoutItem, ...]:
+    """The sequence of one picture of so many tokens."""
+    span, sides = max(rows, columns), (1, rows, columns)
+    tokens = LayoutItem("visual", start=0, stop=rows * columns, grid=sides, span=span)
+    return (START, tokens, END)
+
+
+def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:
+    """The view f32 [1, 3, h_px, w_px] of the model's own processor.
+
+    It chooses a size by the picture's shape: where that is another, it gets the picture at ours.
+    """
+    inputs = processor([picture], return_tensors="np")
+    side = processor.patch_size
+    sides = [1, image.height // side, image.width // side]
+    if inputs["image_grid_thw"].tolist() != [sides]:
+        resized = picture.resize((image.width, image.height), processor.resample)
+        inputs = processor([resized], return_tensors="np")
+    rows, columns, m = sides[1], sides[2], processor.merge_size
+    patches = inputs["pixel_values"].reshape(rows // m, columns // m, m, m, 3, -1, side, side)
+    return (
+        patches[..., 0, :, :]
+        .transpose(4, 0, 2, 5, 1, 3, 6)
+        .reshape(1, 3, image.height, image.width)
+    )
+
+
+def processor_options(image: ImageSpec) -> dict[str, Any]:
+    """None: a picture of the size keeps it."""
+    return {}
+
+
+def as_patches(pixel_values: Tensor, vision: Any) -> tuple[Tensor, Tensor]:
+    """A view [1, 3, h_px, w_px] as the original takes it: patches of a frame twice, and their grid.
+
+    Returns:
+        f32 [N, 3 * frames * side * side] in blocks, and i64 [1, 3].
+    """
+    side, m, frames = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+    rows, columns = pixel_values.shape[2] // side, pixel_values.shape[3] // side
+    cut = pixel_values[0].reshape(3, rows // m, m, side, columns // m, m, side)
+    cut = cut.permute(1, 4, 2, 5, 0, 3, 6).unsqueeze(5)  # [h, w, m, m, 3, 1, side, side]
+    patches = cut.expand(*cut.shape[:5], frames, side, side).reshape(rows * columns, -1)
+    return patches, torch.tensor([[1, rows, columns]])
+
+
+def _check_processor(vision: Any, processor: dict[str, Any], pixels: int) -> None:
+    """Refuse a processor that cuts other patches than the encoder reads, or keeps no such size."""
+    check_resized(processor)
+    wanted = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+    }
+    for key, value in wanted.items():
+        if not isinstance(value, int) or processor.get(key, value) != value:
+            raise PlanError(
+                f"the image processor's {key} is {processor.get(key)}, the encoder's {value};"
+                " correct preprocessor_config.json"
+            )
+    size = processor.get("size")
+    size = size if isinstance(size, dict) else {}
+    least = processor.get("min_pixels") or size.get("shortest_edge") or pixels
+    most = processor.get("max_pixels") or size.get("longest_edge") or pixels
+    if not least <= pixels <= most:
+        raise PlanError(
+            f"a size of {pixels} pixels is outside of what the image processor keeps, {least} to"
+            f" {most} pixels; give another --size"
+        )
