@@ -46,7 +46,7 @@ from edgevlm.exporters.to_onnx.linear import (
     matrix_bytes,
     stored,
 )
-from edgevlm.exporters.to_onnx.operators import LOWERINGS
+from edgevlm.exporters.to_onnx.lowering import lower_operators
 from edgevlm.exporters.to_onnx.torchlib import tables_read_once
 from edgevlm.libraries import first_line
 
@@ -151,7 +151,7 @@ def _convert(
     program: ExportedProgram, function: Function, scheme: str
 ) -> tuple[ir.Model, dict[str, StoredWeight]]:
     with _quiet(), tables_read_once():
-        program = program.run_decompositions(LOWERINGS)
+        lower_operators(program)
         converted = torch.onnx.export(
             program,
             dynamo=True,

@@ -1,0 +1,91 @@
+"""Operators of a trace replaced by those of ONNX Runtime, in the trace's own graph.
+
+    a node whose operator is in `operators.LOWERINGS`
+        -> its function, traced for the shapes of the node's inputs
+        -> the nodes of that trace, in the node's place
+
+`ExportedProgram.run_decompositions` gives the same graph, but runs all of it anew, as torch.onnx
+does once more behind it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from edgevlm.exporters.to_onnx.operators import LOWERINGS
+
+# What says where a node comes from; torch.export asks for it.
+ORIGIN = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "from_node")
+
+
+def lower_operators(program: ExportedProgram) -> None:
+    """Replace the nodes of `LOWERINGS`, in place; outputs that nobody reads go."""
+    graph, traces = program.graph_module.graph, dict[Hashable, fx.Graph]()
+    for node in list(graph.nodes):
+        function = LOWERINGS.get(node.target) if node.op == "call_function" else None
+        if function is not None:
+            key = _form(node)
+            if key not in traces:
+                traces[key] = _traced(node, function)
+            _replace(node, _copied(node, traces[key]))
+    graph.eliminate_dead_code()
+    results = graph.output_node().args[0]
+    for spec, result in zip(program.graph_signature.output_specs, results, strict=True):
+        if isinstance(result, fx.Node):
+            spec.arg.name = result.name
+    program.graph_module.recompile()
+
+
+def _form(node: fx.Node) -> Hashable:
+    """Equal for nodes whose functions have equal traces."""
+    numbers = {each: f"%{index}" for index, each in enumerate(node.all_input_nodes)}
+    values = [each.meta["val"] for each in node.all_input_nodes]
+    arguments = fx.map_arg((node.args, node.kwargs), numbers.__getitem__)
+    return node.target, repr(arguments), tuple((tuple(v.shape), v.dtype) for v in values)
+
+
+def _traced(node: fx.Node, function: Callable[..., object]) -> fx.Graph:
+    """The graph of a node's function; its inputs are `all_input_nodes` of the node."""
+    inputs = node.all_input_nodes
+
+    def run(*tensors: Tensor) -> object:
+        given = dict(zip(inputs, tensors, strict=True))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), given.__getitem__)
+        return function(*args, **kwargs)
+
+    with inputs[0].meta["val"].fake_mode:
+        # Copies of one operator share a value, and a trace knows its inputs by their values.
+        values = [torch.empty_like(each.meta["val"]) for each in inputs]
+        traced: fx.GraphModule = make_fx(run)(*values)
+    return traced.graph
+
+
+def _copied(node: fx.Node, traced: fx.Graph) -> Any:
+    """Copy a function's graph to before the node; gives the node of its result, or of each."""
+    origin = {key: node.meta[key] for key in ORIGIN if key in node.meta}
+    copies = dict(zip(traced.find_nodes(op="placeholder"), node.all_input_nodes, strict=True))
+    with node.graph.inserting_before(node):
+        for inner in traced.nodes:
+            if inner.op == "call_function":
+                copies[inner] = node.graph.node_copy(inner, copies.__getitem__)
+                copies[inner].meta |= origin
+    return fx.map_arg(traced.output_node().args[0], copies.__getitem__)
+
+
+def _replace(node: fx.Node, results: Any) -> None:
+    """Give the node's users the results, and remove it."""
+    if isinstance(results, fx.Node):
+        node.replace_all_uses_with(results)
+    else:
+        for user in list(node.users):
+            assert user.target is operator.getitem
+            user.replace_all_uses_with(results[user.args[1]])
+            node.graph.erase_node(user)
+    node.graph.erase_node(node)
