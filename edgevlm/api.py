@@ -50,8 +50,11 @@ def plan(recipe: Recipe) -> Plan[Any]:
     return make_plan(recipe, find(recipe.model, recipe.revision)).plan
 
 
-def plan_with_cost(recipe: Recipe) -> tuple[Plan[Any], MethodCost | None]:
-    """The plan, and what its method of site `tokens` costs; see `planning.method_cost`."""
+def plan_with_cost(recipe: Recipe) -> tuple[Plan[Any], MethodCost | None, tuple[str, ...]]:
+    """The plan, what its method of site `tokens` costs, and notes for whoever reads it.
+
+    See `planning.method_cost` and `planning.plan.Planned`.
+    """
     values.instance("recipe", recipe, Recipe)
     require_torch()
     from edgevlm.models.checkpoint import find
@@ -59,7 +62,7 @@ def plan_with_cost(recipe: Recipe) -> tuple[Plan[Any], MethodCost | None]:
     from edgevlm.planning.plan import make_plan
 
     planned = make_plan(recipe, find(recipe.model, recipe.revision))
-    return planned.plan, method_cost(planned)
+    return planned.plan, method_cost(planned), planned.notes
 
 
 def verify(path: str | Path, model: str | None = None) -> Verification:

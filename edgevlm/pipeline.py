@@ -28,7 +28,7 @@ from edgevlm.graphs.trace import signature, trace, weights
 from edgevlm.models.checkpoint import find
 from edgevlm.parity.verification import Verification
 from edgevlm.parity.verify import verify_model
-from edgevlm.planning.plan import Planned, make_plan
+from edgevlm.planning.plan import Planned, plan_with_weights
 from edgevlm.quantization.calibrate import Calibration, calibrate
 from edgevlm.quantization.half import check_half
 from edgevlm.recipe import Recipe
@@ -83,9 +83,7 @@ def export(
     runs = runs_here(recipe)  # better said now than after the export that there is no engine
     checkpoint = find(recipe.model, recipe.revision)
     progress("plan")
-    planned = make_plan(recipe, checkpoint)
-    if checkpoint.remote:  # the headers have passed: now the weights
-        planned = make_plan(recipe, checkpoint.fetched())
+    planned = plan_with_weights(recipe, checkpoint)
     with writing(out, planned.plan, planned.checkpoint.contents, force) as writer:
         progress("load the model")
         model = planned.checkpoint.load_model()

@@ -5,9 +5,10 @@
     PYTHONPATH=.:samples python tests/variations.py --write      all, into docs/reliability.md
 
 Each is a tiny checkpoint of samples/make_checkpoint.py with one thing changed, as published,
-trained or converted checkpoints have it. What counts: `plan` refuses it in one line, or the bundle
-gives transformers' own greedy tokens for a picture. A bundle with another answer, a refusal after
-the plan or a traceback is a fault, and the exit code is 1. Takes some ten minutes on two cores.
+trained or converted checkpoints have it. What counts: the plan of an export refuses it in one
+line, or the bundle gives transformers' own greedy tokens for a picture. A bundle with another
+answer, a refusal after the plan or a traceback is a fault, and the exit code is 1. Takes some ten
+minutes on two cores.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import edgevlm
 from edgevlm.errors import EdgeVLMError
 from edgevlm.models.checkpoint import find
 from edgevlm.pipeline import export
-from edgevlm.planning.plan import make_plan
+from edgevlm.planning.plan import plan_with_weights
 from edgevlm.quantization.schemes import Schemes
 from edgevlm.recipe import Recipe
 
@@ -272,7 +273,7 @@ def outcome(variation: Variation, folder: Path) -> Outcome:
     try:
         make(variation, Path(model))
         recipe = replace(Recipe(model=model, tiles=tiles), **variation.recipe)
-        planned = make_plan(recipe, find(model))
+        planned = plan_with_weights(recipe, find(model))
     except EdgeVLMError as refusal:
         return Outcome("refused", str(refusal).replace(f"'{model}'", "MODEL"))
     except Exception as error:
@@ -333,9 +334,10 @@ def table(outcomes: dict[str, Outcome]) -> str:
     counts = {kind: sum(o.kind == kind for o in outcomes.values()) for kind in ("equal", "refused")}
     head = (
         f"{len(outcomes)} variations: {counts['equal']} give transformers' tokens,"
-        f" {counts['refused']} are refused by `plan`, {len(outcomes) - sum(counts.values())} else."
+        f" {counts['refused']} are refused before a graph exists,"
+        f" {len(outcomes) - sum(counts.values())} else."
     )
-    return "\n".join([head, "", "| checkpoint | result | line of `plan` |", "|---|---|---|", *rows])
+    return "\n".join([head, "", "| checkpoint | result | line |", "|---|---|---|", *rows])
 
 
 def main() -> None:

@@ -1,13 +1,12 @@
 """Find a checkpoint and read it: safetensors and JSON only, no pickle, no code from the checkpoint.
 
-A plan is compared with the headers of the weight files (`models.matching`), so that what cannot
-be exported is refused before weights are read, or fetched from a hub. They are read once, tensor by
-tensor, into the model that transformers builds without memory (meta device), with no second copy.
+A plan is compared with the headers of the weight files (`weights.matching`), so that what cannot
+be exported is refused before weights are read, or fetched from a hub; without any weights it has
+the shapes of the config. `fetched` is the checkpoint whose weights may be read.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import logging
 import math
@@ -20,9 +19,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-import transformers
-from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig
 
@@ -31,16 +27,18 @@ from edgevlm.libraries import first_line
 from edgevlm.models.documents import check_no_pointer, check_processor, check_sizes, read_json
 from edgevlm.models.folder import checked_config, lacks
 from edgevlm.models.hub import HubWeights, fetch_small
-from edgevlm.models.matching import Match, match
 from edgevlm.models.quiet import quiet
-from edgevlm.models.weights import (
-    Header,
-    check_plain,
+from edgevlm.models.weights.headers import INDEX, SINGLE, check_plain
+from edgevlm.models.weights.loading import built, loaded, untied
+from edgevlm.models.weights.matching import Match, match
+from edgevlm.models.weights.sources import (
+    FolderWeights,
+    NoWeights,
+    Weights,
     largest_numbers,
-    read_headers,
-    same_numbers,
-    weight_names,
+    single_number,
 )
+from edgevlm.quantization.schemes import EXACT
 from edgevlm.recipe import Recipe
 from edgevlm.registry import FAMILIES
 
@@ -61,7 +59,7 @@ class Checkpoint:
         folder: Where its files are.
         config: transformers' config.
         family: The family's module.
-        remote: Its weights, where they are not in the folder but on a hub.
+        weights: Where its weights are.
         all_layers: Whether layers of the encoder that give no features are used too, for signals.
     """
 
@@ -70,7 +68,7 @@ class Checkpoint:
     folder: Path
     config: Any
     family: ModuleType
-    remote: HubWeights | None = None
+    weights: Weights
     all_layers: bool = False
 
     @property
@@ -151,40 +149,48 @@ class Checkpoint:
                 f"'{self.model}': config.json does not match its family: {cause}"
             ) from cause
 
+    @property
+    def remote(self) -> HubWeights | None:
+        """Its weights, where they are not in the folder but on a hub."""
+        return self.weights if isinstance(self.weights, HubWeights) else None
+
+    @property
+    def weightless(self) -> bool:
+        """Whether it has no weights, so that the config alone says what they would be."""
+        return isinstance(self.weights, NoWeights)
+
+    def notes(self, recipe: Recipe) -> tuple[str, ...]:
+        """What a reader of the recipe's plan must know: that there are no weights, or nothing."""
+        if not isinstance(self.weights, NoWeights):
+            return ()
+        where = f" {self.weights.reason}" if self.weights.reason else ""
+        plain = set(recipe.quantize.names) == {EXACT}
+        numbers = "float32" if plain else str(recipe.quantize)
+        return (f"no weights{where}: bytes are those of the config's shapes in {numbers}",)
+
     def number(self, name: str) -> float:
         """A weight that is one number, of which the rest of the file is not read.
 
         Raises:
             ModelError: If there is none of this name, or it is no number.
         """
-        if self.remote:
-            return self.remote.number(name)
-        try:
-            for path in self.weight_files():
-                file: Any = safe_open(path, "pt", backend="pread")
-                if name in file.keys():  # noqa: SIM118
-                    return float(file.get_tensor(name).float().item())
-        except Exception as cause:
-            line = first_line(cause)
-            raise ModelError(f"'{self.model}': '{name}' cannot be read: {line}") from cause
-        raise ModelError(f"'{self.model}' lacks the weight '{name}'")
+        with self._named():
+            return single_number(self.weights, name)
 
-    @property
-    def _make(self) -> Any:
-        """What builds the family's model; of a class of one model it has another name."""
-        built_by = getattr(transformers, self.family.AUTO_CLASS)
-        return getattr(built_by, "from_config", None) or built_by._from_config
-
-    def weight_files(self) -> tuple[Path, ...]:
-        """The one file of weights, or the ones that the index names."""
-        return tuple(self.folder / name for name in weight_names(self.folder))
+    def before_fetching(self) -> Checkpoint:
+        """This checkpoint as far as it can be planned without downloads that nobody asked for."""
+        if self.remote is None or self.remote.ranged:
+            return self
+        return replace(self, weights=NoWeights("", ""))
 
     def fetched(self) -> Checkpoint:
-        """This checkpoint with its weights in the folder; what is on a hub is fetched."""
-        if self.remote is None:
-            return self
-        self.remote.fetch()
-        return replace(self, remote=None)
+        """This checkpoint with weights that may be read; what is on a hub is fetched.
+
+        Raises:
+            ModelError: If there are none.
+        """
+        with self._named():
+            return replace(self, weights=self.weights.fetch())
 
     def empty_model(self) -> Any:
         """The model without memory for weights, for counting; its files have its weights.
@@ -192,16 +198,16 @@ class Checkpoint:
         Raises:
             ModelError: If the config describes no model, or the weight files another one.
         """
-        model = self._built(self.config)
-        both = self._matched(type(model)).both
-        if both and not self.remote and not same_numbers(self.weight_files(), *both):
-            untied = copy.deepcopy(self.config)
-            untied.tie_word_embeddings = untied.get_text_config().tie_word_embeddings = False
-            model = self._built(untied)
+        with self._named():
+            model = built(self.family.AUTO_CLASS, self.config)
+            if not self.weightless:
+                both = self._matched(type(model)).both
+                if both and not self.weights.same(*both):
+                    model = built(self.family.AUTO_CLASS, untied(self.config))
         return model.eval()
 
     def check_numbers(self, half: str | None = None) -> None:
-        """Refuse weights that no arithmetic can follow.
+        """Refuse weights that no arithmetic can follow; reads all of them, which must be fetched.
 
         Args:
             half: A scheme that stores numbers in float16, or None.
@@ -210,10 +216,8 @@ class Checkpoint:
             ModelError: If a weight is infinite or no number.
             PlanError: If one is larger than float16 holds.
         """
-        if self.remote:
-            return
-        sources = self._matched(type(self._built(self.config))).sources
-        tops = largest_numbers(self.weight_files(), self.contents)
+        sources = self._matched(type(built(self.family.AUTO_CLASS, self.config))).sources
+        tops = largest_numbers(self.weights.fetch(), self.contents)
         for name in sorted(set(sources.values())):
             top = tops.get(name, 0.0)
             if not math.isfinite(top):
@@ -227,15 +231,6 @@ class Checkpoint:
                     f" stores it, ends at {MOST_HALF:,.0f}; choose a scheme in float32"
                 )
 
-    def _built(self, config: Any) -> Any:
-        """The model of a config on the meta device."""
-        try:
-            with quiet(), torch.device("meta"):
-                return self._make(config, dtype=torch.float32)
-        except Exception as cause:  # sizes that do not go together raise anything
-            line = first_line(cause)
-            raise ModelError(f"'{self.model}': config.json makes no model: {line}") from cause
-
     def _matched(self, kind: type[Any]) -> Match:
         """The tensors of the files as weights of the model.
 
@@ -246,19 +241,15 @@ class Checkpoint:
         if hasattr(self.family, "left_out"):
             left_out = self.family.left_out(self.config, self.all_layers)
         with self._named():
-            headers = self._headers()
-            check_plain(headers)
+            check_plain(self.weights.headers)
             with quiet():
-                found = match(kind, self.config, headers, left_out)
+                found = match(kind, self.config, self.weights.headers, left_out)
         if found.unused:
             _say_once(
                 f"'{self.model}': its weights have tensors that are in no part of the model and are"
                 f" left out ({len(found.unused)}, the first is '{found.unused[0]}')"
             )
         return found
-
-    def _headers(self) -> dict[str, Header]:
-        return self.remote.headers if self.remote else read_headers(self.weight_files())
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -271,29 +262,17 @@ class Checkpoint:
     def load_model(self) -> Any:
         """The model with float32 weights.
 
-        Each tensor is read when it is its turn: of a mapped file, all pages would stay in memory
-        until the last one is.
-
         Raises:
-            ModelError: If a weight file is damaged, weights are missing, or not finite.
+            ModelError: If there are no weights, a file is damaged, weights are missing, or not
+                finite.
         """
-        if self.remote:
-            return self.fetched().load_model()
-        kind = type(self.empty_model())
-        self.check_numbers()
-        with quiet():
-            try:
-                tensors: dict[str, Any] = {}
-                for path in self.weight_files():
-                    file: Any = safe_open(path, "pt", backend="pread")
-                    tensors |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                model = kind.from_pretrained(
-                    None, config=self.config, state_dict=tensors, dtype=torch.float32
-                )
-            except Exception as cause:
-                line = first_line(cause)
-                raise ModelError(f"'{self.model}' cannot be loaded: {line}") from cause
-        return model.eval().requires_grad_(False)
+        with self._named():
+            weights = self.weights.fetch()
+        checkpoint = replace(self, weights=weights)
+        kind = type(checkpoint.empty_model())
+        checkpoint.check_numbers()
+        with self._named():
+            return loaded(kind, self.config, weights)
 
 
 def find(model: str, revision: str | None = None) -> Checkpoint:
@@ -302,12 +281,13 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
     Raises:
         ModelError: If it is not there, not readable, unsafe or of an unknown family.
     """
-    folder, remote = _folder(model, revision)
-    files = sorted({*(path.name for path in folder.iterdir()), *(remote.listing if remote else ())})
+    folder, weights, files = _folder(model, revision)
     try:
         document = checked_config(folder, files)
     except ModelError as cause:
         raise _of(model, cause) from cause
+    if not {SINGLE, INDEX}.intersection(files) and not isinstance(weights, NoWeights):
+        weights = NoWeights("", lacks(files))
     check_sizes(document, f"'{model}': config.json")
     name = str(document["model_type"])
     try:
@@ -317,15 +297,16 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
             )
     except Exception as cause:
         raise ModelError(f"'{model}': config.json is not valid: {first_line(cause)}") from cause
-    return Checkpoint(model, revision, folder, config, FAMILIES.load(name), remote)
+    return Checkpoint(model, revision, folder, config, FAMILIES.load(name), weights)
 
 
-def _folder(model: str, revision: str | None) -> tuple[Path, HubWeights | None]:
-    if model == EMBEDDED:
-        return Path(__file__).resolve().parent.parent / "embedded", None
+def _folder(model: str, revision: str | None) -> tuple[Path, Weights, list[str]]:
+    """Where its files are, its weights, and the names of all files."""
     path = Path(os.path.expanduser(model))  # an unknown ~user stays as it is
+    if model == EMBEDDED:
+        path = Path(__file__).resolve().parent.parent / "embedded"
     if path.is_dir():
-        return path, None
+        return path, FolderWeights(path), sorted(each.name for each in path.iterdir())
     if path.is_file():
         if path.suffix == ".gguf":
             raise ModelError(lacks([path.name]))
@@ -340,6 +321,8 @@ def _folder(model: str, revision: str | None) -> tuple[Path, HubWeights | None]:
 def _of(model: str, cause: ModelError) -> ModelError:
     """An error of a checkpoint's files with its name: what `it` is, or what is the matter."""
     text = str(cause)
+    if text.startswith(f"'{model}'"):
+        return cause
     return ModelError(f"'{model}' {text[3:]}" if text[:3] == "it " else f"'{model}': {text}")
 
 

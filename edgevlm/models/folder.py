@@ -1,6 +1,7 @@
 """What a checkpoint's folder must have, from the names of its files and config.json alone.
 
-Refused in one line each: adapters, quantized weights, GGUF, pickles, other layouts.
+Refused in one line each: adapters, quantized weights, GGUF, pickles, other layouts. A folder of
+config and tokenizer without any weights passes, as a plan needs no more.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from typing import Any
 
 from edgevlm.errors import ModelError, unknown_name
 from edgevlm.models.documents import read_json
-from edgevlm.models.weights import INDEX, SINGLE
+from edgevlm.models.weights.headers import INDEX, SINGLE
 from edgevlm.registry import FAMILIES
 
 # Keys of a config whose weights are quantized: transformers', compressed-tensors' and MLX's.
 QUANTIZED = ("quantization_config", "compression_config", "quantization")
+PICKLES = (".bin", ".pt", ".pth")
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 def checked_config(folder: Path, files: list[str]) -> dict[str, Any]:
-    """config.json of a folder that has all files of a checkpoint; its model_type is a family.
+    """config.json of a folder with the files of a checkpoint; its model_type is a family.
 
     Raises:
         ModelError: Saying what is wrong and what to do, without the model's name.
@@ -33,15 +35,20 @@ def checked_config(folder: Path, files: list[str]) -> dict[str, Any]:
         code = " (it brings code of its own, auto_map, which is not run)" * ("auto_map" in document)
         raise ModelError(unknown_name("model family", name, FAMILIES.names()) + code)
     _check_plain_config(document)
-    if not {SINGLE, INDEX}.intersection(files):
+    if not {SINGLE, INDEX}.intersection(files) and any(map(_is_weights, files)):
         raise ModelError(lacks(files))
     if "tokenizer.json" not in files and getattr(FAMILIES.load(name), "WORDS", True):
         raise ModelError("it has no tokenizer.json; save a fast tokenizer into the folder")
     return document
 
 
+def _is_weights(name: str) -> bool:
+    """Whether a file has weights, in whatever format."""
+    return name.endswith((".safetensors", ".gguf", *PICKLES))
+
+
 def lacks(files: list[str]) -> str:
-    """What to do about a folder of these files, which is no checkpoint."""
+    """What to do about a folder of these files, which is no checkpoint with weights."""
     if gguf := [name for name in files if name.endswith(".gguf")]:
         return (
             f"'{gguf[0]}' is GGUF, which is not read; use the safetensors checkpoint that it was"
@@ -54,11 +61,14 @@ def lacks(files: list[str]) -> str:
             f"it has neither {SINGLE} nor {INDEX}, only {others[0]}; save it with transformers'"
             " save_pretrained"
         )
-    pickles = [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
-    only = f", only {pickles[0]}" if pickles else ""
+    if pickles := [name for name in files if name.endswith(PICKLES)]:
+        return (
+            f"it has no {SINGLE}, only {pickles[0]}; convert it with transformers' save_pretrained"
+            " (pickles are not read)"
+        )
     return (
-        f"it has no {SINGLE}{only}; convert it with transformers' save_pretrained (pickles are"
-        " not read)"
+        f"it has no weights, which a plan does without and nothing else; put {SINGLE} into the"
+        " folder, or name the repository that has it"
     )
 
 

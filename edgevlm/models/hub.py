@@ -2,27 +2,37 @@
 
 `fetch_small` brings configs and tokenizer, some megabytes. A plan reads the headers of the weight
 files by range requests; the weights themselves come with `HubWeights.fetch`, which says their size
-first. What is in the hub's cache already is not asked for again.
+first. What is in the hub's cache already is not asked for again. A server that sends a whole file
+where a part is asked for is left before the file comes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edgevlm.errors import ModelError
 from edgevlm.libraries import first_line
-from edgevlm.models.weights import DTYPES, INDEX, Header, weight_names
+from edgevlm.models.weights.headers import INDEX, Header, read_header, weight_names
+from edgevlm.models.weights.sources import (
+    SAMPLE,
+    FolderWeights,
+    NoWeights,
+    Weights,
+    same_numbers,
+)
 from edgevlm.units import megabytes
 
 SMALL = ["*.json", "*.jinja", "tokenizer.model"]
+# Of other exports in the same repository, and what tokenizer.json says again.
+NOT_READ = ["*/*.json", "vocab.json"]
+AT_ONCE = 8  # files whose headers are asked for together
 _log = logging.getLogger(__name__)
 
 
@@ -49,10 +59,10 @@ class HubWeights:
 
     @property
     def names(self) -> list[str]:
-        """Weight files that the checkpoint needs.
+        """Weight files that the checkpoint needs; none where the repository has none.
 
         Raises:
-            ModelError: If it has none of the kind, or one that the index names is missing.
+            ModelError: If one that the index names is missing.
         """
         names = weight_names(self.folder)
         lost = [name for name in names if name not in self.listing]
@@ -68,51 +78,40 @@ class HubWeights:
         return f"{count} file{'s' * (count != 1)} of weights, {total}"
 
     @cached_property
-    def headers(self) -> dict[str, Header]:
-        """Headers of all tensors, by range requests."""
-        from huggingface_hub import HfApi
-
-        headers: dict[str, Header] = {}
+    def ranged(self) -> bool:
+        """Whether the server sends parts of files."""
         with _explained(self.model, self.folder.name):
-            for name in self.names:
-                file = HfApi().parse_safetensors_file_metadata(
-                    self.model, name, revision=self.folder.name
-                )
-                headers |= {k: Header(tuple(t.shape), t.dtype) for k, t in file.tensors.items()}
+            return self._part(self.names[0], 0, 8) is not None
+
+    @cached_property
+    def headers(self) -> Mapping[str, Header]:
+        """Headers of all tensors, by range requests.
+
+        Raises:
+            ModelError: If a file is damaged, or the server sends no parts of files.
+        """
+
+        def of_file(name: str) -> dict[str, Header]:
+            return read_header(name, self.listing[name], lambda *span: self._read(name, *span))
+
+        with _explained(self.model, self.folder.name):
+            names, headers = self.names, dict[str, Header]()
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                for found in pool.map(of_file, names):
+                    headers |= found
         _log.warning("'%s': planned by the headers of %s, not fetched yet", self.model, self.size)
         return headers
 
-    def number(self, name: str) -> float:
-        """A weight that is one number, by a range request.
-
-        Raises:
-            ModelError: If there is none of this name, or it is no number.
-        """
-        from huggingface_hub import HfApi, hf_hub_url, utils
-
-        library: Any = utils  # its names are found when they are asked for
+    def read(self, header: Header, start: int, stop: int) -> bytes:
+        """Bytes of a tensor, by a range request."""
         with _explained(self.model, self.folder.name):
-            for file in self.names:
-                commit = self.folder.name
-                header = HfApi().parse_safetensors_file_metadata(self.model, file, revision=commit)
-                tensor = header.tensors.get(name)
-                if tensor is None or tensor.parameter_count != 1:
-                    continue
-                url = hf_hub_url(self.model, file, revision=commit)
+            return self._read(header.file, header.start + start, header.start + stop)
 
-                def part(start: int, stop: int, url: str = url) -> bytes:
-                    ranged = library.build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}"}
-                    answer = library.get_session().get(url, headers=ranged, follow_redirects=True)
-                    answer.raise_for_status()
-                    return bytes(answer.content)
+    def same(self, first: str, second: str) -> bool:
+        """Whether samples of two tensors have the same numbers."""
+        return same_numbers(self, first, second, SAMPLE)
 
-                begin = 8 + int.from_bytes(part(0, 8), "little")
-                start, stop = (begin + offset for offset in tensor.data_offsets)
-                data = bytearray(part(start, stop))
-                return float(torch.frombuffer(data, dtype=DTYPES[tensor.dtype]).item())
-        raise ModelError(f"'{self.model}' lacks the weight '{name}'")
-
-    def fetch(self) -> None:
+    def fetch(self) -> FolderWeights:
         """Bring the weights into the cache, after saying how large they are."""
         from huggingface_hub import snapshot_download
 
@@ -120,20 +119,73 @@ class HubWeights:
         _log.warning("'%s': fetching %s", self.model, self.size)
         with _explained(self.model, self.folder.name):
             snapshot_download(self.model, revision=self.folder.name, allow_patterns=names)
+        return FolderWeights(self.folder, whole=True)
+
+    def _read(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes of a file from an offset up to another.
+
+        Raises:
+            ModelError: If the server sends the whole file, or too little of it.
+        """
+        data = self._part(name, start, stop)
+        if data is None:
+            raise ModelError(
+                f"'{self.model}': its server sends no parts of files, so a plan would have to"
+                f" download {self.size}; `edgevlm export` downloads them, and"
+                f" `hf download {self.model}` does, and a plan reads them from the cache"
+            )
+        if len(data) < stop - start:
+            raise ModelError(
+                f"'{self.model}': its server sent {len(data):,} of {stop - start:,} bytes of"
+                f" {name}; try again"
+            )
+        return data
+
+    def _part(self, name: str, start: int, stop: int) -> bytes | None:
+        """The same; None where the server begins to send the whole file."""
+        from huggingface_hub import constants, hf_hub_url, utils
+
+        library: Any = utils  # its names are found when they are asked for
+        if stop <= start:
+            return b""
+        url = hf_hub_url(self.model, name, revision=self.folder.name)
+        headers = library.build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}"}
+        timeout, data = constants.HF_HUB_DOWNLOAD_TIMEOUT, bytearray()
+        with library.http_stream_backoff(
+            "GET", url, headers=headers, timeout=timeout, follow_redirects=True
+        ) as answer:
+            library.hf_raise_for_status(answer)
+            if answer.status_code != 206:
+                return None
+            for chunk in answer.iter_bytes():
+                data += chunk
+                if len(data) >= stop - start:
+                    break
+        return bytes(data[: stop - start])
 
 
-def fetch_small(model: str, revision: str | None) -> tuple[Path, HubWeights | None]:
-    """A repository's snapshot with its small files, and its weights where they are not there.
+def fetch_small(model: str, revision: str | None) -> tuple[Path, Weights, list[str]]:
+    """A repository's snapshot with its small files, its weights, and the names of all its files.
 
     Raises:
         ModelError: In one line what to do: log in, accept terms, correct the name or revision.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     with _explained(model, revision), _no_bars():
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=SMALL))
-    here = all((folder / name).is_file() for name in weight_names(folder))
-    return folder, None if here else HubWeights(model, folder)
+        folder = Path(
+            snapshot_download(
+                model, revision=revision, allow_patterns=SMALL, ignore_patterns=NOT_READ
+            )
+        )
+    here = [path.name for path in folder.iterdir()]
+    if all((folder / name).is_file() for name in weight_names(folder)):
+        return folder, FolderWeights(folder), here
+    if constants.HF_HUB_OFFLINE:
+        line = "its weights are not in the cache of the hub, and HF_HUB_OFFLINE is set; unset it"
+        return folder, NoWeights("in the cache of the hub", line), here
+    weights = HubWeights(model, folder)
+    return folder, weights, [*here, *weights.listing]
 
 
 @contextmanager

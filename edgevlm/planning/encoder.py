@@ -55,6 +55,14 @@ class EncoderPlanned:
     tokens: tuple[int, ...]
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the plan must know beside its numbers."""
+        notes = self.checkpoint.notes(self.plan.recipe)
+        if notes and (self.description.scale or self.description.bias):
+            return (f"{notes[0]}; 1 and 0 stand for the factor and the shift of a likeness",)
+        return notes
+
+    @property
     def tokenizer_json(self) -> str:
         """The checkpoint's tokenizer.json as it is; padding and truncation are set at run time."""
         return (self.checkpoint.folder / "tokenizer.json").read_text("utf-8")
@@ -137,12 +145,14 @@ def _merged(parts: EmbedderParts, chosen: EncoderPlanned | _Method) -> EmbedderP
 
 
 def _likeness(checkpoint: Checkpoint, description: EmbedderDescription) -> tuple[float, float]:
-    """Factor and shift of a likeness.
+    """Factor and shift of a likeness; 1 and 0 where there are no weights.
 
     Raises:
         ModelError: If one is no number that a manifest takes.
     """
     scale, bias = description.scale, description.bias
+    if checkpoint.weightless:
+        scale = bias = ""
     logarithm = checkpoint.number(scale) if scale else 0.0
     shift = checkpoint.number(bias) if bias else 0.0
     most = math.log(kind.MOST_LOGIT)

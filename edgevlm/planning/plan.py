@@ -1,5 +1,7 @@
 """Make a plan: recipe and checkpoint in, all the numbers out, before any graph exists.
 
+No weight is read: headers of the files are enough, and where there are no files the config is.
+
 The family says what kind of model the checkpoint is; `planning/<kind>.py` makes the plan of that
 kind with its own `make_plan`.
 """
@@ -35,6 +37,10 @@ class Planned(Protocol):
         """The family's description; the type is that of the kind."""
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the plan must know beside its numbers."""
+
+    @property
     def tokenizer_json(self) -> str:
         """Text of the bundle's tokenizer.json, where the host has a table of words."""
 
@@ -67,6 +73,21 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
             f"{checkpoint.model_type} reads pictures of {image.height}x{image.width} pixels alone,"
             f" got --size {spell_pair(recipe.size)}; leave it out"
         )
+    return planned
+
+
+def plan_with_weights(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
+    """A plan whose checkpoint has its weights, which are read once to see whether they can be used.
+
+    What is on a hub is fetched when the plan has passed without it.
+
+    Raises:
+        ModelError: If there are no weights, or one of them is not finite.
+        PlanError: If one is larger than float16 holds, in which the recipe stores it.
+    """
+    if checkpoint.remote:
+        make_plan(recipe, checkpoint.before_fetching())
+    planned = make_plan(recipe, checkpoint.fetched())
     halves = (name for name in recipe.quantize.names if 16 in parse_scheme(name).bits)
     planned.checkpoint.check_numbers(next(halves, None))
     return planned

@@ -117,6 +117,11 @@ class VlmPlanned:
     speller: Speller
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the plan must know beside its numbers."""
+        return self.checkpoint.notes(self.plan.recipe)
+
+    @property
     def tokenizer_json(self) -> str:
         """Text of the bundle's tokenizer.json: the tokenizer as transformers has it."""
         return str(self.speller.bundled.to_str(pretty=True))

@@ -98,7 +98,7 @@ def test_the_device_of_a_plan_gives_the_target_that_is_not_named(run, monkeypatc
     from edgevlm.cli import plan
 
     asked = []
-    monkeypatch.setattr(plan, "plan_with_cost", lambda recipe: (asked.append(recipe), None))
+    monkeypatch.setattr(plan, "plan_with_cost", lambda recipe: (asked.append(recipe), None, ()))
     monkeypatch.setattr(plan.plan_text, "show", lambda *_: None)
     for named in ([], ["--target", "onnx"]):
         assert run("plan", "--for", "iphone-15-pro", *named).exit_code == 0

@@ -2,8 +2,9 @@
 
     with serve(folder) as (endpoint, requests): ...   # the repository is owner/name
 
-`owner/gated` asks for a login, `owner/gone` is not shown; all other names are unknown revisions.
-`requests` lists "METHOD path" of each request, with its range.
+`owner/gated` asks for a login, `owner/gone` is not shown; `owner/bare` has no weights, `owner/cut`
+has weight files whose headers are damaged, and `owner/whole` is on a server that sends whole files
+alone. `requests` lists "METHOD path" of each request, with its range.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """No lines."""
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the repository has."""
+        bare = "owner/bare" in self.path
+        paths = sorted(self.folder.iterdir())
+        return [p for p in paths if not (bare and p.name.startswith("model"))]
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -45,10 +53,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif "/tree/" in self.path:
             self._json([
                 {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": self._tag(p)}
-                for p in sorted(self.folder.iterdir())
+                for p in self.files
             ])  # fmt: skip
         elif self.path.startswith("/api/"):
-            files = [{"rfilename": path.name} for path in self.folder.iterdir()]
+            files = [{"rfilename": path.name} for path in self.files]
             self._json({"id": "owner/name", "sha": COMMIT, "siblings": files, "private": False,
                         "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
         else:
@@ -59,6 +67,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound")
             return
         data = path.read_bytes()
+        if "owner/cut" in self.path and path.suffix == ".safetensors":
+            data = data[:8] + b"[" + data[9:]
+        if "owner/whole" in self.path:
+            span = ""
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)", span):
             part = data[int(match[1]) : int(match[2]) + 1 if match[2] else None]
             self._send(206, part, {"Content-Range": f"bytes {match[1]}-/{len(data)}"}, path)
@@ -85,7 +97,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # who sees a whole file coming leaves
+                self.wfile.write(body)
 
 
 @contextmanager

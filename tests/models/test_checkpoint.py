@@ -93,11 +93,26 @@ def test_a_family_that_is_no_name(folder, value):
 def test_a_checkpoint_without_safetensors(folder, other):
     (folder / "model.safetensors").unlink()
     expected = "convert it with transformers' save_pretrained (pickles are not read)"
-    text = refused(checkpoint.find, str(folder))
-    assert text == f"'{folder}' has no model.safetensors; {expected}"
     (folder / other).write_bytes(b"\x80\x04.")
     text = refused(checkpoint.find, str(folder))
     assert text == f"'{folder}' has no model.safetensors, only {other}; {expected}"
+
+
+def test_config_and_tokenizer_alone_are_planned_and_nothing_else(folder, tiny_model):
+    from edgevlm.planning.plan import make_plan, plan_with_weights
+
+    (folder / "model.safetensors").unlink()
+    found, recipe = checkpoint.find(str(folder)), Recipe(quantize="fp16,head=none")
+    made = make_plan(recipe, found)
+    expected = make_plan(recipe, checkpoint.find(tiny_model))
+    assert made.plan.blocks == expected.plan.blocks
+    assert made.plan.host == expected.plan.host
+    assert expected.notes == ()
+    assert made.notes == ("no weights: bytes are those of the config's shapes in fp16,head=none",)
+    assert make_plan(Recipe(), found).notes[0].endswith("config's shapes in float32")
+    expected = f"'{folder}' has no weights, which a plan does without and nothing else; put model."
+    for use in (found.load_model, lambda: plan_with_weights(recipe, found)):
+        assert refused(use).startswith(expected)
 
 
 def test_code_of_the_checkpoint_is_not_run(folder):

@@ -36,8 +36,9 @@ for model, revision, load in json.loads(sys.argv[1]):
     try:
         checkpoint = find(model, revision)
         from edgevlm.planning.plan import make_plan  # heavy, and a refusal needs none
-        plan = make_plan(Recipe(model=model), checkpoint).plan
-        print("planned:", plan.weights_bytes, getattr(plan.host, "scale", None))
+        made = make_plan(Recipe(model=model), checkpoint)
+        plan = made.plan
+        print("planned:", plan.weights_bytes, getattr(plan.host, "scale", None), *made.notes)
         if load:
             print("loaded:", sum(p.numel() for p in checkpoint.load_model().parameters()))
             again = find(model, revision)
@@ -93,6 +94,56 @@ def test_an_export_fetches_the_weights(preset, tmp_path):
     planned = [line for line in lines if line.startswith("planned:")]
     again = ask("http://127.0.0.1:9", tmp_path, ("owner/name", None, False), offline=True)
     assert again == planned
+
+
+@pytest.fixture(scope="module")
+def shards(preset, tmp_path_factory):
+    """A checkpoint of several weight files."""
+    from edgevlm.models.checkpoint import find
+
+    folder = Path(shutil.copytree(preset("tiny-smolvlm"), tmp_path_factory.mktemp("s") / "model"))
+    model = find(str(folder)).load_model()
+    model.save_pretrained(folder, max_shard_size="200KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    return folder
+
+
+def test_no_weights_come_for_a_plan_whatever_the_server_can_do(shards, tmp_path):
+    files = sorted(path.name for path in shards.glob("*.safetensors"))
+    assert len(files) > 2
+    names = "name", "bare", "whole", "cut"
+    with serve(shards) as (address, requests):
+        questions = [(str(shards), None, False), *((f"owner/{n}", None, False) for n in names)]
+        local, said, ranged, bare, whole, cut = ask(address, tmp_path, *questions)
+        asked = list(requests)
+    total = sum((shards / name).stat().st_size for name in files) / 1e6
+    assert said == (
+        f"said: 'owner/name': planned by the headers of {len(files)} files of weights,"
+        f" {total:.1f} MB, not fetched yet"
+    )
+    assert ranged == local
+    assert bare == f"{local} no weights: bytes are those of the config's shapes in float32"
+    assert whole == (
+        "refused: 'owner/whole': its server sends no parts of files, so a plan would have to"
+        f" download {len(files)} files of weights, {total:.1f} MB; `edgevlm export` downloads them,"
+        " and `hf download owner/whole` does, and a plan reads them from the cache"
+    )
+    assert cut.startswith(f"refused: 'owner/cut': {files[0]} is damaged or not complete: its head")
+    for name in files:
+        (span,) = reads([r for r in asked if "owner/name" in r], name)
+        start, stop = map(int, span.removeprefix("bytes=").split("-"))
+        assert stop - start < 100_000
+    # Offline, the config that is in the cache is enough for a plan, and for nothing else.
+    question = ("owner/name", None, True)
+    planned, refused = ask("http://127.0.0.1:9", tmp_path, question, offline=True)
+    assert planned == (
+        f"{local} no weights in the cache of the hub: bytes are those of the config's shapes in"
+        " float32"
+    )
+    assert refused == (
+        "refused: 'owner/name': its weights are not in the cache of the hub, and HF_HUB_OFFLINE is"
+        " set; unset it"
+    )
 
 
 def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(preset, tmp_path):

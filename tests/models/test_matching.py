@@ -15,7 +15,7 @@ safetensors = pytest.importorskip("safetensors.torch")
 
 from edgevlm.errors import ModelError, PlanError  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.planning.plan import make_plan  # noqa: E402
+from edgevlm.planning.plan import make_plan, plan_with_weights  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
 LAYER = "model.text_model.layers.1.mlp.down_proj"
@@ -41,10 +41,10 @@ def planned(model, **options):
     return make_plan(Recipe(model=model, **options), find(model))
 
 
-def refused(model, **options) -> str:
+def refused(model, make=make_plan, **options) -> str:
     """The line with which `plan` refuses a checkpoint, without its name."""
     with pytest.raises((ModelError, PlanError)) as error:
-        planned(model, **options)
+        make(Recipe(model=model, **options), find(model))
     assert "\n" not in str(error.value)
     return str(error.value).removeprefix(f"'{model}'").lstrip(": ")
 
@@ -202,6 +202,20 @@ def test_a_head_in_the_files_is_used_where_it_differs_from_the_table(changed):
     assert model.lm_head.weight is not model.model.text_model.embed_tokens.weight
 
 
+def test_a_plan_compares_samples_of_head_and_table_and_an_export_all(changed):
+    """One number of 65,536 differs, away from what a plan reads."""
+
+    def add_head(tensors):
+        head = tensors["model.text_model.embed_tokens.weight"].clone()
+        head[300, 5] += 1
+        return tensors | {"lm_head.weight": head}
+
+    model = changed(add_head)
+    assert any(block.shares for block in planned(model).plan.blocks)
+    made = plan_with_weights(Recipe(model=model), find(model))
+    assert not any(block.shares for block in made.plan.blocks)
+
+
 def test_a_head_in_the_files_that_is_the_table_stays_tied(changed, tiny_model):
     def add_head(tensors):
         return tensors | {"lm_head.weight": tensors["model.text_model.embed_tokens.weight"].clone()}
@@ -230,14 +244,16 @@ def broken(value):
 def test_a_number_that_is_not_finite_is_named(changed, value):
     model = changed(broken(value))
     shown = "nan" if value != value else "inf"
-    assert refused(model).startswith(f"weight '{LAYER}.weight' holds {shown}, as a cast to float16")
+    assert planned(model).plan.blocks  # which reads no weights
+    text = refused(model, plan_with_weights)
+    assert text.startswith(f"weight '{LAYER}.weight' holds {shown}, as a cast to float16")
     with pytest.raises(ModelError, match="holds"):
         find(model).load_model()
 
 
 def test_a_number_that_is_not_finite_where_nothing_reads_it(changed):
     model = changed(lambda tensors: tensors | {"model.extra.weight": torch.tensor([float("nan")])})
-    assert planned(model).plan.blocks
+    assert plan_with_weights(Recipe(model=model), find(model)).plan.blocks
 
 
 @pytest.mark.parametrize(
@@ -248,12 +264,12 @@ def test_a_number_beyond_float16_is_refused_with_its_value(changed, target, sche
     from edgevlm.quantization.schemes import Schemes
 
     model = changed(broken(-70000.0))
-    text = refused(model, target=target, quantize=Schemes.parse(scheme))
+    text = refused(model, plan_with_weights, target=target, quantize=Schemes.parse(scheme))
     assert text == (
         f"weight '{LAYER}.weight' holds 70,000, and float16, in which scheme 'fp16' stores it,"
         " ends at 65,504; choose a scheme in float32"
     )
-    assert planned(model).plan.blocks  # float32 has it
+    assert plan_with_weights(Recipe(model=model), find(model)).plan.blocks  # float32 has it
 
 
 def test_files_that_are_not_there(preset, tmp_path):

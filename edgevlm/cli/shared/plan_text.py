@@ -18,17 +18,23 @@ if TYPE_CHECKING:
 
 
 def show(
-    plan: Plan[Any], cost: MethodCost | None, as_json: bool, device: Device | None = None
+    plan: Plan[Any],
+    cost: MethodCost | None,
+    notes: tuple[str, ...],
+    as_json: bool,
+    device: Device | None = None,
 ) -> None:
     """Print a plan with the cost of its method, and its fit to a device, as text or JSON."""
-    document, text = _document(plan, cost), _text(plan, cost)
+    document, text = _document(plan, cost, notes), _text(plan, cost, notes)
     if device:
         comparison = fit.fit(device, plan.recipe, fit.offered(plan.recipe), api.plan)
         document["for"], text = comparison, f"{text}\n\n{beside(comparison)}"
     answer(document, text, as_json)
 
 
-def _document(plan: Plan[Any], cost: MethodCost | None) -> dict[str, object]:
+def _document(
+    plan: Plan[Any], cost: MethodCost | None, notes: tuple[str, ...]
+) -> dict[str, object]:
     stages = list(dict.fromkeys(block.stage for block in plan.blocks))
     return {
         "stages": stages,
@@ -46,6 +52,7 @@ def _document(plan: Plan[Any], cost: MethodCost | None) -> dict[str, object]:
         "method_cost": cost,
         **printed(plan.kind).plan_document(plan),
         "weights_bytes": plan.weights_bytes,
+        "notes": notes,
         "minimum_budget_bytes": None,
         "predicted": None,
         "not_measured": {
@@ -55,7 +62,7 @@ def _document(plan: Plan[Any], cost: MethodCost | None) -> dict[str, object]:
     }
 
 
-def _text(plan: Plan[Any], cost: MethodCost | None) -> str:
+def _text(plan: Plan[Any], cost: MethodCost | None, notes: tuple[str, ...]) -> str:
     rows = [
         [
             b.name,
@@ -71,6 +78,7 @@ def _text(plan: Plan[Any], cost: MethodCost | None) -> str:
         [
             f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target},"
             f" weights {megabytes(plan.weights_bytes)}",
+            *notes,
             *printed(plan.kind).plan_lines(plan, cost),
             "",
             table(["block", "function", "weights", "GFLOP", "inputs"], rows),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevlm.errors import ModelError
-from edgevlm.models.weights import Header
+from edgevlm.models.weights.headers import Header
 
 # What wrappers put into names: torch.compile, DataParallel, FSDP, activation checkpointing, PEFT.
 WRAPPERS = (
