@@ -7,7 +7,7 @@ without data (torch's FlopCounterMode: 2 per multiply-add).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -24,7 +24,7 @@ from edgevlm.graphs.blocks import cut
 from edgevlm.graphs.merging import layer_tokens
 from edgevlm.graphs.parts import EncoderParts
 from edgevlm.graphs.signals import Observed
-from edgevlm.graphs.trace import DTYPES
+from edgevlm.graphs.trace import DTYPES, signature
 from edgevlm.recipe import Recipe
 
 
@@ -61,7 +61,8 @@ def finished(
         host: The constants of the plan.
         build: Makes the module of a block.
     """
-    return tuple(_count(_with_functions(kind, host, block), build) for block in blocks)
+    known: dict[Hashable, list[int]] = {}
+    return tuple(_counted(_with_functions(kind, host, block), build, known) for block in blocks)
 
 
 def stage_blocks(
@@ -112,22 +113,28 @@ def _with_functions(kind: ModuleType, host: Any, block: Block) -> Block:
     return replace(block, functions=tuple(functions))
 
 
-def _count(block: Block, build: Callable[[Block], nn.Module]) -> Block:
-    """Fill in the FLOPs of each function."""
+def _counted(
+    block: Block, build: Callable[[Block], nn.Module], known: dict[Hashable, list[int]]
+) -> Block:
+    """The block with the FLOPs of each function; those of a block with the same trace are known."""
     module = build(block)
+    key = signature(module, block)
+    if key not in known:
+        known[key] = [_flops(block, function, module) for function in block.functions]
+    pairs = zip(block.functions, known[key], strict=True)
+    return replace(block, functions=tuple(replace(f, flops=flops) for f, flops in pairs))
+
+
+def _flops(block: Block, function: Function, module: nn.Module) -> int:
     # The constants of `reduce` are real, so its inputs must be fake; all else has no data at all.
-    real = block.stage == "reduce"
-    functions = []
-    for function in block.functions:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            if real:
-                with FakeTensorMode(allow_non_fake_inputs=True):
-                    module(*_inputs(function, "cpu"))
-            else:
-                with torch.device("meta"):  # constants too
-                    module.to("meta")(*_inputs(function, "meta"))
-        functions.append(replace(function, flops=int(counter.get_total_flops())))
-    return replace(block, functions=tuple(functions))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        if block.stage == "reduce":
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                module(*_inputs(function, "cpu"))
+        else:
+            with torch.device("meta"):  # constants too
+                module.to("meta")(*_inputs(function, "meta"))
+    return int(counter.get_total_flops())
 
 
 def _inputs(function: Function, device: str) -> list[torch.Tensor]:

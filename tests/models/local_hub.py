@@ -66,14 +66,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not path.is_file():
             self._refuse(404, "EntryNotFound")
             return
-        data = path.read_bytes()
-        if "owner/cut" in self.path and path.suffix == ".safetensors":
-            data = data[:8] + b"[" + data[9:]
+        size, match = path.stat().st_size, re.fullmatch(r"bytes=(\d+)-(\d*)", span)
         if "owner/whole" in self.path:
-            span = ""
-        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", span):
-            part = data[int(match[1]) : int(match[2]) + 1 if match[2] else None]
-            self._send(206, part, {"Content-Range": f"bytes {match[1]}-/{len(data)}"}, path)
+            match = None
+        start, stop = (int(match[1]), int(match[2] or size) + 1) if match else (0, size)
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(stop - start)
+        if "owner/cut" in self.path and path.suffix == ".safetensors" and not start:
+            data = data[:8] + b"[" + data[9:]
+        if match:
+            self._send(206, data, {"Content-Range": f"bytes {start}-{stop - 1}/{size}"}, path)
         else:
             self._send(200, data, {}, path)
 
