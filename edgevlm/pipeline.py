@@ -26,6 +26,7 @@ from edgevlm.exporters.contract import (
 )
 from edgevlm.graphs.trace import signature, trace, weights
 from edgevlm.models.checkpoint import find
+from edgevlm.models.weights.paging import KEPT_BYTES, in_memory
 from edgevlm.parity.verification import Verification
 from edgevlm.parity.verify import verify_model
 from edgevlm.planning.plan import Planned, plan_with_weights
@@ -86,7 +87,7 @@ def export(
     planned = plan_with_weights(recipe, checkpoint)
     with writing(out, planned.plan, planned.checkpoint.contents, force) as writer:
         progress("load the model")
-        model = planned.checkpoint.load_model()
+        model = planned.checkpoint.load_model(KEPT_BYTES)
         check_half(planned, model, progress)
         seen = calibrate(recipe, planned.checkpoint, model, progress) if recipe.calibrate else None
         parts = planned.parts(model)
@@ -151,20 +152,21 @@ def _export_block(
 ) -> tuple[Function, ...]:
     module = planned.build(block, parts)
     key = signature(module, block)
-    lowered = None if block.stage == "reduce" else graphs.get(key)  # `reduce` is of one method
-    if lowered is None:
-        programs = {f.name: trace(module, f, block) for f in block.functions}
-        recipe = planned.plan.recipe
-        options = TargetOptions(recipe.scheme(block.stage), target.backend(recipe.backend))
-        lowered = target.lower(programs, block, options)
-        graphs[key] = lowered
     shared = None
     if block.shares:
         offsets = planned.plan.host.tables[block.shares].row_offset(block.span[0])
         shared = SharedMatrix(TABLE_FILE, *offsets)
-    folder = writer.stage_folder(block.stage)
-    tensors = seen.beside(weights(module)) if seen else weights(module)
-    functions = target.write(lowered, block, tensors, folder, shared)
+    tops = seen.tops(weights(module)) if seen else {}
+    with in_memory(module):
+        lowered = None if block.stage == "reduce" else graphs.get(key)  # `reduce` is of one method
+        if lowered is None:
+            programs = {f.name: trace(module, f, block) for f in block.functions}
+            recipe = planned.plan.recipe
+            options = TargetOptions(recipe.scheme(block.stage), target.backend(recipe.backend))
+            lowered = target.lower(programs, block, options)
+            graphs[key] = lowered
+        folder = writer.stage_folder(block.stage)
+        functions = target.write(lowered, block, weights(module) | tops, folder, shared)
     return tuple(replace(f, file=f"blocks/{block.stage}/{f.file}") for f in functions)
 
 

@@ -29,7 +29,7 @@ from edgevlm.models.folder import checked_config, lacks
 from edgevlm.models.hub import HubWeights, fetch_small
 from edgevlm.models.quiet import quiet
 from edgevlm.models.weights.headers import INDEX, SINGLE, check_plain
-from edgevlm.models.weights.loading import built, loaded, untied
+from edgevlm.models.weights.loading import built, loaded, paged, untied
 from edgevlm.models.weights.matching import Match, match
 from edgevlm.models.weights.sources import (
     FolderWeights,
@@ -259,20 +259,27 @@ class Checkpoint:
         except ModelError as cause:
             raise _of(self.model, cause) from cause
 
-    def load_model(self) -> Any:
+    def load_model(self, kept_bytes: int | None = None) -> Any:
         """The model with float32 weights.
+
+        Args:
+            kept_bytes: Bytes of weights in memory; the others are read when an operator takes
+                them. None has all in memory.
 
         Raises:
             ModelError: If there are no weights, a file is damaged, weights are missing, or not
                 finite.
         """
-        with self._named():
-            weights = self.weights.fetch()
-        checkpoint = replace(self, weights=weights)
+        checkpoint = self.fetched()
         kind = type(checkpoint.empty_model())
         checkpoint.check_numbers()
         with self._named():
-            return loaded(kind, self.config, weights)
+            weights, model = checkpoint.weights.fetch(), None
+            if kept_bytes is not None:
+                found = checkpoint._matched(kind)
+                tied = found.both is not None and weights.same(*found.both)
+                model = paged(found, weights, tied, kept_bytes)
+            return loaded(kind, self.config, weights) if model is None else model
 
 
 def find(model: str, revision: str | None = None) -> Checkpoint:

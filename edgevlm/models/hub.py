@@ -102,7 +102,7 @@ class HubWeights:
         _log.warning("'%s': planned by the headers of %s, not fetched yet", self.model, self.size)
         return headers
 
-    def read(self, header: Header, start: int, stop: int) -> bytes:
+    def read(self, header: Header, start: int, stop: int) -> bytearray:
         """Bytes of a tensor, by a range request."""
         with _explained(self.model, self.folder.name):
             return self._read(header.file, header.start + start, header.start + stop)
@@ -121,7 +121,7 @@ class HubWeights:
             snapshot_download(self.model, revision=self.folder.name, allow_patterns=names)
         return FolderWeights(self.folder, whole=True)
 
-    def _read(self, name: str, start: int, stop: int) -> bytes:
+    def _read(self, name: str, start: int, stop: int) -> bytearray:
         """Bytes of a file from an offset up to another.
 
         Raises:
@@ -141,13 +141,13 @@ class HubWeights:
             )
         return data
 
-    def _part(self, name: str, start: int, stop: int) -> bytes | None:
+    def _part(self, name: str, start: int, stop: int) -> bytearray | None:
         """The same; None where the server begins to send the whole file."""
         from huggingface_hub import constants, hf_hub_url, utils
 
         library: Any = utils  # its names are found when they are asked for
         if stop <= start:
-            return b""
+            return bytearray()
         url = hf_hub_url(self.model, name, revision=self.folder.name)
         headers = library.build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}"}
         timeout, data = constants.HF_HUB_DOWNLOAD_TIMEOUT, bytearray()
@@ -161,7 +161,7 @@ class HubWeights:
                 data += chunk
                 if len(data) >= stop - start:
                     break
-        return bytes(data[: stop - start])
+        return data[: stop - start]
 
 
 def fetch_small(model: str, revision: str | None) -> tuple[Path, Weights, list[str]]:

@@ -18,6 +18,7 @@ from torch import nn
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.functions import DTYPES, Block, Function
 from edgevlm.bundle.plan import Plan
+from edgevlm.models.weights.paging import in_memory
 from edgevlm.parity.checks import Check, block_check
 from edgevlm.parity.compare import Array, Comparator
 from edgevlm.parity.verification import BlockParity
@@ -72,7 +73,8 @@ class BlockCalls:
         self.engine.load(block.name, mode=self.engine.resident_mode if self.as_run else PRIVATE)
         try:
             artifact = self.bundle.plan.block(block.name)
-            yield OpenBlock(self.engine, artifact, module, self.comparator)
+            with in_memory(module):
+                yield OpenBlock(self.engine, artifact, module, self.comparator)
         finally:
             self.engine.unload(block.name)
 

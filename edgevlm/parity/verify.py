@@ -24,6 +24,7 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import BundleError, RecipeError
 from edgevlm.models.checkpoint import find
+from edgevlm.models.weights.paging import KEPT_BYTES
 from edgevlm.parity.calls import BlockCalls
 from edgevlm.parity.verification import Verification
 from edgevlm.planning.plan import Planned, make_plan
@@ -67,7 +68,7 @@ def verify(
             f"'{path}' was not made from its recipe: another plan comes out; export it again"
         )
     progress("load the model")
-    loaded = planned.checkpoint.load_model()
+    loaded = planned.checkpoint.load_model(KEPT_BYTES)
     parts = planned.parts(loaded)
     return verify_model(bundle, planned, loaded, parts, progress, photos, engine, as_run=True)
 

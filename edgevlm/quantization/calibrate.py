@@ -23,6 +23,7 @@ from edgevlm.errors import InputError
 from edgevlm.evaluation.evaluate import find_dataset
 from edgevlm.evaluation.examples import Example, Question
 from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.models.weights.paging import FileWeight
 from edgevlm.recipe import Recipe
 from edgevlm.registry import DATASETS
 from edgevlm.runtimes.loops import images
@@ -53,14 +54,13 @@ class Calibration:
         _, largest = self._tops.get(_place(module.weight), (module.weight, 0.0))
         self._tops[_place(module.weight)] = module.weight, max(top, largest)
 
-    def beside(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of a block, and for each matrix NAME the largest input, NAME.top."""
-        tops = {
+    def tops(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """For each matrix NAME of a block's weights the largest input, NAME.top."""
+        return {
             f"{name}.top": torch.tensor(self._tops[_place(tensor)][1])
             for name, tensor in tensors.items()
             if _place(tensor) in self._tops
         }
-        return tensors | tops
 
 
 def calibrate(
@@ -94,7 +94,9 @@ def calibrate(
 
 
 def _place(matrix: Tensor) -> Hashable:
-    """A key of the numbers in memory that two tensors may share."""
+    """A key of the numbers, in memory or in a file, that two tensors may share."""
+    if isinstance(matrix, FileWeight):
+        return matrix.place
     return matrix.data_ptr(), tuple(matrix.shape)
 
 

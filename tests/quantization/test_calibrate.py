@@ -36,8 +36,7 @@ def tops(model, text, frames=1):
     recipe = Recipe(model=checkpoint.model, quantize="w8a8s", calibrate=text, frames=frames)
     found = calibrate(recipe, checkpoint, loaded, said.append)
     named = {name: p for name, p in loaded.named_parameters() if name.endswith("weight")}
-    beside = found.beside(named)
-    made = {name: float(t) for name, t in beside.items() if name.endswith(".top")}
+    made = {name: float(top) for name, top in found.tops(named).items()}
     return made, said
 
 

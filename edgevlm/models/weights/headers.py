@@ -71,7 +71,7 @@ def weight_names(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def read_header(name: str, size: int, read: Callable[[int, int], bytes]) -> dict[str, Header]:
+def read_header(name: str, size: int, read: Callable[[int, int], bytearray]) -> dict[str, Header]:
     """Headers of all tensors of a file.
 
     Args:

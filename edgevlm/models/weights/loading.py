@@ -8,10 +8,14 @@ from typing import Any
 import torch
 import transformers
 from safetensors import safe_open
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 
 from edgevlm.errors import ModelError
 from edgevlm.libraries import first_line
 from edgevlm.models.quiet import quiet
+from edgevlm.models.weights.matching import Match
+from edgevlm.models.weights.paging import FileWeight, Kept, replace_parameters
 from edgevlm.models.weights.sources import FolderWeights
 
 
@@ -40,6 +44,33 @@ def untied(config: Any) -> Any:
     config = copy.deepcopy(config)
     config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     return config
+
+
+def paged(found: Match, weights: FolderWeights, tied: bool, kept_bytes: int) -> Any | None:
+    """The model with weights that stay in their files (`paging`).
+
+    Args:
+        found: The model with stand-ins, and which tensor each weight gets.
+        weights: The files.
+        tied: Whether the tensors `found.both` of table and head are one.
+        kept_bytes: Bytes of float32 that stay in memory once they were read.
+
+    Returns:
+        The model; None where transformers computes its weights from the tensors.
+    """
+    if any(isinstance(c, WeightConverter) for c in get_model_conversion_mapping(found.model)):
+        return None
+    kept, same = Kept(kept_bytes), dict[str, str]()
+    if found.both and tied:
+        same = {found.both[1]: found.both[0]}
+    of_tensor = {
+        name: FileWeight.of(weights, weights.headers[name], kept)
+        for name in set(found.sources.values())
+    }
+    replace_parameters(
+        found.model, {name: of_tensor[same.get(t, t)] for name, t in found.sources.items()}
+    )
+    return found.model.eval().requires_grad_(False)
 
 
 def loaded(kind: Any, config: Any, weights: FolderWeights) -> Any:

@@ -31,12 +31,14 @@ class Match:
     """Which tensor of the files each weight of the model gets.
 
     Attributes:
+        model: The model, with stand-ins for its weights.
         sources: Name of a weight -> name of its tensor, for all weights that a bundle may use.
         unused: Tensors that the model has no place for.
         tied: Whether the output head is the embedding table.
         both: The tensors of table and head, where the config ties them and the files have both.
     """
 
+    model: nn.Module
     sources: Mapping[str, str]
     unused: tuple[str, ...]
     tied: bool
@@ -78,7 +80,7 @@ def match(
         name_of = {id(weight): sources[name] for name, weight in model.named_parameters()
                    if name in sources}  # fmt: skip
         both = name_of[id(table)], name_of[id(head)]
-    return Match(sources, unused, tied, both)
+    return Match(model, sources, unused, tied, both)
 
 
 def _loaded(

@@ -34,7 +34,7 @@ class Weights(Protocol):
     def headers(self) -> Mapping[str, Header]:
         """Headers of all tensors, by name."""
 
-    def read(self, header: Header, start: int, stop: int) -> bytes:
+    def read(self, header: Header, start: int, stop: int) -> bytearray:
         """Bytes of a tensor, from an offset in it up to another."""
 
     def fetch(self) -> FolderWeights:
@@ -79,13 +79,13 @@ class FolderWeights:
                 raise ModelError(f"{path.name} is missing; download it into the folder")
             check_no_pointer(path)
 
-            def read(start: int, stop: int, path: Path = path) -> bytes:
+            def read(start: int, stop: int, path: Path = path) -> bytearray:
                 return _read(path, start, stop)
 
             headers |= read_header(path.name, path.stat().st_size, read)
         return headers
 
-    def read(self, header: Header, start: int, stop: int) -> bytes:
+    def read(self, header: Header, start: int, stop: int) -> bytearray:
         """Bytes of a tensor, from an offset in it up to another."""
         return _read(self.folder / header.file, header.start + start, header.start + stop)
 
@@ -115,7 +115,7 @@ class NoWeights:
         """Headers of no tensors."""
         return {}
 
-    def read(self, header: Header, start: int, stop: int) -> bytes:
+    def read(self, header: Header, start: int, stop: int) -> bytearray:
         """Never called, as there is no tensor."""
         raise ModelError(self.refusal)
 
@@ -136,7 +136,7 @@ def numbers(weights: Weights, header: Header, start: int, stop: int) -> Tensor:
     """Numbers of a tensor in its own type, from one in its order in memory up to another: [n]."""
     kind = PLAIN[header.dtype]
     data = weights.read(header, start * kind.itemsize, stop * kind.itemsize)
-    return torch.frombuffer(bytearray(data), dtype=kind) if data else torch.empty(0, dtype=kind)
+    return torch.frombuffer(data, dtype=kind) if data else torch.empty(0, dtype=kind)
 
 
 def single_number(weights: Weights, name: str) -> float:
@@ -210,7 +210,13 @@ def _places(count: int, sample: int) -> list[tuple[int, int]]:
     return [(start, min(start + sample, count)) for start in sorted(starts)]
 
 
-def _read(path: Path, start: int, stop: int) -> bytes:
-    with path.open("rb") as file:
+def _read(path: Path, start: int, stop: int) -> bytearray:
+    """Bytes of a file; fewer where it ends before."""
+    data = bytearray(stop - start)
+    with path.open("rb", buffering=0) as file:
         file.seek(start)
-        return file.read(stop - start)
+        view, read = memoryview(data), 0
+        while count := file.readinto(view[read:]):
+            read += count
+    view.release()
+    return data if read == len(data) else data[:read]

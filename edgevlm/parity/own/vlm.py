@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
+from torch import nn
 
 from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.graphs.layers import scaled
@@ -24,6 +25,7 @@ from edgevlm.graphs.parts import DecoderParts, position_ids
 from edgevlm.libraries import silent
 from edgevlm.models.family import token_ids
 from edgevlm.models.processor import load_processor
+from edgevlm.models.weights.paging import in_memory
 from edgevlm.parity.calls import BlockCalls
 from edgevlm.parity.checks import (
     Check,
@@ -156,18 +158,25 @@ def context_rel_error(
 def _decoded(
     decoder: DecoderParts, plan: VlmPlan, rows: torch.Tensor, positions: Array
 ) -> torch.Tensor:
-    """Rows [1, T, C] after all layers, each layer chunk by chunk over a cache of its own."""
-    kv, length = plan.host.kv, rows.shape[1]
+    """Rows [1, T, C] after all layers; the weights of one are in memory at a time."""
     tables = [torch.from_numpy(table)[None] for table in rotary_tables(plan, positions)]
     for layer in decoder.layers:
-        past = [torch.zeros(1, kv.heads, length, kv.head_size) for _ in range(2)]
-        chunks = []
-        for first in range(0, length, plan.host.chunk):
-            span = slice(first, min(first + plan.host.chunk, length))
-            mask = torch.from_numpy(causal_mask(first, span.stop - first, length))
-            cos, sin = (table[:, span] for table in tables)
-            at = torch.tensor([first], dtype=torch.int32)
-            chunk, *past = layer(rows[:, span], cos, sin, mask, at, *past)
-            chunks.append(chunk)
-        rows = torch.cat(chunks, dim=1)
+        with in_memory(layer):
+            rows = _through_layer(layer, plan, rows, tables)
     return rows
+
+
+def _through_layer(
+    layer: nn.Module, plan: VlmPlan, rows: torch.Tensor, tables: list[torch.Tensor]
+) -> torch.Tensor:
+    """Rows [1, T, C] after one layer, chunk by chunk over a cache of its own."""
+    kv, length, chunks = plan.host.kv, rows.shape[1], []
+    past = [torch.zeros(1, kv.heads, length, kv.head_size) for _ in range(2)]
+    for first in range(0, length, plan.host.chunk):
+        span = slice(first, min(first + plan.host.chunk, length))
+        mask = torch.from_numpy(causal_mask(first, span.stop - first, length))
+        cos, sin = (table[:, span] for table in tables)
+        at = torch.tensor([first], dtype=torch.int32)
+        chunk, *past = layer(rows[:, span], cos, sin, mask, at, *past)
+        chunks.append(chunk)
+    return torch.cat(chunks, dim=1)
