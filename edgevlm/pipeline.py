@@ -36,6 +36,7 @@ from edgevlm.recipe import Recipe
 from edgevlm.registry import engine_for
 from edgevlm.runtimes.engine import find_engine
 from edgevlm.runtimes.residency.memory import peak_rss_bytes
+from edgevlm.units import TimeLeft
 
 TABLE_ROWS = 4096  # of the embedding table at a time
 Progress = Callable[[str], None]
@@ -128,11 +129,12 @@ def _write(
         stage = _folder(plan, name)
         _write_table(table, parts.tables[name], writer.stage_folder(stage) / TABLE_FILE)
         files[name] = f"blocks/{stage}/{TABLE_FILE}"
-    blocks = []
+    blocks, left = [], TimeLeft([block.stage for block in plan.blocks])
     for index, block in enumerate(plan.blocks):
         functions = writer.finished(block)
         if functions is None:
-            progress(f"export {block.name} ({index + 1} of {len(plan.blocks)})")
+            rest = left.begin(index)
+            progress(f"export {block.name} ({index + 1} of {len(plan.blocks)}){rest}")
             functions = _export_block(block, planned, parts, target, graphs, writer, seen)
             writer.finish(block, functions)
         blocks.append(replace(block, functions=functions))

@@ -210,6 +210,16 @@ class Recipe:
         ),
     )
 
+    layers: int | None = field(
+        default=None,
+        metadata=option(
+            "The first N layers of the language model alone: a trial of a large model, whose"
+            " answers mean nothing; default: all.",
+            "N",
+            least=1,
+        ),
+    )
+
     def __post_init__(self) -> None:
         """Parse texts; refuse values that no model supports."""
         for each in options(Recipe):
@@ -233,6 +243,17 @@ class Recipe:
             raise RecipeError(
                 "frames and tiles exclude each other, as clips are not tiled; drop one of them"
             )
+
+    @property
+    def trial(self) -> str:
+        """What a reader must know of a bundle that is not the whole model; empty if it is."""
+        if self.layers is None:
+            return ""
+        plural = "s" * (self.layers != 1)
+        return (
+            f"a trial: the first {self.layers} layer{plural} of the language model alone; its"
+            " answers mean nothing"
+        )
 
     def scheme(self, stage: str) -> str:
         """Quantization scheme of a stage."""

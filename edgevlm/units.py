@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import operator
 import re
+import time
+from collections.abc import Callable, Sequence
+from statistics import mean
 
 from edgevlm.errors import RecipeError
 
@@ -41,3 +44,37 @@ def milliseconds(value: float) -> str:
     """`0.031`, `4.20`, `37.1`, `1,512`: milliseconds without the unit."""
     digits = 3 if value < 1 else 2 if value < 10 else 1 if value < 1000 else 0
     return f"{value:,.{digits}f}"
+
+
+class TimeLeft:
+    """How long the rest of some steps takes, from those that are done: steps of a kind are alike.
+
+    Args:
+        kinds: The kind of each step, in order.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self, kinds: Sequence[str], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._kinds, self._clock = kinds, clock
+        self._began: tuple[int, float] | None = None
+        self._seconds: dict[str, float] = {}  # of the last step of each kind
+
+    def begin(self, index: int) -> str:
+        """Begin a step: `, about 40 s left`, with that step; empty while nothing is known.
+
+        Below a second nothing is said either.
+        """
+        now = self._clock()
+        if self._began:
+            before, since = self._began
+            self._seconds[self._kinds[before]] = now - since
+        self._began = index, now
+        if not self._seconds:
+            return ""
+        other = mean(self._seconds.values())
+        left = sum(self._seconds.get(kind, other) for kind in self._kinds[index:])
+        if left < 1:
+            return ""
+        return f", about {f'{left:.0f} s' if left < 99.5 else f'{left / 60:.0f} min'} left"

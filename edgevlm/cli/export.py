@@ -75,12 +75,12 @@ def _document(done: Exported) -> dict[str, Any]:
 
 
 def _text(done: Exported, weights_bytes: int) -> str:
-    plan = done.bundle.plan
+    plan, trial = done.bundle.plan, done.bundle.plan.recipe.trial
     return (
         f"{done.bundle.path}: {len(plan.blocks)} blocks, {megabytes(weights_bytes)},"
         f" {printed(plan.kind).export_text(plan)};"
         f" {_agreement(done.verification)}; {done.seconds:.0f} s,"
-        f" peak {megabytes(done.peak_rss_bytes)}"
+        f" peak {megabytes(done.peak_rss_bytes)}{f'; {trial}' if trial else ''}"
     )
 
 

@@ -88,7 +88,8 @@ def _summary(plan: Plan[Any]) -> str:
     values = KINDS.load(plan.kind).facts(plan)
     facts = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in values.items())
     needs = ", ".join(f"{name} {version}" for name, version in plan.requires.versions)
-    constants = "\n".join(printed(plan.kind).plan_lines(plan, None))
+    trial = f"{plan.recipe.trial}\n" if plan.recipe.trial else ""
+    constants = trial + "\n".join(printed(plan.kind).plan_lines(plan, None))
     return (
         f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target}, format"
         f" {plan.format_version}, {len(plan.blocks)} blocks, {facts}\nrequires {needs}\n"

@@ -89,7 +89,7 @@ def main(
     of a bundle with embeddings, is one line.
     """
     path, texts = _checked(context_, bundle, memory), _labels(labels)
-    loop = _listening(load_loop(path, engine, threads, memory, progress=say))
+    loop = _announced(_listening(load_loop(path, engine, threads, memory, progress=say)))
     request = RunRequest(
         images=image or (),
         video=video,
@@ -180,6 +180,13 @@ def _stream(as_json: bool) -> Callable[[str], None]:
 def _finish(answered: Answered, as_json: bool) -> None:
     answer(answered, answered.shown, as_json)
     say(answered.summary)
+
+
+def _announced(loop: Loop) -> Loop:
+    """A loop of a bundle that is no whole model says so first."""
+    if loop.plan.recipe.trial:
+        say(loop.plan.recipe.trial)
+    return loop
 
 
 def _listening(loop: Loop) -> Loop:

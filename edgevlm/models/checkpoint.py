@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,13 +25,13 @@ from edgevlm.errors import ModelError, PlanError
 from edgevlm.libraries import first_line
 from edgevlm.models.documents import check_no_pointer, check_processor, check_sizes, read_json
 from edgevlm.models.folder import checked_config, lacks
-from edgevlm.models.hub import HubWeights, fetch_small
+from edgevlm.models.hub import HubWeights
+from edgevlm.models.locate import locate
 from edgevlm.models.quiet import quiet
 from edgevlm.models.weights.headers import INDEX, SINGLE, check_plain
-from edgevlm.models.weights.loading import built, loaded, paged, untied
+from edgevlm.models.weights.loading import built, cut, loaded, paged, untied
 from edgevlm.models.weights.matching import Match, match
 from edgevlm.models.weights.sources import (
-    FolderWeights,
     NoWeights,
     Weights,
     largest_numbers,
@@ -42,7 +41,6 @@ from edgevlm.quantization.schemes import EXACT
 from edgevlm.recipe import Recipe
 from edgevlm.registry import FAMILIES
 
-EMBEDDED = "embedded"
 MOST_HALF = 65504.0  # the largest number of float16
 # Keys of tokens that stand for images; a family reads them beside the processor's numbers.
 IMAGE_TOKENS = ("image_token", "video_token", "fake_image_token", "global_image_token")
@@ -60,6 +58,8 @@ class Checkpoint:
         config: transformers' config.
         family: The family's module.
         weights: Where its weights are.
+        layers: Layers of its language model that its config tells of, where others are left out;
+            None where it tells of all.
         all_layers: Whether layers of the encoder that give no features are used too, for signals.
     """
 
@@ -69,6 +69,7 @@ class Checkpoint:
     config: Any
     family: ModuleType
     weights: Weights
+    layers: int | None = None
     all_layers: bool = False
 
     @property
@@ -159,14 +160,26 @@ class Checkpoint:
         """Whether it has no weights, so that the config alone says what they would be."""
         return isinstance(self.weights, NoWeights)
 
+    def cut(self, layers: int | None) -> Checkpoint:
+        """This checkpoint with the first layers of its language model alone; None is all.
+
+        Raises:
+            PlanError: If it has fewer.
+        """
+        if layers is None:
+            return self
+        return replace(self, config=cut(self.config, layers), layers=layers)
+
     def notes(self, recipe: Recipe) -> tuple[str, ...]:
-        """What a reader of the recipe's plan must know: that there are no weights, or nothing."""
+        """What a reader of the recipe's plan must know: a trial, or that there are no weights."""
+        trial = (recipe.trial,) if recipe.trial else ()
         if not isinstance(self.weights, NoWeights):
-            return ()
+            return trial
         where = f" {self.weights.reason}" if self.weights.reason else ""
         plain = set(recipe.quantize.names) == {EXACT}
         numbers = "float32" if plain else str(recipe.quantize)
-        return (f"no weights{where}: bytes are those of the config's shapes in {numbers}",)
+        shapes = f"no weights{where}: bytes are those of the config's shapes in {numbers}"
+        return (*trial, shapes)
 
     def number(self, name: str) -> float:
         """A weight that is one number, of which the rest of the file is not read.
@@ -244,7 +257,7 @@ class Checkpoint:
             check_plain(self.weights.headers)
             with quiet():
                 found = match(kind, self.config, self.weights.headers, left_out)
-        if found.unused:
+        if found.unused and self.layers is None:
             _say_once(
                 f"'{self.model}': its weights have tensors that are in no part of the model and are"
                 f" left out ({len(found.unused)}, the first is '{found.unused[0]}')"
@@ -288,7 +301,7 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
     Raises:
         ModelError: If it is not there, not readable, unsafe or of an unknown family.
     """
-    folder, weights, files = _folder(model, revision)
+    folder, weights, files = locate(model, revision)
     try:
         document = checked_config(folder, files)
     except ModelError as cause:
@@ -305,24 +318,6 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
     except Exception as cause:
         raise ModelError(f"'{model}': config.json is not valid: {first_line(cause)}") from cause
     return Checkpoint(model, revision, folder, config, FAMILIES.load(name), weights)
-
-
-def _folder(model: str, revision: str | None) -> tuple[Path, Weights, list[str]]:
-    """Where its files are, its weights, and the names of all files."""
-    path = Path(os.path.expanduser(model))  # an unknown ~user stays as it is
-    if model == EMBEDDED:
-        path = Path(__file__).resolve().parent.parent / "embedded"
-    if path.is_dir():
-        return path, FolderWeights(path), sorted(each.name for each in path.iterdir())
-    if path.is_file():
-        if path.suffix == ".gguf":
-            raise ModelError(lacks([path.name]))
-        raise ModelError(f"'{model}' is a file, expected the folder of a checkpoint")
-    if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith("/"):
-        raise ModelError(
-            f"no model '{model}': expected a folder, a hub id like OWNER/NAME, or '{EMBEDDED}'"
-        )
-    return fetch_small(model, revision)
 
 
 def _of(model: str, cause: ModelError) -> ModelError:

@@ -27,6 +27,7 @@ from edgevlm.quantization.schemes import Threshold, threshold
 from edgevlm.registry import engine_for
 from edgevlm.runtimes.engine import PRIVATE, Engine, find_engine
 from edgevlm.runtimes.residency.memory import return_freed
+from edgevlm.units import TimeLeft
 
 
 @dataclass
@@ -56,6 +57,7 @@ class BlockCalls:
         name = self.engine_name or engine_for(recipe.target)
         self.engine: Engine = find_engine(name)(self.bundle)
         self.comparator = Comparator()
+        self.left = TimeLeft([block.stage for block in self.plan.blocks])
         stages = dict.fromkeys(block.stage for block in self.plan.blocks)
         self.thresholds: dict[str, Threshold] = {s: threshold(recipe.scheme(s)) for s in stages}
 
@@ -67,7 +69,9 @@ class BlockCalls:
     @contextmanager
     def open(self, block: Block) -> Iterator[OpenBlock]:
         """A block in memory for the length of a `with`."""
-        self.progress(f"verify {block.name}")
+        index = [known.name for known in self.plan.blocks].index(block.name)
+        rest = self.left.begin(index)
+        self.progress(f"verify {block.name} ({index + 1} of {len(self.plan.blocks)}){rest}")
         module = self.planned.build(block, self.parts)
         return_freed()  # what the block before took
         self.engine.load(block.name, mode=self.engine.resident_mode if self.as_run else PRIVATE)

@@ -67,6 +67,8 @@ def verify(
         raise BundleError(
             f"'{path}' was not made from its recipe: another plan comes out; export it again"
         )
+    if planned.plan.recipe.trial:
+        progress(planned.plan.recipe.trial)
     progress("load the model")
     loaded = planned.checkpoint.load_model(KEPT_BYTES)
     parts = planned.parts(loaded)

@@ -36,7 +36,7 @@ from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS
 
 # Fields of a recipe that a language model alone has a use for.
-OF_LANGUAGE = ("tokens", "context", "frames", "tiles", "chunk", "speculate")
+OF_LANGUAGE = ("tokens", "context", "frames", "tiles", "chunk", "speculate", "layers")
 QUANTIZED = ("vision", "text", "embed")
 
 
@@ -58,7 +58,7 @@ class EncoderPlanned:
     def notes(self) -> tuple[str, ...]:
         """What a reader of the plan must know beside its numbers."""
         notes = self.checkpoint.notes(self.plan.recipe)
-        if notes and (self.description.scale or self.description.bias):
+        if self.checkpoint.weightless and (self.description.scale or self.description.bias):
             return (f"{notes[0]}; 1 and 0 stand for the factor and the shift of a likeness",)
         return notes
 

@@ -157,6 +157,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     """Work out every number of a bundle; `edgevlm.planning.plan.make_plan` says what is raised."""
     target = checked_target(recipe, QUANTIZED)
     backend = required_backend(recipe, target)
+    checkpoint = checkpoint.cut(recipe.layers)
     description: Description = checkpoint.describe(recipe)
     check_heads(recipe, target, description.decoder)
     methods = choose_methods(recipe, description)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
-from edgevlm.errors import ModelError
+from edgevlm.errors import ModelError, PlanError
 from edgevlm.libraries import first_line
 from edgevlm.models.quiet import quiet
 from edgevlm.models.weights.matching import Match
@@ -43,6 +43,24 @@ def untied(config: Any) -> Any:
     """The same config for files whose head is not their table, whatever it says."""
     config = copy.deepcopy(config)
     config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    return config
+
+
+def cut(config: Any, layers: int) -> Any:
+    """The same config with the first layers of the language model alone.
+
+    Raises:
+        PlanError: If it has fewer.
+    """
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    depth = text.num_hidden_layers
+    if layers > depth:
+        raise PlanError(f"layers is {layers}, and the language model has {depth}; give fewer")
+    for name, value in vars(text).items():
+        if "layer" in name and isinstance(value, list | tuple) and len(value) == depth:
+            setattr(text, name, value[:layers])
+    text.num_hidden_layers = layers
     return config
 
 

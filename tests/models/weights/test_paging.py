@@ -103,11 +103,18 @@ def test_a_module_in_memory_for_a_while(stored):
     for layer in (first, second):
         layer.weight, layer.bias = weights["matrix"], weights["bias"]
     module = nn.Sequential(first, second)
-    with pytest.raises(KeyboardInterrupt), in_memory(module):
-        assert type(first.weight) is nn.Parameter
-        assert first.weight is second.weight
-        assert torch.equal(first.weight, plain["matrix"])
-        raise KeyboardInterrupt
+    seen = []
+
+    def stopped():
+        with in_memory(module):
+            seen.extend((first.weight, second.weight))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert seen[0] is seen[1]
+    assert type(seen[0]) is nn.Parameter
+    assert torch.equal(seen[0], plain["matrix"])
     assert first.weight is second.weight is weights["matrix"]
     assert not kept(weights)
 
@@ -119,7 +126,16 @@ def test_parts_of_a_weight_have_the_same_place_each_time(stored):
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny-smolvlm", "tiny-llava-onevision", "tiny-llava-next", "tiny-siglip", "tiny-clip"]
+    "name",
+    [
+        "tiny-smolvlm",
+        "tiny-llava-onevision",
+        "tiny-llava-next",
+        "tiny-internvl",
+        "tiny-llava",
+        "tiny-siglip",
+        "tiny-clip",
+    ],
 )
 def test_every_weight_of_a_model_is_that_of_transformers(preset, name):
     checkpoint = find(str(preset(name)))
