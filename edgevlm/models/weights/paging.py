@@ -185,9 +185,9 @@ def _looked_up(ids: Tensor, weight: Any, padding_idx: int | None = None) -> Tens
     """`embedding(ids, weight)`; None where the ids are of a file."""
     if isinstance(ids, FileWeight):
         return None
-    unique, places = ids.unique(return_inverse=True)
+    unique, places = np.unique(ids.numpy(), return_inverse=True)
     rows = [weight.rows(int(i), int(i) + 1) for i in unique]
-    return torch.cat(rows)[places]
+    return torch.cat(rows)[torch.from_numpy(places.reshape(ids.shape))]
 
 
 def _product(x: Any, weight: Any, bias: Any = None) -> Tensor | None:
