@@ -179,7 +179,11 @@ def fetch_small(model: str, revision: str | None) -> tuple[Path, Weights, list[s
             )
         )
     here = [path.name for path in folder.iterdir()]
-    if all((folder / name).is_file() for name in weight_names(folder)):
+    try:
+        names = weight_names(folder)
+    except ModelError as cause:
+        raise ModelError(f"'{model}': {cause}") from cause
+    if all((folder / name).is_file() for name in names):
         return folder, FolderWeights(folder), here
     if constants.HF_HUB_OFFLINE:
         line = "its weights are not in the cache of the hub, and HF_HUB_OFFLINE is set; unset it"

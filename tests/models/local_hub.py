@@ -2,9 +2,10 @@
 
     with serve(folder) as (endpoint, requests): ...   # the repository is owner/name
 
-`owner/gated` asks for a login, `owner/gone` is not shown; `owner/bare` has no weights, `owner/cut`
-has weight files whose headers are damaged, and `owner/whole` is on a server that sends whole files
-alone. `requests` lists "METHOD path" of each request, with its range.
+`owner/gated` asks for a login, `owner/locked` for weights alone, `owner/gone` is not shown;
+`owner/bare` has no weights, `owner/cut` has weight files whose headers are damaged, and
+`owner/whole` is on a server that sends whole files alone. `requests` lists "METHOD path" of each
+request, with its range.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.requests.append(f"{self.command} {self.path} {span}".strip())
         if "owner/gone" in self.path:
             self._refuse(401, "RepoNotFound")
-        elif "owner/gated" in self.path and "/resolve/" in self.path:
+        elif re.search(r"owner/gated/resolve/|owner/locked/.*\.safetensors(\?|$)", self.path):
             self._refuse(401, "GatedRepo")
         elif "/nope" in self.path:
             self._refuse(404, "RevisionNotFound")

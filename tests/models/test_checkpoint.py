@@ -256,3 +256,33 @@ def test_loading_is_quiet_and_exact(folder, capfd):
     assert all(p.dtype.is_floating_point and p.dtype.itemsize == 4 for p in model.parameters())
     assert not any(p.requires_grad for p in model.parameters())
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"shape": [2, -1]}, "shape [2, -1], bytes 0 to 8"),
+        (
+            {"shape": [0, 10**30], "data_offsets": [0, 0]},
+            "shape [0, 10000000000",
+        ),
+        ({"shape": [1] * 99}, "shape [1, 1, 1"),
+        ({"data_offsets": [0, 2**70]}, "shape [2], bytes 0 to 1180591620717411303424"),
+        ({"data_offsets": [0]}, "not enough values to unpack"),
+        ({"shape": None}, "NoneType"),
+        ({"shape": [3]}, "tensor 'a' has 8 bytes at "),
+        ({"data_offsets": [4, 8], "shape": [1]}, "tensor 'a' has 4 bytes at "),
+    ],
+)
+def test_a_header_that_lies(folder, entry, said):
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | entry
+    header = json.dumps({"a": entry}).encode()
+    text = damaged(folder, len(header).to_bytes(8, "little") + header + bytes(8))
+    assert text.startswith(f"'{folder}': model.safetensors is damaged or not complete: ")
+    assert said in text
+
+
+@pytest.mark.parametrize("header", [b"[]", b"33", b"\xff\xff", b"[" * 10**5, b"{" * 10, b"null"])
+def test_a_header_that_is_none(folder, header):
+    text = damaged(folder, len(header).to_bytes(8, "little") + header)
+    assert "model.safetensors is damaged or not complete: its header is not valid (" in text

@@ -111,10 +111,10 @@ def shards(preset, tmp_path_factory):
 def test_no_weights_come_for_a_plan_whatever_the_server_can_do(shards, tmp_path):
     files = sorted(path.name for path in shards.glob("*.safetensors"))
     assert len(files) > 2
-    names = "name", "bare", "whole", "cut"
+    names = "name", "bare", "whole", "cut", "locked"
     with serve(shards) as (address, requests):
         questions = [(str(shards), None, False), *((f"owner/{n}", None, False) for n in names)]
-        local, said, ranged, bare, whole, cut = ask(address, tmp_path, *questions)
+        local, said, ranged, bare, whole, cut, locked = ask(address, tmp_path, *questions)
         asked = list(requests)
     total = sum((shards / name).stat().st_size for name in files) / 1e6
     assert said == (
@@ -129,6 +129,7 @@ def test_no_weights_come_for_a_plan_whatever_the_server_can_do(shards, tmp_path)
         " and `hf download owner/whole` does, and a plan reads them from the cache"
     )
     assert cut.startswith(f"refused: 'owner/cut': {files[0]} is damaged or not complete: its head")
+    assert locked.startswith(f"refused: 'owner/locked' is gated: accept its terms at {address}/own")
     for name in files:
         (span,) = reads([r for r in asked if "owner/name" in r], name)
         start, stop = map(int, span.removeprefix("bytes=").split("-"))

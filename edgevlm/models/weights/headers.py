@@ -10,7 +10,6 @@ length N as a little-endian number; N bytes of JSON; the tensors, without gaps.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from edgevlm.bundle.documents import parse_json
 from edgevlm.errors import ModelError
 from edgevlm.libraries import first_line
 from edgevlm.models.documents import read_json
@@ -29,6 +29,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PLAIN = DTYPES | {"I64": torch.int64, "BOOL": torch.bool}
 FIRST_BYTES = 100_000  # of a file, in which most headers end
+MOST, MOST_AXES = 2**62, 16  # of a size, and of sizes of a tensor
 MOST_BYTES = 100_000_000  # of a header: the format's own limit
 # What PEFT calls the tensors of adapters.
 _ADAPTER = re.compile(
@@ -90,7 +91,7 @@ def read_header(name: str, size: int, read: Callable[[int, int], bytearray]) -> 
     if len(data) < length:
         data += read(len(first), after)
     try:
-        document = json.loads(data)
+        document = parse_json(data.decode("utf-8"), "the header")
         document.pop("__metadata__", None)
         headers = {key: _header(name, after, entry) for key, entry in document.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as cause:
@@ -134,8 +135,9 @@ def _header(file: str, after: int, entry: dict[str, Any]) -> Header:
         ValueError: If its numbers are none.
     """
     shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
-    if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
-        raise ValueError(f"shape {list(shape)}, bytes {start} to {stop}")
+    numbers = (*shape, start, stop)
+    if not all(type(n) is int and 0 <= n < MOST for n in numbers) or len(shape) > MOST_AXES:
+        raise ValueError(f"shape {str(list(shape))[:60]}, bytes {start} to {stop}"[:200])
     return Header(shape, str(entry["dtype"]), file, after + start, after + stop)
 
 
