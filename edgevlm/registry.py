@@ -33,7 +33,7 @@ class Registry:
         prefix: Prefix of their file names.
         main: Main file of a plug-in of several files.
         dashes: Whether names are shown with `-` where files have `_`.
-        nested: Whether the plug-ins are in subpackages of `package`, one for each kind of them.
+        nested: Whether the plug-ins are in subpackages of `package`, one for each kind of bundle.
     """
 
     kind: str
@@ -71,7 +71,8 @@ class Registry:
         """Import name of each plug-in, by the name of its file or folder."""
         packages = [self.package]
         if self.nested:
-            packages = [path for _, path, is_package in _listed(self.package) if is_package]
+            kinds = KINDS.names()
+            packages = [path for name, path, _ in _listed(self.package) if name in kinds]
         import_names = {}
         for package in packages:
             for name, path, is_package in _listed(package):
