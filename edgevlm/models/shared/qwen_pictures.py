@@ -20,6 +20,7 @@ from edgevlm.models.family import RESAMPLE
 from edgevlm.models.shared.preprocessing import check_resized, normalization
 from edgevlm.recipe import Recipe
 
+MOST_RATIO = 200  # of a picture's sides, that of the originals' `smart_resize`
 IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 
 
@@ -48,6 +49,11 @@ def image_spec(
     if recipe.tiles != (1, 1):
         raise PlanError("this family cuts no tiles; leave out --tiles and give a larger --size")
     height, width = recipe.size or default
+    if max(height, width) > MOST_RATIO * min(height, width):
+        raise PlanError(
+            f"size {height}x{width} has one side more than {MOST_RATIO} times the other, which the"
+            f" image processor refuses; give such as {default[0]}x{default[1]}"
+        )
     if height % multiple or width % multiple:
         raise PlanError(
             f"size {height}x{width} has sides that are no multiples of {multiple} pixels; give such"

@@ -207,6 +207,7 @@ SIGNAL = "which this encoder cannot give: its keys turn by the place of a patch,
     [
         ({"frames": 4}, "clips of this family are not supported: got 4 frames, expected 1"),
         ({"tiles": (2, 2)}, "this family cuts no tiles; leave out --tiles and give a larger"),
+        ({"size": (16128, 56)}, "size 16128x56 has one side more than 200 times the other"),
         ({"size": (100, 112)}, "size 100x112 has sides that are no multiples of"),
         ({"tokens": 4, "methods": ("visionzip",)}, f"visionzip needs the signal 'keys', {SIGNAL}"),
         (

@@ -43,6 +43,7 @@ def plan_lines(plan: VlmPlan, cost: MethodCost | None) -> list[str]:
         f"prompt: {_parts(plan.host.layout.prompt)}",
         f"image: {_parts(plan.host.layout.image)} = {plan.host.image_tokens} tokens",
         *([f"between two images: {_parts(between)}"] if between else []),
+        *([_levels(plan)] if plan.host.levels else []),
         f"prompt of {plan.host.prompt_tokens} tokens and the question; context of {kv.tokens};"
         f" prefill in chunks of {plan.host.chunk}",
         f"KV cache: {kv.layers} layers x 2 x {[1, kv.heads, kv.tokens, kv.head_size]},"
@@ -59,6 +60,17 @@ def _cost(method: str, cost: MethodCost) -> str:
     return (
         f"cost of {method}: {cost.nodes} operators, peak {megabytes(cost.bytes)},"
         f" {cost.ms:.2f} ms here in PyTorch"
+    )
+
+
+def _levels(plan: VlmPlan) -> str:
+    """Where features of further depths of the encoder go, and what a method makes of them."""
+    layers = ", ".join(map(str, plan.host.levels))
+    site = plan.site("tokens")
+    fewer = site.tokens_out < site.tokens_in
+    kept = f"; {site.method} takes those at the kept positions, also of tokens that it merges"
+    return f"features of {len(plan.host.levels)} further depths go to decoder layers {layers}" + (
+        kept * fewer
     )
 
 
