@@ -5,6 +5,7 @@ No command here lets the current folder run code: it may be a bundle or a folder
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import math
@@ -106,6 +107,23 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before) if had else delattr(owner, name)
+
+
+@contextmanager
+def objects_set_aside() -> Iterator[None]:
+    """Inside, Python's garbage collector searches only what is made there.
+
+    An export makes millions of objects, so that each of many collections would go through all of
+    torch's, which stay. Where objects are set aside already, by who calls us, nothing is changed.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from edgevlm.exporters.contract import (
     find_target,
 )
 from edgevlm.graphs.trace import signature, trace, weights
+from edgevlm.libraries import objects_set_aside
 from edgevlm.models.checkpoint import find
 from edgevlm.models.weights.paging import KEPT_BYTES, in_memory
 from edgevlm.parity.verification import Verification
@@ -86,7 +87,8 @@ def export(
     checkpoint = find(recipe.model, recipe.revision)
     progress("plan")
     planned = plan_with_weights(recipe, checkpoint)
-    with writing(out, planned.plan, planned.checkpoint.contents, force) as writer:
+    contents = planned.checkpoint.contents
+    with writing(out, planned.plan, contents, force) as writer, objects_set_aside():
         progress("load the model")
         model = planned.checkpoint.load_model(KEPT_BYTES)
         check_half(planned, model, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -13,7 +14,14 @@ from types import SimpleNamespace
 import pytest
 
 from edgevlm.errors import InputError, RuntimeLoadError
-from edgevlm.libraries import first_line, program, python_command, replaced, require
+from edgevlm.libraries import (
+    first_line,
+    objects_set_aside,
+    program,
+    python_command,
+    replaced,
+    require,
+)
 
 HUB_404 = """404 Client Error. (Request ID: Root=1-66b0;b2)
 
@@ -200,3 +208,16 @@ def test_torch_does_once_what_it_repeats_and_is_as_it_was():
     assert "__deepcopy__" not in vars(NodeSource)
     assert inside == history()
     assert any(inside)
+
+
+def test_what_is_alive_is_set_aside_inside_alone():
+    gc.unfreeze()  # by a fixture of all tests
+    try:
+        with objects_set_aside():
+            assert gc.get_freeze_count() > 10_000
+            with objects_set_aside():
+                pass
+            assert gc.get_freeze_count() > 10_000  # it was not the inner one's
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.freeze()
