@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +32,7 @@ from edgevlm.models.weights.headers import INDEX, SINGLE, check_plain
 from edgevlm.models.weights.loading import built, cut, loaded, paged, untied
 from edgevlm.models.weights.matching import Match, match
 from edgevlm.models.weights.sources import (
+    FolderWeights,
     NoWeights,
     Weights,
     largest_numbers,
@@ -202,6 +203,8 @@ class Checkpoint:
         Raises:
             ModelError: If there are none.
         """
+        if isinstance(self.weights, FolderWeights) and self.weights.whole:
+            return self
         with self._named():
             return replace(self, weights=self.weights.fetch())
 
@@ -214,7 +217,7 @@ class Checkpoint:
         with self._named():
             model = built(self.family.AUTO_CLASS, self.config)
             if not self.weightless:
-                both = self._matched(type(model)).both
+                both = self._match.both
                 if both and not self.weights.same(*both):
                     model = built(self.family.AUTO_CLASS, untied(self.config))
         return model.eval()
@@ -229,7 +232,7 @@ class Checkpoint:
             ModelError: If a weight is infinite or no number.
             PlanError: If one is larger than float16 holds.
         """
-        sources = self._matched(type(built(self.family.AUTO_CLASS, self.config))).sources
+        sources = self._match.sources
         tops = largest_numbers(self.weights.fetch(), self.contents)
         for name in sorted(set(sources.values())):
             top = tops.get(name, 0.0)
@@ -244,8 +247,13 @@ class Checkpoint:
                     f" stores it, ends at {MOST_HALF:,.0f}; choose a scheme in float32"
                 )
 
-    def _matched(self, kind: type[Any]) -> Match:
-        """The tensors of the files as weights of the model.
+    @cached_property
+    def _match(self) -> Match:
+        """The tensors of the files as weights of the model, for questions about them."""
+        return self._matched()
+
+    def _matched(self) -> Match:
+        """The tensors of the files as weights of a model of its own.
 
         Raises:
             ModelError: If they are not its weights.
@@ -255,6 +263,7 @@ class Checkpoint:
             left_out = self.family.left_out(self.config, self.all_layers)
         with self._named():
             check_plain(self.weights.headers)
+            kind = type(built(self.family.AUTO_CLASS, self.config))
             with quiet():
                 found = match(kind, self.config, self.weights.headers, left_out)
         if found.unused and self.layers is None:
@@ -284,15 +293,16 @@ class Checkpoint:
                 finite.
         """
         checkpoint = self.fetched()
-        kind = type(checkpoint.empty_model())
         checkpoint.check_numbers()
         with self._named():
             weights, model = checkpoint.weights.fetch(), None
             if kept_bytes is not None:
-                found = checkpoint._matched(kind)
+                found = checkpoint._matched()
                 tied = found.both is not None and weights.same(*found.both)
                 model = paged(found, weights, tied, kept_bytes)
-            return loaded(kind, self.config, weights) if model is None else model
+            if model is None:
+                model = loaded(type(checkpoint._match.model), self.config, weights)
+        return model
 
 
 def find(model: str, revision: str | None = None) -> Checkpoint:

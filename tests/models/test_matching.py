@@ -147,6 +147,19 @@ def test_a_wrapper_in_the_middle_of_names(changed):
     assert refused(model).startswith("its tensors have '_orig_mod.' in their names")
 
 
+def test_missing_weights_take_no_memory(tiny_model):
+    """Of a large model where no name fits, they would be all of it, in float32."""
+    from edgevlm.models.quiet import quiet
+    from edgevlm.models.weights.matching import _loaded
+
+    checkpoint = find(tiny_model)
+    with quiet():
+        model, report = _loaded(type(checkpoint.empty_model()), checkpoint.config, {})
+    held = {name: p.untyped_storage().nbytes() for name, p in model.named_parameters()}
+    assert held.keys() <= {*report["missing_keys"]}
+    assert set(held.values()) == {4}
+
+
 def test_missing_weights_are_named_with_what_stands_instead(changed):
     model = changed(renamed(lambda name: name.replace("down_proj", "down")))
     text = refused(model)

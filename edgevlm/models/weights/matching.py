@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from edgevlm.errors import ModelError
 from edgevlm.models.weights.headers import Header
@@ -88,15 +89,34 @@ def _loaded(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model with stand-ins for weights, and transformers' report."""
     state = {name: _stand_in(i, header) for i, (name, header) in enumerate(headers.items(), 1)}
-    model, report = kind.from_pretrained(
-        None,
-        config=config,
-        state_dict=state,
-        dtype=torch.float32,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
+    with _Unfilled():
+        model, report = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     return model, report
+
+
+class _Unfilled(TorchFunctionMode):
+    """Weights that no tensor is for take no memory, whose names alone count.
+
+    transformers makes them by `empty_like`, of a whole model where no name fits, and fills them
+    with random numbers unless they are marked as filled.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is not torch.empty_like or not isinstance(args[0], nn.Parameter):
+            return func(*args, **(kwargs or {}))
+        stand_in = torch.full((1,) * args[0].ndim, torch.nan).expand(args[0].shape)
+        weight: Any = nn.Parameter(stand_in, requires_grad=False)
+        weight._is_hf_initialized = True
+        return weight
 
 
 def _stand_in(number: int, header: Header) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from edgevlm.errors import ModelError
+from edgevlm.libraries import first_line
 from edgevlm.models.documents import check_no_pointer
 from edgevlm.models.weights.headers import DTYPES, PLAIN, Header, read_header, weight_names
 
@@ -211,12 +212,19 @@ def _places(count: int, sample: int) -> list[tuple[int, int]]:
 
 
 def _read(path: Path, start: int, stop: int) -> bytearray:
-    """Bytes of a file; fewer where it ends before."""
-    data = bytearray(stop - start)
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        view, read = memoryview(data), 0
-        while count := file.readinto(view[read:]):
-            read += count
-    view.release()
-    return data if read == len(data) else data[:read]
+    """Bytes of a file.
+
+    Raises:
+        ModelError: If it cannot be read, or ends before.
+    """
+    data, read = bytearray(stop - start), 0
+    try:
+        with path.open("rb", buffering=0) as file, memoryview(data) as view:
+            file.seek(start)
+            while count := file.readinto(view[read:]):
+                read += count
+    except OSError as cause:
+        raise ModelError(f"{path.name} cannot be read: {first_line(cause)}") from cause
+    if read < len(data):
+        raise ModelError(f"{path.name} has become shorter while it was read; download it again")
+    return data

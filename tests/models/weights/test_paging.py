@@ -11,6 +11,7 @@ safetensors = pytest.importorskip("safetensors.torch")
 import numpy as np  # noqa: E402
 from torch import nn  # noqa: E402
 
+from edgevlm.errors import ModelError  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.models.weights import paging, sources  # noqa: E402
 from edgevlm.models.weights.paging import FileWeight, Kept, in_memory  # noqa: E402
@@ -161,3 +162,16 @@ def test_the_largest_magnitude_is_found_in_every_type(tmp_path):
             (top,) = sources.largest_numbers(weights, f"{kind} {values}").values()
             expected = max(map(abs, values)) if values[-1] == values[-1] else values[-1]
             assert top == expected or (top != top and expected != expected)
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path):
+    safetensors.save_file({"a": torch.ones(64)}, tmp_path / "model.safetensors")
+    weights = FolderWeights(tmp_path)
+    weight = FileWeight.of(weights, weights.headers["a"], Kept(0))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ModelError, match=r"^model.safetensors has become shorter while it was re"):
+        weight.read()
+    path.unlink()
+    with pytest.raises(ModelError, match=r"^model.safetensors cannot be read: .*No such file"):
+        weight.read()
