@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 an error in one line, 2 wrong usage.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import os
@@ -121,4 +122,7 @@ def main() -> None:
         sys.stdout.reconfigure(
             errors="replace"
         )  # an answer may have letters that the terminal's encoding lacks
-    app()
+    try:
+        app()
+    finally:
+        gc.freeze()  # else Python walks all objects of torch once more, for a second

@@ -12,6 +12,7 @@ from edgevlm.cli.shared import budget, plan_text, sensitivity_text
 from edgevlm.cli.shared import options as o
 from edgevlm.devices.shared import named
 from edgevlm.errors import RecipeError
+from edgevlm.libraries import uncollected
 from edgevlm.recipe import Recipe
 
 
@@ -69,7 +70,8 @@ def main(
         device = named.load(for_) if for_ else None
         if device and not o.is_given(context_, "target"):
             recipe = replace(recipe, target=device.target)
-        plan_text.show(*plan_with_cost(recipe), json, device)
+        with uncollected():
+            plan_text.show(*plan_with_cost(recipe), json, device)
 
 
 def _check(
