@@ -18,7 +18,6 @@ from edgevlm.errors import InputError, PlanError
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.models.checkpoint import find
 from edgevlm.parity.vlm_expected import pruned_answer
-from edgevlm.pipeline import export
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops.sequence import assemble
@@ -42,17 +41,9 @@ METHODS = (
 
 
 @pytest.fixture
-def export_to(graphs, tmp_path):
-    """`export_to(name, recipe)`: exports of one model share the graphs of its encoder."""
-
-    def call(name, recipe):
-        encoder = graphs("encoder", recipe.model)
-        shared = dict(encoder)
-        done = export(recipe, tmp_path / name, graphs=shared)
-        encoder.update((key, graph) for key, graph in shared.items() if key[0] == "vision")
-        return done
-
-    return call
+def export_to(lowered_once, tmp_path):
+    """`export_to(name, recipe)`: the bundle of this name."""
+    return lambda name, recipe: lowered_once(recipe, tmp_path / name)
 
 
 def loop_over(bundle: Bundle) -> TextLoop:
@@ -83,14 +74,14 @@ def test_a_bundle_agrees_with_pytorch(preset, export_to, family, method):
     assert parity.tokens_equal == 1.0
 
 
-def test_a_state_that_goes_from_block_to_block(tmp_path):
+def test_a_state_that_goes_from_block_to_block(export_to):
     """One layer a block: key tokens of the encoder reach stages after blocks that leave all rows.
 
     The engine, given these bundles' own inputs by name, answers as PyTorch in one piece.
     """
     method = "mustdrop@decoder:tokens=12+6,layers=2+5"
     recipe = Recipe(tokens=24, methods=("strided", method), block_size_bytes=1_000_000)
-    done = export(recipe, tmp_path / "embedded.edgevlm")
+    done = export_to("embedded.edgevlm", recipe)
     plan = done.bundle.plan
     assert plan.host.carried == "vision"
     assert [t.name for t in plan.block("reduce-0").function("reduce").outputs][2] == "visual_signal"

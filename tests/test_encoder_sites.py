@@ -13,7 +13,6 @@ import torch
 from edgevlm.errors import PlanError, RecipeError
 from edgevlm.graphs.signals import encode
 from edgevlm.models.checkpoint import find
-from edgevlm.pipeline import export
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 
@@ -35,7 +34,7 @@ FEW = {"tiny-smolvlm": 200, "tiny-llava-onevision": 50, "tiny-llava-next": 50}
         for j, method in enumerate(METHODS)
     ],
 )
-def test_a_bundle_agrees_with_pytorch(preset, tmp_path, family, method):
+def test_a_bundle_agrees_with_pytorch(preset, lowered_once, tmp_path, family, method):
     """One layer a block, so that tokens, sizes and origins go from block to block."""
     method = method.format(few=FEW[family])
     recipe = Recipe(
@@ -44,7 +43,7 @@ def test_a_bundle_agrees_with_pytorch(preset, tmp_path, family, method):
         methods=(method, "fastervlm"),
         block_size_bytes=100_000,
     )
-    done = export(recipe, tmp_path / "tiny.edgevlm")
+    done = lowered_once(recipe, tmp_path / "tiny.edgevlm")
     parity, plan = done.verification, done.bundle.plan
     inside, chosen = plan.sites
     assert (inside.site, chosen.site) == ("vision", "tokens")
@@ -58,7 +57,7 @@ def test_a_bundle_agrees_with_pytorch(preset, tmp_path, family, method):
     assert parity.tokens_equal == 1.0
 
 
-def test_a_rounded_bundle_agrees_with_pytorch_though_it_merges_otherwise(preset, tmp_path):
+def test_a_rounded_bundle_agrees_though_it_merges_otherwise(preset, lowered_once, tmp_path):
     recipe = Recipe(
         model=str(preset("tiny-smolvlm")),
         tokens=12,
@@ -66,7 +65,7 @@ def test_a_rounded_bundle_agrees_with_pytorch_though_it_merges_otherwise(preset,
         block_size_bytes=100_000,
         quantize="vision=w8a8",
     )
-    parity = export(recipe, tmp_path / "tiny.edgevlm").verification
+    parity = lowered_once(recipe, tmp_path / "tiny.edgevlm").verification
     merging = [b.psnr_db for b in parity.blocks if b.half_psnr_db is not None]
     assert len(merging) > 1
     assert min(merging) > 30

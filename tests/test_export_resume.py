@@ -69,20 +69,18 @@ def test_an_export_goes_on_after_kill_9_and_gives_the_same_bytes(
     assert tree(out) == tree(exported.bundle.path)
 
 
-def test_graphs_of_another_budget_give_the_same_bytes(options, exported, tmp_path, tree):
-    from edgevlm.pipeline import export
-
-    graphs = {}
+def test_graphs_of_other_exports_give_the_same_bytes(exported, lowered_once, tmp_path, tree):
     recipe = exported.bundle.plan.recipe
-    other = replace(recipe, tokens=8, methods=("average_pool",))
-    export(other, tmp_path / "other.edgevlm", graphs=graphs)
-    done = export(recipe, tmp_path / "b.edgevlm", graphs=graphs)
+    lowered_once(replace(recipe, tokens=8, methods=("average_pool",)), tmp_path / "other.edgevlm")
+    done = lowered_once(recipe, tmp_path / "b.edgevlm")
     kept, made = tree(exported.bundle.path), tree(done.bundle.path)
     del kept["measured/parity.json"], made["measured/parity.json"]
     assert made == kept
 
 
-def test_ctrl_c_is_one_line_and_the_next_run_completes(options, exported, start, tmp_path, tree):
+def test_ctrl_c_is_one_line_and_the_next_run_completes(
+    options, exported, lowered_once, start, tmp_path, tree
+):
     out = tmp_path / "b.edgevlm"
     code, stderr = cut(start, options, out, "export vision-1", signal.SIGINT)
     assert code == 1, stderr
@@ -93,9 +91,7 @@ def test_ctrl_c_is_one_line_and_the_next_run_completes(options, exported, start,
     assert "Traceback" not in stderr
     assert not out.exists()
     lines = []
-    from edgevlm.pipeline import export
-
-    done = export(exported.bundle.plan.recipe, out, progress=lines.append)
+    done = lowered_once(exported.bundle.plan.recipe, out, progress=lines.append)
     assert lines[:2] == ["plan", "load the model"]
     assert lines[2].startswith("export vision-1 ")
     assert names(tmp_path) == ["b.edgevlm"]
@@ -103,11 +99,17 @@ def test_ctrl_c_is_one_line_and_the_next_run_completes(options, exported, start,
     assert done.bundle == Bundle(out, exported.bundle.plan)
 
 
-def test_ctrl_c_before_the_first_block_leaves_nothing(options, exported, start, tmp_path):
-    code, stderr = cut(start, options, tmp_path / "b.edgevlm", "load the model", signal.SIGINT)
-    assert code == 1, stderr
-    assert "Traceback" not in stderr
-    assert stderr.splitlines()[-1].startswith("edgevlm: stopped; no output is incomplete")
+def test_ctrl_c_before_the_first_block_leaves_nothing(options, run, monkeypatch, tmp_path):
+    checkpoint = pytest.importorskip("edgevlm.models.checkpoint")
+
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "load_model", stopped)
+    done = run("export", *options, "-o", tmp_path / "b.edgevlm")
+    assert done.exit_code == 1
+    assert "load the model" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("edgevlm: stopped; no output is incomplete")
     assert names(tmp_path) == []
 
 

@@ -8,18 +8,19 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 
 
-def test_a_reduce_that_does_not_read_its_keys_is_exported_and_verified(preset, tmp_path):
+def test_a_reduce_that_does_not_read_its_keys_is_exported_and_verified(
+    preset, lowered_once, tmp_path
+):
     recipe = Recipe(
         model=str(preset("tiny-smolvlm")),
         tokens=16,
         block_size_bytes=100_000,
         methods=("visionzip:merge=mean,calibrate=size",),
     )
-    done = export(recipe, tmp_path / "tiny.edgevlm")
+    done = lowered_once(recipe, tmp_path / "tiny.edgevlm")
     planned = [t.name for t in done.bundle.plan.stage("vision")[-2].functions[0].outputs]
     (reduce,) = done.bundle.plan.stage("reduce")
     assert "keys" in planned

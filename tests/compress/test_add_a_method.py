@@ -16,7 +16,6 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 import edgevlm.compress.tokens
-from edgevlm.pipeline import export
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS
 
@@ -43,11 +42,11 @@ def longest(example, tmp_path, monkeypatch):
     sys.modules.pop("edgevlm.compress.tokens.longest", None)
 
 
-def test_the_example_is_found_exported_and_verified(longest, preset, tmp_path):
+def test_the_example_is_found_exported_and_verified(longest, preset, lowered_once, tmp_path):
     assert longest in METHODS.names("tokens")
     assert METHODS.sites_of(longest) == ["tokens"]
     recipe = Recipe(model=str(preset("tiny-smolvlm")), tokens=12, methods=(longest,))
-    done = export(recipe, tmp_path / "longest.edgevlm")
+    done = lowered_once(recipe, tmp_path / "longest.edgevlm")
     assert done.bundle.plan.host.visual_tokens == 12
     assert done.verification.ok
 

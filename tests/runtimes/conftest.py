@@ -9,10 +9,9 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def loop_of(tiny_model, once):
+def loop_of(tiny_model, once, lowered_once):
     """Makes a text loop over the bundle of some options; nobody writes into the bundle."""
     from edgevlm.bundle.files import Bundle
-    from edgevlm.pipeline import export
     from edgevlm.recipe import Recipe
     from edgevlm.runtimes.loops.text import TextLoop
     from edgevlm.runtimes.on_onnxruntime.engine import Engine
@@ -21,7 +20,7 @@ def loop_of(tiny_model, once):
     def make(**options):
         name = hashlib.sha256(json.dumps(options).encode()).hexdigest()[:12]
         recipe = Recipe(model=tiny_model, **options)
-        path = once(f"{name}.edgevlm", lambda out: export(recipe, out))
+        path = once(f"{name}.edgevlm", lambda out: lowered_once(recipe, out))
         bundle = Bundle.open(path)
         return TextLoop(bundle, ResidentBlocks(bundle.plan, Engine(bundle, threads=1)))
 

@@ -31,18 +31,17 @@ def test_importance_goes_with_the_rows() -> None:
     assert chosen.tolist() == [0, 2]
 
 
-def test_a_bundle_of_both_sites(preset: Any, tmp_path: Any) -> None:
+def test_a_bundle_of_both_sites(preset: Any, lowered_once: Any, tmp_path: Any) -> None:
     """One signal for both, so one t; PyTorch and ONNX Runtime agree."""
     pytest.importorskip("onnxscript")
-    from edgevlm.pipeline import export
     from edgevlm.recipe import Recipe
 
     def recipe(inside: str) -> Recipe:
         methods: Any = ("vflowopt:t=1.2", inside)
         return Recipe(model=str(preset("tiny-llava-onevision")), tokens=40, methods=methods)
 
-    done = export(recipe("vflowopt@decoder:t=1.2"), tmp_path / "both.edgevlm")
+    done = lowered_once(recipe("vflowopt@decoder:t=1.2"), tmp_path / "both.edgevlm")
     assert done.verification.ok
     assert [site.tokens_out for site in done.bundle.plan.sites] == [40, 24]
     with pytest.raises(PlanError, match=r"^vflowopt: got t=1.2 at site tokens and t=0 at site dec"):
-        export(recipe("vflowopt@decoder"), tmp_path / "other.edgevlm")
+        lowered_once(recipe("vflowopt@decoder"), tmp_path / "other.edgevlm")

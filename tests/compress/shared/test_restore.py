@@ -13,7 +13,6 @@ from edgevlm.compress.shared.restore import Restored, groups, median_positions
 from edgevlm.compress.tokens import divprune, strided
 from edgevlm.errors import PlanError
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.pipeline import export
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 
@@ -114,12 +113,12 @@ def test_where_nothing_leaves_nothing_changes() -> None:
     ],
 )
 def test_a_bundle_agrees_with_the_models_own_attention(
-    preset: Any, tmp_path: Any, family: str, options: str
+    preset: Any, lowered_once: Any, tmp_path: Any, family: str, options: str
 ) -> None:
     """The logarithms reach every layer through its mask, as in PyTorch; 32 tokens of answer."""
     pytest.importorskip("onnxscript")
     recipe = Recipe(model=str(preset(family)), tokens=12, methods=(f"divprune:{options}",))
-    done = export(recipe, tmp_path / "tiny.edgevlm")
+    done = lowered_once(recipe, tmp_path / "tiny.edgevlm")
     assert done.bundle.plan.host.calibrated
     assert done.verification.ok
     assert done.verification.logits_rel_error <= 1e-3

@@ -145,10 +145,9 @@ def test_refusals() -> None:
             Method(tokens=9, **{name: value})
 
 
-def test_a_bundle_has_the_entropy(preset: Any, tmp_path: Any) -> None:
+def test_a_bundle_has_the_entropy(preset: Any, lowered_once: Any, tmp_path: Any) -> None:
     """As the exporter writes it, which drops additions of tiny constants."""
     pytest.importorskip("onnxscript")
-    from edgevlm.pipeline import export
     from edgevlm.recipe import Recipe
 
     recipe = Recipe(
@@ -156,4 +155,4 @@ def test_a_bundle_has_the_entropy(preset: Any, tmp_path: Any) -> None:
         tokens=20,
         methods=("vflowopt:t=1.2,alpha=-0.5",),  # type: ignore[arg-type]
     )
-    assert export(recipe, tmp_path / "entropy.edgevlm").verification.ok
+    assert lowered_once(recipe, tmp_path / "entropy.edgevlm").verification.ok

@@ -24,7 +24,6 @@ from edgevlm.exporters.to_onnx.target import lower, write  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
-from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.quantization.schemes import threshold  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
@@ -77,12 +76,12 @@ def test_a_product_is_that_of_the_rounded_matrix(scheme, columns, tmp_path):
         for j, scheme in enumerate(FORMATS)
     ],
 )
-def test_a_bundle_agrees_with_pytorch_and_is_small(model, scheme, preset, tmp_path):
+def test_a_bundle_agrees_with_pytorch_and_is_small(model, scheme, preset, lowered_once, tmp_path):
     """Every linear layer is packed; embedding and head are one table that the host can read."""
     recipe = Recipe(model=str(preset(model)), tokens=16, methods=("strided",), quantize=scheme)
     recipe = replace(recipe, block_size_bytes=200_000)
     recipe = replace(recipe, calibrate="2" if scheme == "w8a8s" else None)
-    done = export(recipe, tmp_path / "tiny.edgevlm")
+    done = lowered_once(recipe, tmp_path / "tiny.edgevlm")
     bundle, embedding = done.bundle, done.bundle.plan.host.embedding
     assert threshold(scheme).psnr_db == LEAST_DB[scheme]
     for block in done.verification.blocks:
@@ -118,9 +117,10 @@ def test_a_bundle_agrees_with_pytorch_and_is_small(model, scheme, preset, tmp_pa
     assert load_loop(bundle.path).ask("Hello", max_new_tokens=4).token_ids
 
 
-def test_each_head_block_reads_its_rows_of_the_table(tiny_model, tmp_path):
+def test_each_head_block_reads_its_rows_of_the_table(tiny_model, lowered_once, tmp_path):
     recipe = Recipe(model=tiny_model, tokens=16, methods=("strided",), quantize="head=w4g32a8")
-    bundle = export(replace(recipe, block_size_bytes=140_000), tmp_path / "t.edgevlm").bundle
+    recipe = replace(recipe, block_size_bytes=140_000)
+    bundle = lowered_once(recipe, tmp_path / "t.edgevlm").bundle
     embedding, seen = bundle.plan.host.embedding, []
     assert embedding.dtype == "w4g32"
     for block in bundle.plan.stage("head"):

@@ -31,10 +31,10 @@ BLOCK = 140_000
 
 
 @pytest.fixture(scope="module")
-def tied(tiny_model, tmp_path_factory):
+def tied(tiny_model, lowered_once, tmp_path_factory):
     """The tiny model in small blocks; its reduction is one constant matrix."""
     recipe = Recipe(model=tiny_model, tokens=16, methods=("average_pool",), block_size_bytes=BLOCK)
-    return export(recipe, tmp_path_factory.mktemp("onnx") / "tied.edgevlm").bundle
+    return lowered_once(recipe, tmp_path_factory.mktemp("onnx") / "tied.edgevlm").bundle
 
 
 @pytest.fixture(scope="module")
