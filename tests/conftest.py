@@ -6,6 +6,7 @@ import fcntl
 import gc
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -151,20 +152,29 @@ def coreml_bundle(tiny_model, once):
 
 
 @pytest.fixture(scope="session")
-def embedder(preset, tmp_path_factory):
-    """`embedder("tiny-clip")`: a tiny encoder, exported once; nobody writes into it."""
+def embedder(preset, once):
+    """`embedder("tiny-clip")`: a tiny encoder, exported once a run, with its verification.
+
+    Nobody writes into it.
+    """
     for module in ("onnx_ir", "onnxscript", "onnxruntime"):
         pytest.importorskip(module)
+    from edgevlm.bundle.files import Bundle
     from edgevlm.pipeline import export
     from edgevlm.recipe import Recipe
 
-    folder, made = tmp_path_factory.mktemp("embedders"), {}
-
     def make(name):
-        if name not in made:
-            recipe = Recipe(model=str(preset(name)), block_size_bytes=100_000)
-            made[name] = export(recipe, folder / f"{name}.edgevlm")
-        return made[name]
+        recipe = Recipe(model=str(preset(name)), block_size_bytes=100_000)
+
+        def write(folder):
+            folder.mkdir()
+            done = export(recipe, folder / f"{name}.edgevlm")
+            (folder / "verification").write_bytes(pickle.dumps(done.verification))
+
+        folder = once(f"embedder-{name}", write)
+        verification = pickle.loads((folder / "verification").read_bytes())
+        bundle = Bundle.open(folder / f"{name}.edgevlm")
+        return SimpleNamespace(bundle=bundle, verification=verification)
 
     return make
 
@@ -233,6 +243,22 @@ def start():
         )
 
     return process
+
+
+@pytest.fixture(scope="session")
+def copied_tree():
+    """`copied_tree(folder, *left_out)`: the package in a folder, with its links.
+
+    What Python has compiled of it comes along. `*.pyc.*` are files that another worker writes now.
+    """
+
+    def copy(folder, *left_out):
+        ignore = shutil.ignore_patterns("*.pyc.*", *left_out)
+        for name in ("edgevlm", "exporters", "runtimes", "devices"):
+            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignore)
+        return folder
+
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -157,9 +157,9 @@ def examples(path, frames=1, limit=None):
 '''
 
 
-def test_a_dataset_and_a_device_are_found_by_their_files(tmp_path, commands_of):
+def test_a_dataset_and_a_device_are_found_by_their_files(copied_tree, tmp_path, commands_of):
     """One file each, laid into a copy: no line elsewhere names them."""
-    copy = checkout(tmp_path, links=True)
+    copy = copied_tree(tmp_path)
     (copy / "edgevlm" / "evaluation" / "datasets" / "toy_box.py").write_text(TOY_DATASET)
     named = copy / "devices" / "named"
     text = (named / "raspberry-pi-5.toml").read_text("utf-8")

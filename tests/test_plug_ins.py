@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +17,6 @@ pytest.importorskip("onnxscript")
 
 from edgevlm.quantization.schemes import threshold
 
-ROOT = Path(__file__).parents[1]
-ROOMS = ("devices", "exporters", "runtimes")
 TARGET = '''
 """What a new target says: a summary, schemes, and how a block is written."""
 
@@ -111,14 +108,9 @@ print(json.dumps(dict(
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
+def tree(copied_tree, tmp_path_factory) -> Path:
     """A copy of the tree with a target and an engine more."""
-    folder = tmp_path_factory.mktemp("tree")
-    ignore = shutil.ignore_patterns("__pycache__", *ROOMS)
-    shutil.copytree(ROOT / "edgevlm", folder / "edgevlm", ignore=ignore)
-    for name in ROOMS:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "edgevlm" / name).symlink_to(f"../{name}", target_is_directory=True)
+    folder = copied_tree(tmp_path_factory.mktemp("tree"))
     (folder / "exporters" / "to_toy").mkdir()
     (folder / "exporters" / "to_toy" / "__init__.py").touch()
     (folder / "exporters" / "to_toy" / "target.py").write_text(TARGET, "utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,11 +27,8 @@ LINES = 14  # of a command's body: parse, call, print
 
 
 @pytest.fixture(scope="module")
-def tree_with_one_more_field(tmp_path_factory):
-    tree = tmp_path_factory.mktemp("tree")
-    ignore = shutil.ignore_patterns("__pycache__", "embedded", "material", "photos")
-    for name in ("edgevlm", "exporters", "runtimes", "devices"):
-        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignore)
+def tree_with_one_more_field(copied_tree, tmp_path_factory):
+    tree = copied_tree(tmp_path_factory.mktemp("tree"), "embedded", "material", "photos")
     path = tree / "edgevlm" / "recipe.py"
     text = path.read_text("utf-8")
     assert text.count(LAST_FIELD) == 1

@@ -6,7 +6,6 @@ import ast
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,10 +50,8 @@ def test_a_family_imports_no_other(name):
     assert all(m.startswith(allowed) for m in modules if m.startswith("edgevlm.models"))
 
 
-def test_a_file_laid_into_the_tree_is_listed(tmp_path):
-    for folder in ("edgevlm", "exporters", "runtimes", "devices"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=ignored)
+def test_a_file_laid_into_the_tree_is_listed(copied_tree, tmp_path):
+    copied_tree(tmp_path)
     (tmp_path / "edgevlm" / "models" / "vlm" / "toy.py").write_text(TOY)
     command = [sys.executable, "-c", "from edgevlm.cli import main; main()", "models", "--json"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
