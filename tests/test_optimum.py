@@ -1,6 +1,7 @@
-"""The command that we add to optimum-cli, run as a user runs it, from this tree.
+"""The command that we add to optimum-cli, in this process, from this tree.
 
-That optimum finds an installed edgevlm is in test_packaging.py.
+As a process of its own it is in cli/test_options.py; that optimum finds an installed edgevlm is in
+test_packaging.py.
 """
 
 from __future__ import annotations
@@ -38,45 +39,24 @@ def here(monkeypatch):
             patch.setitem(sys.modules, name, package)
             patch.setattr(optimum.commands, "register", package, raising=False)
             patch.setattr(sys, "argv", ["optimum-cli", *map(str, arguments)])
-            with pytest.raises(SystemExit) as end:
+            try:
                 main()
-        return end.value.code
+            except SystemExit as end:
+                return end.code
+        return 0
 
     return run
 
 
-def test_exports_a_bundle(optimum_cli, tiny_model, tmp_path):
+def test_exports_a_bundle(here, capsys, tiny_model, tmp_path):
     out = tmp_path / "tiny.edgevlm"
-    done = optimum_cli(
-        ROOT,
-        "export",
-        "edgevlm",
-        "--model",
-        tiny_model,
-        "--target",
-        "onnx",
-        "--tokens",
-        16,
-        "--method",
-        "divprune",
-        "--context",
-        128,
-        "--tiles",
-        "1x1",
-        "--size",
-        "128x128",
-        "--block-size",
-        "64MB",
-        "--chunk",
-        32,
-        "--quantize",
-        "head=fp16",
-        "--speculate",
-        4,
-        out,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{out}\n"
+    asked = ("--model", tiny_model, "--target", "onnx", "--tokens", 16, "--method", "divprune")
+    asked += ("--context", 128, "--tiles", "1x1", "--size", "128x128", "--block-size", "64MB")
+    asked += ("--chunk", 32, "--quantize", "head=fp16", "--speculate", 4)
+    code = here("export", "edgevlm", *asked, out)
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert said.out == f"{out}\n"
     recipe = Bundle.open(out).plan.recipe
     assert (recipe.tokens, recipe.methods) == (16, (MethodChoice("divprune"),))
     assert (recipe.context, recipe.chunk, recipe.speculate) == (128, 32, 4)
