@@ -51,8 +51,15 @@ def attention_kv(
     position: Tensor,
     heads: int,
     bias: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    window: int = 0,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Write S new rows into the cache at `position`, then attend to it.
+
+    Scores are softcap tanh(scale Q K^T / sqrt(D) / softcap) + mask + bias.
 
     Args:
         query: f32 [1, S, H*D], rotated.
@@ -60,11 +67,15 @@ def attention_kv(
         value: f32 [1, S, G*D].
         key_cache: f32 [1, G, T, D].
         value_cache: f32 [1, G, T, D].
-        mask: f32 [1, 1, S, T], added to the scores; finite (-1e4 hides a row). It hides at least
-            the rows after a token's own, so a target may use its causal kernel instead.
+        mask: f32 [1, 1, S, T], added to the scores; finite (-1e4 hides a row).
         position: i32 [1], the cache row of the first new token.
         heads: H.
         bias: f32 [1, 1, 1, T], added to the scores of each cache row; no kernel may leave it out.
+        scale: Factor of the scores beside 1 / sqrt(D).
+        softcap: Bound of the scores before the mask (Gemma 2, arXiv 2408.00118); 0 is none.
+        window: Most rows before a token, its own included, that it sees; 0 is all of them.
+        causal: Whether the mask hides the rows after a token's own and no others, so that a target
+            may use its causal kernel instead.
 
     Returns:
         Attention output [1, S, H*D], and the cache with the new rows.
@@ -74,8 +85,13 @@ def attention_kv(
     written_keys = key_cache.index_copy(2, index, _split(key, groups))
     written_values = value_cache.index_copy(2, index, _split(value, groups))
     seen = mask if bias is None else mask + bias
+    if window:
+        seen = seen + outside_window(position, rows, key_cache.shape[2], window)
+    if softcap:
+        out = written_out(query, written_keys, written_values, seen, heads, scale, softcap)
+        return out, written_keys, written_values
     out = torch.nn.functional.scaled_dot_product_attention(
-        _split(query, heads), written_keys, written_values, attn_mask=seen, enable_gqa=True
+        _split(query * scale, heads), written_keys, written_values, attn_mask=seen, enable_gqa=True
     )
     return _join(out), written_keys, written_values
 
@@ -91,8 +107,55 @@ def _(
     position: Tensor,
     heads: int,
     bias: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    window: int = 0,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(key_cache), torch.empty_like(value_cache)
+
+
+def outside_window(position: Tensor, rows: int, total: int, window: int) -> Tensor:
+    """What a window adds to a mask: f32 [S, T], -1e4 where a cache row lies before it, else 0.
+
+    Args:
+        position: i32 [1], the cache row of the first new token.
+        rows: S.
+        total: T.
+        window: Most rows before a token, its own included, that it sees.
+    """
+    own = position + torch.arange(rows, dtype=torch.int32)
+    inside = torch.arange(total, dtype=torch.int32) > (own - window).unsqueeze(1)
+    return torch.where(inside, 0.0, -1e4)
+
+
+def capped(x: Tensor, bound: float) -> Tensor:
+    """Numbers between -bound and bound: bound tanh(x / bound); x itself for a bound of 0."""
+    return torch.tanh(x / bound) * bound if bound else x
+
+
+def written_out(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    seen: Tensor,
+    heads: int,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+) -> Tensor:
+    """`attention_kv` after the rows are written, in plain operators; `seen` is all that is added.
+
+    Query heads that share keys are rows of one matrix product, so no key is repeated.
+    """
+    _, groups, total, size = keys.shape
+    rows = query.shape[1]
+    q = _split(query, heads).reshape(groups, -1, size) * (scale * size**-0.5)
+    keys, values = (past.view(groups, total, size) for past in (keys, values))
+    scores = torch.bmm(q, keys.transpose(1, 2)).view(1, heads, rows, total)
+    scores = capped(scores, softcap) + seen
+    weights = torch.softmax(scores, -1).view(groups, -1, total)
+    return _join(torch.bmm(weights, values).view(1, heads, rows, size))
 
 
 @torch.library.custom_op("edgevlm::rotary", mutates_args=())

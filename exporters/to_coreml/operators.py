@@ -49,21 +49,51 @@ def attention_kv(context: Any, node: Any) -> None:
     inputs = _get_inputs(context, node)
     query, key, value, key_cache, value_cache, mask, position, heads = inputs[:8]
     bias = inputs[8] if len(inputs) > 8 else None
-    _, groups, _, size = key_cache.shape
+    scale, softcap, window = _numbers(context, node)
+    _, groups, total, size = key_cache.shape
     rows, repeat = query.shape[1], int(heads.val) // groups
     key, value = (
         _write(past, _split(x, groups), position)
         for past, x in ((key_cache, key), (value_cache, value))
     )
+    if scale != 1:
+        query = mb.mul(x=query, y=np.float32(scale))
     wide = mb.reshape(x=_split(query, int(heads.val)), shape=[1, groups, repeat * rows, size])
     if bias is not None:
         mask = mb.add(x=mask, y=bias)
+    if 0 < window < total:
+        mask = mb.add(x=mask, y=_outside_window(position, rows, total, window))
     if repeat > 1:
         mask = mb.tile(x=mask, reps=[1, 1, repeat, 1])
-    out = mb.scaled_dot_product_attention(query=wide, key=key, value=value, attn_mask=mask)
+    if softcap:
+        out = _capped_attention(wide, key, value, mask, softcap)
+    else:
+        out = mb.scaled_dot_product_attention(query=wide, key=key, value=value, attn_mask=mask)
     out = mb.reshape(x=out, shape=[1, int(heads.val), rows, size])
     joined = _join(out, node.name)
     context.add((joined, key, value), torch_name=node.name)
+
+
+def _numbers(context: Any, node: Any) -> tuple[float, float, int]:
+    """Scale, softcap and window of an `attention_kv`."""
+    defaults = {"scale": 1.0, "softcap": 0.0, "window": 0}
+    words = [_get_kwinputs(context, node, name, default=[d])[0] for name, d in defaults.items()]
+    scale, softcap, window = (getattr(word, "val", word) for word in words)
+    return float(scale), float(softcap), int(window)
+
+
+def _outside_window(position: Any, rows: int, total: int, window: int) -> Any:
+    """`edgevlm.graphs.ops.outside_window`: f32 [S, T], -1e4 before the window, else 0."""
+    last_hidden = mb.add(x=np.arange(rows, dtype=np.int32)[:, None] - np.int32(window), y=position)
+    hidden = mb.less_equal(x=np.arange(total, dtype=np.int32)[None], y=last_hidden)
+    return mb.mul(x=mb.cast(x=hidden, dtype="fp32"), y=np.float32(-1e4))
+
+
+def _capped_attention(query: Any, key: Any, value: Any, mask: Any, softcap: float) -> Any:
+    """Attention whose scores are bounded before the mask, tensors [1, G, rows, D]."""
+    small = mb.mul(x=query, y=np.float32(query.shape[-1] ** -0.5 / softcap))
+    scores = mb.mul(x=mb.tanh(x=mb.matmul(x=small, y=key, transpose_y=True)), y=np.float32(softcap))
+    return mb.matmul(x=mb.softmax(x=mb.add(x=scores, y=mask), axis=-1), y=value)
 
 
 def rotary(context: Any, node: Any) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from edgevlm.graphs.ops import ATTENTION, ATTENTION_KV, ROTARY
+from edgevlm.graphs.ops import ATTENTION, ATTENTION_KV, ROTARY, outside_window, written_out
 
 
 def attention(
@@ -43,24 +43,23 @@ def attention_kv(
     position: Tensor,
     heads: int,
     bias: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    window: int = 0,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`edgevlm.graphs.ops.attention_kv`; writes the new rows into the given caches.
-
-    Query heads that share keys are rows of one matrix product, so no key is repeated.
-    """
-    groups, rows = key_cache.shape[1], key.shape[1]
+    """`edgevlm.graphs.ops.attention_kv`; writes the new rows into the given caches."""
+    groups, rows, total = key_cache.shape[1], key.shape[1], key_cache.shape[2]
     index = position.long() + torch.arange(rows)
     write = torch.ops.aten.index_put_
     write(key_cache, [None, None, index], _split(key, groups))
     write(value_cache, [None, None, index], _split(value, groups))
-    size, count = key_cache.shape[-1], key_cache.shape[2]
-    q = _split(query, heads).reshape(groups, -1, size) * size**-0.5
-    keys, values = (past.view(groups, count, size) for past in (key_cache, value_cache))
-    scores = torch.bmm(q, keys.transpose(1, 2)).view(1, heads, rows, count)
-    scores = scores + (mask if bias is None else mask + bias)
-    weights = torch.softmax(scores, -1).view(groups, -1, count)
-    out = torch.bmm(weights, values).view(1, heads, rows, size)
-    return out.transpose(1, 2).flatten(2), key_cache, value_cache
+    seen = mask if bias is None else mask + bias
+    if 0 < window < total:
+        seen = seen + outside_window(position, rows, total, window)
+    out = written_out(query, key_cache, value_cache, seen, heads, scale, softcap)
+    return out, key_cache, value_cache
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:

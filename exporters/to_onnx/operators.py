@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
-from edgevlm.graphs.ops import ATTENTION, ATTENTION_KV, ROTARY
+from edgevlm.graphs.ops import ATTENTION, ATTENTION_KV, ROTARY, outside_window, written_out
 
 
 def _attention(
@@ -41,22 +41,50 @@ def _attention_kv(
     position: Tensor,
     heads: int,
     bias: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    window: int = 0,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _, groups, length, size = key_cache.shape
+    rows = query.shape[1]
+    if 0 < window < length:
+        # Not `local_window_size`: whether it counts a token's own row depends on the version
+        # (microsoft/onnxruntime#25927).
+        before = outside_window(position, rows, length, window)[None, None]
+        bias = before if bias is None else bias + before
+    if not causal:  # GroupQueryAttention always is, and no bias can lift that
+        written = [
+            _written(past, new, position) for past, new in ((key_cache, key), (value_cache, value))
+        ]
+        seen = mask if bias is None else mask + bias
+        return written_out(query, *written, seen, heads, scale, softcap), *written
+    numbers: dict[str, float] = {} if scale == 1 else {"scale": scale * size**-0.5}
+    numbers |= {"softcap": softcap} if softcap else {}
     # seqlens_k is the index of the last valid row; the total is the length of the buffer.
-    last = position + (query.shape[1] - 1)
-    total = torch.full((), key_cache.shape[2], dtype=torch.int32)
+    last = position + (rows - 1)
+    total = torch.full((), length, dtype=torch.int32)
     inputs: tuple[Tensor | None, ...] = (query, key, value, key_cache, value_cache, last, total)
     if bias is not None:  # broadcast over heads alone; the three inputs between are unused
-        inputs += (None, None, None, bias.expand(1, 1, query.shape[1], -1))
+        inputs += (None, None, None, bias.expand(1, 1, rows, -1))
     out, written_keys, written_values = symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         inputs,
-        {"num_heads": heads, "kv_num_heads": key_cache.shape[1]},
+        {"num_heads": heads, "kv_num_heads": groups, **numbers},
         dtypes=(query.dtype, key_cache.dtype, value_cache.dtype),
         shapes=(query.shape, key_cache.shape, value_cache.shape),
         version=1,
     )
     return out, written_keys, written_values
+
+
+def _written(past: Tensor, new: Tensor, position: Tensor) -> Tensor:
+    """A cache [1, G, T, D] with new rows [1, S, G*D] from `position` on."""
+    _, groups, _, size = past.shape
+    rows = new.view(1, -1, groups, size).transpose(1, 2)
+    index = position.long() + torch.arange(new.shape[1])
+    return past.scatter(2, index.view(1, 1, -1, 1).expand(rows.shape), rows)
 
 
 def _rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:

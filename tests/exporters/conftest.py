@@ -79,10 +79,12 @@ def saved() -> Any:
         options = TargetOptions(scheme, to.backend(None))
         lowered = to.lower({"run": trace(module, function, block)}, block, options)
         (written,) = to.write(lowered, block, weights(module), folder, None)
-        planned = SimpleNamespace(functions=(written,), function=lambda _: written)
+        planned = SimpleNamespace(name="test-0", functions=(written,), function=lambda _: written)
         bundle: Any = SimpleNamespace(
+            path=folder,
             plan=SimpleNamespace(block=lambda _: planned, requires=Requires()),
             files_of=lambda _: {"run": folder / written.file},
+            weights_of=lambda _: [],
         )
         loaded = find_engine(engine)(bundle)
         arrays = {t.name: x.numpy().copy() for t, x in zip(given, inputs, strict=True)}

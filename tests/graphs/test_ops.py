@@ -82,6 +82,36 @@ def test_attention_kv_sees_past_and_own_rows_alone(rows, position, spare, groups
     torch.testing.assert_close(out, softmax_attention(split(query, heads), k, v, allowed))
 
 
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize("window", [0, 1, 3, 20])
+def test_numbers_of_attention_kv(softcap, window):
+    rows, position, length, scale = 3, 4, 10, 0.3
+    query, key, value, key_cache, value_cache, mask, at, heads = cache_call(rows, position, length)
+    arguments = query, key, value, key_cache, value_cache, mask, at, heads
+    out, keys, values = attention_kv(*arguments, scale=scale, softcap=softcap, window=window)
+    own = torch.arange(position, position + rows)[:, None]
+    allowed = torch.arange(length)[None] <= own
+    if window:
+        allowed &= torch.arange(length)[None] > own - window
+    scores = scale * split(query, heads) @ keys[0].repeat_interleave(2, 0).transpose(1, 2)
+    scores = scores / math.sqrt(8)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    shares = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+    expected = (shares @ values[0].repeat_interleave(2, 0)).transpose(0, 1).reshape(1, rows, -1)
+    torch.testing.assert_close(out, expected)
+
+
+def test_a_mask_may_show_later_rows():
+    query, key, value, key_cache, value_cache, mask, at, heads = cache_call(3, 4, 10)
+    mask[..., 0, 5] = 0.0  # the first new row sees the second
+    arguments = query, key, value, key_cache, value_cache, mask, at, heads
+    out, keys, values = attention_kv(*arguments, causal=False)
+    allowed = mask[0, 0] == 0
+    keys, values = (x[0].repeat_interleave(2, 0) for x in (keys, values))
+    torch.testing.assert_close(out, softmax_attention(split(query, heads), keys, values, allowed))
+
+
 def test_attention_kv_leaves_its_inputs():
     arguments = cache_call(3, 4, 10)
     before = [x.clone() for x in arguments[:5]]
