@@ -139,7 +139,7 @@ def test_no_pruning_is_the_plain_decoder(preset):
     host = planned.plan.host
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, host.chunk, host.embedding.columns, generator=generator)
-    angles = torch.arange(host.chunk)[:, None] * torch.tensor(host.rope.inverse_frequencies)
+    angles = torch.arange(host.chunk)[:, None] * torch.tensor(host.ropes[0].inverse_frequencies)
     angles = torch.cat([angles, angles], 1)[None]
     visual = torch.arange(3, 19, dtype=torch.int32)[None]
     past = [torch.zeros(host.kv.shape(i // 2)) for i in range(2 * host.kv.layers)]

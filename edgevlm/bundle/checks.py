@@ -129,23 +129,33 @@ def cache(kv: KVCache) -> None:
     expect(kv.bytes <= MOST_KV_BYTES, f"host.kv needs {kv.bytes} bytes")
 
 
-def rope(tables: Rope, head_size: int) -> None:
-    """Check the rotary tables for heads of this size."""
-    count = len(tables.inverse_frequencies)
+def ropes(tables: Sequence[Rope], layers: Sequence[int], kv: KVCache) -> None:
+    """Check the rotary tables, and which each layer has."""
+    expect(bool(tables), "host.ropes is empty, expected a table at least")
+    for index, table in enumerate(tables):
+        _rope(table, kv.head_size, f"host.ropes[{index}]")
+        axes = f"host.ropes[{index}] has {table.axes} axes, and host.ropes[0] {tables[0].axes}"
+        expect(table.axes == tables[0].axes, axes)
+    known = len(layers) == kv.layers and all(0 <= index < len(tables) for index in layers)
+    said = shown(str(list(layers)))
+    expect(known, f"host.layer_ropes is {said} for {kv.layers} layers and {len(tables)} tables")
+
+
+def _rope(table: Rope, head_size: int, where: str) -> None:
+    count, sections = len(table.inverse_frequencies), table.sections
     expect(
         2 * count == head_size,
-        f"host.rope has {count} frequencies, expected half of kv.head_size {head_size}",
+        f"{where} has {count} frequencies, expected half of kv.head_size {head_size}",
     )
-    sections = tables.sections
     if sections:
         good = 1 < len(sections) <= MOST_AXES and min(sections) > 0 and sum(sections) == count
         expect(
             good,
-            f"host.rope.sections is {shown(str(list(sections)))}, expected two or more that make"
+            f"{where}.sections is {shown(str(list(sections)))}, expected two or more that make"
             f" the {count} frequencies",
         )
     expect(
-        bool(sections) or not tables.interleaved, "host.rope is interleaved, expected sections too"
+        bool(sections) or not table.interleaved, f"{where} is interleaved, expected sections too"
     )
 
 
@@ -224,6 +234,8 @@ def places(sequence: Layout, total: int, visual_tokens: int, context: int) -> No
     for name in ("prompt", "text", "turn"):
         kinds = ("image", "user_text") if name == "prompt" else ("user_text",)
         items = getattr(sequence, name)
+        if name != "prompt" and not items:  # the model has no such turns
+            continue
         for kind in kinds:
             count = sum(item.kind == kind for item in items)
             expect(count == 1, f"host.layout.{name} has {count} items '{kind}', expected one")

@@ -15,6 +15,11 @@ from edgevlm.bundle.packed import PACKINGS
 # Sides of a text at which white space is taken off.
 SIDES = ("", "left", "right", "both")
 
+# Who sees whom in a prompt. `causal`: a token sees those before it. `pictures`: visual tokens of
+# one picture see each other too. `prefix`: all tokens of a first turn see each other; the answer
+# is causal.
+MASKS = ("causal", "pictures", "prefix")
+
 # What `encode` may give beside features, for methods; graphs/signals.py defines each.
 SIGNALS = (
     "cls_attention", "early_cls_attention", "flat_cls_attention", "cls_logits",
@@ -67,7 +72,8 @@ class Layout:
     """The sequence of a turn: the first with pictures, the first without, each further one.
 
     `image` is what stands for one picture or clip in `prompt`, `between` what stands between two
-    of them. With `one_image` the model's template has no place for a second one.
+    of them. With `one_image` the model's template has no place for a second one. `text` and `turn`
+    are empty where the model has no such turns.
     """
 
     prompt: tuple[LayoutItem, ...]

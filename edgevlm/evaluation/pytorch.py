@@ -55,7 +55,8 @@ class PyTorchAnswerer:
         self.frames = self._plan.host.image.frames
         self.visual_tokens = self._plan.host.visual_tokens
         self._past: Any = None  # keys and values of `_rows`
-        self._position = 0  # of the next row
+        self._first = self._plan.host.first_position
+        self._position = self._first  # of the next row
         self._rows: Floats = np.zeros((0, self._table.shape[1]), np.float32)
 
     @classmethod
@@ -84,7 +85,9 @@ class PyTorchAnswerer:
     def ask(self, prompt: str, follow_up: bool) -> Reply:
         """Answer greedily; see `Answerer`."""
         layout, plan = self._plan.host.layout, self._plan
-        items, first = (layout.turn, self._position) if follow_up else (layout.prompt, 0)
+        items, first = (layout.turn, self._position) if follow_up else (layout.prompt, self._first)
+        if not items:
+            raise InputError("the model answers one question about a picture, got a further one")
         visuals = [] if follow_up else [self._visual]
         turn = assemble(plan, items, self._table, self._tokenizer, prompt, visuals, first)
         length = len(self._rows) if follow_up else 0
@@ -111,6 +114,8 @@ class PyTorchAnswerer:
         most = min(len(self._rows), len(prompt.rows) - 1)  # the logits need one row at least
         differs = (self._rows[:most] != prompt.rows[:most]).any(1)
         shared = int(differs.argmax()) if differs.any() else most
+        if self._parts.decoder.spec.beside_causal(self._plan.host.kv.tokens):
+            shared = 0  # rows that see later ones, or a cache that keeps a window alone
         if shared == 0:
             self._forget()
         elif shared < len(self._rows):
@@ -123,14 +128,14 @@ class PyTorchAnswerer:
 
     def _feed(self, piece: PromptRows) -> int:
         """Run rows; the most likely next token."""
-        out = self._parts.decoder.own(
-            piece.rows, piece.positions, self._past, levels=piece.levels, visual=piece.visual
-        )
+        own = self._parts.decoder.own
+        further: dict[str, Any] = {"levels": piece.levels, "visual": piece.visual}
+        out = own(piece.rows, piece.positions, self._past, groups=piece.groups, **further)
         self._past = out.cache
         self._rows = np.concatenate([self._rows, piece.rows])
         self._position = piece.next
         last = out.last_hidden_state[:, -1]
-        return int(torch.nn.functional.linear(last, self._parts.head).argmax())
+        return int(self._parts.scores(last).argmax())
 
     def _forget(self) -> None:
-        self._past, self._position, self._rows = None, 0, self._rows[:0]
+        self._past, self._position, self._rows = None, self._first, self._rows[:0]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.functions import Block
 from edgevlm.graphs.merging import merges
+from edgevlm.graphs.ops import capped
 from edgevlm.graphs.parts import EmbedderParts, ModelParts
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.graphs.signals import encode, is_rotary, pack
@@ -126,15 +127,19 @@ def reduced(
 class DecoderBlock(nn.Module):
     """`prefill`, `decode`: the block's layers, each with its own past; then the norm, if last.
 
-    Where attention is calibrated, bias [1, 1, 1, T] comes before the pasts. `prefill` then takes
-    what is added to the output of each of the layers `levels`, counted in the block, [1, S, C].
+    cos and sin are the first of the rotary tables that these layers use; the others follow the
+    position, two each. Where attention is calibrated, bias [1, 1, 1, T] comes before the pasts.
+    `prefill` then takes what is added to the output of each of the layers `levels`, counted in the
+    block, [1, S, C].
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], norm: nn.Module | None, levels: Sequence[int] = ()
+        self, layers: Sequence[Any], norm: nn.Module | None, levels: Sequence[int] = ()
     ) -> None:
         super().__init__()
-        self.layers, self.norm, self.levels = nn.ModuleList(layers), norm, tuple(levels)
+        self.layers: Any = nn.ModuleList(layers)
+        self.norm, self.levels = norm, tuple(levels)
+        self.tables = sorted({layer.numbers.table for layer in layers})
 
     def forward(
         self,
@@ -146,26 +151,38 @@ class DecoderBlock(nn.Module):
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
         further, past = rest[: -2 * len(self.layers)], rest[-2 * len(self.layers) :]
+        first = 2 * len(self.tables) - 2
+        tables, further = (cos, sin, *further[:first]), further[first:]
         bias = next((x for x in further if x.dim() != 3), None)
         added = dict(zip(self.levels, (x for x in further if x.dim() == 3), strict=False))
         present: list[Tensor] = []
         for index, layer in enumerate(self.layers):
+            at = 2 * self.tables.index(layer.numbers.table)
             key, value = past[2 * index : 2 * index + 2]
-            hidden, key, value = layer(hidden, cos, sin, mask, position, key, value, bias)
+            turned = tables[at : at + 2]
+            hidden, key, value = layer(hidden, *turned, mask, position, key, value, bias)
             hidden = hidden + added[index] if index in added else hidden
             present += [key, value]
         return (hidden if self.norm is None else self.norm(hidden), *present)
 
 
 class HeadBlock(nn.Module):
-    """`logits`, `check`: hidden [1, n, C] -> logits [n, rows] of this block's rows of the words."""
+    """`logits`, `check`: hidden [1, n, C] -> logits [n, rows] of this block's rows of the words.
 
-    def __init__(self, matrix: Tensor, rows: tuple[int, int]) -> None:
+    `softcap` is their bound; 0 is none.
+    """
+
+    def __init__(self, matrix: Tensor, rows: tuple[int, int], softcap: float = 0.0) -> None:
         super().__init__()
         self.rows = nn.Parameter(matrix.detach()[rows[0] : rows[1]], requires_grad=False)  # a view
+        self.softcap = softcap
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        return f"softcap={self.softcap}"
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return torch.nn.functional.linear(hidden[0], self.rows)
+        return capped(torch.nn.functional.linear(hidden[0], self.rows), self.softcap)
 
 
 class TextBlock(nn.Module):
@@ -226,7 +243,7 @@ def _decoder(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -
 
 
 def _head(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
-    return HeadBlock(parts.head, block.span)
+    return HeadBlock(parts.head, block.span, parts.logit_softcap)
 
 
 # What makes the module of a block, by its stage.

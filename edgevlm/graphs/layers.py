@@ -160,16 +160,26 @@ class LayerNumbers:
         norm_offset: Added to the weights of its norms.
         head_norms: Whether queries and keys are normed head by head, before they are rotated.
         rotary: Whether queries and keys are rotated; a layer without sees no positions (NoPE).
-        query_scale: Factor of queries, and so of scores, beside 1 / sqrt(D).
+        score_scale: Factor of attention scores beside 1 / sqrt(D).
         residual_scale: Factor of what attention and MLP add to their input.
+        added_norms: Whether what attention and MLP add to their input is normed too.
+        table: Which of the rotary tables turns queries and keys.
+        softcap: Bound of attention scores; 0 is none.
+        window: Most rows before a token, its own included, that it sees; 0 is all of them.
+        causal: Whether no token sees a later one; else a mask says which.
     """
 
     input_scale: float = 1.0
     norm_offset: float = 0.0
     head_norms: bool = False
     rotary: bool = True
-    query_scale: float = 1.0
+    score_scale: float = 1.0
     residual_scale: float = 1.0
+    added_norms: bool = False
+    table: int = 0
+    softcap: float = 0.0
+    window: int = 0
+    causal: bool = True
 
 
 class DecoderLayer(nn.Module):
@@ -203,16 +213,24 @@ class DecoderLayer(nn.Module):
         value_cache: Tensor,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x, attn = scaled(x, self.numbers.input_scale), self.layer.self_attn
-        h = rms_norm(self.layer.input_layernorm, x, self.numbers.norm_offset)
+        x, attn, numbers = scaled(x, self.numbers.input_scale), self.layer.self_attn, self.numbers
+        h = rms_norm(self.layer.input_layernorm, x, numbers.norm_offset)
         query, key = self.queries(h, cos, sin), self.keys(h, cos, sin)
         mixed, key, value = attention_kv(
-            query, key, attn.v_proj(h), key_cache, value_cache, mask, position, self.heads, bias
-        )
-        scale, offset = self.numbers.residual_scale, self.numbers.norm_offset
-        x = x + scaled(attn.o_proj(mixed), scale)
-        fed = self.layer.mlp(rms_norm(self.layer.post_attention_layernorm, x, offset))
-        return x + scaled(fed, scale), key, value
+            query, key, attn.v_proj(h), key_cache, value_cache, mask, position, self.heads, bias,
+            scale=numbers.score_scale, softcap=numbers.softcap, window=numbers.window,
+            causal=numbers.causal or x.shape[1] == 1,
+        )  # fmt: skip
+        x = x + self._added(attn.o_proj(mixed), "post_attention_layernorm")
+        name = "pre_feedforward_layernorm" if numbers.added_norms else "post_attention_layernorm"
+        fed = self.layer.mlp(rms_norm(getattr(self.layer, name), x, numbers.norm_offset))
+        return x + self._added(fed, "post_feedforward_layernorm"), key, value
+
+    def _added(self, x: Tensor, norm: str) -> Tensor:
+        """What attention or MLP adds to its input, normed where this layer has such norms."""
+        if self.numbers.added_norms:
+            x = rms_norm(getattr(self.layer, norm), x, self.numbers.norm_offset)
+        return scaled(x, self.numbers.residual_scale)
 
     def normed(self, x: Tensor) -> Tensor:
         """What the projections take: the layer's input [1, S, C] after its first norm."""
@@ -223,8 +241,7 @@ class DecoderLayer(nn.Module):
     def queries(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries as attention takes them, [1, S, H*D]."""
         attn = self.layer.self_attn
-        query = self._turned(attn.q_proj(normed), "q_norm", cos, sin, self.heads)
-        return scaled(query, self.numbers.query_scale)
+        return self._turned(attn.q_proj(normed), "q_norm", cos, sin, self.heads)
 
     def keys(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Keys as the cache holds them, [1, S, G*D]."""
@@ -235,7 +252,8 @@ class DecoderLayer(nn.Module):
         if self.numbers.head_norms:
             # Each head is a row: targets take three dimensions.
             by_head = x.reshape(1, x.shape[1] * heads, -1)  # [1, S*heads, D]
-            x = rms_norm(getattr(self.layer.self_attn, norm), by_head).reshape(x.shape)
+            norms, offset = self.layer.self_attn, self.numbers.norm_offset
+            x = rms_norm(getattr(norms, norm), by_head, offset).reshape(x.shape)
         return rotary(x, cos, sin, heads) if self.numbers.rotary else x
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.host import LEVELS, Rope
 from edgevlm.graphs.layers import LayerNumbers, scaled
+from edgevlm.graphs.ops import capped
 from edgevlm.graphs.pruning import Pruning
 
 
@@ -84,23 +85,32 @@ class DecoderSpec:
         width: Channels of a token: C.
         caches: The cache of each layer, in order.
         layers: What each layer computes beside Llama's, in order.
-        rope: Inverse frequencies and scaling of the rotary tables.
+        ropes: Inverse frequencies and scaling of the rotary tables; `LayerNumbers.table` counts
+            them.
         table_scale: Factor of a row of the embedding table; visual tokens have none.
         max_positions: The most positions that the model was made for.
-        window: The fewest rows, its own included, that a token of any layer sees (sliding window);
-            None where each sees all before it.
+        window: The fewest rows that the model's own cache keeps, where no mask says so; else None.
         levels: Layers to whose output the features of each of `EncoderParts.levels` are added, at
             the rows of visual tokens.
+        mask: Who sees whom in a prompt, see `bundle.host.MASKS`.
+        first_position: Position of the first token.
     """
 
     width: int
     caches: tuple[CacheSpec, ...]
     layers: tuple[LayerNumbers, ...]
-    rope: Rope
+    ropes: tuple[Rope, ...]
     table_scale: float
     max_positions: int
     window: int | None = None
     levels: tuple[int, ...] = ()
+    mask: str = "causal"
+    first_position: int = 0
+
+    @property
+    def rope(self) -> Rope:
+        """The first rotary table; the others have as many axes."""
+        return self.ropes[0]
 
     @property
     def most_rows(self) -> tuple[int, str]:
@@ -110,6 +120,19 @@ class DecoderSpec:
                 f"sliding window of {self.window} tokens, beyond which it hides earlier ones"
             )
         return self.max_positions, f"{self.max_positions} positions"
+
+    def beside_causal(self, context: int) -> str:
+        """What its layers do beside causal attention with one rotary table; empty for nothing.
+
+        Args:
+            context: Rows of the cache.
+        """
+        windows = [layer.window for layer in self.layers if 0 < layer.window < context]
+        if self.mask != "causal":
+            return "tokens of a picture or prompt see each other both ways"
+        if len(self.ropes) > 1:
+            return f"layers have {len(self.ropes)} rotary tables"
+        return f"some layers see {min(windows)} tokens of {context}" if windows else ""
 
 
 @dataclass(frozen=True)
@@ -159,6 +182,8 @@ class DecoderParts:
         language_model: The model's own decoder, which parity compares with.
         level_inputs: What it takes where features are added behind layers: which rows are visual,
             bool [1, n], and levels f32 [L, k, C] -> arguments by name.
+        own_inputs: The group of each row i64 [1, S], whose rows see each other (-1 is none) -> what
+            the model's own decoder, and the whole model, takes to make its masks.
     """
 
     spec: DecoderSpec
@@ -166,6 +191,7 @@ class DecoderParts:
     norm: nn.Module
     language_model: nn.Module
     level_inputs: Callable[[Tensor, Tensor], dict[str, Any]] = lambda visual, levels: {}
+    own_inputs: Callable[[Tensor], dict[str, Tensor]] = lambda groups: {}
 
     def own(
         self,
@@ -175,6 +201,7 @@ class DecoderParts:
         mask: Tensor | None = None,
         levels: NDArray[Any] | None = None,
         visual: Sequence[int] = (),
+        groups: NDArray[Any] | None = None,
     ) -> Any:
         """transformers' output for rows behind those of its cache.
 
@@ -185,20 +212,30 @@ class DecoderParts:
             mask: Additive, f32 [1, 1, n, T]; without one it makes its own.
             levels: Features of further levels for each visual row, f32 [L, k, C]; None for none.
             visual: The visual rows, k of them.
+            groups: The group of each row [n], see `own_inputs`; None where none has one.
         """
-        further: dict[str, Any] = {}
+        further: dict[str, Any] = {"attention_mask": mask}
+        if groups is not None:
+            further = self.masking(len(rows), groups)
         if levels is not None and len(visual):
             chosen = torch.zeros(1, len(rows), dtype=torch.bool)
             chosen[0, list(visual)] = True
-            further = self.level_inputs(chosen, torch.from_numpy(levels))
+            further |= self.level_inputs(chosen, torch.from_numpy(levels))
         return self.language_model(
             inputs_embeds=torch.from_numpy(rows)[None],
             position_ids=position_ids(positions),
-            attention_mask=mask,
             cache=cache,
             use_cache=True,
             **further,
         )
+
+    def masking(self, rows: int, groups: NDArray[Any] | None) -> dict[str, Tensor]:
+        """What the model's own forward makes the masks of a first turn of."""
+        # Without a mask, transformers takes positions with gaps for several sequences in one.
+        masks = {"attention_mask": torch.ones(1, rows, dtype=torch.long)}
+        if groups is not None:
+            masks |= self.own_inputs(torch.from_numpy(groups)[None].long())
+        return masks
 
 
 @dataclass(frozen=True)
@@ -212,6 +249,7 @@ class ModelParts:
         decoder: The language decoder.
         table: Matrices whose rows make the embedding table, in order, without `table_scale`.
         head: Output matrix [V, C]; the same tensor as `table[0]` where the two are tied.
+        logit_softcap: Bound of the scores of words; 0 is none.
         pruning: Numbers of a method of site `decoder`, or None.
     """
 
@@ -220,6 +258,7 @@ class ModelParts:
     decoder: DecoderParts
     table: tuple[Tensor, ...]
     head: Tensor
+    logit_softcap: float = 0.0
     pruning: Pruning | None = None
 
     @property
@@ -238,6 +277,10 @@ class ModelParts:
         """Rows of the whole table as the decoder takes them, [rows, C]."""
         table = self.table[0] if len(self.table) == 1 else torch.cat(self.table)
         return scaled(table, self.decoder.spec.table_scale)
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Scores of the words [n, V] for rows [n, C] after the last norm."""
+        return capped(torch.nn.functional.linear(hidden, self.head), self.logit_softcap)
 
     def word(self, token: int) -> Tensor:
         """The row of a word as the decoder takes it, [1, 1, C]."""

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevlm.graphs.layers import DecoderLayer
+from edgevlm.graphs.ops import capped
 from edgevlm.graphs.selection import marked, marked_indices
 
 
@@ -137,8 +138,10 @@ class Look:
 
     def scores(self, rows: Tensor) -> Tensor:
         """Scores of some rows i64 [R] for all rows, -1e4 after each: f32 [heads, R, s]."""
+        numbers = self.layer.numbers
         queries = self.queries(rows)
-        scores = queries * queries.shape[-1] ** -0.5 @ self.keys().transpose(1, 2)
+        scale = numbers.score_scale * queries.shape[-1] ** -0.5
+        scores = capped(queries * scale @ self.keys().transpose(1, 2), numbers.softcap)
         return torch.where(self.rows > rows.unsqueeze(1), -1e4, scores)
 
     def attention(self, rows: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ class Description:
             placeholder; empty where it is.
         content_type: `image` or `video`, as the chat template calls it.
         chat_template: Template that replaces the checkpoint's, or None.
+        chats: Whether there are first turns without a picture, and further turns.
         processor_tokens: Tokens that the checkpoint's own processor writes for an image, where they
             are not as many as in `full_image`; 0 where they are.
     """
@@ -83,6 +84,7 @@ class Description:
     placeholder: str
     content_type: str = "image"
     chat_template: str | None = None
+    chats: bool = True
     processor_tokens: int = 0
     visual_token: str = ""
 

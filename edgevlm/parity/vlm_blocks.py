@@ -67,7 +67,13 @@ class VlmBlocks:
         reduced = {name: array[None] for name, array in outputs}
         image = Visual.of(reduced, times, float(len(times)))
         return assemble(
-            plan, plan.host.layout.prompt, self.table, self.tokenizer, QUESTION, [image], 0
+            plan,
+            plan.host.layout.prompt,
+            self.table,
+            self.tokenizer,
+            QUESTION,
+            [image],
+            plan.host.first_position,
         )
 
     def reduce(self, pixels: Array) -> Reduced:

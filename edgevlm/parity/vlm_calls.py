@@ -17,7 +17,9 @@ from edgevlm.parity.compare import Array
 from edgevlm.runtimes.loops.sequence import (
     PromptRows,
     added_rows,
+    call_rows,
     causal_mask,
+    every_table,
     prompt_state,
     rotary_tables,
     text_positions,
@@ -63,12 +65,15 @@ def _chunked(
     bias = None
     if prompt.bias is not None:
         bias = np.pad(prompt.bias, (0, plan.host.kv.tokens - length))
-    for first in range(0, length, chunk):
-        rows = prompt.rows[first : first + chunk]
-        call = _call(plan, "prefill", chunk, first, rows, prompt.positions[first:], bias)
+    first = 0
+    while first < length:
+        span = slice(first, first + call_rows(prompt.groups, first, min(chunk, length - first)))
+        rows, groups = prompt.rows[span], None if prompt.groups is None else prompt.groups[span]
+        call = _call(plan, "prefill", chunk, first, rows, prompt.positions[span], bias, groups)
         call.values |= added_rows(plan, prompt, first, chunk)
-        call.head_row = len(rows) - 1 if first + len(rows) == length else None
+        call.head_row = len(rows) - 1 if span.stop == length else None
         yield call
+        first = span.stop
     if check and length + check <= plan.host.kv.tokens:
         yield _call(plan, "check", check, length, answer[:check], positions, bias)
     for index in range(len(answer)):
@@ -86,18 +91,18 @@ def _call(
     rows: Array,
     positions: Array,
     bias: Array | None,
+    groups: Array | None = None,
 ) -> DecoderCall:
     """A call of `size` rows, of which these are the first and the others nothing."""
     count = len(rows)
     hidden = np.zeros((1, size, rows.shape[1]), np.float32)
     padded = np.zeros((size, positions.shape[1]), np.int32)
     hidden[0, :count], padded[:count] = rows, positions[:count]
-    cos, sin = rotary_tables(plan, padded)
+    tables = every_table(plan, padded)
     values = {
         "hidden": hidden,
-        "cos": cos[None],
-        "sin": sin[None],
-        "mask": causal_mask(first, size, plan.host.kv.tokens),
+        **{name: table[None] for name, table in tables.items()},
+        "mask": causal_mask(first, size, plan.host.kv.tokens, groups),
         "position": np.asarray([first], np.int32),
     }
     if bias is not None:

@@ -93,10 +93,10 @@ def _answer(
             mask = torch.from_numpy(causal_mask(length, len(piece.rows), len(bias)) + bias)
         length += len(piece.rows)
         outputs = parts.decoder.own(
-            piece.rows, piece.positions, cache, mask, piece.levels, piece.visual
+            piece.rows, piece.positions, cache, mask, piece.levels, piece.visual, piece.groups
         )
         cache = outputs.cache
-        scores = torch.nn.functional.linear(outputs.last_hidden_state[:, -1], parts.head)
+        scores = parts.scores(outputs.last_hidden_state[:, -1])
         logits.append(scores[0].numpy())
         tokens.append(int(scores.argmax()))
         piece = text_rows(plan, parts.word(tokens[-1])[0].numpy(), piece.next)
@@ -115,7 +115,7 @@ def pruned_answer(
     tokens, logits = list[int](), []
     for step in range(steps):
         hidden, *cache = decoder(*inputs, *cache)
-        scores = torch.nn.functional.linear(hidden[:, 0], parts.head)
+        scores = parts.scores(hidden[:, 0])
         logits.append(scores[0].numpy())
         tokens.append(int(scores.argmax()))
         positions = text_positions(plan, prompt.next + step, 1)

@@ -14,30 +14,42 @@ QUESTION_TOKENS = 32
 CHUNK_TOKENS = 256
 
 
-def chunk_tokens(recipe: Recipe, prompt: int, single_call: bool) -> int:
+def chunk_tokens(recipe: Recipe, prompt: int, single_call: bool, picture: int = 0) -> int:
     """Tokens of a `prefill` call: the recipe's, or few calls of equal length, a multiple of 8.
 
     Args:
         recipe: What is asked for.
         prompt: Tokens of a first turn with one image and an empty question.
         single_call: Whether a prompt must be one call.
+        picture: Visual tokens that one call must take, since they see each other.
 
     Raises:
-        PlanError: If the recipe's chunk does not hold a prompt that must be one call.
+        PlanError: If the recipe's chunk does not hold what must be one call.
     """
     tokens = prompt + QUESTION_TOKENS
-    calls = 1 if single_call else -(-tokens // CHUNK_TOKENS)
+    calls = 1 if single_call or picture else -(-tokens // CHUNK_TOKENS)
     chunk = recipe.chunk or -(-tokens // (calls * 8)) * 8
     if single_call and chunk <= prompt:
         raise PlanError(
-            f"chunk {chunk} is too short: with pruning in the decoder a prompt is one call, and"
-            f" one image and the chat format take {prompt} tokens; give a larger --chunk"
+            f"chunk {chunk} is too short: with pruning in the decoder, or tokens that see later"
+            f" ones, a prompt is one call, and one image and the chat format take {prompt} tokens;"
+            " give a larger --chunk"
+        )
+    if chunk < picture:
+        raise PlanError(
+            f"chunk {chunk} is too short: the {picture} visual tokens of a picture see each other,"
+            " so that one call takes them; give a larger --chunk"
         )
     return chunk
 
 
 def context_tokens(
-    recipe: Recipe, prompt: int, chunk: int, decoder: DecoderSpec, single_call: bool
+    recipe: Recipe,
+    prompt: int,
+    chunk: int,
+    decoder: DecoderSpec,
+    single_call: bool,
+    picture: int = 0,
 ) -> int:
     """Tokens of the cache: the recipe's or a default, rounded to whole chunks.
 
@@ -49,9 +61,11 @@ def context_tokens(
     """
     most, limit = decoder.most_rows
     needed = prompt + 1
+    if picture and chunk < prompt + QUESTION_TOKENS:
+        needed = prompt + chunk  # a call may end early, before a picture
     if recipe.speculate:
         needed += QUESTION_TOKENS + recipe.speculate
-    context = recipe.context or min(prompt + ROOM_TOKENS, most)
+    context = recipe.context or min(max(prompt + ROOM_TOKENS, needed + 1), most)
     if context > most:
         raise PlanError(
             f"context {context} is more than the model's {limit}; give --context {most} or less"
@@ -75,3 +89,29 @@ def context_tokens(
     if rounded <= needed:
         raise PlanError(f"chunk {chunk} does not fit the model's {limit}; give a smaller one")
     return rounded
+
+
+def check_layers(decoder: DecoderSpec, inside: str, chunk: int, context: int) -> None:
+    """Refuse what the layers of a decoder do not go with.
+
+    Args:
+        decoder: Its numbers.
+        inside: What makes masks or drops rows inside it; empty if nothing does.
+        chunk: Rows of a `prefill` call.
+        context: Rows of the cache.
+
+    Raises:
+        PlanError: Saying what to leave out, or to change.
+    """
+    beside = decoder.beside_causal(context)
+    if inside and beside:
+        raise PlanError(
+            f"{inside} needs a language model whose tokens see all before them and none after, and"
+            f" in this one {beside}; leave it out"
+        )
+    window = min((layer.window for layer in decoder.layers if layer.window), default=chunk)
+    if decoder.mask == "prefix" and window < chunk:
+        raise PlanError(
+            f"all tokens of a prompt see each other, and layers with a window of {window} tokens"
+            f" cannot say so for a call of {chunk}; give fewer --tokens or a --chunk of {window}"
+        )

@@ -60,18 +60,17 @@ def make_layout(
     image = description.reduced_image if reduced else description.full_image
     shown = _image_parts(image, speller.placeholder, speller.vocabulary)
     outer = _marked(before, prompts.trim), _marked(after, prompts.trim)
-    plain, whole = _marked(prompts.plain, prompts.trim), [*outer[0], *shown, *outer[1]]
+    whole = [*outer[0], *shown, *outer[1]]
     items = _items(whole, speller)
     at = next(index for index, (inside, _) in enumerate(items) if inside)
     outside = [item for inside, item in items if not inside]
     layout = Layout(
         prompt=_started(_text(whole), [*outside[:at], LayoutItem("image"), *outside[at:]], speller),
         image=_merged([item for inside, item in items if inside]),
-        text=_started(prompts.plain, [item for _, item in _items(plain, speller)], speller),
+        text=(),
         turn=(),
     )
     _check(whole, layout.prompt, layout, 1, speller)
-    _check(plain, layout.text, layout, 0, speller)
     if prompts.between is None:
         layout = replace(layout, one_image=True)
     else:
@@ -79,7 +78,12 @@ def make_layout(
         layout = replace(layout, between=_between(_items(two, speller)))
         if not any(item.kind in ("timestamp", "duration") for item in layout.image):
             _check(two, layout.prompt, layout, 2, speller)
-    return replace(layout, turn=_further(prompts, speller))
+    if not description.chats:
+        return layout
+    plain = _marked(prompts.plain, prompts.trim)
+    text = _started(prompts.plain, [item for _, item in _items(plain, speller)], speller)
+    _check(plain, text, layout, 0, speller)
+    return replace(layout, text=text, turn=_further(prompts, speller))
 
 
 def _between(items: Sequence[tuple[bool, LayoutItem]]) -> tuple[LayoutItem, ...]:

@@ -101,7 +101,7 @@ def choose_decoder_method(
         )
     counts = method.plan(tokens, len(decoder.caches))
     whole = method.plan_whole(tokens, len(decoder.caches))
-    pruning = Pruning(method, counts, tokens, decoder.rope.inverse_frequencies, whole)
+    pruning = Pruning(method, counts, tokens, decoder.ropes[0].inverse_frequencies, whole)
     return pruning, (SiteTokens("decoder", choice.name, tokens, counts[-1]),)
 
 

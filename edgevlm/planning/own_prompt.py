@@ -76,7 +76,9 @@ def compare_prompts(
         description.processor_tokens or _count(description.full_image),
         _clip(description),
     )
-    prompts = [(0, speller.ids(_text(description, processor, images=0)))]
+    prompts = []
+    if description.chats:
+        prompts.append((0, speller.ids(_text(description, processor, images=0))))
     count = expected
     if description.image.frames == 1 or takes_clips(processor):
         ids = processor_ids(description, processor, options, speller, picture, clip)

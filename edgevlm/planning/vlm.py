@@ -32,7 +32,7 @@ from edgevlm.models.family import Description
 from edgevlm.models.processor import load_processor, load_tokenizer, stop_ids
 from edgevlm.models.speller import Speller
 from edgevlm.planning.blocks import Stored, encoder_shape
-from edgevlm.planning.calls import chunk_tokens, context_tokens
+from edgevlm.planning.calls import check_layers, chunk_tokens, context_tokens
 from edgevlm.planning.layout import make_layout
 from edgevlm.planning.methods import (
     check_signals,
@@ -81,6 +81,13 @@ class ChosenMethods:
         if pruning is None:
             return ()
         return tuple(pruning.entering(layer) for layer in range(len(pruning.counts) + 1))
+
+    @property
+    def inside(self) -> str:
+        """What makes masks or drops rows inside the decoder, by name; empty if nothing does."""
+        if self.pruning is not None:
+            return f"{self.sites[-1].method} at site decoder"
+        return "calibrate=size" if getattr(self.tokens, "calibrate", False) else ""
 
     @property
     def passed_on(self) -> tuple[str, ...]:
@@ -177,7 +184,10 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
         calibrated=bool(getattr(methods.tokens, "calibrate", False)),
         layout=layout,
         embedding=embedding,
-        rope=description.decoder.rope,
+        ropes=description.decoder.ropes,
+        layer_ropes=tuple(layer.table for layer in description.decoder.layers),
+        first_position=description.decoder.first_position,
+        mask=description.decoder.mask,
         kv=kv,
         entering=methods.entering,
         carried="" if methods.pruning is None else methods.pruning.carried,
@@ -309,11 +319,13 @@ def _calls(
     layout: Layout,
 ) -> tuple[int, KVCache]:
     """Rows of a `prefill` call, and the cache."""
-    pruning, layers = methods.pruning, len(decoder.caches)
-    prompt = layout.prompt_tokens(methods.reduction.tokens_out)
-    single_call = pruning is not None
-    chunk = chunk_tokens(recipe, prompt, single_call)
-    context = context_tokens(recipe, prompt, chunk, decoder, single_call)
+    pruning, layers, visual = methods.pruning, len(decoder.caches), methods.reduction.tokens_out
+    prompt = layout.prompt_tokens(visual)
+    single_call = pruning is not None or decoder.mask == "prefix"
+    picture = visual if decoder.mask == "pictures" else 0
+    chunk = chunk_tokens(recipe, prompt, single_call, picture)
+    context = context_tokens(recipe, prompt, chunk, decoder, single_call, picture)
+    check_layers(decoder, methods.inside, chunk, context)
     cache = _one_cache(decoder.caches)
     return chunk, KVCache(
         form=target.kv_form,

@@ -77,9 +77,9 @@ class AskedPicture:
             planned.speller.bundled,
             self.question,
             [visual],
-            0,
+            planned.plan.host.first_position,
         )
-        states = parts.decoder.own(rows.rows, rows.positions).last_hidden_state
+        states = parts.decoder.own(rows.rows, rows.positions, groups=rows.groups).last_hidden_state
         last: Tensor = states[0, -1]
         return last
 

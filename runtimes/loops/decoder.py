@@ -20,9 +20,10 @@ from edgevlm.runtimes.loops.buffers import Array, bind
 from edgevlm.runtimes.loops.sequence import (
     PromptRows,
     added_rows,
+    call_rows,
     causal_mask,
+    every_table,
     prompt_state,
-    rotary_tables,
     text_positions,
 )
 
@@ -51,7 +52,8 @@ class DecoderLoop:
         self._begin()
 
     def _begin(self) -> None:
-        self.length, self.position, self.pruned, self._plain = 0, 0, 0, True
+        self.length, self.position = 0, self.plan.host.first_position
+        self.pruned, self._plain = 0, True
         for arrays in self.arrays.steps.values():
             if "bias" in arrays:
                 arrays["bias"][:] = 0.0
@@ -65,19 +67,28 @@ class DecoderLoop:
         """The rows of a prompt without a prefix that the cache holds from the conversation before.
 
         So a system prompt and a repeated image are computed once.
+
+        Raises:
+            InputError: If no call takes all of the rows that see each other.
         """
-        kv = self.plan.host.kv
+        kv, groups = self.plan.host.kv, prompt.groups
+        self._calls(self.length, len(prompt.rows), groups, _chunked(prompt))
         if self.length or prompt.bias is not None or kv.gone:
             return prompt
         marks = _marks(prompt.rows, prompt.positions)
         most = min(len(marks) - 1, kv.tokens - self.plan.host.chunk, self._marked)
         shared = zip(marks[: max(0, most)], self._marks, strict=False)
-        count = len(list(takewhile(lambda pair: pair[0] == pair[1], shared)))
+        count = call_rows(groups, 0, len(list(takewhile(lambda pair: pair[0] == pair[1], shared))))
         if prompt.levels is not None and count <= prompt.visual[-1]:
             count -= count % self.plan.host.chunk  # the calls up to the last visual row are whole
+        left = prompt.after(count)
+        try:
+            self._calls(count, len(left.rows), left.groups, _chunked(left))
+        except InputError:  # from that row on; the whole prompt fits
+            return prompt
         if count:
             self.length = count
-        return prompt.after(count)
+        return left
 
     def prefill(self, prompt: PromptRows) -> None:
         """Write rows into the cache: in chunks, and one by one where that is less work."""
@@ -91,8 +102,7 @@ class DecoderLoop:
             self._plain = False
             for arrays in self.arrays.steps.values():
                 arrays["bias"][..., self.length : self.length + count] = prompt.bias
-        # Only `prefill` adds the levels of visual rows.
-        calls = self._calls(count, 0 if prompt.levels is None else prompt.visual[-1] + 1)
+        calls = self._calls(self.length, count, prompt.groups, _chunked(prompt))
         self.blocks.expect("prefill", sum(name == "prefill" for name, _ in calls))
         for name, rows in calls:
             part = slice(done, done + rows)
@@ -100,15 +110,21 @@ class DecoderLoop:
                 size = self.plan.host.chunk
                 for key, values in added_rows(self.plan, prompt, done, size).items():
                     self.arrays.steps[name][key][:] = values
-            self.run(name, prompt.rows[part], prompt.positions[part])
+            groups = None if prompt.groups is None else prompt.groups[part]
+            self.run(name, prompt.rows[part], prompt.positions[part], groups=groups)
             self._append(prompt.rows[part], prompt.positions[part])
             done += rows
         self.position = prompt.next
 
-    def _calls(self, count: int, chunked: int = 0) -> list[tuple[str, int]]:
-        """Calls (function, rows) that write `count` rows, the largest first.
+    def _calls(
+        self, length: int, count: int, groups: Array | None, chunked: int = 0
+    ) -> list[tuple[str, int]]:
+        """Calls (function, rows) that write `count` rows behind `length`, the largest first.
 
         The first `chunked` rows go by `prefill`.
+
+        Raises:
+            InputError: If no call takes all of the rows that see each other.
         """
         host, calls, done = self.plan.host, list[tuple[str, int]](), 0
         check = host.check if self.blocks.keeps_all else 0
@@ -118,12 +134,20 @@ class DecoderLoop:
         # as two tokens.
         few = host.chunk // (4 if check else 32)
         while done < count:
-            remaining, room = count - done, host.kv.tokens - self.length - done
-            large = remaining > few or done < chunked
+            room = host.kv.tokens - length - done
+            rows = call_rows(groups, done, min(host.chunk, count - done))
+            grouped = groups is not None and bool((groups[done : done + max(rows, 1)] >= 0).any())
+            large = rows > (0 if grouped or done < chunked else few)
             if large and host.chunk <= room and not host.kv.gone:
-                calls.append(("prefill", min(host.chunk, remaining)))
-            elif remaining > 1 and check and check <= room:
-                calls.append(("check", min(check, remaining)))
+                calls.append(("prefill", rows))
+            elif groups is not None and grouped:
+                raise InputError(
+                    f"{np.bincount(groups[groups >= 0]).max()} tokens of the prompt see each other,"
+                    f" and a call takes {host.chunk} rows, from row {length + done} of the"
+                    f" {host.kv.tokens} of the context; export with a larger --chunk or --context"
+                )
+            elif rows > 1 and check and check <= room:
+                calls.append(("check", min(check, rows)))
             else:
                 calls.append(("decode", 1))
             done += calls[-1][1]
@@ -177,20 +201,27 @@ class DecoderLoop:
             self._marked = min(self._marked, self.length)
         self.length += count
 
-    def run(self, name: str, rows: Array, positions: Array, skipped: range = range(0)) -> None:
+    def run(
+        self,
+        name: str,
+        rows: Array,
+        positions: Array,
+        skipped: range = range(0),
+        groups: Array | None = None,
+    ) -> None:
         """Run rows through the decoder, except `skipped` blocks; they are written at `length`."""
         arrays = self.arrays.steps[name]
         count = len(rows)
         arrays["hidden"][0, :count] = rows
-        for key, table in zip(("cos", "sin"), rotary_tables(self.plan, positions), strict=True):
-            if key in arrays:  # not where no layer reads positions
+        for key, table in every_table(self.plan, positions).items():
+            if key in arrays:  # not where no layer reads it
                 arrays[key][0, :count] = table
         for key, number in (("position", self.length), ("pruned", self.pruned)):
             if key in arrays:
                 arrays[key][0] = number
         if "mask" in arrays:
             size = arrays["mask"].shape
-            arrays["mask"][:] = causal_mask(self.length, size[2], size[3])
+            arrays["mask"][:] = causal_mask(self.length, size[2], size[3], groups)
         written = 0  # block whose input array has the rows
         for index, block in enumerate(self.plan.stage("decoder")):
             if index in skipped:
@@ -201,6 +232,11 @@ class DecoderLoop:
             self.blocks.run(block.name, name)
             written = index + 1
         self.arrays.last[0, 0] = arrays["result"][0, count - 1]
+
+
+def _chunked(prompt: PromptRows) -> int:
+    """Rows that `prefill` has to take: it alone adds the levels of visual rows."""
+    return 0 if prompt.levels is None else prompt.visual[-1] + 1
 
 
 def _marks(rows: Array, positions: Array) -> list[int]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgevlm.bundle.host import LEVELS, LayoutItem
+from edgevlm.bundle.kinds.shared.decoder import rotary_inputs
 from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.runtimes.loops.spelling import Slot, Visual, spell
 from edgevlm.runtimes.loops.tables import Table
@@ -37,6 +38,8 @@ class PromptRows:
         ids: The token of each row, -1 for a visual one.
         signal: The encoder's, for each visual row, where a method inside the decoder needs it.
         levels: Features of further levels of the encoder, for each visual row, [L, k, C].
+        groups: The group of each row [n]: rows of one group see each other, those of none (-1) see
+            what is before them; None says that no row has one.
     """
 
     rows: Floats
@@ -47,15 +50,17 @@ class PromptRows:
     ids: tuple[int, ...] = ()
     signal: Floats | None = None
     levels: Floats | None = None
+    groups: Integers | None = None
 
     def after(self, count: int) -> PromptRows:
         """What follows the first rows of a prompt without a bias or a signal."""
         visual = tuple(row - count for row in self.visual if row >= count)
         rows, positions = self.rows[count:], self.positions[count:]
+        groups = None if self.groups is None else self.groups[count:]
         levels, ids = None, self.ids[count:]
         if self.levels is not None and visual:
             levels = self.levels[:, -len(visual) :]
-        return PromptRows(rows, positions, self.next, visual, ids=ids, levels=levels)
+        return PromptRows(rows, positions, self.next, visual, ids=ids, levels=levels, groups=groups)
 
 
 def text_positions(plan: VlmPlan, first: int, count: int) -> Integers:
@@ -127,20 +132,29 @@ def assemble(
         tuple(token_ids),
         np.concatenate(signals) if signals else None,
         np.concatenate(levels, axis=1) if levels else None,
+        _groups(plan, np.asarray(token_ids) == -1),
     )
 
 
-def rotary_tables(plan: VlmPlan, positions: Integers) -> tuple[Floats, Floats]:
+def rotary_tables(plan: VlmPlan, positions: Integers, rope: int = 0) -> tuple[Floats, Floats]:
     """cos and sin [n, D] of rotary positions [n, axes], both halves equal.
 
-    In float32, as the model does. Each frequency turns by one axis.
+    In float32, as the model does. Each frequency turns by one axis. `rope` counts the tables.
     """
-    rope = plan.host.rope
-    frequencies = np.asarray(rope.inverse_frequencies, np.float32)
-    angles = positions.astype(np.float32)[:, list(rope.frequency_axes)] * frequencies[None]
+    table = plan.host.ropes[rope]
+    frequencies = np.asarray(table.inverse_frequencies, np.float32)
+    angles = positions.astype(np.float32)[:, list(table.frequency_axes)] * frequencies[None]
     angles = np.concatenate((angles, angles), axis=1)
-    scaling = np.float32(rope.scaling)
+    scaling = np.float32(table.scaling)
     return np.cos(angles) * scaling, np.sin(angles) * scaling
+
+
+def every_table(plan: VlmPlan, positions: Integers) -> dict[str, Floats]:
+    """All rotary tables [n, D] of positions, by the inputs that take them."""
+    made: dict[str, Floats] = {}
+    for rope in range(len(plan.host.ropes)):
+        made |= zip(rotary_inputs([rope]), rotary_tables(plan, positions, rope), strict=True)
+    return made
 
 
 def prompt_state(plan: VlmPlan, prompt: PromptRows) -> dict[str, NDArray[Any]]:
@@ -180,10 +194,48 @@ def added_rows(plan: VlmPlan, prompt: PromptRows, first: int, size: int) -> dict
     return {f"added_{name}": values[None] for name, values in zip(LEVELS, added, strict=False)}
 
 
-def causal_mask(first: int, rows: int, length: int) -> Floats:
-    """Additive mask [1, 1, rows, length]: 0 where a row may attend, -1e4 elsewhere."""
+def causal_mask(first: int, rows: int, length: int, groups: Integers | None = None) -> Floats:
+    """Additive mask [1, 1, rows, length]: 0 where a row may attend, -1e4 elsewhere.
+
+    Args:
+        first: Cache row of the first row.
+        rows: Rows of the call.
+        length: Rows of the cache.
+        groups: The group of each row of the prompt among them, see `PromptRows`.
+    """
     columns, lines = np.arange(length)[None], np.arange(first, first + rows)[:, None]
-    return np.where(columns <= lines, 0.0, -1e4).astype(np.float32)[None, None]
+    mask = np.where(columns <= lines, 0.0, -1e4).astype(np.float32)
+    if groups is not None:
+        count = len(groups)
+        together = (groups[:, None] == groups[None]) & (groups >= 0)
+        mask[:count, first : first + count][together] = 0.0
+    return mask[None, None]
+
+
+def call_rows(groups: Integers | None, first: int, most: int) -> int:
+    """Rows of a call from row `first` of a prompt on, of `most` that it may take.
+
+    No call ends inside a group, whose rows see each other; 0 where one is longer than that.
+    """
+    end = first + most
+    while groups is not None and first < end < len(groups) and _joined(groups, end):
+        end -= 1
+    return end - first
+
+
+def _joined(groups: Integers, row: int) -> bool:
+    """Whether a row and the one before it belong to one group."""
+    return bool(groups[row - 1] == groups[row] >= 0)
+
+
+def _groups(plan: VlmPlan, visual: NDArray[np.bool_]) -> Integers | None:
+    """The group of each row of a first turn, of which some are visual."""
+    if plan.host.mask == "causal":
+        return None
+    if plan.host.mask == "prefix":
+        return np.zeros(len(visual), np.int32)
+    starts = visual & ~np.concatenate(([False], visual[:-1]))
+    return np.where(visual, np.cumsum(starts) - 1, -1).astype(np.int32)
 
 
 def _visual_steps(plan: VlmPlan, slot: Slot) -> tuple[Integers, int]:

@@ -111,6 +111,11 @@ class TextLoop(VisionLoop):
         items = layout.turn if self.length else layout.prompt if encoded else layout.text
         if self.length and encoded:
             raise InputError("images belong to the first turn; start a new conversation")
+        if not items:
+            raise InputError(
+                "the model answers one question about a picture; give an image, and begin a new"
+                " conversation for another question"
+            )
         row_bytes = 4 * self.plan.host.kv.tokens * self.plan.host.embedding.columns
         claim(question, row_bytes, self.blocks.shortage)
         prompt = assemble(

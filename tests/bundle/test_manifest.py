@@ -69,7 +69,7 @@ def axes(**item):
     """An edit: positions of three axes, and a grid of the visual tokens."""
 
     def change(document):
-        document["host"]["rope"].update(sections=[2, 3, 3], interleaved=True)
+        document["host"]["ropes"][0].update(sections=[2, 3, 3], interleaved=True)
         document["host"]["layout"]["image"][1].update({"grid": [1, 8, 8], "span": 8} | item)
 
     return change
@@ -79,7 +79,7 @@ HUGE = 10**30
 EDITS = {
     # The document itself.
     "unknown key": (put("host.kv.layer", 2), "manifest.json.host.kv has an unknown key 'layer'; did you mean 'layers'?"),
-    "lacks a key": (lambda d: d["host"].pop("rope"), "manifest.json.host lacks the key 'rope'"),
+    "lacks a key": (lambda d: d["host"].pop("ropes"), "manifest.json.host lacks the key 'ropes'"),
     "wrong type": (put("host.chunk", "64"), "manifest.json.host.chunk must be an integer, got '64'"),
     "newer version": (put("format_version", 6), "format_version is 6, this edgevlm reads 5; export the model again"),
     "version of another type": (put("format_version", True), "format_version is True"),
@@ -120,12 +120,18 @@ EDITS = {
     "table dtype": (put("host.embedding.dtype", "bf16"), "host.embedding.dtype is 'bf16', known: f32"),
     "chunk": (put("host.chunk", 10**6), "host.chunk 1000000 is more than kv.tokens"),
     "vocabulary": (put("host.vocabulary", 5000), "host.vocabulary is more than embedding.rows"),
-    "frequencies": (put("host.rope.inverse_frequencies", [1.0]), "host.rope has 1 frequencies"),
-    "large float": (put("host.rope.scaling", 10**400), "host.rope.scaling must be a finite number"),
-    "sections": (put("host.rope.sections", [2, 3, 4]), "host.rope.sections is '[2, 3, 4]', expected two or more that make the 8 frequencies"),
-    "one section": (put("host.rope.sections", [8]), "host.rope.sections is '[8]'"),
-    "interleaved": (put("host.rope.interleaved", True), "host.rope is interleaved, expected sections too"),
+    "frequencies": (put("host.ropes.0.inverse_frequencies", [1.0]), "host.ropes[0] has 1 frequencies"),
+    "large float": (put("host.ropes.0.scaling", 10**400), "host.ropes[0].scaling must be a finite number"),
+    "sections": (put("host.ropes.0.sections", [2, 3, 4]), "host.ropes[0].sections is '[2, 3, 4]', expected two or more that make the 8 frequencies"),
+    "one section": (put("host.ropes.0.sections", [8]), "host.ropes[0].sections is '[8]'"),
+    "interleaved": (put("host.ropes.0.interleaved", True), "host.ropes[0] is interleaved, expected sections too"),
     "positions of axes": (axes(), "host.positions is 'contiguous', expected 'original' where a position has 3 axes"),
+    "no table": (put("host.ropes", []), "host.ropes is empty, expected a table at least"),
+    "table outside": (put("host.layer_ropes", [0, 1]), "host.layer_ropes is '[0, 1]' for 2 layers and 1 tables"),
+    "tables of other axes": (lambda d: d["host"]["ropes"].append(d["host"]["ropes"][0] | {"sections": [4, 4]}), "host.ropes[1] has 2 axes, and host.ropes[0] 1"),
+    "first position": (put("host.first_position", -1), "host.first_position is -1, expected 0 to 2^31"),
+    "mask": (put("host.mask", "none"), "host.mask is 'none', known: causal, pictures, prefix"),
+    "mask of a picture": (lambda d: (put("host.mask", "pictures")(d), put("host.chunk", 8)(d)), "host.mask is 'pictures', and a picture does not fit host.chunk rows"),
     # The sequence.
     "grid without axes": (put("host.layout.image.1.grid", [8, 8]), "host.layout.image[1] has a grid or a span, expected none"),
     "no grid": (axes(grid=[]), "host.layout.image[1].grid is '[]', expected 3 sides of 64 visual tokens"),
@@ -157,7 +163,8 @@ EDITS = {
     "unknown stage": (put("blocks.0.stage", "audio"), "block 'vision-0'.stage is 'audio', known: vision"),
     "one name twice": (put("blocks.1.name", "vision-0"), "block 'vision-0' must be named 'vision-1'"),
     "order": (lambda d: d["blocks"].reverse(), "must be named"),
-    "layers": (put("host.kv.layers", 3), "decoder-1.span ends at 2, expected 3"),
+    "layers": (put("host.kv.layers", 3), "host.layer_ropes is '[0, 0]' for 3 layers and 1 tables"),
+    "short decoder": (lambda d: (put("host.kv.layers", 3)(d), put("host.layer_ropes", [0, 0, 0])(d)), "decoder-1.span ends at 2, expected 3"),
     "overlap": (lambda d: d["blocks"][6].update(span=[0, 1]), "decoder-1.span is '[0, 1]', expected to begin at 1"),
     "empty block": (lambda d: d["blocks"][6].update(span=[1, 1]), "decoder-1.span is '[1, 1]'"),
     "many layers": (lambda d: d["blocks"][6].update(span=[1, 2**31]), "decoder-1.span ends at 2147483648"),
@@ -221,7 +228,7 @@ def test_numbers_that_json_does_not_have(bundle_copy, number):
 
 def test_a_float_beyond_floats(bundle_copy):
     path = replaced(bundle_copy, '"scaling": 1.0', '"scaling": 1e999')
-    assert refused(path) == "manifest.json.host.rope.scaling must be a finite number, got inf"
+    assert refused(path) == "manifest.json.host.ropes[0].scaling must be a finite number, got inf"
 
 
 def test_an_integer_of_many_digits(bundle_copy):

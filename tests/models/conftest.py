@@ -109,7 +109,8 @@ class Prompt:
             Visual(v, np.arange(len(v), dtype=np.int32), tuple(times), duration) for v in visuals
         ]
         parts = layout.turn if turn else layout.prompt if visuals else layout.text
-        return assemble(self.plan, parts, table, self.tokenizer, question, seen, 0)
+        first = self.plan.host.first_position
+        return assemble(self.plan, parts, table, self.tokenizer, question, seen, first)
 
 
 @pytest.fixture(scope="session")
@@ -209,11 +210,15 @@ def decoder_difference() -> Callable[[Tiny], float]:
         outputs = []
         for first, count in calls:
             positions = text_positions(made.plan, first, count)
-            cos, sin = (torch.from_numpy(x)[None] for x in rotary_tables(made.plan, positions))
+            tables = [
+                [torch.from_numpy(x)[None] for x in rotary_tables(made.plan, positions, rope)]
+                for rope in range(len(made.plan.host.ropes))
+            ]
             mask = torch.from_numpy(causal_mask(first, count, length))
             x, at = hidden[:, first : first + count], torch.tensor([first], dtype=torch.int32)
             for layer, past in zip(decoder.layers, cache, strict=True):
-                x, past[0], past[1] = layer(x, cos, sin, mask, at, *past)
+                turned = tables[layer.numbers.table]
+                x, past[0], past[1] = layer(x, *turned, mask, at, *past)
             outputs.append(decoder.norm(x))
         whole = decoder.language_model(inputs_embeds=hidden).last_hidden_state
         return difference(torch.cat(outputs, 1), whole)[0]

@@ -79,7 +79,7 @@ def layout(
     )
     slot = LayoutItem("visual", start=0, stop=4)
     description = SimpleNamespace(
-        placeholder="<image>", full_image=image or (slot,), reduced_image=(slot,)
+        placeholder="<image>", full_image=image or (slot,), reduced_image=(slot,), chats=True
     )
     speller = Speller(own, WORDS, "<image>")
     return make_layout(description, prompts, speller, reduced=False), prompts, speller

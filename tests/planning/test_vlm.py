@@ -371,8 +371,8 @@ def test_numbers_of_the_description_are_those_of_the_models_modules(planned, pre
             assert cache.heads * cache.head_size == keys
         own = parts.decoder.language_model.rotary_emb.compute_default_rope_parameters
         frequencies, scaling = own(made.checkpoint.config.text_config, device="cpu")
-        assert decoder.rope.inverse_frequencies == tuple(frequencies.tolist())
-        assert decoder.rope.scaling == scaling
+        assert decoder.ropes[0].inverse_frequencies == tuple(frequencies.tolist())
+        assert decoder.ropes[0].scaling == scaling
 
 
 @pytest.mark.parametrize("size", [20, 100, 12])

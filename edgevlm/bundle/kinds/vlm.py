@@ -14,16 +14,26 @@ a call, E width of a signal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from edgevlm.bundle import checks
-from edgevlm.bundle.checks import expect
+from edgevlm.bundle.checks import MOST_SIZE, expect
 from edgevlm.bundle.documents import shown
-from edgevlm.bundle.functions import Block, Cache, Chain, Signature, Stage, Tensor
-from edgevlm.bundle.host import LEVELS, Embedding, EncoderShape, ImageSpec, KVCache, Layout, Rope
-from edgevlm.bundle.kinds.shared.vision import encode, passed_on, signal_shape
+from edgevlm.bundle.functions import Block, Signature, Stage, Tensor
+from edgevlm.bundle.host import (
+    LEVELS,
+    MASKS,
+    Embedding,
+    EncoderShape,
+    ImageSpec,
+    KVCache,
+    Layout,
+    Rope,
+)
+from edgevlm.bundle.kinds.shared.decoder import new_rows, single_row, whole_prompt
+from edgevlm.bundle.kinds.shared.vision import encode, signal_shape
 from edgevlm.bundle.plan import Plan
 from edgevlm.recipe import MOST_CHECKED
 
@@ -34,7 +44,6 @@ STAGES = (
     Stage("head", True, "head", "sky"),
 )
 POSITIONS = ("contiguous", "original")
-TABLES = ("cos", "sin")  # which a block of layers without positions does not read
 CARRIED = ("", "prompt", "vision")
 
 
@@ -49,7 +58,10 @@ class VlmHost:
         calibrated: Whether `reduce` says how much attention each visual token gets.
         layout: The sequence of a turn.
         embedding: The table whose rows stand for tokens.
-        rope: Rotary tables.
+        ropes: Rotary tables.
+        layer_ropes: Which of them each layer of the decoder has.
+        first_position: Rotary position of the first token.
+        mask: Who sees whom in a prompt, one of `bundle.host.MASKS`.
         kv: The cache.
         entering: Visual tokens among the rows that enter each layer of the decoder, and those that
             come out of the last; empty where none leave.
@@ -72,7 +84,10 @@ class VlmHost:
     calibrated: bool
     layout: Layout
     embedding: Embedding
-    rope: Rope
+    ropes: tuple[Rope, ...]
+    layer_ropes: tuple[int, ...]
+    first_position: int
+    mask: str
     kv: KVCache
     entering: tuple[int, ...]
     carried: str
@@ -87,6 +102,11 @@ class VlmHost:
     def tables(self) -> Mapping[str, Embedding]:
         """The embedding table."""
         return {"embedding": self.embedding}
+
+    @property
+    def rope(self) -> Rope:
+        """The first rotary table; the others have as many axes."""
+        return self.ropes[0]
 
     def placed(self, files: Mapping[str, str]) -> VlmHost:
         """The same host with the file of its table."""
@@ -137,8 +157,8 @@ def signature(host: VlmHost, block: Block, function: str) -> Signature:
         return _head(host, block, rows={"logits": 1, "check": host.check}[function])
     if not host.entering:
         rows = {"prefill": host.chunk, "decode": 1, "check": host.check}[function]
-        return _decoder(host, block, rows, host.levels if function == "prefill" else ())
-    return _whole_prompt(host, block) if function == "prefill" else _single_row(host, block)
+        return new_rows(host, block, rows, host.levels if function == "prefill" else ())
+    return whole_prompt(host, block) if function == "prefill" else single_row(host, block)
 
 
 def passes(plan: VlmPlan) -> dict[str, tuple[tuple[str, str], ...]]:
@@ -175,7 +195,7 @@ def turn_bytes(host: VlmHost) -> int:
 
 def outline(host: VlmHost) -> tuple[object, ...]:
     """The numbers that parity feeds the functions by."""
-    return host.layout, host.chunk, host.kv
+    return host.layout, host.chunk, host.kv, host.mask, host.layer_ropes, host.first_position
 
 
 def check(plan: VlmPlan) -> None:
@@ -188,13 +208,16 @@ def check(plan: VlmPlan) -> None:
     numbers = {"visual_tokens": host.visual_tokens, "chunk": host.chunk}
     checks.numbers("host", numbers | {"vocabulary": host.vocabulary})
     checks.choice("host.positions", host.positions, POSITIONS)
+    checks.choice("host.mask", host.mask, MASKS)
+    first = host.first_position
+    expect(0 <= first <= MOST_SIZE, f"host.first_position is {shown(first)}, expected 0 to 2^31")
     known = f"host.carried is {shown(host.carried)}, expected prompt, vision or nothing"
     expect(host.carried in CARRIED, known)
     checks.image(host.image)
     checks.encoder(host.encoder)
     checks.embedding(host.embedding, plan.files)
     checks.cache(host.kv)
-    checks.rope(host.rope, host.kv.head_size)
+    checks.ropes(host.ropes, host.layer_ropes, host.kv)
     checks.layout(host.layout, host.embedding.rows, host.image.frames, host.rope.axes)
     expect(
         host.rope.axes == 1 or host.positions == "original",
@@ -230,6 +253,9 @@ def _check_calls(host: VlmHost) -> None:
         and not (host.check and host.entering),
         f"host.check is {shown(host.check)}, expected 0 or 2 to {MOST_CHECKED} rows of the cache",
     )
+    if host.mask != "causal":
+        whole = host.chunk >= host.visual_tokens and not host.entering and not host.calibrated
+        expect(whole, f"host.mask is '{host.mask}', and a picture does not fit host.chunk rows")
     if not host.entering:
         expect(not kv.gone, "host.kv.gone says that rows leave, host.entering that none do")
         expect(not host.carried, "host.carried is a state of rows that leave, none do")
@@ -239,6 +265,7 @@ def _check_calls(host: VlmHost) -> None:
     good = good and entering[0] == host.visual_tokens and entering[-1] >= 0
     good = good and host.chunk > entering[0] - entering[-1] and len(kv.gone) == kv.layers
     expect(good, f"host.entering is {shown(str(entering))} for {kv.layers} layers")
+    expect(len(host.ropes) == 1, "host.ropes has several tables, expected one where tokens leave")
     expect(not host.calibrated, "host.calibrated: no decoder block takes it where tokens leave")
 
 
@@ -257,90 +284,6 @@ def _reduce(host: VlmHost) -> Signature:
         outputs.append(Tensor(f"kept_{name}", "f32", (1, host.visual_tokens, channels)))
     inputs = (Tensor("features", "f32", (1, total, channels)), *signals)
     return Signature(inputs, tuple(outputs), unread=frozenset(s.name for s in signals))
-
-
-def _decoder(host: VlmHost, block: Block, rows: int, levels: Sequence[int]) -> Signature:
-    """`rows` new tokens, what is added behind layers, and the caches of the block's layers."""
-    kv, channels = host.kv, host.embedding.columns
-    inputs = [
-        *_rows(host, rows),
-        Tensor("mask", "f32", (1, 1, rows, kv.tokens)),
-        Tensor("position", "i32", (1,)),
-    ]
-    if host.calibrated:
-        inputs.append(Tensor("bias", "f32", (1, 1, 1, kv.tokens)))
-    for name, layer in zip(LEVELS, levels, strict=False):
-        if layer in range(*block.span):
-            inputs.append(Tensor(f"added_{name}", "f32", (1, rows, channels)))
-    outputs, chained = passed_on([Tensor("hidden", "f32", (1, rows, channels))])
-    return _with_caches(host, block, inputs, outputs, chained, ("mask", *TABLES))
-
-
-def _whole_prompt(host: VlmHost, block: Block) -> Signature:
-    """`prefill` of a whole prompt, where visual tokens leave between the layers."""
-    start, stop = block.span
-    inputs, state = _prompt_state(host, start), _prompt_state(host, stop)
-    if host.entering[stop] == host.entering[start]:
-        new = ("hidden",) if start else ("hidden", "carried")
-        state = [tensor for tensor in state if tensor.name in new]
-    if stop == host.kv.layers:
-        state = [Tensor("hidden", "f32", (1, 1, host.embedding.columns))]
-    outputs, chained = passed_on(state)
-    unread = (*TABLES, "visual_rows", "last", "carried")
-    return _with_caches(host, block, inputs, outputs, chained, unread)
-
-
-def _prompt_state(host: VlmHost, layer: int) -> list[Tensor]:
-    """A prompt before a layer, of which some visual tokens are left."""
-    visual = host.entering[layer]
-    rows = host.chunk - (host.entering[0] - visual)
-    state = [
-        *_rows(host, rows),
-        # A tensor cannot be empty: where all have left there is one row that nobody reads.
-        Tensor("visual_rows", "i32", (1, max(1, visual))),
-        Tensor("last", "i32", (1,)),
-    ]
-    if host.carried and layer:
-        state.append(Tensor("carried", "f32", (1, rows)))
-    elif host.carried == "vision":
-        state.append(Tensor("visual_signal", "f32", (1, visual)))
-    return state
-
-
-def _single_row(host: VlmHost, block: Block) -> Signature:
-    """`decode` of one row, where visual tokens leave between the layers."""
-    inputs = [*_rows(host, 1), Tensor("position", "i32", (1,)), Tensor("pruned", "i32", (1,))]
-    outputs, chained = passed_on([Tensor("hidden", "f32", (1, 1, host.embedding.columns))])
-    return _with_caches(host, block, inputs, outputs, chained, (*TABLES, "position", "pruned"))
-
-
-def _rows(host: VlmHost, rows: int) -> list[Tensor]:
-    """Hidden rows with their rotary tables."""
-    return [
-        Tensor("hidden", "f32", (1, rows, host.embedding.columns)),
-        Tensor("cos", "f32", (1, rows, host.kv.head_size)),
-        Tensor("sin", "f32", (1, rows, host.kv.head_size)),
-    ]
-
-
-def _with_caches(
-    host: VlmHost,
-    block: Block,
-    inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    chained: Sequence[Chain],
-    unread: Sequence[str],
-) -> Signature:
-    caches, past, present = [], [], []
-    for layer in range(*block.span):
-        for part in ("key", "value"):
-            name = f"{part}_{layer - block.span[0]}"
-            caches.append(Cache(name, f"past_{name}", f"present_{name}"))
-            past.append(Tensor(caches[-1].input, "f32", host.kv.shape(layer)))
-            present.append(Tensor(caches[-1].output, "f32", host.kv.shape(layer)))
-    return Signature(
-        (*inputs, *past), (*outputs, *present), tuple(caches), tuple(chained), frozenset(unread)
-    )
 
 
 def _head(host: VlmHost, block: Block, rows: int) -> Signature:

@@ -7,25 +7,20 @@ Sources: Llama (arXiv 2302.13971), Mistral (arXiv 2310.06825), Qwen2 (arXiv 2407
 (arXiv 2505.09388, section 2: norms of queries and keys), their forms in Qwen2.5-VL and Qwen3-VL
 (M-RoPE: arXiv 2409.12191, section 2.1), Granite (factors as in muP, arXiv
 2203.03466), SmolLM3 (layers without positions, arXiv 2501.18795), Gemma
-(arXiv 2403.08295).
+(arXiv 2403.08295), Gemma 2 (arXiv 2408.00118, section 2), Gemma 3 (arXiv 2503.19786, section 2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
-import torch
-
-from edgevlm.bundle.host import Rope
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import DecoderLayer, FinalNorm, LayerNumbers
 from edgevlm.graphs.parts import CacheSpec, DecoderParts, DecoderSpec
-
-# Scalings of the rotary tables that are the same at every length.
-STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+from edgevlm.models.shared.rotary import ropes
 
 
 @dataclass(frozen=True)
@@ -33,15 +28,17 @@ class LanguageModel:
     """What a language model of transformers does beside Llama.
 
     Attributes:
-        windowed: Whether its masks read a window whatever the config says of single layers.
+        windows: Which layers have masks that read `sliding_window`: `all`, those whose type in
+            `layer_types` says so (`typed`), or none (empty).
         sections: Frequencies that turn by each axis of a position, where its positions have axes
             and the config says nothing of them.
         interleaved: Whether the frequencies of the axes alternate.
         table_scale: Its config -> factor of a row of its embedding table.
-        numbers: Its config and a layer's index -> what that layer computes.
+        numbers: Its config and a layer's index -> what that layer computes, windows and rotary
+            tables left out.
     """
 
-    windowed: bool = False
+    windows: str = ""
     sections: tuple[int, ...] = ()
     interleaved: bool = False
     table_scale: Callable[[Any], float] = lambda text: 1.0
@@ -53,7 +50,7 @@ def _granite(text: Any, layer: int) -> LayerNumbers:
     return LayerNumbers(
         # Of all rows, visual ones too: the original multiplies what enters its first layer.
         input_scale=1.0 if layer else float(text.embedding_multiplier),
-        query_scale=float(text.attention_multiplier) * sqrt(_head_size(text)),
+        score_scale=float(text.attention_multiplier) * sqrt(_head_size(text)),
         residual_scale=float(text.residual_multiplier),
     )
 
@@ -68,31 +65,51 @@ def _smollm3(text: Any, layer: int) -> LayerNumbers:
     return LayerNumbers(rotary=bool(turned[layer]))
 
 
-def _gemma(text: Any, layer: int) -> LayerNumbers:
-    if text.use_bidirectional_attention:
-        raise PlanError("use_bidirectional_attention is not supported, only causal attention is")
-    return LayerNumbers(norm_offset=1.0)
+def _gemma2(text: Any, layer: int) -> LayerNumbers:
+    """Gemma 2; of Gemma 3 transformers reads no softcap, whatever its config says."""
+    return LayerNumbers(
+        norm_offset=1.0,
+        added_norms=True,
+        score_scale=sqrt(_head_size(text) / text.query_pre_attn_scalar),
+        softcap=float(text.attn_logit_softcapping or 0),
+    )
+
+
+def _gemma3(text: Any, layer: int) -> LayerNumbers:
+    return replace(_gemma2(text, layer), softcap=0.0, head_norms=True)
+
+
+def _root_of_width(text: Any) -> float:
+    return sqrt(text.hidden_size)
 
 
 DECODERS = {
     "llama": LanguageModel(),
-    "mistral": LanguageModel(windowed=True),
-    "qwen2": LanguageModel(),
-    "qwen3": LanguageModel(numbers=lambda text, layer: LayerNumbers(head_norms=True)),
-    "qwen2_5_vl_text": LanguageModel(sections=(16, 24, 24)),
+    "mistral": LanguageModel("all"),
+    "qwen2": LanguageModel("typed"),
+    "qwen3": LanguageModel("typed", numbers=lambda text, layer: LayerNumbers(head_norms=True)),
+    "qwen2_5_vl_text": LanguageModel("typed", sections=(16, 24, 24)),
     "qwen3_vl_text": LanguageModel(
         sections=(24, 20, 20),
         interleaved=True,
         numbers=lambda text, layer: LayerNumbers(head_norms=True),
     ),
     "granite": LanguageModel(numbers=_granite),
-    "smollm3": LanguageModel(numbers=_smollm3),
-    "gemma": LanguageModel(table_scale=lambda text: sqrt(text.hidden_size), numbers=_gemma),
+    "smollm3": LanguageModel("typed", numbers=_smollm3),
+    "gemma": LanguageModel(
+        table_scale=_root_of_width, numbers=lambda text, layer: LayerNumbers(norm_offset=1.0)
+    ),
+    "gemma2": LanguageModel("typed", table_scale=_root_of_width, numbers=_gemma2),
+    "gemma3_text": LanguageModel("typed", table_scale=_root_of_width, numbers=_gemma3),
 }
 
 
-def decoder_spec(text: Any) -> DecoderSpec:
+def decoder_spec(text: Any, mask: str = "causal") -> DecoderSpec:
     """Numbers of a decoder from transformers' text config.
+
+    Args:
+        text: The config.
+        mask: Who sees whom in a prompt of the family, see `bundle.host.MASKS`.
 
     Raises:
         PlanError: If its layers are not known, its rotary tables change with the length or turn a
@@ -106,22 +123,34 @@ def decoder_spec(text: Any) -> DecoderSpec:
     heads, groups = text.num_attention_heads, text.num_key_value_heads
     if heads % groups:
         raise PlanError(f"{heads} attention heads do not divide by {groups} key and value heads")
-    head_size = _head_size(text)
-    rope = _rope(text)
-    if 2 * len(rope.inverse_frequencies) != head_size:
-        raise PlanError(
-            f"rotary tables of {2 * len(rope.inverse_frequencies)} of {head_size} numbers of a head"
-            " are not supported, only of all"
+    if mask == "causal" and getattr(text, "use_bidirectional_attention", False):
+        raise PlanError("use_bidirectional_attention is not supported, only causal attention is")
+    head_size, model = _head_size(text), DECODERS[text.model_type]
+    tables, table_of = ropes(text, model.sections, model.interleaved)
+    for rope in tables:
+        if 2 * len(rope.inverse_frequencies) != head_size:
+            raise PlanError(
+                f"rotary tables of {2 * len(rope.inverse_frequencies)} of {head_size} numbers of a"
+                " head are not supported, only of all"
+            )
+    layers = tuple(
+        replace(
+            model.numbers(text, layer),
+            table=table_of[layer],
+            window=_layer_window(text, layer),
+            causal=mask == "causal",
         )
-    layers, model = range(text.num_hidden_layers), DECODERS[text.model_type]
+        for layer in range(text.num_hidden_layers)
+    )
     return DecoderSpec(
         width=text.hidden_size,
         caches=(CacheSpec(groups, head_size),) * len(layers),
-        layers=tuple(model.numbers(text, layer) for layer in layers),
-        rope=rope,
+        layers=layers,
+        ropes=tables,
         table_scale=model.table_scale(text),
         max_positions=text.max_position_embeddings,
-        window=_window(text),
+        window=_cache_window(text),
+        mask=mask,
     )
 
 
@@ -145,40 +174,24 @@ def _head_size(text: Any) -> int:
     return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
-def _window(text: Any) -> int | None:
-    """The fewest rows that a token of any layer sees, or None.
+def _layer_window(text: Any, layer: int) -> int:
+    """Rows that a token of a layer sees; 0 for all."""
+    windows = DECODERS[text.model_type].windows
+    typed = windows == "typed" and text.layer_types[layer] == "sliding_attention"
+    return int(text.sliding_window or 0) if typed or windows == "all" else 0
 
-    Masks and transformers' cache read them apart: the cache drops rows of a Llama, too, whose
-    config names a window.
+
+def _cache_window(text: Any) -> int | None:
+    """The fewest rows that transformers' cache keeps of any layer whose masks hide none, or None.
+
+    Masks and cache read the config apart: the cache drops rows of a Llama, too, whose config names
+    a window.
     """
-    kinds, windowed = getattr(text, "layer_types", None), DECODERS[text.model_type].windowed
-    limited = windowed or kinds is None or set(kinds) != {"full_attention"}
-    sizes = (getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    return min((size for size in sizes if size is not None and limited), default=None)
-
-
-def _rope(text: Any) -> Rope:
-    # Imported here: transformers is heavy, and reading a family's name needs none of it.
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-    kind = text.rope_parameters["rope_type"]
-    if kind not in STATIC_ROPES:
-        raise PlanError(f"rotary scaling '{kind}' changes with the length; it cannot be static")
-    default = LlamaRotaryEmbedding.compute_default_rope_parameters
-    compute = default if kind == "default" else ROPE_INIT_FUNCTIONS[kind]
-    frequencies, scaling = compute(text, device=torch.device("cpu"))
-    if not frequencies.isfinite().all():
-        raise PlanError(
-            "the rotary frequencies of config.json are not finite: rope_theta is"
-            f" {text.rope_parameters.get('rope_theta')}, expected a number above 0"
-        )
-    model = DECODERS[text.model_type]
-    sections = tuple(text.rope_parameters.get("mrope_section") or ()) if model.sections else ()
-    sections = sections or model.sections
-    if sections and (sum(sections) != len(frequencies) or min(sections) < 1):
-        raise PlanError(
-            f"mrope_section {list(sections)} does not make the {len(frequencies)} frequencies of a"
-            " head; correct it in config.json"
-        )
-    return Rope(tuple(map(float, frequencies)), float(scaling), sections, model.interleaved)
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None and set(kinds) == {"full_attention"}:
+        return None
+    names = ["attention_chunk_size"]
+    if not DECODERS[text.model_type].windows:
+        names.append("sliding_window")
+    sizes = (getattr(text, name, None) for name in names)
+    return min((size for size in sizes if size is not None), default=None)

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import nn
 
 from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.graphs.layers import scaled
-from edgevlm.graphs.parts import DecoderParts, position_ids
+from edgevlm.graphs.parts import DecoderParts, ModelParts, position_ids
 from edgevlm.libraries import silent
 from edgevlm.models.family import token_ids
 from edgevlm.models.processor import load_processor
@@ -34,12 +35,13 @@ from edgevlm.parity.checks import (
     prompt_check,
     stop_check,
 )
-from edgevlm.parity.compare import Array, difference
+from edgevlm.parity.compare import difference
 from edgevlm.parity.own.preprocessing import of_grid, preprocessing_error
 from edgevlm.planning.own_prompt import compare_prompts
 from edgevlm.planning.vlm import VlmPlanned
 from edgevlm.runtimes.loops.sequence import (
     PromptRows,
+    call_rows,
     causal_mask,
     rotary_tables,
     text_positions,
@@ -86,9 +88,7 @@ def compare_own(
         of_grid(photo, image).resize((image.columns * image.width, image.rows * image.height)),
     )
     stops = own_stop_ids(model, checkpoint.folder)
-    context = context_rel_error(
-        model, parts.decoder, parts.head, parts.table[0], planned.plan, prompt
-    )
+    context = context_rel_error(model, parts, planned.plan, prompt)
     asked = (
         preprocessing_check(pixels),
         prompt_check(said.equal, said.difference),
@@ -118,65 +118,64 @@ def own_stop_ids(model: Any, folder: Path) -> tuple[int, ...]:
     return token_ids(model.generation_config.eos_token_id)
 
 
-def context_rel_error(
-    model: Any,
-    decoder: DecoderParts,
-    head: torch.Tensor,
-    table: torch.Tensor,
-    plan: VlmPlan,
-    prompt: PromptRows,
-) -> float:
+def context_rel_error(model: Any, parts: ModelParts, plan: VlmPlan, prompt: PromptRows) -> float:
     """Difference of the last logits where the whole context is full, ours from the model's own.
 
     Args:
         model: transformers' model.
-        decoder: Our layers over its weights.
-        head: The matrix of its head [V, C].
-        table: Its table of words [V, C].
+        parts: Our modules over its weights.
         plan: The plan.
         prompt: The rows of a first turn; words at random, the same each time, fill the rest.
     """
-    length = plan.host.kv.tokens
+    length, decoder, table = plan.host.kv.tokens, parts.decoder, parts.table[0]
     words = np.random.default_rng(0).integers(0, len(table), max(0, length - len(prompt.rows)))
     random = scaled(table[words], decoder.spec.table_scale)
     rows = torch.cat((torch.from_numpy(prompt.rows), random))[:length]
     after = text_positions(plan, prompt.next, len(words))
     positions = np.concatenate((prompt.positions, after))[:length]
+    groups = None
+    if prompt.groups is not None:
+        groups = np.pad(prompt.groups, (0, len(words)), constant_values=-1)[:length]
+    full = PromptRows(rows.numpy(), positions, prompt.next + len(words), groups=groups)
     expected = model(
         inputs_embeds=rows[None],
         position_ids=position_ids(positions),
-        # Without a mask, transformers takes positions with gaps for several sequences in one.
-        attention_mask=torch.ones(1, length, dtype=torch.long),
         use_cache=False,
         logits_to_keep=LAST_ROWS,
+        **decoder.masking(length, groups),
     ).logits[0, -LAST_ROWS:]
-    hidden = decoder.norm(_decoded(decoder, plan, rows[None], positions)[:, -LAST_ROWS:])
-    actual = torch.nn.functional.linear(hidden[0], head)
-    return difference(actual.numpy(), expected.numpy())[0]
+    hidden = decoder.norm(_decoded(decoder, plan, full)[:, -LAST_ROWS:])
+    return difference(parts.scores(hidden[0]).numpy(), expected.numpy())[0]
 
 
-def _decoded(
-    decoder: DecoderParts, plan: VlmPlan, rows: torch.Tensor, positions: Array
-) -> torch.Tensor:
+def _decoded(decoder: DecoderParts, plan: VlmPlan, prompt: PromptRows) -> torch.Tensor:
     """Rows [1, T, C] after all layers; the weights of one are in memory at a time."""
-    tables = [torch.from_numpy(table)[None] for table in rotary_tables(plan, positions)]
-    for layer in decoder.layers:
+    rows = torch.from_numpy(prompt.rows)[None]
+    for layer, rope in zip(decoder.layers, plan.host.layer_ropes, strict=True):
+        tables = [torch.from_numpy(t)[None] for t in rotary_tables(plan, prompt.positions, rope)]
         with in_memory(layer):
-            rows = _through_layer(layer, plan, rows, tables)
+            rows = _through_layer(layer, plan, rows, tables, prompt.groups)
     return rows
 
 
 def _through_layer(
-    layer: nn.Module, plan: VlmPlan, rows: torch.Tensor, tables: list[torch.Tensor]
+    layer: nn.Module,
+    plan: VlmPlan,
+    rows: torch.Tensor,
+    tables: list[torch.Tensor],
+    groups: NDArray[Any] | None,
 ) -> torch.Tensor:
     """Rows [1, T, C] after one layer, chunk by chunk over a cache of its own."""
-    kv, length, chunks = plan.host.kv, rows.shape[1], []
+    kv, length, chunks, first = plan.host.kv, rows.shape[1], [], 0
     past = [torch.zeros(1, kv.heads, length, kv.head_size) for _ in range(2)]
-    for first in range(0, length, plan.host.chunk):
-        span = slice(first, min(first + plan.host.chunk, length))
-        mask = torch.from_numpy(causal_mask(first, span.stop - first, length))
+    while first < length:
+        count = call_rows(groups, first, min(plan.host.chunk, length - first))
+        span = slice(first, first + count)
+        together = None if groups is None else groups[span]
+        mask = torch.from_numpy(causal_mask(first, count, length, together))
         cos, sin = (table[:, span] for table in tables)
         at = torch.tensor([first], dtype=torch.int32)
         chunk, *past = layer(rows[:, span], cos, sin, mask, at, *past)
         chunks.append(chunk)
+        first = span.stop
     return torch.cat(chunks, dim=1)

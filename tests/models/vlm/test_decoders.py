@@ -29,34 +29,43 @@ def text_config(kind, **values):
 
 
 @pytest.mark.parametrize(
-    ("kind", "values", "window"),
+    ("kind", "values", "kept", "seen"),
     [
-        ("llama", {}, None),
-        ("llama", {"sliding_window": 64}, 64),  # its masks do not read it, its cache does
-        ("llama", {"sliding_window": 64, "layer_types": ["full_attention"] * 2}, None),
-        ("llama", {"attention_chunk_size": 128}, 128),
-        ("mistral", {"sliding_window": 64}, 64),
-        ("mistral", {"sliding_window": None}, None),
-        ("mistral", {}, 4096),  # transformers' default
-        ("qwen2", SLIDING | {"max_window_layers": 0}, 300),
-        ("qwen2", SLIDING | {"max_window_layers": 1}, 300),
-        ("qwen2", SLIDING | {"max_window_layers": 2}, None),  # no layer has it
-        ("qwen2", {"use_sliding_window": False, "sliding_window": 300}, None),
-        ("smollm3", {"sliding_window": 300}, None),
-        ("smollm3", SLIDING | {"no_rope_layers": [1, 1]}, None),
-        ("smollm3", SLIDING | {"no_rope_layers": [1, 0]}, 300),
-        ("qwen3", {"sliding_window": 300}, None),  # off by default
-        ("qwen3", SLIDING | {"max_window_layers": 1}, 300),
-        ("qwen2", SLIDING | {"layer_types": ["full_attention", "sliding_attention"]}, 300),
+        ("llama", {}, None, [0, 0]),
+        ("llama", {"sliding_window": 64}, 64, [0, 0]),  # its masks do not read it, its cache does
+        ("llama", {"sliding_window": 64, "layer_types": ["full_attention"] * 2}, None, [0, 0]),
+        ("llama", {"attention_chunk_size": 128}, 128, [0, 0]),
+        ("mistral", {"sliding_window": 64}, None, [64, 64]),
+        ("mistral", {"sliding_window": None}, None, [0, 0]),
+        ("mistral", {}, None, [4096, 4096]),  # transformers' default
+        ("qwen2", SLIDING | {"max_window_layers": 0}, None, [300, 300]),
+        ("qwen2", SLIDING | {"max_window_layers": 1}, None, [0, 300]),
+        ("qwen2", SLIDING | {"max_window_layers": 2}, None, [0, 0]),  # no layer has it
+        ("qwen2", {"use_sliding_window": False, "sliding_window": 300}, None, [0, 0]),
+        ("smollm3", {"sliding_window": 300}, None, [0, 0]),
+        ("smollm3", SLIDING | {"no_rope_layers": [1, 1]}, None, [0, 0]),
+        ("smollm3", SLIDING | {"no_rope_layers": [1, 0]}, None, [0, 300]),
+        ("qwen3", {"sliding_window": 300}, None, [0, 0]),  # off by default
+        ("qwen3", SLIDING | {"max_window_layers": 1}, None, [0, 300]),
+        (
+            "qwen2",
+            SLIDING | {"layer_types": ["full_attention", "sliding_attention"]},
+            None,
+            [0, 300],
+        ),
+        ("gemma2", {"sliding_window": 64}, None, [64, 0]),
+        ("gemma3_text", {"sliding_window": 64, "sliding_window_pattern": 2}, None, [64, 0]),
     ],
 )
-def test_the_window_is_that_of_the_layers(kind, values, window):
-    assert decoder_spec(text_config(kind, **values)).window == window
+def test_the_window_is_that_of_the_layers(kind, values, kept, seen):
+    spec = decoder_spec(text_config(kind, **values))
+    assert spec.window == kept
+    assert [layer.window for layer in spec.layers] == seen
 
 
 def decoder(window):
     """Numbers of a decoder of 4096 positions."""
-    return decoder_spec(text_config("mistral", sliding_window=window))
+    return decoder_spec(text_config("llama", sliding_window=window))
 
 
 @pytest.mark.parametrize("window", [None, 4096, 1024])
@@ -83,7 +92,7 @@ def test_a_prompt_longer_than_the_window_says_so():
         context_tokens(Recipe(), 400, 64, decoder(300), False)
 
 
-@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "granitemoe", "olmo2", "phi3"])
+@pytest.mark.parametrize("kind", ["gemma4_text", "granitemoe", "olmo2", "phi3"])
 def test_other_layers_are_refused_by_name(kind):
     with pytest.raises(PlanError) as error:
         decoder_spec(SimpleNamespace(model_type=kind))

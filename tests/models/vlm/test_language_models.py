@@ -32,6 +32,17 @@ MODELS = {
     "qwen2": {"head_dim": 16},
     "qwen3": {},
     "gemma": {},
+    "gemma2": {"attn_logit_softcapping": 3.0, "query_pre_attn_scalar": 10, "sliding_window": 7},
+    "gemma3_text": {
+        "query_pre_attn_scalar": 10,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "mistral": {"sliding_window": 7},
     "granite": {
         "embedding_multiplier": 12,
         "attention_multiplier": 0.3,
@@ -54,11 +65,12 @@ def decoder(request):
     return decoder_parts(model, decoder_spec(config))
 
 
-def tables(spec, first, count):
-    """cos and sin [1, n, D] of positions."""
-    plan = SimpleNamespace(host=SimpleNamespace(rope=spec.rope))
+def tables(spec, layer, first, count):
+    """cos and sin [1, n, D] of positions for a layer."""
+    plan = SimpleNamespace(host=SimpleNamespace(rope=spec.rope, ropes=spec.ropes))
     positions = text_positions(plan, first, count)
-    return [torch.from_numpy(table)[None] for table in rotary_tables(plan, positions)]
+    made = rotary_tables(plan, positions, spec.layers[layer].table)
+    return [torch.from_numpy(table)[None] for table in made]
 
 
 @torch.no_grad()
@@ -70,11 +82,11 @@ def test_layers_in_chunks_and_single_tokens_equal_the_model(decoder):
     ]
     outputs = []
     for first, count in CALLS:
-        cos, sin = tables(decoder.spec, first, count)
         mask = torch.from_numpy(causal_mask(first, count, LENGTH))
         x, at = hidden[:, first : first + count], torch.tensor([first], dtype=torch.int32)
-        for layer, past in zip(decoder.layers, caches, strict=True):
-            x, past[0], past[1] = layer(x, cos, sin, mask, at, *past)
+        for index, (layer, past) in enumerate(zip(decoder.layers, caches, strict=True)):
+            turned = tables(decoder.spec, index, first, count)
+            x, past[0], past[1] = layer(x, *turned, mask, at, *past)
         outputs.append(decoder.norm(x))
     whole = decoder.language_model(inputs_embeds=hidden).last_hidden_state
     assert difference(torch.cat(outputs, 1), whole)[0] < LIMIT
@@ -97,6 +109,9 @@ def test_a_method_inside_sees_the_attention_of_the_model(decoder):
     )
     hidden = (rows, *states.hidden_states[1:])  # each layer's input
     visual, every = torch.arange(3, 9), torch.arange(LENGTH)
-    for layer, x, expected in zip(decoder.layers, hidden, states.attentions, strict=False):
-        look = Look(layer, x, *tables(decoder.spec, 0, LENGTH), visual, every[-1:])
+    for index, (layer, x) in enumerate(zip(decoder.layers, hidden, strict=False)):
+        expected, turned = states.attentions[index], tables(decoder.spec, index, 0, LENGTH)
+        if layer.numbers.window:  # such a model takes no method inside
+            continue
+        look = Look(layer, x, *turned, visual, every[-1:])
         assert difference(look.attention(every), expected[0])[0] < LIMIT

@@ -325,8 +325,8 @@ def test_what_the_cache_holds_of_a_picture_leaves_whole_calls_for_its_levels(loo
         row = rest.visual[0]
         np.testing.assert_array_equal(added["added_level_1"][0, row], rest.levels[1, 0])
         assert not added["added_level_1"][0, :row].any()
-    assert loop._calls(3, chunked=2) == [("prefill", 3)]
-    assert loop._calls(3) == [("check", 3)]
+    assert loop._calls(loop.length, 3, None, chunked=2) == [("prefill", 3)]
+    assert loop._calls(loop.length, 3, None) == [("check", 3)]
 
 
 @pytest.mark.slow

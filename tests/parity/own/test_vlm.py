@@ -28,9 +28,7 @@ def measured(folder, change=lambda model: None):
     prompt = text_rows(planned.plan, np.ones((40, width), np.float32))
     change(model)
     with torch.no_grad():
-        return context_rel_error(
-            model, parts.decoder, parts.head, parts.table[0], planned.plan, prompt
-        )
+        return context_rel_error(model, parts, planned.plan, prompt)
 
 
 def turned_faster(model):

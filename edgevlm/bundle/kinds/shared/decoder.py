@@ -1,0 +1,109 @@
+"""The stage `decoder` of kind `vlm`: tensors, caches and chaining of its functions.
+
+A host is a `bundle.kinds.vlm.VlmHost`, which imports this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from edgevlm.bundle.functions import Block, Cache, Chain, Signature, Tensor
+from edgevlm.bundle.host import LEVELS
+from edgevlm.bundle.kinds.shared.vision import passed_on
+
+TABLES = ("cos", "sin")
+
+
+def rotary_inputs(ropes: Iterable[int]) -> list[str]:
+    """Inputs for some of the rotary tables: those of the first have the bare names."""
+    return [f"{name}_{rope}" if rope else name for rope in ropes for name in TABLES]
+
+
+def new_rows(host: Any, block: Block, rows: int, levels: Sequence[int] = ()) -> Signature:
+    """`rows` new tokens, what is added behind layers, and the caches of the block's layers."""
+    kv, channels = host.kv, host.embedding.columns
+    tables = rotary_inputs(sorted({*host.layer_ropes[slice(*block.span)]}))
+    turned = [Tensor(name, "f32", (1, rows, kv.head_size)) for name in tables]
+    inputs = [
+        Tensor("hidden", "f32", (1, rows, channels)),
+        *turned[:2],
+        Tensor("mask", "f32", (1, 1, rows, kv.tokens)),
+        Tensor("position", "i32", (1,)),
+        *turned[2:],
+    ]
+    if host.calibrated:
+        inputs.append(Tensor("bias", "f32", (1, 1, 1, kv.tokens)))
+    for name, layer in zip(LEVELS, levels, strict=False):
+        if layer in range(*block.span):
+            inputs.append(Tensor(f"added_{name}", "f32", (1, rows, channels)))
+    outputs, chained = passed_on([Tensor("hidden", "f32", (1, rows, channels))])
+    # Causal kernels read no mask, layers without positions no tables.
+    return _with_caches(host, block, inputs, outputs, chained, ("mask", *tables))
+
+
+def whole_prompt(host: Any, block: Block) -> Signature:
+    """`prefill` of a whole prompt, where visual tokens leave between the layers."""
+    start, stop = block.span
+    inputs, state = _prompt_state(host, start), _prompt_state(host, stop)
+    if host.entering[stop] == host.entering[start]:
+        new = ("hidden",) if start else ("hidden", "carried")
+        state = [tensor for tensor in state if tensor.name in new]
+    if stop == host.kv.layers:
+        state = [Tensor("hidden", "f32", (1, 1, host.embedding.columns))]
+    outputs, chained = passed_on(state)
+    unread = (*TABLES, "visual_rows", "last", "carried")
+    return _with_caches(host, block, inputs, outputs, chained, unread)
+
+
+def _prompt_state(host: Any, layer: int) -> list[Tensor]:
+    """A prompt before a layer, of which some visual tokens are left."""
+    visual = host.entering[layer]
+    rows = host.chunk - (host.entering[0] - visual)
+    state = [
+        *_rows(host, rows),
+        # A tensor cannot be empty: where all have left there is one row that nobody reads.
+        Tensor("visual_rows", "i32", (1, max(1, visual))),
+        Tensor("last", "i32", (1,)),
+    ]
+    if host.carried and layer:
+        state.append(Tensor("carried", "f32", (1, rows)))
+    elif host.carried == "vision":
+        state.append(Tensor("visual_signal", "f32", (1, visual)))
+    return state
+
+
+def single_row(host: Any, block: Block) -> Signature:
+    """`decode` of one row, where visual tokens leave between the layers."""
+    inputs = [*_rows(host, 1), Tensor("position", "i32", (1,)), Tensor("pruned", "i32", (1,))]
+    outputs, chained = passed_on([Tensor("hidden", "f32", (1, 1, host.embedding.columns))])
+    return _with_caches(host, block, inputs, outputs, chained, (*TABLES, "position", "pruned"))
+
+
+def _rows(host: Any, rows: int) -> list[Tensor]:
+    """Hidden rows with their rotary tables."""
+    return [
+        Tensor("hidden", "f32", (1, rows, host.embedding.columns)),
+        Tensor("cos", "f32", (1, rows, host.kv.head_size)),
+        Tensor("sin", "f32", (1, rows, host.kv.head_size)),
+    ]
+
+
+def _with_caches(
+    host: Any,
+    block: Block,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    chained: Sequence[Chain],
+    unread: Sequence[str],
+) -> Signature:
+    caches, past, present = [], [], []
+    for layer in range(*block.span):
+        for part in ("key", "value"):
+            name = f"{part}_{layer - block.span[0]}"
+            caches.append(Cache(name, f"past_{name}", f"present_{name}"))
+            past.append(Tensor(caches[-1].input, "f32", host.kv.shape(layer)))
+            present.append(Tensor(caches[-1].output, "f32", host.kv.shape(layer)))
+    return Signature(
+        (*inputs, *past), (*outputs, *present), tuple(caches), tuple(chained), frozenset(unread)
+    )

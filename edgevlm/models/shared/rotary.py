@@ -1,0 +1,73 @@
+"""Rotary tables of language models, from transformers' text config: one, or one a kind of layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from edgevlm.bundle.host import Rope
+from edgevlm.errors import PlanError
+
+# Scalings of the rotary tables that are the same at every length.
+STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+
+
+def ropes(
+    text: Any, sections: tuple[int, ...] = (), interleaved: bool = False
+) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
+    """The tables, in the order in which layers first use them, and which each layer has.
+
+    Args:
+        text: transformers' text config.
+        sections: Frequencies that turn by each axis of a position, where its positions have axes
+            and the config says nothing of them.
+        interleaved: Whether the frequencies of the axes alternate.
+
+    Raises:
+        PlanError: If one changes with the length, or has no numbers.
+    """
+    layers, known = text.num_hidden_layers, text.rope_parameters
+    if "rope_type" in known:
+        rope = _table(text, known, None)
+        if sections:
+            sections = tuple(known.get("mrope_section") or sections)
+            rope = replace(rope, sections=_checked(rope, sections), interleaved=interleaved)
+        return (rope,), (0,) * layers
+    kinds = text.layer_types[:layers]
+    order = list(dict.fromkeys(kinds))
+    tables = tuple(_table(text, known[kind], kind) for kind in order)
+    return tables, tuple(order.index(kind) for kind in kinds)
+
+
+def _checked(rope: Rope, sections: tuple[int, ...]) -> tuple[int, ...]:
+    if sum(sections) != len(rope.inverse_frequencies) or min(sections) < 1:
+        raise PlanError(
+            f"mrope_section {list(sections)} does not make the {len(rope.inverse_frequencies)}"
+            " frequencies of a head; correct it in config.json"
+        )
+    return sections
+
+
+def _table(text: Any, parameters: dict[str, Any], kind: str | None) -> Rope:
+    """The table of all layers, or of those of a kind."""
+    # Imported here: transformers is heavy, and reading a family's name needs none of it.
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    scaling = parameters["rope_type"]
+    if scaling not in STATIC_ROPES:
+        raise PlanError(f"rotary scaling '{scaling}' changes with the length; it cannot be static")
+    own = LlamaRotaryEmbedding if kind is None else Gemma3RotaryEmbedding
+    default = own.compute_default_rope_parameters
+    compute = default if scaling == "default" else ROPE_INIT_FUNCTIONS[scaling]
+    options = {} if kind is None else {"layer_type": kind}
+    frequencies, factor = compute(text, device=torch.device("cpu"), **options)
+    if not frequencies.isfinite().all():
+        raise PlanError(
+            "the rotary frequencies of config.json are not finite: rope_theta is"
+            f" {parameters.get('rope_theta')}, expected a number above 0"
+        )
+    return Rope(tuple(map(float, frequencies)), float(factor))
