@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
@@ -29,6 +30,8 @@ from edgevlm.runtimes.loops.spelling import Visual, check_length, claim
 from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
 from edgevlm.runtimes.loops.vision import VisionLoop
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
+
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # a byte of a letter that is no token
 
 
 class TextLoop(VisionLoop):
@@ -225,12 +228,20 @@ class _Stream:
     def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None]) -> None:
         self.tokenizer, self.on_text = tokenizer, on_text
         self.ids: list[int] = []
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._decoder: DecodeStream | None = DecodeStream(skip_special_tokens=True)
         self._characters = 0  # of the text that was sent
 
     def add(self, token: int) -> None:
         self.ids.append(token)
-        if text := self._decoder.step(self.tokenizer, token):
+        byte = BYTE.fullmatch(self.tokenizer.id_to_token(token) or "") is not None
+        if byte:  # what a run of bytes means shows at its end, and the stream fails inside one
+            self._decoder = None
+        text: str | None = ""
+        if self._decoder is not None:
+            text = self._decoder.step(self.tokenizer, token)
+        elif not byte:
+            text = self.tokenizer.decode(self.ids, skip_special_tokens=True)[self._characters :]
+        if text:
             self._send(text)
 
     def finish(self) -> str:

@@ -15,9 +15,9 @@ pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models
 
 from edgevlm.api import Model
 from edgevlm.bundle.files import Bundle
@@ -300,6 +300,19 @@ def test_streamed_text_is_the_text_whatever_the_tokens_cut(shared, text):
 def test_streamed_text_is_the_final_text_of_any_tokens(shared, ids):
     shown = []
     stream = _Stream(shared.tokenizer, shown.append)
+    for token in ids:
+        stream.add(token)
+    assert stream.finish() == "".join(shown)
+
+
+@given(st.lists(st.sampled_from([0x41, 0x80, 0xC3, 0xA9, 0xE2, 256, 257]), max_size=8))
+@example([0x41, 0xC3, 257])  # "A" until the next byte makes none of both
+def test_streamed_bytes_are_those_of_the_final_text(ids):
+    words = {f"<0x{i:02X}>": i for i in range(256)} | {"<unk>": 256, "m": 257}
+    tokenizer = Tokenizer(models.BPE(words, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    shown = []
+    stream = _Stream(tokenizer, shown.append)
     for token in ids:
         stream.add(token)
     assert stream.finish() == "".join(shown)
