@@ -85,20 +85,39 @@ class Prompt:
         """Rows [1, S, C] that the decoder reads."""
         table = self.tiny.parts.rows.numpy()
         visuals = [one[0].numpy() for one in features]
-        prompt = self._assemble(table, question, visuals, times, duration, False)
-        assert prompt.positions[:, 0].tolist() == list(range(len(prompt.rows)))
+        self.last = prompt = self._assemble(table, question, visuals, times, duration, False)
+        first = self.plan.host.first_position
+        assert prompt.positions[:, 0].tolist() == list(range(first, first + len(prompt.rows)))
         return torch.from_numpy(prompt.rows)[None]
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """Scores [1, S, V] of rows, by the model's language model."""
-        hidden = self.tiny.parts.decoder.language_model(inputs_embeds=rows).last_hidden_state
-        return torch.nn.functional.linear(hidden, self.tiny.parts.head)
+        """Scores [1, S, V] of the rows just made, by the model's language model."""
+        parts, prompt = self.tiny.parts, self.last
+        made = parts.decoder.own(rows[0].numpy(), prompt.positions, groups=prompt.groups)
+        return parts.scores(made.last_hidden_state)
 
     @staticmethod
     def chat(question: str, images: int = 0, videos: int = 0) -> list[dict[str, Any]]:
         """One user message as transformers' templates take it."""
         content = [{"type": "image"}] * images + [{"type": "video"}] * videos
         return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+    @classmethod
+    def inputs(
+        cls, own: Any, question: str, pictures: Sequence[Image.Image], **options: Any
+    ) -> Any:
+        """What a processor makes of one user message, for its model."""
+        text = cls.text(own, question, len(pictures))
+        begins = text.startswith(own.tokenizer.bos_token or "\0")
+        given = {"images": list(pictures), **options} if pictures else {}
+        return own(text=text, return_tensors="pt", add_special_tokens=not begins, **given)
+
+    @classmethod
+    def text(cls, own: Any, question: str, images: int) -> str:
+        """What a processor takes of it: its template's, or without one pictures and question."""
+        if own.chat_template is None:
+            return own.image_token * images + question
+        return own.apply_chat_template(cls.chat(question, images), add_generation_prompt=True)
 
     def _assemble(self, table, question, visuals, times, duration, turn) -> Any:
         from edgevlm.runtimes.loops.sequence import assemble
@@ -147,12 +166,13 @@ def processor() -> Callable[[Path], Any]:
 
     @cache
     def read(path: Path) -> dict[str, Any]:
+        template = path / "chat_template.jinja"
         document = json.loads((path / "processor_config.json").read_text())
         del document["processor_class"]
         return document | {
             "image_processor": AutoImageProcessor.from_pretrained(path),
             "tokenizer": AutoTokenizer.from_pretrained(path),
-            "chat_template": (path / "chat_template.jinja").read_text(),
+            "chat_template": template.read_text() if template.exists() else None,
         }
 
     def make(path: Path, clip: np.ndarray | None = None, metadata: Any = None) -> Any:
@@ -170,7 +190,7 @@ def processor() -> Callable[[Path], Any]:
 
         Processor.__name__ = original.__name__
         parts = dict(read(path))
-        if config.model_type not in ("idefics3", "llava_next"):  # these have no clips
+        if "video_processor" in original.get_attributes():
             parts["video_processor"] = SimpleNamespace(num_frames=None, fps=None)
         return Processor(**parts)
 
@@ -207,6 +227,10 @@ def decoder_difference() -> Callable[[Tiny], float]:
             [torch.zeros(1, kv.heads, length, kv.head_size) for _ in range(2)]
             for _ in decoder.layers
         ]
+        groups = None
+        if made.plan.host.mask != "causal":  # the rows of the second call see each other
+            groups = np.full(length, -1, np.int32)
+            groups[8:16] = 0
         outputs = []
         for first, count in calls:
             positions = text_positions(made.plan, first, count)
@@ -214,13 +238,15 @@ def decoder_difference() -> Callable[[Tiny], float]:
                 [torch.from_numpy(x)[None] for x in rotary_tables(made.plan, positions, rope)]
                 for rope in range(len(made.plan.host.ropes))
             ]
-            mask = torch.from_numpy(causal_mask(first, count, length))
+            together = None if groups is None else groups[first : first + count]
+            mask = torch.from_numpy(causal_mask(first, count, length, together))
             x, at = hidden[:, first : first + count], torch.tensor([first], dtype=torch.int32)
             for layer, past in zip(decoder.layers, cache, strict=True):
                 turned = tables[layer.numbers.table]
                 x, past[0], past[1] = layer(x, *turned, mask, at, *past)
             outputs.append(decoder.norm(x))
-        whole = decoder.language_model(inputs_embeds=hidden).last_hidden_state
+        positions = text_positions(made.plan, 0, length)
+        whole = decoder.own(hidden[0].numpy(), positions, groups=groups).last_hidden_state
         return difference(torch.cat(outputs, 1), whole)[0]
 
     return measure

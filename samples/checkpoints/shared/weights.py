@@ -56,6 +56,8 @@ class Weights:
         self.gains = GAINS | getattr(family, "GAINS", {})
         self.stds = STDS | getattr(family, "STDS", {})
         self.constants = CONSTANTS | getattr(family, "CONSTANTS", {})
+        # What the model itself adds to the weights of a norm, by its name.
+        self.norm_offset = getattr(family, "norm_offset", lambda name: 0.0)
         self.tokenizer, self.seed = tokenizer, seed
 
     def draw(self, name: str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
@@ -68,7 +70,8 @@ class Weights:
             return
         row = math.prod(shape[1:])
         if "norm" in layer and kind == "weight":
-            yield np.full(shape, -1.0 if layer == "norm" else 1.0, np.float32)
+            value = (-1.0 if layer == "norm" else 1.0) - self.norm_offset(name)
+            yield np.full(shape, value, np.float32)
             return
         std = next((s for key, s in self.stds.items() if key in (layer, kind)), None)
         if std is None:
