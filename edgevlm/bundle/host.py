@@ -15,8 +15,8 @@ from edgevlm.bundle.packed import PACKINGS
 # Sides of a text at which white space is taken off.
 SIDES = ("", "left", "right", "both")
 
-# Who sees whom in a prompt. `causal`: a token sees those before it. `pictures`: the visual tokens
-# of a picture see each other too. `prefix`: all tokens of a first turn see each other.
+# Who sees whom in a prompt. `causal`: a token sees those before it. `pictures`: visual tokens of a
+# picture see each other too. `prefix`: all tokens of a first turn see each other.
 MASKS = ("causal", "pictures", "prefix")
 
 # What `encode` may give beside features, for methods; graphs/signals.py defines each.

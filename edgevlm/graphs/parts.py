@@ -127,12 +127,12 @@ class DecoderSpec:
         Args:
             context: Rows of the cache.
         """
-        windows = [layer.window for layer in self.layers if 0 < layer.window < context]
+        least = min((layer.window for layer in self.layers if layer.window), default=context)
         if self.mask != "causal":
             return "tokens of a picture or prompt see each other both ways"
         if len(self.ropes) > 1:
             return f"layers have {len(self.ropes)} rotary tables"
-        return f"some layers see {min(windows)} tokens of {context}" if windows else ""
+        return f"some layers see {least} tokens of {context}" if least < context else ""
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,11 @@ def _attention_kv(
         before = outside_window(position, rows, length, window)[None, None]
         bias = before if bias is None else bias + before
     if not causal:  # GroupQueryAttention always is, and no bias can lift that
-        written = [
-            _written(past, new, position) for past, new in ((key_cache, key), (value_cache, value))
-        ]
+        keys, values = (
+            _written(*pair, position) for pair in ((key_cache, key), (value_cache, value))
+        )
         seen = mask if bias is None else mask + bias
-        return written_out(query, *written, seen, heads, scale, softcap), *written
+        return written_out(query, keys, values, seen, heads, scale, softcap), keys, values
     numbers: dict[str, float] = {} if scale == 1 else {"scale": scale * size**-0.5}
     numbers |= {"softcap": softcap} if softcap else {}
     # seqlens_k is the index of the last valid row; the total is the length of the buffer.

@@ -157,7 +157,11 @@ hosts = st.builds(
     ),
     integers, st.booleans(), st.builds(Layout, parts, parts, parts, parts),
     st.builds(Embedding, integers, integers, names, names),
-    st.builds(Rope, st.lists(floats, max_size=4).map(tuple), floats, several, st.booleans()),
+    st.lists(
+        st.builds(Rope, st.lists(floats, max_size=4).map(tuple), floats, several, st.booleans()),
+        max_size=2,
+    ).map(tuple),
+    several, integers, names,
     st.builds(KVCache, names, integers, integers, integers, integers, names),
     several, names, several, integers, integers, names, integers, several,
 )  # fmt: skip

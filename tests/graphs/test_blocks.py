@@ -13,6 +13,7 @@ from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edgevlm.graphs.blocks import DecoderBlock, HeadBlock, ReduceBlock, VisionBlock, cut, cut_rows  # noqa: E402
+from edgevlm.graphs.layers import LayerNumbers  # noqa: E402
 
 SIZES = st.lists(st.integers(0, 50), max_size=12)
 
@@ -80,6 +81,8 @@ def test_head_block_is_a_view_of_its_rows():
 
 def test_decoder_block_gives_each_layer_its_own_cache_and_norms_at_the_end():
     class Layer(nn.Module):
+        numbers = LayerNumbers()
+
         def forward(self, x, cos, sin, mask, position, key, value, bias):
             more = 0 if bias is None else bias
             return x + key.sum() + value.sum() + more, key + 1, value + 2
@@ -92,6 +95,25 @@ def test_decoder_block_gives_each_layer_its_own_cache_and_norms_at_the_end():
     calibrated = [*rest, torch.tensor([5.0]), *numbers]  # each layer gets the bias
     out, *_ = DecoderBlock([Layer(), Layer()], nn.Identity())(torch.zeros(1), *calibrated)
     assert out.item() == 1121
+
+
+def test_decoder_block_gives_each_layer_its_own_tables():
+    class Layer(nn.Module):
+        def __init__(self, table):
+            super().__init__()
+            self.numbers = LayerNumbers(table=table)
+
+        def forward(self, x, cos, sin, mask, position, key, value, bias):
+            return x + cos + 10 * sin + 100 * position + (bias or 0), key, value
+
+    block = DecoderBlock([Layer(2), Layer(1)], None)
+    zero = torch.zeros(1)
+    cos, sin, mask, position, cos_2, sin_2 = map(torch.tensor, (1.0, 2.0, 0.0, 1.0, 3.0, 4.0))
+    inputs = zero, cos, sin, mask, position, cos_2, sin_2
+    out, *_ = block(*inputs, *[zero] * 4)
+    assert out.item() == 3 + 40 + 100 + 1 + 20 + 100
+    out, *_ = block(*inputs, torch.tensor([5000.0]), *[zero] * 4)
+    assert out.item() == 10264
 
 
 def test_reduce_block_packs_then_reduces():

@@ -63,6 +63,11 @@ def siglip_parts(
     )
 
 
+def left_out(config: Any, all_layers: bool) -> tuple[str, ...]:
+    """Weights of the tower that no token needs: its head."""
+    return ("model.vision_tower.head.",)
+
+
 def reference_features(model: Any, pixel_values: Tensor, description: Any) -> Tensor:
     """The model's own encoder: f32 [P, 3, h_px, w_px] -> [1, P*N, C]."""
     features = model.model.get_image_features(pixel_values, return_dict=True).pooler_output

@@ -21,6 +21,7 @@ from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import Description
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.siglip import (
+    left_out,
     one_view,
     processor_options,
     processor_views,
@@ -34,6 +35,7 @@ __all__ = [
     "AUTO_CLASS",
     "KIND",
     "describe",
+    "left_out",
     "parts",
     "processor_options",
     "processor_views",

@@ -141,7 +141,7 @@ def test_a_further_turn_after_a_draft(loop):
 def test_few_rows_go_in_by_checks(loop):
     rows = np.array(loop.table[np.arange(19) * 7])
     loop.reset()
-    assert loop._calls(19) == [("prefill", 16), ("check", 3)]
+    assert loop._calls(0, 19, None) == [("prefill", 16), ("check", 3)]
     loop.prefill(text_rows(loop.plan, rows))
     together = loop.logits().copy()
     loop.reset()

@@ -23,7 +23,10 @@ PROMPT = (LayoutItem("ids", ids=(1, 2)), LayoutItem("image"), LayoutItem("ids", 
 
 def plan_of(rope, positions="original"):
     layout = Layout(PROMPT, IMAGE, (), ())
-    return SimpleNamespace(host=SimpleNamespace(rope=rope, positions=positions, layout=layout))
+    host = SimpleNamespace(
+        rope=rope, ropes=(rope,), positions=positions, layout=layout, mask="causal"
+    )
+    return SimpleNamespace(host=host)
 
 
 def rows_of(plan, kept=range(6), images=1, first=0):

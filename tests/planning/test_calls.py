@@ -1,0 +1,63 @@
+"""Rows of calls where tokens see later ones, and what does not go with such layers."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+from edgevlm.bundle.host import Rope
+from edgevlm.errors import PlanError
+from edgevlm.graphs.layers import LayerNumbers
+from edgevlm.graphs.parts import CacheSpec, DecoderSpec
+from edgevlm.planning.calls import check_layers, chunk_tokens, context_tokens
+from edgevlm.recipe import Recipe
+
+
+def spec(mask="causal", window=0, ropes=1):
+    layers = (LayerNumbers(window=window), LayerNumbers())
+    tables = (Rope((1.0,), 1.0),) * ropes
+    return DecoderSpec(4, (CacheSpec(1, 2),) * 2, layers, tables, 1.0, 4096, mask=mask)
+
+
+def test_a_prompt_with_a_picture_is_one_call():
+    assert chunk_tokens(Recipe(), 600, False) == 216
+    assert chunk_tokens(Recipe(), 600, False, picture=560) == 632
+
+
+def test_a_chunk_takes_a_picture_whole():
+    with pytest.raises(PlanError, match=r"^chunk 24 is too short: the 32 visual tokens"):
+        chunk_tokens(Recipe(chunk=24), 60, False, picture=32)
+    assert chunk_tokens(Recipe(chunk=32), 60, False, picture=32) == 32
+
+
+def test_the_context_has_room_for_a_call_that_ends_early():
+    with pytest.raises(PlanError, match=r"^context 90 is too short"):
+        context_tokens(Recipe(context=90), 60, 32, spec("pictures"), False, picture=32)
+    assert context_tokens(Recipe(context=90), 60, 32, spec(), False) == 96
+    assert context_tokens(Recipe(context=96), 60, 32, spec("pictures"), False, picture=32) == 96
+
+
+@pytest.mark.parametrize(
+    ("decoder", "reason"),
+    [
+        (spec("pictures"), "tokens of a picture or prompt see each other both ways"),
+        (spec("prefix"), "tokens of a picture or prompt see each other both ways"),
+        (spec(ropes=2), "layers have 2 rotary tables"),
+        (spec(window=50), "some layers see 50 tokens of 64"),
+    ],
+)
+def test_methods_inside_need_plain_causal_layers(decoder, reason):
+    with pytest.raises(PlanError, match=f"^fastv at site decoder needs .* {reason}; leave it out$"):
+        check_layers(decoder, "fastv at site decoder", 32, 64)
+    check_layers(decoder, "", 32, 64)
+
+
+def test_a_window_that_hides_nothing_takes_all_methods():
+    check_layers(spec(window=64), "fastv at site decoder", 32, 64)
+
+
+def test_a_prompt_is_no_longer_than_a_window():
+    with pytest.raises(PlanError, match="layers with a window of 50 tokens cannot"):
+        check_layers(spec("prefix", window=50), "", 56, 64)
+    check_layers(spec("prefix", window=56), "", 56, 64)
