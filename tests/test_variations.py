@@ -37,6 +37,8 @@ def test_the_table_has_every_variation_once(variations):
     [
         "Qwen3 under LLaVA-OneVision",
         pytest.param("Gemma under LLaVA-NeXT", marks=pytest.mark.slow),
+        pytest.param("Gemma 2 under SmolVLM", marks=pytest.mark.slow),
+        pytest.param("Mistral, window of 300", marks=pytest.mark.slow),
         "SmolLM3, positions in no layer",
         pytest.param("SmolLM3 under SmolVLM", marks=pytest.mark.slow),
         pytest.param("Granite under Idefics3", marks=pytest.mark.slow),
@@ -47,7 +49,7 @@ def test_a_language_model_gives_the_tokens_of_transformers(variations, tmp_path,
     assert variations.outcome(variation, tmp_path) == variations.Outcome("equal")
 
 
-@pytest.mark.parametrize("name", ["Gemma 2 under SmolVLM", "names with module."])
+@pytest.mark.parametrize("name", ["rope of kind dynamic", "names with module."])
 def test_a_variation_is_refused_in_one_line(variations, tmp_path, name):
     (variation,) = [v for v in variations.VARIATIONS if v.name == name]
     outcome = variations.outcome(variation, tmp_path)

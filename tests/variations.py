@@ -155,7 +155,7 @@ VARIATIONS = (
         model_type="gemma", hidden_act="gelu_pytorch_tanh"), tensors=gemma),
     Variation("Gemma, attention to both sides", SMOL, text(
         model_type="gemma", use_bidirectional_attention=True)),
-    Variation("Gemma 2 under SmolVLM", SMOL, text(model_type="gemma2")),
+    Variation("Gemma 2 under SmolVLM", SMOL, text(model_type="gemma2"), tensors=gemma),
     Variation("Granite under Idefics3", IDE, text(model_type="granite",
         embedding_multiplier=1.5, attention_multiplier=0.3, residual_multiplier=0.8,
         logits_scaling=8.0)),

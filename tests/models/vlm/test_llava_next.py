@@ -214,9 +214,9 @@ SIGLIP = SimpleNamespace(model_type="siglip_vision_model")
             "^vision tower 'siglip_vision_model' is not supported, expected clip_vision_model$",
         ),
         (
-            {"text_config": SimpleNamespace(model_type="gemma2")},
+            {"text_config": SimpleNamespace(model_type="olmo2")},
             {},
-            "^language model 'gemma2' is not supported, llama, mistral, qwen2, .* are; choose a"
+            "^language model 'olmo2' is not supported, llama, mistral, qwen2, .* are; choose a"
             " checkpoint over one of these$",
         ),
         (
