@@ -6,7 +6,8 @@ The graph of a function is converted once per signature; the blocks that share i
 weight file alone. A linear layer's matrix is stored [in, out], as MatMul reads it; the head's rows
 stay [rows, in] and are read by Gemm, so that a tied head is a range of the embedding table, stored
 once. Attention with cache is GroupQueryAttention whose past and present are one
-buffer (KV form `shared_buffer`); its causal rule replaces the mask input.
+buffer (KV form `shared_buffer`); its causal rule replaces the mask input. Where tokens see later
+ones, the rows are scattered into the cache and attention over it is plain operators with the mask.
 
 `linear` has the operators of a linear layer under each scheme.
 
