@@ -102,7 +102,7 @@ def test_ctrl_c_is_one_line_and_the_next_run_completes(
 def test_ctrl_c_before_the_first_block_leaves_nothing(options, run, monkeypatch, tmp_path):
     checkpoint = pytest.importorskip("edgevlm.models.checkpoint")
 
-    def stopped(_):
+    def stopped(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint.Checkpoint, "load_model", stopped)

@@ -24,7 +24,7 @@ from edgevlm.errors import ModelError, PlanError
 from edgevlm.exporters.contract import Target
 from edgevlm.graphs.blocks import build, signal_names
 from edgevlm.graphs.merging import merge
-from edgevlm.graphs.parts import CacheSpec, DecoderSpec, ModelParts
+from edgevlm.graphs.parts import DecoderSpec, ModelParts
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.signals import GLOBAL, observe, reads_last_layer
 from edgevlm.models.checkpoint import Checkpoint
@@ -32,7 +32,7 @@ from edgevlm.models.family import Description
 from edgevlm.models.processor import load_processor, load_tokenizer, stop_ids
 from edgevlm.models.speller import Speller
 from edgevlm.planning.blocks import Stored, encoder_shape
-from edgevlm.planning.calls import check_layers, chunk_tokens, context_tokens
+from edgevlm.planning.calls import check_layers, chunk_tokens, context_tokens, one_cache
 from edgevlm.planning.layout import make_layout
 from edgevlm.planning.methods import (
     check_signals,
@@ -326,7 +326,7 @@ def _calls(
     chunk = chunk_tokens(recipe, prompt, single_call, picture)
     context = context_tokens(recipe, prompt, chunk, decoder, single_call, picture)
     check_layers(decoder, methods.inside, chunk, context)
-    cache = _one_cache(decoder.caches)
+    cache = one_cache(decoder.caches)
     return chunk, KVCache(
         form=target.kv_form,
         layers=layers,
@@ -336,16 +336,3 @@ def _calls(
         dtype=target.kv_dtype,
         gone=tuple(pruning.gone(layer) for layer in range(layers)) if pruning else (),
     )
-
-
-def _one_cache(caches: tuple[CacheSpec, ...]) -> CacheSpec:
-    """What all layers' caches are; a bundle has one shape for all.
-
-    Raises:
-        PlanError: If two differ.
-    """
-    kinds = list(dict.fromkeys(caches))
-    if len(kinds) != 1:
-        shapes = " and ".join(f"{cache.heads}x{cache.head_size}" for cache in kinds)
-        raise PlanError(f"caches of {shapes} (heads x head size) in one model are not supported")
-    return kinds[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from edgevlm.compress.decoder.visiondrop import Method, contextual_tokens
 from edgevlm.errors import PlanError
+from edgevlm.graphs.layers import LayerNumbers
 from edgevlm.graphs.pruning import Look
 
 
@@ -32,7 +34,8 @@ def test_equals_reference(vectors: Any) -> None:
         start, count = int(case["param_image_start"]), int(case["param_image_tokens"])
         hidden = torch.from_numpy(case["in_hidden_states"])
         none: Any = None
-        look = FixedLook(none, hidden, none, none, torch.arange(start, start + count), none)
+        layer: Any = SimpleNamespace(numbers=LayerNumbers())
+        look = FixedLook(layer, hidden, none, none, torch.arange(start, start + count), none)
         FixedLook.fixed = {
             name: torch.from_numpy(case[f"in_{name}_roped"]) for name in ("queries", "keys")
         }
