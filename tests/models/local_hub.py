@@ -1,6 +1,6 @@
-"""A hub on this machine: serves one checkpoint folder as huggingface.co does, or refuses it.
+"""A hub on this machine: serves checkpoint folders as huggingface.co does, or refuses them.
 
-    with serve(folder) as (endpoint, requests): ...   # the repository is owner/name
+    with serve({"owner/name": folder}) as (endpoint, requests): ...
 
 `owner/gated` asks for a login, `owner/locked` for weights alone, `owner/gone` is not shown;
 `owner/bare` has no weights, `owner/cut` has weight files whose headers are damaged, and
@@ -24,13 +24,24 @@ COMMIT = "a" * 40
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers for one folder."""
+    """Answers for some folders, by the names of their repositories."""
 
-    folder: Path
+    folders: dict[str, Path]
     requests: list[str]
 
     def log_message(self, *_: Any) -> None:
         """No lines."""
+
+    @property
+    def name(self) -> str:
+        """The repository that is asked for."""
+        found = re.search(r"owner/[^/?]+", self.path)
+        return found[0] if found else ""
+
+    @property
+    def folder(self) -> Path:
+        """Its folder; of one that is refused, any."""
+        return self.folders.get(self.name, next(iter(self.folders.values())))
 
     @property
     def files(self) -> list[Path]:
@@ -58,7 +69,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             ])  # fmt: skip
         elif self.path.startswith("/api/"):
             files = [{"rfilename": path.name} for path in self.files]
-            self._json({"id": "owner/name", "sha": COMMIT, "siblings": files, "private": False,
+            self._json({"id": self.name, "sha": COMMIT, "siblings": files, "private": False,
                         "tags": [], "downloads": 0, "likes": 0})  # fmt: skip
         else:
             self._file(self.folder / self.path.partition("?")[0].rpartition("/")[2], span)
@@ -106,10 +117,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def serve(folders: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
     """Its address, and the requests that it has answered."""
     requests: list[str] = []
-    handler = type("Handler", (Handler,), {"folder": Path(folder), "requests": requests})
+    handler = type("Handler", (Handler,), {"folders": folders, "requests": requests})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -1,6 +1,7 @@
 """Checkpoints on a hub: planned by headers, fetched when needed, refused by the hub's own errors.
 
-A process of its own asks a hub on this machine, as the library reads the hub's address once.
+Processes of their own ask a hub on this machine, as the library reads the hub's address once. Each
+imports torch, so they are few, and ask all that the tests look at.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,6 +28,8 @@ _HUB = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_HUB)
 serve = _HUB.serve
 ROOT = Path(__file__).resolve().parents[2]
+NOWHERE = "http://127.0.0.1:9"
+SHARDED = ("shards", "bare", "whole", "cut", "locked")  # repositories of several weight files
 ASK = """
 import json, logging, sys
 from edgevlm.errors import EdgeVLMError
@@ -33,6 +37,7 @@ from edgevlm.models.checkpoint import find
 from edgevlm.recipe import Recipe
 logging.basicConfig(stream=sys.stdout, format="said: %(message)s")
 for model, revision, load in json.loads(sys.argv[1]):
+    print("asked:")
     try:
         checkpoint = find(model, revision)
         from edgevlm.planning.plan import make_plan  # heavy, and a refusal needs none
@@ -48,52 +53,23 @@ for model, revision, load in json.loads(sys.argv[1]):
 """
 
 
-def ask(address, cache, *questions, offline=False):
-    """Lines of a process that finds, plans and loads: (model, revision, whether to load)."""
+def ask(address, cache, questions, offline=False):
+    """A process finds, plans and loads: (model, revision, whether to load) -> lines, by the two."""
     environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(cache)}
     environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": str(int(offline))}
     done = subprocess.run(
         [sys.executable, "-c", ASK, json.dumps(questions)],
         env=environment, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
-    return done.stdout.splitlines()
+    answers = [part.splitlines() for part in done.stdout.split("asked:\n")[1:]]
+    asked = [(model, revision) for model, revision, _ in questions]
+    return dict(zip(asked, answers, strict=True))
 
 
-def reads(requests, name):
-    """What was read of a file: its ranges, or `whole`."""
-    reads = [r.split() for r in requests if r.startswith("GET") and r.split()[1].endswith(name)]
-    return [(parts[2:] or ["whole"])[0] for parts in reads]
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param("tiny-smolvlm", marks=pytest.mark.slow), "tiny-clip"]
-)
-def test_a_plan_reads_headers(preset, tmp_path, name):
-    folder = preset(name)
-    with serve(folder) as (address, requests):
-        questions = (str(folder), None, False), ("owner/name", None, False)
-        local, remote = ask(address, tmp_path, *questions)[0::2]
-        assert local == remote  # the plan is that of the folder, a likeness's factor too
-        ranges = reads(requests, "model.safetensors")
-        assert ranges
-        assert "whole" not in ranges
-        assert set(reads(requests, "config.json")) == {"whole"}
-
-
-def test_an_export_fetches_the_weights(preset, tmp_path):
-    folder = preset("tiny-smolvlm")
-    with serve(folder) as (address, requests):
-        lines = ask(address, tmp_path, ("owner/name", None, True))
-        assert reads(requests, "model.safetensors").count("whole") == 1
-    size = f"{(folder / 'model.safetensors').stat().st_size / 1e6:,.1f} MB"
-    assert lines[:1] == [
-        f"said: 'owner/name': planned by the headers of 1 file of weights, {size}, not fetched yet"
-    ]
-    assert f"said: 'owner/name': fetching 1 file of weights, {size}" in lines
-    assert lines[-1] == "remote: None"  # what is in the cache is a folder
-    planned = [line for line in lines if line.startswith("planned:")]
-    again = ask("http://127.0.0.1:9", tmp_path, ("owner/name", None, False), offline=True)
-    assert again == planned
+def reads(requests, repository, name):
+    """What was read of a file of a repository: its ranges, or `whole`."""
+    reads = [r.split() for r in requests if r.startswith(f"GET /{repository}/")]
+    return [(parts[2:] or ["whole"])[0] for parts in reads if parts[1].endswith(name)]
 
 
 @pytest.fixture(scope="module")
@@ -108,17 +84,71 @@ def shards(preset, tmp_path_factory):
     return folder
 
 
-def test_no_weights_come_for_a_plan_whatever_the_server_can_do(shards, tmp_path):
+@pytest.fixture(scope="module")
+def hub(preset, shards, tmp_path_factory):
+    """A hub that was asked: its address and requests, what was said, what is in the cache."""
+    home = tmp_path_factory.mktemp("hub")
+    tiny, clip = preset("tiny-smolvlm"), preset("tiny-clip")
+    quantized, gguf = (Path(shutil.copytree(tiny, home / name)) for name in ("quantized", "gguf"))
+    config = json.loads((tiny / "config.json").read_text()) | {"quantization_config": {"bits": 4}}
+    (quantized / "config.json").write_text(json.dumps(config))
+    (quantized / "model.gguf").write_bytes(b"GGUF")
+    (gguf / "model.safetensors").rename(gguf / "model.gguf")
+    folders = {"owner/name": tiny, "owner/planned": tiny, "owner/clip": clip}
+    folders |= {f"owner/{name}": shards for name in SHARDED}
+    folders |= {"owner/quantized": quantized, "owner/gguf": gguf}
+    planned = [str(tiny), "owner/planned", str(clip), "owner/clip", str(shards)]
+    planned += [f"owner/{name}" for name in SHARDED]
+    refused = ("quantized", "gguf", "gated", "gone", "na me")
+    questions = [(name, None, False) for name in planned]
+    questions += [("owner/name", None, True), ("owner/name", "nope", False)]
+    questions += [(f"owner/{name}", None, True) for name in refused]
+    with serve(folders) as (address, requests):
+        said = ask(address, home / "cache", questions)
+    return SimpleNamespace(address=address, requests=requests, said=said, cache=home / "cache")
+
+
+@pytest.fixture(scope="module")
+def offline(hub):
+    """What is said later without a connection, of what is in the cache and of what is not."""
+    questions = [("owner/name", None, False), ("owner/name", "nope", False)]
+    return ask(NOWHERE, hub.cache, [*questions, ("owner/shards", None, True)], offline=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "repository"), [("tiny-smolvlm", "owner/planned"), ("tiny-clip", "owner/clip")]
+)
+def test_a_plan_reads_headers(preset, hub, name, repository):
+    local, remote = hub.said[str(preset(name)), None], hub.said[repository, None]
+    assert local[-1].startswith("planned: ")
+    assert local[-1] == remote[-1]  # a likeness's factor too
+    ranges = reads(hub.requests, repository, "model.safetensors")
+    assert ranges
+    assert "whole" not in ranges
+    assert set(reads(hub.requests, repository, "config.json")) == {"whole"}
+
+
+def test_an_export_fetches_the_weights(preset, hub, offline):
+    lines = hub.said["owner/name", None]
+    assert reads(hub.requests, "owner/name", "model.safetensors").count("whole") == 1
+    size = f"{(preset('tiny-smolvlm') / 'model.safetensors').stat().st_size / 1e6:,.1f} MB"
+    assert lines[:1] == [
+        f"said: 'owner/name': planned by the headers of 1 file of weights, {size}, not fetched yet"
+    ]
+    assert f"said: 'owner/name': fetching 1 file of weights, {size}" in lines
+    assert lines[-1] == "remote: None"  # what is in the cache is a folder
+    planned = [line for line in lines if line.startswith("planned:")]
+    assert offline["owner/name", None] == planned
+
+
+def test_no_weights_come_for_a_plan_whatever_the_server_can_do(shards, hub, offline):
     files = sorted(path.name for path in shards.glob("*.safetensors"))
     assert len(files) > 2
-    names = "name", "bare", "whole", "cut", "locked"
-    with serve(shards) as (address, requests):
-        questions = [(str(shards), None, False), *((f"owner/{n}", None, False) for n in names)]
-        local, said, ranged, bare, whole, cut, locked = ask(address, tmp_path, *questions)
-        asked = list(requests)
+    (local,), (said, ranged) = hub.said[str(shards), None], hub.said["owner/shards", None]
+    bare, whole, cut, locked = (hub.said[f"owner/{n}", None][-1] for n in SHARDED[1:])
     total = sum((shards / name).stat().st_size for name in files) / 1e6
     assert said == (
-        f"said: 'owner/name': planned by the headers of {len(files)} files of weights,"
+        f"said: 'owner/shards': planned by the headers of {len(files)} files of weights,"
         f" {total:.1f} MB, not fetched yet"
     )
     assert ranged == local
@@ -129,60 +159,51 @@ def test_no_weights_come_for_a_plan_whatever_the_server_can_do(shards, tmp_path)
         " and `hf download owner/whole` does, and a plan reads them from the cache"
     )
     assert cut.startswith(f"refused: 'owner/cut': {files[0]} is damaged or not complete: its head")
-    assert locked.startswith(f"refused: 'owner/locked' is gated: accept its terms at {address}/own")
+    gated = f"refused: 'owner/locked' is gated: accept its terms at {hub.address}/"
+    assert locked.startswith(gated)
     for name in files:
-        (span,) = reads([r for r in asked if "owner/name" in r], name)
+        (span,) = reads(hub.requests, "owner/shards", name)
         start, stop = map(int, span.removeprefix("bytes=").split("-"))
         assert stop - start < 100_000
     # Offline, the config that is in the cache is enough for a plan, and for nothing else.
-    question = ("owner/name", None, True)
-    planned, refused = ask("http://127.0.0.1:9", tmp_path, question, offline=True)
+    planned, refused = offline["owner/shards", None]
     assert planned == (
         f"{local} no weights in the cache of the hub: bytes are those of the config's shapes in"
         " float32"
     )
     assert refused == (
-        "refused: 'owner/name': its weights are not in the cache of the hub, and HF_HUB_OFFLINE is"
-        " set; unset it"
+        "refused: 'owner/shards': its weights are not in the cache of the hub, and HF_HUB_OFFLINE"
+        " is set; unset it"
     )
 
 
-def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(preset, tmp_path):
-    questions = [
-        ("owner/gated", None, False), ("owner/gone", None, False), ("owner/name", "nope", False),
-        ("owner/na me", None, False),
-    ]  # fmt: skip
-    with serve(preset("tiny-smolvlm")) as (address, _):
-        gated, gone, revision, invalid = ask(address, tmp_path, *questions)
-    assert gated == (
+def test_what_the_hub_refuses_is_one_line_that_says_what_to_do(hub, offline, tmp_path):
+    address = hub.address
+    assert hub.said["owner/gated", None] == [
         f"refused: 'owner/gated' is gated: accept its terms at {address}/owner/gated and log in"
         " with `hf auth login`, or set HF_TOKEN"
-    )
-    assert gone == (
+    ]
+    assert hub.said["owner/gone", None] == [
         "refused: no model 'owner/gone': no folder here has this name, and neither has a"
         " repository that the hub shows you; correct the name, or log in with `hf auth login` if"
         " it is private"
-    )
+    ]
     expected = f"'owner/name' has no revision 'nope' on the hub; see {address}/owner/name/commits"
-    assert revision == f"refused: {expected}"
+    assert hub.said["owner/name", "nope"] == [f"refused: {expected}"]
+    (invalid,) = hub.said["owner/na me", None]
     assert invalid.startswith("refused: 'owner/na me' is neither a folder nor a hub id: ")
-    for offline in (False, True):
-        (line,) = ask("http://127.0.0.1:9", tmp_path, questions[2], offline=offline)
+    unreached = ask(NOWHERE, tmp_path, [("owner/name", "nope", False)])
+    for said in (offline, unreached):
+        (line,) = said["owner/name", "nope"]
         assert "is not complete in the cache of the hub, which cannot be reached (" in line
         assert line.endswith("); connect once, or give a folder")
 
 
-def test_what_no_export_can_use_is_refused_before_weights_come(preset, tmp_path):
-    folder = Path(shutil.copytree(preset("tiny-smolvlm"), tmp_path / "model"))
-    config = folder / "config.json"
-    plain = config.read_text()
-    (folder / "model.gguf").write_bytes(b"GGUF")
-    config.write_text(json.dumps(json.loads(plain) | {"quantization_config": {"bits": 4}}))
-    with serve(folder) as (address, requests):
-        (line,) = ask(address, tmp_path / "quantized", ("owner/name", None, True))
-        assert line.startswith("refused: 'owner/name': its weights are quantized")
-        config.write_text(plain)
-        (folder / "model.safetensors").unlink()
-        (line,) = ask(address, tmp_path / "gguf", ("owner/name", None, True))
-        assert line.startswith("refused: 'owner/name': 'model.gguf' is GGUF, which is not read")
-        assert not reads(requests, "model.safetensors")
+def test_what_no_export_can_use_is_refused_before_weights_come(hub):
+    (line,) = hub.said["owner/quantized", None]
+    assert line.startswith("refused: 'owner/quantized': its weights are quantized")
+    (line,) = hub.said["owner/gguf", None]
+    assert line.startswith("refused: 'owner/gguf': 'model.gguf' is GGUF, which is not read")
+    for repository in ("owner/quantized", "owner/gguf"):
+        assert reads(hub.requests, repository, "config.json")
+        assert not reads(hub.requests, repository, "model.safetensors")
