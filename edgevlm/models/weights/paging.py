@@ -118,7 +118,7 @@ class FileWeight(nn.Parameter):
         with torch._C.DisableTorchFunctionSubclass():
             if func in _ABOUT:
                 return func(*args, **kwargs)
-            if func in _PARTLY and not kwargs.keys() - {"bias", "padding_idx"}:
+            if func in _PARTLY and not kwargs.keys() - _KEYWORDS:
                 answer = _PARTLY[func](*args, **kwargs)
                 if answer is not None:
                     return answer
@@ -159,8 +159,10 @@ def _itself(weight: FileWeight) -> FileWeight:
     return weight
 
 
-def _split(weight: FileWeight, count: int) -> tuple[Tensor, ...]:
-    """`weight.chunk(count)`: each of the same height, but the last."""
+def _split(weight: FileWeight, count: int, dim: int = 0) -> tuple[Tensor, ...] | None:
+    """`weight.chunk(count)`: each of the same height, but the last; None along another axis."""
+    if dim != 0:
+        return None
     height = -(-len(weight) // count)
     starts = range(0, len(weight), height)
     return tuple(weight.of_rows(start, min(start + height, len(weight))) for start in starts)
@@ -181,9 +183,11 @@ def _rows(weight: Any, index: Any) -> Tensor | None:
     return None
 
 
-def _looked_up(ids: Tensor, weight: Any, padding_idx: int | None = None) -> Tensor | None:
-    """`embedding(ids, weight)`; None where the ids are of a file."""
-    if isinstance(ids, FileWeight):
+def _looked_up(
+    ids: Tensor, weight: Any, padding_idx: Any = None, max_norm: Any = None, **_: Any
+) -> Tensor | None:
+    """`embedding(ids, weight)`; None where rows are scaled, or the ids are of a file."""
+    if isinstance(ids, FileWeight) or max_norm is not None:
         return None
     unique, places = np.unique(ids.numpy(), return_inverse=True)
     rows = [weight.rows(int(i), int(i) + 1) for i in unique]
@@ -209,3 +213,6 @@ _PARTLY: dict[Any, Callable[..., Any]] = {
     nn.functional.embedding: _looked_up,
     nn.functional.linear: _product,
 }
+_KEYWORDS = {
+    "bias", "dim", "max_norm", "norm_type", "padding_idx", "scale_grad_by_freq", "sparse",
+}  # fmt: skip

@@ -75,6 +75,9 @@ def test_what_a_tensor_says_of_itself_reads_nothing(stored, monkeypatch):
         lambda t: t["matrix"][:, 1],
         lambda t: t["matrix"][np.array([4, 4, -1])],
         lambda t: t["matrix"].chunk(3)[1].clone(),
+        lambda t: t["matrix"].chunk(3, 1)[1].clone(),
+        lambda t: t["matrix"].chunk(3, dim=-1)[1].clone(),
+        lambda t: nn.functional.embedding(torch.tensor([5]), t["matrix"], max_norm=0.1),
         lambda t: t["bias"].chunk(5)[2].clone(),
         lambda t: t["bias"][None, None] + 1,
         lambda t: torch.cat((t["matrix"], t["matrix"])),
@@ -89,6 +92,20 @@ def test_operators_get_the_numbers(stored, monkeypatch, use, kept_bytes, at_once
     weights, plain = stored(kept_bytes)
     for _ in range(2):
         assert torch.allclose(use(weights), use(plain), atol=1e-6)
+
+
+def test_rows_and_products_never_have_all_of_a_large_matrix(stored, monkeypatch):
+    monkeypatch.setattr(paging, "AT_ONCE", 12)
+    monkeypatch.setattr(FileWeight, "read", None)
+    weights, plain = stored(10**6)
+    table, head = nn.Embedding(12, 6, device="meta"), nn.Linear(6, 12, bias=False, device="meta")
+    table.weight, head.weight = weights["matrix"], weights["matrix"]
+    ids = torch.tensor([[7, 7, 0]])
+    rows = plain["matrix"][ids]
+    assert torch.equal(table(ids), rows)
+    assert torch.allclose(head(rows), rows @ plain["matrix"].T, atol=1e-6)
+    assert torch.equal(weights["matrix"][np.array([2, 3])], plain["matrix"][2:4])
+    assert torch.equal(weights["matrix"][9], plain["matrix"][9])
 
 
 def test_weights_stay_in_memory_up_to_a_limit(stored):
@@ -134,6 +151,10 @@ def test_parts_of_a_weight_have_the_same_place_each_time(stored):
         "tiny-llava-next",
         "tiny-internvl",
         "tiny-llava",
+        "tiny-qwen2-5-vl",
+        "tiny-qwen3-vl",
+        "tiny-gemma3",
+        "tiny-paligemma",
         "tiny-siglip",
         "tiny-clip",
     ],
