@@ -152,7 +152,10 @@ def test_no_pruning_is_the_plain_decoder(preset):
 def test_chats_and_long_prompts(preset, export_to):
     """A chat without a picture goes row by row; a prompt longer than the one call is refused."""
     recipe = Recipe(
-        model=str(preset("tiny-smolvlm")), tokens=16, methods=("strided", "fastv:tokens=5,layer=1")
+        model=str(preset("tiny-smolvlm")),
+        tokens=16,
+        methods=("strided", "fastv:tokens=5,layer=1"),
+        block_size_bytes=100_000,
     )
     loops = [
         loop_over(export_to(f"{number}.edgevlm", made).bundle)
