@@ -37,8 +37,8 @@ class MethodOption:
 # What a plan does with the tokens of any method of site `tokens` (edgevlm/planning/methods.py).
 COMMON = (
     MethodOption("positions", "contiguous", "positions of the tokens that are kept: numbered anew,"
-        " or with original those of the whole grid, or with median the middle one of all that merge"
-        " into a token", False),
+        " or with original those of the whole grid (unasked where a position has several axes), or"
+        " with median the middle one of all that merge into a token", False),
     MethodOption("merge", "none", "with mean, each token that is not kept goes into the mean of the"
         " kept one that is most similar", False),
     MethodOption("calibrate", "none", "with size, attention to a token gets the logarithm of the"
