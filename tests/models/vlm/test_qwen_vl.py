@@ -265,8 +265,8 @@ def loop(request, preset, once):
     from edgevlm.runtimes.on_onnxruntime.engine import Engine
     from edgevlm.runtimes.residency.resident import ResidentBlocks
 
-    recipe = Recipe(model=str(preset(request.param)), size=SMALL[request.param], chunk=16,
-                    speculate=4)  # fmt: skip
+    model, size = str(preset(request.param)), SMALL[request.param]
+    recipe = Recipe(model=model, size=size, chunk=16, context=192, speculate=4)
     path = once(f"{request.param}.edgevlm", lambda out: export(recipe, out))
     bundle = Bundle.open(path)
     return TextLoop(bundle, ResidentBlocks(bundle.plan, Engine(bundle, threads=1)))
