@@ -153,7 +153,8 @@ class VlmPlanned:
         if not self.methods.levels:
             return {}
         levels = self.checkpoint.family.reference_levels(model, pixel_values, self.description)
-        return {name: level[None] for name, level in zip(self.methods.levels, levels, strict=True)}
+        # A trial of the first layers of the decoder has use for fewer.
+        return {name: level[None] for name, level in zip(self.methods.levels, levels, strict=False)}
 
     def build(self, block: Block, parts: ModelParts) -> nn.Module:
         """The module of a block."""

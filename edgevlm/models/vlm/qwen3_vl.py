@@ -165,15 +165,16 @@ def _level_inputs(visual: Tensor, levels: Tensor) -> dict[str, Any]:
 def _level_layers(vision: Any, decoder_layers: int) -> dict[int, int]:
     """The encoder's layers whose output is a level, in order, each with the index of its connector.
 
+    As many as the decoder has layers to take them, as in the original.
+
     Raises:
-        PlanError: If one is no layer, or there are more than layers of the decoder take.
+        PlanError: If one is no layer, or there are more than a bundle has names for.
     """
     named = list(vision.deepstack_visual_indexes)
-    most = min(len(LEVELS), decoder_layers)
     known = all(isinstance(i, int) and 0 <= i < vision.depth for i in named)
-    if not known or len({*named}) != len(named) or len(named) > most:
+    if not known or len({*named}) != len(named) or len(named) > len(LEVELS):
         raise PlanError(
-            f"deepstack_visual_indexes is {named}, expected at most {most} of the encoder's"
+            f"deepstack_visual_indexes is {named}, expected at most {len(LEVELS)} of the encoder's"
             f" {vision.depth} layers, each once; correct config.json"
         )
-    return {layer: named.index(layer) for layer in sorted(named)}
+    return {layer: named.index(layer) for layer in sorted(named)[:decoder_layers]}

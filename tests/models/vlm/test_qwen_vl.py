@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -235,6 +236,26 @@ def test_sizes_beyond_the_processors_are_refused(tiny):
         checkpoint.family.describe(checkpoint.config, numbers, Recipe())
     with pytest.raises(PlanError, match="the image processor's merge_size is 4, the encoder's 2"):
         checkpoint.family.describe(checkpoint.config, numbers | {"merge_size": 4}, Recipe())
+
+
+def test_a_trial_of_few_layers_takes_as_many_levels(preset):
+    path = str(preset("tiny-qwen3-vl"))
+    planned = make_plan(Recipe(model=path, size=(64, 64), layers=2), find(path))
+    assert planned.plan.host.levels == (0, 1)
+    pixels = torch.zeros(1, 3, 64, 64)
+    own = planned.own_levels(planned.checkpoint.load_model(), pixels)
+    assert list(own) == ["level_0", "level_1"]
+
+
+@pytest.mark.parametrize("layers", [[0, 0], [4], [-1], list(range(9))])
+def test_levels_that_are_no_layers_are_refused(tiny, layers):
+    checkpoint = tiny("tiny-qwen3-vl", size=SIZES["tiny-qwen3-vl"], chunk=16).planned.checkpoint
+    config = copy.deepcopy(checkpoint.config)
+    config.vision_config.deepstack_visual_indexes = layers
+    with pytest.raises(
+        PlanError, match=r"^deepstack_visual_indexes is .* at most 8 of the encoder"
+    ):
+        checkpoint.family.describe(config, {}, Recipe(size=(64, 64)))
 
 
 def test_levels_leave_no_room_for_a_method_inside_the_decoder(preset):
