@@ -113,7 +113,9 @@ SHORT = {
 }
 # All their operators, with the types of their results, are in graphs of other methods too
 # (test_reductions.py), so that a target's translations are seen without them.
-COVERED = ("aim", "hired", "tome", "vispruner")
+COVERED = (
+    "aim", "fastervlm", "hired", "random", "strided", "tome", "vflowopt", "vispruner",
+)  # fmt: skip
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
