@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.graphs.layers import EncoderLayer
 from edgevlm.graphs.parts import EncoderParts, EncoderSpec
-from edgevlm.models.family import RESAMPLE
-from edgevlm.models.shared.preprocessing import check_view, normalization
+from edgevlm.models.shared.embedders import pooled_view, square_image
+from edgevlm.models.shared.preprocessing import check_view
 from edgevlm.models.shared.towers import TOWERS, known_tower
 from edgevlm.models.shared.views import check_one_view
 from edgevlm.recipe import Recipe
@@ -35,18 +35,7 @@ def one_view(
     check_one_view(recipe, config.model_type)
     tower = known_tower(vision, "siglip_vision_model")
     check_view(processor, vision.image_size)
-    mean, std = normalization(processor, tower.mean, tower.std)
-    image = ImageSpec(
-        height=vision.image_size,
-        width=vision.image_size,
-        rows=1,
-        columns=1,
-        global_view="first",
-        frames=1,
-        resample=RESAMPLE[processor.get("resample", resample)],
-        mean=mean,
-        std=std,
-    )
+    image = square_image(vision.image_size, processor, resample, tower.mean, tower.std)
     return image, vision.image_size // vision.patch_size
 
 
@@ -81,4 +70,4 @@ def processor_options(image: ImageSpec) -> dict[str, Any]:
 
 def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:
     """The view f32 [1, 3, h_px, w_px] of the model's own processor."""
-    return processor([picture], return_tensors="np")["pixel_values"]
+    return pooled_view(processor, picture)

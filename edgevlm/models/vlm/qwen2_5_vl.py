@@ -42,6 +42,7 @@ from edgevlm.models.shared.qwen_pictures import (
     processor_options,
     processor_views,
 )
+from edgevlm.models.shared.towers import CLIP_MEAN, CLIP_STD
 from edgevlm.recipe import Recipe
 
 __all__ = [
@@ -56,7 +57,6 @@ __all__ = [
 
 KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
 DEFAULT = (448, 448)
-MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
 def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Description:
@@ -66,7 +66,9 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         PlanError: For a clip, tiles, a size, a processor or a decoder that the static form has not.
     """
     vision = config.vision_config
-    image = image_spec(vision, processor, recipe, DEFAULT, _window_pixels(vision), MEAN, STD)
+    image = image_spec(
+        vision, processor, recipe, DEFAULT, _window_pixels(vision), CLIP_MEAN, CLIP_STD
+    )
     grid, full = _grid(vision, image), vision.fullatt_block_indexes
     decoder = decoder_spec(config.text_config)
     items = image_items(*grid.tokens)
