@@ -17,8 +17,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from edgevlm.bundle.cache import alone, cache_folder, keep, sha256
@@ -35,6 +37,7 @@ from edgevlm.runtimes.residency.memory import (
     resident_bytes,
     return_freed,
 )
+from edgevlm.runtimes.residency.samples import samples_of, typical
 from edgevlm.runtimes.residency.schedule import PASSES, Schedule, replay
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
 from edgevlm.runtimes.residency.timings import FunctionTiming, Timings
@@ -64,7 +67,7 @@ def measured(
         with alone("measured", lambda: progress("wait for another process that measures")):
             if (timings := _cached(file)) is None:
                 progress(f"measure {len(bundle.plan.blocks)} blocks on this machine, once")
-                timings = measure_timings(bundle.path, engine, threads)
+                timings = measure_timings(bundle.path, engine, threads, progress)
                 keep(file, dumps(timings))
     return timings
 
@@ -77,16 +80,18 @@ def _cached(file: str) -> Timings | None:
         return None
 
 
-def measure_timings(bundle: Path, engine: str, threads: int) -> Timings:
+def measure_timings(
+    bundle: Path, engine: str, threads: int, progress: Callable[[str], None] = lambda _: None
+) -> Timings:
     """`measured`, without the cache.
 
     Raises:
         RuntimeLoadError: If they cannot be measured; the message has the first reason.
     """
-    done = _apart(bundle, engine, threads, "measure")
+    done = _apart(bundle, engine, threads, "measure", progress)
     if done.returncode:
         raise RuntimeLoadError(f"the blocks cannot be measured: {_reason(done)}")
-    return read(Timings, json.loads(done.stdout.splitlines()[-1]), "timings")
+    return read(Timings, json.loads(done.stdout), "timings")
 
 
 def build_apart(
@@ -96,29 +101,54 @@ def build_apart(
     missing = [block.name for block in bundle.plan.blocks if not engine.is_built(block.name)]
     if missing:
         progress(f"prepare {len(missing)} blocks on this machine, once")
-        _apart(bundle.path, engine.name, engine.threads or 1, "build")  # loads report failures
+        # Loads report failures.
+        _apart(bundle.path, engine.name, engine.threads or 1, "build", progress)
 
 
-def measure_functions(plan: Plan[Any], engine: Engine) -> Timings:
-    """Measure every function in every load mode; the engine's arrays are bound."""
+def measure_functions(
+    plan: Plan[Any], engine: Engine, progress: Callable[[str], None] = lambda _: None
+) -> Timings:
+    """Measure functions in every load mode, of many that are alike some for all; arrays are bound.
+
+    See `residency.samples`.
+    """
     groups = [
-        (mode, [key for key in keys if mode in engine.load_modes(key[0])])
-        for keys in plan.passes.values()
+        (name, mode, [key for key in keys if mode in engine.load_modes(key[0])])
+        for name, keys in plan.passes.items()
         for mode in dict.fromkeys(m for key in keys for m in engine.load_modes(key[0]))
     ]
-    for mode, keys in groups:
-        for key in keys:
+    for name, mode, keys in groups:
+        for index, key in enumerate(keys):
+            progress(f"prepare pass {name}, {mode}: {index + 1} of {len(keys)} functions")
             engine.prepare(*key, mode)
     return_freed()
     before = resident_bytes()
-    timings = [timing for mode, keys in groups for timing in _timings(engine, keys, mode)]
+    timings: list[FunctionTiming] = []
+    for name, mode, keys in groups:
+        samples = samples_of(plan, keys)
+        chosen = {key for _, some in samples for key in some}
+        ordered = [key for key in keys if key in chosen]
+        steps = partial(_step, progress, f"measure pass {name}, {mode}")
+        found = {(t.block, t.function): t for t in _timings(engine, ordered, mode, steps)}
+        timings += [
+            found.get(key) or typical(key, [found[one] for one in some])
+            for alike, some in samples
+            for key in alike
+        ]
     return_freed()
     workspace = max(0, resident_bytes() - before)
     sequential = Timings(tuple(timings), workspace, {})
-    return replace(sequential, overlap_speed=_overlap_speeds(plan, engine, sequential))
+    speeds = _overlap_speeds(plan, engine, sequential, progress)
+    return replace(sequential, overlap_speed=speeds)
 
 
-def _timings(engine: Engine, keys: Sequence[Key], mode: str) -> list[FunctionTiming]:
+def _step(progress: Callable[[str], None], title: str, index: int, count: int) -> None:
+    progress(f"{title}: {index + 1} of {count} rounds")
+
+
+def _timings(
+    engine: Engine, keys: Sequence[Key], mode: str, step: Callable[[int, int], None]
+) -> list[FunctionTiming]:
     """Times and bytes in passes as a budget has them: some functions resident, the others streamed.
 
     Each third in turn is resident, and its runs are timed. Its weights are then as far from the
@@ -128,6 +158,7 @@ def _timings(engine: Engine, keys: Sequence[Key], mode: str) -> list[FunctionTim
     """
     times = {key: {name: list[float]() for name in TIMES} for key in keys}
     for first in range(THIRDS + 1):
+        step(first, THIRDS + 1)
         resident = set(keys[first::THIRDS]) if first < THIRDS else set()
         for key in resident:
             engine.load(*key, mode)
@@ -167,10 +198,13 @@ def _timed(action: Callable[..., object], *arguments: object) -> float:
     return time.perf_counter() - started
 
 
-def _overlap_speeds(plan: Plan[Any], engine: Engine, timings: Timings) -> dict[str, float]:
+def _overlap_speeds(
+    plan: Plan[Any], engine: Engine, timings: Timings, progress: Callable[[str], None]
+) -> dict[str, float]:
     """Speed of loads and runs that overlap, from passes with room for two functions."""
     speeds = {}
     for name, keys in plan.passes.items():
+        progress(f"measure pass {name}: loads beside runs")
         units = timings.units(keys)
         if len(units) < 3:
             continue
@@ -201,12 +235,29 @@ def _fitting(schedule: Schedule, pass_ms: float) -> float:
     return round(low, 3)
 
 
-def _apart(bundle: Path, engine: str, threads: int, task: str) -> subprocess.CompletedProcess[str]:
-    """Run `main` in a process of its own, which starts with this one's modules alone."""
+def _apart(
+    bundle: Path, engine: str, threads: int, task: str, progress: Callable[[str], None]
+) -> subprocess.CompletedProcess[str]:
+    """Run `main` in a process of its own, which starts with this one's modules alone.
+
+    Its lines of output are steps, but for one of JSON, which is in the result.
+    """
     command = python_command(__name__, os.path.abspath(bundle), engine, str(threads), task)
-    return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    with (
+        TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
+        document = ""
+        for line in process.stdout or ():
+            if line.startswith("{"):
+                document = line
+            else:
+                progress(line.strip())
+        code = process.wait()
+        errors.seek(0)
+        return subprocess.CompletedProcess(command, code, document, errors.read())
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
@@ -222,16 +273,18 @@ def _machine() -> str:
 
 
 def main() -> None:
-    """The child process: `measure` prints one JSON line, `build` nothing."""
+    """The child process: a line for each step, and for `measure` one of JSON."""
     path, engine, threads, task = sys.argv[1:]
+    step = partial(print, flush=True)
     try:
         bundle = Bundle.open(Path(path))
         runs = find_engine(engine)(bundle, int(threads))
         if task == "build":
-            for block in bundle.plan.blocks:
+            for index, block in enumerate(bundle.plan.blocks):
+                step(f"prepare {block.name} ({index + 1} of {len(bundle.plan.blocks)})")
                 runs.build(block.name)
             return
         bind_arrays(bundle.plan, runs)
-        print(json.dumps(to_document(measure_functions(bundle.plan, runs))))
+        print(json.dumps(to_document(measure_functions(bundle.plan, runs, step))))
     except EdgeVLMError as cause:
         sys.exit(str(cause))  # on stderr

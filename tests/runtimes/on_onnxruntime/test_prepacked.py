@@ -74,11 +74,13 @@ def test_a_budget_packs_in_another_process(exported, monkeypatch):
     bundle, engine, steps = exported.bundle, Engine(exported.bundle, 1), []
     assert not engine.is_built(BLOCK)
     measure.build_apart(bundle, engine, steps.append)
-    assert steps == [f"prepare {len(bundle.plan.blocks)} blocks on this machine, once"]
+    count = len(bundle.plan.blocks)
+    each = [f"prepare {b.name} ({i + 1} of {count})" for i, b in enumerate(bundle.plan.blocks)]
+    assert steps == [f"prepare {count} blocks on this machine, once", *each]
     assert all(engine.is_built(block.name) for block in bundle.plan.blocks)
     monkeypatch.setattr(measure, "_apart", None)
     measure.build_apart(bundle, engine, steps.append)
-    assert len(steps) == 1
+    assert len(steps) == 1 + count
 
 
 def test_verify_reads_what_run_computes_with(exported):

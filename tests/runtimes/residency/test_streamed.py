@@ -122,8 +122,9 @@ def test_a_pass_takes_the_time_that_was_predicted(plan):
 
 def test_a_mode_is_measured_in_passes_that_keep_a_third_of_the_functions(plan):
     timings = timings_of(plan, load=40.0, run=4.0)
-    engine, keys = on_null.Engine(timings), plan.passes["encode"]
-    found = measuring._timings(engine, keys, "private")
+    engine, keys, rounds = on_null.Engine(timings), plan.passes["encode"], []
+    found = measuring._timings(engine, keys, "private", lambda *step: rounds.append(step))
+    assert rounds == [(0, 4), (1, 4), (2, 4), (3, 4)]
     assert [(t.block, t.function) for t in found] == list(keys)
     for timing in found:
         assert timing.load_ms >= 40.0
