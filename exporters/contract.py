@@ -77,8 +77,8 @@ class Target:
         write: (lowered form, block, its weights by traced name, existing folder, place of its only
             matrix in another file or None) -> the block's functions with their files, relative to
             the folder. Raises ExportError.
-        kv_form: Form of the KV cache, see `bundle.host.KVCache`.
-        kv_dtype: Dtype of the KV cache.
+        kv_form: Form of the decoder's states, see `bundle.kinds.shared.states.States`.
+        kv_dtype: What their numbers are kept in.
         calibrated: Schemes with static scales, found by calibration.
         refused: Schemes without a benefit, with the measurement that shows it.
         unpacked: Schemes whose weights are float32 in memory.

@@ -67,7 +67,8 @@ def test_a_bundle_agrees_with_pytorch(preset, export_to, family, method):
     parity, plan = done.verification, done.bundle.plan
     assert [site.site for site in plan.sites] == ["tokens", "decoder"]
     assert plan.host.visual_tokens == 16
-    assert plan.host.kv.gone[0] == 0 < plan.host.kv.gone[-1]
+    first, *_, last = plan.host.states.each
+    assert last.rows < first.rows == plan.host.states.tokens
     assert parity.ok
     assert max(block.rel_error for block in parity.blocks) <= 1e-3
     assert parity.logits_rel_error <= 1e-3
@@ -142,7 +143,7 @@ def test_no_pruning_is_the_plain_decoder(preset):
     angles = torch.arange(host.chunk)[:, None] * torch.tensor(host.ropes[0].inverse_frequencies)
     angles = torch.cat([angles, angles], 1)[None]
     visual = torch.arange(3, 19, dtype=torch.int32)[None]
-    past = [torch.zeros(host.kv.shape(i // 2)) for i in range(2 * host.kv.layers)]
+    past = [torch.zeros(shape) for state in host.states.each for shape in state.shapes]
     last = torch.tensor([host.chunk - 1], dtype=torch.int32)
     ours, *_ = block(hidden, angles.cos(), angles.sin(), visual, last, *past)
     theirs = parts.decoder.language_model(inputs_embeds=hidden).last_hidden_state[:, -1:]

@@ -17,7 +17,6 @@ from edgevlm.bundle.host import (
     Embedding,
     EncoderShape,
     ImageSpec,
-    KVCache,
     Layout,
     LayoutItem,
     Rope,
@@ -32,7 +31,6 @@ MOST_LAYERS = 2**10
 # Most of a mean or a deviation of pixels; its reciprocal is the least deviation. A normalized pixel
 # is then at most 1e12, far below what float32 ends at.
 MOST_PIXEL = 1e6
-MOST_KV_BYTES = 64 * 10**9
 MOST_AXES = 8
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 ITEMS = {
@@ -115,38 +113,34 @@ def embedding(table: Embedding, files: Sequence[FileEntry]) -> None:
     )
 
 
-def cache(kv: KVCache) -> None:
-    """Check the KV cache."""
-    sizes = ("layers", "heads", "head_size", "tokens")
-    numbers("host.kv", {name: getattr(kv, name) for name in sizes})
-    choice("host.kv.form", kv.form, ("shared_buffer", "states"))
-    choice("host.kv.dtype", kv.dtype, ("f32", "f16"))
-    expect(kv.layers <= MOST_LAYERS, f"host.kv.layers is {kv.layers}")
-    if kv.gone:
-        good = len(kv.gone) == kv.layers and list(kv.gone) == sorted(kv.gone)
-        good = good and kv.gone[0] >= 0 and kv.gone[-1] < kv.tokens
-        expect(good, f"host.kv.gone is {shown(str(list(kv.gone)))} for {kv.layers} layers")
-    expect(kv.bytes <= MOST_KV_BYTES, f"host.kv needs {kv.bytes} bytes")
+def ropes(tables: Sequence[Rope], layers: Sequence[int], head_sizes: Sequence[int]) -> None:
+    """Check the rotary tables, and which each layer has.
 
-
-def ropes(tables: Sequence[Rope], layers: Sequence[int], kv: KVCache) -> None:
-    """Check the rotary tables, and which each layer has."""
+    Args:
+        tables: The tables.
+        layers: Which of them each layer of the decoder has.
+        head_sizes: Numbers of a head of each layer; 0 where it has no heads.
+    """
     expect(bool(tables), "host.ropes is empty, expected a table at least")
     for index, table in enumerate(tables):
-        _rope(table, kv.head_size, f"host.ropes[{index}]")
+        _rope(table, f"host.ropes[{index}]")
         axes = f"host.ropes[{index}] has {table.axes} axes, and host.ropes[0] {tables[0].axes}"
         expect(table.axes == tables[0].axes, axes)
-    known = len(layers) == kv.layers and all(0 <= index < len(tables) for index in layers)
+    count = len(head_sizes)
+    known = len(layers) == count and all(0 <= index < len(tables) for index in layers)
     said = shown(str(list(layers)))
-    expect(known, f"host.layer_ropes is {said} for {kv.layers} layers and {len(tables)} tables")
+    expect(known, f"host.layer_ropes is {said} for {count} layers and {len(tables)} tables")
+    for layer, (index, size) in enumerate(zip(layers, head_sizes, strict=True)):
+        expect(
+            size in (0, tables[index].size),
+            f"host.ropes[{index}] has {tables[index].size // 2} frequencies, expected half of the"
+            f" head size {size} of layer {layer}",
+        )
 
 
-def _rope(table: Rope, head_size: int, where: str) -> None:
+def _rope(table: Rope, where: str) -> None:
     count, sections = len(table.inverse_frequencies), table.sections
-    expect(
-        2 * count == head_size,
-        f"{where} has {count} frequencies, expected half of kv.head_size {head_size}",
-    )
+    expect(1 <= count <= MOST_SIZE, f"{where} has no frequencies")
     if sections:
         good = 1 < len(sections) <= MOST_AXES and min(sections) > 0 and sum(sections) == count
         expect(

@@ -2,7 +2,7 @@
 
 Each kind of bundle puts its host together from these (`bundle.kinds`); a phone reads them from the
 manifest. Shapes: P tiles or frames, N tokens of one tile, K kept tokens, C channels, S tokens of a
-call, T cache rows (`kv.tokens`), D head size.
+call.
 """
 
 from __future__ import annotations
@@ -223,6 +223,11 @@ class Rope:
     interleaved: bool = False
 
     @property
+    def size(self) -> int:
+        """Numbers of a head that it turns: columns of its tables."""
+        return 2 * len(self.inverse_frequencies)
+
+    @property
     def axes(self) -> int:
         """Numbers of a position."""
         return len(self.sections) or 1
@@ -235,35 +240,6 @@ class Rope:
             return tuple(axis for axis, count in sections for _ in range(count))
         turns = ((j // self.axes, j % self.axes) for j in range(len(self.inverse_frequencies)))
         return tuple(axis if turn < self.sections[axis] else 0 for turn, axis in turns)
-
-
-@dataclass(frozen=True)
-class KVCache:
-    """The cache of every decoder layer: keys and values [1, heads, tokens, head_size].
-
-    form `shared_buffer`: input and output of a `Cache` are one buffer, written in place. `states`:
-    they are a state of the model, called by the cache's name; the runtime keeps it. `gone`: rows
-    that each layer has less, where visual tokens leave inside the decoder; empty where none do.
-    """
-
-    form: str
-    layers: int
-    heads: int
-    head_size: int
-    tokens: int
-    dtype: str = "f32"
-    gone: tuple[int, ...] = ()
-
-    def shape(self, layer: int) -> tuple[int, int, int, int]:
-        """Shape of the keys, and of the values, of one layer."""
-        tokens = self.tokens - (self.gone[layer] if self.gone else 0)
-        return (1, self.heads, tokens, self.head_size)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all layers' keys and values."""
-        tokens = self.layers * self.tokens - sum(self.gone)
-        return 2 * self.heads * self.head_size * tokens * {"f32": 4, "f16": 2}[self.dtype]
 
 
 def _fixed_tokens(items: tuple[LayoutItem, ...], image_tokens: int) -> int:

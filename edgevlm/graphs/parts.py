@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgevlm.bundle.host import LEVELS, Rope
+from edgevlm.bundle.kinds.shared.states import LayerState
 from edgevlm.graphs.layers import LayerNumbers, scaled
 from edgevlm.graphs.ops import capped
 from edgevlm.graphs.pruning import Pruning
@@ -75,6 +76,11 @@ class CacheSpec:
 
     heads: int
     head_size: int
+
+    def state(self, rows: int, dtype: str) -> LayerState:
+        """The state of a layer with room for `rows` tokens, kept in `dtype`."""
+        shape = (1, self.heads, rows, self.head_size)
+        return LayerState("rows", (shape, shape), dtype)
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ class VlmBlocks:
         caches = {past: np.zeros(shapes[past], np.float32) for past, _ in pairs}
         written = {present: caches[past] for past, present in pairs}
         own = {past: array.copy() for past, array in caches.items()}
-        exact = self.calls.thresholds["decoder"].exact and self.plan.host.kv.dtype == "f32"
+        exact = self.calls.thresholds["decoder"].exact and self.plan.host.states.exact
         with self.calls.open(block) as opened:
             for call in calls:
                 function = block.function(call.function)

@@ -54,7 +54,7 @@ def decoder_calls(plan: VlmPlan, prompt: PromptRows, answer: Array) -> list[Deco
         answer: Rows of the embedding table that follow it [n, C].
     """
     positions = text_positions(plan, prompt.next, len(answer))
-    calls = _pruned if plan.host.kv.gone else _chunked
+    calls = _pruned if plan.host.entering else _chunked
     return list(calls(plan, prompt, answer, positions))
 
 
@@ -64,7 +64,7 @@ def _chunked(
     chunk, check, length = plan.host.chunk, plan.host.check, len(prompt.rows)
     bias = None
     if prompt.bias is not None:
-        bias = np.pad(prompt.bias, (0, plan.host.kv.tokens - length))
+        bias = np.pad(prompt.bias, (0, plan.host.states.tokens - length))
     first = 0
     while first < length:
         span = slice(first, first + call_rows(prompt.groups, first, min(chunk, length - first)))
@@ -74,7 +74,7 @@ def _chunked(
         call.head_row = len(rows) - 1 if span.stop == length else None
         yield call
         first = span.stop
-    if check and length + check <= plan.host.kv.tokens:
+    if check and length + check <= plan.host.states.tokens:
         yield _call(plan, "check", check, length, answer[:check], positions, bias)
     for index in range(len(answer)):
         row = answer[index : index + 1]
@@ -102,7 +102,7 @@ def _call(
     values = {
         "hidden": hidden,
         **{name: table[None] for name, table in tables.items()},
-        "mask": causal_mask(first, size, plan.host.kv.tokens, groups),
+        "mask": causal_mask(first, size, plan.host.states.tokens, groups),
         "position": np.asarray([first], np.int32),
     }
     if bias is not None:

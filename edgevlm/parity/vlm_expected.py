@@ -110,7 +110,7 @@ def pruned_answer(
     assert parts.pruning is not None
     layers, norm = parts.decoder.layers, parts.decoder.norm
     decoder = PrunedDecoderBlock(layers, norm, 0, parts.pruning).eval()
-    cache = [torch.zeros(plan.host.kv.shape(i // 2)) for i in range(2 * plan.host.kv.layers)]
+    cache = [torch.zeros(shape) for state in plan.host.states.each for shape in state.shapes]
     inputs = [torch.from_numpy(array) for array in prompt_state(plan, prompt).values()]
     tokens, logits = list[int](), []
     for step in range(steps):

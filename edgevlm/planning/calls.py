@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgevlm.errors import PlanError
-from edgevlm.graphs.parts import CacheSpec, DecoderSpec
+from edgevlm.graphs.parts import DecoderSpec
 from edgevlm.recipe import Recipe
 
 # Room for a question and an answer beside the image when the recipe names no context.
@@ -115,16 +115,3 @@ def check_layers(decoder: DecoderSpec, inside: str, chunk: int, context: int) ->
             f"all tokens of a prompt see each other, and layers with a window of {window} tokens"
             f" cannot say so for a call of {chunk}; give fewer --tokens or a --chunk of {window}"
         )
-
-
-def one_cache(caches: tuple[CacheSpec, ...]) -> CacheSpec:
-    """What all layers' caches are; a bundle has one shape for all.
-
-    Raises:
-        PlanError: If two differ.
-    """
-    kinds = list(dict.fromkeys(caches))
-    if len(kinds) != 1:
-        shapes = " and ".join(f"{cache.heads}x{cache.head_size}" for cache in kinds)
-        raise PlanError(f"caches of {shapes} (heads x head size) in one model are not supported")
-    return kinds[0]

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edgevlm.bundle.functions import Block
-from edgevlm.bundle.host import LEVELS, Embedding, ImageSpec, KVCache, Layout
+from edgevlm.bundle.host import LEVELS, Embedding, ImageSpec, Layout
+from edgevlm.bundle.kinds.shared.states import States
 from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
 from edgevlm.errors import ModelError, PlanError
@@ -32,7 +33,7 @@ from edgevlm.models.family import Description
 from edgevlm.models.processor import load_processor, load_tokenizer, stop_ids
 from edgevlm.models.speller import Speller
 from edgevlm.planning.blocks import Stored, encoder_shape
-from edgevlm.planning.calls import check_layers, chunk_tokens, context_tokens, one_cache
+from edgevlm.planning.calls import check_layers, chunk_tokens, context_tokens
 from edgevlm.planning.layout import make_layout
 from edgevlm.planning.methods import (
     check_signals,
@@ -177,7 +178,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     token = description.visual_token or description.placeholder
     speller = Speller(load_tokenizer(checkpoint), vocabulary, token)
     layout = _layout(checkpoint, description, methods, speller)
-    chunk, kv = _calls(recipe, target, description.decoder, methods, layout)
+    chunk, states = _calls(recipe, target, description.decoder, methods, layout)
     host = VlmHost(
         image=description.image,
         encoder=encoder_shape(parts.encoder, description.view_tokens, methods.signals),
@@ -189,7 +190,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
         layer_ropes=tuple(layer.table for layer in description.decoder.layers),
         first_position=description.decoder.first_position,
         mask=description.decoder.mask,
-        kv=kv,
+        states=states,
         entering=methods.entering,
         carried="" if methods.pruning is None else methods.pruning.carried,
         levels=description.decoder.levels,
@@ -318,22 +319,17 @@ def _calls(
     decoder: DecoderSpec,
     methods: ChosenMethods,
     layout: Layout,
-) -> tuple[int, KVCache]:
-    """Rows of a `prefill` call, and the cache."""
-    pruning, layers, visual = methods.pruning, len(decoder.caches), methods.reduction.tokens_out
+) -> tuple[int, States]:
+    """Rows of a `prefill` call, and the states of the layers."""
+    pruning, visual = methods.pruning, methods.reduction.tokens_out
     prompt = layout.prompt_tokens(visual)
     single_call = pruning is not None or decoder.mask == "prefix"
     picture = visual if decoder.mask == "pictures" else 0
     chunk = chunk_tokens(recipe, prompt, single_call, picture)
     context = context_tokens(recipe, prompt, chunk, decoder, single_call, picture)
     check_layers(decoder, methods.inside, chunk, context)
-    cache = one_cache(decoder.caches)
-    return chunk, KVCache(
-        form=target.kv_form,
-        layers=layers,
-        heads=cache.heads,
-        head_size=cache.head_size,
-        tokens=context,
-        dtype=target.kv_dtype,
-        gone=tuple(pruning.gone(layer) for layer in range(layers)) if pruning else (),
+    states = (
+        cache.state(context - (pruning.gone(layer) if pruning else 0), target.kv_dtype)
+        for layer, cache in enumerate(decoder.caches)
     )
+    return chunk, States.made(target.kv_form, context, states)

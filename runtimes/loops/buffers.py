@@ -26,7 +26,7 @@ class Arrays:
         view: Features and signals of one view, by name.
         all_views: Features and signals of all views: inputs of `reduce`.
         reduced: Outputs of `reduce`.
-        cache: Keys and values of each layer in turn.
+        states: Arrays of the decoder's layers, layer by layer.
         steps: For each function of the decoder its inputs by name, and `result`.
         between: For each function of the decoder the two arrays that hidden states alternate in.
         last: The hidden state that the head takes, [1, 1, C].
@@ -38,7 +38,7 @@ class Arrays:
     view: dict[str, Array]
     all_views: dict[str, Array]
     reduced: dict[str, Array]
-    cache: list[Array]
+    states: list[Array]
     steps: dict[str, dict[str, Array]]
     between: dict[str, tuple[Array, Array]]
     last: Array
@@ -54,9 +54,8 @@ def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
     all_views = {tensor.name: _array(tensor, own) for tensor in reduce.inputs}
     reduced = {tensor.name: _array(tensor, own) for tensor in reduce.outputs}
     blocks.bind("reduce-0", "reduce", all_views | reduced)
-    kv = plan.host.kv
-    cache = [np.zeros(kv.shape(i // 2), np.float32) for i in range(2 * kv.layers)]
-    decoder, by_block = plan.stage("decoder"), _caches(plan, cache)
+    decoder, by_block = plan.stage("decoder"), _caches(plan)
+    states = [by_block[b.name][c.input] for b in decoder for c in b.functions[0].caches]
     steps, between = dict[str, dict[str, Array]](), dict[str, tuple[Array, Array]]()
     for function in decoder[0].functions:
         fed, results, second = chain(decoder, function.name, blocks, by_block)
@@ -77,7 +76,7 @@ def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
         features,
         all_views,
         reduced,
-        cache,
+        states,
         steps,
         between,
         last,
@@ -118,14 +117,13 @@ def chain(
     return fed, results, first
 
 
-def _caches(plan: VlmPlan, cache: Sequence[Array]) -> dict[str, dict[str, Array]]:
+def _caches(plan: VlmPlan) -> dict[str, dict[str, Array]]:
     """The caches of each block's layers by the names of its inputs and outputs."""
     arrays: dict[str, dict[str, Array]] = {}
     for block in plan.stage("decoder"):
-        first = 2 * block.span[0]
-        for index, pair in enumerate(block.functions[0].caches):
+        for pair, tensor in block.functions[0].cached():
             names = arrays.setdefault(block.name, {})
-            names[pair.input] = names[pair.output] = cache[first + index]
+            names[pair.input] = names[pair.output] = tensor.zeros()
     return arrays
 
 

@@ -43,7 +43,7 @@ class DecoderLoop:
         self.arrays = bind(self.plan, blocks)
         blocks.open()
         self.load_ms = (time.perf_counter() - started) * 1e3
-        self._marks = np.zeros(self.plan.host.kv.tokens, np.int64)  # of the cache's rows
+        self._marks = np.zeros(self.plan.host.states.tokens, np.int64)  # of the cache's rows
         self._marked = 0  # rows of the cache, from the first, whose marks are known
         self._begin()
 
@@ -71,16 +71,16 @@ class DecoderLoop:
         Raises:
             InputError: If no call takes all of the rows that see each other.
         """
-        kv, groups = self.plan.host.kv, prompt.groups
+        host, groups = self.plan.host, prompt.groups
         self._calls(self.length, len(prompt.rows), groups, _chunked(prompt))
-        if self.length or prompt.bias is not None or kv.gone:
+        if self.length or prompt.bias is not None or host.entering:
             return prompt
         marks = _marks(prompt.rows, prompt.positions)
-        most = min(len(marks) - 1, kv.tokens - self.plan.host.chunk, self._marked)
+        most = min(len(marks) - 1, host.states.tokens - host.chunk, self._marked)
         shared = zip(marks[: max(0, most)], self._marks, strict=False)
         count = call_rows(groups, 0, len(list(takewhile(lambda pair: pair[0] == pair[1], shared))))
         if prompt.levels is not None and count <= prompt.visual[-1]:
-            count -= count % self.plan.host.chunk  # the calls up to the last visual row are whole
+            count -= count % host.chunk  # the calls up to the last visual row are whole
         left = prompt.after(count)
         try:
             self._calls(count, len(left.rows), left.groups, _chunked(left))
@@ -93,9 +93,7 @@ class DecoderLoop:
     def prefill(self, prompt: PromptRows) -> None:
         """Write rows into the cache: in chunks, and one by one where that is less work."""
         done, count = 0, len(prompt.rows)
-        if (
-            self.plan.host.kv.gone and prompt.visual
-        ):  # the prompt is one call; later rows are single
+        if self.plan.host.entering and prompt.visual:  # one call; later rows are single
             self._prompt(prompt)
             return
         if prompt.bias is not None:
@@ -134,17 +132,17 @@ class DecoderLoop:
         # as two tokens.
         few = host.chunk // (4 if check else 32)
         while done < count:
-            room = host.kv.tokens - length - done
+            room = host.states.tokens - length - done
             rows = call_rows(groups, done, min(host.chunk, count - done))
             grouped = groups is not None and bool((groups[done : done + max(rows, 1)] >= 0).any())
             large = rows > (0 if grouped or done < chunked else few)
-            if large and host.chunk <= room and not host.kv.gone:
+            if large and host.chunk <= room and not host.entering:
                 calls.append(("prefill", rows))
             elif groups is not None and grouped:
                 raise InputError(
                     f"{np.bincount(groups[groups >= 0]).max()} tokens of the prompt see each other,"
                     f" and a call takes {host.chunk} rows, from row {length + done} of the"
-                    f" {host.kv.tokens} of the context; export with a larger --chunk or --context"
+                    f" {host.states.tokens} of the context; export with a larger --chunk or --context"
                 )
             elif rows > 1 and check and check <= room:
                 calls.append(("check", min(check, rows)))

@@ -163,8 +163,8 @@ def prompt_state(plan: VlmPlan, prompt: PromptRows) -> dict[str, NDArray[Any]]:
     cos, sin = rotary_tables(plan, prompt.positions)
     state: dict[str, NDArray[Any]] = {
         "hidden": np.zeros((1, chunk, prompt.rows.shape[1]), np.float32),
-        "cos": np.zeros((1, chunk, plan.host.kv.head_size), np.float32),
-        "sin": np.zeros((1, chunk, plan.host.kv.head_size), np.float32),
+        "cos": np.zeros((1, chunk, plan.host.rope.size), np.float32),
+        "sin": np.zeros((1, chunk, plan.host.rope.size), np.float32),
         "visual_rows": np.asarray([prompt.visual], np.int32),
         "last": np.asarray([count - 1], np.int32),
     }

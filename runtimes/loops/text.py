@@ -105,9 +105,9 @@ class TextLoop(VisionLoop):
             )
         started = time.perf_counter()
         self.start_turn()
-        full = f"the context of {self.plan.host.kv.tokens} holds {self.length} already; export"
+        full = f"the context of {self.plan.host.states.tokens} holds {self.length} already; export"
         full += " with a larger --context"
-        free = self.plan.host.kv.tokens - self.length
+        free = self.plan.host.states.tokens - self.length
         check_length(self.tokenizer, question, free, full)
         encoded = visuals()
         layout = self.plan.host.layout
@@ -119,7 +119,7 @@ class TextLoop(VisionLoop):
                 "the model answers one question about a picture; give an image, and begin a new"
                 " conversation for another question"
             )
-        row_bytes = 4 * self.plan.host.kv.tokens * self.plan.host.embedding.columns
+        row_bytes = 4 * self.plan.host.states.tokens * self.plan.host.embedding.columns
         claim(question, row_bytes, self.blocks.shortage)
         prompt = assemble(
             self.plan, items, self.table, self.tokenizer, question, encoded, self.position
@@ -191,7 +191,7 @@ class TextLoop(VisionLoop):
         self, ids: Sequence[int], most: int, draft: Draft, stops: set[int]
     ) -> list[int] | None:
         """Drafted tokens; None where a single step is better."""
-        check, room = self.plan.host.check, self.plan.host.kv.tokens - self.length
+        check, room = self.plan.host.check, self.plan.host.states.tokens - self.length
         if room < check:
             return None
         guesses = draft(self, [*self._history, *ids], min(check - 1, most - len(ids) - 1))
@@ -218,7 +218,7 @@ class TextLoop(VisionLoop):
         return tokens
 
     def _step_token(self, token: int) -> None:
-        if self.length < self.plan.host.kv.tokens:
+        if self.length < self.plan.host.states.tokens:
             self.step("decode", self.table[token][None])
 
 

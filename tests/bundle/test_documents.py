@@ -15,12 +15,12 @@ from edgevlm.bundle.host import (
     Embedding,
     EncoderShape,
     ImageSpec,
-    KVCache,
     Layout,
     LayoutItem,
     Rope,
     Signal,
 )
+from edgevlm.bundle.kinds.shared.states import LayerState, States
 from edgevlm.bundle.kinds.vlm import VlmHost
 from edgevlm.bundle.plan import FileEntry, Plan, Requires, SiteTokens, Source
 from edgevlm.recipe import Recipe
@@ -145,6 +145,9 @@ parts = st.lists(
     max_size=3,
 ).map(tuple)
 threes = st.tuples(floats, floats, floats)
+states = st.builds(
+    LayerState, names, st.lists(several, max_size=2).map(tuple), names, st.none() | integers
+)
 hosts = st.builds(
     VlmHost,
     st.builds(
@@ -162,7 +165,7 @@ hosts = st.builds(
         max_size=2,
     ).map(tuple),
     several, integers, names,
-    st.builds(KVCache, names, integers, integers, integers, integers, names),
+    st.builds(States, names, integers, st.lists(states, max_size=2).map(tuple), several),
     several, names, several, integers, integers, names, integers, several,
 )  # fmt: skip
 recipes = st.builds(

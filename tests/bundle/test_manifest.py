@@ -28,7 +28,7 @@ def refused(path) -> str:
 
 
 def put(keys, value):
-    """An edit that sets the value at `keys`, such as `host.kv.layers` or `files.0.path`."""
+    """An edit that sets the value at `keys`, such as `host.states.layers` or `files.0.path`."""
 
     def edit(document):
         *outer, last = [int(k) if k.isdigit() else k for k in keys.split(".")]
@@ -78,7 +78,7 @@ def axes(**item):
 HUGE = 10**30
 EDITS = {
     # The document itself.
-    "unknown key": (put("host.kv.layer", 2), "manifest.json.host.kv has an unknown key 'layer'; did you mean 'layers'?"),
+    "unknown key": (put("host.states.layer", 2), "manifest.json.host.states has an unknown key 'layer'; did you mean 'layers'?"),
     "lacks a key": (lambda d: d["host"].pop("ropes"), "manifest.json.host lacks the key 'ropes'"),
     "wrong type": (put("host.chunk", "64"), "manifest.json.host.chunk must be an integer, got '64'"),
     "newer version": (put("format_version", 6), "format_version is 6, this edgevlm reads 5; export the model again"),
@@ -102,10 +102,19 @@ EDITS = {
     "wrong size": (put("files.0.bytes", 5), "bytes, the manifest has 5"),
     "unlisted file": (lambda d: d["files"].clear(), "is used but not listed in files"),
     # Numbers of the host.
-    "no layers": (put("host.kv.layers", 0), "host.kv.layers is 0"),
-    "negative": (put("host.kv.heads", -2), "host.kv.heads is -2"),
-    "huge cache": (put("host.kv.tokens", HUGE), "host.kv.tokens is 1000"),
-    "large cache": (put("host.kv.tokens", 2**31), "host.kv needs"),
+    "no layers": (put("host.states.layers", []), "host.states.layers has 0 layers"),
+    "unknown state": (put("host.states.layers", [0, 1]), "host.states.layers is '[0, 1]' for 1 kinds"),
+    "negative": (put("host.states.kinds.0.shapes", [[1, -2, 8, 8]] * 2), "host.states.kinds[0].shapes is '[[1, -2, 8, 8], [1, -2, 8, 8]]', expected a few"),
+    "no array": (put("host.states.kinds.0.shapes", []), "host.states.kinds[0].shapes is '[]', expected a few"),
+    "keys alone": (put("host.states.kinds.0.shapes", [[1, 2, 8, 8]]), "host.states.kinds[0].shapes is '[[1, 2, 8, 8]]', expected keys and values"),
+    "other values": (put("host.states.kinds.0.shapes", [[1, 2, 8, 8], [1, 2, 8, 4]]), "host.states.kinds[0].shapes is '[[1, 2, 8, 8], [1, 2, 8, 4]]', expected keys and values"),
+    "many rows": (put("host.states.kinds.0.shapes", [[1, 2, 10**6, 8]] * 2), "expected keys and values [1, heads, rows, head size], at most"),
+    "few rows": (put("host.states.kinds.0.shapes", [[1, 2, 8, 16]] * 2), "host.states has layers of fewer than"),
+    "kind of state": (put("host.states.kinds.0.kind", "ring"), "host.states.kinds[0].kind is 'ring', known: rows, recurrent"),
+    "dtype of state": (put("host.states.kinds.0.dtype", "i32"), "host.states.kinds[0].dtype is 'i32', known: f32, f16"),
+    "source": (put("host.states.kinds.0.source", 0), "host.states: layer 0 has the source 0, expected its like"),
+    "huge cache": (put("host.states.tokens", HUGE), "host.states.tokens is 1000"),
+    "large cache": (lambda d: (put("host.states.tokens", 2**31)(d), put("host.states.kinds.0.shapes", [[1, 2, 2**31, 16]] * 2)(d)), "host.states needs"),
     "huge table": (put("host.embedding.rows", HUGE), "host.embedding.rows is 1000"),
     "other table": (put("host.embedding.rows", 1025), "host.embedding needs 262400 bytes"),
     "no pixels": (put("host.image.height", 0), "host.image.height is 0"),
@@ -115,10 +124,10 @@ EDITS = {
     "positions": (put("host.positions", "random"), "host.positions is 'random', known: contiguous"),
     "carried": (put("host.carried", "all"), "host.carried is 'all', expected prompt, vision or nothing"),
     "carried by none": (put("host.carried", "prompt"), "host.carried is a state of rows that leave, none do"),
-    "KV form": (put("host.kv.form", "ring"), "host.kv.form is 'ring', known: shared_buffer, states"),
+    "KV form": (put("host.states.form", "ring"), "host.states.form is 'ring', known: shared_buffer, states"),
     "table scale": (put("host.embedding.scale", 0), "host.embedding.scale is 0.0, expected more than 0"),
     "table dtype": (put("host.embedding.dtype", "bf16"), "host.embedding.dtype is 'bf16', known: f32"),
-    "chunk": (put("host.chunk", 10**6), "host.chunk 1000000 is more than kv.tokens"),
+    "chunk": (put("host.chunk", 10**6), "host.chunk 1000000 is more than states.tokens"),
     "vocabulary": (put("host.vocabulary", 5000), "host.vocabulary is more than embedding.rows"),
     "frequencies": (put("host.ropes.0.inverse_frequencies", [1.0]), "host.ropes[0] has 1 frequencies"),
     "large float": (put("host.ropes.0.scaling", 10**400), "host.ropes[0].scaling must be a finite number"),
@@ -163,8 +172,8 @@ EDITS = {
     "unknown stage": (put("blocks.0.stage", "audio"), "block 'vision-0'.stage is 'audio', known: vision"),
     "one name twice": (put("blocks.1.name", "vision-0"), "block 'vision-0' must be named 'vision-1'"),
     "order": (lambda d: d["blocks"].reverse(), "must be named"),
-    "layers": (put("host.kv.layers", 3), "host.layer_ropes is '[0, 0]' for 3 layers and 1 tables"),
-    "short decoder": (lambda d: (put("host.kv.layers", 3)(d), put("host.layer_ropes", [0, 0, 0])(d)), "decoder-1.span ends at 2, expected 3"),
+    "layers": (put("host.states.layers", [0, 0, 0]), "host.layer_ropes is '[0, 0]' for 3 layers and 1 tables"),
+    "short decoder": (lambda d: (put("host.states.layers", [0, 0, 0])(d), put("host.layer_ropes", [0, 0, 0])(d)), "decoder-1.span ends at 2, expected 3"),
     "overlap": (lambda d: d["blocks"][6].update(span=[0, 1]), "decoder-1.span is '[0, 1]', expected to begin at 1"),
     "empty block": (lambda d: d["blocks"][6].update(span=[1, 1]), "decoder-1.span is '[1, 1]'"),
     "many layers": (lambda d: d["blocks"][6].update(span=[1, 2**31]), "decoder-1.span ends at 2147483648"),

@@ -220,12 +220,12 @@ def decoder_difference() -> Callable[[Tiny], float]:
     from edgevlm.runtimes.loops.sequence import causal_mask, rotary_tables, text_positions
 
     def measure(made: Tiny) -> float:
-        kv, length, decoder = made.plan.host.kv, 24, made.parts.decoder
+        length, decoder = 24, made.parts.decoder
         calls = [(0, 8), (8, 8), (16, 5), (21, 1), (22, 1), (23, 1)]
         hidden = torch.randn(1, length, made.plan.host.embedding.columns)
         cache = [
-            [torch.zeros(1, kv.heads, length, kv.head_size) for _ in range(2)]
-            for _ in decoder.layers
+            [torch.zeros(shape) for shape in state.with_rows(length).shapes]
+            for state in made.plan.host.states.each
         ]
         groups = None
         if made.plan.host.mask != "causal":  # the rows of the second call see each other

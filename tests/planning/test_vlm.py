@@ -91,7 +91,7 @@ def test_flops_are_two_per_multiply_add(planned):
     layers = text.num_hidden_layers
     (decoder,) = made.plan.stage("decoder")
     for name, rows in (("prefill", 16), ("decode", 1)):
-        attention = 2 * rows * host.kv.tokens * heads * size
+        attention = 2 * rows * host.states.tokens * heads * size
         assert decoder.function(name).flops == layers * 2 * (rows * linear + attention)
     (head,) = made.plan.stage("head")
     assert head.function("logits").flops == 2 * channels * text.vocab_size
@@ -121,15 +121,17 @@ def test_flops_do_not_depend_on_how_blocks_are_cut(planned):
 
 def test_kv_bytes_are_those_of_the_caches_inputs(planned):
     made = planned(context=300)
-    kv = made.plan.host.kv
-    assert kv.bytes == 2 * kv.layers * kv.heads * kv.tokens * kv.head_size * 4
+    states = made.plan.host.states
+    assert [state.shapes[0] for state in states.each] == [(1, 2, states.tokens, 16)] * 2
+    assert states.bytes == 2 * 2 * 2 * states.tokens * 16 * 4
+    assert states.row_bytes * states.tokens == states.bytes
     cache = [
         4 * torch.Size(t.shape).numel()
         for b in made.plan.stage("decoder")
         for t in b.function("decode").inputs
         if t.name.startswith("past_")
     ]
-    assert sum(cache) == kv.bytes
+    assert sum(cache) == states.bytes
 
 
 @pytest.mark.parametrize(
@@ -145,9 +147,9 @@ def test_kv_bytes_are_those_of_the_caches_inputs(planned):
 def test_the_chunk_divides_the_context_and_the_prompt_fits(planned, options):
     made = planned(**options)
     host = made.plan.host
-    assert host.kv.tokens % host.chunk == 0
-    assert host.kv.tokens > made.plan.host.prompt_tokens
-    assert host.kv.tokens >= options.get("context", 0)
+    assert host.states.tokens % host.chunk == 0
+    assert host.states.tokens > made.plan.host.prompt_tokens
+    assert host.states.tokens >= options.get("context", 0)
     if "chunk" in options:
         assert host.chunk == options["chunk"]
 
@@ -155,7 +157,7 @@ def test_the_chunk_divides_the_context_and_the_prompt_fits(planned, options):
 def test_the_context_stays_within_the_models_positions(planned):
     made = planned(context=8190, chunk=100)
     most = made.checkpoint.config.text_config.max_position_embeddings
-    assert made.plan.host.kv.tokens <= most
+    assert made.plan.host.states.tokens <= most
 
 
 def test_visual_tokens_and_sequence_follow_the_budget(planned):
@@ -336,23 +338,6 @@ def test_an_end_that_is_no_number_is_refused(tiny_model, tmp_path):
     expected = "generation_config.json: eos_token_id must be a number, got 'end'$"
     with pytest.raises(ModelError, match=expected):
         make_plan(Recipe(model=str(folder)), find(str(folder)))
-
-
-def test_layers_with_different_caches_are_refused(tiny_model):
-    checkpoint = find(tiny_model)
-    description = checkpoint.describe(Recipe())
-    decoder = description.decoder
-    wider = replace(decoder.caches[0], head_size=32)
-    other = replace(decoder, caches=(*decoder.caches[:-1], wider))
-    family = SimpleNamespace(
-        KIND="vlm",
-        AUTO_CLASS=checkpoint.family.AUTO_CLASS,
-        describe=lambda *_: replace(description, decoder=other),
-        parts=checkpoint.family.parts,
-        processor_options=checkpoint.family.processor_options,
-    )
-    with pytest.raises(PlanError, match=r"^caches of 2x16 and 2x32 \(heads x head size\) in one"):
-        make_plan(Recipe(), replace(checkpoint, family=family))
 
 
 def test_numbers_of_the_description_are_those_of_the_models_modules(planned, preset):

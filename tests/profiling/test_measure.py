@@ -363,7 +363,7 @@ def test_a_request_that_measures_nothing_is_refused(options, message):
 def test_more_tokens_than_the_context_has_room_for(exported):
     model = edgevlm.load(exported.bundle.path, threads=1)
     with pytest.raises(InputError, match="the context has room for"):
-        model.profile(runs=1, tokens_generated=exported.bundle.plan.host.kv.tokens)
+        model.profile(runs=1, tokens_generated=exported.bundle.plan.host.states.tokens)
 
 
 def test_stat():

@@ -21,9 +21,10 @@ def no_arrays(monkeypatch):
 
 def test_caches_count_once(exported):
     plan = exported.bundle.plan
-    kv, caches = plan.host.kv, sum(len(b.functions[0].caches) for b in plan.stage("decoder"))
-    assert caches == 2 * kv.layers
-    assert kv.bytes < array_bytes(plan) < 2 * kv.bytes + 4 * plan.host.chunk * kv.tokens + 10**6
+    states = plan.host.states
+    assert sum(len(b.functions[0].caches) for b in plan.stage("decoder")) == 2 * len(states.layers)
+    most = 2 * states.bytes + 4 * plan.host.chunk * states.tokens + 10**6
+    assert states.bytes < array_bytes(plan) < most
 
 
 def test_arrays_above_the_budget(exported, no_arrays, monkeypatch):

@@ -28,11 +28,12 @@ from edgevlm.bundle.host import (
     Embedding,
     EncoderShape,
     ImageSpec,
-    KVCache,
     Layout,
     Rope,
 )
+from edgevlm.bundle.kinds.shared import states
 from edgevlm.bundle.kinds.shared.decoder import new_rows, single_row, whole_prompt
+from edgevlm.bundle.kinds.shared.states import States
 from edgevlm.bundle.kinds.shared.vision import encode, signal_shape
 from edgevlm.bundle.plan import Plan
 from edgevlm.recipe import MOST_CHECKED
@@ -62,7 +63,7 @@ class VlmHost:
         layer_ropes: Which of them each layer of the decoder has.
         first_position: Rotary position of the first token.
         mask: Who sees whom in a prompt, one of `bundle.host.MASKS`.
-        kv: The cache.
+        states: What each layer of the decoder keeps from call to call.
         entering: Visual tokens among the rows that enter each layer of the decoder, and those that
             come out of the last; empty where none leave.
         carried: What the first decoder block makes a state of that goes with the rows to the
@@ -88,7 +89,7 @@ class VlmHost:
     layer_ropes: tuple[int, ...]
     first_position: int
     mask: str
-    kv: KVCache
+    states: States
     entering: tuple[int, ...]
     carried: str
     levels: tuple[int, ...]
@@ -129,7 +130,7 @@ VlmPlan = Plan[VlmHost]
 
 def spans(host: VlmHost) -> dict[str, int]:
     """How far the spans of each stage's blocks reach, in the order of `STAGES`."""
-    reach = (host.encoder.parts, 1, host.kv.layers, host.vocabulary)
+    reach = (host.encoder.parts, 1, len(host.states.layers), host.vocabulary)
     return {stage.name: stop for stage, stop in zip(STAGES, reach, strict=True)}
 
 
@@ -179,23 +180,22 @@ def passes(plan: VlmPlan) -> dict[str, tuple[tuple[str, str], ...]]:
 
 def facts(plan: VlmPlan) -> dict[str, Any]:
     """What `plan`, `export` and `inspect` say of such a bundle, by JSON key."""
-    kv = plan.host.kv
     return {
         "visual_tokens": plan.host.visual_tokens,
-        "context_tokens": kv.tokens,
-        "kv_bytes": kv.bytes,
+        "context_tokens": plan.host.states.tokens,
+        "kv_bytes": plan.host.states.bytes,
     }
 
 
 def turn_bytes(host: VlmHost) -> int:
     """Bytes that a turn allocates beside its blocks: pixels, rows, levels of a picture, twice."""
-    rows = host.kv.tokens + len(host.levels) * host.visual_tokens
+    rows = host.states.tokens + len(host.levels) * host.visual_tokens
     return 2 * (host.image.pixel_bytes + 4 * rows * host.embedding.columns)
 
 
 def outline(host: VlmHost) -> tuple[object, ...]:
     """The numbers that parity feeds the functions by."""
-    return host.layout, host.chunk, host.kv, host.mask, host.layer_ropes, host.first_position
+    return host.layout, host.chunk, host.states, host.mask, host.layer_ropes, host.first_position
 
 
 def check(plan: VlmPlan) -> None:
@@ -216,8 +216,8 @@ def check(plan: VlmPlan) -> None:
     checks.image(host.image)
     checks.encoder(host.encoder)
     checks.embedding(host.embedding, plan.files)
-    checks.cache(host.kv)
-    checks.ropes(host.ropes, host.layer_ropes, host.kv)
+    states.check(host.states)
+    checks.ropes(host.ropes, host.layer_ropes, [state.head_size for state in host.states.each])
     checks.layout(host.layout, host.embedding.rows, host.image.frames, host.rope.axes)
     expect(
         host.rope.axes == 1 or host.positions == "original",
@@ -225,10 +225,10 @@ def check(plan: VlmPlan) -> None:
         f" {host.rope.axes} axes",
     )
     total = host.image.views * host.encoder.view_tokens
-    checks.places(host.layout, total, host.visual_tokens, host.kv.tokens)
+    checks.places(host.layout, total, host.visual_tokens, host.states.tokens)
     expect(host.vocabulary <= host.embedding.rows, "host.vocabulary is more than embedding.rows")
     _check_calls(host)
-    checks.levels(host.levels, host.encoder, host.embedding.columns, host.kv.layers)
+    checks.levels(host.levels, host.encoder, host.embedding.columns, len(host.states.layers))
     expect(
         not (host.levels and host.entering), "host.levels: no decoder block adds where tokens leave"
     )
@@ -245,26 +245,29 @@ def check(plan: VlmPlan) -> None:
 
 def _check_calls(host: VlmHost) -> None:
     """The rows of calls, and the visual tokens that leave between layers."""
-    kv = host.kv
-    expect(host.chunk <= kv.tokens, f"host.chunk {host.chunk} is more than kv.tokens {kv.tokens}")
+    tokens, layers = host.states.tokens, len(host.states.layers)
+    expect(host.chunk <= tokens, f"host.chunk {host.chunk} is more than states.tokens {tokens}")
     expect(
         host.check in (0, *range(2, MOST_CHECKED + 1))
-        and host.check <= kv.tokens
+        and host.check <= tokens
         and not (host.check and host.entering),
         f"host.check is {shown(host.check)}, expected 0 or 2 to {MOST_CHECKED} rows of the cache",
     )
     if host.mask != "causal":
         whole = host.chunk >= host.visual_tokens and not host.entering and not host.calibrated
         expect(whole, f"host.mask is '{host.mask}', and a picture does not fit host.chunk rows")
+    rows = [state.rows for state in host.states.each if state.rows]
     if not host.entering:
-        expect(not kv.gone, "host.kv.gone says that rows leave, host.entering that none do")
+        expect({*rows} <= {tokens}, f"host.states has layers of fewer than {tokens} rows")
         expect(not host.carried, "host.carried is a state of rows that leave, none do")
         return
     entering = list(host.entering)
-    good = len(entering) == kv.layers + 1 and entering == sorted(entering, reverse=True)
+    good = len(entering) == layers + 1 and entering == sorted(entering, reverse=True)
     good = good and entering[0] == host.visual_tokens and entering[-1] >= 0
-    good = good and host.chunk > entering[0] - entering[-1] and len(kv.gone) == kv.layers
-    expect(good, f"host.entering is {shown(str(entering))} for {kv.layers} layers")
+    good = good and host.chunk > entering[0] - entering[-1]
+    expect(good, f"host.entering is {shown(str(entering))} for {layers} layers")
+    falling = rows == sorted(rows, reverse=True)
+    expect(falling, f"host.states has layers of {shown(str(rows))} rows, expected no more of any")
     expect(len(host.ropes) == 1, "host.ropes has several tables, expected one where tokens leave")
     expect(not host.calibrated, "host.calibrated: no decoder block takes it where tokens leave")
 

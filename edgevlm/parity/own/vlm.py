@@ -93,7 +93,7 @@ def compare_own(
         preprocessing_check(pixels),
         prompt_check(said.equal, said.difference),
         stop_check(bundled.host.stop_ids, stops),
-        context_check(context, bundled.host.kv.tokens),
+        context_check(context, bundled.host.states.tokens),
     )
     return OwnComparison(pixels, said.equal, context, asked)
 
@@ -127,7 +127,7 @@ def context_rel_error(model: Any, parts: ModelParts, plan: VlmPlan, prompt: Prom
         plan: The plan.
         prompt: The rows of a first turn; words at random, the same each time, fill the rest.
     """
-    length, decoder, table = plan.host.kv.tokens, parts.decoder, parts.table[0]
+    length, decoder, table = plan.host.states.tokens, parts.decoder, parts.table[0]
     words = np.random.default_rng(0).integers(0, len(table), max(0, length - len(prompt.rows)))
     random = scaled(table[words], decoder.spec.table_scale)
     rows = torch.cat((torch.from_numpy(prompt.rows), random))[:length]
@@ -151,14 +151,16 @@ def context_rel_error(model: Any, parts: ModelParts, plan: VlmPlan, prompt: Prom
 def _decoded(decoder: DecoderParts, plan: VlmPlan, prompt: PromptRows) -> torch.Tensor:
     """Rows [1, T, C] after all layers; the weights of one are in memory at a time."""
     rows = torch.from_numpy(prompt.rows)[None]
-    for layer, rope in zip(decoder.layers, plan.host.layer_ropes, strict=True):
+    for index, layer in enumerate(decoder.layers):
+        rope = plan.host.layer_ropes[index]
         tables = [torch.from_numpy(t)[None] for t in rotary_tables(plan, prompt.positions, rope)]
         with in_memory(layer):
-            rows = _through_layer(layer, plan, rows, tables, prompt.groups)
+            rows = _through_layer(index, layer, plan, rows, tables, prompt.groups)
     return rows
 
 
 def _through_layer(
+    index: int,
     layer: nn.Module,
     plan: VlmPlan,
     rows: torch.Tensor,
@@ -166,8 +168,8 @@ def _through_layer(
     groups: NDArray[Any] | None,
 ) -> torch.Tensor:
     """Rows [1, T, C] after one layer, chunk by chunk over a cache of its own."""
-    kv, length, chunks, first = plan.host.kv, rows.shape[1], [], 0
-    past = [torch.zeros(1, kv.heads, length, kv.head_size) for _ in range(2)]
+    length, chunks, first = rows.shape[1], [], 0
+    past = [torch.zeros(shape) for shape in plan.host.states.of(index).with_rows(length).shapes]
     while first < length:
         count = call_rows(groups, first, min(plan.host.chunk, length - first))
         span = slice(first, first + count)

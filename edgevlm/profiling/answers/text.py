@@ -131,14 +131,14 @@ def text_answer(measured: Measurements) -> TextAnswer:
     """The section `text` of a profile."""
     assert isinstance(measured.question, TextQuestion)
     plan, bandwidth = measured.bundle.plan, measured.bandwidth_bytes_per_s
-    kv, token_bytes = plan.host.kv, bytes_per_token(plan)
+    states, token_bytes = plan.host.states, bytes_per_token(plan)
     floor = None if bandwidth is None else round(token_bytes / bandwidth * 1e3, 4)
     between = [ms for answer in measured.session.answers for ms in _token_ms(plan, answer)]
     return TextAnswer(
         question=measured.question,
         token_ms=stat_of(between),
-        kv_bytes=kv.bytes,
-        kv_bytes_per_token=kv.bytes // kv.tokens,
+        kv_bytes=states.bytes,
+        kv_bytes_per_token=states.row_bytes,
         token_bytes=token_bytes,
         token_floor_ms=floor,
     )

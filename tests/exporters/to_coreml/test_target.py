@@ -202,7 +202,7 @@ def test_a_bundle_agrees_with_pytorch(case, preset, tmp_path):
     if scheme == "none":
         assert max(block.rel_error for block in done.verification.blocks) <= 1e-3
         assert done.verification.tokens_equal >= 0.9  # its cache is float16
-    assert done.bundle.plan.host.kv.form == "states"
+    assert done.bundle.plan.host.states.form == "states"
 
 
 def test_functions_share_weights_and_the_same_recipe_gives_the_same_bytes(coreml_bundle, tmp_path):
@@ -228,5 +228,5 @@ def test_functions_share_weights_and_the_same_recipe_gives_the_same_bytes(coreml
     assert [f.name for f in about.functions] == ["prefill", "decode"]
     for function in about.functions:
         features = (*function.input, *function.output, *function.state)
-        assert len(features) == 6 + 2 * plan.host.kv.layers
+        assert len(features) == 6 + 2 * len(plan.host.states.layers)
         assert all(feature.shortDescription for feature in features)

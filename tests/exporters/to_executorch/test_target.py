@@ -255,7 +255,7 @@ def test_a_bundle_agrees_with_pytorch(model, scheme, quantize, checkpoint_of, tm
     bundle, files = done.bundle, {f.path: f.bytes for f in done.bundle.plan.files}
     assert done.verification.ok
     assert done.verification.engine == "executorch"
-    assert bundle.plan.host.kv.form == "shared_buffer"
+    assert bundle.plan.host.states.form == "shared_buffer"
     assert len(bundle.plan.stage("head")) == (2 if small else 1)
     if scheme == "none":
         assert done.verification.logits_rel_error <= 1e-3

@@ -68,9 +68,9 @@ def prompt_rows(made, pictures, question=QUESTION, items=None, first=0):
 
 def decoded(made, prompt, answer):
     """Logits of our decoder [1 + n, V]: of the prompt's last row, and of the rows of an answer."""
-    parts, kv = made.parts, made.plan.host.kv
+    parts = made.parts
     block = DecoderBlock(parts.decoder.layers, parts.decoder.norm, parts.decoder.spec.levels)
-    cache = [torch.zeros(kv.shape(index // 2)) for index in range(2 * kv.layers)]
+    cache = [torch.zeros(shape) for state in made.plan.host.states.each for shape in state.shapes]
     logits = []
     for call in decoder_calls(made.plan, prompt, answer):
         values = {name: torch.from_numpy(array) for name, array in call.values.items()}

@@ -127,7 +127,7 @@ def test_the_end_of_the_context_is_reached_by_single_tokens(loop):
     assert plain.stopped == "context"
     found = answer(loop, drafts.lookup, most=10**6)
     assert found.token_ids == plain.token_ids
-    assert loop.length == loop.plan.host.kv.tokens
+    assert loop.length == loop.plan.host.states.tokens
 
 
 def test_a_further_turn_after_a_draft(loop):

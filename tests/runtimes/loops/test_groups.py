@@ -18,8 +18,8 @@ GROUPS = np.array([NONE, NONE, 0, 0, 0, NONE, NONE, 1, 1, 1, NONE], np.int32)
 
 
 def plan(mask, chunk=4, tokens=24, check=0):
-    kv = SimpleNamespace(tokens=tokens, gone=())
-    return SimpleNamespace(host=SimpleNamespace(mask=mask, chunk=chunk, check=check, kv=kv))
+    host = {"mask": mask, "chunk": chunk, "check": check, "entering": ()}
+    return SimpleNamespace(host=SimpleNamespace(**host, states=SimpleNamespace(tokens=tokens)))
 
 
 def calls(groups, **host):

@@ -157,7 +157,7 @@ def test_the_answer_ends_when_the_context_is_full(loop):
     answer = loop.ask(QUESTION, seeing(loop, FLOWER), max_new_tokens=10_000)
     assert answer.stopped == "context"
     assert answer.summary.endswith("; cut off, as the context is full (export --context)")
-    assert answer.prompt_tokens + len(answer.token_ids) == loop.plan.host.kv.tokens == loop.length
+    assert answer.prompt_tokens + len(answer.token_ids) == loop.plan.host.states.tokens == loop.length
     with pytest.raises(
         InputError, match=r"the context of 512 holds 512 already; export with a larger"
     ):
@@ -179,7 +179,7 @@ def test_a_turn_that_does_not_fit_changes_nothing(loop):
 
 
 def test_the_context_is_named_only_where_it_is_what_cuts(loop):
-    room = loop.plan.host.kv.tokens - loop.ask(QUESTION, max_new_tokens=1).prompt_tokens
+    room = loop.plan.host.states.tokens - loop.ask(QUESTION, max_new_tokens=1).prompt_tokens
     for most, expected in ((room - 1, "length"), (room, "length"), (room + 1, "context")):
         loop.reset()
         answer = loop.ask(QUESTION, max_new_tokens=most)
@@ -336,20 +336,20 @@ def test_an_answer_streams_its_text(loop):
 
 
 def test_the_cache_is_one_buffer_written_in_place(loop):
-    pointers = [one.ctypes.data for one in loop.arrays.cache]
+    pointers = [one.ctypes.data for one in loop.arrays.states]
     loop.forget()  # else rows that an earlier test wrote are taken to be there
-    for one in loop.arrays.cache:
+    for one in loop.arrays.states:
         one[:] = 0
     for name in ("prefill", "decode"):
         arrays = loop.blocks.engine.arrays["decoder-0", name]
-        for layer in range(loop.plan.host.kv.layers):
+        for layer in range(len(loop.plan.host.states.layers)):
             for part in ("key", "value"):
                 past, present = (arrays[f"{time}_{part}_{layer}"] for time in ("past", "present"))
                 assert past is present
                 assert past.ctypes.data in pointers
     loop.ask(QUESTION, seeing(loop, FLOWER), max_new_tokens=20)
-    assert pointers == [one.ctypes.data for one in loop.arrays.cache]
-    for one in loop.arrays.cache:
+    assert pointers == [one.ctypes.data for one in loop.arrays.states]
+    for one in loop.arrays.states:
         assert np.abs(one[:, :, : loop.length]).min(axis=(0, 1, 3)).size == loop.length
         assert (np.abs(one[0, :, : loop.length]).max(-1) > 0).all()
         assert (one[:, :, loop.length + loop.plan.host.chunk :] == 0).all()

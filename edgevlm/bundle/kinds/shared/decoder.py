@@ -22,24 +22,28 @@ def rotary_inputs(ropes: Iterable[int]) -> list[str]:
 
 def new_rows(host: Any, block: Block, rows: int, levels: Sequence[int] = ()) -> Signature:
     """`rows` new tokens, what is added behind layers, and the caches of the block's layers."""
-    kv, channels = host.kv, host.embedding.columns
-    tables = rotary_inputs(sorted({*host.layer_ropes[slice(*block.span)]}))
-    turned = [Tensor(name, "f32", (1, rows, kv.head_size)) for name in tables]
+    tokens, channels = host.states.tokens, host.embedding.columns
+    turned = [
+        Tensor(name, "f32", (1, rows, host.ropes[rope].size))
+        for rope in sorted({*host.layer_ropes[slice(*block.span)]})
+        for name in rotary_inputs([rope])
+    ]
     inputs = [
         Tensor("hidden", "f32", (1, rows, channels)),
         *turned[:2],
-        Tensor("mask", "f32", (1, 1, rows, kv.tokens)),
+        Tensor("mask", "f32", (1, 1, rows, tokens)),
         Tensor("position", "i32", (1,)),
         *turned[2:],
     ]
     if host.calibrated:
-        inputs.append(Tensor("bias", "f32", (1, 1, 1, kv.tokens)))
+        inputs.append(Tensor("bias", "f32", (1, 1, 1, tokens)))
     for name, layer in zip(LEVELS, levels, strict=False):
         if layer in range(*block.span):
             inputs.append(Tensor(f"added_{name}", "f32", (1, rows, channels)))
     outputs, chained = passed_on([Tensor("hidden", "f32", (1, rows, channels))])
     # Causal kernels read no mask, layers without positions no tables.
-    return _with_caches(host, block, inputs, outputs, chained, ("mask", *tables))
+    unread = ("mask", *(table.name for table in turned))
+    return _with_caches(host, block, inputs, outputs, chained, unread)
 
 
 def whole_prompt(host: Any, block: Block) -> Signature:
@@ -49,7 +53,7 @@ def whole_prompt(host: Any, block: Block) -> Signature:
     if host.entering[stop] == host.entering[start]:
         new = ("hidden",) if start else ("hidden", "carried")
         state = [tensor for tensor in state if tensor.name in new]
-    if stop == host.kv.layers:
+    if stop == len(host.states.layers):
         state = [Tensor("hidden", "f32", (1, 1, host.embedding.columns))]
     outputs, chained = passed_on(state)
     unread = (*TABLES, "visual_rows", "last", "carried")
@@ -84,8 +88,7 @@ def _rows(host: Any, rows: int) -> list[Tensor]:
     """Hidden rows with their rotary tables."""
     return [
         Tensor("hidden", "f32", (1, rows, host.embedding.columns)),
-        Tensor("cos", "f32", (1, rows, host.kv.head_size)),
-        Tensor("sin", "f32", (1, rows, host.kv.head_size)),
+        *(Tensor(name, "f32", (1, rows, host.rope.size)) for name in TABLES),
     ]
 
 
@@ -99,11 +102,11 @@ def _with_caches(
 ) -> Signature:
     caches, past, present = [], [], []
     for layer in range(*block.span):
-        for part in ("key", "value"):
-            name = f"{part}_{layer - block.span[0]}"
+        state = host.states.of(layer)
+        for name, shape in zip(state.names(layer - block.span[0]), state.shapes, strict=True):
             caches.append(Cache(name, f"past_{name}", f"present_{name}"))
-            past.append(Tensor(caches[-1].input, "f32", host.kv.shape(layer)))
-            present.append(Tensor(caches[-1].output, "f32", host.kv.shape(layer)))
+            past.append(Tensor(caches[-1].input, "f32", shape))
+            present.append(Tensor(caches[-1].output, "f32", shape))
     return Signature(
         (*inputs, *past), (*outputs, *present), tuple(caches), tuple(chained), frozenset(unread)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgevlm.bundle.host import LayoutItem
+from edgevlm.bundle.kinds.shared.states import States
 from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.units import megabytes
 
@@ -18,16 +19,16 @@ def plan_document(plan: VlmPlan) -> dict[str, object]:
         "visual_tokens": plan.host.visual_tokens,
         "image_tokens": plan.host.image_tokens,
         "prompt_tokens": plan.host.prompt_tokens,
-        "context": plan.host.kv.tokens,
+        "context": plan.host.states.tokens,
         "chunk": plan.host.chunk,
         "layout": plan.host.layout,
-        "kv_bytes": plan.host.kv.bytes,
+        "kv_bytes": plan.host.states.bytes,
     }
 
 
 def plan_lines(plan: VlmPlan, cost: MethodCost | None) -> list[str]:
     """Lines of `plan` between the model and its blocks."""
-    kv, site = plan.host.kv, plan.site("tokens")
+    states, site = plan.host.states, plan.site("tokens")
     words = {"vision": "encoder: {} -> {} patches", "decoder": "language model: {} -> {} visual"}
     inside = [
         f"{words[s.site].format(s.tokens_in, s.tokens_out)} by {s.method} at site {s.site}"
@@ -44,10 +45,9 @@ def plan_lines(plan: VlmPlan, cost: MethodCost | None) -> list[str]:
         f"image: {_parts(plan.host.layout.image)} = {plan.host.image_tokens} tokens",
         *([f"between two images: {_parts(between)}"] if between else []),
         *([_levels(plan)] if plan.host.levels else []),
-        f"prompt of {plan.host.prompt_tokens} tokens and the question; context of {kv.tokens};"
+        f"prompt of {plan.host.prompt_tokens} tokens and the question; context of {states.tokens};"
         f" prefill in chunks of {plan.host.chunk}",
-        f"KV cache: {kv.layers} layers x 2 x {[1, kv.heads, kv.tokens, kv.head_size]},"
-        f" {megabytes(kv.bytes)}, {kv.form}",
+        f"KV cache: {_states(states)}, {megabytes(states.bytes)}, {states.form}",
     ]
 
 
@@ -61,6 +61,16 @@ def _cost(method: str, cost: MethodCost) -> str:
         f"cost of {method}: {cost.nodes} operators, peak {megabytes(cost.bytes)},"
         f" {cost.ms:.2f} ms here in PyTorch"
     )
+
+
+def _states(states: States) -> str:
+    """The arrays of the layers; layers with equal ones together."""
+    texts = []
+    for index, state in enumerate(states.kinds):
+        layers = states.layers.count(index)
+        arrays = [f"{state.shapes.count(s)} x {list(s)}" for s in dict.fromkeys(state.shapes)]
+        texts.append(f"{layers} layer{'s' * (layers > 1)} x {' and '.join(arrays)}")
+    return "; ".join(texts)
 
 
 def _levels(plan: VlmPlan) -> str:
