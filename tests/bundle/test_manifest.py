@@ -81,7 +81,7 @@ EDITS = {
     "unknown key": (put("host.states.layer", 2), "manifest.json.host.states has an unknown key 'layer'; did you mean 'layers'?"),
     "lacks a key": (lambda d: d["host"].pop("ropes"), "manifest.json.host lacks the key 'ropes'"),
     "wrong type": (put("host.chunk", "64"), "manifest.json.host.chunk must be an integer, got '64'"),
-    "newer version": (put("format_version", 6), "format_version is 6, this edgevlm reads 5; export the model again"),
+    "newer version": (put("format_version", 7), "format_version is 6, this edgevlm reads 6; export the model again"),
     "version of another type": (put("format_version", True), "format_version is True"),
     "recipe's own rule": (put("recipe.tokens", 0), "manifest.json.recipe: tokens must be at least 1, got 0"),
     "kind": (put("kind", "video-diffusion"), "kind is 'video-diffusion', known: encoder, vlm"),
