@@ -13,6 +13,10 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -84,7 +88,7 @@ def load_processor(checkpoint: Checkpoint, tokenizer: Any) -> Any:
     """
     try:
         with silent():
-            original = _processor_class(checkpoint)
+            original = processor_class(checkpoint)
             document, _ = original.get_processor_dict(checkpoint.folder, local_files_only=True)
             processors = {"tokenizer": tokenizer, "image_processor": load_images(checkpoint)}
             no_video = SimpleNamespace(num_frames=None, fps=None)
@@ -224,8 +228,12 @@ def _first_word_blanks(part: dict[str, Any] | None) -> list[dict[str, Any]]:
     return [part] if part.get("prepend_scheme") == "first" else inner
 
 
-def _processor_class(checkpoint: Checkpoint) -> Any:
-    """The class that AutoProcessor takes: the one that a file names, or the family's."""
+def processor_class(checkpoint: Checkpoint) -> Any:
+    """The class that AutoProcessor takes: the one that a file names, or the family's.
+
+    Raises:
+        ImportError: If it cannot be without torchvision, which is missing.
+    """
     import transformers
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
@@ -234,7 +242,33 @@ def _processor_class(checkpoint: Checkpoint) -> Any:
     name = next((name for name in named if name), None)
     if not (isinstance(name, str) and name.endswith("Processor") and hasattr(transformers, name)):
         name = PROCESSOR_MAPPING_NAMES[checkpoint.model_type]
-    return getattr(transformers, name)
+    found = getattr(transformers, name)
+    # What transformers gives in place of a class that asks for torchvision.
+    if not getattr(found, "is_dummy", False):
+        return found
+    try:
+        with _images_on_pil(found.__module__):
+            return getattr(import_module(found.__module__), name)
+    except ModuleNotFoundError as cause:
+        raise ImportError(
+            f"{name} of transformers needs torchvision; install the one that fits torch"
+        ) from cause
+
+
+@contextmanager
+def _images_on_pil(module: str) -> Iterator[None]:
+    """Inside the body a module of a processor finds its image processor's form on PIL.
+
+    Pixtral's asks for the form on torchvision, of which it takes one function of numbers; the two
+    have the same.
+    """
+    package, _, kind = module.rpartition(".processing_")
+    on_torch = f"{package}.image_processing_{kind}"
+    sys.modules[on_torch] = import_module(f"{package}.image_processing_pil_{kind}")
+    try:
+        yield
+    finally:
+        del sys.modules[on_torch]
 
 
 def _with_stand_in(original: Any) -> Any:

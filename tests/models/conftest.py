@@ -162,7 +162,9 @@ def processor() -> Callable[[Path], Any]:
     writes its own text around them.
     """
     from transformers import AutoImageProcessor, AutoTokenizer
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+    from edgevlm.models.checkpoint import find
+    from edgevlm.models.processor import processor_class
 
     @cache
     def read(path: Path) -> dict[str, Any]:
@@ -177,7 +179,7 @@ def processor() -> Callable[[Path], Any]:
 
     def make(path: Path, clip: np.ndarray | None = None, metadata: Any = None) -> Any:
         config = transformers.AutoConfig.from_pretrained(path)
-        original = getattr(transformers, PROCESSOR_MAPPING_NAMES[config.model_type])
+        original = processor_class(find(str(path)))
 
         class Processor(original):
             def check_argument_for_proper_class(self, argument_name, argument):

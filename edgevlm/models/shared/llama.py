@@ -3,11 +3,12 @@
 `graphs.layers.DecoderLayer` computes their layers. What one does beside Llama is a number in
 `LayerNumbers`, read from the config here and nowhere else.
 
-Sources: Llama (arXiv 2302.13971), Mistral (arXiv 2310.06825), Qwen2 (arXiv 2407.10671), Qwen3
-(arXiv 2505.09388, section 2: norms of queries and keys), their forms in Qwen2.5-VL and Qwen3-VL
-(M-RoPE: arXiv 2409.12191, section 2.1), Granite (factors as in muP, arXiv
-2203.03466), SmolLM3 (layers without positions, arXiv 2501.18795), Gemma
-(arXiv 2403.08295), Gemma 2 (arXiv 2408.00118, section 2), Gemma 3 (arXiv 2503.19786, section 2).
+Sources: Llama (arXiv 2302.13971), Mistral (arXiv 2310.06825), Ministral 3 (its queries' scale is
+that of Llama 4, transformers' `models/ministral3/modeling_ministral3.py`), Qwen2 (arXiv 2407.10671),
+Qwen3 (arXiv 2505.09388, section 2: norms of queries and keys), their forms in Qwen2.5-VL and
+Qwen3-VL (M-RoPE: arXiv 2409.12191, section 2.1), Granite (factors as in muP, arXiv 2203.03466),
+SmolLM3 (layers without positions, arXiv 2501.18795), Gemma (arXiv 2403.08295), Gemma 2 (arXiv
+2408.00118, section 2), Gemma 3 (arXiv 2503.19786, section 2).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class LanguageModel:
             and the config says nothing of them.
         interleaved: Whether the frequencies of the axes alternate.
         table_scale: Its config -> factor of a row of its embedding table.
+        positions: Its config -> the most positions that it computes as the layers here do.
         numbers: Its config and a layer's index -> what that layer computes, windows and rotary
             tables left out.
     """
@@ -42,6 +44,7 @@ class LanguageModel:
     sections: tuple[int, ...] = ()
     interleaved: bool = False
     table_scale: Callable[[Any], float] = lambda text: 1.0
+    positions: Callable[[Any], int] = lambda text: int(text.max_position_embeddings)
     numbers: Callable[[Any, int], LayerNumbers] = lambda text, layer: LayerNumbers()
 
 
@@ -83,9 +86,17 @@ def _root_of_width(text: Any) -> float:
     return sqrt(text.hidden_size)
 
 
+def _unscaled(text: Any) -> int:
+    """Ministral 3 multiplies queries by 1 + beta log(1 + floor(position / original length))."""
+    original = text.rope_parameters.get("original_max_position_embeddings")
+    most = int(text.max_position_embeddings)
+    return min(most, int(original)) if original else most
+
+
 DECODERS = {
     "llama": LanguageModel(),
     "mistral": LanguageModel("all"),
+    "ministral3": LanguageModel("all", positions=_unscaled),
     "qwen2": LanguageModel("typed"),
     "qwen3": LanguageModel("typed", numbers=lambda text, layer: LayerNumbers(head_norms=True)),
     "qwen2_5_vl_text": LanguageModel("typed", sections=(16, 24, 24)),
@@ -148,7 +159,7 @@ def decoder_spec(text: Any, mask: str = "causal") -> DecoderSpec:
         layers=layers,
         ropes=tables,
         table_scale=model.table_scale(text),
-        max_positions=text.max_position_embeddings,
+        max_positions=model.positions(text),
         window=_cache_window(text),
         mask=mask,
     )

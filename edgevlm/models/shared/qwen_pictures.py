@@ -16,8 +16,8 @@ from torch import Tensor
 
 from edgevlm.bundle.host import ImageSpec, LayoutItem
 from edgevlm.errors import PlanError
-from edgevlm.models.family import RESAMPLE
-from edgevlm.models.shared.preprocessing import check_resized, normalization
+from edgevlm.models.shared.preprocessing import check_resized
+from edgevlm.models.shared.views import one_size
 from edgevlm.recipe import Recipe
 
 MOST_RATIO = 200  # of a picture's sides, that of the originals' `smart_resize`
@@ -42,36 +42,15 @@ def image_spec(
     Raises:
         PlanError: For a clip, tiles, a size or a processor that has no static form.
     """
-    if recipe.frames > 1:
-        raise PlanError(
-            f"clips of this family are not supported: got {recipe.frames} frames, expected 1"
-        )
-    if recipe.tiles != (1, 1):
-        raise PlanError("this family cuts no tiles; leave out --tiles and give a larger --size")
-    height, width = recipe.size or default
+    image = one_size(processor, recipe, default, multiple, mean, std)
+    height, width = image.height, image.width
     if max(height, width) > MOST_RATIO * min(height, width):
         raise PlanError(
             f"size {height}x{width} has one side more than {MOST_RATIO} times the other, which the"
             f" image processor refuses; give such as {default[0]}x{default[1]}"
         )
-    if height % multiple or width % multiple:
-        raise PlanError(
-            f"size {height}x{width} has sides that are no multiples of {multiple} pixels; give such"
-            f" as {default[0]}x{default[1]}"
-        )
     _check_processor(vision, processor, height * width)
-    means, deviations = normalization(processor, mean, std)
-    return ImageSpec(
-        height=height,
-        width=width,
-        rows=1,
-        columns=1,
-        global_view="first",
-        frames=1,
-        resample=RESAMPLE[processor.get("resample", 3)],
-        mean=means,
-        std=deviations,
-    )
+    return image
 
 
 def image_items(rows: int, columns: int) -> tuple[str | LayoutItem, ...]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
+from edgevlm.models.family import RESAMPLE
+from edgevlm.models.shared.preprocessing import normalization
 from edgevlm.recipe import Recipe
 
 
@@ -28,3 +33,46 @@ def check_one_view(recipe: Recipe, family: str) -> None:
         raise PlanError(
             f"{family} reads a picture as one view: got tiles {rows}x{columns}, expected 1x1"
         )
+
+
+def one_size(
+    processor: dict[str, Any], recipe: Recipe, default: tuple[int, int], multiple: int,
+    mean: Any, std: Any,
+) -> ImageSpec:  # fmt: skip
+    """A picture as one view of the recipe's size, which the encoder takes as it is.
+
+    Args:
+        processor: The image processor's numbers.
+        recipe: What is asked for.
+        default: Height and width where the recipe names none.
+        multiple: What sides must be multiples of, in pixels.
+        mean: Mean where the processor names none.
+        std: Deviation where it names none.
+
+    Raises:
+        PlanError: For a clip, tiles, or sides that are no multiples.
+    """
+    if recipe.frames > 1:
+        raise PlanError(
+            f"clips of this family are not supported: got {recipe.frames} frames, expected 1"
+        )
+    if recipe.tiles != (1, 1):
+        raise PlanError("this family cuts no tiles; leave out --tiles and give a larger --size")
+    height, width = recipe.size or default
+    if height % multiple or width % multiple:
+        raise PlanError(
+            f"size {height}x{width} has sides that are no multiples of {multiple} pixels; give such"
+            f" as {default[0]}x{default[1]}"
+        )
+    means, deviations = normalization(processor, mean, std)
+    return ImageSpec(
+        height=height,
+        width=width,
+        rows=1,
+        columns=1,
+        global_view="first",
+        frames=1,
+        resample=RESAMPLE[processor.get("resample", 3)],
+        mean=means,
+        std=deviations,
+    )

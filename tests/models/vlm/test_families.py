@@ -41,6 +41,7 @@ class Family:
 
 
 BOTH_WAYS = {"decoder": "^dart at site decoder needs .* picture or prompt see each other both ways"}
+TURNED = "^tome at site vision merges tokens .* queries and keys turn by the place of a patch"
 FAMILIES = {
     "llava": Family("tiny-llava"),
     "paligemma": Family("tiny-paligemma", refused=BOTH_WAYS),
@@ -49,6 +50,7 @@ FAMILIES = {
     "internvl": Family(
         "tiny-internvl", {"1x1": {}, "2x3": {"tiles": (2, 3)}, "3 frames": {"frames": 3}}
     ),
+    "mistral3": Family("tiny-mistral3", {"1x1": {"size": (84, 56)}}, {"vision": TURNED}),
 }
 NAMES = list(FAMILIES)
 SHAPES = [(name, shape) for name, family in FAMILIES.items() for shape in family.shapes]
@@ -121,7 +123,9 @@ def exported_family(preset, tmp_path):
     from edgevlm.recipe import Recipe
 
     def make(name, **options):
-        recipe = Recipe(model=str(preset(FAMILIES[name].preset)), **options)
+        family = FAMILIES[name]
+        options = family.shapes["1x1"] | options
+        recipe = Recipe(model=str(preset(family.preset)), **options)
         return export(recipe, tmp_path / "tiny.edgevlm")
 
     return make
