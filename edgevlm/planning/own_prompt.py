@@ -87,12 +87,12 @@ def compare_prompts(
     if description.image.frames == 1 and not layout.one_image:
         ids = processor_ids(description, processor, options, speller, picture, clip, images=2)
         prompts.append((2, ids))
-    pairs = []
+    pairs, gone = [], _gone(description, layout, speller)
     for images, ids in prompts:
         items, spelled = layout.prompt if images else layout.text, list[int]()
         for part in spell(items, layout, tokenizer, ODD_QUESTION, [clip] * images):
             spelled += [_SLOT] if isinstance(part, Slot) else part
-        pairs.append((_squeezed(spelled, speller), _squeezed(ids, speller)))
+        pairs.append((_squeezed(spelled, speller, gone), _squeezed(ids, speller, gone)))
     difference = next((_line(speller, *pair) for pair in pairs if pair[0] != pair[1]), "")
     if not difference and count != expected:
         difference = (
@@ -176,9 +176,19 @@ def _count(image: Sequence[str | LayoutItem]) -> int:
     return visual + sum(item.kind == TABLE_ROW for item in items)
 
 
-def _squeezed(ids: Sequence[int], speller: Speller) -> list[int]:
-    """Ids with one slot for neighbouring visual tokens and extra rows."""
-    slots = (_SLOT, speller.slot)
+def _gone(description: Description, layout: Layout, speller: Speller) -> set[int]:
+    """Ids of an image that a layout has not because a method takes tokens out: ends of rows."""
+    full, reduced = (
+        {item for item in image if isinstance(item, str)}
+        for image in (description.full_image, description.reduced_image)
+    )
+    kept = {i for item in layout.image for i in item.ids}
+    return {i for text in full - reduced for i, _, _ in speller.tokens(text)} - kept
+
+
+def _squeezed(ids: Sequence[int], speller: Speller, gone: set[int]) -> list[int]:
+    """Ids with one slot for neighbouring visual tokens, extra rows and what is gone."""
+    slots = {_SLOT, speller.slot, *gone}
     marked = [_SLOT if i in slots or i >= speller.vocabulary else i for i in ids]
     return [i for key, run in groupby(marked) for i in ([key] if key == _SLOT else run)]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +21,7 @@ from edgevlm.models.processor import (  # noqa: E402
     chat_template,
     load_processor,
     load_tokenizer,
+    processor_class,
     stop_ids,
 )
 from edgevlm.planning.plan import make_plan  # noqa: E402
@@ -217,3 +220,17 @@ def test_settings_that_a_bundle_does_not_apply_are_said(folder, caplog):
         f"'{folder}': generation_config.json has repetition_penalty 1.1, which transformers"
         " applies and a bundle does not"
     ]
+
+
+def test_a_processor_that_needs_one_function_of_torchvisions_form_gets_that_on_pil(monkeypatch):
+    pytest.importorskip("PIL")
+    module = "transformers.models.pixtral.image_processing_pixtral"
+    before = sys.modules.get(module)
+    checkpoint = SimpleNamespace(document=lambda file: {}, model_type="mistral3")
+    assert issubclass(processor_class(checkpoint), transformers.ProcessorMixin)
+    assert sys.modules.get(module) is before
+    absent = "transformers.models.absent.processing_absent"
+    dummy = SimpleNamespace(is_dummy=True, __module__=absent)
+    monkeypatch.setattr(transformers, "PixtralProcessor", dummy)
+    with pytest.raises(ImportError, match=r"^PixtralProcessor of transformers needs torchvision;"):
+        processor_class(checkpoint)

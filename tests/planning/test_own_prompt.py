@@ -82,3 +82,26 @@ def test_a_checkpoint_that_contradicts_itself_is_refused(tiny_model, tmp_path, f
     with pytest.raises(ModelError) as error:
         make_plan(Recipe(model=str(folder)), find(str(folder)))
     assert str(error.value) == f"'{folder}': {line}"
+
+
+def test_ends_of_rows_that_go_with_their_tokens_are_no_difference(preset):
+    """Where tokens are removed Mistral 3 has the end of the picture alone."""
+    folder = str(preset("tiny-mistral3"))
+    made = make_plan(Recipe(model=folder, size=(56, 84), tokens=3), find(folder))
+    assert [item.kind for item in made.plan.host.layout.image] == ["visual", "ids"]
+    whole = make_plan(Recipe(model=folder, size=(56, 84)), find(folder))
+    visual, line, *rest = whole.plan.host.layout.image
+    other = replace(line, ids=(line.ids[0] + 1,))
+    picture = Image.new("RGB", (84, 56))
+    layout = replace(whole.plan.host.layout, image=(visual, other, *rest))
+    found = compare_prompts(
+        whole.description,
+        load_processor(whole.checkpoint, whole.speller.own),
+        {},
+        whole.speller,
+        layout,
+        whole.speller.bundled,
+        picture,
+    )
+    assert found.equal == pytest.approx(1 / 3)
+    assert "the prompt differs from the checkpoint's processor: token" in found.difference
