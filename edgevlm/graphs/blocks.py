@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevlm.bundle.functions import Block
+from edgevlm.graphs.layers import scaled
 from edgevlm.graphs.merging import merges
 from edgevlm.graphs.ops import capped
 from edgevlm.graphs.parts import EmbedderParts, ModelParts
@@ -169,20 +170,23 @@ class DecoderBlock(nn.Module):
 class HeadBlock(nn.Module):
     """`logits`, `check`: hidden [1, n, C] -> logits [n, rows] of this block's rows of the words.
 
-    `softcap` is their bound; 0 is none.
+    They are multiplied by `scale`; `softcap` is their bound, 0 is none.
     """
 
-    def __init__(self, matrix: Tensor, rows: tuple[int, int], softcap: float = 0.0) -> None:
+    def __init__(
+        self, matrix: Tensor, rows: tuple[int, int], softcap: float = 0.0, scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.rows = nn.Parameter(matrix.detach()[rows[0] : rows[1]], requires_grad=False)  # a view
-        self.softcap = softcap
+        self.softcap, self.scale = softcap, scale
 
     def extra_repr(self) -> str:
         """What the trace depends on beside weights, for `signature`."""
-        return f"softcap={self.softcap}"
+        return f"softcap={self.softcap}, scale={self.scale}"
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return capped(torch.nn.functional.linear(hidden[0], self.rows), self.softcap)
+        scores = torch.nn.functional.linear(hidden[0], self.rows)
+        return capped(scaled(scores, self.scale), self.softcap)
 
 
 class TextBlock(nn.Module):
@@ -243,7 +247,7 @@ def _decoder(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -
 
 
 def _head(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
-    return HeadBlock(parts.head, block.span, parts.logit_softcap)
+    return HeadBlock(parts.head, block.span, parts.logit_softcap, parts.logit_scale)
 
 
 # What makes the module of a block, by its stage.

@@ -256,6 +256,7 @@ class ModelParts:
         table: Matrices whose rows make the embedding table, in order, without `table_scale`.
         head: Output matrix [V, C]; the same tensor as `table[0]` where the two are tied.
         logit_softcap: Bound of the scores of words; 0 is none.
+        logit_scale: Factor of the scores of words.
         pruning: Numbers of a method of site `decoder`, or None.
     """
 
@@ -265,6 +266,7 @@ class ModelParts:
     table: tuple[Tensor, ...]
     head: Tensor
     logit_softcap: float = 0.0
+    logit_scale: float = 1.0
     pruning: Pruning | None = None
 
     @property
@@ -286,7 +288,8 @@ class ModelParts:
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Scores of the words [n, V] for rows [n, C] after the last norm."""
-        return capped(torch.nn.functional.linear(hidden, self.head), self.logit_softcap)
+        scores = torch.nn.functional.linear(hidden, self.head)
+        return capped(scaled(scores, self.logit_scale), self.logit_softcap)
 
     def word(self, token: int) -> Tensor:
         """The row of a word as the decoder takes it, [1, 1, C]."""

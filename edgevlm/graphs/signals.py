@@ -96,11 +96,10 @@ class Observed(nn.Module):
         signals = []
         for name in self.names:
             if name == HIDDEN:
-                rows = outputs[0].index_select(1, outputs[2][0]) if state else outputs[0]
-                signals.append(self._own_tokens(rows))
+                signals.append(self._own_tokens(_patches(outputs)))
             else:
                 level = name in self.levels
-                signals.append(self.levels[name](outputs[0]) if level else next(attention))
+                signals.append(self.levels[name](_patches(outputs)) if level else next(attention))
         return outputs, tuple(signals)
 
     def signals(
@@ -305,7 +304,13 @@ def pack(module: nn.Module, signal: Tensor) -> Tensor:
     """A signal of all views, [1, P*N] or [1, P*N, E], in the order of the method's features."""
     wide = signal if signal.dim() == 3 else signal.unsqueeze(-1)
     packed: Tensor = module(wide)
-    return packed.reshape(signal.shape)
+    return packed.reshape(1, packed.shape[1], *signal.shape[2:])
+
+
+def _patches(outputs: tuple[Tensor, ...]) -> Tensor:
+    """What a layer gives, where tokens merged with that of a token for each patch of it."""
+    rows, *merged = outputs
+    return rows.index_select(1, merged[1][0]) if merged else rows
 
 
 def _keys(key: Tensor, heads: int) -> Tensor:

@@ -39,6 +39,16 @@ class Tiny:
         features, _ = method_inputs(self.parts, (), torch.from_numpy(pixels))
         return features
 
+    def levels(self, pixels: np.ndarray) -> np.ndarray | None:
+        """Features of further levels of our encoder [L, P*N, C], or None."""
+        from edgevlm.graphs.signals import method_inputs, observe
+
+        names = self.planned.methods.levels
+        if not names:
+            return None
+        _, found = method_inputs(observe(self.parts, names), names, torch.from_numpy(pixels))
+        return np.concatenate([found[name].numpy() for name in names])
+
     def reference_features(self, pixels: np.ndarray) -> torch.Tensor:
         """The model's own encoder on the same views."""
         family, description = self.planned.checkpoint.family, self.planned.description
@@ -72,7 +82,8 @@ class Prompt:
         table = np.arange(self.plan.host.embedding.rows, dtype=np.float32)[:, None]
         table[self.plan.host.vocabulary :] = token
         visual = np.full((self.plan.host.visual_tokens, 1), token, np.float32)
-        rows = self._assemble(table, question, [visual] * images, times, duration, turn).rows
+        visuals = [(visual, None)] * images
+        rows = self._assemble(table, question, visuals, times, duration, turn).rows
         return rows[:, 0].astype(int).tolist()
 
     def rows(
@@ -81,10 +92,12 @@ class Prompt:
         features: Sequence[torch.Tensor],
         times: Sequence[float] = (),
         duration: float = 0.0,
+        levels: Sequence[np.ndarray | None] = (),
     ) -> torch.Tensor:
-        """Rows [1, S, C] that the decoder reads."""
+        """Rows [1, S, C] that the decoder reads; `levels` are those of each picture."""
         table = self.tiny.parts.rows.numpy()
-        visuals = [one[0].numpy() for one in features]
+        below = levels or [None] * len(features)
+        visuals = [(one[0].numpy(), level) for one, level in zip(features, below, strict=True)]
         self.last = prompt = self._assemble(table, question, visuals, times, duration, False)
         first = self.plan.host.first_position
         assert prompt.positions[:, 0].tolist() == list(range(first, first + len(prompt.rows)))
@@ -93,7 +106,13 @@ class Prompt:
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Scores [1, S, V] of the rows just made, by the model's language model."""
         parts, prompt = self.tiny.parts, self.last
-        made = parts.decoder.own(rows[0].numpy(), prompt.positions, groups=prompt.groups)
+        made = parts.decoder.own(
+            rows[0].numpy(),
+            prompt.positions,
+            levels=prompt.levels,
+            visual=prompt.visual,
+            groups=prompt.groups,
+        )
         return parts.scores(made.last_hidden_state)
 
     @staticmethod
@@ -125,7 +144,8 @@ class Prompt:
 
         layout = self.plan.host.layout
         seen = [
-            Visual(v, np.arange(len(v), dtype=np.int32), tuple(times), duration) for v in visuals
+            Visual(v, np.arange(len(v), dtype=np.int32), tuple(times), duration, levels=below)
+            for v, below in visuals
         ]
         parts = layout.turn if turn else layout.prompt if visuals else layout.text
         first = self.plan.host.first_position

@@ -197,3 +197,16 @@ def test_signals_of_an_encoder_without_layers_are_refused(tiny):
     assert observe(bare, ()) == bare
     with pytest.raises(PlanError, match=r"^signal 'keys' comes from a layer of the encoder, this"):
         observe(bare, ("keys",))
+
+
+@torch.no_grad()
+def test_a_level_has_all_patches_where_tokens_merge(tiny):
+    """Granite Docling's features of earlier layers, each folded from a full grid."""
+    made = tiny("tiny-granite-docling", methods=("tome@vision:patches=200,by=1",))
+    parts, image = made.planned.parts(made.model), made.plan.host.image
+    pixels = torch.randn(1, 3, image.height, image.width)
+    whole = made.planned.own_levels(made.model, pixels)
+    _, found = method_inputs(parts, tuple(whole), pixels)
+    shapes = {name: tuple(level.shape) for name, level in found.items()}
+    assert shapes == {name: tuple(level.shape) for name, level in whole.items()}
+    assert not torch.equal(found["level_0"], whole["level_0"])  # it merges after the first layer

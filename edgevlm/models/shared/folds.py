@@ -10,6 +10,13 @@ import math
 from torch import Tensor, nn
 
 
+def folded(x: Tensor, scale: int) -> Tensor:
+    """Patches of a square view, S x S of them in a row: [1, N, D] -> [1, N / S^2, S^2 * D]."""
+    n = math.isqrt(x.shape[1]) // scale
+    grid = x.reshape(n, scale, n, scale, -1).transpose(1, 2)
+    return grid.reshape(1, n * n, -1)
+
+
 class MeanFold(nn.Module):
     """Values of patches to values of tokens, as a fold groups them: their mean.
 
@@ -42,8 +49,5 @@ class FoldedConnector(nn.Module):
         return f"scale={self.scale}"
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = self.norm(x)[:, 1:]
-        n = math.isqrt(patches.shape[1]) // self.scale
-        grid = patches.reshape(n, self.scale, n, self.scale, -1).transpose(1, 2)
-        features: Tensor = self.projector(grid.reshape(1, n * n, -1))
+        features: Tensor = self.projector(folded(self.norm(x)[:, 1:], self.scale))
         return features

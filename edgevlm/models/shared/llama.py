@@ -4,11 +4,11 @@
 `LayerNumbers`, read from the config here and nowhere else.
 
 Sources: Llama (arXiv 2302.13971), Mistral (arXiv 2310.06825), Ministral 3 (its queries' scale is
-that of Llama 4, transformers' `models/ministral3/modeling_ministral3.py`), Qwen2 (arXiv 2407.10671),
-Qwen3 (arXiv 2505.09388, section 2: norms of queries and keys), their forms in Qwen2.5-VL and
-Qwen3-VL (M-RoPE: arXiv 2409.12191, section 2.1), Granite (factors as in muP, arXiv 2203.03466),
-SmolLM3 (layers without positions, arXiv 2501.18795), Gemma (arXiv 2403.08295), Gemma 2 (arXiv
-2408.00118, section 2), Gemma 3 (arXiv 2503.19786, section 2).
+that of Llama 4, transformers' `models/ministral3/modeling_ministral3.py`), Qwen2 (arXiv
+2407.10671), Qwen3 (arXiv 2505.09388, section 2: norms of queries and keys), their forms in
+Qwen2.5-VL and Qwen3-VL (M-RoPE: arXiv 2409.12191, section 2.1), Granite (factors as in muP, arXiv 2203.03466), SmolLM3 (layers without
+positions, arXiv 2501.18795), Gemma (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118, section 2), Gemma
+3 (arXiv 2503.19786, section 2).
 """
 
 from __future__ import annotations
@@ -49,7 +49,14 @@ class LanguageModel:
 
 
 def _granite(text: Any, layer: int) -> LayerNumbers:
-    """Granite's factors. Its `logits_scaling` is for its own head, which no family here has."""
+    """Granite's factors, but for the `logits_scaling` of its own head.
+
+    Raises:
+        PlanError: If one that a family divides by is 0.
+    """
+    for name in ("embedding_multiplier", "logits_scaling"):
+        if not getattr(text, name):
+            raise PlanError(f"{name} is {getattr(text, name)}, expected another; mend config.json")
     return LayerNumbers(
         # Of all rows, visual ones too: the original multiplies what enters its first layer.
         input_scale=1.0 if layer else float(text.embedding_multiplier),
@@ -106,6 +113,7 @@ DECODERS = {
         numbers=lambda text, layer: LayerNumbers(head_norms=True),
     ),
     "granite": LanguageModel(numbers=_granite),
+    "granite_docling_text": LanguageModel(numbers=_granite),
     "smollm3": LanguageModel("typed", numbers=_smollm3),
     "gemma": LanguageModel(
         table_scale=_root_of_width, numbers=lambda text, layer: LayerNumbers(norm_offset=1.0)

@@ -25,8 +25,8 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import Description
+from edgevlm.models.shared.encoders.pixtral import Connector, Patches, PixtralLayer
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
-from edgevlm.models.shared.pixtral import Connector, Patches, PixtralLayer
 from edgevlm.models.shared.preprocessing import check_resized
 from edgevlm.models.shared.qwen import LACKING, UNMERGEABLE, Fold, GridTables, PatchGrid
 from edgevlm.models.shared.towers import CLIP_MEAN, CLIP_STD, encoder_spec

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm.bundle.host import LEVELS, ImageSpec
-from edgevlm.errors import PlanError
+from edgevlm.bundle.host import ImageSpec
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import Description
+from edgevlm.models.shared.encoders.levels import level_inputs, level_layers
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.qwen import (
     Connector,
@@ -108,7 +108,7 @@ def parts(model: Any, description: Description) -> ModelParts:
         ),
         pack=nn.Identity(),
         decoder=replace(
-            decoder_parts(core.language_model, description.decoder), level_inputs=_level_inputs
+            decoder_parts(core.language_model, description.decoder), level_inputs=level_inputs
         ),
         table=(core.language_model.embed_tokens.weight,),
         head=model.lm_head.weight,
@@ -158,23 +158,7 @@ def _positions(tower: Any, grid: PatchGrid) -> Tensor:
     return chosen.sum(1)
 
 
-def _level_inputs(visual: Tensor, levels: Tensor) -> dict[str, Any]:
-    return {"visual_pos_masks": visual, "deepstack_visual_embeds": list(levels)}
-
-
 def _level_layers(vision: Any, decoder_layers: int) -> dict[int, int]:
-    """The encoder's layers whose output is a level, in order, each with the index of its connector.
-
-    As many as the decoder has layers to take them, as in the original.
-
-    Raises:
-        PlanError: If one is no layer, or there are more than a bundle has names for.
-    """
+    """The encoder's layers whose output is a level, each with the index of its connector."""
     named = list(vision.deepstack_visual_indexes)
-    known = all(isinstance(i, int) and 0 <= i < vision.depth for i in named)
-    if not known or len({*named}) != len(named) or len(named) > len(LEVELS):
-        raise PlanError(
-            f"deepstack_visual_indexes is {named}, expected at most {len(LEVELS)} of the encoder's"
-            f" {vision.depth} layers, each once; correct config.json"
-        )
-    return {layer: named.index(layer) for layer in sorted(named)[:decoder_layers]}
+    return {i: named.index(i) for i in level_layers(named, vision.depth, decoder_layers)}

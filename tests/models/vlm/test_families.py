@@ -33,11 +33,18 @@ class Family:
         preset: Of samples/make_checkpoint.py.
         shapes: Tiles and frames of recipes, each tried.
         refused: Sites at which it takes no method, with the reason.
+        own: Shapes of which its own processor makes the same prompt; empty for all.
     """
 
     preset: str
     shapes: dict = field(default_factory=lambda: {"1x1": {}})
     refused: dict = field(default_factory=dict)
+    own: tuple = ()
+
+    @property
+    def answered(self):
+        """The shape of which an answer is compared with that of `generate`."""
+        return (self.own or ("1x1",))[0]
 
 
 BOTH_WAYS = {"decoder": "^dart at site decoder needs .* picture or prompt see each other both ways"}
@@ -49,6 +56,11 @@ FAMILIES = {
     "gemma3": Family("tiny-gemma3", refused=BOTH_WAYS),
     "internvl": Family(
         "tiny-internvl", {"1x1": {}, "2x3": {"tiles": (2, 3)}, "3 frames": {"frames": 3}}
+    ),
+    "granite_docling": Family(
+        "tiny-granite-docling",
+        {"1x1": {}, "2x3": {"tiles": (2, 3)}},
+        {"decoder": "^dart at site decoder takes tokens out between layers, and this model adds"},
     ),
     "mistral3": Family("tiny-mistral3", {"1x1": {"size": (84, 56)}}, {"vision": TURNED}),
 }
@@ -75,6 +87,9 @@ def test_vision_modules_equal_the_models_encoder(made, name, shape):
     ours, theirs = tiny.features(pixels), tiny.reference_features(pixels)
     assert tuple(ours.shape) == (1, tiny.planned.description.shape.tokens, theirs.shape[-1])
     assert difference(ours, theirs)[0] <= LIMIT
+    own = tiny.planned.own_levels(tiny.model, torch.from_numpy(pixels))
+    for level, expected in zip(tiny.levels(pixels) if own else (), own.values(), strict=True):
+        assert difference(level[None], expected)[0] <= LIMIT
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +98,10 @@ def test_decoder_layers_with_cache_equal_the_language_model(made, decoder_differ
 
 
 @pytest.mark.parametrize("images", [0, 1, 2])
-@pytest.mark.parametrize(("name", "shape"), [pair for pair in SHAPES if "frames" not in pair[1]])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(n, s) for n, s in SHAPES if "frames" not in s and s in (FAMILIES[n].own or (s,))],
+)
 def test_an_answer_begins_as_that_of_transformers(
     made, processor, prompt, photo, name, shape, images
 ):
@@ -101,9 +119,30 @@ def test_an_answer_begins_as_that_of_transformers(
     )
     views = [tiny.views(picture) for picture in pictures]
     if pictures:
-        np.testing.assert_allclose(np.concatenate(views), inputs.pixel_values.numpy(), atol=1e-6)
-    rows = ours.rows(QUESTION, [tiny.features(v) for v in views])
+        seen = np.concatenate(views)
+        expected = inputs.pixel_values.numpy().reshape(seen.shape)
+        np.testing.assert_allclose(seen, expected, atol=1e-6)
+    levels = [tiny.levels(v) for v in views]
+    rows = ours.rows(QUESTION, [tiny.features(v) for v in views], levels=levels)
     assert difference(ours.logits(rows), tiny.model(**inputs).logits)[0] <= LIMIT
+
+
+@pytest.mark.parametrize("name", ["granite_docling", "mistral3"])
+def test_a_further_turn_is_that_of_transformers(made, processor, prompt, photo, name):
+    tiny, reply = made(name, FAMILIES[name].answered), "A pot of flowers."
+    image, checkpoint = tiny.plan.host.image, tiny.planned.checkpoint
+    own, options = processor(checkpoint.folder), checkpoint.family.processor_options(image)
+    messages = prompt.chat(QUESTION, images=1)
+    messages += [{"role": "assistant", "content": [{"type": "text", "text": reply}]}]
+    messages += prompt.chat("Which colour?")
+    text = own.apply_chat_template(messages, add_generation_prompt=True)
+    picture = photo(image.columns * image.width, image.rows * image.height)
+    inputs = own(text=text, images=[picture], add_special_tokens=False, **options)
+    ours, token = prompt(tiny), tiny.model.config.image_token_id
+    ids = ours.ids(QUESTION, 1, token)
+    ids += ours.tokenizer.encode(reply, add_special_tokens=False).ids
+    ids += ours.ids("Which colour?", 0, token, turn=True)
+    assert ids == list(inputs["input_ids"][0])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,7 +163,7 @@ def exported_family(preset, tmp_path):
 
     def make(name, **options):
         family = FAMILIES[name]
-        options = family.shapes["1x1"] | options
+        options = family.shapes[family.answered] | options
         recipe = Recipe(model=str(preset(family.preset)), **options)
         return export(recipe, tmp_path / "tiny.edgevlm")
 
@@ -144,10 +183,10 @@ def test_a_greedy_answer_is_that_of_generate(exported_family, made, processor, p
     pytest.importorskip("onnxscript")
     from edgevlm import api
 
-    done, tiny = exported_family(name), made(name)
+    done, tiny = exported_family(name), made(name, FAMILIES[name].answered)
     assert done.verification.ok
     image, checkpoint = tiny.plan.host.image, tiny.planned.checkpoint
-    picture = photo(image.width, image.height)
+    picture = photo(image.columns * image.width, image.rows * image.height)
     own, options = processor(checkpoint.folder), checkpoint.family.processor_options(image)
     inputs = prompt.inputs(own, QUESTION, [picture], **options)
     whole = tiny.model.generate(**inputs, max_new_tokens=32, do_sample=False)[0].tolist()
@@ -160,7 +199,7 @@ def test_a_greedy_answer_is_that_of_generate(exported_family, made, processor, p
 @pytest.mark.parametrize("target", ["onnx", "executorch", "coreml"])
 @pytest.mark.parametrize("name", NAMES)
 def test_targets_and_methods_agree_with_pytorch(exported_family, made, name, target, site):
-    described = made(name).planned.description
+    described = made(name, FAMILIES[name].answered).planned.description
     half, patches = described.shape.tokens // 2, described.encoder.patches * 3 // 4
     methods = {
         "all": "identity",
