@@ -6,7 +6,8 @@
 Sources: Llama (arXiv 2302.13971), Mistral (arXiv 2310.06825), Ministral 3 (its queries' scale is
 that of Llama 4, transformers' `models/ministral3/modeling_ministral3.py`), Qwen2 (arXiv
 2407.10671), Qwen3 (arXiv 2505.09388, section 2: norms of queries and keys), their forms in
-Qwen2.5-VL and Qwen3-VL (M-RoPE: arXiv 2409.12191, section 2.1), Granite (factors as in muP, arXiv 2203.03466), SmolLM3 (layers without
+Qwen2.5-VL and Qwen3-VL (M-RoPE: arXiv 2409.12191, section 2.1), Ernie 4.5 in PaddleOCR-VL and GLM
+in GLM-OCR with M-RoPE too, Granite (factors as in muP, arXiv 2203.03466), SmolLM3 (layers without
 positions, arXiv 2501.18795), Gemma (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118, section 2), Gemma
 3 (arXiv 2503.19786, section 2).
 """
@@ -18,9 +19,12 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
+from torch import nn
+
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import DecoderLayer, FinalNorm, LayerNumbers
 from edgevlm.graphs.parts import CacheSpec, DecoderParts, DecoderSpec
+from edgevlm.models.shared.decoders import glm
 from edgevlm.models.shared.rotary import ropes
 
 
@@ -38,6 +42,7 @@ class LanguageModel:
         positions: Its config -> the most positions that it computes as the layers here do.
         numbers: Its config and a layer's index -> what that layer computes, windows and rotary
             tables left out.
+        named: Its layer -> the same with Llama's names.
     """
 
     windows: str = ""
@@ -46,6 +51,7 @@ class LanguageModel:
     table_scale: Callable[[Any], float] = lambda text: 1.0
     positions: Callable[[Any], int] = lambda text: int(text.max_position_embeddings)
     numbers: Callable[[Any, int], LayerNumbers] = lambda text, layer: LayerNumbers()
+    named: Callable[[Any], nn.Module] = lambda layer: layer
 
 
 def _granite(text: Any, layer: int) -> LayerNumbers:
@@ -107,6 +113,8 @@ DECODERS = {
     "qwen2": LanguageModel("typed"),
     "qwen3": LanguageModel("typed", numbers=lambda text, layer: LayerNumbers(head_norms=True)),
     "qwen2_5_vl_text": LanguageModel("typed", sections=(16, 24, 24)),
+    "paddleocr_vl_text": LanguageModel(sections=(16, 24, 24)),
+    "glm_ocr_text": LanguageModel(sections=(8, 12, 12), numbers=glm.numbers, named=glm.Layer),
     "qwen3_vl_text": LanguageModel(
         sections=(24, 20, 20),
         interleaved=True,
@@ -175,11 +183,12 @@ def decoder_spec(text: Any, mask: str = "causal") -> DecoderSpec:
 
 def decoder_parts(language_model: Any, spec: DecoderSpec) -> DecoderParts:
     """Static modules over the weights of transformers' text model."""
-    heads = language_model.config.num_attention_heads
+    config = language_model.config
+    heads, named = config.num_attention_heads, DECODERS[config.model_type].named
     return DecoderParts(
         spec=spec,
         layers=tuple(
-            DecoderLayer(layer, heads, cache.heads, numbers)
+            DecoderLayer(named(layer), heads, cache.heads, numbers)
             for layer, cache, numbers in zip(
                 language_model.layers, spec.caches, spec.layers, strict=True
             )

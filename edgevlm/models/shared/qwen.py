@@ -10,6 +10,8 @@ Rewrites, each exact: the kernel over two frames of a still image, which is the 
 the sum of its two halves; orders and tables of the grid, computed by the originals from its sides,
 are constants; windows of equal size are a batch.
 
+Qwen3-VL and Qwen3.5 add learned positions, a square table resampled to the grid.
+
 Sources: Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923, section 2.1), transformers'
 `vision_utils.py`. Limits: still images; sides that are multiples of a window, since others have
 windows of several sizes.
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevlm.bundle.host import ImageSpec
 from edgevlm.graphs.layers import rms_norm
 from edgevlm.graphs.ops import attention, rotary
 from edgevlm.graphs.parts import EncoderSpec
@@ -91,13 +94,12 @@ class Patches(nn.Module):
     `positions` [N, C], in the encoder's order, are added where there are any.
     """
 
-    def __init__(self, patch: nn.Conv3d, grid: PatchGrid, positions: Tensor | None = None) -> None:
+    def __init__(
+        self, patch: nn.Conv3d | nn.Conv2d, grid: PatchGrid, positions: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.grid = grid
-        side = patch.kernel_size[1]
-        self.patch = nn.Conv2d(3, patch.out_channels, side, side, bias=False, device="meta")
-        self.patch.weight = nn.Parameter(patch.weight.detach().sum(2), requires_grad=False)
-        self.patch.bias = patch.bias
+        self.patch = patch if isinstance(patch, nn.Conv2d) else _of_a_still(patch)
         self.positions = None
         if positions is not None:
             self.positions = nn.Parameter(positions, requires_grad=False)
@@ -107,12 +109,21 @@ class Patches(nn.Module):
         return patches if self.positions is None else patches + self.positions
 
 
+def _of_a_still(patch: nn.Conv3d) -> nn.Conv2d:
+    """The kernel over two frames that are the same."""
+    side = patch.kernel_size[1]
+    still = nn.Conv2d(3, patch.out_channels, side, side, bias=False, device="meta")
+    still.weight = nn.Parameter(patch.weight.detach().sum(2), requires_grad=False)
+    still.bias = patch.bias
+    return still
+
+
 class GridTables(nn.Module):
     """Rotary tables cos and sin [1, N, D] of the patches: a quarter of D by each row, column.
 
     Args:
         grid: The patches.
-        frequencies: Inverse frequencies of an axis, [D / 4].
+        frequencies: Inverse frequencies of an axis, [D / 4], or of each, [2, D / 4].
     """
 
     cos: Tensor
@@ -202,6 +213,35 @@ class Fold(nn.Module):
         block = self.grid.merge**2
         means = x.reshape(1, x.shape[1] // block, block, -1).mean(2)
         return self.grid.in_raster_order(means)
+
+
+def patch_grid(vision: Any, image: ImageSpec) -> PatchGrid:
+    """The patches of a view, where layers see no windows."""
+    side = vision.patch_size
+    return PatchGrid(image.height // side, image.width // side, vision.spatial_merge_size)
+
+
+def connector(grid: PatchGrid, merger: Any) -> Connector:
+    """The connector of Qwen3-VL's kin."""
+    folded = bool(merger.use_postshuffle_norm)
+    return Connector(grid, merger.norm, merger.linear_fc1, merger.linear_fc2, folded)
+
+
+def learned_positions(tower: Any, grid: PatchGrid) -> Tensor:
+    """The learned table resampled to the grid, in the order of the patches: [N, C]."""
+    from transformers.vision_utils import get_vision_interpolation_indices_and_weights
+
+    with torch.device("cpu"):
+        rows, shares = get_vision_interpolation_indices_and_weights(
+            torch.tensor([[1, grid.height, grid.width]]),
+            num_grid_per_side=tower.num_grid_per_side,
+            mode=tower.interpolation_mode,
+            align_corners=tower.interpolation_align_corners,
+            spatial_merge_size=grid.merge,
+        )
+    table = tower.pos_embed.weight.detach()
+    chosen: Tensor = table[rows.to(table.device)] * shares.to(table.device)[:, :, None]
+    return chosen.sum(1)
 
 
 def norm(module: Any, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 
 def image_spec(
     vision: Any, processor: dict[str, Any], recipe: Recipe, default: tuple[int, int], multiple: int,
-    mean: Any, std: Any,
+    mean: Any, std: Any, counted: int = 1,
 ) -> ImageSpec:  # fmt: skip
     """Preprocessing to the recipe's size.
 
@@ -38,30 +38,33 @@ def image_spec(
         multiple: What sides must be multiples of, in pixels.
         mean: Mean where the processor names none.
         std: Deviation where it names none.
+        counted: How often its bounds count a pixel.
 
     Raises:
         PlanError: For a clip, tiles, a size or a processor that has no static form.
     """
-    image = one_size(processor, recipe, default, multiple, mean, std)
-    height, width = image.height, image.width
+    height, width = recipe.size or default
     if max(height, width) > MOST_RATIO * min(height, width):
         raise PlanError(
             f"size {height}x{width} has one side more than {MOST_RATIO} times the other, which the"
             f" image processor refuses; give such as {default[0]}x{default[1]}"
         )
-    _check_processor(vision, processor, height * width)
+    image = one_size(processor, recipe, default, multiple, mean, std)
+    _check_processor(vision, processor, height * width * counted)
     return image
 
 
-def image_items(rows: int, columns: int) -> tuple[str | LayoutItem, ...]:
-    """The sequence of one picture of so many tokens."""
+def image_items(
+    rows: int, columns: int, start: str = START, end: str = END
+) -> tuple[str | LayoutItem, ...]:
+    """The sequence of one picture of so many tokens, between two marks."""
     span, sides = max(rows, columns), (1, rows, columns)
     tokens = LayoutItem("visual", start=0, stop=rows * columns, grid=sides, span=span)
-    return (START, tokens, END)
+    return (start, tokens, end)
 
 
-def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:
-    """The view f32 [1, 3, h_px, w_px] of the model's own processor.
+def sized_inputs(processor: Any, picture: Image.Image, image: ImageSpec) -> tuple[Any, int, int]:
+    """The patches of a view that the model's own processor makes, their rows and columns.
 
     It chooses a size by the picture's shape: where that is another, it gets the picture at ours.
     """
@@ -71,8 +74,14 @@ def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> A
     if inputs["image_grid_thw"].tolist() != [sides]:
         resized = picture.resize((image.width, image.height), processor.resample)
         inputs = processor([resized], return_tensors="np")
-    rows, columns, m = sides[1], sides[2], processor.merge_size
-    patches = inputs["pixel_values"].reshape(rows // m, columns // m, m, m, 3, -1, side, side)
+    return inputs["pixel_values"], sides[1], sides[2]
+
+
+def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:
+    """The view f32 [1, 3, h_px, w_px] of the model's own processor."""
+    patches, rows, columns = sized_inputs(processor, picture, image)
+    m, side = processor.merge_size, processor.patch_size
+    patches = patches.reshape(rows // m, columns // m, m, m, 3, -1, side, side)
     return (
         patches[..., 0, :, :]
         .transpose(4, 0, 2, 5, 1, 3, 6)
@@ -104,7 +113,7 @@ def _check_processor(vision: Any, processor: dict[str, Any], pixels: int) -> Non
     check_resized(processor)
     wanted = {
         "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.temporal_patch_size,
+        "temporal_patch_size": getattr(vision, "temporal_patch_size", 1),
         "merge_size": vision.spatial_merge_size,
     }
     for key, value in wanted.items():

@@ -19,20 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm.bundle.host import ImageSpec
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import Description
 from edgevlm.models.shared.encoders.levels import level_inputs, level_layers
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.qwen import (
-    Connector,
     Fold,
     GridTables,
     Patches,
-    PatchGrid,
     RotaryLayer,
+    connector,
     encoder_spec,
+    learned_positions,
+    patch_grid,
     rotary_frequencies,
 )
 from edgevlm.models.shared.qwen_pictures import (
@@ -72,7 +72,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     vision = config.vision_config
     block = vision.patch_size * vision.spatial_merge_size
     image = image_spec(vision, processor, recipe, DEFAULT, block, 0.5, 0.5)
-    grid, decoder = _grid(vision, image), decoder_spec(config.text_config)
+    grid, decoder = patch_grid(vision, image), decoder_spec(config.text_config)
     levels = len(_level_layers(vision, len(decoder.layers)))
     items = image_items(*grid.tokens)
     mark = processor.get("image_token", IMAGE)
@@ -93,18 +93,18 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
 def parts(model: Any, description: Description) -> ModelParts:
     """Static modules over the weights of `model`; see `ModelParts`."""
     core, vision = model.model, model.config.vision_config
-    tower, grid = core.visual, _grid(vision, description.image)
+    tower, grid = core.visual, patch_grid(vision, description.image)
     layers = _level_layers(vision, len(description.decoder.layers))
     mergers = {layer: tower.deepstack_merger_list[i] for layer, i in layers.items()}
     return ModelParts(
         encoder=EncoderParts(
             spec=description.encoder,
-            embedding=Patches(tower.patch_embed.proj, grid, _positions(tower, grid)),
+            embedding=Patches(tower.patch_embed.proj, grid, learned_positions(tower, grid)),
             layers=tuple(map(RotaryLayer, tower.blocks)),
-            connector=_connector(grid, tower.merger),
+            connector=connector(grid, tower.merger),
             fold=Fold(grid),
             grid=GridTables(grid, rotary_frequencies(tower)),
-            levels=tuple((layer, _connector(grid, merger)) for layer, merger in mergers.items()),
+            levels=tuple((layer, connector(grid, merger)) for layer, merger in mergers.items()),
         ),
         pack=nn.Identity(),
         decoder=replace(
@@ -129,33 +129,6 @@ def reference_levels(model: Any, pixel_values: Tensor, description: Description)
 def _own(model: Any, pixel_values: Tensor) -> Any:
     patches, sides = as_patches(pixel_values, model.config.vision_config)
     return model.model.get_image_features(patches, sides, return_dict=True)
-
-
-def _grid(vision: Any, image: ImageSpec) -> PatchGrid:
-    side = vision.patch_size
-    return PatchGrid(image.height // side, image.width // side, vision.spatial_merge_size)
-
-
-def _connector(grid: PatchGrid, merger: Any) -> Connector:
-    folded = bool(merger.use_postshuffle_norm)
-    return Connector(grid, merger.norm, merger.linear_fc1, merger.linear_fc2, folded)
-
-
-def _positions(tower: Any, grid: PatchGrid) -> Tensor:
-    """The learned table resampled to the grid, in the order of the patches: [N, C]."""
-    from transformers.vision_utils import get_vision_interpolation_indices_and_weights
-
-    with torch.device("cpu"):
-        rows, shares = get_vision_interpolation_indices_and_weights(
-            torch.tensor([[1, grid.height, grid.width]]),
-            num_grid_per_side=tower.num_grid_per_side,
-            mode=tower.interpolation_mode,
-            align_corners=tower.interpolation_align_corners,
-            spatial_merge_size=grid.merge,
-        )
-    table = tower.pos_embed.weight.detach()
-    chosen: Tensor = table[rows.to(table.device)] * shares.to(table.device)[:, :, None]
-    return chosen.sum(1)
 
 
 def _level_layers(vision: Any, decoder_layers: int) -> dict[int, int]:

@@ -127,10 +127,10 @@ def test_numbers_that_do_not_go_together(values, message):
 
 
 def test_a_context_beyond_the_positions_at_which_ministral_3_scales_queries_is_refused():
-    """From its original length on it multiplies queries by more than 1, and a layer here does not."""
+    """From its original length on it multiplies queries by more than 1; a layer here does not."""
     yarn = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "llama_4_scaling_beta": 0.1}
     yarn["original_max_position_embeddings"] = 1024
     decoder = decoder_spec(text_config("ministral3", rope_parameters=yarn))
     assert context_tokens(Recipe(context=1024), 80, 64, decoder, False) == 1024
-    with pytest.raises(PlanError, match="^context 1025 is more than the model's 1024 positions"):
+    with pytest.raises(PlanError, match=r"^context 1025 is more than the model's 1024 positions"):
         context_tokens(Recipe(context=1025), 80, 64, decoder, False)

@@ -1,4 +1,7 @@
-"""Qwen2.5-VL and Qwen3-VL: our static modules, prompts and positions against transformers' own."""
+"""Families whose positions have three axes: modules, prompts and positions against transformers'.
+
+Qwen2.5-VL, Qwen3-VL, PaddleOCR-VL, GLM-OCR.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,18 @@ from edgevlm.runtimes.loops.sequence import added_rows, assemble  # noqa: E402
 from edgevlm.runtimes.loops.spelling import Visual  # noqa: E402
 
 # Sizes with several windows where there are any (of 56 pixels in the tiny checkpoint).
-SIZES = {"tiny-qwen2-5-vl": (112, 168), "tiny-qwen3-vl": (96, 160)}
-SMALL = {"tiny-qwen2-5-vl": (112, 112), "tiny-qwen3-vl": (64, 96)}
+SIZES = {
+    "tiny-qwen2-5-vl": (112, 168),
+    "tiny-qwen3-vl": (96, 160),
+    "tiny-paddleocr-vl": (112, 168),
+    "tiny-glm-ocr": (112, 168),
+}
+SMALL = {
+    "tiny-qwen2-5-vl": (112, 112),
+    "tiny-qwen3-vl": (64, 96),
+    "tiny-paddleocr-vl": (56, 84),
+    "tiny-glm-ocr": (56, 84),
+}
 NAMES = list(SIZES)
 QUESTION = "What is in this picture, and why?"
 # Float32 sums in another order; measured 1e-6.
@@ -276,10 +289,11 @@ def test_sections_that_make_no_head_are_refused(tiny):
 
 
 # Windows of an encoder are compared by themselves (tests/exporters), the rest is that of Qwen3-VL.
-SLOW = pytest.param("tiny-qwen2-5-vl", marks=pytest.mark.slow)
+ALIKE = ("tiny-qwen2-5-vl", "tiny-paddleocr-vl", "tiny-glm-ocr")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ALIKE]
 
 
-@pytest.fixture(scope="module", params=[SLOW, "tiny-qwen3-vl"])
+@pytest.fixture(scope="module", params=[*SLOW, "tiny-qwen3-vl"])
 def loop(request, preset, once):
     """A text loop over an export that passed `verify`."""
     pytest.importorskip("onnxruntime")
