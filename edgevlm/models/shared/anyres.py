@@ -37,6 +37,34 @@ class Pack(nn.Module):
         return torch.cat((base, grid.reshape(1, -1, x.shape[-1])), dim=1)
 
 
+class PackLines(nn.Module):
+    """Views whose rows end with a newline, as one raster grid of which each row has one.
+
+    [1, P*side*(side+1), E], base image first -> [1, N, E]. The base image keeps none, or alone one
+    at its end.
+    """
+
+    def __init__(self, image: ImageSpec, side: int) -> None:
+        super().__init__()
+        self.rows, self.columns, self.side = image.rows, image.columns, side
+        self.tiled = image.views > 1
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        return f"{self.rows}, {self.columns}, {self.side}, {self.tiled}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        side, width = self.side, x.shape[-1]
+        lines = x[0].reshape(-1, side, side + 1, width)
+        base = lines[0, :, :side].reshape(1, side * side, width)
+        if not self.tiled:
+            return torch.cat((base, x[:, -1:]), dim=1)
+        grid = lines[1:].reshape(self.rows, self.columns, side, side + 1, width).transpose(1, 2)
+        words = grid[..., :side, :].reshape(self.rows * side, -1, width)
+        ends = grid[:, :, -1, side:].reshape(self.rows * side, 1, width)
+        return torch.cat((base, torch.cat((words, ends), dim=1).reshape(1, -1, width)), dim=1)
+
+
 def newline_rows(side: int, rows: int, columns: int) -> tuple[str | LayoutItem, ...]:
     """The sequence of a packed image: base image, then each row of the grid with a newline."""
     base, width = side * side, columns * side

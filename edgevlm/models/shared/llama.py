@@ -122,6 +122,7 @@ DECODERS = {
     ),
     "granite": LanguageModel(numbers=_granite),
     "granite_docling_text": LanguageModel(numbers=_granite),
+    "granite4_vision_text": LanguageModel(numbers=_granite),
     "smollm3": LanguageModel("typed", numbers=_smollm3),
     "gemma": LanguageModel(
         table_scale=_root_of_width, numbers=lambda text, layer: LayerNumbers(norm_offset=1.0)

@@ -62,6 +62,12 @@ FAMILIES = {
         {"1x1": {}, "2x3": {"tiles": (2, 3)}},
         {"decoder": "^dart at site decoder takes tokens out between layers, and this model adds"},
     ),
+    "granite4_vision": Family(
+        "tiny-granite4-vision",
+        {"1x1": {}, "2x1": {"tiles": (2, 1)}},
+        {"decoder": "^dart at site decoder takes tokens out between layers, and this model adds"},
+        ("2x1",),
+    ),
     "mistral3": Family("tiny-mistral3", {"1x1": {"size": (84, 56)}}, {"vision": TURNED}),
 }
 NAMES = list(FAMILIES)
@@ -127,7 +133,7 @@ def test_an_answer_begins_as_that_of_transformers(
     assert difference(ours.logits(rows), tiny.model(**inputs).logits)[0] <= LIMIT
 
 
-@pytest.mark.parametrize("name", ["granite_docling", "mistral3"])
+@pytest.mark.parametrize("name", ["granite_docling", "granite4_vision", "mistral3"])
 def test_a_further_turn_is_that_of_transformers(made, processor, prompt, photo, name):
     tiny, reply = made(name, FAMILIES[name].answered), "A pot of flowers."
     image, checkpoint = tiny.plan.host.image, tiny.planned.checkpoint
@@ -171,7 +177,7 @@ def exported_family(preset, tmp_path):
 
 
 # Their graphs are made of what others of these and LLaVA-NeXT (test_matrix.py) export by default.
-LIKE_OTHERS = ("llava", "paligemma")
+LIKE_OTHERS = ("llava", "paligemma", "granite_docling", "mistral3")
 
 
 @pytest.mark.parametrize(
