@@ -231,6 +231,6 @@ def test_a_processor_that_needs_one_function_of_torchvisions_form_gets_that_on_p
     assert sys.modules.get(module) is before
     absent = "transformers.models.absent.processing_absent"
     dummy = SimpleNamespace(is_dummy=True, __module__=absent)
-    monkeypatch.setattr(transformers, "PixtralProcessor", dummy)
+    monkeypatch.setattr(sys.modules["transformers"], "PixtralProcessor", dummy)
     with pytest.raises(ImportError, match=r"^PixtralProcessor of transformers needs torchvision;"):
         processor_class(checkpoint)
