@@ -109,9 +109,9 @@ def _unscaled(text: Any) -> int:
 DECODERS = {
     "llama": LanguageModel(),
     "mistral": LanguageModel("all"),
-    "ministral3": LanguageModel("all", positions=_unscaled),
     "qwen2": LanguageModel("typed"),
     "qwen3": LanguageModel("typed", numbers=lambda text, layer: LayerNumbers(head_norms=True)),
+    "ministral3": LanguageModel("all", positions=_unscaled),
     "qwen2_5_vl_text": LanguageModel("typed", sections=(16, 24, 24)),
     "paddleocr_vl_text": LanguageModel(sections=(16, 24, 24)),
     "glm_ocr_text": LanguageModel(sections=(8, 12, 12), numbers=glm.numbers, named=glm.Layer),
