@@ -15,7 +15,6 @@ import re
 import shutil
 import sys
 import threading
-import typing
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -123,6 +122,9 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before) if had else delattr(owner, name)
 
 
+_ASIDE = list[None]()  # bodies of `objects_set_aside` that run now
+
+
 @contextmanager
 def objects_set_aside() -> Iterator[None]:
     """Inside, Python's garbage collector searches only what is made there.
@@ -130,38 +132,16 @@ def objects_set_aside() -> Iterator[None]:
     An export makes millions of objects, so that each of many collections would go through all of
     torch's, which stay. Where objects are set aside already, by who calls us, nothing is changed.
     """
-    if gc.get_freeze_count():
+    if _ASIDE or gc.get_freeze_count():  # which is slow: it counts them one by one
         yield
         return
+    _ASIDE.append(None)
     gc.freeze()
     try:
         yield
     finally:
+        _ASIDE.pop()
         gc.unfreeze()
-
-
-@contextmanager
-def without_repeats() -> Iterator[None]:
-    """Inside, torch does once what it repeats for every graph and pass of a conversion.
-
-        operators     listed from the dispatcher for each of 35 namespaces of a decomposition
-        annotations   of a function inside `py_impl`, for each operator of a decomposition
-        history       of every node, copied at every pass, however long it has become
-
-    Source: torch 2.13, `_materialize_cpp_cia_ops` (torch/_export/utils.py), `OperatorBase.py_impl`
-    (torch/_ops.py) and `NodeSource` (torch/fx/traceback.py).
-    """
-    from torch import _ops
-    from torch._export import utils
-    from torch.fx.traceback import NodeSource
-
-    listing = cache(utils._materialize_cpp_cia_ops)  # nobody adds operators meanwhile
-    with (
-        replaced(utils, "_materialize_cpp_cia_ops", listing),
-        replaced(_ops, "Callable", typing.Callable),  # remembers what it has computed
-        replaced(NodeSource, "__deepcopy__", lambda source, _: source),  # it never changes
-    ):
-        yield
 
 
 def first_line(cause: BaseException) -> str:

@@ -24,6 +24,7 @@ from edgevlm.exporters.contract import (
     TargetOptions,
     find_target,
 )
+from edgevlm.exporters.repeats import without_repeats
 from edgevlm.graphs.trace import signature, trace, weights
 from edgevlm.libraries import objects_set_aside
 from edgevlm.models.checkpoint import find
@@ -88,7 +89,11 @@ def export(
     progress("plan")
     planned = plan_with_weights(recipe, checkpoint)
     contents = planned.checkpoint.contents
-    with writing(out, planned.plan, contents, force) as writer, objects_set_aside():
+    with (
+        writing(out, planned.plan, contents, force) as writer,
+        objects_set_aside(),
+        without_repeats(),
+    ):
         progress("load the model")
         model = planned.checkpoint.load_model(KEPT_BYTES)
         check_half(planned, model, progress)

@@ -33,8 +33,17 @@ def pytest_xdist_auto_num_workers():
     return (os.cpu_count() or 1) + 1
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _objects_set_aside():
+    """Exports do not ask whether objects are set aside, by the next fixture."""
+    from edgevlm.libraries import objects_set_aside
+
+    with objects_set_aside():
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _garbage_collection_skips_libraries():
+def _garbage_collection_skips_libraries(_objects_set_aside):
     """Objects alive now (libraries, session fixtures) are not searched: a quarter of an export."""
     gc.collect()
     gc.freeze()

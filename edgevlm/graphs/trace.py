@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from edgevlm.bundle import functions
 from edgevlm.bundle.functions import Block, Function
 from edgevlm.errors import TraceError
-from edgevlm.libraries import first_line, without_repeats
+from edgevlm.libraries import first_line
 
 # Operators that break at least one target, or give it a shape that depends on data. Their variants
 # (`scatter_add`, `unique_consecutive`, `_cdist_forward`) are refused with them, and so is `index`
@@ -53,7 +53,7 @@ def trace(module: nn.Module, function: Function, block: Block) -> ExportedProgra
     """
     where = f"{block.name}.{function.name}"
     try:
-        with torch.no_grad(), without_repeats():
+        with torch.no_grad():
             program = torch.export.export(module, example(function), strict=False)
     except Exception as cause:  # torch.export raises many types; the first line says what happened
         line = first_line(cause)

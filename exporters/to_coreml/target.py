@@ -33,8 +33,9 @@ from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.plan import Requires
 from edgevlm.errors import ExportError, RuntimeLoadError
 from edgevlm.exporters.contract import SharedMatrix, Target, TargetOptions
+from edgevlm.exporters.repeats import without_repeats
 from edgevlm.graphs.trace import DTYPES, with_weights
-from edgevlm.libraries import first_line, silent, without_repeats
+from edgevlm.libraries import first_line, silent
 
 with silent():
     import coremltools as ct

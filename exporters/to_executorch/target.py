@@ -30,9 +30,10 @@ from edgevlm.bundle.kernels import Kernels, Left
 from edgevlm.bundle.plan import Requires
 from edgevlm.errors import ExportError
 from edgevlm.exporters.contract import SharedMatrix, Target, TargetOptions
+from edgevlm.exporters.repeats import without_repeats
 from edgevlm.exporters.to_executorch.operators import LOWERINGS
 from edgevlm.graphs.trace import example, with_weights
-from edgevlm.libraries import first_line, replaced, silent, without_repeats
+from edgevlm.libraries import first_line, replaced, silent
 
 with silent():
     from executorch.backends.xnnpack.partition.config import (

@@ -15,7 +15,8 @@ from functools import cache
 
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from edgevlm.libraries import replaced, without_repeats
+from edgevlm.exporters.repeats import without_repeats
+from edgevlm.libraries import replaced
 
 _read = ONNXRegistry.from_torchlib
 
