@@ -11,6 +11,7 @@ own text around them.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import sys
@@ -192,32 +193,48 @@ def bundle_tokenizer(own: Any, vocabulary: int) -> Tokenizer:
     Raises:
         ModelError: If a word has no row, or tokenizer.json cannot say its ids.
     """
-    document = json.loads(own.backend_tokenizer.to_str())
-    document |= {"padding": None, "truncation": None}
-    document["added_tokens"] = [t for t in document["added_tokens"] if t["id"] < vocabulary]
-    for part in _first_word_blanks(document["pre_tokenizer"]):
-        part["prepend_scheme"] = "never"
-    tokenizer = Tokenizer.from_str(json.dumps(document))
+    source = own.backend_tokenizer
+    tokenizer = Tokenizer(source.model)  # the same words, which are not copied
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if (part := getattr(source, name)) is not None:
+            setattr(tokenizer, name, part)
+    if first_word_blank(own):
+        tokenizer.pre_tokenizer = _without_blanks(source.pre_tokenizer)
+    for number, token in sorted(source.get_added_tokens_decoder().items()):
+        if number < vocabulary:
+            add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
+            add([token])
     ids = tokenizer.get_vocab()
-    largest = max(ids, key=lambda word: ids[word], default="")
-    if ids and ids[largest] >= vocabulary:
+    if max(ids.values(), default=0) >= vocabulary:
+        largest = max(ids, key=lambda word: ids[word])
         raise ModelError(
             f"the tokenizer has the word {largest!r} with id {ids[largest]}, the model's table has"
             f" {vocabulary} words; resize the table"
         )
-    known = own.get_vocab()
-    wrong = next((word for word, number in ids.items() if known.get(word) != number), None)
-    if wrong is not None:
-        raise ModelError(
-            f"the tokenizer has {wrong!r} with id {known.get(wrong)}, tokenizer.json can only say"
-            f" {ids[wrong]}: ids of added tokens must follow each other"
-        )
+    for number, token in sorted(tokenizer.get_added_tokens_decoder().items()):
+        known = own.convert_tokens_to_ids(token.content)
+        if known != number:
+            raise ModelError(
+                f"the tokenizer has {token.content!r} with id {known}, tokenizer.json can only say"
+                f" {number}: ids of added tokens must follow each other"
+            )
     return tokenizer
 
 
 def first_word_blank(own: Any) -> bool:
     """Whether the tokenizer puts a blank in front of the first word of a text, and of no other."""
-    return bool(_first_word_blanks(json.loads(own.backend_tokenizer.to_str())["pre_tokenizer"]))
+    pre_tokenizer = own.backend_tokenizer.pre_tokenizer
+    return bool(_first_word_blanks(pre_tokenizer and json.loads(pre_tokenizer.__getstate__())))
+
+
+def _without_blanks(pre_tokenizer: Any) -> Any:
+    """The same pre-tokenizer, which puts no blank in front of a text's first word alone."""
+    document = json.loads(pre_tokenizer.__getstate__())
+    for part in _first_word_blanks(document):
+        part["prepend_scheme"] = "never"
+    changed = copy.copy(pre_tokenizer)
+    changed.__setstate__(json.dumps(document).encode())
+    return changed
 
 
 def _first_word_blanks(part: dict[str, Any] | None) -> list[dict[str, Any]]:
