@@ -65,12 +65,14 @@ def uncollected() -> Iterator[None]:
     """Leave cycles of objects uncollected inside the body.
 
     While torch and transformers are imported, Python would look for cycles among all their objects
-    again and again: a fifth of the time of a plan.
+    again and again: a fifth of the time of a plan. What is made inside is not searched afterwards
+    either, so this is for a process that ends soon.
     """
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()
 
 
@@ -226,7 +228,29 @@ def require_torch() -> None:
         raise RuntimeLoadError(needs("this step", both, "onnx")) from cause
     if torch.get_num_threads() > processors():
         torch.set_num_threads(processors())  # PyTorch does not see a quota
-    del transformers
+    if _COMMAND:
+        from transformers.utils import import_utils
+
+        for name in _FOR_TRAINING:
+            for owner in (import_utils, transformers.utils):
+                setattr(owner, name, _absent)
+
+
+def is_command() -> None:
+    """Say that this process is that of the `edgevlm` command, and transformers ours alone.
+
+    It then imports neither SciPy, for losses of detectors, nor torch's distributed tensors: a
+    seventh of the time of a plan.
+    """
+    _COMMAND.append(None)
+
+
+def _absent() -> bool:
+    return False
+
+
+_COMMAND = list[None]()
+_FOR_TRAINING = ("is_scipy_available", "is_torch_distributed_available")
 
 
 @cache

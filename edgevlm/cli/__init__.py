@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from edgevlm.cli.shared import versions
 from edgevlm.cli.shared.output import printable, say
 from edgevlm.errors import EdgeVLMError, shortened
+from edgevlm.libraries import is_command
 
 COMMANDS = (
     "export",
@@ -118,6 +119,7 @@ def _open_streams() -> None:
 def main() -> None:
     """Entry point of the `edgevlm` command."""
     _open_streams()
+    is_command()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
             errors="replace"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import edgevlm
-from edgevlm.cli import COMMANDS
+from edgevlm.cli import COMMANDS, main
 from edgevlm.cli.shared import output
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,13 +138,12 @@ ENGINE = "engine 'onnxruntime' needs onnxruntime; pip install 'edgevlm[onnxrunti
         (["plan"], ["torch"], "needs PyTorch and transformers (import of torch halted" + TORCH),
         (["export", "-o", "OUT"], ["transformers"], "(import of transformers halted" + TORCH),
         (["methods"], ["torch"], TORCH),
-        (["plan"], ["onnx_ir"], "target 'onnx' needs 'onnx_ir'" + ONNX),
         (["run", "BUNDLE", "--prompt", "?"], ["onnxruntime", "torch"],
          "no engine here runs target 'onnx'; " + ENGINE),
         (["run", "BUNDLE", "--prompt", "?", "--engine", "onnxruntime"], ["onnxruntime"], ENGINE),
         (["run", "--prompt", "?"], ["torch"], TORCH),
     ],
-    ids=["plan", "export", "methods", "target", "engine", "named engine", "default bundle"],
+    ids=["plan", "export", "methods", "engine", "named engine", "default bundle"],
 )  # fmt: skip
 def test_a_missing_extra_is_named(
     request, command, tmp_path, monkeypatch, arguments, missing, message
@@ -161,6 +160,21 @@ def test_a_missing_extra_is_named(
     assert line.startswith("edgevlm: ")
     assert line.endswith(message)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_library_of_a_target_is_named(run, tiny_model, monkeypatch):
+    from edgevlm import exporters
+    from edgevlm.exporters import to_onnx
+
+    monkeypatch.setattr(exporters, "to_onnx", to_onnx)  # as it is set anew by an import
+    for name in [name for name in sys.modules if name.startswith(to_onnx.__name__)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    done = run("plan", tiny_model)
+    assert (done.exit_code, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("edgevlm: ")
+    assert line.endswith("target 'onnx' needs 'onnx_ir'" + ONNX)
 
 
 def test_engines_says_what_is_missing(command):
@@ -223,14 +237,16 @@ def test_a_reader_that_goes_away_is_no_error(exported):
     assert "Broken pipe" not in done.stderr
 
 
-def test_output_that_the_terminal_cannot_show(tiny_model):
-    code = "from edgevlm.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "plan", tiny_model, "--tiles", "2x2"], cwd=ROOT,
-        capture_output=True, env={"PYTHONIOENCODING": "ascii", "PATH": ""}, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert b"visual tokens: 5 views" in done.stdout
+def test_output_that_the_terminal_cannot_show(tiny_model, monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(sys, "argv", ["edgevlm", "plan", tiny_model, "--tiles", "2x2"])
+    monkeypatch.setattr("edgevlm.libraries._COMMAND", [])  # the process is not the command's own
+    with pytest.raises(SystemExit) as ended:
+        main()
+    stdout.flush()
+    assert ended.value.code == 0
+    assert b"visual tokens: 5 views" in stdout.buffer.getvalue()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

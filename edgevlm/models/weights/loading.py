@@ -8,8 +8,6 @@ from typing import Any
 import torch
 import transformers
 from safetensors import safe_open
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter
 
 from edgevlm.errors import ModelError, PlanError
 from edgevlm.libraries import first_line
@@ -76,6 +74,10 @@ def paged(found: Match, weights: FolderWeights, tied: bool, kept_bytes: int) -> 
     Returns:
         The model; None where transformers computes its weights from the tensors.
     """
+    # Imported here: heavy, and a checkpoint that is refused needs none of it.
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
     if any(isinstance(c, WeightConverter) for c in get_model_conversion_mapping(found.model)):
         return None
     kept, same = Kept(kept_bytes), dict[str, str]()
