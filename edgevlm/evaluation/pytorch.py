@@ -16,8 +16,11 @@ from PIL import Image
 from edgevlm.errors import InputError, RecipeError
 from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Reply
 from edgevlm.graphs.blocks import reduced
+from edgevlm.graphs.layers import scaled
+from edgevlm.graphs.parts import ModelParts
 from edgevlm.libraries import bounded_threads
 from edgevlm.models.checkpoint import Checkpoint, find
+from edgevlm.models.weights.paging import KEPT_BYTES
 from edgevlm.planning.plan import make_plan
 from edgevlm.planning.vlm import VlmPlanned
 from edgevlm.recipe import Recipe
@@ -38,6 +41,34 @@ def question_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     return planned
 
 
+class TableRows:
+    """The embedding table of a model, as the decoder takes its rows: `rows[ids]`, f32 [..., C].
+
+    Rows are read when they are asked for, as the whole table may be larger than memory.
+    """
+
+    def __init__(self, parts: ModelParts) -> None:
+        self._matrices, self._scale = parts.table, parts.decoder.spec.table_scale
+        self.shape = (sum(len(matrix) for matrix in parts.table), parts.table[0].shape[1])
+
+    def __getitem__(self, rows: Any) -> Floats:
+        """Rows by index or indices.
+
+        Raises:
+            IndexError: If one is outside the table.
+        """
+        ids, first, (count, columns) = np.asarray(rows), 0, self.shape
+        if ids.size and not 0 <= ids.min() <= ids.max() < count:
+            raise IndexError(f"rows {ids.min()} to {ids.max()} of a table of {count}")
+        values = np.empty((*ids.shape, columns), np.float32)
+        for matrix in self._matrices:
+            inside = (ids >= first) & (ids < first + len(matrix))
+            if inside.any():
+                values[inside] = scaled(matrix[ids[inside] - first], self._scale).numpy()
+            first += len(matrix)
+        return values
+
+
 class PyTorchAnswerer:
     """The model of a plan without reductions; see `edgevlm.evaluation.evaluate.Answerer`."""
 
@@ -50,7 +81,7 @@ class PyTorchAnswerer:
         self._planned, self._max_new_tokens = planned, max_new_tokens
         self._plan, self._model = planned.plan, model
         self._parts = self._planned.parts(self._model)
-        self._table = self._parts.rows.numpy()
+        self._table = TableRows(self._parts)
         self._tokenizer = planned.speller.bundled
         self.frames = self._plan.host.image.frames
         self.visual_tokens = self._plan.host.visual_tokens
@@ -65,7 +96,7 @@ class PyTorchAnswerer:
         if threads is not None:
             torch.set_num_threads(bounded_threads(threads))
         planned = question_plan(recipe, find(recipe.model, recipe.revision))
-        return cls(planned, planned.checkpoint.load_model())
+        return cls(planned, planned.checkpoint.load_model(KEPT_BYTES))
 
     @torch.no_grad()
     def set_frames(self, frames: Sequence[Image.Image]) -> None:

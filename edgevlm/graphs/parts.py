@@ -280,12 +280,6 @@ class ModelParts:
         """The matrices of each table of the host, by its name."""
         return {"embedding": self.table}
 
-    @property
-    def rows(self) -> Tensor:
-        """Rows of the whole table as the decoder takes them, [rows, C]."""
-        table = self.table[0] if len(self.table) == 1 else torch.cat(self.table)
-        return scaled(table, self.decoder.spec.table_scale)
-
     def scores(self, hidden: Tensor) -> Tensor:
         """Scores of the words [n, V] for rows [n, C] after the last norm."""
         scores = torch.nn.functional.linear(hidden, self.head)

@@ -17,10 +17,11 @@ from torch import Tensor
 from edgevlm.compress.shared.calibration import Calibrated
 from edgevlm.errors import InputError, PlanError, RecipeError
 from edgevlm.evaluation.examples import Example
-from edgevlm.evaluation.pytorch import question_plan
+from edgevlm.evaluation.pytorch import TableRows, question_plan
 from edgevlm.graphs.parts import EncoderParts
 from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.checkpoint import find
+from edgevlm.models.weights.paging import KEPT_BYTES
 from edgevlm.planning.plan import make_plan
 from edgevlm.planning.vlm import VlmPlanned
 from edgevlm.quantization.calibrate import scenes
@@ -73,7 +74,7 @@ class AskedPicture:
         rows = assemble(
             planned.plan,
             planned.plan.host.layout.prompt,
-            parts.rows.numpy(),
+            TableRows(parts),
             planned.speller.bundled,
             self.question,
             [visual],
@@ -92,7 +93,7 @@ class Pictures:
         planned = make_plan(recipe, checkpoint)
         self._recipe, self._checkpoint = recipe, checkpoint
         self._planned: dict[int | None, VlmPlanned] = {}
-        self.parts: Any = planned.parts(checkpoint.load_model())
+        self.parts: Any = planned.parts(checkpoint.load_model(KEPT_BYTES))
         if not self.encoder.layers:
             raise PlanError(
                 f"the encoder of '{recipe.model}' runs no layer, so nothing merges in it"

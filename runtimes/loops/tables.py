@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,17 @@ def load_tokenizer(bundle: Bundle, rows: int) -> Tokenizer:
         )
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+class Table(Protocol):
+    """An embedding table [rows, C] that gives rows: an array, or one that is read at use."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and channels."""
+
+    def __getitem__(self, rows: Any) -> Floats:
+        """Rows by index or indices, as numpy would return them."""
 
 
 class Rows:
@@ -111,9 +122,6 @@ class ScaledTable:
         """Rows by index, slice or indices, as numpy would return them."""
         values: Floats = self._table[rows] * self._scale
         return values
-
-
-Table = Floats | Rows | PackedTable | ScaledTable
 
 
 def load_table(bundle: Bundle, embedding: Embedding) -> Table:

@@ -296,6 +296,24 @@ def test_options_that_do_not_go_with_what_is_asked(exported, tmp_path):
     assert is_bundle(str(tmp_path))
 
 
+def test_weights_stay_in_their_files_and_answers_are_the_same(tiny_model, monkeypatch):
+    pytest.importorskip("torch")
+    from edgevlm.evaluation import pytorch
+    from edgevlm.models.weights.paging import FileWeight
+    from edgevlm.recipe import Recipe
+
+    picture, replies = Image.linear_gradient("L").convert("RGB"), []
+    for kept_bytes in (10**9, 0):
+        monkeypatch.setattr(pytorch, "KEPT_BYTES", kept_bytes)
+        source = pytorch.PyTorchAnswerer.open(Recipe(model=tiny_model))
+        source.set_frames([picture])
+        replies.append(source.ask("What is this?", follow_up=False))
+        weights = [w for w in source._model.parameters() if isinstance(w, FileWeight)]
+        assert len(weights) > 30
+        assert any(weight._numbers is not None for weight in weights) == bool(kept_bytes)
+    assert replies[0] == replies[1]
+
+
 def test_the_embedded_model_sees():
     """What it has learned well: hands, sizes, shapes and letters of scenes it has not seen."""
     from edgevlm.evaluation.answerers import answerer

@@ -95,7 +95,9 @@ class Prompt:
         levels: Sequence[np.ndarray | None] = (),
     ) -> torch.Tensor:
         """Rows [1, S, C] that the decoder reads; `levels` are those of each picture."""
-        table = self.tiny.parts.rows.numpy()
+        from edgevlm.evaluation.pytorch import TableRows
+
+        table = TableRows(self.tiny.parts)
         below = levels or [None] * len(features)
         visuals = [(one[0].numpy(), level) for one, level in zip(features, below, strict=True)]
         self.last = prompt = self._assemble(table, question, visuals, times, duration, False)

@@ -17,10 +17,12 @@ from edgevlm.evaluation.pytorch import PyTorchAnswerer
 from edgevlm.graphs.selection import keep_all
 from edgevlm.graphs.signals import method_inputs
 from edgevlm.models.checkpoint import find
+from edgevlm.models.weights.paging import FileWeight
 from edgevlm.planning.plan import make_plan
 from edgevlm.quantization.calibrate import scenes
 from edgevlm.recipe import MethodChoice, Recipe
 from edgevlm.registry import METHODS
+from edgevlm.studies import calibration
 from edgevlm.studies.calibration import Pictures, calibrated_methods
 
 PHOTOS = Path(__file__).resolve().parents[2] / "edgevlm" / "photos"
@@ -94,11 +96,16 @@ def test_vflowopt_gives_a_method_that_keeps_as_many_tokens(run, preset, photos):
 
 
 @torch.no_grad()
-def test_the_last_state_is_the_models_own(preset, photos):
-    """With all tokens it leads to the first token of the unchanged model's answer."""
+def test_the_last_state_is_the_models_own(preset, photos, monkeypatch):
+    """With all tokens it leads to the first token of the unchanged model's answer.
+
+    The calibration's weights stay in their files.
+    """
+    monkeypatch.setattr(calibration, "KEPT_BYTES", 0)
     model = str(preset("tiny-llava-onevision"))
     pictures = Pictures(Recipe(model), str(photos))
     parts = pictures.parts
+    assert isinstance(parts.head, FileWeight)
     answerer = PyTorchAnswerer.open(Recipe(model, methods=("identity",)))  # type: ignore[arg-type]
     answerer._max_new_tokens = 1
     for picture, scene in zip(pictures.pictures(), scenes(str(photos), 1), strict=True):

@@ -3,8 +3,8 @@
 `FileWeight` stands where a parameter of a module stands and has its shape. An operator that takes
 it gets its numbers, read from the file and made float32 for the length of the call: all of them,
 the rows that a lookup asks for, or, in a product with a large matrix, some rows at a time. The
-first `kept_bytes` of a model stay in memory once they were read, so that a small model is read
-once. `in_memory` has the weights of a module as plain parameters, for a trace and for many calls.
+first `kept_bytes` of a model, in the type of the file, stay in memory once they were read, so that
+a small model is read once. `in_memory` has the weights of a module as plain parameters, for a trace and for many calls.
 
 Each use that is not listed here gets the numbers too: what is forgotten is slow, never wrong.
 """
@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from edgevlm.models.weights.headers import PLAIN, Header
-from edgevlm.models.weights.sources import AT_ONCE, Weights, numbers
+from edgevlm.models.weights.sources import Weights, numbers
 
-# Of float32 weights of a model that is exported or verified.
+# Of weights, in the type of their file, of a model that is exported, verified, evaluated.
 KEPT_BYTES = 512 << 20
+# Numbers of a matrix that a product has at a time: as float32 they fit into a cache.
+AT_A_TIME = 1 << 20
 # What a tensor is asked that its numbers do not matter for.
 _ABOUT = {
     getattr(Tensor, name)
@@ -47,10 +49,10 @@ class Kept:
     def __init__(self, most_bytes: int) -> None:
         self.left_bytes = most_bytes
 
-    def takes(self, tensor: Tensor) -> bool:
-        """Whether a weight stays, which then counts."""
-        stays = tensor.nbytes <= self.left_bytes
-        self.left_bytes -= tensor.nbytes * stays
+    def takes(self, bytes_: int) -> bool:
+        """Whether a weight of this size stays, which then counts."""
+        stays = bytes_ <= self.left_bytes
+        self.left_bytes -= bytes_ * stays
         return stays
 
 
@@ -74,13 +76,14 @@ class FileWeight(nn.Parameter):
 
     def read(self) -> Tensor:
         """All its numbers, f32."""
-        if self._numbers is not None:
-            return self._numbers
-        count = math.prod(self._header.shape)
-        tensor = self._part(0, count).reshape(self._header.shape)
-        if self._kept.takes(tensor):
-            self._numbers = tensor
-        return tensor
+        kept = self.kept()
+        return (self._whole() if kept is None else kept).float()
+
+    def kept(self) -> Tensor | None:
+        """Its numbers in the file's type, which stay in memory; None where there is no room."""
+        if self._numbers is None and self._kept.takes(self._header.stop - self._header.start):
+            self._numbers = self._whole()
+        return self._numbers
 
     @property
     def place(self) -> Hashable:
@@ -90,10 +93,10 @@ class FileWeight(nn.Parameter):
     def rows(self, start: int, stop: int) -> Tensor:
         """Some rows of the first axis, f32."""
         if self._numbers is not None:
-            return self._numbers[start:stop]
+            return self._numbers[start:stop].float()
         _, *rest = self._header.shape
         each = math.prod(rest)
-        return self._part(start * each, stop * each).reshape(-1, *rest)
+        return self._part(start * each, stop * each).reshape(-1, *rest).float()
 
     def of_rows(self, start: int, stop: int) -> FileWeight:
         """A weight of some rows of the first axis, which stay in the file."""
@@ -107,8 +110,11 @@ class FileWeight(nn.Parameter):
         )
         return FileWeight.of(self._weights, spanned, Kept(0))
 
+    def _whole(self) -> Tensor:
+        return self._part(0, math.prod(self._header.shape)).reshape(self._header.shape)
+
     def _part(self, start: int, stop: int) -> Tensor:
-        return numbers(self._weights, self._header, start, stop).float()
+        return numbers(self._weights, self._header, start, stop)
 
     @classmethod
     def __torch_function__(
@@ -196,13 +202,19 @@ def _looked_up(
 
 def _product(x: Any, weight: Any, bias: Any = None) -> Tensor | None:
     """`linear(x, weight, bias)` of a large matrix, some rows of it at a time; None of others."""
-    if not isinstance(weight, FileWeight) or weight._numbers is not None:
+    if not isinstance(weight, FileWeight) or isinstance(x, FileWeight):
         return None
-    if isinstance(x, FileWeight) or bias is not None or weight.numel() <= AT_ONCE:
+    if weight.numel() <= AT_A_TIME:
         return None
-    height = max(1, AT_ONCE // weight.shape[1])
+    added = bias.read() if isinstance(bias, FileWeight) else bias
+    weight.kept()
+    height = max(1, AT_A_TIME // weight.shape[1])
     spans = ((i, min(i + height, len(weight))) for i in range(0, len(weight), height))
-    return torch.cat([nn.functional.linear(x, weight.rows(*span)) for span in spans], dim=-1)
+    products = [
+        nn.functional.linear(x, weight.rows(*span), None if added is None else added[slice(*span)])
+        for span in spans
+    ]
+    return torch.cat(products, dim=-1)
 
 
 # Operators that take a weight without all of its numbers at once.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -38,7 +39,7 @@ def presenter(recipe: Recipe, checkpoint: Checkpoint, model: Any) -> Presenter:
         assert tokenizer is not None and parts.text is not None and host.text is not None
         ids = tokenizer.encode(text.lower() if host.text.lower_case else text).ids
         ids = [*ids[: host.text.tokens], *[host.text.pad_id] * (host.text.tokens - len(ids))]
-        hidden = parts.text.table[torch.tensor(ids)].unsqueeze(0)
+        hidden = parts.text.table[np.array(ids)].unsqueeze(0)
         for module in parts.text.modules[:-1]:
             hidden = module(hidden)
         end = (torch.tensor([_last(ids, host.text.end_id)]),) if host.text.reads_end else ()

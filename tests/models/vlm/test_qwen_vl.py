@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 from edgevlm.bundle.host import LEVELS  # noqa: E402
 from edgevlm.errors import PlanError  # noqa: E402
+from edgevlm.evaluation.pytorch import TableRows  # noqa: E402
 from edgevlm.graphs.blocks import DecoderBlock  # noqa: E402
 from edgevlm.graphs.signals import method_inputs, observe  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
@@ -75,7 +76,7 @@ def prompt_rows(made, pictures, question=QUESTION, items=None, first=0):
         visuals.append(Visual(features.numpy(), kept, levels=stacked))
     layout = plan.host.layout
     items = items or (layout.prompt if pictures else layout.text)
-    table, tokenizer = made.parts.rows.numpy(), made.planned.speller.bundled
+    table, tokenizer = TableRows(made.parts), made.planned.speller.bundled
     return assemble(plan, items, table, tokenizer, question, visuals, first)
 
 
@@ -152,7 +153,7 @@ def test_two_pictures_and_an_answer_equal_transformers_on_its_own_inputs(
     assert rows.positions.T.tolist() == positions[:, 0].tolist()
     assert rows.next == len(ids) + int(deltas)
     assert rows.next < len(ids)  # a picture spans less than its tokens
-    answer = made.parts.rows.numpy()[inputs.input_ids[0, len(ids) :].tolist()]
+    answer = TableRows(made.parts)[inputs.input_ids[0, len(ids) :].tolist()]
     theirs = made.model(**inputs).logits[0, len(ids) - 1 :]
     assert len(answer) >= 3
     assert difference(decoded(made, rows, answer), theirs)[0] <= LIMIT

@@ -64,6 +64,7 @@ def test_what_a_tensor_says_of_itself_reads_nothing(stored, monkeypatch):
         lambda t: t["matrix"] @ t["matrix"].T,
         lambda t: nn.functional.linear(torch.ones(2, 6), t["matrix"], t["bias"]),
         lambda t: nn.functional.linear(torch.ones(2, 3, 6), t["matrix"]),
+        lambda t: nn.functional.linear(torch.ones(6), t["matrix"], torch.arange(12.0)),
         lambda t: nn.functional.layer_norm(torch.ones(2, 12), (12,), t["bias"], t["bias"]),
         lambda t: nn.functional.embedding(torch.tensor([[3, 3], [11, 0]]), t["matrix"]),
         lambda t: t["matrix"][3],
@@ -88,16 +89,16 @@ def test_what_a_tensor_says_of_itself_reads_nothing(stored, monkeypatch):
 @pytest.mark.parametrize("kept_bytes", [0, 10**6])
 @pytest.mark.parametrize("at_once", [1 << 24, 12])
 def test_operators_get_the_numbers(stored, monkeypatch, use, kept_bytes, at_once):
-    monkeypatch.setattr(paging, "AT_ONCE", at_once)
+    monkeypatch.setattr(paging, "AT_A_TIME", at_once)
     weights, plain = stored(kept_bytes)
     for _ in range(2):
         assert torch.allclose(use(weights), use(plain), atol=1e-6)
 
 
 def test_rows_and_products_never_have_all_of_a_large_matrix(stored, monkeypatch):
-    monkeypatch.setattr(paging, "AT_ONCE", 12)
+    monkeypatch.setattr(paging, "AT_A_TIME", 12)
     monkeypatch.setattr(FileWeight, "read", None)
-    weights, plain = stored(10**6)
+    weights, plain = stored()
     table, head = nn.Embedding(12, 6, device="meta"), nn.Linear(6, 12, bias=False, device="meta")
     table.weight, head.weight = weights["matrix"], weights["matrix"]
     ids = torch.tensor([[7, 7, 0]])
@@ -113,6 +114,18 @@ def test_weights_stay_in_memory_up_to_a_limit(stored):
     for name in ("matrix", "bias", "scale"):
         weights[name] + 1
     assert kept(weights) == {"bias", "scale"}
+
+
+def test_what_stays_has_the_type_of_its_file(stored, monkeypatch):
+    """Half the bytes of a matrix in bfloat16, which a product or another use keeps."""
+    monkeypatch.setattr(paging, "AT_A_TIME", 12)
+    for use in (lambda m: nn.functional.linear(torch.ones(6), m), lambda m: m + 1):
+        weights, plain = stored(12 * 6 * 2)
+        use(weights["matrix"])
+        assert weights["matrix"]._numbers.dtype is torch.bfloat16
+        monkeypatch.setattr(FolderWeights, "read", None)
+        assert torch.allclose(use(weights["matrix"]), use(plain["matrix"]), atol=1e-6)
+        monkeypatch.undo()
 
 
 def test_a_module_in_memory_for_a_while(stored):
