@@ -94,6 +94,39 @@ def preset(once):
 
 
 @pytest.fixture(scope="session")
+def with_layers(preset, once):
+    """`with_layers("tiny-smolvlm", 3)`: a preset whose decoder has so many layers, its own in turn.
+
+    Nobody writes into its folder.
+    """
+    mark = "text_model.layers."
+
+    def make(name, count):
+        def write(folder):
+            from safetensors.torch import load_file, save_file
+
+            shutil.copytree(preset(name), folder)
+            config = json.loads((folder / "config.json").read_text())
+            text = config["text_config"]
+            own, text["num_hidden_layers"] = text["num_hidden_layers"], count
+            (folder / "config.json").write_text(json.dumps(config))
+            tensors = load_file(folder / "model.safetensors")
+            written = {key: tensor for key, tensor in tensors.items() if mark not in key}
+            for layer in range(count):
+                place = f"{mark}{layer % own}."
+                written |= {
+                    key.replace(place, f"{mark}{layer}."): tensor.clone()
+                    for key, tensor in tensors.items()
+                    if place in key
+                }
+            save_file(written, folder / "model.safetensors", {"format": "pt"})
+
+        return once(f"{name}-{count}-layers", write)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_model(preset):
     """What `--model` takes where any model will do: 64 visual tokens, two layers."""
     return str(preset("tiny-smolvlm"))
@@ -158,6 +191,22 @@ def coreml_bundle(tiny_model, once):
 
     recipe = Recipe(model=tiny_model, target="coreml", tokens=16, methods=("strided",))
     return Bundle.open(once("coreml.edgevlm", lambda out: export(recipe, out)))
+
+
+@pytest.fixture(scope="session")
+def coreml_halves(tiny_model, once):
+    """The same in float16, with several blocks of one signature, each with its own weights."""
+    for module in ("coremltools", "onnxscript"):
+        pytest.importorskip(module)
+    from edgevlm.bundle.files import Bundle
+    from edgevlm.pipeline import export
+    from edgevlm.recipe import Recipe
+
+    recipe = Recipe(
+        model=tiny_model, target="coreml", tokens=16, methods=("strided",), quantize="fp16",
+        block_size_bytes=100_000,
+    )  # fmt: skip
+    return Bundle.open(once("coreml-halves.edgevlm", lambda out: export(recipe, out)))
 
 
 @pytest.fixture(scope="session")

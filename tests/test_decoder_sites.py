@@ -75,14 +75,18 @@ def test_a_bundle_agrees_with_pytorch(preset, export_to, family, method):
     assert parity.tokens_equal == 1.0
 
 
-def test_a_state_that_goes_from_block_to_block(export_to):
+def test_a_state_that_goes_from_block_to_block(with_layers, export_to):
     """One layer a block: key tokens of the encoder reach stages after blocks that leave all rows.
 
     The engine, given these bundles' own inputs by name, answers as PyTorch in one piece.
     """
-    method = "mustdrop@decoder:tokens=12+6,layers=2+5"
-    recipe = Recipe(tokens=24, methods=("strided", method), block_size_bytes=1_000_000)
-    done = export_to("embedded.edgevlm", recipe)
+    recipe = Recipe(
+        model=str(with_layers("tiny-smolvlm", 3)),
+        tokens=24,
+        methods=("strided", "mustdrop@decoder:tokens=12,layers=2"),
+        block_size_bytes=100_000,
+    )
+    done = export_to("tiny.edgevlm", recipe)
     plan = done.bundle.plan
     assert plan.host.carried == "vision"
     assert [t.name for t in plan.block("reduce-0").function("reduce").outputs][2] == "visual_signal"

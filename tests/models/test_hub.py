@@ -1,17 +1,16 @@
 """Checkpoints on a hub: planned by headers, fetched when needed, refused by the hub's own errors.
 
-Processes of their own ask a hub on this machine, as the library reads the hub's address once. Each
-imports torch, so they are few, and ask all that the tests look at.
+A hub on this machine is asked. Its library reads the hub's address once, so it is imported anew.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
+import logging
 import shutil
-import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,49 +20,80 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("huggingface_hub")
 
+from edgevlm.errors import EdgeVLMError  # noqa: E402
+from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.planning.plan import make_plan  # noqa: E402
+from edgevlm.recipe import Recipe  # noqa: E402
+
 _SPEC = importlib.util.spec_from_file_location(
     "local_hub", Path(__file__).with_name("local_hub.py")
 )
 _HUB = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(_HUB)
 serve = _HUB.serve
-ROOT = Path(__file__).resolve().parents[2]
 NOWHERE = "http://127.0.0.1:9"
 SHARDED = ("shards", "bare", "whole", "cut", "locked")  # repositories of several weight files
-ASK = """
-import json, logging, sys
-from edgevlm.errors import EdgeVLMError
-from edgevlm.models.checkpoint import find
-from edgevlm.recipe import Recipe
-logging.basicConfig(stream=sys.stdout, format="said: %(message)s")
-for model, revision, load in json.loads(sys.argv[1]):
-    print("asked:")
+
+
+class Said(logging.Handler):
+    """Log lines as a list has them."""
+
+    def __init__(self, lines):
+        super().__init__()
+        self.lines = lines
+
+    def emit(self, record):
+        self.lines.append(f"said: {record.getMessage()}")
+
+
+@contextmanager
+def hub_library(**environment):
+    """huggingface_hub as a process with these variables has it."""
+
+    def imported():
+        return [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        for name in imported():
+            patch.delitem(sys.modules, name)
+        try:
+            yield
+        finally:
+            for name in imported():
+                del sys.modules[name]
+
+
+def answer(model, revision, load):
+    """Lines of a model that is found, planned, and perhaps loaded."""
+    lines = []
+    said, log = Said(lines), logging.getLogger("edgevlm")
+    log.addHandler(said)
     try:
         checkpoint = find(model, revision)
-        from edgevlm.planning.plan import make_plan  # heavy, and a refusal needs none
         made = make_plan(Recipe(model=model), checkpoint)
         plan = made.plan
-        print("planned:", plan.weights_bytes, getattr(plan.host, "scale", None), *made.notes)
+        words = (plan.weights_bytes, getattr(plan.host, "scale", None), *made.notes)
+        lines.append(f"planned: {' '.join(map(str, words))}")
         if load:
-            print("loaded:", sum(p.numel() for p in checkpoint.load_model().parameters()))
-            again = find(model, revision)
-            print("remote:", again.remote)
+            loaded = checkpoint.load_model()
+            lines.append(f"loaded: {sum(p.numel() for p in loaded.parameters())}")
+            lines.append(f"remote: {find(model, revision).remote}")
     except EdgeVLMError as error:
-        print("refused:", error)
-"""
+        lines.append(f"refused: {error}")
+    finally:
+        log.removeHandler(said)
+    return lines
 
 
 def ask(address, cache, questions, offline=False):
-    """A process finds, plans and loads: (model, revision, whether to load) -> lines, by the two."""
-    environment = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(cache)}
-    environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": str(int(offline))}
-    done = subprocess.run(
-        [sys.executable, "-c", ASK, json.dumps(questions)],
-        env=environment, capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    answers = [part.splitlines() for part in done.stdout.split("asked:\n")[1:]]
-    asked = [(model, revision) for model, revision, _ in questions]
-    return dict(zip(asked, answers, strict=True))
+    """Lines about each (model, revision, whether to load), by the first two."""
+    variables = {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_OFFLINE": str(int(offline))}
+    with hub_library(**variables):
+        return {
+            (model, revision): answer(model, revision, load) for model, revision, load in questions
+        }
 
 
 def reads(requests, repository, name):
@@ -75,8 +105,6 @@ def reads(requests, repository, name):
 @pytest.fixture(scope="module")
 def shards(preset, tmp_path_factory):
     """A checkpoint of several weight files."""
-    from edgevlm.models.checkpoint import find
-
     folder = Path(shutil.copytree(preset("tiny-smolvlm"), tmp_path_factory.mktemp("s") / "model"))
     model = find(str(folder)).load_model()
     model.save_pretrained(folder, max_shard_size="200KB")

@@ -102,17 +102,17 @@ def test_other_targets(preset, tmp_path, target, name):
     ],
     ids=str,
 )
-def test_schemes_and_methods(preset, tmp_path, asked):
+def test_schemes_and_methods(preset, lowered_once, tmp_path, asked):
     recipe = Recipe(model=str(preset("tiny-siglip")), **asked)
-    found = export(recipe, tmp_path / "other.edgevlm").verification
+    found = lowered_once(recipe, tmp_path / "other.edgevlm").verification
     assert found.ok
     assert found.exact == ("quantize" not in asked)
 
 
-def test_calibration_sees_the_parts_of_a_larger_matrix(preset, tmp_path):
+def test_calibration_sees_the_parts_of_a_larger_matrix(preset, lowered_once, tmp_path):
     """SigLIP's head has its keys and values in one matrix of the model."""
     recipe = Recipe(model=str(preset("tiny-siglip")), quantize="w8a8s", calibrate=str(photos()))
-    found = export(replace(recipe, quantize="none,vision=w8a8s"), tmp_path / "a.edgevlm")
+    found = lowered_once(replace(recipe, quantize="none,vision=w8a8s"), tmp_path / "a.edgevlm")
     assert found.verification.ok
 
 

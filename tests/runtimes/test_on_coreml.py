@@ -6,7 +6,6 @@ import inspect
 import json
 import platform
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -24,8 +23,6 @@ from edgevlm.api import load  # noqa: E402
 from edgevlm.bundle.files import Bundle  # noqa: E402
 from edgevlm.cli import app  # noqa: E402
 from edgevlm.errors import RuntimeLoadError  # noqa: E402
-from edgevlm.pipeline import export  # noqa: E402
-from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import engine_for  # noqa: E402
 from edgevlm.runtimes import on_coreml  # noqa: E402
 from edgevlm.runtimes.engine import find_engine  # noqa: E402
@@ -85,12 +82,9 @@ class Compiled:
         return {t.name: arrays[t.name] for t in self.planned.outputs}
 
 
-@pytest.fixture(scope="module")
-def bundle(tiny_model, once):
-    """Several blocks of one signature: each must have its own weights, and pass `verify`."""
-    recipe = Recipe(model=tiny_model, target="coreml", tokens=16, methods=("strided",))
-    recipe = replace(recipe, quantize="fp16", block_size_bytes=100_000)
-    return Bundle.open(once("coreml-blocks.edgevlm", lambda out: export(recipe, out)))
+@pytest.fixture
+def bundle(coreml_halves):
+    return coreml_halves
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from edgevlm.models.checkpoint import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.quantization.schemes import Schemes
 from edgevlm.recipe import Recipe
+from edgevlm.studies import sensitivity
 from edgevlm.studies.sensitivity import EXACT_DB, Sensitivity, measure
 
 BYTES = {
@@ -52,7 +53,8 @@ def test_what_is_too_small_is_refused_with_the_least():
         Sensitivity((), BYTES, DB).propose(100)
 
 
-def test_the_command_measures_and_proposes_what_fits(tiny_model, monkeypatch):
+def test_the_command_measures_and_proposes_what_fits(tiny_model, lowered_once, monkeypatch):
+    monkeypatch.setattr(sensitivity, "export", lowered_once)
     few = replace(to_onnx.TARGET, schemes=("none", "w8a8", "w4g32a32"))
     monkeypatch.setattr(to_onnx, "TARGET", few)
     arguments = ["plan", tiny_model, "--tokens", "16", "--method", "strided", "--sensitivity"]
@@ -78,8 +80,9 @@ def test_a_size_alone_chooses_nothing():
     assert "--weights needs --sensitivity" in done.output
 
 
-def test_an_encoder_has_its_own_stages(preset, monkeypatch):
+def test_an_encoder_has_its_own_stages(preset, lowered_once, monkeypatch):
     """The table has a scheme of its own, so the mixture names it beside the text encoder's."""
+    monkeypatch.setattr(sensitivity, "export", lowered_once)
     few = replace(to_onnx.TARGET, schemes=("none", "w8a8"))
     monkeypatch.setattr(to_onnx, "TARGET", few)
     recipe = Recipe(model=str(preset("tiny-clip")))

@@ -6,10 +6,8 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +19,6 @@ pytest.importorskip("executorch")
 pytest.importorskip("torchao")
 pytest.importorskip("onnxscript")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edgevlm import pipeline  # noqa: E402
@@ -223,28 +220,12 @@ CASES = [
 CASES.append(pytest.param("shallow", "w8a8", "none,decoder=w8a8,head=w8a8"))
 
 
-@pytest.fixture
-def checkpoint_of(preset: Any, once: Any) -> Any:
-    """The folder of a preset, or of `shallow`: tiny-smolvlm with the first layer of its decoder."""
-
-    def write(folder: Path) -> None:
-        shutil.copytree(preset("tiny-smolvlm"), folder)
-        config = json.loads((folder / "config.json").read_text())
-        config["text_config"]["num_hidden_layers"] = 1
-        (folder / "config.json").write_text(json.dumps(config))
-        tensors = load_file(folder / "model.safetensors")
-        first = {name: t for name, t in tensors.items() if "text_model.layers.1." not in name}
-        save_file(first, folder / "model.safetensors", {"format": "pt"})
-
-    return lambda name: once("shallow", write) if name == "shallow" else preset(name)
-
-
 @pytest.mark.parametrize(("model", "scheme", "quantize"), CASES)
-def test_a_bundle_agrees_with_pytorch(model, scheme, quantize, checkpoint_of, tmp_path):
+def test_a_bundle_agrees_with_pytorch(model, scheme, quantize, preset, with_layers, tmp_path):
     """Blocks of one signature have weights of their own; the engine refuses what was changed."""
     small = model == "shallow"
     recipe = Recipe(
-        model=str(checkpoint_of(model)),
+        model=str(with_layers("tiny-smolvlm", 1) if small else preset(model)),
         target="executorch",
         tokens=16,
         methods=("strided",),

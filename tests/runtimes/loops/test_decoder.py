@@ -46,7 +46,7 @@ def test_prefill_to_the_last_row_of_the_context(loop):
 def test_a_token_moves_the_same_bytes_in_a_longer_context(loop_of, loop):
     """What a step is given, but for the cache, has no side of the context's length."""
     sizes = {}
-    for name, one in (("short", loop), ("long", loop_of(chunk=64, context=8192))):
+    for name, one in (("short", loop), ("long", loop_of(chunk=64, context=2048))):
         step = one.arrays.steps["decode"]
         given = {key: array for key, array in step.items() if not key.startswith("past")}
         assert given
@@ -68,7 +68,7 @@ def test_a_token_moves_the_same_bytes_in_a_longer_context(loop_of, loop):
 def test_the_cache_is_written_in_place(loop_of):
     """A step's graph has no operator that copies the cache: its cost is the rows it attends to."""
     onnx = pytest.importorskip("onnx")
-    bundle = loop_of(chunk=64, context=8192).bundle
+    bundle = loop_of(chunk=64, context=2048).bundle
     for block in bundle.plan.stage("decoder"):
         graph = onnx.load(bundle.files_of(block)["decode"], load_external_data=False).graph
         readers = {

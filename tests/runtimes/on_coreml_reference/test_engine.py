@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,6 @@ pytest.importorskip("onnxscript")
 
 from edgevlm.bundle.files import Bundle  # noqa: E402
 from edgevlm.errors import BundleError, RuntimeLoadError  # noqa: E402
-from edgevlm.pipeline import export  # noqa: E402
-from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.runtimes.on_coreml_reference import ml_program  # noqa: E402
 from edgevlm.runtimes.on_coreml_reference.engine import Engine, _as  # noqa: E402
 from edgevlm.runtimes.on_coreml_reference.ml_operators import OPERATORS  # noqa: E402
@@ -247,9 +245,8 @@ def test_the_report_counts_what_may_leave_the_npu(bundle):
     assert prefill.largest_bytes >= 4 * bundle.plan.host.chunk * bundle.plan.host.embedding.columns
 
 
-def test_the_largest_number_in_float16_is_kept(tiny_model, tmp_path):
-    recipe = Recipe(model=tiny_model, target="coreml", methods=("strided",), tokens=16)
-    done = export(replace(recipe, quantize="fp16"), tmp_path / "tiny.edgevlm")
-    largest = done.verification.largest_float16
+def test_the_largest_number_in_float16_is_kept(coreml_halves):
+    verified = json.loads((coreml_halves.path / "measured" / "parity.json").read_text())
+    largest = verified["largest_float16"]
     assert {"vision-0.encode", "decoder-0.prefill", "decoder-0.decode"} <= set(largest)
     assert all(0 < top < 65504 and kind in OPERATORS for top, kind in largest.values())
