@@ -183,6 +183,23 @@ def test_the_name_of_the_processor_starts_no_program(hostile, monkeypatch):
     assert not hostile.exists()
 
 
+def test_a_command_leaves_out_what_only_training_needs(monkeypatch):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from edgevlm import libraries
+
+    owners = (transformers.utils, transformers.utils.import_utils)
+    pairs = [(owner, name) for owner in owners for name in libraries._FOR_TRAINING]
+    for owner, name in pairs:
+        monkeypatch.setattr(owner, name, lambda: True)
+    monkeypatch.setattr(libraries, "_COMMAND", [])
+    libraries.require_torch()
+    assert all(getattr(*pair)() for pair in pairs)  # whoever imports us may train
+    libraries.is_command()
+    libraries.require_torch()
+    assert not any(getattr(*pair)() for pair in pairs)
+
+
 def test_what_is_alive_is_set_aside_inside_alone(monkeypatch):
     monkeypatch.setattr("edgevlm.libraries._ASIDE", [])
     gc.unfreeze()  # by a fixture of all tests

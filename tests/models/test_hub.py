@@ -20,10 +20,10 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("huggingface_hub")
 
-from edgevlm.errors import EdgeVLMError  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.planning.plan import make_plan  # noqa: E402
-from edgevlm.recipe import Recipe  # noqa: E402
+from edgevlm.errors import EdgeVLMError
+from edgevlm.models.checkpoint import find
+from edgevlm.planning.plan import make_plan
+from edgevlm.recipe import Recipe
 
 _SPEC = importlib.util.spec_from_file_location(
     "local_hub", Path(__file__).with_name("local_hub.py")
