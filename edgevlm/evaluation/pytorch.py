@@ -122,10 +122,11 @@ class PyTorchAnswerer:
         visuals = [] if follow_up else [self._visual]
         turn = assemble(plan, items, self._table, self._tokenizer, prompt, visuals, first)
         length = len(self._rows) if follow_up else 0
-        room = plan.host.states.tokens - length - len(turn.rows)  # as long as a bundle's context
+        context = plan.host.states.tokens  # as long as a bundle's
+        room = context - length - len(turn.rows)
         if room < 1:
             raise InputError(
-                f"the turn has {len(turn.rows)} tokens, the context of {plan.host.states.tokens} holds"
+                f"the turn has {len(turn.rows)} tokens, the context of {context} holds"
                 f" {length} already"
             )
         if not follow_up:
@@ -145,8 +146,9 @@ class PyTorchAnswerer:
         most = min(len(self._rows), len(prompt.rows) - 1)  # the logits need one row at least
         differs = (self._rows[:most] != prompt.rows[:most]).any(1)
         shared = int(differs.argmax()) if differs.any() else most
-        if self._parts.decoder.spec.beside_causal(self._plan.host.states.tokens):
-            shared = 0  # rows that see later ones, or a cache that keeps a window alone
+        spec = self._parts.decoder.spec
+        if spec.recurrent or spec.beside_causal(self._plan.host.states.tokens):
+            shared = 0  # rows that see later ones, or a cache that cannot go back
         if shared == 0:
             self._forget()
         elif shared < len(self._rows):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevlm.bundle.functions import Block
-from edgevlm.graphs.layers import scaled
+from edgevlm.graphs.layers import LayerCall, scaled, split_states
 from edgevlm.graphs.merging import merges
 from edgevlm.graphs.ops import capped
 from edgevlm.graphs.parts import EmbedderParts, ModelParts
@@ -129,9 +129,9 @@ class DecoderBlock(nn.Module):
     """`prefill`, `decode`: the block's layers, each with its own past; then the norm, if last.
 
     cos and sin are the first of the rotary tables that these layers use; the others follow the
-    position, two each. Where attention is calibrated, bias [1, 1, 1, T] comes before the pasts.
-    `prefill` then takes what is added to the output of each of the layers `levels`, counted in the
-    block, [1, S, C].
+    position, two each. Then comes `count` where a call of several rows has recurrent layers, and
+    bias [1, 1, 1, T] where attention is calibrated. `prefill` then takes what is added to the
+    output of each of the layers `levels`, counted in the block, [1, S, C]. The states are last.
     """
 
     def __init__(
@@ -151,19 +151,21 @@ class DecoderBlock(nn.Module):
         position: Tensor,
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
-        further, past = rest[: -2 * len(self.layers)], rest[-2 * len(self.layers) :]
+        further, states = split_states(self.layers, rest)
         first = 2 * len(self.tables) - 2
-        tables, further = (cos, sin, *further[:first]), further[first:]
+        pairs, further = (cos, sin, *further[:first]), further[first:]
+        tables = {table: pairs[2 * at : 2 * at + 2] for at, table in enumerate(self.tables)}
+        count = None
+        if hidden.shape[1] > 1 and any(layer.recurrent for layer in self.layers):
+            count, *further = further
         bias = next((x for x in further if x.dim() != 3), None)
         added = dict(zip(self.levels, (x for x in further if x.dim() == 3), strict=False))
+        call = LayerCall(tables, mask, position, bias, count)
         present: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            at = 2 * self.tables.index(layer.numbers.table)
-            key, value = past[2 * index : 2 * index + 2]
-            turned = tables[at : at + 2]
-            hidden, key, value = layer(hidden, *turned, mask, position, key, value, bias)
+        for index, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
+            hidden, *after = layer.step(hidden, call, state)
             hidden = hidden + added[index] if index in added else hidden
-            present += [key, value]
+            present += after
         return (hidden if self.norm is None else self.norm(hidden), *present)
 
 

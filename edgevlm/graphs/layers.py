@@ -15,8 +15,9 @@ transformers' own forward in tests/models:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -182,6 +183,26 @@ class LayerNumbers:
     causal: bool = True
 
 
+@dataclass(frozen=True)
+class LayerCall:
+    """What a call of the decoder gives each of its layers beside input and state.
+
+    Attributes:
+        tables: Rotary tables cos and sin, f32 [1, S, D] each, by `LayerNumbers.table`.
+        mask: f32 [1, 1, S, T].
+        position: Cache row of the first row, i32 [1].
+        bias: What attention to each cache row gets, f32 [1, 1, 1, T].
+        count: Rows of the sequence among those of the call, i32 [1], 1 at least; what follows them
+            fills up the call and must not change a recurrent state. None is all.
+    """
+
+    tables: Mapping[int, Sequence[Tensor]]
+    mask: Tensor
+    position: Tensor
+    bias: Tensor | None = None
+    count: Tensor | None = None
+
+
 class DecoderLayer(nn.Module):
     """A decoder layer of Llama's kin with its cache outside.
 
@@ -190,6 +211,8 @@ class DecoderLayer(nn.Module):
     """
 
     layer: Any
+    arrays: ClassVar[int] = 2  # of its state
+    recurrent: ClassVar[bool] = False
 
     def __init__(
         self, layer: nn.Module, heads: int, kv_heads: int, numbers: LayerNumbers | None = None
@@ -201,6 +224,12 @@ class DecoderLayer(nn.Module):
     def extra_repr(self) -> str:
         """What the trace depends on beside weights, for `signature`."""
         return str(self.numbers)
+
+    def step(self, x: Tensor, call: LayerCall, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The layer's output, and its state after the call; every layer of a decoder has this."""
+        cos, sin = call.tables[self.numbers.table]
+        outputs: tuple[Tensor, ...] = self(x, cos, sin, call.mask, call.position, *state, call.bias)
+        return outputs
 
     def forward(
         self,
@@ -255,6 +284,18 @@ class DecoderLayer(nn.Module):
             norms, offset = self.layer.self_attn, self.numbers.norm_offset
             x = rms_norm(getattr(norms, norm), by_head, offset).reshape(x.shape)
         return rotary(x, cos, sin, heads) if self.numbers.rotary else x
+
+
+def split_states(
+    layers: Sequence[Any], tensors: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], list[Sequence[Tensor]]]:
+    """Tensors that end with the states of layers: those before, and the state of each layer."""
+    start = at = len(tensors) - sum(layer.arrays for layer in layers)
+    states = []
+    for layer in layers:
+        states.append(tensors[at : at + layer.arrays])
+        at += layer.arrays
+    return tensors[:start], states
 
 
 class FinalNorm(nn.Module):

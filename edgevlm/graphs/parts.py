@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgevlm.bundle.host import LEVELS, Rope
-from edgevlm.bundle.kinds.shared.states import LayerState
+from edgevlm.bundle.kinds.shared.states import CacheSpec, RecurrentSpec
 from edgevlm.graphs.layers import LayerNumbers, scaled
 from edgevlm.graphs.ops import capped
 from edgevlm.graphs.pruning import Pruning
@@ -71,25 +71,12 @@ class EncoderSpec:
 
 
 @dataclass(frozen=True)
-class CacheSpec:
-    """The KV cache of one decoder layer: keys and values [1, heads, rows, head_size] each."""
-
-    heads: int
-    head_size: int
-
-    def state(self, rows: int, dtype: str) -> LayerState:
-        """The state of a layer with room for `rows` tokens, kept in `dtype`."""
-        shape = (1, self.heads, rows, self.head_size)
-        return LayerState("rows", (shape, shape), dtype)
-
-
-@dataclass(frozen=True)
 class DecoderSpec:
     """Numbers of a language decoder.
 
     Attributes:
         width: Channels of a token: C.
-        caches: The cache of each layer, in order.
+        caches: What each layer keeps from call to call, in order.
         layers: What each layer computes beside Llama's, in order.
         ropes: Inverse frequencies and scaling of the rotary tables; `LayerNumbers.table` counts
             them.
@@ -103,7 +90,7 @@ class DecoderSpec:
     """
 
     width: int
-    caches: tuple[CacheSpec, ...]
+    caches: tuple[CacheSpec | RecurrentSpec, ...]
     layers: tuple[LayerNumbers, ...]
     ropes: tuple[Rope, ...]
     table_scale: float
@@ -117,6 +104,17 @@ class DecoderSpec:
     def rope(self) -> Rope:
         """The first rotary table; the others have as many axes."""
         return self.ropes[0]
+
+    @property
+    def attending(self) -> tuple[int, ...]:
+        """Layers that keep keys and values; the others are recurrent."""
+        caches = enumerate(self.caches)
+        return tuple(layer for layer, cache in caches if isinstance(cache, CacheSpec))
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether some layers are recurrent: what a token does to their state cannot be undone."""
+        return len(self.attending) < len(self.caches)
 
     @property
     def most_rows(self) -> tuple[int, str]:

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm.graphs.layers import DecoderLayer
+from edgevlm.graphs.layers import DecoderLayer, LayerCall, split_states
 from edgevlm.graphs.ops import capped
 from edgevlm.graphs.selection import marked, marked_indices
 
@@ -207,41 +207,45 @@ class PrunedDecoderBlock(nn.Module):
         *past: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         present: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
+        _, states = split_states(self.layers, past)
+        for index, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
             gone = self.pruning.gone(self.first + index) * pruned
-            row, (key, value) = position - gone, past[2 * index : 2 * index + 2]
-            mask = torch.where(torch.arange(key.shape[2]) > row, -1e4, 0.0)[None, None, None]
-            turned = (cos, sin)
+            row, turned = position - gone, (cos, sin)
+            mask = _mask(layer, state, row)
             if self.pruning.method.contiguous:
                 turned = self._turned_back(cos, sin, gone)
-            hidden, key, value = layer(hidden, *turned, mask, row, key, value)
-            present += [key, value]
+            hidden, *after = layer.step(hidden, LayerCall({0: turned}, mask, row), state)
+            present += after
         return (hidden if self.norm is None else self.norm(hidden), *present)
 
     def _prefill(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, visual_rows: Tensor, last: Tensor,
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        state, past = rest[: -2 * len(self.layers)], rest[-2 * len(self.layers) :]
+        carried, states = split_states(self.layers, rest)
         entered, present = self.pruning.entering(self.first), list[Tensor]()
         rows, end = visual_rows[0, :entered].to(torch.int64), last.to(torch.int64)
         start, counts = torch.zeros(1, dtype=torch.int32), self.pruning.counts
         norm = self.final_norm if self.norm is None else self.norm
         look = Look(self.layers[0], hidden, cos, sin, rows, end, final_norm=norm)
-        look = replace(look, carried=self._carried(look, state))
-        for index, layer in enumerate(self.layers):
+        look = replace(look, carried=self._carried(look, carried))
+        for index, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
             here, after = self.first + index, self.pruning.method.after
             look = replace(look, layer=layer)
             if not after:
                 look = self._without(look, look.hidden, here)
-            key, value = past[2 * index : 2 * index + 2]
-            line = torch.arange(look.hidden.shape[1]).unsqueeze(1)
-            mask = torch.where(torch.arange(key.shape[2]) > line, -1e4, 0.0)[None, None]
-            hidden, key, value = layer(look.hidden, look.cos, look.sin, mask, start, key, value)
-            present += [key, value]
+            hidden, *new = layer.step(look.hidden, self._call(look, state, start), state)
+            present += new
             leave = after and here + 1 < len(counts)
             look = self._without(look, hidden, here + 1 if leave else here)
         return (*self._given_on(look, entered), *present)
+
+    def _call(self, look: Look, state: Sequence[Tensor], start: Tensor) -> LayerCall:
+        """What a layer takes of the rows that are left of a prompt."""
+        line = torch.arange(look.hidden.shape[1]).unsqueeze(1)
+        mask = _mask(look.layer, state, line)
+        count = (look.last + 1).to(torch.int32) if look.layer.recurrent else None
+        return LayerCall({0: (look.cos, look.sin)}, mask, start, count=count)
 
     def _carried(self, look: Look, state: Sequence[Tensor]) -> Tensor | None:
         """The method's state f32 [s] before the first layer of the block, if it carries one."""
@@ -306,3 +310,11 @@ class PrunedDecoderBlock(nn.Module):
         angle = torch.cat((half, half)) * gone
         c, s = angle.cos(), angle.sin()
         return cos * c + sin * s, sin * c - cos * s
+
+
+def _mask(layer: Any, state: Sequence[Tensor], line: Tensor) -> Tensor:
+    """The mask of rows at cache rows i32 [1] or [s, 1]; a recurrent layer reads none."""
+    if layer.recurrent:
+        return torch.zeros(())
+    mask = torch.where(torch.arange(state[0].shape[2]) > line, -1e4, 0.0)
+    return mask[None, None, None] if mask.dim() == 1 else mask[None, None]

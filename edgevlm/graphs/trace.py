@@ -59,6 +59,7 @@ def trace(module: nn.Module, function: Function, block: Block) -> ExportedProgra
         line = first_line(cause)
         raise TraceError(f"{where} cannot be traced: {line}") from cause
     check(program, where)
+    check_states(program, function, where)
     return program
 
 
@@ -79,6 +80,32 @@ def check(program: ExportedProgram, where: str) -> None:
         value = node.meta.get("val")
         for tensor in value if isinstance(value, tuple | list) else (value,):
             _check_value(tensor, node.name, where)
+
+
+def check_states(program: ExportedProgram, function: Function, where: str) -> None:
+    """Refuse a graph that could read a state after it has written the new one.
+
+    Both are one array where a target writes in place, so all that reads the old state must come
+    before what makes the new one, whatever order an engine takes.
+
+    Raises:
+        TraceError: Naming the function and the state.
+    """
+    nodes = {node.name: node for node in program.graph.nodes}
+    graph, inputs, outputs = program.graph_signature, function.inputs, function.outputs
+    given = {t.name: name for t, name in zip(inputs, graph.user_inputs, strict=True)}
+    made = {t.name: name for t, name in zip(outputs, graph.user_outputs, strict=True)}
+    for cache in function.caches:
+        before, queue = set[fx.Node](), [nodes[made[cache.output]]]
+        while queue:
+            new = set(queue.pop().all_input_nodes) - before
+            before |= new
+            queue += new
+        if not set(nodes[given[cache.input]].users) <= before:
+            raise TraceError(
+                f"{where}: '{cache.input}' may be read after '{cache.output}' is written over it;"
+                " make each of its readers an input of what is written"
+            )
 
 
 def _check_operator(node: fx.Node, where: str) -> None:

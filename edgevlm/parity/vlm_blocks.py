@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 
 from edgevlm.bundle.functions import Block, Function
+from edgevlm.bundle.kinds.shared.decoder import cache_kinds
 from edgevlm.graphs.merging import merges
 from edgevlm.parity.calls import BlockCalls, OpenBlock
 from edgevlm.parity.compare import Array
@@ -149,6 +150,7 @@ class VlmBlocks:
         written = {present: caches[past] for past, present in pairs}
         own = {past: array.copy() for past, array in caches.items()}
         exact = self.calls.thresholds["decoder"].exact and self.plan.host.states.exact
+        kinds = cache_kinds(self.plan.host, block)
         with self.calls.open(block) as opened:
             for call in calls:
                 function = block.function(call.function)
@@ -158,7 +160,7 @@ class VlmBlocks:
                 expected = opened.expected(function, call.values | own)
                 own = {past: expected[present] for past, present in pairs}
                 sides = outputs | written, expected
-                opened.compare(function, *(_real(call, side, set(written)) for side in sides))
+                opened.compare(function, *(_real(call, side, kinds) for side in sides))
                 call.values |= {to: outputs[name] for name, to in function.links.items()}
 
     def _head(self, rows: list[Array], checked: list[Array]) -> Array:
@@ -188,11 +190,20 @@ def _only(positions: Array, outputs: Mapping[str, Array]) -> dict[str, Array]:
     return {name: array[:, kept] for name, array in outputs.items()}
 
 
-def _real(call: DecoderCall, outputs: Mapping[str, Array], caches: set[str]) -> dict[str, Array]:
-    """Outputs of a call without what fills it up."""
+def _real(
+    call: DecoderCall, outputs: Mapping[str, Array], kinds: Mapping[str, str]
+) -> dict[str, Array]:
+    """Outputs of a call without what fills it up; a recurrent state has nothing of that.
+
+    Args:
+        call: The call.
+        outputs: Its outputs, by name.
+        kinds: The kind of state of those that are caches.
+    """
     if call.rows is None:
         return dict(outputs)
+    cut = {"rows": np.s_[:, :, : call.cache_rows], "recurrent": np.s_[:]}
     return {
-        name: array[:, :, : call.cache_rows] if name in caches else array[:, : call.rows]
+        name: array[cut.get(kinds.get(name, ""), np.s_[:, : call.rows])]
         for name, array in outputs.items()
     }

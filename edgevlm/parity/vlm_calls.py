@@ -104,6 +104,7 @@ def _call(
         **{name: table[None] for name, table in tables.items()},
         "mask": causal_mask(first, size, plan.host.states.tokens, groups),
         "position": np.asarray([first], np.int32),
+        "count": np.asarray([count], np.int32),
     }
     if bias is not None:
         values["bias"] = bias[None, None, None]

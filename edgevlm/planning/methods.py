@@ -132,6 +132,42 @@ def check_signals(name: str, signals: Sequence[str], encoder: EncoderSpec) -> No
         )
 
 
+def check_recurrent(
+    recipe: Recipe, tokens: Any, pruning: Pruning | None, decoder: DecoderSpec
+) -> None:
+    """Refuse what a language model with recurrent layers does not go with.
+
+    Args:
+        recipe: What is asked for.
+        tokens: Method of site `tokens`.
+        pruning: Numbers of the method of site `decoder`, or None.
+        decoder: Numbers of the language model.
+
+    Raises:
+        PlanError: Naming what to leave out, or to change.
+    """
+    if not decoder.recurrent:
+        return
+    if recipe.speculate:
+        raise PlanError(
+            "--speculate checks several tokens in one call and takes back the wrong ones, and what"
+            " a token does to the recurrent layers of this model cannot be taken back; leave it out"
+        )
+    if getattr(tokens, "calibrate", False):
+        raise PlanError(
+            "calibrate=size weighs tokens in attention, and this model has layers without, which"
+            " are recurrent; leave it out"
+        )
+    for layer in pruning.choosing if pruning else ():
+        if layer not in decoder.attending:
+            known = ", ".join(map(str, decoder.attending))
+            raise PlanError(
+                f"a method of site decoder chooses tokens by the attention of layer {layer}, which"
+                f" is recurrent and has none; let it choose by one of layers {known}, or take a"
+                " method of site tokens"
+            )
+
+
 def check_types(where: str, function: Any, options: Mapping[str, OptionValue]) -> None:
     """Refuse options that are not of the types of a function's keywords; a whole number is a float.
 

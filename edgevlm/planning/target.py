@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgevlm.bundle.kinds.shared.states import CacheSpec
 from edgevlm.errors import PlanError, RecipeError
 from edgevlm.exporters.contract import Target, find_target
 from edgevlm.graphs.parts import DecoderSpec
@@ -57,7 +58,7 @@ def check_heads(recipe: Recipe, target: Target, decoder: DecoderSpec) -> None:
     Raises:
         PlanError: With the sizes that it takes.
     """
-    sizes = {cache.head_size for cache in decoder.caches}
+    sizes = {cache.head_size for cache in decoder.caches if isinstance(cache, CacheSpec)}
     for size in sorted(size for size in sizes if size % target.head_multiple):
         raise PlanError(
             f"heads of {size} numbers: the attention of target '{recipe.target}' takes multiples of"

@@ -76,12 +76,14 @@ MEANINGS = {
     "last": "the prompt's last row",
     "carried": "a number for each row, which the first block made for the choices in the others",
     "visual_signal": "what the encoder says of each visual token, for choices in the decoder",
+    "count": "how many rows of the call belong to the sequence; the others fill it up",
     "pruned": "1 after a prompt with a picture, else 0",
     "logits": "scores of the vocabulary",
     "embedding": "the embedding, as long as the model gives it",
     "end": "which token the embedding is read at",
     "key": "keys of a layer",
     "value": "values of a layer",
+    "recurrent": "what a recurrent layer keeps of the tokens before",
 }
 
 

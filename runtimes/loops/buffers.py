@@ -27,6 +27,7 @@ class Arrays:
         all_views: Features and signals of all views: inputs of `reduce`.
         reduced: Outputs of `reduce`.
         states: Arrays of the decoder's layers, layer by layer.
+        recurrent: Those of recurrent layers.
         steps: For each function of the decoder its inputs by name, and `result`.
         between: For each function of the decoder the two arrays that hidden states alternate in.
         last: The hidden state that the head takes, [1, 1, C].
@@ -39,6 +40,7 @@ class Arrays:
     all_views: dict[str, Array]
     reduced: dict[str, Array]
     states: list[Array]
+    recurrent: list[Array]
     steps: dict[str, dict[str, Array]]
     between: dict[str, tuple[Array, Array]]
     last: Array
@@ -56,6 +58,7 @@ def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
     blocks.bind("reduce-0", "reduce", all_views | reduced)
     decoder, by_block = plan.stage("decoder"), _caches(plan)
     states = [by_block[b.name][c.input] for b in decoder for c in b.functions[0].caches]
+    kinds = [state.kind for state in plan.host.states.each for _ in state.shapes]
     steps, between = dict[str, dict[str, Array]](), dict[str, tuple[Array, Array]]()
     for function in decoder[0].functions:
         fed, results, second = chain(decoder, function.name, blocks, by_block)
@@ -77,6 +80,7 @@ def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
         all_views,
         reduced,
         states,
+        [array for array, kind in zip(states, kinds, strict=True) if kind == "recurrent"],
         steps,
         between,
         last,

@@ -53,10 +53,15 @@ class DecoderLoop:
 
     def _begin(self) -> None:
         self.length, self.position = 0, self.plan.host.first_position
-        self.pruned, self._plain = 0, True
+        self.pruned, self._plain, self._torn = 0, True, False
         for arrays in self.arrays.steps.values():
             if "bias" in arrays:
                 arrays["bias"][:] = 0.0
+        if self.plan.host.states.recurrent:
+            for array in self.arrays.recurrent:
+                array[:] = 0.0
+            for block in self.plan.stage("decoder"):
+                self.blocks.engine.take_states(block.name)
 
     def forget(self) -> None:
         """Forget the conversation and the rows of the cache."""
@@ -73,7 +78,7 @@ class DecoderLoop:
         """
         host, groups = self.plan.host, prompt.groups
         self._calls(self.length, len(prompt.rows), groups, _chunked(prompt))
-        if self.length or prompt.bias is not None or host.entering:
+        if self.length or prompt.bias is not None or host.entering or host.states.recurrent:
             return prompt
         marks = _marks(prompt.rows, prompt.positions)
         most = min(len(marks) - 1, host.states.tokens - host.chunk, self._marked)
@@ -142,7 +147,8 @@ class DecoderLoop:
                 raise InputError(
                     f"{np.bincount(groups[groups >= 0]).max()} tokens of the prompt see each other,"
                     f" and a call takes {host.chunk} rows, from row {length + done} of the"
-                    f" {host.states.tokens} of the context; export with a larger --chunk or --context"
+                    f" {host.states.tokens} of the context; export with a larger --chunk or"
+                    " --context"
                 )
             elif rows > 1 and check and check <= room:
                 calls.append(("check", min(check, rows)))
@@ -150,6 +156,18 @@ class DecoderLoop:
                 calls.append(("decode", 1))
             done += calls[-1][1]
         return calls
+
+    def check_whole(self) -> None:
+        """Refuse to go on where rows went through some recurrent layers and not through others.
+
+        Raises:
+            InputError: If a call was interrupted since the conversation began.
+        """
+        if self._torn and self.plan.host.states.recurrent:
+            raise InputError(
+                "the last answer was interrupted, and the layers of this model cannot go back to"
+                " where it began; start a new conversation"
+            )
 
     def logits(self) -> Array:
         """Logits of the next token, f32 [V]."""
@@ -175,8 +193,10 @@ class DecoderLoop:
             if name in arrays:  # some graphs have no such input
                 arrays[name][:] = values
         self.blocks.expect("prefill", 1)
+        self._torn = True
         for block in self.plan.stage("decoder"):
             self.blocks.run(block.name, "prefill")
+        self._torn = False
         self.arrays.last[0, 0] = arrays["result"][0, 0]
         self.length, self.position, self.pruned = count, prompt.next, 1
 
@@ -214,13 +234,14 @@ class DecoderLoop:
         for key, table in every_table(self.plan, positions).items():
             if key in arrays:  # not where no layer reads it
                 arrays[key][0, :count] = table
-        for key, number in (("position", self.length), ("pruned", self.pruned)):
+        numbers = ("position", self.length), ("pruned", self.pruned), ("count", count)
+        for key, number in numbers:
             if key in arrays:
                 arrays[key][0] = number
         if "mask" in arrays:
             size = arrays["mask"].shape
             arrays["mask"][:] = causal_mask(self.length, size[2], size[3], groups)
-        written = 0  # block whose input array has the rows
+        written, self._torn = 0, True  # block whose input array has the rows
         for index, block in enumerate(self.plan.stage("decoder")):
             if index in skipped:
                 continue
@@ -229,6 +250,7 @@ class DecoderLoop:
                 other[:] = here
             self.blocks.run(block.name, name)
             written = index + 1
+        self._torn = False
         self.arrays.last[0, 0] = arrays["result"][0, count - 1]
 
 

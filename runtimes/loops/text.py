@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.errors import InputError
 from edgevlm.runtimes import values
 from edgevlm.runtimes.arrays import Array
@@ -100,9 +101,8 @@ class TextLoop(VisionLoop):
         values.instance("sampling", sampling, Sampling)
         values.function("on_text", on_text)
         if draft is not None and not self.plan.host.check:
-            raise InputError(
-                "the bundle has no 'check' function for --draft; export it with --speculate 8"
-            )
+            raise InputError(_no_check(self.plan))
+        self.check_whole()
         started = time.perf_counter()
         self.start_turn()
         full = f"the context of {self.plan.host.states.tokens} holds {self.length} already; export"
@@ -254,6 +254,16 @@ class _Stream:
     def _send(self, text: str) -> None:
         self._characters += len(text)
         self.on_text(text)
+
+
+def _no_check(plan: VlmPlan) -> str:
+    """Why a bundle without `check` takes no drafts."""
+    if plan.host.states.recurrent:
+        return (
+            "this model takes no --draft: what a wrong token does to its recurrent layers cannot be"
+            " taken back; leave it out"
+        )
+    return "the bundle has no 'check' function for --draft; export it with --speculate 8"
 
 
 def _timed(action: Callable[[], object]) -> float:

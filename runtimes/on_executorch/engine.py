@@ -168,17 +168,19 @@ class Engine(engine.Engine):
 
 
 def _check_signature(meta: Any, function: Function, block: str) -> None:
-    """Check that inputs and outputs are those of the manifest, as binding trusts them."""
-    got = [
-        (tuple(info.sizes()), info.dtype())
-        for info in (
-            *(meta.input_tensor_meta(i) for i in range(meta.num_inputs())),
-            *(meta.output_tensor_meta(i) for i in range(meta.num_outputs())),
-        )
-    ]
+    """Check that inputs and outputs are those of the manifest, as binding trusts them.
+
+    Caches come before the results, those first that a copy at the end writes.
+    """
+    inputs = [meta.input_tensor_meta(index) for index in range(meta.num_inputs())]
+    outputs = [meta.output_tensor_meta(index) for index in range(meta.num_outputs())]
     caches = [tensor for _, tensor in function.cached()]
-    expected = [(t.shape, DTYPES[t.dtype]) for t in (*function.inputs, *caches, *function.results)]
-    if got != expected:
+    given = [(tuple(info.sizes()), info.dtype()) for info in (*inputs, *outputs)]
+    wanted = [(t.shape, DTYPES[t.dtype]) for t in (*function.inputs, *caches, *function.results)]
+    written = slice(len(function.inputs), len(function.inputs) + len(caches))
+    for sides in (given, wanted):
+        sides[written] = sorted(sides[written])
+    if given != wanted:
         raise RuntimeLoadError(
             f"{block}.{function.name}: inputs and outputs of the program differ from the manifest;"
             " export again"

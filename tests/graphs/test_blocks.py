@@ -81,10 +81,10 @@ def test_head_block_is_a_view_of_its_rows():
 
 def test_decoder_block_gives_each_layer_its_own_cache_and_norms_at_the_end():
     class Layer(nn.Module):
-        numbers = LayerNumbers()
+        numbers, arrays, recurrent = LayerNumbers(), 2, False
 
-        def forward(self, x, cos, sin, mask, position, key, value, bias):
-            more = 0 if bias is None else bias
+        def step(self, x, call, state):
+            more, (key, value) = 0 if call.bias is None else call.bias, state
             return x + key.sum() + value.sum() + more, key + 1, value + 2
 
     numbers = [torch.tensor([float(n)]) for n in (1, 10, 100, 1000)]
@@ -99,12 +99,15 @@ def test_decoder_block_gives_each_layer_its_own_cache_and_norms_at_the_end():
 
 def test_decoder_block_gives_each_layer_its_own_tables():
     class Layer(nn.Module):
+        arrays, recurrent = 2, False
+
         def __init__(self, table):
             super().__init__()
             self.numbers = LayerNumbers(table=table)
 
-        def forward(self, x, cos, sin, mask, position, key, value, bias):
-            return x + cos + 10 * sin + 100 * position + (bias or 0), key, value
+        def step(self, x, call, state):
+            cos, sin = call.tables[self.numbers.table]
+            return x + cos + 10 * sin + 100 * call.position + (call.bias or 0), *state
 
     block = DecoderBlock([Layer(2), Layer(1)], None)
     zero = torch.zeros(1)
@@ -114,6 +117,25 @@ def test_decoder_block_gives_each_layer_its_own_tables():
     assert out.item() == 3 + 40 + 100 + 1 + 20 + 100
     out, *_ = block(*inputs, torch.tensor([5000.0]), *[zero] * 4)
     assert out.item() == 10264
+
+
+def test_decoder_block_gives_recurrent_layers_the_count_of_rows():
+    class Layer(nn.Module):
+        def __init__(self, arrays):
+            super().__init__()
+            self.numbers, self.arrays, self.recurrent = LayerNumbers(), arrays, arrays != 2
+
+        def step(self, x, call, state):
+            count = 0 if call.count is None else call.count
+            return x + count + sum(state), *[one + count for one in state]
+
+    block = DecoderBlock([Layer(1), Layer(2), Layer(3)], None)
+    zero, states = [torch.zeros(1)] * 4, [torch.tensor([2.0**n]) for n in range(6)]
+    out, *present = block(torch.zeros(1, 2, 1), *zero, torch.tensor([100.0]), *states)
+    assert out.flatten().tolist() == [363, 363]
+    assert [p.item() for p in present] == [101, 102, 104, 108, 116, 132]
+    out, *_ = block(torch.zeros(1, 1, 1), *zero, *states)  # a call of one row has no count
+    assert out.item() == 63
 
 
 def test_reduce_block_packs_then_reduces():

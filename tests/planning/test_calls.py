@@ -7,9 +7,10 @@ import pytest
 pytest.importorskip("torch")
 
 from edgevlm.bundle.host import Rope
+from edgevlm.bundle.kinds.shared.states import CacheSpec
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import LayerNumbers
-from edgevlm.graphs.parts import CacheSpec, DecoderSpec
+from edgevlm.graphs.parts import DecoderSpec
 from edgevlm.planning.calls import check_layers, chunk_tokens, context_tokens
 from edgevlm.recipe import Recipe
 

@@ -83,7 +83,7 @@ def test_the_cache_is_written_in_place(loop_of):
 def test_tokens_allocate_nothing_that_stays(loop):
     loop.prefill(text_rows(loop.plan, np.array(loop.table[:32])))
     loop._step_token(5)
-    one_cache = loop.arrays.cache[0].nbytes
+    one_cache = loop.arrays.states[0].nbytes
     tracemalloc.start()
     try:
         for _ in range(10):

@@ -157,7 +157,9 @@ def test_the_answer_ends_when_the_context_is_full(loop):
     answer = loop.ask(QUESTION, seeing(loop, FLOWER), max_new_tokens=10_000)
     assert answer.stopped == "context"
     assert answer.summary.endswith("; cut off, as the context is full (export --context)")
-    assert answer.prompt_tokens + len(answer.token_ids) == loop.plan.host.states.tokens == loop.length
+    assert (
+        answer.prompt_tokens + len(answer.token_ids) == loop.plan.host.states.tokens == loop.length
+    )
     with pytest.raises(
         InputError, match=r"the context of 512 holds 512 already; export with a larger"
     ):

@@ -5,11 +5,12 @@ A host is a `bundle.kinds.vlm.VlmHost`, which imports this module.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from edgevlm.bundle.functions import Block, Cache, Chain, Signature, Tensor
 from edgevlm.bundle.host import LEVELS
+from edgevlm.bundle.kinds.shared.states import LayerState
 from edgevlm.bundle.kinds.shared.vision import passed_on
 
 TABLES = ("cos", "sin")
@@ -35,14 +36,19 @@ def new_rows(host: Any, block: Block, rows: int, levels: Sequence[int] = ()) -> 
         Tensor("position", "i32", (1,)),
         *turned[2:],
     ]
+    states = [host.states.of(layer) for layer in range(*block.span)]
+    if rows > 1 and any(state.kind == "recurrent" for state in states):
+        inputs.append(Tensor("count", "i32", (1,)))
     if host.calibrated:
         inputs.append(Tensor("bias", "f32", (1, 1, 1, tokens)))
     for name, layer in zip(LEVELS, levels, strict=False):
         if layer in range(*block.span):
             inputs.append(Tensor(f"added_{name}", "f32", (1, rows, channels)))
     outputs, chained = passed_on([Tensor("hidden", "f32", (1, rows, channels))])
-    # Causal kernels read no mask, layers without positions no tables.
+    # Causal kernels read no mask, layers without positions no tables, recurrent layers neither.
     unread = ("mask", *(table.name for table in turned))
+    if not any(state.rows for state in states):
+        unread += ("position", "bias")
     return _with_caches(host, block, inputs, outputs, chained, unread)
 
 
@@ -77,6 +83,11 @@ def _prompt_state(host: Any, layer: int) -> list[Tensor]:
     return state
 
 
+def cache_kinds(host: Any, block: Block) -> dict[str, str]:
+    """The kind of state of each cache of a block, by the cache's output."""
+    return {cache.output: state.kind for state, cache, _ in _arrays(host, block)}
+
+
 def single_row(host: Any, block: Block) -> Signature:
     """`decode` of one row, where visual tokens leave between the layers."""
     inputs = [*_rows(host, 1), Tensor("position", "i32", (1,)), Tensor("pruned", "i32", (1,))]
@@ -100,13 +111,18 @@ def _with_caches(
     chained: Sequence[Chain],
     unread: Sequence[str],
 ) -> Signature:
-    caches, past, present = [], [], []
-    for layer in range(*block.span):
-        state = host.states.of(layer)
-        for name, shape in zip(state.names(layer - block.span[0]), state.shapes, strict=True):
-            caches.append(Cache(name, f"past_{name}", f"present_{name}"))
-            past.append(Tensor(caches[-1].input, "f32", shape))
-            present.append(Tensor(caches[-1].output, "f32", shape))
+    kept = [(cache, shape) for state, cache, shape in _arrays(host, block)]
+    past = [Tensor(cache.input, "f32", shape) for cache, shape in kept]
+    present = [Tensor(cache.output, "f32", shape) for cache, shape in kept]
+    caches = tuple(cache for cache, _ in kept)
     return Signature(
-        (*inputs, *past), (*outputs, *present), tuple(caches), tuple(chained), frozenset(unread)
+        (*inputs, *past), (*outputs, *present), caches, tuple(chained), frozenset(unread)
     )
+
+
+def _arrays(host: Any, block: Block) -> Iterator[tuple[LayerState, Cache, tuple[int, ...]]]:
+    """Each array that the block's layers keep: the layer's state, its cache and its shape."""
+    for index, layer in enumerate(range(*block.span)):
+        state = host.states.of(layer)
+        for name, shape in zip(state.names(index), state.shapes, strict=True):
+            yield state, Cache(name, f"past_{name}", f"present_{name}"), shape

@@ -77,14 +77,36 @@ class LayerState:
         """
         parts = ROWS if self.kind == "rows" else (self.kind,) * len(self.shapes)
         counted = "" if self.kind == "rows" else "_{}"
-        return tuple(
-            f"{part}_{layer}" + counted.format(index) for index, part in enumerate(parts)
-        )
+        return tuple(f"{part}_{layer}" + counted.format(index) for index, part in enumerate(parts))
 
     def with_rows(self, rows: int) -> LayerState:
         """The same with room for another number of tokens."""
         shapes = tuple((*shape[:2], rows, *shape[3:]) for shape in self.shapes)
         return replace(self, shapes=shapes) if self.kind == "rows" else self
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """What a family says of a layer with keys and values, whatever the context."""
+
+    heads: int
+    head_size: int
+
+    def state(self, rows: int, dtype: str) -> LayerState:
+        """The state of a layer with room for `rows` tokens, kept in `dtype`."""
+        shape = (1, self.heads, rows, self.head_size)
+        return LayerState("rows", (shape, shape), dtype)
+
+
+@dataclass(frozen=True)
+class RecurrentSpec:
+    """What a family says of a recurrent layer: arrays of these shapes."""
+
+    shapes: tuple[tuple[int, ...], ...]
+
+    def state(self, rows: int, dtype: str) -> LayerState:
+        """The state of a layer, kept in `dtype`; no token adds a row."""
+        return LayerState("recurrent", self.shapes, dtype)
 
 
 @dataclass(frozen=True)
@@ -131,6 +153,11 @@ class States:
     def row_bytes(self) -> int:
         """Bytes that a token adds to all of them."""
         return sum(state.row_bytes for state in self.each)
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether some layers are recurrent: what a token does to their state cannot be undone."""
+        return any(state.kind == "recurrent" for state in self.kinds)
 
     @property
     def exact(self) -> bool:
