@@ -55,6 +55,7 @@ def _text(verification: Verification) -> str:
         table(["block", "function", "rel_error", "psnr_db", ""], rows),
         f"{verification.summary}, {verification.engine}",
     ]
+    lines += [check.text for check in verification.checks if check.ok and check.text]
     if verification.largest_float16:
         where, (top, kind) = max(verification.largest_float16.items(), key=lambda item: item[1][0])
         lines.append(f"largest value in float16: {top:,.0f} of 65,504, from {kind} in {where}")

@@ -5,7 +5,7 @@ As in `layers`, the modules hold the checkpoint's weights and the forward is wri
     nn.MultiheadAttention of one learned query  -> the query once, linear layers   AttentionPooling
     causal mask made inside                     -> a constant, finite              CausalLayer
     the first end token, found by comparing     -> an index that the host gives    EndHead
-    patches packed by the picture's shape       -> one convolution of a square     SquarePatches
+    patches packed by the picture's shape       -> one convolution of a grid       GridPatches
 
 Each is compared with transformers' own forward in tests/models/encoder.
 """
@@ -112,8 +112,8 @@ class CausalLayer(EncoderLayer):
         return self.feed(self.attend(x, *self.project(x), self.mask))
 
 
-class SquarePatches(nn.Module):
-    """Patches of one square view with constant positions: pixels [1, 3, h_px, w_px] -> [1, N, C].
+class GridPatches(nn.Module):
+    """Patches of one view with constant positions: pixels [1, 3, h_px, w_px] -> [1, N, C].
 
     Args:
         linear: The linear layer over a packed patch, [3·p·p] in the order row, column, colour.

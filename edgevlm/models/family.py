@@ -11,6 +11,10 @@ Its first docstring line is its summary. It has two constants and functions:
     processor_options(image)                                kind `vlm`: options under which its own
                                                             processor cuts a picture as we do
 
+    processor_stand_in(numbers)                             where that needs a library beyond ours:
+                                                            what takes its image processor's place
+                                                            in the text, and makes no pixels
+
 and what `verify` compares with, the model's own encoders:
 
     reference_features(model, pixel_values, description)    kind `vlm`

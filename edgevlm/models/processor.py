@@ -84,6 +84,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 def load_processor(checkpoint: Checkpoint, tokenizer: Any) -> Any:
     """transformers' processor of the checkpoint, with its tokenizer and its image processor.
 
+    Where the image processor needs a library that is missing, the family's stand-in takes its
+    place: the text is the processor's own, and no pixels are made.
+
     Raises:
         ModelError: If there is none, or it does not fit its class.
     """
@@ -91,7 +94,7 @@ def load_processor(checkpoint: Checkpoint, tokenizer: Any) -> Any:
         with silent():
             original = processor_class(checkpoint)
             document, _ = original.get_processor_dict(checkpoint.folder, local_files_only=True)
-            processors = {"tokenizer": tokenizer, "image_processor": load_images(checkpoint)}
+            processors = {"tokenizer": tokenizer, "image_processor": _pictures(checkpoint)}
             no_video = SimpleNamespace(num_frames=None, fps=None)
             arguments = [processors.get(name, no_video) for name in original.get_attributes()]
             return _with_stand_in(original).from_args_and_dict(arguments, document)
@@ -117,6 +120,24 @@ def load_images(checkpoint: Checkpoint) -> Any:
     return AutoImageProcessor.from_pretrained(
         checkpoint.folder, backend="pil", local_files_only=True, trust_remote_code=False
     )
+
+
+def missing_library(checkpoint: Checkpoint) -> str:
+    """The library that the checkpoint's image processor needs and that is not here, or nothing."""
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+    from transformers.utils import is_torchvision_available
+
+    forms = IMAGE_PROCESSOR_MAPPING_NAMES.get(checkpoint.model_type, {})
+    alone = "torchvision" in forms and "pil" not in forms
+    return "torchvision" if alone and not is_torchvision_available() else ""
+
+
+def _pictures(checkpoint: Checkpoint) -> Any:
+    """The image processor, or what stands in for it."""
+    stand_in = getattr(checkpoint.family, "processor_stand_in", None)
+    if stand_in is not None and missing_library(checkpoint):
+        return stand_in(checkpoint.processor())
+    return load_images(checkpoint)
 
 
 def takes_clips(processor: Any) -> bool:

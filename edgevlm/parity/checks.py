@@ -30,7 +30,7 @@ class Check:
         value: What was measured; None where both sides are equal to the last bit.
         bound: What is accepted: at most this error, at least this psnr_db or share.
         ok: Whether `value` is within the bound.
-        text: Why it fails, in one line; empty where it does not.
+        text: Why it fails, or what it could not compare, in one line; else empty.
     """
 
     name: str
@@ -158,11 +158,18 @@ def embedding_sensitivity_check(stage: str, sensitivity: float) -> Check:
     return _at_least(f"{stage} sensitivity", sensitivity, IMAGE_SENSITIVITY, text)
 
 
-def preprocessing_check(error: float | None) -> Check:
+def preprocessing_check(error: float | None, missing: str = "") -> Check:
     """Our preprocessing against the checkpoint's own: a mean absolute difference.
 
-    None, where the checkpoint's processor makes no such views, does not pass.
+    None, where the checkpoint's processor makes no such views, does not pass. Where it cannot be
+    loaded, for a library that is `missing`, nothing is compared, and the check says so.
     """
+    if missing:
+        text = (
+            f"preprocessing is not compared: the checkpoint's image processor needs '{missing}',"
+            " which is not installed"
+        )
+        return Check("preprocessing_error", None, PREPROCESSING_LIMIT, True, text)
     text = (
         "preprocessing cannot be compared: the checkpoint's processor makes no views of this grid"
         if error is None

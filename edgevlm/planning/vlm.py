@@ -30,12 +30,13 @@ from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.signals import GLOBAL, observe, reads_last_layer
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import Description
-from edgevlm.models.processor import load_processor, load_tokenizer, stop_ids
+from edgevlm.models.processor import load_processor, load_tokenizer, missing_library, stop_ids
 from edgevlm.models.speller import Speller
 from edgevlm.planning.blocks import Stored, encoder_shape
 from edgevlm.planning.calls import check_layers, chunk_tokens, context_tokens
 from edgevlm.planning.layout import make_layout
 from edgevlm.planning.methods import (
+    check_recurrent,
     check_signals,
     choose_decoder_method,
     choose_encoder_method,
@@ -127,7 +128,12 @@ class VlmPlanned:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the plan must know beside its numbers."""
-        return self.checkpoint.notes(self.plan.recipe)
+        library = missing_library(self.checkpoint)
+        unasked = (
+            f"preprocessing is the family's: the checkpoint's image processor needs '{library}',"
+            " which is not installed, and could not be asked"
+        )
+        return (*self.checkpoint.notes(self.plan.recipe), *([unasked] if library else []))
 
     @property
     def tokenizer_json(self) -> str:
@@ -236,6 +242,7 @@ def choose_methods(recipe: Recipe, description: Description) -> ChosenMethods:
         method, reduction, positions, encoder, encoder_tokens, pruning, sites, levels
     )
     check_signals(reduction.method, method.signals, description.encoder)
+    check_recurrent(recipe, method, pruning, description.decoder)
     if pruning:
         check_signals(after[0].method, pruning.signals, description.encoder)
         _check_pruning(recipe, chosen, pruning, after[0].method)

@@ -186,10 +186,12 @@ def processor() -> Callable[[Path], Any]:
     from transformers import AutoImageProcessor, AutoTokenizer
 
     from edgevlm.models.checkpoint import find
-    from edgevlm.models.processor import processor_class
+    from edgevlm.models.processor import missing_library, processor_class
 
     @cache
     def read(path: Path) -> dict[str, Any]:
+        if library := missing_library(find(str(path))):
+            pytest.skip(f"its image processor needs {library}")
         template = path / "chat_template.jinja"
         document = json.loads((path / "processor_config.json").read_text())
         del document["processor_class"]
@@ -240,6 +242,7 @@ def photo() -> Callable[..., Image.Image]:
 @pytest.fixture(scope="session")
 def decoder_difference() -> Callable[[Tiny], float]:
     """Worst rel_error of the last hidden state: chunks and single tokens against one full call."""
+    from edgevlm.graphs.layers import LayerCall
     from edgevlm.parity.compare import difference
     from edgevlm.runtimes.loops.sequence import causal_mask, rotary_tables, text_positions
 
@@ -265,9 +268,9 @@ def decoder_difference() -> Callable[[Tiny], float]:
             together = None if groups is None else groups[first : first + count]
             mask = torch.from_numpy(causal_mask(first, count, length, together))
             x, at = hidden[:, first : first + count], torch.tensor([first], dtype=torch.int32)
+            call = LayerCall(dict(enumerate(tables)), mask, at)
             for layer, past in zip(decoder.layers, cache, strict=True):
-                turned = tables[layer.numbers.table]
-                x, past[0], past[1] = layer(x, *turned, mask, at, *past)
+                x, *past[:] = layer.step(x, call, past)
             outputs.append(decoder.norm(x))
         positions = text_positions(made.plan, 0, length)
         whole = decoder.own(hidden[0].numpy(), positions, groups=groups).last_hidden_state

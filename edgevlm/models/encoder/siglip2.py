@@ -20,7 +20,7 @@ from torch import Tensor
 
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
-from edgevlm.graphs.embedders import SquarePatches
+from edgevlm.graphs.embedders import GridPatches
 from edgevlm.graphs.parts import EmbedderParts
 from edgevlm.models.family import EmbedderDescription
 from edgevlm.models.shared.embedders import (
@@ -32,6 +32,7 @@ from edgevlm.models.shared.embedders import (
     square_image,
     text_spec,
 )
+from edgevlm.models.shared.encoders.naflex import packed, unpacked
 from edgevlm.models.shared.towers import encoder_spec
 from edgevlm.recipe import Recipe
 
@@ -79,16 +80,19 @@ def parts(model: Any, description: EmbedderDescription) -> EmbedderParts:
     table = embeddings.position_embedding.weight
     size = embeddings.position_embedding_size
     positions = embeddings.resize_positional_embeddings(
-        table.detach().reshape(size, size, -1), _grid(spec.patches), spec.patches
+        table.detach().reshape(size, size, -1),
+        torch.tensor([[isqrt(spec.patches)] * 2]),
+        spec.patches,
     )[0]
-    embedding = SquarePatches(embeddings.patch_embedding, positions, embeddings.patch_size)
+    embedding = GridPatches(embeddings.patch_embedding, positions, embeddings.patch_size)
     encoder = pooled_image(spec, tower, embedding)
     return EmbedderParts(encoder, last_token_text(model.text_model))
 
 
 def reference_image(model: Any, pixel_values: Tensor, description: EmbedderDescription) -> Tensor:
     """The model's own embeddings of views f32 [P, 3, h_px, w_px]: [P, E]."""
-    return model.get_image_features(**_packed(model, pixel_values, description)).pooler_output
+    views = packed(pixel_values, model.config.vision_config.patch_size)
+    return model.get_image_features(**views).pooler_output
 
 
 def reference_text(model: Any, ids: Tensor) -> Tensor:
@@ -100,34 +104,12 @@ def reference_logits(
     model: Any, pixel_values: Tensor, ids: Tensor, description: EmbedderDescription
 ) -> Tensor:
     """How alike the model's own forward finds views and texts [n, S]: [P, n]."""
-    views = _packed(model, pixel_values, description)
+    views = packed(pixel_values, model.config.vision_config.patch_size)
     return model(input_ids=ids, **views).logits_per_image
 
 
 def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:
     """The view f32 [1, 3, h_px, w_px] of the model's own processor, or None for another grid."""
-    inputs, size = processor(picture, return_tensors="np"), processor.patch_size
-    rows, columns = (int(n) for n in inputs["spatial_shapes"][0])
-    if (rows * size, columns * size) != (image.height, image.width):
-        return None
-    patches = inputs["pixel_values"][0].reshape(rows, columns, size, size, 3)
-    return patches.transpose(4, 0, 2, 1, 3).reshape(1, 3, image.height, image.width)
-
-
-def _packed(
-    model: Any, pixel_values: Tensor, description: EmbedderDescription
-) -> dict[str, Tensor]:
-    """Views as the model takes them: patches in a row, their mask, the grid of each view."""
-    count, size = len(pixel_values), model.config.vision_config.patch_size
-    side = isqrt(description.encoder.patches)
-    cut = pixel_values.reshape(count, 3, side, size, side, size).permute(0, 2, 4, 3, 5, 1)
-    return {
-        "pixel_values": cut.reshape(count, side * side, -1),
-        "pixel_attention_mask": torch.ones(count, side * side, dtype=torch.int64),
-        "spatial_shapes": _grid(side * side).expand(count, 2),
-    }
-
-
-def _grid(patches: int) -> Tensor:
-    """The square grid of so many patches [1, 2]."""
-    return torch.tensor([[isqrt(patches)] * 2])
+    inputs = processor(picture, return_tensors="np")
+    view = unpacked(inputs["pixel_values"], inputs["spatial_shapes"], processor.patch_size)
+    return view if view.shape[2:] == (image.height, image.width) else None

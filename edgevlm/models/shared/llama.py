@@ -9,7 +9,7 @@ that of Llama 4, transformers' `models/ministral3/modeling_ministral3.py`), Qwen
 Qwen2.5-VL and Qwen3-VL (M-RoPE: arXiv 2409.12191, section 2.1), Ernie 4.5 in PaddleOCR-VL and GLM
 in GLM-OCR with M-RoPE too, Granite (factors as in muP, arXiv 2203.03466), SmolLM3 (layers without
 positions, arXiv 2501.18795), Gemma (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118, section 2), Gemma
-3 (arXiv 2503.19786, section 2).
+3 (arXiv 2503.19786, section 2), LFM2 (arXiv 2511.23404).
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from typing import Any
 
 from torch import nn
 
+from edgevlm.bundle.kinds.shared.states import CacheSpec, RecurrentSpec
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import DecoderLayer, FinalNorm, LayerNumbers
-from edgevlm.graphs.parts import CacheSpec, DecoderParts, DecoderSpec
-from edgevlm.models.shared.decoders import glm
+from edgevlm.graphs.parts import DecoderParts, DecoderSpec
+from edgevlm.graphs.recurrent.short_convolution import ShortConvolutionLayer
+from edgevlm.models.shared.decoders import glm, lfm2
 from edgevlm.models.shared.rotary import ropes
 
 
@@ -43,6 +45,9 @@ class LanguageModel:
         numbers: Its config and a layer's index -> what that layer computes, windows and rotary
             tables left out.
         named: Its layer -> the same with Llama's names.
+        cache: Its config, a layer's index and the KV cache of a layer -> what that layer keeps.
+        recurrent: Its layer without keys and values -> our module.
+        norm: Its attribute with the norm after the layers.
     """
 
     windows: str = ""
@@ -52,6 +57,9 @@ class LanguageModel:
     positions: Callable[[Any], int] = lambda text: int(text.max_position_embeddings)
     numbers: Callable[[Any, int], LayerNumbers] = lambda text, layer: LayerNumbers()
     named: Callable[[Any], nn.Module] = lambda layer: layer
+    cache: Callable[[Any, int, CacheSpec], CacheSpec | RecurrentSpec] = lambda text, at, rows: rows
+    recurrent: Callable[[Any], nn.Module] = lambda layer: layer
+    norm: str = "norm"
 
 
 def _granite(text: Any, layer: int) -> LayerNumbers:
@@ -129,6 +137,13 @@ DECODERS = {
     ),
     "gemma2": LanguageModel("typed", table_scale=_root_of_width, numbers=_gemma2),
     "gemma3_text": LanguageModel("typed", table_scale=_root_of_width, numbers=_gemma3),
+    "lfm2": LanguageModel(
+        numbers=lambda text, layer: LayerNumbers(head_norms=True),
+        named=lfm2.Layer,
+        cache=lfm2.cache,
+        recurrent=ShortConvolutionLayer,
+        norm="embedding_norm",
+    ),
 }
 
 
@@ -172,7 +187,9 @@ def decoder_spec(text: Any, mask: str = "causal") -> DecoderSpec:
     )
     return DecoderSpec(
         width=text.hidden_size,
-        caches=(CacheSpec(groups, head_size),) * len(layers),
+        caches=tuple(
+            model.cache(text, layer, CacheSpec(groups, head_size)) for layer in range(len(layers))
+        ),
         layers=layers,
         ropes=tables,
         table_scale=model.table_scale(text),
@@ -185,16 +202,18 @@ def decoder_spec(text: Any, mask: str = "causal") -> DecoderSpec:
 def decoder_parts(language_model: Any, spec: DecoderSpec) -> DecoderParts:
     """Static modules over the weights of transformers' text model."""
     config = language_model.config
-    heads, named = config.num_attention_heads, DECODERS[config.model_type].named
+    heads, model = config.num_attention_heads, DECODERS[config.model_type]
     return DecoderParts(
         spec=spec,
         layers=tuple(
-            DecoderLayer(named(layer), heads, cache.heads, numbers)
+            model.recurrent(layer)
+            if isinstance(cache, RecurrentSpec)
+            else DecoderLayer(model.named(layer), heads, cache.heads, numbers)
             for layer, cache, numbers in zip(
                 language_model.layers, spec.caches, spec.layers, strict=True
             )
         ),
-        norm=FinalNorm(language_model.norm, spec.layers[-1].norm_offset),
+        norm=FinalNorm(getattr(language_model, model.norm), spec.layers[-1].norm_offset),
         language_model=language_model,
     )
 

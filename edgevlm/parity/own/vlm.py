@@ -9,6 +9,7 @@ plan does not know of make another answer late in a conversation, and nowhere el
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
-from torch import nn
 
 from edgevlm.bundle.kinds.vlm import VlmPlan
-from edgevlm.graphs.layers import scaled
+from edgevlm.graphs.layers import LayerCall, scaled
 from edgevlm.graphs.parts import DecoderParts, ModelParts, position_ids
 from edgevlm.libraries import silent
 from edgevlm.models.family import token_ids
-from edgevlm.models.processor import load_processor
+from edgevlm.models.processor import load_processor, missing_library
 from edgevlm.models.weights.paging import in_memory
 from edgevlm.parity.calls import BlockCalls
 from edgevlm.parity.checks import (
@@ -76,7 +76,8 @@ def compare_own(
     planned, parts, bundled = calls.planned, calls.parts, calls.bundle.plan
     assert isinstance(planned, VlmPlanned)
     checkpoint, image = planned.checkpoint, bundled.host.image
-    pixels = preprocessing_error(checkpoint, image, photo)
+    missing = missing_library(checkpoint)
+    pixels = None if missing else preprocessing_error(checkpoint, image, photo)
     said = compare_prompts(
         planned.description,
         load_processor(checkpoint, planned.speller.own),
@@ -90,7 +91,7 @@ def compare_own(
     stops = own_stop_ids(model, checkpoint.folder)
     context = context_rel_error(model, parts, planned.plan, prompt)
     asked = (
-        preprocessing_check(pixels),
+        preprocessing_check(pixels, missing),
         prompt_check(said.equal, said.difference),
         stop_check(bundled.host.stop_ids, stops),
         context_check(context, bundled.host.states.tokens),
@@ -151,33 +152,33 @@ def context_rel_error(model: Any, parts: ModelParts, plan: VlmPlan, prompt: Prom
 def _decoded(decoder: DecoderParts, plan: VlmPlan, prompt: PromptRows) -> torch.Tensor:
     """Rows [1, T, C] after all layers; the weights of one are in memory at a time."""
     rows = torch.from_numpy(prompt.rows)[None]
-    for index, layer in enumerate(decoder.layers):
-        rope = plan.host.layer_ropes[index]
+    states = plan.host.states.each
+    for layer, state, rope in zip(decoder.layers, states, plan.host.layer_ropes, strict=True):
         tables = [torch.from_numpy(t)[None] for t in rotary_tables(plan, prompt.positions, rope)]
+        past = [torch.zeros(shape) for shape in state.with_rows(rows.shape[1]).shapes]
         with in_memory(layer):
-            rows = _through_layer(index, layer, plan, rows, tables, prompt.groups)
+            rows = _through_layer(layer, plan, rows, {rope: tables}, past, prompt.groups)
     return rows
 
 
 def _through_layer(
-    index: int,
-    layer: nn.Module,
+    layer: Any,
     plan: VlmPlan,
     rows: torch.Tensor,
-    tables: list[torch.Tensor],
+    tables: Mapping[int, Sequence[torch.Tensor]],
+    past: Sequence[torch.Tensor],
     groups: NDArray[Any] | None,
 ) -> torch.Tensor:
-    """Rows [1, T, C] after one layer, chunk by chunk over a cache of its own."""
+    """Rows [1, T, C] after one layer, chunk by chunk over a state of its own."""
     length, chunks, first = rows.shape[1], [], 0
-    past = [torch.zeros(shape) for shape in plan.host.states.of(index).with_rows(length).shapes]
     while first < length:
         count = call_rows(groups, first, min(plan.host.chunk, length - first))
         span = slice(first, first + count)
         together = None if groups is None else groups[span]
         mask = torch.from_numpy(causal_mask(first, count, length, together))
-        cos, sin = (table[:, span] for table in tables)
         at = torch.tensor([first], dtype=torch.int32)
-        chunk, *past = layer(rows[:, span], cos, sin, mask, at, *past)
+        turned = {rope: [table[:, span] for table in pair] for rope, pair in tables.items()}
+        chunk, *past = layer.step(rows[:, span], LayerCall(turned, mask, at), past)
         chunks.append(chunk)
         first = span.stop
     return torch.cat(chunks, dim=1)

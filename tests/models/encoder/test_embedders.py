@@ -13,7 +13,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 
 from edgevlm.errors import PlanError  # noqa: E402
-from edgevlm.graphs.embedders import AttentionPooling, CausalLayer, SquarePatches  # noqa: E402
+from edgevlm.graphs.embedders import AttentionPooling, CausalLayer, GridPatches  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.parity.encoder import expected_ids  # noqa: E402
@@ -119,7 +119,7 @@ def test_positions_of_naflex_are_those_of_the_square_grid(preset):
     planned = make_plan(Recipe(model=str(preset("tiny-siglip2"))), checkpoint)
     model = checkpoint.load_model()
     embedding = planned.parts(model).encoder.embedding
-    assert isinstance(embedding, SquarePatches)
+    assert isinstance(embedding, GridPatches)
     table = model.vision_model.embeddings.position_embedding.weight
     assert table.shape[0] == 16
     assert embedding.positions.shape[0] == 64  # 8x8, interpolated from 4x4
