@@ -84,7 +84,9 @@ def test_a_process_keeps_to_its_budget(target, scheme, picture, tmp_path):
     from edgevlm.pipeline import export
     from edgevlm.recipe import Recipe
 
-    recipe = Recipe(tokens=24, target=target, quantize=scheme, block_size_bytes=3_000_000)
+    recipe = Recipe(
+        tokens=24, target=target, quantize=scheme, block_size_bytes=3_000_000, layers=3
+    )  # fmt: skip
     path = export(recipe, tmp_path / "e.edgevlm").bundle.path
     whole = ask(path, picture, "all", tmp_path)
     roomy = ask(path, picture, 10**9, tmp_path)
