@@ -11,7 +11,7 @@ time, and one number is kept for each layer: its largest input.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,22 +101,33 @@ def _place(matrix: Tensor) -> Hashable:
 
 
 def scenes(text: str, frames: int) -> Iterator[Example]:
-    """Scenes with as many frames as the model takes; an image is repeated as a clip."""
-    if text.isdecimal():
-        examples = find_dataset("embedded").examples(frames, int(text))
-    elif Path(text).is_dir():
-        examples = _of_folder(Path(text))
-    elif Path(text).suffix.lower() in PICTURES or _is_nothing(text):
-        raise InputError(
-            "pictures to calibrate with must be a number of scenes, a folder or a .jsonl file that"
-            f" exists, got '{text[:200]}'"
-        )
-    else:
-        examples = find_dataset(text).examples(frames, None)
+    """Scenes with as many frames as the model takes; an image is repeated as a clip.
+
+    Raises:
+        InputError: At once if a text means no pictures; a scene that cannot be read when it is its
+            turn.
+    """
+    return _of_length(_examples(text, frames), frames)
+
+
+def _of_length(examples: Iterable[Example], frames: int) -> Iterator[Example]:
     for example in examples:
         if len(example.frames) in (1, frames):
             repeated = example.frames * (frames // len(example.frames))
             yield replace(example, frames=repeated)
+
+
+def _examples(text: str, frames: int) -> Iterable[Example]:
+    if text.isdecimal():
+        return find_dataset("embedded").examples(frames, int(text))
+    if Path(text).is_dir():
+        return _of_folder(Path(text))
+    if Path(text).suffix.lower() in PICTURES or _is_nothing(text):
+        raise InputError(
+            "pictures to calibrate with must be a number of scenes, a folder or a .jsonl file that"
+            f" exists, got '{text[:200]}'"
+        )
+    return find_dataset(text).examples(frames, None)
 
 
 def _is_nothing(text: str) -> bool:

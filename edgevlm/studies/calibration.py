@@ -89,6 +89,7 @@ class Pictures:
     """A model without methods, and pictures to run it on; a `Subject` of a calibration."""
 
     def __init__(self, recipe: Recipe, source: str) -> None:
+        scenes(source, recipe.frames)  # what is no picture is refused before weights are read
         checkpoint = find(recipe.model, recipe.revision)
         planned = make_plan(recipe, checkpoint)
         self._recipe, self._checkpoint = recipe, checkpoint

@@ -159,9 +159,11 @@ def test_refusals(run, preset, photos, method, message):
     assert done.stderr.splitlines()[-1].startswith(f"edgevlm: {message}")
 
 
-def test_pictures_that_are_none(run, preset, tmp_path):
+def test_pictures_that_are_none(run, preset, tmp_path, monkeypatch):
     model = ("--model", preset("tiny-smolvlm"))
-    done = run("calibrate", "dymu:200", *model, "--images", tmp_path / "none")
+    with monkeypatch.context() as patch:
+        patch.setattr("edgevlm.studies.calibration.find", None)  # no model is opened
+        done = run("calibrate", "dymu:200", *model, "--images", tmp_path / "none")
     assert done.stderr.splitlines()[-1].startswith(
         "edgevlm: pictures to calibrate with must be a number of scenes, a folder or a .jsonl file"
     )
