@@ -22,9 +22,10 @@ def test_by_hand() -> None:
 
 
 def test_equals_reference(vectors: Any, trace: Any, engine: Any) -> None:
-    """The rows of each round in the original's order; ONNX Runtime too."""
+    """The rows of each round in the original's order; of all rounds in ONNX Runtime too."""
     for case in vectors("aim_merge"):
-        for number in range(1, int(case["param_rounds"]) + 1):
+        rounds = int(case["param_rounds"])
+        for number in range(1, rounds + 1):
             expected = case[f"out_round{number}"]
 
             def merged(x: Tensor, kept: int = expected.shape[1]) -> Tensor:
@@ -33,7 +34,8 @@ def test_equals_reference(vectors: Any, trace: Any, engine: Any) -> None:
             x = torch.from_numpy(case["in_x"])
             bound = {"rtol": 0, "atol": 1e-5 * np.abs(expected).max()}
             np.testing.assert_allclose(merged(x), expected, **bound)
-            np.testing.assert_allclose(engine(trace(merged, x))(x)[0], expected, **bound)
+            if number == rounds:
+                np.testing.assert_allclose(engine(trace(merged, x))(x)[0], expected, **bound)
 
 
 def test_frames_stay_separate(features: Tensor) -> None:
