@@ -1,7 +1,7 @@
 """What torch does again for every graph and every pass of a conversion, done once.
 
     operators     listed from the dispatcher for each of 35 namespaces of a decomposition
-    kernels       22 for each of a thousand operators, put in one by one at every decomposition
+    kernels       22 for each of 500 operators, put in one by one at every decomposition: 86 ms
     annotations   of a function inside `py_impl`, for each operator of a decomposition
     history       of every node, copied at every pass, however long it has become
 
