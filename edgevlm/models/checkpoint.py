@@ -232,9 +232,9 @@ class Checkpoint:
             ModelError: If a weight is infinite or no number.
             PlanError: If one is larger than float16 holds.
         """
-        sources = self._match.sources
+        used = self._match.tensors
         tops = largest_numbers(self.weights.fetch(), self.contents)
-        for name in sorted(set(sources.values())):
+        for name in sorted(used):
             top = tops.get(name, 0.0)
             if not math.isfinite(top):
                 raise ModelError(

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
 
 from edgevlm.errors import ModelError, PlanError  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.weights.loading import paged  # noqa: E402
+from edgevlm.models.weights.matching import match  # noqa: E402
+from edgevlm.models.weights.sources import FolderWeights  # noqa: E402
 from edgevlm.planning.plan import make_plan, plan_with_weights  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
@@ -328,3 +331,28 @@ def test_an_adapter_beside_or_alone(preset, tmp_path):
         "is an adapter alone of 'owner/base', not a model; merge it with PEFT's"
         " merge_and_unload() and save the model"
     )
+
+
+class Normed(transformers.PreTrainedModel):
+    """A model with a batch norm, whose statistics are saved with its weights."""
+
+    config_class = transformers.PreTrainedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.norm = torch.nn.BatchNorm1d(4)
+        self.post_init()
+
+
+def test_statistics_of_a_batch_norm_are_those_of_the_file(tmp_path):
+    values = {"weight": torch.rand(4), "bias": torch.rand(4), "running_mean": torch.rand(4),
+              "running_var": torch.rand(4), "num_batches_tracked": torch.tensor(7)}  # fmt: skip
+    named = {f"norm.{name}": value for name, value in values.items()}
+    safetensors.save_file(named, tmp_path / "model.safetensors")
+    weights = FolderWeights(tmp_path)
+    found = match(Normed, transformers.PreTrainedConfig(), weights.headers, ())
+    assert found.tensors == {f"norm.{name}" for name in values} - {"norm.num_batches_tracked"}
+    norm = paged(found, weights, tied=False, kept_bytes=1 << 20).norm
+    assert torch.equal(norm.running_mean, values["running_mean"])
+    assert torch.equal(norm.running_var, values["running_var"])
+    assert torch.equal(norm.weight.read(), values["weight"])

@@ -34,6 +34,7 @@ class Match:
     Attributes:
         model: The model, with stand-ins for its weights.
         sources: Name of a weight -> name of its tensor, for all weights that a bundle may use.
+        statistics: The same of buffers that are saved with the weights (batch norm).
         unused: Tensors that the model has no place for.
         tied: Whether the output head is the embedding table.
         both: The tensors of table and head, where the config ties them and the files have both.
@@ -41,9 +42,15 @@ class Match:
 
     model: nn.Module
     sources: Mapping[str, str]
+    statistics: Mapping[str, str]
     unused: tuple[str, ...]
     tied: bool
     both: tuple[str, str] | None
+
+    @property
+    def tensors(self) -> set[str]:
+        """The tensors of the files that a bundle may use."""
+        return {*self.sources.values(), *self.statistics.values()}
 
 
 def match(
@@ -68,12 +75,15 @@ def match(
         lacks = partial(_missing, kind, config, left_out)
         raise ModelError(_explained(config, missing, unused, headers, lacks))
     _check_beside(model, unused)
-    names = list(headers)
-    sources = {
+    names, saved = list(headers), set(model.state_dict())
+    found = {
         name: names[int(weight[(0,) * weight.ndim]) - 1]
-        for name, weight in model.named_parameters()
+        for name, weight in (*model.named_parameters(), *model.named_buffers())
+        if name in saved and weight.is_floating_point()
         if name not in report["missing_keys"] and not name.startswith(left_out)
     }
+    sources = {name: found[name] for name, _ in model.named_parameters() if name in found}
+    statistics = {name: tensor for name, tensor in found.items() if name not in sources}
     table, head = _ends(model)
     tied = head is not None and head is table
     both = None
@@ -81,7 +91,7 @@ def match(
         name_of = {id(weight): sources[name] for name, weight in model.named_parameters()
                    if name in sources}  # fmt: skip
         both = name_of[id(table)], name_of[id(head)]
-    return Match(model, sources, unused, tied, both)
+    return Match(model, sources, statistics, unused, tied, both)
 
 
 def _loaded(
