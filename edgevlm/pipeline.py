@@ -88,6 +88,8 @@ def export(
     checkpoint = find(recipe.model, recipe.revision)
     progress("plan")
     planned = plan_with_weights(recipe, checkpoint)
+    for note in planned.notes:
+        progress(note)
     contents = planned.checkpoint.contents
     with (
         writing(out, planned.plan, contents, force) as writer,

@@ -7,6 +7,11 @@ from edgevlm.cli.shared.output import answer, table
 from edgevlm.libraries import require_torch
 from edgevlm.registry import FAMILIES
 
+OTHERS = (
+    "Other types that transformers maps to image-text-to-text take a generic path: one view of one"
+    " size, and the encoder in one block. `edgevlm plan MODEL` says whether it takes a model."
+)
+
 
 def main(json: o.Json = False) -> None:
     """List the model families.
@@ -19,4 +24,4 @@ def main(json: o.Json = False) -> None:
         for name in FAMILIES.names()
     ]
     text = table(["model_type", "summary"], [[r["name"], r["summary"]] for r in rows])
-    answer(rows, text, json)
+    answer(rows, f"{text}\n\n{OTHERS}", json)

@@ -32,12 +32,13 @@ from edgevlm.graphs.visual_shape import VisualShape
 def cut(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
     """Split modules of `sizes` bytes into the fewest runs of `limit` bytes at most: (start, stop).
 
-    Runs are filled from the front, so that most have the same shape and share a trace.
+    Runs are filled from the front, so that most have the same shape and share a trace. A module
+    without weights never begins one.
     """
     runs: list[tuple[int, int]] = []
     start = total = 0
     for index, size in enumerate(sizes):
-        if index > start and total + size > limit:
+        if size and index > start and total + size > limit:
             runs.append((start, index))
             start, total = index, 0
         total += size

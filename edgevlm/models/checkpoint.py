@@ -24,7 +24,7 @@ from transformers import AutoConfig
 from edgevlm.errors import ModelError, PlanError
 from edgevlm.libraries import first_line
 from edgevlm.models.documents import check_no_pointer, check_processor, check_sizes, read_json
-from edgevlm.models.folder import checked_config, lacks
+from edgevlm.models.folder import checked_config, family_of, lacks
 from edgevlm.models.hub import HubWeights
 from edgevlm.models.locate import locate
 from edgevlm.models.quiet import quiet
@@ -40,7 +40,6 @@ from edgevlm.models.weights.sources import (
 )
 from edgevlm.quantization.schemes import EXACT
 from edgevlm.recipe import Recipe
-from edgevlm.registry import FAMILIES
 
 MOST_HALF = 65504.0  # the largest number of float16
 # Keys of tokens that stand for images; a family reads them beside the processor's numbers.
@@ -77,6 +76,11 @@ class Checkpoint:
     def model_type(self) -> str:
         """transformers' name of the architecture, which is the family's."""
         return str(self.config.model_type)
+
+    @property
+    def family_name(self) -> str:
+        """What a plan and a manifest call the family."""
+        return str(getattr(self.family, "shown", str)(self.model_type))
 
     @property
     def config_hash(self) -> str:
@@ -325,9 +329,11 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
             config = AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
+    except ImportError as cause:  # of a library for its encoder
+        raise ModelError(f"'{model}': {first_line(cause)}") from cause
     except Exception as cause:
         raise ModelError(f"'{model}': config.json is not valid: {first_line(cause)}") from cause
-    return Checkpoint(model, revision, folder, config, FAMILIES.load(name), weights)
+    return Checkpoint(model, revision, folder, config, family_of(name), weights)
 
 
 def _of(model: str, cause: ModelError) -> ModelError:

@@ -20,6 +20,9 @@ and what `verify` compares with, the model's own encoders:
     reference_features(model, pixel_values, description)    kind `vlm`
     reference_levels(model, pixel_values, description)      kind `vlm`, where the decoder takes
                                                             features of further levels: [L, N, C]
+    reference_logits(model, pixel_values, ids, description) kind `vlm`, where it is not sure what
+                                                            the model does with features: scores
+                                                            [S, V] of its own forward
     reference_image(model, pixel_values, description)       kind `encoder`: embeddings [P, E]
     reference_text(model, ids)                              the same of ids [n, S]
     reference_logits(model, pixel_values, ids, description) their likeness [P, n]
@@ -36,6 +39,10 @@ and the layers of all are in `edgevlm/graphs/layers.py`.
 A family that leaves weights of its model out also has `left_out(config, all_layers)`, the prefixes
 of their names: a checkpoint without them is one, too. Where a method reads the last layer of the
 encoder, `all_layers` is true, and layers after the selected one are not left out.
+
+`notes(config, description)`, where there is one, gives lines that a reader of a plan must know, and
+`shown(model_type)` the family's name in a plan and a manifest. A type of transformers' that has no
+file here takes the generic path: `edgevlm/models/generic/family.py` has the same names as a family.
 
 `Description` and `ModelParts` are those of the kind `vlm`; of the kind `encoder` they are
 `EmbedderDescription` and `EmbedderParts`. A kind without images has no `processor_views`.

@@ -6,7 +6,9 @@ config and tokenizer without any weights passes, as a plan needs no more.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from edgevlm.errors import ModelError, unknown_name
@@ -31,15 +33,35 @@ def checked_config(folder: Path, files: list[str]) -> dict[str, Any]:
         raise ModelError(lacks(files))
     document = read_json(folder / "config.json")
     name = str(document.get("model_type"))
-    if name not in FAMILIES.names():
+    try:
+        family = family_of(name)
+    except ModelError as cause:
         code = " (it brings code of its own, auto_map, which is not run)" * ("auto_map" in document)
-        raise ModelError(unknown_name("model family", name, FAMILIES.names()) + code)
+        raise ModelError(f"{cause}{code}") from cause
     _check_plain_config(document)
     if not {SINGLE, INDEX}.intersection(files) and any(map(_is_weights, files)):
         raise ModelError(lacks(files))
-    if "tokenizer.json" not in files and getattr(FAMILIES.load(name), "WORDS", True):
+    if "tokenizer.json" not in files and getattr(family, "WORDS", True):
         raise ModelError("it has no tokenizer.json; save a fast tokenizer into the folder")
     return document
+
+
+def family_of(model_type: str) -> ModuleType:
+    """The family of a model type: its file, or the generic path where transformers has such a VLM.
+
+    Raises:
+        ModelError: If there is neither.
+        RuntimeLoadError: If a library that it needs is missing.
+    """
+    names = FAMILIES.names()
+    if model_type in names:
+        return FAMILIES.load(model_type)
+    # Imported here: transformers is heavy, and the generic path needs what reads this module.
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ModelError(unknown_name("model family", model_type, names))
+    return importlib.import_module("edgevlm.models.generic.family")
 
 
 def _is_weights(name: str) -> bool:

@@ -122,6 +122,17 @@ def context_check(rel_error: float, tokens: int) -> Check:
     return Check("context_rel_error", rel_error, CONTEXT_LIMIT, ok, "" if ok else text)
 
 
+def forward_check(rel_error: float) -> Check:
+    """The scores of a prompt with a picture, by the model's parts, against its own forward."""
+    text = (
+        "of a picture and a question the model's own forward gives other logits than its parts:"
+        f" rel_error {rel_error:.2e}, at most {CONTEXT_LIMIT:.0e} is accepted; it does with visual"
+        " tokens what no block does"
+    )
+    ok = rel_error <= CONTEXT_LIMIT
+    return Check("forward_rel_error", rel_error, CONTEXT_LIMIT, ok, "" if ok else text)
+
+
 def token_ids_check(equal: float) -> Check:
     """Labels of odd shapes, share of those whose ids are the checkpoint's tokenizer's: all."""
     text = (

@@ -128,12 +128,18 @@ class VlmPlanned:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the plan must know beside its numbers."""
-        library = missing_library(self.checkpoint)
+        checkpoint = self.checkpoint
+        of_family = getattr(checkpoint.family, "notes", lambda config, description: ())
+        library = missing_library(checkpoint)
         unasked = (
             f"preprocessing is the family's: the checkpoint's image processor needs '{library}',"
             " which is not installed, and could not be asked"
         )
-        return (*self.checkpoint.notes(self.plan.recipe), *([unasked] if library else []))
+        return (
+            *checkpoint.notes(self.plan.recipe),
+            *of_family(checkpoint.config, self.description),
+            *([unasked] if library else []),
+        )
 
     @property
     def tokenizer_json(self) -> str:
@@ -209,7 +215,9 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     plan = Plan(
         format_version=FORMAT_VERSION,
         kind=checkpoint.family.KIND,
-        source=Source(recipe.model, recipe.revision, checkpoint.model_type, checkpoint.config_hash),
+        source=Source(
+            recipe.model, recipe.revision, checkpoint.family_name, checkpoint.config_hash
+        ),
         recipe=recipe,
         sites=methods.sites,
         host=host,

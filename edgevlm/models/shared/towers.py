@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from edgevlm.errors import PlanError
+from edgevlm.bundle.host import SIGNALS
+from edgevlm.errors import ModelError, PlanError
 from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer, PatchEmbedding
 from edgevlm.graphs.parts import EncoderParts, EncoderSpec
 
@@ -68,6 +71,21 @@ def known_tower(vision: Any, *kinds: str) -> Tower:
         known = " or ".join(kinds)
         raise PlanError(f"vision tower '{vision.model_type}' is not supported, expected {known}")
     return TOWERS[vision.model_type]
+
+
+def check_timm(family: str) -> None:
+    """Say what to install where an encoder of timm's cannot be had.
+
+    Raises:
+        ModelError: Naming the library.
+    """
+    missing = [name for name in ("timm", "torchvision") if find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"{family} has an encoder of timm, which needs torchvision, and {missing[0]} is not"
+            f" installed; pip install timm, and the torchvision that is made for torch"
+            f" {torch.__version__}"
+        )
 
 
 class DropClass(nn.Module):
@@ -161,3 +179,22 @@ def selected_layers(config: Any) -> int:
     if not 0 <= count <= depth:
         raise PlanError(f"vision_feature_layer {layer} is none of the {depth} layers")
     return int(count)
+
+
+def whole_spec(tokens: int, width: int, reason: str) -> EncoderSpec:
+    """Numbers of an encoder that is one module here, without layers that a method could work on.
+
+    Args:
+        tokens: What it gives of a view before the connector.
+        width: Channels of each.
+        reason: Why it has no layers, as the end of a refusal.
+    """
+    return EncoderSpec(
+        layers=0,
+        patches=tokens,
+        width=width,
+        heads=1,
+        head_size=width,
+        unmergeable=reason,
+        lacking=tuple((name, reason) for name in SIGNALS),
+    )

@@ -5,6 +5,7 @@ stop ids    those of `model.generation_config`
 context     its own forward over as many rows as the cache has, in one pass: a sliding window,
 rotary tables that change with the length, a scale or a cap of the logits that the
 plan does not know of make another answer late in a conversation, and nowhere else
+forward     its own forward of a picture and a question, where the family is not sure of it
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ from edgevlm.parity.calls import BlockCalls
 from edgevlm.parity.checks import (
     Check,
     context_check,
+    forward_check,
     preprocessing_check,
     prompt_check,
     stop_check,
 )
 from edgevlm.parity.compare import difference
+from edgevlm.parity.own.forward import forward_rel_error
 from edgevlm.parity.own.preprocessing import of_grid, preprocessing_error
 from edgevlm.planning.own_prompt import compare_prompts
 from edgevlm.planning.vlm import VlmPlanned
@@ -62,7 +65,12 @@ class OwnComparison:
 
 
 def compare_own(
-    calls: BlockCalls, model: Any, tokenizer: Tokenizer, prompt: PromptRows, photo: Image.Image
+    calls: BlockCalls,
+    model: Any,
+    tokenizer: Tokenizer,
+    prompt: PromptRows,
+    question: str,
+    photo: Image.Image,
 ) -> OwnComparison:
     """Ask the checkpoint's own software about a photo.
 
@@ -71,6 +79,7 @@ def compare_own(
         model: transformers' model.
         tokenizer: The bundle's tokenizer.
         prompt: Rows of a first turn.
+        question: Its question.
         photo: A photo of any size.
     """
     planned, parts, bundled = calls.planned, calls.parts, calls.bundle.plan
@@ -90,11 +99,13 @@ def compare_own(
     )
     stops = own_stop_ids(model, checkpoint.folder)
     context = context_rel_error(model, parts, planned.plan, prompt)
+    forward = forward_rel_error(planned, model, parts, tokenizer, question, photo)
     asked = (
         preprocessing_check(pixels, missing),
         prompt_check(said.equal, said.difference),
         stop_check(bundled.host.stop_ids, stops),
         context_check(context, bundled.host.states.tokens),
+        *(() if forward is None else (forward_check(forward),)),
     )
     return OwnComparison(pixels, said.equal, context, asked)
 

@@ -1,0 +1,57 @@
+"""What to do about a model type that the generic path cannot take: one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from edgevlm.errors import EdgeVLMError, PlanError
+from edgevlm.libraries import first_line
+from edgevlm.registry import FAMILIES
+
+
+@contextmanager
+def explained(config: Any) -> Iterator[None]:
+    """Say of whatever goes wrong inside the body that it is the generic path's, and what to do.
+
+    Raises:
+        PlanError: With the reason, the nearest family, and where to read on.
+    """
+    try:
+        yield
+    except Exception as cause:  # transformers' own code raises anything
+        reason = str(cause) if isinstance(cause, EdgeVLMError) else first_line(cause)
+        raise PlanError(
+            f"model_type '{config.model_type}' has no family file, and the generic path cannot"
+            f" take it: {reason.rstrip('.')}; {nearest(config)}, docs/add-a-family.md has an"
+            " example of a file"
+        ) from cause
+
+
+def nearest(config: Any) -> str:
+    """The family whose encoder, or else language model, has the type of this one, by its config."""
+    tower, text = _types(config)
+    families = {name: _default_types(name) for name in FAMILIES.names()}
+    for index, own in enumerate((tower, text)):
+        alike = [name for name, types in families.items() if own and types[index] == own]
+        if alike:
+            return f"the nearest family is '{alike[0]}', which has a {own} too"
+    return f"no family has its encoder '{tower}' or its language model '{text}'"
+
+
+def _default_types(name: str) -> tuple[str, str]:
+    """Types of a family's encoder and language model where nobody says otherwise."""
+    from transformers import AutoConfig
+
+    if FAMILIES.load(name).KIND != "vlm":
+        return "", ""
+    try:
+        return _types(AutoConfig.for_model(name))
+    except ImportError:  # of a library for its encoder
+        return "", ""
+
+
+def _types(config: Any) -> tuple[str, str]:
+    tower, text = getattr(config, "vision_config", None), config.get_text_config()
+    return str(getattr(tower, "model_type", "")), str(getattr(text, "model_type", ""))
