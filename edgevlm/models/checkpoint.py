@@ -236,9 +236,9 @@ class Checkpoint:
             ModelError: If a weight is infinite or no number.
             PlanError: If one is larger than float16 holds.
         """
-        used = self._match.tensors
+        sources = self._match.sources
         tops = largest_numbers(self.weights.fetch(), self.contents)
-        for name in sorted(used):
+        for name in sorted(set(sources.values())):
             top = tops.get(name, 0.0)
             if not math.isfinite(top):
                 raise ModelError(

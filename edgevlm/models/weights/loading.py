@@ -91,9 +91,10 @@ def paged(found: Match, weights: FolderWeights, tied: bool, kept_bytes: int) -> 
         found.model, {name: of_tensor[same.get(t, t)] for name, t in found.sources.items()}
     )
     for name, tensor in found.statistics.items():
-        owner, _, own_name = name.rpartition(".")
         numbers = FileWeight.of(weights, weights.headers[tensor], kept).read()
-        found.model.get_submodule(owner).register_buffer(own_name, numbers)
+        owner, _, own_name = name.rpartition(".")
+        kind = found.model.get_buffer(name).dtype
+        found.model.get_submodule(owner).register_buffer(own_name, numbers.to(kind))
     return found.model.eval().requires_grad_(False)
 
 

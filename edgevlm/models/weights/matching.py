@@ -47,11 +47,6 @@ class Match:
     tied: bool
     both: tuple[str, str] | None
 
-    @property
-    def tensors(self) -> set[str]:
-        """The tensors of the files that a bundle may use."""
-        return {*self.sources.values(), *self.statistics.values()}
-
 
 def match(
     kind: type[nn.Module], config: Any, headers: Mapping[str, Header], left_out: tuple[str, ...]
@@ -79,7 +74,7 @@ def match(
     found = {
         name: names[int(weight[(0,) * weight.ndim]) - 1]
         for name, weight in (*model.named_parameters(), *model.named_buffers())
-        if name in saved and weight.is_floating_point()
+        if name in saved
         if name not in report["missing_keys"] and not name.startswith(left_out)
     }
     sources = {name: found[name] for name, _ in model.named_parameters() if name in found}

@@ -40,7 +40,8 @@ STDS = {"embed_tokens": 1.0, "lm_head": 1.0, "position_embedding": 0.5,
         "probe": 1.0, "in_proj_bias": 0.1}  # fmt: skip
 CONSTANTS = {"logit_scale": math.log(10), "logit_bias": -1.0}
 CHUNK = 1 << 22  # numbers drawn at a time: 16 MB, whatever the size of the tensor
-DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}
+DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "int64": ("I64", 8)}
+COUNTER = "num_batches_tracked"  # of a batch norm, the one tensor of whole numbers
 
 
 class Weights:
@@ -93,9 +94,10 @@ def write_weights(
     """Write model.safetensors tensor by tensor; holds no more than `CHUNK` numbers at a time."""
     renamed = getattr(family, "published", str)
     shapes = {renamed(name): shape for name, shape in parameter_shapes(config).items()}
-    short, item = DTYPES[config["dtype"]]
+    kinds = {name: "int64" if name.endswith(COUNTER) else config["dtype"] for name in shapes}
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name in sorted(shapes):
+        short, item = DTYPES[kinds[name]]
         begin, end = end, end + math.prod(shapes[name]) * item
         header[name] = {"dtype": short, "shape": shapes[name], "data_offsets": [begin, end]}
     head = json.dumps(header, separators=(",", ":")).encode()
@@ -105,15 +107,16 @@ def write_weights(
         file.write(len(head).to_bytes(8, "little") + head)
         for name in sorted(shapes):
             for numbers in weights.draw(name, shapes[name]):
-                tensor = torch.from_numpy(numbers).to(getattr(torch, config["dtype"]))
+                tensor = torch.from_numpy(numbers).to(getattr(torch, kinds[name]))
                 file.write(tensor.view(torch.uint8).numpy().data)
 
 
 def parameter_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters that transformers builds of a config, by name."""
+    """Shapes of the weights that transformers builds of a config, statistics too, by name."""
     parts = {name: dict(config[name]) for name in ("text_config", "vision_config")}
     speaks = config["architectures"][0].endswith("ForConditionalGeneration")
     auto = AutoModelForImageTextToText if speaks else AutoModel
     with torch.device("meta"):
         model = auto.from_config(AutoConfig.for_model(**config | parts))
-    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+    saved = [(name, b) for name, b in model.named_buffers() if name in model.state_dict()]
+    return {name: tuple(p.shape) for name, p in (*model.named_parameters(), *saved)}
