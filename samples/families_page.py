@@ -1,95 +1,167 @@
-"""Write docs/families.md: what each model family can do here, and what its exports cost.
+"""Write docs/families.md: what each model family does here, and what its exports cost.
 
     python samples/families_page.py
 
-Two sources, and nothing else:
-
-- plans of the tiny presets of samples/make_checkpoint.py, made on the spot: visual tokens, targets,
-  schemes, methods and the reason of each refusal;
-- docs/families.jsonl, measured exports at true size, a line each (`Record`), in any order; a later
-  line replaces an earlier one of the same preset, target, scheme and tokens.
+`family_facts/` has its sources: plans of tiny presets, made on the spot without weights; measured
+exports at true size (docs/families.jsonl); and every type that transformers maps to
+image-text-to-text, tried from its default config. It takes some minutes.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import dataclass, fields
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-DOCS = Path(__file__).parents[1] / "docs"
-RECORDS = DOCS / "families.jsonl"
-EQUAL = "equal"
+from family_facts.plans import Facts, facts
+from family_facts.records import Record, read_records
+from family_facts.types import Outcome, outcomes
 
+from edgevlm.models.shared.llama import DECODERS
+from edgevlm.registry import TARGETS
 
-@dataclass(frozen=True)
-class Record:
-    """A measured export at true size; MB are 10^6 bytes, null is not measured.
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
+TILES = "only with tiles"
+HEAD = """\
+# Families
 
-    Attributes:
-        preset: Name in samples/make_checkpoint.py.
-        target: As for `--target`.
-        scheme: As for `--quantize`.
-        tokens: As for `--tokens`; null without.
-        seconds: Wall time of `edgevlm export`, its verification included.
-        peak_mb: Peak resident memory of the export.
-        checkpoint_mb: The checkpoint's weight files.
-        bundle_mb: All files of the bundle.
-        planned_bytes: `weights_bytes` of `edgevlm plan --json`.
-        written_bytes: The same of the bundle's files, as `edgevlm inspect --json` says.
-        answer: Under a memory budget of half the bundle's weights: `equal` to the answer with all
-            in memory, or one line that says what happened.
-        machine: Processor, cores and memory.
-        threads: Of the export.
-        date: YYYY-MM-DD.
-    """
+Written by `python samples/families_page.py`; nothing here is written by hand. A family takes
+checkpoints of one `model_type` of transformers. [add-a-family.md](add-a-family.md) says how to
+write one.
 
-    preset: str
-    target: str
-    scheme: str
-    seconds: float | None
-    peak_mb: float | None
-    checkpoint_mb: float | None
-    bundle_mb: float | None
-    planned_bytes: int | None
-    written_bytes: int | None
-    answer: str | None
-    machine: str
-    threads: int
-    date: str
-    tokens: int | None = None
+"""
+SIZES = """\
+## Sizes
 
-    def __post_init__(self) -> None:
-        """Refuse what would read as a measurement and is none."""
-        numbers = (self.seconds, self.peak_mb, self.checkpoint_mb, self.bundle_mb,
-                   self.planned_bytes, self.written_bytes, self.tokens)  # fmt: skip
-        if any(n is not None and (not isinstance(n, int | float) or n <= 0) for n in numbers):
-            raise ValueError(f"{self.preset}: a measured number is above 0, others are null")
-        if not re.fullmatch(r"\d{4}-\d\d-\d\d", self.date):
-            raise ValueError(f"{self.preset}: got date '{self.date}', expected YYYY-MM-DD")
+Presets of `samples/make_checkpoint.py` at true size: the published architecture with random
+weights. Tokens are those of a picture by default, and with `--tokens` at a quarter; a family
+without a number of its own has no true size there.
 
-    @property
-    def key(self) -> tuple[str, str, str, int]:
-        """What a later line replaces."""
-        return self.preset, self.target, self.scheme, self.tokens or 0
+"""
+METHODS = """\
+## Methods
+
+Plans of the tiny presets: each method at its site, at a quarter or half of the tokens. Families
+with the same answers share a column. `yes` is taken, `tiles` only with a grid of tiles, and a
+number is the reason below.
+
+"""
+MEASURED = """\
+## Measured exports
+
+From `docs/families.jsonl`; MB are 10^6 bytes, `-` is not measured.
+
+"""
+OTHER = """\
+## Other types
+
+Every type that transformers maps to image-text-to-text. `family`: it has a file here. `generic`:
+it has none, and is exported and verified by the generic path. `refused`: the generic path says
+why. `not tried`: nobody here has a checkpoint of it. From default configs: a checkpoint with
+another language model or encoder may fare otherwise. Language models that are known: {decoders}.
+
+"""
 
 
-def read_records(path: Path = RECORDS) -> list[Record]:
-    """The measured exports, ordered by preset, target, scheme and tokens.
+def main() -> None:
+    """Write the page."""
+    with tempfile.TemporaryDirectory() as folder:
+        families = list(facts(Path(folder)))
+    PAGE.write_text(page(families, read_records(), outcomes()), "utf-8")
 
-    Raises:
-        ValueError: Naming the line that is no record.
-    """
-    records = dict[tuple[str, str, str, int], Record]()
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        document: dict[str, Any] = json.loads(line)
-        unknown = set(document) - {field.name for field in fields(Record)}
-        if unknown:
-            raise ValueError(f"{path.name}:{number}: unknown keys {sorted(unknown)}")
-        try:
-            record = Record(**document)
-        except (TypeError, ValueError) as cause:
-            raise ValueError(f"{path.name}:{number}: {cause}") from cause
-        records[record.key] = record
-    return [records[key] for key in sorted(records)]
+
+def page(families: Sequence[Facts], records: Sequence[Record], types: Sequence[Outcome]) -> str:
+    """The whole page."""
+    decoders = ", ".join(f"`{name}`" for name in DECODERS)
+    return "\n".join(
+        [HEAD + SIZES + sizes(families), targets(families), METHODS + methods(families),
+         measured(records), OTHER.format(decoders=decoders) + other(types)]
+    )  # fmt: skip
+
+
+def sizes(families: Iterable[Facts]) -> str:
+    """A row for each preset at true size."""
+    rows = []
+    for family in families:
+        for size in family.sizes:
+            tokens = "-" if size.tokens is None else f"{size.tokens}, {size.tokens // 4}"
+            view = f"{size.view[0]}x{size.view[1]}"
+            rows.append(
+                (family.name, family.kind, size.preset, f"{size.parameters:,.0f} M", view, tokens)
+            )
+        if not family.sizes:
+            rows.append((family.name, family.kind, family.unasked or "-", "-", "-", "-"))
+    return table(("family", "kind", "preset", "parameters", "view, px", "visual tokens"), rows)
+
+
+def targets(families: Iterable[Facts]) -> str:
+    """A row for each target, with its schemes and whom it refuses."""
+    rows = []
+    for name in TARGETS.names():
+        target = TARGETS.load(name).TARGET
+        refused = [f"{f.name}: {f.targets[name]}" for f in families if f.targets.get(name)]
+        schemes = ", ".join(f"`{scheme}`" for scheme in target.schemes)
+        rows.append((f"`{name}`", schemes, "; ".join(refused) or "none"))
+    return "## Targets and schemes\n\n" + table(("target", "schemes", "refused families"), rows)
+
+
+def methods(families: Sequence[Facts]) -> str:
+    """Methods x families, and the reasons."""
+    columns: dict[tuple[str, ...], list[str]] = {}
+    families = [family for family in families if not family.unasked]
+    for family in families:
+        columns.setdefault(tuple(family.methods.values()), []).append(family.name)
+    reasons = dict.fromkeys(r for column in columns for r in column if r not in ("", TILES))
+    numbers = {"": "yes", TILES: "tiles"} | {r: str(i) for i, r in enumerate(reasons, 1)}
+    heads = ["method", *(", ".join(names) for names in columns.values())]
+    names = list(families[0].methods)
+    rows = [
+        (f"`{name}`", *(numbers[column[index]] for column in columns))
+        for index, name in enumerate(names)
+    ]
+    listed = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))
+    return f"{table(heads, rows)}\n{listed}\n"
+
+
+def measured(records: Iterable[Record]) -> str:
+    """A row for each measured export, and the machines."""
+    heads = ("preset", "target", "scheme", "`--tokens`", "export, s", "peak, MB", "checkpoint, MB",
+             "bundle, MB", "planned, written bytes", "run in half the weights", "on")  # fmt: skip
+    rows, places = [], dict[str, int]()
+    for r in records:
+        where = f"{r.machine}, {r.threads} threads, {r.date}"
+        sizes = f"{_number(r.planned_bytes)}, {_number(r.written_bytes)}"
+        rows.append(
+            (r.preset, f"`{r.target}`", f"`{r.scheme}`", _number(r.tokens), _number(r.seconds),
+             _number(r.peak_mb), _number(r.checkpoint_mb), _number(r.bundle_mb), sizes,
+             r.answer or "-", str(places.setdefault(where, len(places) + 1)))
+        )  # fmt: skip
+    if not rows:
+        return f"{MEASURED}None yet.\n"
+    listed = "\n".join(f"{number}. {where}" for where, number in places.items())
+    return f"{MEASURED}{table(heads, rows)}\n{listed}\n"
+
+
+def other(types: Iterable[Outcome]) -> str:
+    """A row for each type."""
+    return table(
+        ("model_type", "", "why"), [(f"`{t.model_type}`", t.result, t.reason) for t in types]
+    )
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join("| " + " | ".join(_cell(text) for text in line) + " |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,8 @@ IN_TREE = re.compile(rf"(?<![\w./~-])(?:{FOLDERS})/[\w./-]*")
 OF_OURS = re.compile(rf"(?<![\w./~-])[\w-]+(?:/[\w.-]+)+\.(?:{SUFFIXES})\b")
 COMING = re.compile(r"(?<![\w*])\*([\w.-]+/[\w./-]*)\*(?!\*)")  # in italics: not there yet
 PLACEHOLDER = re.compile(r"[A-Z][A-Z_]+")  # stands for any name: `to_NAME`
-EXAMPLES = ("edgevlm/compress/tokens/longest.py", "docs/ContribOperators.md")  # written by a reader
+EXAMPLES = ("edgevlm/compress/tokens/longest.py", "edgevlm/models/vlm/deepseek_vl.py",
+            "docs/ContribOperators.md")  # written by a reader  # fmt: skip
 COMMANDS = typer.main.get_command(app).commands
 OPTIONS = {name: {flag for p in c.params for flag in (*p.opts, *p.secondary_opts)}
            for name, c in COMMANDS.items()}  # fmt: skip

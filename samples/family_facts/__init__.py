@@ -1,0 +1,1 @@
+"""What docs/families.md says: `records` are measured, `plans` and `types` asked on the spot."""

@@ -1,0 +1,175 @@
+"""What a family takes and refuses, asked of plans of its tiny preset; no weight is written."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from checkpoints.shared.weights import parameter_shapes
+from make_checkpoint import PRESETS, write_file
+from tokenizers import Tokenizer
+
+from edgevlm.errors import EdgeVLMError, ModelError, PlanError
+from edgevlm.exporters.contract import find_target
+from edgevlm.models.checkpoint import Checkpoint, find
+from edgevlm.planning.plan import make_plan
+from edgevlm.planning.target import check_heads
+from edgevlm.recipe import Recipe
+from edgevlm.registry import FAMILIES, METHODS, TARGETS
+
+TINY = "tiny-"
+
+
+@dataclass(frozen=True)
+class Size:
+    """A preset at its true size: millions of parameters, pixels of a view, visual tokens."""
+
+    preset: str
+    parameters: float
+    view: tuple[int, int]
+    tokens: int | None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a family is and does.
+
+    Attributes:
+        name: Its model type.
+        kind: `vlm` or `encoder`.
+        tiny: Its tiny preset.
+        sizes: Its presets at true size.
+        methods: NAME@SITE -> why it is refused; empty where it is not.
+        targets: Target -> why it is refused; empty where it is not.
+        unasked: Why no plan could be asked here; empty where one could.
+    """
+
+    name: str
+    kind: str
+    tiny: str
+    sizes: tuple[Size, ...]
+    methods: dict[str, str]
+    targets: dict[str, str]
+    unasked: str = ""
+
+
+def facts(folder: Path) -> Iterator[Facts]:
+    """The facts of each family that has a tiny preset, by name.
+
+    Args:
+        folder: Where checkpoints without weights may be written.
+    """
+    tokenizers, presets = dict[str, Tokenizer](), dict[str, list[str]]()
+    for preset, module in PRESETS.items():
+        if preset.startswith(TINY):
+            tokenizers[preset] = module.tokenizer(module.PRESETS[preset])
+            config = module.config(module.PRESETS[preset], tokenizers[preset])
+            presets.setdefault(config["model_type"], []).append(preset)
+    for name in FAMILIES.names():
+        if name not in presets:
+            continue
+        tiny, kind = presets[name][0], FAMILIES.load(name).KIND
+        module, tokenizer = PRESETS[tiny], tokenizers[tiny]
+        try:
+            checkpoint = written(folder / tiny, tiny, module, tokenizer)
+            checkpoint.describe(Recipe(model=checkpoint.model))
+        except ModelError as cause:  # of a library that its encoder needs
+            yield Facts(name, kind, tiny, (), {}, {}, str(cause).partition(";")[0])
+            continue
+        sizes = tuple(_sizes(name, folder, module, tokenizer))
+        targets = {target: _refusal(checkpoint, target) for target in TARGETS.names()}
+        yield Facts(name, kind, tiny, sizes, dict(_methods(checkpoint)), targets)
+
+
+def written(folder: Path, preset: str, module: ModuleType, tokenizer: Tokenizer) -> Checkpoint:
+    """A preset without weights, by another tokenizer than its own where that is quicker."""
+    numbers = module.PRESETS[preset]
+    config = module.config(numbers, tokenizer)
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name, content in {"config.json": config, **module.files(numbers, config)}.items():
+        write_file(folder / name, content)
+    return find(str(folder))
+
+
+def _sizes(
+    family: str, folder: Path, module: ModuleType, tokenizer: Tokenizer
+) -> Iterator[Size]:
+    """The presets of a sample file at true size that are of the family."""
+    for preset, numbers in module.PRESETS.items():
+        config = module.config(numbers, tokenizer)
+        if preset.startswith(TINY) or config["model_type"] != family:
+            continue
+        checkpoint = written(folder / preset, preset, module, tokenizer)
+        described = checkpoint.describe(Recipe(model=str(folder / preset)))
+        shape = getattr(described, "shape", None)
+        count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
+        view = described.image.height, described.image.width
+        yield Size(preset, count / 1e6, view, None if shape is None else shape.tokens)
+
+
+def _methods(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    for name in METHODS.names():
+        for site in METHODS.sites_of(name):
+            yield f"{name}@{site}", method_refusal(checkpoint, name, site)
+
+
+def method_refusal(checkpoint: Checkpoint, name: str, site: str) -> str:
+    """Why a plan refuses a method, without its name; empty where one of its grids takes it."""
+    first = ""
+    for tiles in ((1, 1), (2, 2)):
+        try:
+            recipe = _recipe(checkpoint, name, site, tiles)
+            make_plan(recipe, checkpoint)
+        except EdgeVLMError as cause:
+            first = first or unnamed(str(cause), name, site)
+        else:
+            return "" if tiles == (1, 1) else "only with tiles"
+    return first
+
+
+def unnamed(reason: str, name: str, site: str) -> str:
+    """A refusal without the method's name, so that methods refused alike have one."""
+    bare = re.sub(rf"^(method '{name}'|{name})(:| at site {site})? ?", "", reason)
+    return bare.removesuffix(" (it works there: add @vision)")
+
+
+def _recipe(checkpoint: Checkpoint, name: str, site: str, tiles: tuple[int, int]) -> Recipe:
+    """A recipe with the method at half or a quarter of the tokens that it finds."""
+    model = checkpoint.model
+    described = checkpoint.describe(Recipe(model=model, tiles=tiles))
+    layers = max(1, described.encoder.layers)
+    few = max(1, described.encoder.patches * 3 // 4)
+    speaks = hasattr(described, "decoder")  # else it gives embeddings, and refuses other sites
+    if site != "vision" and not speaks:
+        return Recipe(model=model, methods=(f"{name}@{site}",))
+    if site == "tokens":
+        tokens = None if name == "identity" else max(1, described.shape.tokens // 4)
+        return Recipe(model=model, tiles=tiles, tokens=tokens, methods=(f"{name}@{site}",))
+    options = {"dymu": "merges=" + "+".join(["2"] * layers), "tome": f"patches={few},by={layers}",
+               "soft_merge": f"patches={few},layer=1", "mustdrop": f"patches={few}"}  # fmt: skip
+    if site == "decoder":
+        total, depth = described.shape.tokens, len(described.decoder.layers)
+        one, many = f"tokens={total // 2},layer=1", f"tokens={total // 2},layers=1"
+        options = {"fastv": one, "dart": one, "holitom": one, "exit": "layer=1", "mustdrop": many,
+                   "pyramiddrop": "layers=1", "sparsevlm": many, "visiondrop": many,
+                   "vflowopt": many,
+                   "schedule": f"stages=1x{total}+{depth - 1}x{total // 2}"}  # fmt: skip
+    given = f":{options[name]}" if name in options else ""
+    return Recipe(model=model, tiles=tiles, methods=(f"{name}@{site}{given}",))
+
+
+def _refusal(checkpoint: Checkpoint, target: str) -> str:
+    """Why a target takes no checkpoint of the family's tiny preset; its schemes are no matter."""
+    recipe = Recipe(model=checkpoint.model, target=target)
+    described = checkpoint.describe(recipe)
+    try:
+        if hasattr(described, "decoder"):
+            check_heads(recipe, find_target(target), described.decoder)
+    except PlanError as cause:
+        return str(cause)
+    return ""
