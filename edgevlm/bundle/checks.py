@@ -37,6 +37,8 @@ ITEMS = {
     "prompt": ("ids", "image", "user_text", "text"), "turn": ("ids", "user_text", "text"),
     "text": ("ids", "user_text", "text"),
     "image": ("ids", "visual", "timestamp", "duration", "text"), "between": ("ids", "text"),
+    "prompt_system": ("ids", "system_text", "text"), "text_system": ("ids", "system_text", "text"),
+    "text_text": ("ids", "text"), "text_image": ("ids", "text"), "image_end": ("ids", "text"),
 }  # fmt: skip
 
 
@@ -219,14 +221,19 @@ def _grid(item: LayoutItem, axes: int, where: str) -> None:
 def places(sequence: Layout, total: int, visual_tokens: int, context: int) -> None:
     """Check that a turn has one picture, of all `total` places, and one question, in the context.
 
+    With a system text it has that once, too.
+
     Args:
         sequence: Its layout.
         total: Places of visual tokens of all views.
         visual_tokens: Those that are kept.
         context: Rows of the cache.
     """
-    for name in ("prompt", "text", "turn"):
-        kinds = ("image", "user_text") if name == "prompt" else ("user_text",)
+    kinds_of = {
+        "prompt": ("image", "user_text"), "text": ("user_text",), "turn": ("user_text",),
+        "prompt_system": ("system_text",), "text_system": ("system_text",),
+    }  # fmt: skip
+    for name, kinds in kinds_of.items():
         items = getattr(sequence, name)
         if name != "prompt" and not items:  # the model has no such turns
             continue
@@ -235,6 +242,11 @@ def places(sequence: Layout, total: int, visual_tokens: int, context: int) -> No
             expect(count == 1, f"host.layout.{name} has {count} items '{kind}', expected one")
         fixed = sum(len(item.ids) for item in items)
         expect(fixed <= context, f"host.layout.{name} has {fixed} tokens of {context}")
+    both = bool(sequence.prompt_system) == bool(sequence.text_system) <= bool(sequence.text)
+    expect(both, "host.layout has prompt_system or text_system without the other, or without text")
+    order = [item.kind for item in sequence.prompt if item.kind in ("image", "user_text")]
+    good = not sequence.mixes or (bool(sequence.text) and order == ["image", "user_text"])
+    expect(good, "host.layout.mixes needs text, and a prompt with the picture before the question")
     at = 0
     for item in sequence.image:
         if item.kind == "visual":

@@ -34,17 +34,18 @@ LEVELS = tuple(f"level_{index}" for index in range(8))
 class LayoutItem:
     """One item of the sequence.
 
-    kind `ids`: fixed rows of the embedding table. `image`: the parts of `Layout.image`, once per
-    image or clip. `visual`: the visual tokens whose kept position lies in [start, stop), in the
-    order of `reduce`. `user_text`, `timestamp` (of frame `start`, as MM:SS), `duration` (H:MM:SS):
-    text known at run time, tokenized together with `prefix` and `suffix`. `text`: fixed text.
-    Neighbouring items of text are one run, which is tokenized as one.
+    kind `ids`: fixed rows of the embedding table. `image`: the parts of `Layout.image`, once for
+    each image or clip, or with a `stop` for those of [start, stop). `visual`: the visual tokens
+    whose kept position lies in [start, stop), in the order of `reduce`. `user_text`, `system_text`,
+    `timestamp` (of frame `start`, as MM:SS), `duration` (H:MM:SS): text known at run time,
+    tokenized together with `prefix` and `suffix`. `text`: fixed text. Neighbouring items of text
+    are one run, which is tokenized as one.
 
     The question loses white space at the sides that `trim` names (`left`, `right`, `both`, or
-    nothing), as the chat template says; the run loses it at the sides that `strip` of its first and
-    of its last item name, to the special tokens beside it. With `blank` of its first item a run
-    that does not begin with a blank gets one; with `after` it is tokenized behind that text, whose
-    ids are dropped.
+    nothing), as the chat template says, and so does a system text; the run loses it at the sides
+    that `strip` of its first and of its last item name, to the special tokens beside it. With
+    `blank` of its first item a run that does not begin with a blank gets one; with `after` it is
+    tokenized behind that text, whose ids are dropped.
 
     Where rotary positions have several axes, the visual tokens [start, stop) are a `grid` of as
     many sides (time, height, width), in raster order: a token's place in it, added to the position
@@ -73,6 +74,13 @@ class Layout:
     `image` is what stands for one picture or clip in `prompt`, `between` what stands between two
     of them. With `one_image` the model's template has no place for a second one. `text` and `turn`
     are empty where the model has no such turns.
+
+    With a system text `prompt_system` goes in place of what `prompt` has in front of its picture,
+    and `text_system` in place of what `text` has in front of the question; both are empty where the
+    model's template has no place for one. Where a first turn `mixes` texts and pictures in any
+    order, `text_text` stands between two texts, `text_image` between a text and a picture, and
+    `image_end` behind a picture that is last; what else it needs is in `prompt`, `text` and
+    `between`.
     """
 
     prompt: tuple[LayoutItem, ...]
@@ -81,6 +89,12 @@ class Layout:
     turn: tuple[LayoutItem, ...]
     between: tuple[LayoutItem, ...] = ()
     one_image: bool = False
+    prompt_system: tuple[LayoutItem, ...] = ()
+    text_system: tuple[LayoutItem, ...] = ()
+    mixes: bool = False
+    text_text: tuple[LayoutItem, ...] = ()
+    text_image: tuple[LayoutItem, ...] = ()
+    image_end: tuple[LayoutItem, ...] = ()
 
     def image_tokens(self, visual_tokens: int) -> int:
         """Tokens of the sequence that one image or clip takes, markers included."""
@@ -246,7 +260,7 @@ def _fixed_tokens(items: tuple[LayoutItem, ...], image_tokens: int) -> int:
     """Tokens of items but their visual ones; text known at run time counts its most."""
     # "01:23" and "0:01:23" tokenize to at most one token per character, with the words around them
     # about as many tokens as words; the exact number is known at run time and is never larger.
-    sizes = {"image": image_tokens, "visual": 0, "user_text": 0}
+    sizes = {"image": image_tokens, "visual": 0, "user_text": 0, "system_text": 0}
     return sum(
         len(p.ids) if p.kind == "ids" else sizes.get(p.kind, len(p.prefix) + len(p.suffix) + 7)
         for p in items

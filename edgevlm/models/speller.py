@@ -67,7 +67,8 @@ class Speller:
     def ids(self, text: str) -> list[int]:
         """Ids of a whole text by the checkpoint's own tokenizer, in one call."""
         add = not self.written(text)
-        return list(map(int, self.own(text, add_special_tokens=add)["input_ids"]))
+        ids = self.own(text, add_special_tokens=add, verbose=False)["input_ids"]  # of any length
+        return list(map(int, ids))
 
     def start(self, text: str) -> tuple[int, ...]:
         """The ids that the tokenizer puts in front of a whole text.

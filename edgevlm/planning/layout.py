@@ -12,9 +12,10 @@ A tokenizer that does more than a layout can say differs in step 3, and the chec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, takewhile
 
 import numpy as np
 
@@ -22,11 +23,12 @@ from edgevlm.bundle.host import Layout, LayoutItem
 from edgevlm.errors import ModelError
 from edgevlm.models.family import TABLE_ROW, Description
 from edgevlm.models.speller import Speller
-from edgevlm.planning.prompt import PROBES, QUESTION, REPLY, Prompts
-from edgevlm.runtimes.loops.spelling import Slot, Visual, spell, words
+from edgevlm.planning.prompt import MIXTURES, PROBES, QUESTION, REPLY, SYSTEM, Prompts
+from edgevlm.runtimes.loops.spelling import Slot, Visual, bare, first_turn, spell, words
 
 # A reply may end in what its tokenizer joins to the next turn; then another one shows the border.
 REPLIES = ("A pot of flowers", "A pot of flowers.", "It is 7")
+MARKED = ("image", "user_text")  # items at which a turn's opening ends
 NOTHING = Layout((), (), (), ())
 _CLIP = Visual(np.zeros((0, 0), np.float32), np.zeros(0, np.int32), (41.5,) * 4096, 125.9)
 
@@ -40,12 +42,58 @@ class _Part:
     inside: bool = False
 
 
+@dataclass(frozen=True)
+class _Turns:
+    """The texts of turns, with the parts of an image in place of the placeholder `mark`."""
+
+    prompts: Prompts
+    mark: str
+    image: Sequence[_Part]
+    speller: Speller
+
+    def parts(self, text: str) -> list[_Part]:
+        before, *others = text.split(self.mark)
+        parts = _marked(before, self.prompts)
+        for other in others:
+            parts += [*self.image, *_marked(other, self.prompts)]
+        return parts
+
+    def items(self, text: str) -> list[tuple[bool, LayoutItem]]:
+        return _items(self.parts(text), self.speller)
+
+    def check(self, text: str, layout: Layout, order: str, system: bool = False) -> None:
+        """Compare the ids of a layout, for odd questions, with those of one call over the text.
+
+        `order` has the turn's texts (T) and images (I); `system` says whether there is a system
+        text.
+
+        Raises:
+            ModelError: If one differs.
+        """
+        speller, parts = self.speller, self.parts(text)
+        for probe in PROBES:
+            expected = speller.ids(_text(parts, probe, known=True))
+            texts = [None if kind == "I" else probe for kind in order]
+            items = first_turn(layout, texts, probe if system else None)
+            actual = _spelled(items, layout, order.count("I"), probe, speller)
+            if actual != expected:
+                pairs = enumerate(zip(actual, expected, strict=False))
+                differs = next((index for index, pair in pairs if len(set(pair)) > 1), -1)
+                raise ModelError(
+                    "the tokenizer cuts a prompt's text otherwise as a whole than in parts: asked"
+                    f" {probe[:40]!r}, token {differs} is"
+                    f" {speller.own.convert_ids_to_tokens(expected[differs])!r} of the whole text;"
+                    " no layout can say so"
+                )
+
+
 def make_layout(
     description: Description, prompts: Prompts, speller: Speller, reduced: bool
 ) -> Layout:
     """Items of a first turn with and without an image, of one image, and of a further turn.
 
-    Where the template has a place for a second image, also what stands between the two.
+    Where the template has a place for them, also what a second image, a system text, and texts and
+    images in any order need.
 
     Args:
         description: The family's numbers.
@@ -56,34 +104,80 @@ def make_layout(
     Raises:
         ModelError: If a token of the prompt has no row, or the tokenizer does what no layout says.
     """
-    before, _, after = prompts.first.partition(description.placeholder)
     image = description.reduced_image if reduced else description.full_image
     shown = _image_parts(image, speller.placeholder, speller.vocabulary)
-    outer = _marked(before, prompts.trim), _marked(after, prompts.trim)
-    whole = [*outer[0], *shown, *outer[1]]
-    items = _items(whole, speller)
-    at = next(index for index, (inside, _) in enumerate(items) if inside)
-    outside = [item for inside, item in items if not inside]
+    mark = description.placeholder
+    turns = _Turns(prompts, mark, shown, speller)
+    items = turns.items(prompts.first)
     layout = Layout(
-        prompt=_started(_text(whole), [*outside[:at], LayoutItem("image"), *outside[at:]], speller),
+        prompt=_started(_text(turns.parts(prompts.first)), _outside(items), speller),
         image=_merged([item for inside, item in items if inside]),
         text=(),
         turn=(),
     )
-    _check(whole, layout.prompt, layout, 1, speller)
+    turns.check(prompts.first, layout, "IT")
+    timed = any(item.kind in ("timestamp", "duration") for item in layout.image)
     if prompts.between is None:
         layout = replace(layout, one_image=True)
     else:
-        two = [*outer[0], *shown, _Part(prompts.between), *shown, *outer[1]]
-        layout = replace(layout, between=_between(_items(two, speller)))
-        if not any(item.kind in ("timestamp", "duration") for item in layout.image):
-            _check(two, layout.prompt, layout, 2, speller)
+        two = prompts.first.replace(mark, f"{mark}{prompts.between}{mark}")
+        layout = replace(layout, between=_between(turns.items(two)))
+        if not timed:
+            turns.check(two, layout, "IIT")
     if not description.chats:
         return layout
-    plain = _marked(prompts.plain, prompts.trim)
-    text = _started(prompts.plain, [item for _, item in _items(plain, speller)], speller)
-    _check(plain, text, layout, 0, speller)
-    return replace(layout, text=text, turn=_further(prompts, speller))
+    text = _started(prompts.plain, _outside(turns.items(prompts.plain)), speller)
+    layout = replace(layout, text=text, turn=_further(prompts, speller))
+    turns.check(prompts.plain, layout, "T")
+    layout = _with_system(layout, turns)
+    return layout if timed else _with_mixtures(layout, turns)
+
+
+def _with_system(layout: Layout, turns: _Turns) -> Layout:
+    """The layout with openings that have a system text; without, where no layout can say them."""
+    system, openings = turns.prompts.system, []
+    if system is None:
+        return layout
+    try:
+        for text in (system.first, system.plain):
+            items = bare(_outside(turns.items(text)))
+            opening = takewhile(lambda item: item.kind not in MARKED, items)
+            openings.append(_started(text, list(opening), turns.speller))
+        made = replace(layout, prompt_system=openings[0], text_system=openings[1])
+        turns.check(system.first, made, "IT", system=True)
+        turns.check(system.plain, made, "T", system=True)
+    except ModelError:
+        return layout
+    return made
+
+
+def _with_mixtures(layout: Layout, turns: _Turns) -> Layout:
+    """The layout for texts and images in any order; without, where no layout can say them."""
+    prompts, mark = turns.prompts, turns.mark
+    if prompts.joints is None:
+        return layout
+    try:
+        items = bare(_outside(turns.items(prompts.mixture("TTI", mark))))
+        first, second, image = [i for i, item in enumerate(items) if item.kind in MARKED]
+        made = replace(
+            layout,
+            mixes=True,
+            text_text=_merged(items[first + 1 : second]),
+            text_image=_merged(items[second + 1 : image]),
+            image_end=_merged(items[image + 1 :]),
+        )
+        for order in MIXTURES:
+            turns.check(prompts.mixture(order, mark), made, order)
+    except ModelError:
+        return layout
+    return made
+
+
+def _outside(items: Sequence[tuple[bool, LayoutItem]]) -> list[LayoutItem]:
+    """Items of a turn, with one in place of those of an image."""
+    outside = [item for inside, item in items if not inside]
+    at = next((index for index, (inside, _) in enumerate(items) if inside), None)
+    return outside if at is None else [*outside[:at], LayoutItem("image"), *outside[at:]]
 
 
 def _between(items: Sequence[tuple[bool, LayoutItem]]) -> tuple[LayoutItem, ...]:
@@ -93,15 +187,15 @@ def _between(items: Sequence[tuple[bool, LayoutItem]]) -> tuple[LayoutItem, ...]
     return _merged(runs[images[0] + 1][1]) if len(images) == 2 else ()
 
 
-def _marked(text: str, trim: str) -> list[_Part]:
-    """Fixed text, the question, and a reply."""
-    parts: list[_Part] = []
-    for part in (
-        text.replace(QUESTION, f"\0{QUESTION}\0").replace(REPLY, f"\0{REPLY}\0").split("\0")
-    ):
-        kind = {QUESTION: LayoutItem("user_text", trim=trim), REPLY: LayoutItem("reply")}.get(part)
-        parts += [_Part(part, kind)] if part else []
-    return parts
+def _marked(text: str, prompts: Prompts) -> list[_Part]:
+    """Fixed text, texts of a user, and a reply."""
+    items = {
+        QUESTION: LayoutItem("user_text", trim=prompts.trim),
+        REPLY: LayoutItem("reply"),
+        SYSTEM: LayoutItem("system_text", trim=prompts.system.trim if prompts.system else ""),
+    }
+    found = re.split(f"([{QUESTION}{REPLY}{SYSTEM}])", text)
+    return [_Part(part, items.get(part)) for part in found if part]
 
 
 def _image_parts(
@@ -219,7 +313,7 @@ def _further(prompts: Prompts, speller: Speller) -> tuple[LayoutItem, ...]:
     A tokenizer that puts a blank in front of every text gives one to a run that begins within one.
     Then the run is tokenized behind another reply.
     """
-    items = [item for _, item in _items(_marked(prompts.both, prompts.trim), speller)]
+    items = [item for _, item in _items(_marked(prompts.both, prompts), speller)]
     (at,) = [index for index, item in enumerate(items) if item.kind == "reply"]
     answered, rest = items[at], items[at + 1 :]
     if answered.suffix:
@@ -237,7 +331,7 @@ def _follows(items: Sequence[LayoutItem], prompts: Prompts, speller: Speller, re
     """Whether ids of a first turn, of a reply and of these items are those of one call."""
     before, _, after = prompts.both.partition(REPLY)
     before = before.replace(QUESTION, "Why?") + reply
-    turn = _marked(after, prompts.trim)
+    turn = _marked(after, prompts)
     return all(
         speller.ids(before + _text(turn, probe, known=True))
         == speller.ids(before) + _spelled(items, NOTHING, 0, probe, speller)
@@ -245,38 +339,8 @@ def _follows(items: Sequence[LayoutItem], prompts: Prompts, speller: Speller, re
     )
 
 
-def _check(
-    parts: Sequence[_Part],
-    items: Sequence[LayoutItem],
-    layout: Layout,
-    images: int,
-    speller: Speller,
-) -> None:
-    """Compare the ids of a layout, for odd questions, with those of one call over the text.
-
-    Raises:
-        ModelError: If one differs.
-    """
-    for probe in PROBES:
-        expected = speller.ids(_text(parts, probe, known=True))
-        actual = _spelled(items, layout, images, probe, speller)
-        if actual != expected:
-            pairs = enumerate(zip(actual, expected, strict=False))
-            differs = next((index for index, pair in pairs if len(set(pair)) > 1), -1)
-            raise ModelError(
-                f"the tokenizer cuts a prompt's text otherwise as a whole than in parts: asked"
-                f" {probe[:40]!r}, token {differs} is"
-                f" {speller.own.convert_ids_to_tokens(expected[differs])!r} of the whole text; no"
-                " layout can say so"
-            )
-
-
 def _spelled(
-    items: Sequence[LayoutItem],
-    layout: Layout,
-    images: int,
-    question: str,
-    speller: Speller,
+    items: Sequence[LayoutItem], layout: Layout, images: int, question: str, speller: Speller
 ) -> list[int]:
     """Ids of a turn by its layout, with the placeholder's id for visual tokens and extra rows."""
     ids: list[int] = []

@@ -26,21 +26,28 @@ from edgevlm.models import templates
 from edgevlm.models.family import TABLE_ROW, Description
 from edgevlm.models.processor import chat_template, takes_clips
 from edgevlm.models.speller import Speller
-from edgevlm.runtimes.loops.spelling import Slot, Visual, spell
+from edgevlm.planning.prompt import render_prompts
+from edgevlm.runtimes.loops.spelling import Slot, Visual, first_turn, spell
 
 # White space at both ends, capitals, digits, marks, letters with accents and of another script.
 ODD_QUESTION = "  What's in THIS picture -- 3 flowers, or a na\u00efve 花 (1,024 px)?\n "
+ODD_SYSTEM = "\n Say it in ONE line; caf\u00e9s (No. 2) 花 count twice -- \n"
+# Texts (T) and images (I) in an order of their own.
+MIXTURE = "TITTI"
 _SLOT = -1
 
 
 @dataclass(frozen=True)
 class PromptComparison:
-    """Prompts without an image, with one and with two, by the processor and by the layout.
+    """Prompts of texts and images by the processor and by the layout.
+
+    They are one without an image, with one and with two; with a system text, and of texts and two
+    images in another order, where the layout has these.
 
     Attributes:
         equal: Share of the prompts whose ids are equal, visual tokens left out. Of a clip there
-            are not two; of one that the processor does not take (Idefics3) only the prompt without
-            is compared.
+            are not two; of one that the processor does not take (Idefics3) only prompts without
+            are compared.
         image_tokens: Visual tokens that the processor writes for one image or clip.
         expected_tokens: Those that the family says.
         difference: The first difference in one line; empty where there is none.
@@ -61,7 +68,7 @@ def compare_prompts(
     tokenizer: Tokenizer,
     picture: Image.Image,
 ) -> PromptComparison:
-    """Ask an odd question without an image, with one, and with two.
+    """Ask odd questions, see `PromptComparison`.
 
     Args:
         description: The family's numbers.
@@ -76,21 +83,20 @@ def compare_prompts(
         description.processor_tokens or _count(description.full_image),
         _clip(description),
     )
-    prompts = []
-    if description.chats:
-        prompts.append((0, speller.ids(_text(description, processor, images=0))))
-    count = expected
-    if description.image.frames == 1 or takes_clips(processor):
-        ids = processor_ids(description, processor, options, speller, picture, clip)
-        prompts.append((1, ids))
-        count = ids.count(speller.slot)
-    if description.image.frames == 1 and not layout.one_image:
-        ids = processor_ids(description, processor, options, speller, picture, clip, images=2)
-        prompts.append((2, ids))
-    pairs, gone = [], _gone(description, layout, speller)
-    for images, ids in prompts:
-        items, spelled = layout.prompt if images else layout.text, list[int]()
-        for part in spell(items, layout, tokenizer, ODD_QUESTION, [clip] * images):
+    pairs, count, gone = [], expected, _gone(description, layout, speller)
+    for order, system in _asked(description, processor, layout):
+        text, images = _text(description, processor, order, system), order.count("I")
+        if images:
+            ids = processor_ids(
+                description, processor, options, speller, picture, clip, text, images
+            )
+        else:
+            ids = speller.ids(text)
+        if order == "IT" and not system:
+            count = ids.count(speller.slot)
+        parts = [None if kind == "I" else ODD_QUESTION for kind in order]
+        items, spelled = first_turn(layout, parts, ODD_SYSTEM if system else None), list[int]()
+        for part in spell(items, layout, tokenizer, "", [clip] * images):
             spelled += [_SLOT] if isinstance(part, Slot) else part
         pairs.append((_squeezed(spelled, speller, gone), _squeezed(ids, speller, gone)))
     difference = next((_line(speller, *pair) for pair in pairs if pair[0] != pair[1]), "")
@@ -103,6 +109,24 @@ def compare_prompts(
     return PromptComparison(equal, count, expected, difference)
 
 
+def _asked(description: Description, processor: Any, layout: Layout) -> list[tuple[str, Any]]:
+    """Orders of texts (T) and images (I), each with the content of a system message or None."""
+    clip, system = description.image.frames > 1, None
+    if layout.prompt_system and (texts := render_prompts(description, processor).system):
+        system = texts.form(ODD_SYSTEM)
+    asked: list[tuple[str, Any]] = [("T", None)] if description.chats else []
+    takes = not clip or takes_clips(processor)
+    if takes:
+        asked.append(("IT", None))
+    if not clip and not layout.one_image:
+        asked.append(("IIT", None))
+    if system:
+        asked.append(("T", system))
+    if takes and (system or layout.mixes):
+        asked.append((MIXTURE if layout.mixes else "IT", system))
+    return asked
+
+
 def processor_ids(
     description: Description,
     processor: Any,
@@ -110,10 +134,11 @@ def processor_ids(
     speller: Speller,
     picture: Image.Image,
     clip: Visual,
-    images: int = 1,
+    text: str,
+    images: int,
 ) -> list[int]:
-    """Ids of a first turn with so many images, or with a clip, by the processor alone."""
-    image, text = description.image, _text(description, processor, images)
+    """Ids of a first turn's text with so many images, or with a clip, by the processor alone."""
+    image = description.image
     if image.frames == 1:
         for name, value in options.items():  # LLaVA's counts tokens by its attribute
             setattr(processor.image_processor, name, value)
@@ -142,24 +167,21 @@ def _ids(processor: Any, speller: Speller, text: str, **inputs: Any) -> list[int
     return list(map(int, ids))
 
 
-def _text(description: Description, processor: Any, images: int) -> str:
+def _text(description: Description, processor: Any, order: str, system: Any) -> str:
     """What the checkpoint's own template writes."""
     template = chat_template(processor)
     if template is None:
-        return description.placeholder * images + ODD_QUESTION
+        return order.replace("I", description.placeholder).replace("T", ODD_QUESTION)
     kind = "video" if description.image.frames > 1 else "image"
-    content = [{"type": kind}] * images
-    content.append({"type": "text", "text": ODD_QUESTION})
+    parts = {"I": {"type": kind}, "T": {"type": "text", "text": ODD_QUESTION}}
+    chat = [{"role": "system", "content": system}] if system else []
+    chat.append({"role": "user", "content": [parts[part] for part in order]})
     # A processor does not ask its tokenizer for one; for a clip it may have one of its own.
-    own = processor.chat_template or (images and description.chat_template)
+    own = processor.chat_template or ("I" in order and description.chat_template)
     named = None if own else template
     with templates.limited():
         return str(
-            processor.apply_chat_template(
-                [{"role": "user", "content": content}],
-                chat_template=named,
-                add_generation_prompt=True,
-            )
+            processor.apply_chat_template(chat, chat_template=named, add_generation_prompt=True)
         )
 
 

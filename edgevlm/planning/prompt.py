@@ -1,15 +1,19 @@
-"""What the checkpoint's chat template writes, around the question, the images and a reply.
+"""What the checkpoint's chat template writes around the question, images, a system text, a reply.
 
 The template is rendered once, at plan time, with marks where run-time text goes: a device then
 needs neither Jinja nor the template. It is the one that the checkpoint's own processor would take,
 with the special tokens that its tokenizer names. Where it does more with a question than take white
-space off its ends, no fixed text can say so, and the checkpoint is refused.
+space off its ends, no fixed text can say so, and the checkpoint is refused. What it does with a
+system text, and with texts and images in any order, is tried too; where that cannot be said, the
+bundle takes no system text, or no such prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from edgevlm.bundle.host import SIDES
@@ -20,12 +24,45 @@ from edgevlm.models.processor import chat_template
 from edgevlm.runtimes.loops.spelling import trimmed
 
 # Private-use characters: no tokenizer text and no question holds them.
-QUESTION, REPLY = "\ue000", "\ue001"
+QUESTION, REPLY, SYSTEM = "\ue000", "\ue001", "\ue002"
 # Questions that a filter of a template would change.
 PROBES = (
     "  What is\tthis? \n", "\n\nA Question, IN CAPITALS\n- one\n- two  ", "", "   ", "7",
     "a <b>&amp;</b> \"c\" 'd' \\n {{ e }} {% f %} ﬁ é e\u0301 漢字 🙂", "A  wide   gap, " * 200,
 )  # fmt: skip
+# System texts: a loop takes no blank one, which many a template leaves out.
+SYSTEM_PROBES = tuple(probe for probe in PROBES if probe.strip())
+# First turns of texts (T) and images (I): every pair of neighbours, at every distance from the end.
+MIXTURES = ("TI", "TT", "TIT", "ITI", "TITIT", "ITTI", "TIITTTI", "ITIITIT")
+# Forms of a system message's content. A template made for a language model, such as Qwen3's
+# (`messages[0].content + ...`), takes a plain text alone.
+FORMS: tuple[Callable[[str], Any], ...] = (lambda text: [{"type": "text", "text": text}], str)
+
+
+@dataclass(frozen=True)
+class SystemTexts:
+    """First turns with a system text, which change nothing from the image or the question on.
+
+    Attributes:
+        first: One with an image; `SYSTEM` marks the system text.
+        plain: One without.
+        trim: Sides at which the template takes white space off the system text.
+        form: Makes the content of a message of a text, one of `FORMS`.
+    """
+
+    first: str
+    plain: str
+    trim: str
+    form: Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Joints:
+    """Text between two texts, between a text and an image, and behind an image that is last."""
+
+    text_text: str
+    text_image: str
+    image_end: str
 
 
 @dataclass(frozen=True)
@@ -38,6 +75,9 @@ class Prompts:
         both: A first turn, its reply, and a further turn.
         between: Text between two images; None where the template has no place for a second one.
         trim: Sides at which the template takes white space off the question.
+        system: Openings with a system text; None where the template has no place for one.
+        joints: What else stands between texts and images in any order; None where the template has
+            an order of its own.
     """
 
     first: str
@@ -45,10 +85,56 @@ class Prompts:
     both: str
     between: str | None
     trim: str
+    system: SystemTexts | None = None
+    joints: Joints | None = None
 
     def further(self) -> str:
         """A further turn: what follows the reply."""
         return self.both.partition(REPLY)[2]
+
+    def mixture(self, order: str, mark: str) -> str:
+        """A first turn of texts (T) and images (I), for which `mark` stands."""
+        assert self.joints is not None
+        opening, _, rest = self.first.partition(mark)
+        image_text, _, end = rest.partition(QUESTION)
+        joints = {
+            "^I": opening, "^T": self.plain.partition(QUESTION)[0], "II": self.between or "",
+            "IT": image_text, "TI": self.joints.text_image, "TT": self.joints.text_text,
+            "T$": end, "I$": self.joints.image_end,
+        }  # fmt: skip
+        shown = {"I": mark, "T": QUESTION, "$": ""}
+        pairs = pairwise(f"^{order}$")
+        return "".join(joints[left + right] + shown[right] for left, right in pairs)
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A template, the names of its special tokens, and the kind of its images."""
+
+    source: str
+    names: dict[str, str]
+    content_type: str
+
+    def texts(self, chats: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+        # Imported here: transformers is heavy and only plans need it.
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        with templates.limited():
+            rendered, _ = render_jinja_template(
+                list(chats), chat_template=self.source, add_generation_prompt=True, **self.names
+            )
+        return list(rendered)
+
+    def turns(self, question: str, system: Sequence[dict[str, Any]] = ()) -> list[str]:
+        """Texts of a first turn with an image, of one without, and of two turns."""
+        reply = {"role": "assistant", "content": [{"type": "text", "text": REPLY}]}
+        first, plain = self.user("IT", question), self.user("T", question)
+        return self.texts([[*system, first], [*system, plain], [*system, first, reply, plain]])
+
+    def user(self, order: str, text: str = QUESTION) -> dict[str, Any]:
+        """A user's message: images (I), and the text (T) as often as it is named."""
+        parts = {"I": {"type": self.content_type}, "T": {"type": "text", "text": text}}
+        return {"role": "user", "content": [parts[kind] for kind in order]}
 
 
 def render_prompts(description: Description, processor: Any) -> Prompts:
@@ -58,59 +144,63 @@ def render_prompts(description: Description, processor: Any) -> Prompts:
         ModelError: If the template does not render, loses the question or the image, or does with a
             question what no layout can say.
     """
-    template = description.chat_template or chat_template(processor)
-    if template is None:
-        image = description.placeholder
-        both = f"{image}{QUESTION}{REPLY}\n{QUESTION}"
-        return Prompts(f"{image}{QUESTION}", QUESTION, both, between="", trim="")
-    templates.check(template)
-    if "strftime_now" in template:
+    mark = description.placeholder
+    source = description.chat_template or chat_template(processor)
+    if source is None:
+        both = f"{mark}{QUESTION}{REPLY}\n{QUESTION}"
+        return Prompts(f"{mark}{QUESTION}", QUESTION, both, between="", trim="")
+    templates.check(source)
+    if "strftime_now" in source:
         raise ModelError(
             "the chat template writes today's date (strftime_now), and prompts are fixed;"
             " put a date into it"
         )
     names = processor.tokenizer.special_tokens_map
-    first, plain, both = texts = _render(description, template, names, QUESTION)
+    template = _Template(source, names, description.content_type)
+    first, plain, both = texts = template.turns(QUESTION)
     written = f"{first}{both.partition(REPLY)[2]}"
-    if first.count(description.placeholder) != 1 or QUESTION not in written:
+    if first.count(mark) != 1 or QUESTION not in written:
         raise ModelError(
-            f"the chat template must write '{description.placeholder}' once and the question;"
-            f" it wrote {first!r}"
+            f"the chat template must write '{mark}' once and the question; it wrote {first!r}"
         )
     if both.count(REPLY) != 1 or any(text.count(QUESTION) > 1 for text in (first, plain)):
         raise ModelError(f"the chat template must write a question and a reply once, not {both!r}")
-    probed = [_render(description, template, names, probe) for probe in PROBES]
+    probed = [template.turns(probe) for probe in PROBES]
+    trim = _trim(QUESTION, texts, PROBES, probed)
+    if trim is None:
+        raise ModelError(
+            "the chat template changes the question, or goes by what it says; only white space at"
+            f" its ends can be taken off: of {PROBES[0]!r} it made {probed[0][1]!r}"
+        )
+    made = Prompts(first, plain, both, _between(template, mark, first), trim)
+    return replace(made, system=_system(template, mark, made), joints=_joints(template, mark, made))
+
+
+def _trim(
+    mark: str, texts: Sequence[str], probes: Sequence[str], probed: Sequence[Sequence[str]]
+) -> str | None:
+    """Sides at which a template takes white space off what `mark` stands for; None if it does else.
+
+    Args:
+        mark: The mark.
+        texts: Texts with it.
+        probes: What is put in its place.
+        probed: The same texts for each probe.
+    """
     for trim in SIDES:
         if all(
-            [text.replace(QUESTION, trimmed(probe, trim)) for text in texts] == made
-            for probe, made in zip(PROBES, probed, strict=True)
+            [text.replace(mark, trimmed(probe, trim)) for text in texts] == list(made)
+            for probe, made in zip(probes, probed, strict=True)
         ):
-            between = _between(description, template, names, first)
-            return Prompts(first, plain, both, between, trim)
-    raise ModelError(
-        "the chat template changes the question, or goes by what it says; only white space at its"
-        f" ends can be taken off: of {PROBES[0]!r} it made {probed[0][1]!r}"
-    )
+            return trim
+    return None
 
 
-def _render(
-    description: Description, template: str, names: dict[str, str], question: str
-) -> list[str]:
-    """Texts of a first turn with an image, of one without, and of two turns."""
-    reply = {"role": "assistant", "content": [{"type": "text", "text": REPLY}]}
-    first, plain = _user(description, 1, question), _user(description, 0, question)
-    return _rendered([[first], [plain], [first, reply, plain]], template, names)
-
-
-def _between(
-    description: Description, template: str, names: dict[str, str], first: str
-) -> str | None:
+def _between(template: _Template, mark: str, first: str) -> str | None:
     """What a template writes between images; None if it refuses several, or numbers them."""
-    mark = description.placeholder
     before, _, after = first.partition(mark)
-    chats = [[_user(description, count, QUESTION)] for count in (2, 3)]
     try:
-        two, three = _rendered(chats, template, names)
+        two, three = template.texts([[template.user("IIT")], [template.user("IIIT")]])
     except ModelError:  # many a template raises an error of its own
         return None
     start, end = f"{before}{mark}", f"{mark}{after}"
@@ -120,19 +210,49 @@ def _between(
     return between if written == expected else None
 
 
-def _rendered(
-    chats: Sequence[Sequence[dict[str, Any]]], template: str, names: dict[str, str]
-) -> list[str]:
-    # Imported here: transformers is heavy and only plans need it.
-    from transformers.utils.chat_template_utils import render_jinja_template
+def _system(template: _Template, mark: str, prompts: Prompts) -> SystemTexts | None:
+    """Turns with a system text; None if the template refuses, loses or changes it.
 
-    with templates.limited():
-        rendered, _ = render_jinja_template(
-            list(chats), chat_template=template, add_generation_prompt=True, **names
-        )
-    return list(rendered)
+    It must not change what follows the opening either, further turns among it.
+    """
+    texts = prompts.first, prompts.plain, prompts.both
+    first = f"{re.escape(mark)}|{QUESTION}"
+    rests = [text[len(re.split(first, text, maxsplit=1)[0]) :] for text in texts]
+    for form in FORMS:
+
+        def turns(system: str, form: Callable[[str], Any] = form) -> list[str]:
+            return template.turns(QUESTION, [{"role": "system", "content": form(system)}])
+
+        try:
+            made = turns(SYSTEM)
+            probed = [turns(probe) for probe in SYSTEM_PROBES]
+        except ModelError:
+            continue
+        openings = [text.removesuffix(rest) for text, rest in zip(made, rests, strict=True)]
+        whole = [opening + rest for opening, rest in zip(openings, rests, strict=True)] == made
+        once = all(opening.count(SYSTEM) == 1 for opening in openings)
+        trim = _trim(SYSTEM, made, SYSTEM_PROBES, probed)
+        if whole and once and openings[2] == openings[0] and trim is not None:
+            return SystemTexts(made[0], made[1], trim, form)
+    return None
 
 
-def _user(description: Description, images: int, question: str) -> dict[str, Any]:
-    content = [{"type": description.content_type}] * images
-    return {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+def _joints(template: _Template, mark: str, prompts: Prompts) -> Joints | None:
+    """What stands between texts and images; None if that depends on more than two neighbours."""
+    opening, _, end = prompts.plain.partition(QUESTION)
+    if prompts.between is None:
+        return None
+    try:
+        mixed, double = template.texts([[template.user("TI")], [template.user("TT")]])
+        text_image, _, image_end = mixed.removeprefix(opening + QUESTION).partition(mark)
+        text_text = double.removeprefix(opening + QUESTION).removesuffix(QUESTION + end)
+        made = replace(prompts, joints=Joints(text_text, text_image, image_end))
+        for text in (QUESTION, *PROBES):
+            shown = trimmed(text, prompts.trim)
+            written = template.texts([[template.user(order, text)] for order in MIXTURES])
+            expected = [made.mixture(order, mark).replace(QUESTION, shown) for order in MIXTURES]
+            if written != expected:
+                return None
+    except ModelError:
+        return None
+    return made.joints

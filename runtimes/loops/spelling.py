@@ -12,7 +12,8 @@ The length of a text is checked before it is tokenized: that takes hundreds of b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import dropwhile, pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from edgevlm.errors import InputError
 
 PIECE = 4096  # letters that are tokenized at a time
 SLACK = 16  # tokens that a cut may add
+RUN_TIME = ("user_text", "system_text")  # items of a user's texts
 TOKENIZER_BYTES = 800  # of a byte of text: 160 to 660 were measured
 # White space of Unicode, which is what a special token takes with `lstrip` or `rstrip`. Python's
 # `str.strip` takes U+001C to U+001F too, and is what a chat template does with `trim`.
@@ -74,6 +76,74 @@ class Slot:
         return (positions >= self.item.start) & (positions < self.item.stop)
 
 
+def mixed(parts: Sequence[str | None]) -> bool:
+    """Whether the parts of a turn are others than pictures (None) and one text behind them."""
+    return len(list(dropwhile(lambda part: part is None, parts))) != 1
+
+
+def first_turn(
+    layout: Layout, parts: Sequence[str | None], system: str | None = None
+) -> list[LayoutItem]:
+    """Items of a first turn with its texts in their places.
+
+    Args:
+        layout: The sequence of turns, which has what is asked for: `mixes`, `prompt_system`.
+        parts: Texts, and None for each picture, in their order; a clip is one picture.
+        system: A system text.
+    """
+    plain = layout.prompt if None in parts else layout.text
+    items = _mixture(layout, parts) if mixed(parts) else bare(plain)
+    if system is not None:
+        first = next(i for i, item in enumerate(items) if item.kind in ("image", "user_text"))
+        opening = layout.prompt_system if None in parts[:1] else layout.text_system
+        items = [*bare(opening), *items[first:]]
+    texts, placed = iter([part for part in parts if part is not None]), list[LayoutItem]()
+    for item in items:
+        if item.kind in RUN_TIME:
+            text = system if item.kind == "system_text" else next(texts)
+            item = LayoutItem("text", prefix=trimmed(text or "", item.trim))
+        placed.append(item)
+    return placed
+
+
+def bare(items: Sequence[LayoutItem]) -> list[LayoutItem]:
+    """The same items, where those of the user's texts have no fixed text of their own."""
+    split: list[LayoutItem] = []
+    for item in items:
+        if item.kind not in RUN_TIME:
+            split.append(item)
+            continue
+        left, right = (side if item.strip in (side, "both") else "" for side in ("left", "right"))
+        before = replace(item, kind="text", suffix="", trim="", strip=left)
+        after = LayoutItem("text", prefix=item.suffix, strip=right)
+        split += [before, LayoutItem(item.kind, trim=item.trim), after]
+    return [item for item in split if item != LayoutItem("text")]
+
+
+def _mixture(layout: Layout, parts: Sequence[str | None]) -> list[LayoutItem]:
+    """Items of a first turn of texts and pictures in any order."""
+    prompt, text = bare(layout.prompt), bare(layout.text)
+    kinds = [item.kind for item in prompt]
+    image, asked = kinds.index("image"), kinds.index("user_text")
+    joints = {
+        ("", "image"): prompt[:image], ("image", "image"): layout.between,
+        ("", "user_text"): text[: [item.kind for item in text].index("user_text")],
+        ("image", "user_text"): prompt[image + 1 : asked], ("image", ""): layout.image_end,
+        ("user_text", "image"): layout.text_image, ("user_text", ""): prompt[asked + 1 :],
+        ("user_text", "user_text"): layout.text_text,
+    }  # fmt: skip
+    order = ["image" if part is None else "user_text" for part in parts]
+    items, images = list[LayoutItem](), 0
+    for left, right in pairwise(["", *order, ""]):
+        items += joints[left, right]
+        if right == "image":
+            items.append(LayoutItem("image", start=images, stop=images + 1))
+            images += 1
+        elif right:
+            items.append(prompt[asked])
+    return items
+
+
 def spell(
     items: Sequence[LayoutItem],
     layout: Layout,
@@ -84,10 +154,10 @@ def spell(
     """Token ids and places of visual tokens, in the order of the sequence.
 
     Args:
-        items: `layout.prompt`, `layout.text` or `layout.turn`.
+        items: `layout.prompt`, `layout.text`, `layout.turn`, or those of `first_turn`.
         layout: What stands for an image and between two.
         tokenizer: The bundle's tokenizer.
-        question: The user's text.
+        question: The user's text, where the items have a place for it.
         visuals: One for each image or clip of this turn.
     """
     run: list[tuple[LayoutItem, str]] = []
@@ -120,7 +190,7 @@ def _walk(
         if item.kind != "image":
             yield item, None
             continue
-        for index, visual in enumerate(visuals):
+        for index, visual in enumerate(visuals[item.start : item.stop or None]):
             if index:
                 yield from ((part, None) for part in layout.between)
             yield from ((part, visual) for part in layout.image)
@@ -142,10 +212,10 @@ def _encode(tokenizer: Tokenizer, run: Sequence[tuple[LayoutItem, str]]) -> list
 
 
 def words(item: LayoutItem, question: str, visual: Visual | None) -> str:
-    """What is known at run time: the question, the time of a frame, the length of a clip."""
+    """What is known at run time: a user's text, the time of a frame, the length of a clip."""
     if item.kind == "text":
         return ""
-    if item.kind == "user_text" or visual is None:
+    if item.kind in RUN_TIME or visual is None:
         return trimmed(question, item.trim)
     if item.kind == "timestamp":
         seconds = int(visual.times[item.start])

@@ -154,6 +154,11 @@ EDITS = {
     "unknown part": (put("host.layout.turn.0.kind", "audio"), "host.layout.turn[0].kind is 'audio'"),
     "negative range": (put("host.layout.image.1.start", -1), "host.layout.image[1] has the range -1:64"),
     "late frame": (put("host.layout.image.0", {"kind": "timestamp", "ids": [], "start": 3, "stop": 0, "grid": [], "span": 0, "prefix": "", "suffix": "", "trim": "", "strip": "", "blank": False, "after": ""}), "host.layout.image[0].start is 3 of 1 frames"),
+    "question in a system text": (put("host.layout.prompt_system.1.kind", "user_text"), "host.layout.prompt_system[1].kind is 'user_text', known here: ids, system_text, text"),
+    "no system text": (put("host.layout.text_system.2.kind", "text"), "host.layout.text_system has 0 items 'system_text', expected one"),
+    "one opening": (put("host.layout.text_system", []), "host.layout has prompt_system or text_system without the other, or without text"),
+    "picture in a joint": (put("host.layout.image_end.0.kind", "image"), "host.layout.image_end[0].kind is 'image', known here: ids, text"),
+    "mixtures of pictures alone": (lambda d: (put("host.layout.text", [])(d), put("host.layout.prompt_system", [])(d), put("host.layout.text_system", [])(d)), "host.layout.mixes needs text, and a prompt with the picture before the question"),
     # Shapes.
     "negative shape": (lambda d: reshape(d, "decoder-0", "hidden", [1, -1, 64]), "decoder-0.prefill.hidden has the shape '[1, -1, 64]'"),
     "huge shape": (lambda d: reshape(d, "decoder-0", "hidden", [HUGE]), "decoder-0.prefill.hidden has the shape"),

@@ -133,6 +133,21 @@ class Prompt:
         given = {"images": list(pictures), **options} if pictures else {}
         return own(text=text, return_tensors="pt", add_special_tokens=not begins, **given)
 
+    @staticmethod
+    def mixed(own: Any, parts: Sequence[Any], system: str | None = None, **options: Any) -> Any:
+        """What a processor makes of texts and pictures, and of a system message before them."""
+        content = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+            for part in parts
+        ]
+        told = [{"role": "system", "content": [{"type": "text", "text": system}]}]
+        chat = [*(told if system else []), {"role": "user", "content": content}]
+        text = own.apply_chat_template(chat, add_generation_prompt=True)
+        begins = text.startswith(own.tokenizer.bos_token or "\0")
+        pictures = [part for part in parts if not isinstance(part, str)]
+        given = {"images": pictures, **options} if pictures else {}
+        return own(text=text, return_tensors="pt", add_special_tokens=not begins, **given)
+
     @classmethod
     def text(cls, own: Any, question: str, images: int) -> str:
         """What a processor takes of it: its template's, or without one pictures and question."""

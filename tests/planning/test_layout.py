@@ -25,8 +25,8 @@ from edgevlm.errors import ModelError
 from edgevlm.models.processor import bundle_tokenizer
 from edgevlm.models.speller import Speller
 from edgevlm.planning.layout import make_layout
-from edgevlm.planning.prompt import QUESTION, REPLY, Prompts
-from edgevlm.runtimes.loops.spelling import Slot, Visual, spell
+from edgevlm.planning.prompt import QUESTION, REPLY, SYSTEM, Joints, Prompts, SystemTexts
+from edgevlm.runtimes.loops.spelling import Slot, Visual, first_turn, spell
 
 WORDS = 600
 # Not those that a plan tries.
@@ -70,12 +70,15 @@ def layout(
 ):
     """The layout of a chat format, and the texts that it is of."""
     after = after.replace("{q}", QUESTION)
+    told, end = f"{before}Do {SYSTEM}.\n", after.partition(QUESTION)[2]
     prompts = Prompts(
         first=f"{before}<image>{after}",
         plain=f"{before}{after}",
         both=f"{before}<image>{after} {REPLY}{joint}{before}{after}",
         between=between,
         trim=trim,
+        system=SystemTexts(f"{told}<image>{after}", f"{told}{after}", "", str),
+        joints=Joints(" a", "he\n", f".{end}"),
     )
     slot = LayoutItem("visual", start=0, stop=4)
     description = SimpleNamespace(
@@ -90,6 +93,36 @@ def ids(made, speller, question, turn="prompt", images=1):
     clip = Visual(None, None, (0.0, 61.5), 3661.0)
     parts = spell(getattr(made, turn), made, speller.bundled, question, [clip] * images)
     return [i for part in parts for i in ([speller.slot] if isinstance(part, Slot) else part)]
+
+
+def mixed_ids(made, speller, texts, system=None):
+    """Ids of a first turn of texts, and None for images, by the layout."""
+    clip = Visual(None, None, (0.0, 61.5), 3661.0)
+    items = first_turn(made, texts, system)
+    parts = spell(items, made, speller.bundled, "", [clip] * texts.count(None))
+    return [i for part in parts for i in ([speller.slot] if isinstance(part, Slot) else part)]
+
+
+def check_chat(own, made, prompts, speller):
+    """A system text, and texts between images, for questions that no plan tries."""
+    for question, other in zip(QUESTIONS, QUESTIONS[1:] + QUESTIONS[:1], strict=True):
+        for texts, text in (
+            ([None, question], prompts.system.first),
+            ([question], prompts.system.plain),
+        ):
+            expected = text.replace(SYSTEM, other).replace(QUESTION, question)
+            assert mixed_ids(made, speller, texts, other) == one_call(own, expected)
+        for order in ("TI", "TIT", "ITIT", "TTIIT"):
+            text = prompts.mixture(order, "<image>")
+            told = prompts.system.plain if order[0] == "T" else prompts.system.first
+            mark = QUESTION if order[0] == "T" else "<image>"
+            told = told.partition(mark)[0] + mark + text.partition(mark)[2]
+            spoken = iter([question, other, question])
+            texts = [next(spoken) if kind == "T" else None for kind in order]
+            for system, written in ((None, text), ("  So\n", told.replace(SYSTEM, "  So\n"))):
+                for spoken_text in (t for t in texts if t is not None):
+                    written = written.replace(QUESTION, spoken_text, 1)
+                assert mixed_ids(made, speller, texts, system) == one_call(own, written)
 
 
 def one_call(own, text):
@@ -111,6 +144,9 @@ def check(own, **form):
         first = first.replace(QUESTION, "So") + "Flowers"
         whole = one_call(own, first + further.replace(QUESTION, question))
         assert one_call(own, first) + ids(made, speller, question, "turn") == whole
+    assert made.prompt_system
+    assert made.mixes
+    check_chat(own, made, prompts, speller)
     return made
 
 

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from edgevlm.errors import ModelError
-from edgevlm.planning.prompt import QUESTION, REPLY, render_prompts
+from edgevlm.planning.prompt import QUESTION, REPLY, SYSTEM, Joints, render_prompts
 
 PARTS = "{% for p in m.content %}{{ TEXT if p.type == 'text' else '<image>' }}{% endfor %}"
 TURNS = "{% for m in messages %}{{ m.role }}:" + PARTS + "{{ eos_token }}{% endfor %}"
@@ -126,3 +126,102 @@ def test_without_a_template_the_question_follows_the_image():
     texts = rendered(None)
     assert (texts.first, texts.plain) == (f"<image>{QUESTION}", QUESTION)
     assert texts.both.partition(REPLY)[2] == f"\n{QUESTION}"
+
+
+END = "{{ 'assistant:' if add_generation_prompt }}"
+FIRST = (
+    "{% if messages[0].role == 'system' %}{{ SYSTEM }}{% set messages = messages[1:] %}{% endif %}"
+)
+LAST = (
+    "{% set ns = namespace(s='') %}{% for m in messages %}{% if m.role == 'system' %}"
+    "{% set ns.s = m.content[0].text %}{% else %}{% if WHERE %}{{ ns.s }}{% endif %}"
+    "{{ m.role }}:" + PARTS.replace("TEXT", "p.text") + "</s>{% endif %}{% endfor %}" + END
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "opening", "trim"),
+    [
+        (turns(), f"system:{SYSTEM}</s>user:", ""),
+        (turns("p.text | trim"), f"system:{SYSTEM}</s>user:", "both"),
+        (turns(start=FIRST.replace("SYSTEM", "'<<' + messages[0].content[0].text + '>>'")),
+         f"<<{SYSTEM}>>user:", ""),
+        (turns(start=FIRST.replace("SYSTEM", "'<<' + messages[0].content.lstrip() + '>>'")),
+         f"<<{SYSTEM}>>user:", "left"),
+        (turns(start="{{ 'Be kind.' if messages[0].role != 'system' }}"),
+         f"system:{SYSTEM}</s>user:", ""),
+        (turns(start="Today is Monday."), f"Today is Monday.system:{SYSTEM}</s>user:", ""),
+        (LAST.replace("WHERE", "loop.index0 == 1"), f"{SYSTEM}user:", ""),
+    ],
+    ids=["a turn", "trimmed", "a part", "a plain text", "a default", "a default beside", "before"],
+)  # fmt: skip
+def test_a_system_text_is_in_front_of_the_first_turn(template, opening, trim):
+    texts = rendered(template)
+    assert texts.system.first == f"{opening}<image>{texts.first.partition('<image>')[2]}"
+    assert texts.system.plain == f"{opening}{QUESTION}{texts.plain.partition(QUESTION)[2]}"
+    assert texts.system.trim == trim
+    plain = "messages[0].content.lstrip" in template
+    assert texts.system.form("x") == ("x" if plain else [{"type": "text", "text": "x"}])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        turns(start="{{ raise_exception('no') if messages[0].role == 'system' }}"),
+        turns(start=FIRST.replace("SYSTEM", "''")),
+        turns(start=FIRST.replace("SYSTEM", "messages[0].content[0].text | upper")),
+        turns(start=FIRST.replace("SYSTEM", "messages[0].content[0].text[:99]")),
+        turns(start=FIRST.replace("SYSTEM", "messages[0].content[0].text * 2")),
+        turns(start=FIRST.replace("SYSTEM", "messages[0].content | tojson")),
+        turns(end="{{ messages[0].content[0].text if messages[0].role == 'system' }}"),
+        LAST.replace("WHERE", "loop.last"),
+        LAST.replace("WHERE", "m.role == 'user'"),
+        None,
+    ],
+    ids=["refused", "lost", "changed", "cut", "twice", "as JSON", "at the end", "the last turn",
+         "every turn", "no template"],
+)  # fmt: skip
+def test_a_system_text_without_a_place(template):
+    assert rendered(template).system is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "joints"),
+    [
+        (PARTS.replace("TEXT", "p.text"), ("", "", "</s>assistant:")),
+        (PARTS.replace("TEXT", "p.text | trim"), ("", "", "</s>assistant:")),
+        (PARTS.replace("TEXT", "p.text + ' '"), (" ", " ", "</s>assistant:")),
+        (PARTS.replace("TEXT", "'\n' + p.text"), ("\n", "", "</s>assistant:")),
+        (PARTS.replace("TEXT", "(p.text if loop.last else p.text + '~')"),
+         ("~", "~", "</s>assistant:")),
+        ("{{ ' ' if m.content[0].type == 'text' }}" + PARTS.replace("TEXT", "p.text"),
+         ("", "", "</s>assistant:")),
+        (PARTS.replace("TEXT", "p.text") + "{{ '!' if m.content[-1].type == 'image' }}",
+         ("", "", "!</s>assistant:")),
+    ],
+    ids=["words", "trimmed", "a blank behind", "a line each", "but the last", "text first", "last"],
+)  # fmt: skip
+def test_what_stands_between_texts_and_images(parts, joints):
+    texts = rendered("{% for m in messages %}" + parts + "{{ eos_token }}{% endfor %}" + END)
+    assert texts.joints == Joints(*joints)
+
+
+IMAGES = "{% for p in m.content if p.type == 'image' %}<image>{% endfor %}"
+TEXTS = "{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        IMAGES + TEXTS,
+        PARTS.replace("TEXT", "(p.text if loop.index < 4 else p.text + '~')"),
+        PARTS.replace("TEXT", "('Text ' ~ loop.index ~ p.text)"),
+        PARTS.replace("TEXT", "(p.text if loop.index0 != 2 else '')"),
+        IMAGES + "{{ m.content[-1].text }}",
+        IMAGES + PARTS.replace("TEXT", "p.text").replace("'<image>'", "''"),
+    ],
+    ids=["images first", "from the fourth", "numbered", "one lost", "last text", "both"],
+)  # fmt: skip
+def test_a_template_with_an_order_of_its_own(parts):
+    made = "{% for m in messages %}" + parts + "{{ eos_token }}{% endfor %}" + END
+    assert rendered(made).joints is None
