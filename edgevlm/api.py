@@ -19,7 +19,7 @@ from edgevlm.runtimes.loops import drafts
 from edgevlm.runtimes.loops.answers import Answer
 from edgevlm.runtimes.loops.contract import Loop
 from edgevlm.runtimes.loops.encoder import Embedded, EncoderLoop
-from edgevlm.runtimes.loops.images.pictures import Picture
+from edgevlm.runtimes.loops.images.pictures import Picture, is_picture
 from edgevlm.runtimes.loops.images.sources import Data, Source
 from edgevlm.runtimes.loops.sampling import Sampling
 from edgevlm.runtimes.loops.text import TextLoop
@@ -120,9 +120,10 @@ class Model:
     def generate(
         self,
         image: Picture | Sequence[Picture] | None,
-        prompt: str,
+        prompt: str | Sequence[str | Picture],
         *,
         video: Source | None = None,
+        system: str | None = None,
         max_new_tokens: int = 64,
         sampling: Sampling = Sampling(),
         on_text: Callable[[str], None] = lambda _: None,
@@ -134,8 +135,11 @@ class Model:
             image: A picture, a list of several, or None; for a bundle with frames, the frames of
                 one clip. A picture is a path, a file's bytes, an open file, an array [h, w] or
                 [h, w, channels], or a Pillow image; it is shown upright and over white.
-            prompt: The question.
+            prompt: The question, which follows the pictures; or, with `image` None, a list of
+                texts and pictures in any order that the model's chat template has a place for. A
+                text of it is never a path, and an empty one is left out.
             video: A video instead of pictures: a path, a file's bytes or an open file.
+            system: A system prompt, which is in front of the conversation.
             max_new_tokens: Most tokens to generate.
             sampling: Greedy by default.
             on_text: Called with each new piece of text.
@@ -143,14 +147,15 @@ class Model:
                 `runtimes.drafts`; for bundles with a `check` function. The answer is the same.
 
         Raises:
-            InputError: If a picture cannot be read, the prompt does not fit the context, or an
-                argument has another type or is out of range.
+            InputError: If a picture cannot be read, the prompt does not fit the context, the
+                model's chat template has no place for the system prompt or for texts between
+                pictures, or an argument has another type or is out of range.
         """
         with self._alone():
-            loop = self._asked()
+            loop, (parts, pictures) = self._asked(), _parts(image, prompt, video)
             loop.reset()
-            seen = loop.visuals(_pictures(image), video)
-            return loop.ask(prompt, seen, max_new_tokens, sampling, on_text, self._draft(draft))
+            seen, drafted = loop.visuals(pictures, video), self._draft(draft)
+            return loop.ask(parts, seen, max_new_tokens, sampling, on_text, drafted, system)
 
     def chat(
         self,
@@ -254,3 +259,25 @@ def _pictures(image: Any) -> list[Picture]:
         return []
     several = isinstance(image, Sequence) and not isinstance(image, str | Data)
     return list(image) if several else [image]
+
+
+def _parts(image: Any, prompt: Any, video: Any) -> tuple[str | Sequence[str | None], list[Picture]]:
+    """A prompt, with None in place of its pictures where it is a list, and the pictures.
+
+    Raises:
+        InputError: If a member of a list is no text and no picture, or there are others beside it.
+    """
+    listed = isinstance(prompt, Sequence) and not isinstance(prompt, str | Data)
+    if not listed:
+        return prompt, _pictures(image)
+    if image is not None or video is not None:
+        raise InputError(
+            "the pictures of a prompt that is a list stand in it; leave out image and video"
+        )
+    for index, member in enumerate(prompt):
+        if not isinstance(member, str) and not is_picture(member):
+            raise InputError(
+                f"prompt[{index}] must be a text or a picture, got {type(member).__name__}"
+            )
+    parts = [member if isinstance(member, str) else None for member in prompt]
+    return parts, [member for member in prompt if not isinstance(member, str)]

@@ -39,7 +39,11 @@ def main(
         typer.Argument(metavar="BUNDLE", help="Bundle; default: the embedded model."),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Question about the images.")
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Question about the images, which are in front of it, or where it says {image}.",
+        ),
     ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Image; may be repeated.")
@@ -47,6 +51,9 @@ def main(
     video: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Video, for bundles exported with --frames."),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System prompt of the conversation.")
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Read further questions from stdin.")
@@ -94,14 +101,14 @@ def main(
         images=image or (),
         video=video,
         labels=texts,
+        system=system,
         questions=_questions(prompt, chat),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_p, seed),
         draft=draft,
         on_text=_stream(json),
     )
-    for answered in loop.answers(request):
-        _finish(answered, json)
+    _show(loop.answers(request), json)
 
 
 def _checked(context: typer.Context, bundle: str | None, memory: str | None) -> str | Path:
@@ -177,9 +184,10 @@ def _stream(as_json: bool) -> Callable[[str], None]:
     return (lambda _: None) if as_json else (lambda text: print(text, end="", flush=True))
 
 
-def _finish(answered: Answered, as_json: bool) -> None:
-    answer(answered, answered.shown, as_json)
-    say(answered.summary)
+def _show(answers: Iterator[Answered], as_json: bool) -> None:
+    for answered in answers:
+        answer(answered, answered.shown, as_json)
+        say(answered.summary)
 
 
 def _announced(loop: Loop) -> Loop:

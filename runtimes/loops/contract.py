@@ -22,7 +22,9 @@ class RunRequest:
         images: Image files.
         video: A video file.
         labels: Texts to compare each image with.
-        questions: Questions in turn; each is read after the answer to the one before.
+        system: A system text, in front of the first question.
+        questions: Questions in turn; each is read after the answer to the one before. `{image}`
+            in the first is the place of an image.
         max_new_tokens: Most tokens of an answer.
         sampling: How tokens are chosen.
         draft: How tokens are drafted, see `drafts`.
@@ -32,6 +34,7 @@ class RunRequest:
     images: Sequence[Path] = ()
     video: Path | None = None
     labels: Sequence[str] = ()
+    system: str | None = None
     questions: Iterable[str] = ()
     max_new_tokens: int = 64
     sampling: Sampling = Sampling()

@@ -27,11 +27,12 @@ from edgevlm.runtimes.loops.contract import RunRequest
 from edgevlm.runtimes.loops.drafts import Draft, parse
 from edgevlm.runtimes.loops.sampling import Sampling, chooser
 from edgevlm.runtimes.loops.sequence import assemble, text_positions
-from edgevlm.runtimes.loops.spelling import Visual, check_length, claim
+from edgevlm.runtimes.loops.spelling import Visual, check_length, claim, first_turn, mixed
 from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
 from edgevlm.runtimes.loops.vision import VisionLoop
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
 
+PLACE = "{image}"  # of an image in a prompt
 BYTE = re.compile("<0x[0-9A-F]{2}>")  # a byte of a letter that is no token
 
 
@@ -39,8 +40,8 @@ class TextLoop(VisionLoop):
     """A conversation over one bundle. Not safe for two threads."""
 
     takes: ClassVar[tuple[str, ...]] = (
-        "prompt", "image", "video", "chat", "max_new_tokens", "temperature", "top_p", "draft",
-        "seed",
+        "prompt", "image", "video", "system", "chat", "max_new_tokens", "temperature", "top_p",
+        "draft", "seed",
     )  # fmt: skip
     needs: ClassVar[tuple[str, ...]] = ("prompt", "chat")
     usage: ClassVar[str] = (
@@ -67,36 +68,47 @@ class TextLoop(VisionLoop):
         for index, question in enumerate(request.questions):
             if index == 0:
                 self.reset()
-            visuals = self.visuals(request.images, request.video) if index == 0 else tuple
+            first = index == 0
             yield self.ask(
-                question, visuals, request.max_new_tokens, request.sampling, request.on_text, draft
+                _placed(question, len(request.images) if first else 0),
+                self.visuals(request.images, request.video) if first else tuple,
+                request.max_new_tokens,
+                request.sampling,
+                request.on_text,
+                draft,
+                request.system if first else None,
             )
 
     def ask(
         self,
-        question: str,
+        question: str | Sequence[str | None],
         visuals: Callable[[], Sequence[Visual]] = tuple,
         max_new_tokens: int = 64,
         sampling: Sampling = Sampling(),
         on_text: Callable[[str], None] = lambda _: None,
         draft: Draft | None = None,
+        system: str | None = None,
     ) -> Answer:
         """Answer one turn.
 
         Args:
-            question: The user's text.
+            question: The user's text, behind the images; or texts and None for each image, in
+                their order. Empty texts of these are left out.
             visuals: Returns the images or clips of this turn; called inside the measured time.
             max_new_tokens: Most tokens to generate.
             sampling: How tokens are chosen.
             on_text: Called with each new part of the text.
             draft: Drafts tokens that are then checked together, see `drafts`. The answer is that
                 without a draft, as far as two graphs round alike.
+            system: A system text in front of the first turn.
 
         Raises:
             InputError: If the turn does not fit the context, an argument has another type or is
-                out of range, or the bundle cannot check a draft.
+                out of range, the model's template has no place for the system text or for texts
+                between images, or the bundle cannot check a draft.
         """
-        question = values.text("the prompt", question)
+        parts = _parts(question)
+        self._check_order(parts, system)
         max_new_tokens = values.whole("max_new_tokens", max_new_tokens, least=1)
         values.instance("sampling", sampling, Sampling)
         values.function("on_text", on_text)
@@ -108,21 +120,24 @@ class TextLoop(VisionLoop):
         full = f"the context of {self.plan.host.states.tokens} holds {self.length} already; export"
         full += " with a larger --context"
         free = self.plan.host.states.tokens - self.length
-        check_length(self.tokenizer, question, free, full)
+        text = "".join([system or "", *(part or "" for part in parts)])
+        check_length(self.tokenizer, text, free, full)
         encoded = visuals()
-        layout = self.plan.host.layout
-        items = layout.turn if self.length else layout.prompt if encoded else layout.text
         if self.length and encoded:
             raise InputError("images belong to the first turn; start a new conversation")
+        if None not in parts:
+            parts = [*[None] * len(encoded), *parts]
+        layout = self.plan.host.layout
+        items = layout.turn if self.length else first_turn(layout, parts, system)
         if not items:
             raise InputError(
                 "the model answers one question about a picture; give an image, and begin a new"
                 " conversation for another question"
             )
         row_bytes = 4 * self.plan.host.states.tokens * self.plan.host.embedding.columns
-        claim(question, row_bytes, self.blocks.shortage)
+        claim(text, row_bytes, self.blocks.shortage)
         prompt = assemble(
-            self.plan, items, self.table, self.tokenizer, question, encoded, self.position
+            self.plan, items, self.table, self.tokenizer, text, encoded, self.position
         )
         room = free - len(prompt.rows)
         if room < 1:
@@ -162,6 +177,32 @@ class TextLoop(VisionLoop):
             drafted=self.drafted,
             accepted=self.accepted,
         )
+
+    def _check_order(self, parts: Sequence[str | None], system: str | None) -> None:
+        """Refuse a system text, and an order of texts and images, that the bundle cannot place."""
+        host, family = self.plan.host, self.plan.source.family
+        if system is not None and not values.text("the system prompt", system).strip():
+            raise InputError("the system prompt is empty; give a text, or leave it out")
+        if self.length and (system is not None or len(parts) > 1 or parts[0] is None):
+            raise InputError(
+                "a further turn is one text, and a system prompt belongs to the first turn; start"
+                " a new conversation"
+            )
+        if system is not None and not host.layout.prompt_system:
+            raise InputError(
+                f"the chat template of this {family} model has no place for a system prompt; leave"
+                " it out, or write it into the question"
+            )
+        if None in parts and host.image.frames > 1:
+            raise InputError(
+                "the frames of a clip have one place, in front of the question; give them as"
+                " images, and the prompt as one text"
+            )
+        if mixed(parts) and not host.layout.mixes:
+            raise InputError(
+                f"the chat template of this {family} model puts images first and one text behind"
+                " them; give the images, and the prompt as one text"
+            )
 
     def _generate(
         self,
@@ -220,6 +261,39 @@ class TextLoop(VisionLoop):
     def _step_token(self, token: int) -> None:
         if self.length < self.plan.host.states.tokens:
             self.step("decode", self.table[token][None])
+
+
+def _placed(question: str, images: int) -> str | list[str | None]:
+    """A question with its images where it says `{image}`; alone where it does not.
+
+    Raises:
+        InputError: If it says so for another number of images.
+    """
+    texts: list[str] = question.split(PLACE)
+    places = len(texts) - 1
+    if places not in (0, images):
+        raise InputError(
+            f"the prompt has {PLACE} {places} times, and images are {images}; give as many, or"
+            f" leave {PLACE} out of the prompt"
+        )
+    return [part for text in texts for part in (text, None)][:-1] if places else question
+
+
+def _parts(question: str | Sequence[str | None]) -> list[str | None]:
+    """The texts of a turn, and None for each image; without empty texts among others.
+
+    Raises:
+        InputError: If one is something else, or there is none.
+    """
+    if not isinstance(question, list | tuple):
+        return [values.text("the prompt", question)]
+    parts = [
+        part if part is None else values.text(f"prompt[{index}]", part)
+        for index, part in enumerate(question)
+    ]
+    if not (parts := [part for part in parts if part != ""]):
+        raise InputError("the prompt has neither a text nor a picture")
+    return parts
 
 
 class _Stream:

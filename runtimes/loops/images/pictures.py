@@ -59,6 +59,12 @@ EXIF_ORIENTATION = 0x0112
 Picture = Source | Image.Image | Any  # Any: an array, or what numpy makes one of
 
 
+def is_picture(value: Any) -> bool:
+    """Whether a value is given as a picture is: a source, or what says that it is an array."""
+    array = any(hasattr(value, name) for name in ("__array__", "__array_interface__"))
+    return array or is_source(value)
+
+
 def load(picture: Picture, room: Room = Room()) -> Image.Image:
     """A picture as 8-bit RGB, upright; one that is that already is not copied.
 

@@ -228,6 +228,13 @@ def test_a_greedy_answer_is_that_of_generate(made, exported_family, processor, p
     whole = tiny.model.generate(**inputs, max_new_tokens=32, do_sample=False)[0].tolist()
     answer = api.load(done.bundle.path).generate(picture, QUESTION, max_new_tokens=32)
     assert list(answer.token_ids) == whole[inputs.input_ids.shape[1] :]
+    if tiny.plan.host.layout.mixes:
+        parts = ["Is", picture, "like", picture, "?"]
+        inputs = prompt.mixed(own, parts, "Be brief.", **options)
+        whole = tiny.model.generate(**inputs, max_new_tokens=8, do_sample=False)[0].tolist()
+        model = api.load(done.bundle.path)
+        answer = model.generate(None, parts, system="Be brief.", max_new_tokens=8)
+        assert list(answer.token_ids) == whole[inputs.input_ids.shape[1] :]
 
 
 @pytest.mark.slow

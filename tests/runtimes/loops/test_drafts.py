@@ -130,6 +130,16 @@ def test_the_end_of_the_context_is_reached_by_single_tokens(loop):
     assert loop.length == loop.plan.host.states.tokens
 
 
+def test_a_draft_behind_a_system_text_and_among_pictures(loop):
+    def ask(draft):
+        loop.reset()
+        visual = loop.see([FLOWER])
+        parts = ["See: ", None, "\n", "and say: what is it?"]
+        return loop.ask(parts, lambda: [visual], 30, draft=draft, system="Be brief.").token_ids
+
+    assert ask(drafts.lookup) == ask(None)
+
+
 def test_a_further_turn_after_a_draft(loop):
     def talk(draft):
         answer(loop, draft, most=20)
