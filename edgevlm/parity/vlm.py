@@ -103,9 +103,7 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> VlmVerifica
     sensitivity = _sensitivity(other.logits[0], answers.expected.logits[0])
     calls.progress("verify: the checkpoint's own processor, and the end of the context")
     prompt = blocks.prompt_rows(expected.visual[0], expected.kept)
-    own = compare_own(
-        calls, model, blocks.tokenizer, prompt, QUESTION, images.load(photos[0])
-    )
+    own = compare_own(calls, model, blocks.tokenizer, prompt, QUESTION, images.load(photos[0]))
     functions, asked = calls.results()
     asked += [checks.sensitivity_check(sensitivity), *own.checks]
     thresholds = calls.thresholds.values()

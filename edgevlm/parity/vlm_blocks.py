@@ -202,7 +202,7 @@ def _real(
     """
     if call.rows is None:
         return dict(outputs)
-    cut = {"rows": np.s_[:, :, : call.cache_rows], "recurrent": np.s_[:]}
+    cut: dict[str, Any] = {"rows": np.s_[:, :, : call.cache_rows], "recurrent": np.s_[:]}
     return {
         name: array[cut.get(kinds.get(name, ""), np.s_[:, : call.rows])]
         for name, array in outputs.items()

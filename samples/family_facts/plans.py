@@ -96,9 +96,7 @@ def written(folder: Path, preset: str, module: ModuleType, tokenizer: Tokenizer)
     return find(str(folder))
 
 
-def _sizes(
-    family: str, folder: Path, module: ModuleType, tokenizer: Tokenizer
-) -> Iterator[Size]:
+def _sizes(family: str, folder: Path, module: ModuleType, tokenizer: Tokenizer) -> Iterator[Size]:
     """The presets of a sample file at true size that are of the family."""
     for preset, numbers in module.PRESETS.items():
         config = module.config(numbers, tokenizer)

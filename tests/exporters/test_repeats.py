@@ -52,10 +52,8 @@ def test_graphs_are_the_same_and_torch_is_as_it_was():
 
 
 def test_operators_have_the_same_kernels_inside_and_their_own_afterwards():
-    decompositions = {
-        operator: exported_program._special_op_to_preserve_cia
-        for operator in utils._collect_all_valid_cia_ops()
-    }
+    preserved = exported_program._special_op_to_preserve_cia
+    decompositions = dict.fromkeys(utils._collect_all_valid_cia_ops(), preserved)
     seen, before = [], kernels(decompositions)
     for within in (torch.no_grad, without_repeats):
         with within(), exported_program._override_composite_implicit_decomp(decompositions):
@@ -74,7 +72,10 @@ def test_operators_have_the_same_kernels_inside_and_their_own_afterwards():
 def test_an_operator_that_fails_leaves_all_as_they_were():
     operator, absent = torch.ops.aten.relu6.default, object()
     before = dict(operator.py_kernels)
-    with without_repeats(), pytest.raises(AttributeError, match="py_kernels"):
-        with exported_program._override_composite_implicit_decomp({operator: None, absent: None}):
-            pass
+    with (
+        without_repeats(),
+        pytest.raises(AttributeError, match="py_kernels"),
+        exported_program._override_composite_implicit_decomp({operator: None, absent: None}),
+    ):
+        pass
     assert operator.py_kernels == before

@@ -4,7 +4,8 @@
 it gets its numbers, read from the file and made float32 for the length of the call: all of them,
 the rows that a lookup asks for, or, in a product with a large matrix, some rows at a time. The
 first `kept_bytes` of a model, in the type of the file, stay in memory once they were read, so that
-a small model is read once. `in_memory` has the weights of a module as plain parameters, for a trace and for many calls.
+a small model is read once. `in_memory` has the weights of a module as plain parameters, for a trace
+and for many calls.
 
 Each use that is not listed here gets the numbers too: what is forgotten is slow, never wrong.
 """
