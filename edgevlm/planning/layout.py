@@ -130,7 +130,8 @@ def make_layout(
     layout = replace(layout, text=text, turn=_further(prompts, speller))
     turns.check(prompts.plain, layout, "T")
     layout = _with_system(layout, turns)
-    return layout if timed else _with_mixtures(layout, turns)
+    # The frames of a clip have one place.
+    return layout if description.image.frames > 1 else _with_mixtures(layout, turns)
 
 
 def _with_system(layout: Layout, turns: _Turns) -> Layout:
