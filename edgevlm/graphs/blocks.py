@@ -157,7 +157,7 @@ class DecoderBlock(nn.Module):
         pairs, further = (cos, sin, *further[:first]), further[first:]
         tables = {table: pairs[2 * at : 2 * at + 2] for at, table in enumerate(self.tables)}
         count = None
-        if hidden.shape[1] > 1 and any(layer.recurrent for layer in self.layers):
+        if any(layer.recurrent for layer in self.layers) and hidden.shape[1] > 1:
             count, *further = further
         bias = next((x for x in further if x.dim() != 3), None)
         added = dict(zip(self.levels, (x for x in further if x.dim() == 3), strict=False))

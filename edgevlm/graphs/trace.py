@@ -91,6 +91,8 @@ def check_states(program: ExportedProgram, function: Function, where: str) -> No
     Raises:
         TraceError: Naming the function and the state.
     """
+    if not function.caches:
+        return
     nodes = {node.name: node for node in program.graph.nodes}
     graph, inputs, outputs = program.graph_signature, function.inputs, function.outputs
     given = {t.name: name for t, name in zip(inputs, graph.user_inputs, strict=True)}
