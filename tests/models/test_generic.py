@@ -146,7 +146,8 @@ def test_a_refusal_has_the_reason_the_nearest_family_and_where_to_read(changed, 
         planned(changed(**edits))
     line = str(refused.value)
     assert line.startswith("model_type 'vipllava' has no family file, and the generic path cannot")
-    assert "the nearest family is 'llava', which has a clip_vision_model too" in line
+    shared = "clip_vision_model" if case == "language model" else "clip_vision_model and a llama"
+    assert f"the nearest family is 'llava', which has a {shared} too" in line
     assert line.endswith("docs/add-a-family.md has an example of a file")
     assert "\n" not in line
 

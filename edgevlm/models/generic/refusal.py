@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import SequenceMatcher
 from typing import Any
 
 from edgevlm.errors import EdgeVLMError, PlanError
@@ -30,14 +31,19 @@ def explained(config: Any) -> Iterator[None]:
 
 
 def nearest(config: Any) -> str:
-    """The family whose encoder, or else language model, has the type of this one, by its config."""
-    tower, text = _types(config)
-    families = {name: _default_types(name) for name in FAMILIES.names()}
-    for index, own in enumerate((tower, text)):
-        alike = [name for name, types in families.items() if own and types[index] == own]
-        if alike:
-            return f"the nearest family is '{alike[0]}', which has a {own} too"
-    return f"no family has its encoder '{tower}' or its language model '{text}'"
+    """The family whose encoder has the type of this one, then language model, then name."""
+    own = _types(config)
+
+    def alike(name: str) -> tuple[list[bool], float]:
+        pairs = zip(own, _default_types(name), strict=True)
+        named = SequenceMatcher(None, name, config.model_type).ratio()
+        return [bool(mine) and mine == theirs for mine, theirs in pairs], named
+
+    name = max(FAMILIES.names(), key=alike)
+    shared = [kind for kind, same in zip(own, alike(name)[0], strict=True) if same]
+    if not shared:
+        return f"no family has its encoder '{own[0]}' or its language model '{own[1]}'"
+    return f"the nearest family is '{name}', which has a {' and a '.join(shared)} too"
 
 
 def _default_types(name: str) -> tuple[str, str]:
