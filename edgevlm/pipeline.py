@@ -40,7 +40,7 @@ from edgevlm.runtimes.engine import find_engine
 from edgevlm.runtimes.residency.memory import peak_rss_bytes
 from edgevlm.units import TimeLeft
 
-TABLE_ROWS = 4096  # of the embedding table at a time
+TABLE_BYTES = 1 << 25  # of a table in float32 that are written at a time
 Progress = Callable[[str], None]
 Graphs = dict[Hashable, Any]  # what a target lowered, by what `trace.signature` says of the block
 
@@ -188,16 +188,15 @@ def _folder(plan: Plan[Any], table: str) -> str:
 
 
 def _write_table(table: Embedding, matrices: tuple[Tensor, ...], file: Path) -> None:
-    """A table, row by row."""
-    packing, scales = PACKINGS.get(table.dtype), []
+    """A table, some rows at a time: the numbers of all rows, then all scales."""
+    packing, row = PACKINGS.get(table.dtype), 0
+    height = max(1, TABLE_BYTES // (4 * table.columns))
     with file.open("wb") as out:
         for matrix in matrices:
-            for start in range(0, matrix.shape[0], TABLE_ROWS):
-                rows = matrix.detach()[start : start + TABLE_ROWS]
-                part = rows.float().contiguous().numpy()
-                if packing:
-                    part, scale = pack(part, packing)
-                    scales.append(scale)
-                out.write(part.data)
-        for scale in scales:
-            out.write(scale.data)
+            for start in range(0, matrix.shape[0], height):
+                part = matrix.detach()[start : start + height].float().contiguous().numpy()
+                packed = pack(part, packing) if packing else (part,)
+                for offset, values in zip(table.row_offset(row), packed, strict=False):
+                    out.seek(offset)
+                    out.write(values.data)
+                row += len(part)
