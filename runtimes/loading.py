@@ -107,10 +107,10 @@ def array_bytes(plan: Plan[Any]) -> int:
     for block in plan.blocks:
         most = 0
         for function in block.functions:
-            names = {cache.input for cache in function.caches}
-            cached = sum(t.bytes for t in function.inputs if t.name in names)
+            # An array that the block reads alone is another block's.
+            cached = sum(tensor.bytes for cache, tensor in function.cached() if cache.output)
             most = max(most, cached)
-            others = max(others, sum(t.bytes for t in function.inputs) - cached)
+            others = max(others, sum(tensor.bytes for tensor in function.fed))
         caches += most
     return caches + others
 

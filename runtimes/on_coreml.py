@@ -107,13 +107,13 @@ class Engine(engine.Engine):
         """
         model, arrays = self._models[block, function], self.arrays[block, function]
         planned = self.bundle.plan.block(block).function(function)
-        inputs = {tensor.name: arrays[tensor.name] for tensor in planned.fed}
+        inputs = {tensor.name: arrays[tensor.name] for tensor in planned.passed_in}
         if block not in self._states and len(inputs) < len(planned.inputs):
             self._states[block] = model.make_state()
             for name, array in self._caches(block).items():
                 self._states[block].write_state(name, array.astype(np.float16))
         outputs = model.predict(inputs, self._states.get(block))
-        for tensor in planned.results:
+        for tensor in planned.passed_out:
             arrays[tensor.name][:] = outputs[tensor.name]
 
     def sync(self, block: str) -> None:
@@ -140,6 +140,7 @@ class Engine(engine.Engine):
             for (name, function), arrays in self.arrays.items()
             if name == block
             for cache in self.bundle.plan.block(block).function(function).caches
+            if cache.name
         }
 
 

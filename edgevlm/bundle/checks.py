@@ -17,6 +17,7 @@ from edgevlm.bundle.host import (
     Embedding,
     EncoderShape,
     ImageSpec,
+    LayerTable,
     Layout,
     LayoutItem,
     Rope,
@@ -101,17 +102,28 @@ def encoder(shape: EncoderShape) -> None:
         expect(known, f"host.encoder.signals has {shown(signal.name)} of part {signal.part}")
 
 
-def embedding(table: Embedding, files: Sequence[FileEntry]) -> None:
-    """Check the embedding table and the size of its file."""
-    numbers("host.embedding", {"rows": table.rows, "columns": table.columns})
-    choice("host.embedding.dtype", table.dtype, ("f32", *PACKINGS))
-    expect(table.scale > 0, f"host.embedding.scale is {shown(table.scale)}, expected more than 0")
+def embedding(table: Embedding, files: Sequence[FileEntry], where: str = "host.embedding") -> None:
+    """Check an embedding table and the size of its file."""
+    numbers(where, {"rows": table.rows, "columns": table.columns})
+    choice(f"{where}.dtype", table.dtype, ("f32", *PACKINGS))
+    expect(table.scale > 0, f"{where}.scale is {shown(table.scale)}, expected more than 0")
     entry = next((f for f in files if f.path == table.file), None)
     expect(entry is not None, f"{shown(table.file)} is used but not listed in files")
     assert entry is not None
     expect(
         entry.bytes == table.bytes,
-        f"host.embedding needs {table.bytes} bytes, '{entry.path}' has {entry.bytes}",
+        f"{where} needs {table.bytes} bytes, '{entry.path}' has {entry.bytes}",
+    )
+
+
+def layer_table(table: LayerTable, layers: int, files: Sequence[FileEntry]) -> None:
+    """Check the table of what each of the decoder's layers gets of a token."""
+    embedding(table.table, files, "host.per_layer.table")
+    rows, columns, row = table.table.rows, table.table.columns, table.visual_row
+    expect(0 <= row < rows, f"host.per_layer.visual_row is {shown(row)} of {rows} rows")
+    expect(
+        columns % layers == 0,
+        f"host.per_layer.table has {columns} columns, expected as many for each of {layers} layers",
     )
 
 

@@ -41,7 +41,14 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Cache:
-    """An input and an output that share one array; `name` is the target's name for the state."""
+    """An input and an output that share one array.
+
+    Attributes:
+        name: The target's name for the state; empty where other blocks read the array too, so that
+            it is no state of one of them.
+        input: The input.
+        output: The output; empty where the block reads an array that another one writes.
+    """
 
     name: str
     input: str
@@ -97,6 +104,18 @@ class Function:
         """Outputs except caches, in order."""
         cached = {cache.output for cache in self.caches}
         return tuple(tensor for tensor in self.outputs if tensor.name not in cached)
+
+    @cached_property
+    def passed_in(self) -> tuple[Tensor, ...]:
+        """Inputs except the caches that a target keeps as states, in order."""
+        kept = {cache.input for cache in self.caches if cache.name}
+        return tuple(tensor for tensor in self.inputs if tensor.name not in kept)
+
+    @cached_property
+    def passed_out(self) -> tuple[Tensor, ...]:
+        """Outputs except the caches that a target keeps as states, in order."""
+        kept = {cache.output for cache in self.caches if cache.name}
+        return tuple(tensor for tensor in self.outputs if tensor.name not in kept)
 
     @cached_property
     def links(self) -> dict[str, str]:

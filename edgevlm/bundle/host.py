@@ -180,6 +180,18 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class LayerTable:
+    """A second table, of what each layer of the decoder gets of a token beside its row.
+
+    `table` has as many columns for each layer, in order. Visual tokens, and words beyond its rows,
+    have the row `visual_row`.
+    """
+
+    table: Embedding
+    visual_row: int
+
+
+@dataclass(frozen=True)
 class Signal:
     """What one part of the encoder gives beside its tokens, for a method.
 

@@ -167,8 +167,8 @@ def _check_blocks(plan: Plan[Any], kind: ModuleType) -> None:
         blocks = plan.stage(stage)
         expect(bool(blocks), f"the stage '{stage}' has no block")
         _check_spans(stage, blocks, end)
-        names = kind.functions(plan.host, stage)
         for block in blocks:
+            names = kind.functions(plan.host, block)
             got = tuple(f.name for f in block.functions)
             expect(
                 got == names,

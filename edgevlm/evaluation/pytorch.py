@@ -44,12 +44,15 @@ def question_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
 class TableRows:
     """The embedding table of a model, as the decoder takes its rows: `rows[ids]`, f32 [..., C].
 
-    Rows are read when they are asked for, as the whole table may be larger than memory.
+    Those of a second table stand behind. Rows are read when they are asked for, as the whole table
+    may be larger than memory.
     """
 
     def __init__(self, parts: ModelParts) -> None:
-        self._matrices, self._scale = parts.table, parts.decoder.spec.table_scale
-        self.shape = (sum(len(matrix) for matrix in parts.table), parts.table[0].shape[1])
+        self._matrices, self._spec = parts.table, parts.decoder.spec
+        self._second, columns = parts.layer_table, parts.table[0].shape[1]
+        columns += 0 if self._second is None else self._second.shape[1]
+        self.shape = (sum(len(matrix) for matrix in parts.table), columns)
 
     def __getitem__(self, rows: Any) -> Floats:
         """Rows by index or indices.
@@ -57,16 +60,21 @@ class TableRows:
         Raises:
             IndexError: If one is outside the table.
         """
-        ids, first, (count, columns) = np.asarray(rows), 0, self.shape
+        ids, first, count = np.asarray(rows), 0, self.shape[0]
         if ids.size and not 0 <= ids.min() <= ids.max() < count:
             raise IndexError(f"rows {ids.min()} to {ids.max()} of a table of {count}")
-        values = np.empty((*ids.shape, columns), np.float32)
+        values = np.empty((*ids.shape, self._matrices[0].shape[1]), np.float32)
         for matrix in self._matrices:
             inside = (ids >= first) & (ids < first + len(matrix))
             if inside.any():
-                values[inside] = scaled(matrix[ids[inside] - first], self._scale).numpy()
+                values[inside] = scaled(matrix[ids[inside] - first], self._spec.table_scale).numpy()
             first += len(matrix)
-        return values
+        numbers = self._spec.per_layer
+        if self._second is None or numbers is None:
+            return values
+        known = np.where(ids < len(self._second), ids, numbers.visual_row).reshape(-1)
+        behind = scaled(self._second[known], numbers.scale).numpy().reshape(*ids.shape, -1)
+        return np.concatenate((values, behind), axis=-1)
 
 
 class PyTorchAnswerer:

@@ -14,16 +14,18 @@ the model's modules: no weight is copied.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgevlm.bundle.functions import Block
+from edgevlm.graphs.embedders import EmbedderParts
 from edgevlm.graphs.layers import LayerCall, scaled, split_states
 from edgevlm.graphs.merging import merges
 from edgevlm.graphs.ops import capped
-from edgevlm.graphs.parts import EmbedderParts, ModelParts
+from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.pruning import PrunedDecoderBlock
 from edgevlm.graphs.signals import encode, is_rotary, pack
 from edgevlm.graphs.visual_shape import VisualShape
@@ -132,16 +134,23 @@ class DecoderBlock(nn.Module):
     cos and sin are the first of the rotary tables that these layers use; the others follow the
     position, two each. Then comes `count` where a call of several rows has recurrent layers, and
     bias [1, 1, 1, T] where attention is calibrated. `prefill` then takes what is added to the
-    output of each of the layers `levels`, counted in the block, [1, S, C]. The states are last.
+    output of each of the layers `levels`, counted in the block, [1, S, C]. Where layers are `gated`
+    by a second table, the tokens' rows of the first follow, [1, S, C], and what each layer gets of
+    the second, [1, S, E]. The states are last.
     """
 
     def __init__(
-        self, layers: Sequence[Any], norm: nn.Module | None, levels: Sequence[int] = ()
+        self,
+        layers: Sequence[Any],
+        norm: nn.Module | None,
+        levels: Sequence[int] = (),
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.layers: Any = nn.ModuleList(layers)
         self.norm, self.levels = norm, tuple(levels)
         self.tables = sorted({layer.numbers.table for layer in layers})
+        self.gated = gated
 
     def forward(
         self,
@@ -153,6 +162,9 @@ class DecoderBlock(nn.Module):
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
         further, states = split_states(self.layers, rest)
+        gates: Sequence[Tensor] = ()
+        if self.gated:
+            further, gates = further[: -1 - len(states)], further[-1 - len(states) :]
         first = 2 * len(self.tables) - 2
         pairs, further = (cos, sin, *further[:first]), further[first:]
         tables = {table: pairs[2 * at : 2 * at + 2] for at, table in enumerate(self.tables)}
@@ -161,12 +173,15 @@ class DecoderBlock(nn.Module):
             count, *further = further
         bias = next((x for x in further if x.dim() != 3), None)
         added = dict(zip(self.levels, (x for x in further if x.dim() == 3), strict=False))
-        call = LayerCall(tables, mask, position, bias, count)
+        calls = [LayerCall(tables, mask, position, bias, count)] * len(states)
+        if self.gated:
+            embeds, *rows = gates
+            calls = [replace(calls[0], embeds=embeds, row=row) for row in rows]
         present: list[Tensor] = []
         for index, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
-            hidden, *after = layer.step(hidden, call, state)
+            hidden, *after = layer.step(hidden, calls[index], state)
             hidden = hidden + added[index] if index in added else hidden
-            present += after
+            present += after  # nothing, of a layer that reads another one's
         return (hidden if self.norm is None else self.norm(hidden), *present)
 
 
@@ -245,7 +260,7 @@ def _decoder(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -
     norm = decoder.norm if stop == len(decoder.layers) else None
     if parts.pruning is None:
         levels = [layer - start for layer in decoder.spec.levels if start <= layer < stop]
-        return DecoderBlock(layers, norm, levels)
+        return DecoderBlock(layers, norm, levels, decoder.spec.per_layer is not None)
     return PrunedDecoderBlock(layers, norm, start, parts.pruning, decoder.norm)
 
 

@@ -12,6 +12,7 @@ Each is compared with transformers' own forward in tests/models/encoder.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from edgevlm.graphs.layers import EncoderLayer
 from edgevlm.graphs.ops import attention
+from edgevlm.graphs.parts import EncoderParts
 
 HIDDEN = -1e4  # hides a token in scores, in float16 too
 
@@ -144,3 +146,38 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     linear.weight = nn.Parameter(weight, requires_grad=False)
     linear.bias = nn.Parameter(bias, requires_grad=False)
     return linear
+
+
+@dataclass(frozen=True)
+class TextEncoderParts:
+    """The modules of a text encoder.
+
+    Attributes:
+        positions: Rows of the tokens [1, S, C] -> hidden [1, S, C].
+        layers: hidden -> hidden, each.
+        head: hidden, and i32 [1], the token to read, where it reads one -> embedding [1, E].
+        table: Rows of the tokens [V, C].
+    """
+
+    positions: nn.Module
+    layers: tuple[nn.Module, ...]
+    head: nn.Module
+    table: Tensor
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All of them in the order in which they run; a block's `span` counts in it."""
+        return (self.positions, *self.layers, self.head)
+
+
+@dataclass(frozen=True)
+class EmbedderParts:
+    """An image encoder and, where there is one, the text encoder that it was trained with."""
+
+    encoder: EncoderParts
+    text: TextEncoderParts | None
+
+    @property
+    def tables(self) -> dict[str, tuple[Tensor, ...]]:
+        """The matrices of each table of the host, by its name."""
+        return {"embedding": (self.text.table,)} if self.text else {}

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from edgevlm.graphs.ops import attention, attention_kv, rotary
+from edgevlm.graphs.ops import attention, attention_kv, later_rows, rotary
 
 
 class PatchEmbedding(nn.Module):
@@ -168,6 +168,7 @@ class LayerNumbers:
         softcap: Bound of attention scores; 0 is none.
         window: Most rows before a token, its own included, that it sees; 0 is all of them.
         causal: Whether no token sees a later one; else a mask says which.
+        own_mask: Whether that holds although the mask of its block shows some later ones.
     """
 
     input_scale: float = 1.0
@@ -181,6 +182,7 @@ class LayerNumbers:
     softcap: float = 0.0
     window: int = 0
     causal: bool = True
+    own_mask: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,8 @@ class LayerCall:
         bias: What attention to each cache row gets, f32 [1, 1, 1, T].
         count: Rows of the sequence among those of the call, i32 [1], 1 at least; what follows them
             fills up the call and must not change a recurrent state. None is all.
+        embeds: Where there is a second table, the tokens' rows of the first, f32 [1, S, C].
+        row: The layer's part of their rows of the second, f32 [1, S, E].
     """
 
     tables: Mapping[int, Sequence[Tensor]]
@@ -201,13 +205,14 @@ class LayerCall:
     position: Tensor
     bias: Tensor | None = None
     count: Tensor | None = None
+    embeds: Tensor | None = None
+    row: Tensor | None = None
 
 
 class DecoderLayer(nn.Module):
     """A decoder layer of Llama's kin with its cache outside.
 
     hidden [1, S, C], key_cache and value_cache [1, G, T, D] -> hidden and the two with S new rows.
-    `bias` [1, 1, 1, T] is what attention to each cache row gets.
     """
 
     layer: Any
@@ -241,19 +246,34 @@ class DecoderLayer(nn.Module):
         key_cache: Tensor,
         value_cache: Tensor,
         bias: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        x, attn, numbers = scaled(x, self.numbers.input_scale), self.layer.self_attn, self.numbers
+    ) -> tuple[Tensor, ...]:
+        x, numbers = scaled(x, self.numbers.input_scale), self.numbers
         h = rms_norm(self.layer.input_layernorm, x, numbers.norm_offset)
         query, key = self.queries(h, cos, sin), self.keys(h, cos, sin)
         mixed, key, value = attention_kv(
-            query, key, attn.v_proj(h), key_cache, value_cache, mask, position, self.heads, bias,
+            query, key, self.values(h), key_cache, value_cache, self._seen(x, mask, position),
+            position, self.heads, bias,
             scale=numbers.score_scale, softcap=numbers.softcap, window=numbers.window,
             causal=numbers.causal or x.shape[1] == 1,
         )  # fmt: skip
-        x = x + self._added(attn.o_proj(mixed), "post_attention_layernorm")
+        return self.feed(self.mixed(x, mixed)), key, value
+
+    def mixed(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """The layer's input and what attention adds to it, of its output [1, S, H*D]."""
+        return x + self._added(self.layer.self_attn.o_proj(mixed), "post_attention_layernorm")
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The second half: the MLP."""
+        numbers = self.numbers
         name = "pre_feedforward_layernorm" if numbers.added_norms else "post_attention_layernorm"
         fed = self.layer.mlp(rms_norm(getattr(self.layer, name), x, numbers.norm_offset))
-        return x + self._added(fed, "post_feedforward_layernorm"), key, value
+        return x + self._added(fed, "post_feedforward_layernorm")
+
+    def _seen(self, x: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+        """The mask of this layer, [1, 1, S, T]."""
+        if self.numbers.own_mask and x.shape[1] > 1:
+            return later_rows(position, x.shape[1], mask.shape[3])[None, None]
+        return mask
 
     def _added(self, x: Tensor, norm: str) -> Tensor:
         """What attention or MLP adds to its input, normed where this layer has such norms."""
@@ -276,6 +296,11 @@ class DecoderLayer(nn.Module):
         """Keys as the cache holds them, [1, S, G*D]."""
         attn = self.layer.self_attn
         return self._turned(attn.k_proj(normed), "k_norm", cos, sin, self.kv_heads)
+
+    def values(self, normed: Tensor) -> Tensor:
+        """Values as the cache holds them, [1, S, G*D]."""
+        values: Tensor = self.layer.self_attn.v_proj(normed)
+        return values
 
     def _turned(self, x: Tensor, norm: str, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
         if self.numbers.head_norms:

@@ -130,6 +130,19 @@ def outside_window(position: Tensor, rows: int, total: int, window: int) -> Tens
     return torch.where(inside, 0.0, -1e4)
 
 
+def later_rows(position: Tensor, rows: int, total: int) -> Tensor:
+    """A causal mask of new rows: f32 [S, T], -1e4 where a cache row lies after a row's own, else 0.
+
+    Args:
+        position: i32 [1], the cache row of the first new token.
+        rows: S.
+        total: T.
+    """
+    own = position + torch.arange(rows, dtype=torch.int32)
+    later = torch.arange(total, dtype=torch.int32) > own.unsqueeze(1)
+    return torch.where(later, -1e4, 0.0)
+
+
 def capped(x: Tensor, bound: float) -> Tensor:
     """Numbers between -bound and bound: bound tanh(x / bound); x itself for a bound of 0."""
     return torch.tanh(x / bound) * bound if bound else x

@@ -5,7 +5,7 @@ blocks, planning and parity read them and never a config. `EncoderSpec` and `Dec
 known before any weight is read, so a family's description has them too.
 
 Each kind of model has its own type of parts, made of the types here: `ModelParts` is that of the
-kind `vlm`, `EmbedderParts` that of the kind `encoder`.
+kind `vlm`, `graphs.embedders.EmbedderParts` that of the kind `encoder`.
 
 Shapes: P views, N visual tokens of a view, K kept ones, D width of the encoder, C width of the
 decoder, V words.
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -71,6 +72,21 @@ class EncoderSpec:
 
 
 @dataclass(frozen=True)
+class LayerRows:
+    """Numbers of a second table, of what each layer gets of a token beside its row.
+
+    Attributes:
+        columns: Numbers of a layer.
+        scale: Factor of a row after it is read.
+        visual_row: Row of visual tokens, and of words beyond the table.
+    """
+
+    columns: int
+    scale: float
+    visual_row: int
+
+
+@dataclass(frozen=True)
 class DecoderSpec:
     """Numbers of a language decoder.
 
@@ -87,6 +103,7 @@ class DecoderSpec:
             the rows of visual tokens.
         mask: Who sees whom in a prompt, see `bundle.host.MASKS`.
         first_position: Position of the first token.
+        per_layer: Numbers of a second table, or None.
     """
 
     width: int
@@ -99,6 +116,7 @@ class DecoderSpec:
     levels: tuple[int, ...] = ()
     mask: str = "causal"
     first_position: int = 0
+    per_layer: LayerRows | None = None
 
     @property
     def rope(self) -> Rope:
@@ -110,6 +128,12 @@ class DecoderSpec:
         """Layers that keep keys and values; the others are recurrent."""
         caches = enumerate(self.caches)
         return tuple(layer for layer, cache in caches if isinstance(cache, CacheSpec))
+
+    @property
+    def sources(self) -> dict[int, int]:
+        """Layers that read the cache of an earlier one, and that one."""
+        kept = ((i, c.source) for i, c in enumerate(self.caches) if isinstance(c, CacheSpec))
+        return {layer: source for layer, source in kept if source is not None}
 
     @property
     def recurrent(self) -> bool:
@@ -134,6 +158,8 @@ class DecoderSpec:
         least = min((layer.window for layer in self.layers if layer.window), default=context)
         if self.mask != "causal":
             return "tokens of a picture or prompt see each other both ways"
+        if self.per_layer is not None:
+            return "each layer takes rows of a second table"
         if len(self.ropes) > 1:
             return f"layers have {len(self.ropes)} rotary tables"
         return f"some layers see {least} tokens of {context}" if least < context else ""
@@ -186,6 +212,7 @@ class DecoderParts:
         language_model: The model's own decoder, which parity compares with.
         level_inputs: What it takes where features are added behind layers: which rows are visual,
             bool [1, n], and levels f32 [L, k, C] -> arguments by name.
+        own_rows: Rows of the second table f32 [1, n, E] -> what both take of them.
         own_inputs: The group of each row i64 [1, S], whose rows see each other (-1 is none) -> what
             the model's own decoder, and the whole model, takes to make its masks.
     """
@@ -195,6 +222,7 @@ class DecoderParts:
     norm: nn.Module
     language_model: nn.Module
     level_inputs: Callable[[Tensor, Tensor], dict[str, Any]] = lambda visual, levels: {}
+    own_rows: Callable[[Tensor], dict[str, Tensor]] = lambda rows: {}
     own_inputs: Callable[[Tensor], dict[str, Tensor]] = lambda groups: {}
 
     def own(
@@ -210,7 +238,7 @@ class DecoderParts:
         """transformers' output for rows behind those of its cache.
 
         Args:
-            rows: f32 [n, C].
+            rows: f32 [n, C], with those of a second table behind.
             positions: Rotary positions i32 [n, axes].
             cache: What it gave with the rows before; None begins one.
             mask: Additive, f32 [1, 1, n, T]; without one it makes its own.
@@ -226,12 +254,17 @@ class DecoderParts:
             chosen[0, list(visual)] = True
             further |= self.level_inputs(chosen, torch.from_numpy(levels))
         return self.language_model(
-            inputs_embeds=torch.from_numpy(rows)[None],
+            **self.embedded(torch.from_numpy(rows)),
             position_ids=position_ids(positions),
             cache=cache,
             use_cache=True,
             **further,
         )
+
+    def embedded(self, rows: Tensor) -> dict[str, Tensor]:
+        """Rows [n, C] as the model's own forward takes them, with those of a second table."""
+        width = self.spec.width
+        return {"inputs_embeds": rows[None, :, :width], **self.own_rows(rows[None, :, width:])}
 
     def masking(self, rows: int, groups: NDArray[Any] | None) -> dict[str, Tensor]:
         """What the model's own forward makes the masks of a first turn of."""
@@ -256,6 +289,7 @@ class ModelParts:
         logit_softcap: Bound of the scores of words; 0 is none.
         logit_scale: Factor of the scores of words.
         pruning: Numbers of a method of site `decoder`, or None.
+        layer_table: Matrix of a second table, `DecoderSpec.per_layer`, without its scale; or None.
     """
 
     encoder: EncoderParts
@@ -266,6 +300,7 @@ class ModelParts:
     logit_softcap: float = 0.0
     logit_scale: float = 1.0
     pruning: Pruning | None = None
+    layer_table: Tensor | None = None
 
     @property
     def passed_on(self) -> tuple[str, ...]:
@@ -276,7 +311,17 @@ class ModelParts:
     @property
     def tables(self) -> dict[str, tuple[Tensor, ...]]:
         """The matrices of each table of the host, by its name."""
-        return {"embedding": self.table}
+        further = {} if self.layer_table is None else {"per_layer": (self.layer_table,)}
+        return {"embedding": self.table, **further}
+
+    def words(self, ids: NDArray[Any]) -> Tensor:
+        """Rows of words as the decoder takes them, [n, C], those of a second table behind."""
+        spec = self.decoder.spec
+        rows = scaled(self.table[0][ids], spec.table_scale)
+        if self.layer_table is None or spec.per_layer is None:
+            return rows
+        known = np.where(ids < len(self.layer_table), ids, spec.per_layer.visual_row)
+        return torch.cat((rows, scaled(self.layer_table[known], spec.per_layer.scale)), dim=-1)
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Scores of the words [n, V] for rows [n, C] after the last norm."""
@@ -285,7 +330,7 @@ class ModelParts:
 
     def word(self, token: int) -> Tensor:
         """The row of a word as the decoder takes it, [1, 1, C]."""
-        return scaled(self.table[0][token], self.decoder.spec.table_scale)[None, None]
+        return self.words(np.asarray([token]))[None]
 
     @property
     def tied(self) -> bool:
@@ -297,38 +342,3 @@ def position_ids(positions: NDArray[Any]) -> Tensor:
     """Rotary positions [n, axes] as transformers takes them: [axes, 1, n], of one axis [1, n]."""
     ids = torch.from_numpy(positions).long().T[:, None]
     return ids[0] if len(ids) == 1 else ids
-
-
-@dataclass(frozen=True)
-class TextEncoderParts:
-    """The modules of a text encoder.
-
-    Attributes:
-        positions: Rows of the tokens [1, S, C] -> hidden [1, S, C].
-        layers: hidden -> hidden, each.
-        head: hidden, and i32 [1], the token to read, where it reads one -> embedding [1, E].
-        table: Rows of the tokens [V, C].
-    """
-
-    positions: nn.Module
-    layers: tuple[nn.Module, ...]
-    head: nn.Module
-    table: Tensor
-
-    @property
-    def modules(self) -> tuple[nn.Module, ...]:
-        """All of them in the order in which they run; a block's `span` counts in it."""
-        return (self.positions, *self.layers, self.head)
-
-
-@dataclass(frozen=True)
-class EmbedderParts:
-    """An image encoder and, where there is one, the text encoder that it was trained with."""
-
-    encoder: EncoderParts
-    text: TextEncoderParts | None
-
-    @property
-    def tables(self) -> dict[str, tuple[Tensor, ...]]:
-        """The matrices of each table of the host, by its name."""
-        return {"embedding": (self.text.table,)} if self.text else {}

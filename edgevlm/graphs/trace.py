@@ -97,7 +97,7 @@ def check_states(program: ExportedProgram, function: Function, where: str) -> No
     graph, inputs, outputs = program.graph_signature, function.inputs, function.outputs
     given = {t.name: name for t, name in zip(inputs, graph.user_inputs, strict=True)}
     made = {t.name: name for t, name in zip(outputs, graph.user_outputs, strict=True)}
-    for cache in function.caches:
+    for cache in (cache for cache in function.caches if cache.output):
         before, queue = set[fx.Node](), [nodes[made[cache.output]]]
         while queue:
             new = set(queue.pop().all_input_nodes) - before

@@ -10,21 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.kinds.shared.decoder import cache_kinds
+from edgevlm.bundle.kinds.vlm import writers
 from edgevlm.graphs.merging import merges
 from edgevlm.parity.calls import BlockCalls, OpenBlock
 from edgevlm.parity.compare import Array
 from edgevlm.parity.rounding import by_patch, float16_psnr_db, hangs_on_rounding
-from edgevlm.parity.vlm_calls import DecoderCall, decoder_calls
+from edgevlm.parity.vlm_calls import DecoderCall, behind, decoder_calls
 from edgevlm.runtimes.loops.sequence import PromptRows, assemble
 from edgevlm.runtimes.loops.spelling import Visual
-from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
+from edgevlm.runtimes.loops.tables import load_tables, load_tokenizer
 
+# Arrays of the states of layers that others read: the engine's, and PyTorch's.
+LayerArrays = dict[int, tuple[list[Array], ...]]
 QUESTION = "What is in this picture?"
 # Views whose encoder calls are compared with PyTorch; all views go through the engine.
 COMPARED_VIEWS = 2
@@ -56,9 +60,8 @@ class VlmBlocks:
 
     def __init__(self, calls: BlockCalls) -> None:
         self.calls, self.plan = calls, calls.plan
-        embedding = calls.bundle.plan.host.embedding
         self.tokenizer = load_tokenizer(calls.bundle, calls.plan.host.vocabulary)
-        self.table = load_table(calls.bundle, embedding)
+        self.table = load_tables(calls.bundle)
 
     def prompt_rows(self, visual: Array, kept: Array, *further: Array) -> PromptRows:
         """The prompt's rows for one image or clip, from outputs of `reduce` without batch axis."""
@@ -99,8 +102,14 @@ class VlmBlocks:
         """Logits [steps, V] of the engine, fed with these tokens."""
         prompt = self.prompt_rows(*(array[0] for array in reduced.outputs.values()))
         calls = decoder_calls(self.plan, prompt, np.array(self.table[list(tokens[:-1])]))
-        for block in self.plan.stage("decoder"):
-            self._decode(block, calls)
+        blocks, writing = self.plan.stage("decoder"), writers(self.plan)
+        read: LayerArrays = {}
+        for block in writing:
+            self._decode(block, calls, read)
+        calls = behind(calls) if len(writing) < len(blocks) else calls
+        for block in blocks[len(writing) :]:
+            self._decode(block, calls, read)
+        block = blocks[-1]
         (hidden,) = block.function("decode").links.values()
         checked = [call.values[hidden] for call in calls if call.function == "check"]
         rows = [c.values[hidden][:, [c.head_row]] for c in calls if c.head_row is not None]
@@ -143,13 +152,15 @@ class VlmBlocks:
             inputs = [view[tensor.name] for tensor in function.inputs]
             self.calls.note_float16(block, float16_psnr_db(opened.module, inputs, expected))
 
-    def _decode(self, block: Block, calls: list[DecoderCall]) -> None:
-        """All calls of one block; what it gives on goes into the calls of the next."""
-        pairs = [(cache.input, cache.output) for cache in block.functions[0].caches]
-        shapes = {tensor.name: tensor.shape for tensor in block.functions[0].inputs}
-        caches = {past: np.zeros(shapes[past], np.float32) for past, _ in pairs}
+    def _decode(self, block: Block, calls: list[DecoderCall], read: LayerArrays) -> None:
+        """All calls of one block; what it gives on goes into the calls of the next.
+
+        `read` has the arrays of layers that others read, the engine's and PyTorch's, after all
+        calls: masks hide the rows that come later.
+        """
+        caches, own = self._arrays(block, read)
+        pairs = [(c.input, c.output) for c in block.functions[0].caches if c.output]
         written = {present: caches[past] for past, present in pairs}
-        own = {past: array.copy() for past, array in caches.items()}
         exact = self.calls.thresholds["decoder"].exact and self.plan.host.states.exact
         kinds = cache_kinds(self.plan.host, block)
         with self.calls.open(block) as opened:
@@ -157,12 +168,39 @@ class VlmBlocks:
                 function = block.function(call.function)
                 if not exact:
                     own = {past: array.copy() for past, array in caches.items()}
-                outputs = opened.run(function, call.values, caches | written)
-                expected = opened.expected(function, call.values | own)
-                own = {past: expected[present] for past, present in pairs}
+                values = call.of(self.plan, block.span)
+                outputs = opened.run(function, values, caches | written)
+                expected = opened.expected(function, values | own)
+                own |= {past: expected[present] for past, present in pairs}
                 sides = outputs | written, expected
                 opened.compare(function, *(_real(call, side, kinds) for side in sides))
                 call.values |= {to: outputs[name] for name, to in function.links.items()}
+        for layer, inputs in self._inputs(block).items():
+            if layer in self.plan.host.states.read_by_others:
+                sides = caches, own
+                read[layer] = tuple([side[name] for name in inputs] for side in sides)
+
+    def _inputs(self, block: Block) -> dict[int, list[str]]:
+        """The inputs of each layer's caches."""
+        cached, states = block.functions[0].cached(), self.plan.host.states
+        return {
+            layer: [cache.input for cache, _ in islice(cached, len(states.of(layer).shapes))]
+            for layer in range(*block.span)
+        }
+
+    def _arrays(self, block: Block, read: LayerArrays) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Caches of a block before its first call by input, the engine's and PyTorch's."""
+        states = self.plan.host.states
+        caches, own = dict[str, Array](), dict[str, Array]()
+        for layer, inputs in self._inputs(block).items():
+            state = states.of(layer)
+            for side, arrays in enumerate((caches, own)):
+                if state.source is None:
+                    found = [np.zeros(shape, np.float32) for shape in state.shapes]
+                else:
+                    found = read[state.source][side]
+                arrays |= zip(inputs, found, strict=True)
+        return caches, own
 
     def _head(self, rows: list[Array], checked: list[Array]) -> Array:
         """Logits [steps, V] of rows [1, 1, C]; those of `check` are compared only."""

@@ -7,7 +7,7 @@ single steps write their cache rows again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,10 @@ from edgevlm.runtimes.loops.sequence import (
     call_rows,
     causal_mask,
     every_table,
+    layer_rows,
     prompt_state,
     rotary_tables,
+    row_inputs,
     text_positions,
 )
 
@@ -36,6 +38,7 @@ class DecoderCall:
         rows: Rows that are compared, from the first; what follows fills up the call. None are all.
         cache_rows: Cache rows that are compared. None are all.
         head_row: The row of the last block's hidden whose logits count; None is none.
+        tokens: Rows of the call as they enter the decoder; None where no layer reads them.
     """
 
     function: str
@@ -43,6 +46,12 @@ class DecoderCall:
     rows: int | None = None
     cache_rows: int | None = None
     head_row: int | None = None
+    tokens: Array | None = None
+
+    def of(self, plan: VlmPlan, span: tuple[int, int]) -> dict[str, Array]:
+        """The inputs of a block: those of all, and what its layers get of a second table."""
+        rows = {} if self.tokens is None else layer_rows(plan, span, self.tokens)
+        return self.values | {name: values[None] for name, values in rows.items()}
 
 
 def decoder_calls(plan: VlmPlan, prompt: PromptRows, answer: Array) -> list[DecoderCall]:
@@ -83,6 +92,27 @@ def _chunked(
         yield call
 
 
+def behind(calls: Iterable[DecoderCall]) -> list[DecoderCall]:
+    """Calls of blocks without `prefill`, of those of the blocks before them.
+
+    Of a prompt they take the last row alone, as `decode`.
+    """
+    others = (call for call in calls if call.function != "prefill" or call.head_row is not None)
+    return [_last_row(call) if call.function == "prefill" else call for call in others]
+
+
+def _last_row(call: DecoderCall) -> DecoderCall:
+    row, values = call.head_row, dict[str, Array]()
+    assert row is not None and call.tokens is not None
+    for name, array in call.values.items():
+        if array.ndim == 3:  # rows [1, S, E]
+            values[name] = array[:, [row]]
+        else:  # a mask of as many rows, or what is the same for all
+            values[name] = array[:, :, [row]] if array.shape[2:3] > (1,) else array
+    values["position"] = call.values["position"] + np.int32(row)
+    return DecoderCall("decode", values, rows=1, head_row=0, tokens=call.tokens[[row]])
+
+
 def _call(
     plan: VlmPlan,
     function: str,
@@ -95,12 +125,11 @@ def _call(
 ) -> DecoderCall:
     """A call of `size` rows, of which these are the first and the others nothing."""
     count = len(rows)
-    hidden = np.zeros((1, size, rows.shape[1]), np.float32)
+    filled = np.zeros((size, rows.shape[1]), np.float32)
     padded = np.zeros((size, positions.shape[1]), np.int32)
-    hidden[0, :count], padded[:count] = rows, positions[:count]
-    tables = every_table(plan, padded)
+    filled[:count], padded[:count] = rows, positions[:count]
+    tables = every_table(plan, padded) | row_inputs(plan, filled)
     values = {
-        "hidden": hidden,
         **{name: table[None] for name, table in tables.items()},
         "mask": causal_mask(first, size, plan.host.states.tokens, groups),
         "position": np.asarray([first], np.int32),
@@ -108,7 +137,7 @@ def _call(
     }
     if bias is not None:
         values["bias"] = bias[None, None, None]
-    return DecoderCall(function, values, rows=count, cache_rows=first + count)
+    return DecoderCall(function, values, rows=count, cache_rows=first + count, tokens=filled)
 
 
 def _pruned(

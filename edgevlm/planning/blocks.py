@@ -70,6 +70,7 @@ def stage_blocks(
     parts: Sequence[Sequence[nn.Module] | nn.Module],
     limit: int,
     stored: Stored,
+    border: int = 0,
 ) -> list[Block]:
     """Blocks of a stage that is cut between its parts.
 
@@ -78,11 +79,13 @@ def stage_blocks(
         parts: Its modules, or several that stay together.
         limit: Block size in bytes of float32.
         stored: Bytes of weights in their files.
+        border: A part with which a block begins in any case.
     """
     modules = [part if isinstance(part, Sequence) else (part,) for part in parts]
     sizes = [sum(map(_bytes, part)) for part in modules]
+    behind = [(border + start, border + stop) for start, stop in cut(sizes[border:], limit)]
     blocks = []
-    for index, (start, stop) in enumerate(cut(sizes, limit)):
+    for index, (start, stop) in enumerate((*cut(sizes[:border], limit), *behind)):
         own = dict.fromkeys(module for part in modules[start:stop] for module in part)
         size = sum(stored.module(module, stage) for module in own)
         blocks.append(Block(f"{stage}-{index}", stage, (start, stop), size, ()))
@@ -108,7 +111,7 @@ def encoder_shape(
 
 
 def _with_functions(kind: ModuleType, host: Any, block: Block) -> Block:
-    names = kind.functions(host, block.stage)
+    names = kind.functions(host, block)
     functions = (kind.signature(host, block, name).function(name) for name in names)
     return replace(block, functions=tuple(functions))
 

@@ -24,14 +24,19 @@ from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Sour
 from edgevlm.errors import ModelError, PlanError, RecipeError
 from edgevlm.exporters.contract import Target
 from edgevlm.graphs.blocks import build_encoder
+from edgevlm.graphs.embedders import EmbedderParts
 from edgevlm.graphs.merging import merge
-from edgevlm.graphs.parts import EmbedderParts
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import EmbedderDescription, TextSpec
 from edgevlm.models.own_processors import check_tokenizer, check_views
 from edgevlm.planning.blocks import Stored, encoder_shape, finished, stage_blocks
 from edgevlm.planning.methods import choose_encoder_method
-from edgevlm.planning.target import checked_target, required_backend, table_format
+from edgevlm.planning.target import (
+    check_table_scheme,
+    checked_target,
+    required_backend,
+    table_format,
+)
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS
 
@@ -192,6 +197,7 @@ def _text(
             f"the tokenizer has tokens up to {most} and fills texts up with {pad}, the model's"
             f" table has {text.vocabulary} rows; take the tokenizer that it was trained with"
         )
+    check_table_scheme(recipe, target, tied=False)
     return TextHost(
         tokens=text.tokens,
         layers=text.layers,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from edgevlm.bundle.host import Embedding, LayerTable
 from edgevlm.bundle.kinds.shared.states import CacheSpec
 from edgevlm.errors import PlanError, RecipeError
 from edgevlm.exporters.contract import Target, find_target
-from edgevlm.graphs.parts import DecoderSpec
+from edgevlm.graphs.parts import DecoderSpec, ModelParts
 from edgevlm.recipe import Recipe
 
 
@@ -67,15 +68,49 @@ def check_heads(recipe: Recipe, target: Target, decoder: DecoderSpec) -> None:
 
 
 def table_format(recipe: Recipe, target: Target, tied: bool) -> str:
-    """Format of the embedding table: `f32` or a packing of `bundle.packed`.
+    """Format of a table that the host reads: `f32` or a packing of `bundle.packed`.
 
     Args:
         recipe: What is asked for.
         target: Its target.
         tied: Whether the head's matrix is the table, so that it has the head's scheme.
+    """
+    return target.table_format(recipe.scheme("head" if tied else "embed"))
+
+
+def host_tables(
+    recipe: Recipe, target: Target, parts: ModelParts, decoder: DecoderSpec
+) -> tuple[Embedding, LayerTable | None]:
+    """The embedding table, and the second one where there is one.
 
     Raises:
         RecipeError: If stage `embed` has a scheme that cannot apply.
+    """
+    further, matrix = decoder.per_layer, parts.layer_table
+    check_table_scheme(recipe, target, parts.tied and matrix is None)
+    embedding = Embedding(
+        rows=sum(matrix.shape[0] for matrix in parts.table),
+        columns=decoder.width,
+        dtype=table_format(recipe, target, parts.tied),
+        scale=decoder.table_scale,
+    )
+    if further is None or matrix is None:
+        return embedding, None
+    own = table_format(recipe, target, tied=False)
+    second = Embedding(len(matrix), matrix.shape[1], own, scale=further.scale)
+    return embedding, LayerTable(second, further.visual_row)
+
+
+def check_table_scheme(recipe: Recipe, target: Target, tied: bool) -> None:
+    """Refuse a scheme of stage `embed` that cannot apply.
+
+    Args:
+        recipe: What is asked for.
+        target: Its target.
+        tied: Whether the one table of the host is the head's matrix.
+
+    Raises:
+        RecipeError: Saying why.
     """
     only_f32 = target.table_format(target.schemes[-1]) == "f32"
     if "embed" in dict(recipe.quantize.stages) and (tied or only_f32):
@@ -83,7 +118,6 @@ def table_format(recipe: Recipe, target: Target, tied: bool) -> str:
             "stage 'embed' cannot have its own scheme: "
             + ("its table is the head's" if tied else f"its table is f32 for '{recipe.target}'")
         )
-    return target.table_format(recipe.scheme("head" if tied else "embed"))
 
 
 def _check_scheme(recipe: Recipe, target: Target, scheme: str) -> None:

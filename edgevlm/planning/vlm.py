@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edgevlm.bundle.functions import Block
-from edgevlm.bundle.host import LEVELS, Embedding, ImageSpec, Layout
+from edgevlm.bundle.host import LEVELS, ImageSpec, Layout
 from edgevlm.bundle.kinds.shared.states import States
 from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
@@ -44,7 +44,7 @@ from edgevlm.planning.methods import (
 )
 from edgevlm.planning.own_prompt import compare_prompts
 from edgevlm.planning.prompt import render_prompts
-from edgevlm.planning.target import check_heads, checked_target, required_backend, table_format
+from edgevlm.planning.target import check_heads, checked_target, host_tables, required_backend
 from edgevlm.planning.vlm_blocks import make_blocks
 from edgevlm.recipe import Recipe
 
@@ -185,7 +185,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     checkpoint = replace(checkpoint, all_layers=reads_last_layer(methods.signals))
     model = checkpoint.empty_model()
     parts = methods.applied(checkpoint.family.parts(model, description), description.image)
-    embedding = _embedding(recipe, target, parts, description.decoder)
+    embedding, per_layer = host_tables(recipe, target, parts, description.decoder)
     vocabulary = parts.table[0].shape[0]
     token = description.visual_token or description.placeholder
     speller = Speller(load_tokenizer(checkpoint), vocabulary, token)
@@ -198,6 +198,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
         calibrated=bool(getattr(methods.tokens, "calibrate", False)),
         layout=layout,
         embedding=embedding,
+        per_layer=per_layer,
         ropes=description.decoder.ropes,
         layer_ropes=tuple(layer.table for layer in description.decoder.layers),
         first_position=description.decoder.first_position,
@@ -286,17 +287,6 @@ def _check_pruning(recipe: Recipe, chosen: ChosenMethods, pruning: Pruning, name
         )
 
 
-def _embedding(
-    recipe: Recipe, target: Target, parts: ModelParts, decoder: DecoderSpec
-) -> Embedding:
-    return Embedding(
-        rows=sum(matrix.shape[0] for matrix in parts.table),
-        columns=decoder.width,
-        dtype=table_format(recipe, target, parts.tied),
-        scale=decoder.table_scale,
-    )
-
-
 def _layout(
     checkpoint: Checkpoint, description: Description, methods: ChosenMethods, speller: Speller
 ) -> Layout:
@@ -343,8 +333,13 @@ def _calls(
     chunk = chunk_tokens(recipe, prompt, single_call, picture)
     context = context_tokens(recipe, prompt, chunk, decoder, single_call, picture)
     check_layers(decoder, methods.inside, chunk, context)
+    # No state of one block, where others read it.
+    shared = {layer for pair in decoder.sources.items() for layer in pair}
     states = (
-        cache.state(context - (pruning.gone(layer) if pruning else 0), target.kv_dtype)
+        cache.state(
+            context - (pruning.gone(layer) if pruning else 0),
+            "f32" if layer in shared else target.kv_dtype,
+        )
         for layer, cache in enumerate(decoder.caches)
     )
     return chunk, States.made(target.kv_form, context, states)

@@ -33,7 +33,7 @@ def make_blocks(
     blocks = [
         *stage_blocks("vision", _vision_parts(parts), limit, stored),
         Block("reduce-0", "reduce", (0, 1), 0, ()),
-        *stage_blocks("decoder", _decoder_parts(parts), limit, stored),
+        *stage_blocks("decoder", _decoder_parts(parts), limit, stored, host.states.own),
         *_head(host, limit, parts, stored),
     ]
     return finished(blocks, vlm, host, lambda block: build(block, parts, method, shape))

@@ -167,21 +167,24 @@ class Stateful(nn.Module):
     def __init__(self, inner: nn.Module, function: Function) -> None:
         super().__init__()
         self.inner = inner
-        self.input_names = [tensor.name for tensor in function.fed]
-        self.cache_names = [cache.name for cache in function.caches]
+        self.inputs = [tensor.name for tensor in function.inputs]
+        self.outputs = [tensor.name for tensor in function.outputs]
+        self.states = [cache for cache in function.caches if cache.name]
         for cache, tensor in function.cached():
-            self.register_buffer(cache.name, torch.zeros(tensor.shape))
+            if cache.name:
+                self.register_buffer(cache.name, torch.zeros(tensor.shape))
 
     def forward(self, **given: Tensor) -> tuple[Tensor, ...]:
         """Run the function, and store its cache outputs in the buffers."""
-        states = [getattr(self, name) for name in self.cache_names]
-        outputs = self.inner(*(given[name] for name in self.input_names), *states)
+        states = {cache.output: getattr(self, cache.name) for cache in self.states}
+        given |= {cache.input: states[cache.output] for cache in self.states}
+        outputs = self.inner(*(given[name] for name in self.inputs))
         outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
-        own = len(outputs) - len(states)
-        for state, new in zip(states, outputs[own:], strict=True):
-            state.copy_(new)
+        by_name = dict(zip(self.outputs, outputs, strict=True))
+        for name, state in states.items():
+            state.copy_(by_name.pop(name))
         # An output that is also an input would lose its name.
-        return tuple(out.clone() for out in outputs[:own])
+        return tuple(out.clone() for out in by_name.values())
 
 
 def _convert(
@@ -192,10 +195,10 @@ def _convert(
     scheme: str,
 ) -> Any:
     module = Stateful(with_weights(program, tensors), function)
-    inputs = {t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype]) for t in function.fed}
+    inputs = {t.name: torch.zeros(t.shape, dtype=DTYPES[t.dtype]) for t in function.passed_in}
     with torch.no_grad(), without_repeats():
         retraced = torch.export.export(module, (), inputs, strict=False).run_decompositions({})
-    outputs = [tensor.name for tensor in function.results]
+    outputs = [tensor.name for tensor in function.passed_out]
     exact = scheme == "none"
     model = ct.convert(
         retraced,

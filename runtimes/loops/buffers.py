@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
@@ -29,7 +30,7 @@ class Arrays:
         states: Arrays of the decoder's layers, layer by layer.
         recurrent: Those of recurrent layers.
         steps: For each function of the decoder its inputs by name, and `result`.
-        between: For each function of the decoder the two arrays that hidden states alternate in.
+        between: For each function of the decoder the array of hidden that each block takes.
         last: The hidden state that the head takes, [1, 1, C].
         logits: Its logits [V].
         checked: Logits [k, rows] of all rows of a `check`, for each block of the head.
@@ -42,7 +43,7 @@ class Arrays:
     states: list[Array]
     recurrent: list[Array]
     steps: dict[str, dict[str, Array]]
-    between: dict[str, tuple[Array, Array]]
+    between: dict[str, list[Array]]
     last: Array
     logits: Array
     checked: list[Array]
@@ -57,13 +58,16 @@ def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
     reduced = {tensor.name: _array(tensor, own) for tensor in reduce.outputs}
     blocks.bind("reduce-0", "reduce", all_views | reduced)
     decoder, by_block = plan.stage("decoder"), _caches(plan)
-    states = [by_block[b.name][c.input] for b in decoder for c in b.functions[0].caches]
-    kinds = [state.kind for state in plan.host.states.each for _ in state.shapes]
-    steps, between = dict[str, dict[str, Array]](), dict[str, tuple[Array, Array]]()
+    kept = [(by_block[b.name], c) for b in decoder for c in b.functions[0].caches]
+    states = [arrays[cache.input] for arrays, cache in kept if cache.output]
+    each = (state for state in plan.host.states.each if state.source is None)
+    kinds = [state.kind for state in each for _ in state.shapes]
+    steps, between = dict[str, dict[str, Array]](), dict[str, list[Array]]()
     for function in decoder[0].functions:
-        fed, results, second = chain(decoder, function.name, blocks, by_block)
+        having = [b for b in decoder if function.name in (f.name for f in b.functions)]
+        fed, results, entering = chain(having, function.name, blocks, by_block)
         steps[function.name] = {**fed, "result": results["hidden"]}
-        between[function.name] = (fed["hidden"], second["hidden"])
+        between[function.name] = [inputs["hidden"] for inputs in entering]
     last = np.zeros((1, 1, plan.host.embedding.columns), np.float32)
     logits = np.zeros(plan.host.vocabulary, np.float32)
     checked = []
@@ -94,15 +98,15 @@ def chain(
     name: str,
     blocks: Blocks,
     caches: Mapping[str, Mapping[str, Array]] = MappingProxyType({}),
-) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+) -> tuple[dict[str, Array], dict[str, Array], list[dict[str, Array]]]:
     """Bind a function of all blocks of a stage, each to the outputs of the block before.
 
     Returns:
         Arrays that the host writes, by input; outputs of the stage (by the input of a further block
-        where they are chained); outputs of the first block.
+        where they are chained); inputs of each block.
     """
     fed, state, results = dict[str, Array](), dict[str, Array](), dict[str, Array]()
-    first: dict[str, Array] = {}
+    entering: list[dict[str, Array]] = []
     spare: dict[str, Array] = {}  # outputs of the block before last, free for reuse
     for block in stage:
         function, own = block.function(name), blocks.engine.buffers(block.name, name)
@@ -117,17 +121,26 @@ def chain(
         spare = {output: inputs[taken] for output, taken in links.items() if taken in inputs}
         state |= {links[key]: array for key, array in outputs.items() if key in links}
         results |= {links.get(key, key): array for key, array in outputs.items()}
-        first = first or dict(results)
-    return fed, results, first
+        entering.append(inputs)
+    return fed, results, entering
 
 
 def _caches(plan: VlmPlan) -> dict[str, dict[str, Array]]:
-    """The caches of each block's layers by the names of its inputs and outputs."""
+    """The caches of each block's layers by the names of its inputs and outputs.
+
+    A layer without a state of its own has the arrays of its source.
+    """
     arrays: dict[str, dict[str, Array]] = {}
+    of_layer: list[list[Array]] = []
     for block in plan.stage("decoder"):
-        for pair, tensor in block.functions[0].cached():
-            names = arrays.setdefault(block.name, {})
-            names[pair.input] = names[pair.output] = tensor.zeros()
+        names, cached = arrays.setdefault(block.name, {}), block.functions[0].cached()
+        for layer in range(*block.span):
+            state = plan.host.states.of(layer)
+            pairs = list(islice(cached, len(state.shapes)))
+            read = None if state.source is None else of_layer[state.source]
+            of_layer.append(read or [tensor.zeros() for _, tensor in pairs])
+            for (pair, _), array in zip(pairs, of_layer[layer], strict=True):
+                names |= {name: array for name in (pair.input, pair.output) if name}
     return arrays
 
 

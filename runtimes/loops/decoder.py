@@ -14,6 +14,8 @@ from itertools import takewhile
 import numpy as np
 
 from edgevlm.bundle.files import Bundle
+from edgevlm.bundle.functions import Block
+from edgevlm.bundle.kinds.vlm import writers
 from edgevlm.errors import InputError
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops.buffers import Array, bind
@@ -23,7 +25,9 @@ from edgevlm.runtimes.loops.sequence import (
     call_rows,
     causal_mask,
     every_table,
+    layer_rows,
     prompt_state,
+    row_inputs,
     text_positions,
 )
 
@@ -45,6 +49,7 @@ class DecoderLoop:
         self.load_ms = (time.perf_counter() - started) * 1e3
         self._marks = np.zeros(self.plan.host.states.tokens, np.int64)  # of the cache's rows
         self._marked = 0  # rows of the cache, from the first, whose marks are known
+        self._writers = writers(self.plan)
         self._begin()
 
     def reset(self) -> None:
@@ -117,6 +122,8 @@ class DecoderLoop:
             self.run(name, prompt.rows[part], prompt.positions[part], groups=groups)
             self._append(prompt.rows[part], prompt.positions[part])
             done += rows
+        if len(self._writers) < len(self.plan.stage("decoder")) and name == "prefill":
+            self._behind(prompt.rows[-1:], prompt.positions[-1:], rows - 1)
         self.position = prompt.next
 
     def _calls(
@@ -227,13 +234,60 @@ class DecoderLoop:
         skipped: range = range(0),
         groups: Array | None = None,
     ) -> None:
-        """Run rows through the decoder, except `skipped` blocks; they are written at `length`."""
-        arrays = self.arrays.steps[name]
-        count = len(rows)
-        arrays["hidden"][0, :count] = rows
-        for key, table in every_table(self.plan, positions).items():
-            if key in arrays:  # not where no layer reads it
-                arrays[key][0, :count] = table
+        """Run rows through the decoder, except `skipped` blocks; they are written at `length`.
+
+        `prefill` runs them through the blocks that have it, see `_behind`.
+        """
+        self._fill(name, rows, positions, groups)
+        decoder = self.plan.stage("decoder")
+        blocks = self._writers if name == "prefill" else decoder
+        between, written = self.arrays.between[name], 0  # the block whose input has the rows
+        self._torn = True
+        for index, block in enumerate(blocks):
+            if index in skipped:
+                continue
+            if between[index] is not between[written]:
+                between[index][:] = between[written]
+            self._run_block(block, name, rows)
+            written = index + 1
+        self._torn = False
+        if len(blocks) == len(decoder):
+            self.arrays.last[0, 0] = self.arrays.steps[name]["result"][0, len(rows) - 1]
+
+    def _behind(self, row: Array, position: Array, at: int) -> None:
+        """The last row of a prompt through the blocks that add no rows to a cache.
+
+        To them it is a row like any other: `decode` continues behind those that wrote it.
+
+        Args:
+            row: The row.
+            position: Its rotary position.
+            at: Where it stands in the last call of `prefill`.
+        """
+        first = len(self._writers)
+        self.length -= 1  # it is written already
+        self._fill("decode", row, position)
+        hidden = self.arrays.steps["prefill"]["result"][:, [at]]
+        self.arrays.between["decode"][first][:] = hidden
+        for block in self.plan.stage("decoder")[first:]:
+            self._run_block(block, "decode", row)
+        self.length += 1
+        self.arrays.last[0, 0] = self.arrays.steps["decode"]["result"][0, 0]
+
+    def _run_block(self, block: Block, name: str, rows: Array) -> None:
+        """Run a function of a block, with what its layers get of a second table."""
+        if self.plan.host.per_layer is not None:
+            for key, values in layer_rows(self.plan, block.span, rows).items():
+                self.arrays.steps[name][key][0, : len(rows)] = values
+        self.blocks.run(block.name, name)
+
+    def _fill(self, name: str, rows: Array, positions: Array, groups: Array | None = None) -> None:
+        """Write what all blocks take of rows."""
+        arrays, count = self.arrays.steps[name], len(rows)
+        for inputs in (row_inputs(self.plan, rows), every_table(self.plan, positions)):
+            for key, values in inputs.items():
+                if key in arrays:  # not where no layer reads it
+                    arrays[key][0, :count] = values
         numbers = ("position", self.length), ("pruned", self.pruned), ("count", count)
         for key, number in numbers:
             if key in arrays:
@@ -241,17 +295,6 @@ class DecoderLoop:
         if "mask" in arrays:
             size = arrays["mask"].shape
             arrays["mask"][:] = causal_mask(self.length, size[2], size[3], groups)
-        written, self._torn = 0, True  # block whose input array has the rows
-        for index, block in enumerate(self.plan.stage("decoder")):
-            if index in skipped:
-                continue
-            if (index - written) % 2:
-                here, other = self.arrays.between[name][:: 1 if written % 2 == 0 else -1]
-                other[:] = here
-            self.blocks.run(block.name, name)
-            written = index + 1
-        self._torn = False
-        self.arrays.last[0, 0] = arrays["result"][0, count - 1]
 
 
 def _chunked(prompt: PromptRows) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgevlm.bundle.host import LEVELS, LayoutItem
-from edgevlm.bundle.kinds.shared.decoder import rotary_inputs
+from edgevlm.bundle.kinds.shared.decoder import EMBEDS, layer_inputs, rotary_inputs
 from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.runtimes.loops.spelling import Slot, Visual, spell
 from edgevlm.runtimes.loops.tables import Table
@@ -29,7 +29,7 @@ class PromptRows:
     """Rows of a prompt, or of a part of it.
 
     Attributes:
-        rows: Rows [n, C].
+        rows: Rows [n, C]; with a second table [n, C + E], its rows behind.
         positions: Their rotary positions [n, axes].
         next: Rotary position of what follows, the same on every axis; it may be less than the
             largest before.
@@ -102,7 +102,7 @@ def assemble(
     at = first_position
     for part in spell(items, plan.host.layout, tokenizer, question, visuals):
         if isinstance(part, Slot):
-            new = part.visual.tokens[part.selected]
+            new = joined_rows(plan, part.visual.tokens[part.selected], table)
             steps, span = _visual_steps(plan, part)
             if part.visual.log_sizes is not None:
                 log_sizes.append(part.visual.log_sizes[part.selected])
@@ -134,6 +134,30 @@ def assemble(
         np.concatenate(levels, axis=1) if levels else None,
         _groups(plan, np.asarray(token_ids) == -1),
     )
+
+
+def joined_rows(plan: VlmPlan, tokens: Floats, table: Table) -> Floats:
+    """Visual tokens [k, C] as rows: with the one row that the second table has for them behind."""
+    if plan.host.per_layer is None:
+        return tokens
+    behind = table[plan.host.per_layer.visual_row][tokens.shape[1] :]
+    return np.concatenate((tokens, np.broadcast_to(behind, (len(tokens), len(behind)))), axis=1)
+
+
+def row_inputs(plan: VlmPlan, rows: Floats) -> dict[str, Floats]:
+    """Rows of tokens as all blocks take them, [n, C] by input: the first block's hidden, embeds."""
+    embeds = rows[:, : plan.host.embedding.columns]
+    return {"hidden": embeds} if plan.host.per_layer is None else {"hidden": embeds, EMBEDS: embeds}
+
+
+def layer_rows(plan: VlmPlan, span: tuple[int, int], rows: Floats) -> dict[str, Floats]:
+    """What each layer of a block gets of the second table, [n, E / layers] by input."""
+    if plan.host.per_layer is None:
+        return {}
+    behind = rows[:, plan.host.embedding.columns :]
+    (start, stop), layers = span, len(plan.host.states.layers)
+    parts = np.split(behind, layers, axis=1)[start:stop]
+    return dict(zip(layer_inputs(stop - start), parts, strict=True))
 
 
 def rotary_tables(plan: VlmPlan, positions: Integers, rope: int = 0) -> tuple[Floats, Floats]:

@@ -124,6 +124,32 @@ class ScaledTable:
         return values
 
 
+class JoinedTable:
+    """Two tables whose rows stand side by side: `table[rows]` has those of the second behind.
+
+    Rows that the second has not are its row `otherwise`.
+    """
+
+    def __init__(self, first: Table, second: Table, otherwise: int) -> None:
+        self.shape = (first.shape[0], first.shape[1] + second.shape[1])
+        self._first, self._second, self._otherwise = first, second, otherwise
+
+    def __getitem__(self, rows: Any) -> Floats:
+        """Rows by index, slice or indices, as numpy would return them."""
+        chosen = np.arange(*rows.indices(self.shape[0])) if isinstance(rows, slice) else rows
+        second = np.where(np.asarray(chosen) < self._second.shape[0], chosen, self._otherwise)
+        return np.concatenate((self._first[chosen], self._second[second]), axis=-1)
+
+
+def load_tables(bundle: Bundle) -> Table:
+    """The rows of a vlm's tokens: of its embedding table, and of a second one beside it."""
+    host = bundle.plan.host
+    table = load_table(bundle, host.embedding)
+    if host.per_layer is None:
+        return table
+    return JoinedTable(table, load_table(bundle, host.per_layer.table), host.per_layer.visual_row)
+
+
 def load_table(bundle: Bundle, embedding: Embedding) -> Table:
     """An embedding table of the bundle [rows, C]; a row is read at use."""
     path, shape = bundle.file(embedding.file), (embedding.rows, embedding.columns)

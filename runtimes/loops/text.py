@@ -28,7 +28,7 @@ from edgevlm.runtimes.loops.drafts import Draft, parse
 from edgevlm.runtimes.loops.sampling import Sampling, chooser
 from edgevlm.runtimes.loops.sequence import assemble, text_positions
 from edgevlm.runtimes.loops.spelling import Visual, check_length, claim, first_turn, mixed
-from edgevlm.runtimes.loops.tables import load_table, load_tokenizer
+from edgevlm.runtimes.loops.tables import load_tables, load_tokenizer
 from edgevlm.runtimes.loops.vision import VisionLoop
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
 
@@ -50,9 +50,8 @@ class TextLoop(VisionLoop):
     )
 
     def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
-        embedding = bundle.plan.host.embedding
         self.tokenizer = load_tokenizer(bundle, bundle.plan.host.vocabulary)
-        self.table = load_table(bundle, embedding)
+        self.table = load_tables(bundle)
         return_freed()  # memory of parsing, which new arrays would reuse and count twice
         super().__init__(bundle, blocks)
         self._history: list[int] = []  # ids of the turns before
@@ -134,7 +133,7 @@ class TextLoop(VisionLoop):
                 "the model answers one question about a picture; give an image, and begin a new"
                 " conversation for another question"
             )
-        row_bytes = 4 * self.plan.host.states.tokens * self.plan.host.embedding.columns
+        row_bytes = 4 * self.plan.host.states.tokens * self.plan.host.row_columns
         claim(text, row_bytes, self.blocks.shortage)
         prompt = assemble(
             self.plan, items, self.table, self.tokenizer, text, encoded, self.position

@@ -116,7 +116,7 @@ class Engine(engine.Engine):
         values: dict[str, Any] = dict(self._constants[key])
         values |= {v.name: _as(np.array(arrays[v.name]), v.dtype) for v in parsed.inputs}
         cached = self.bundle.plan.block(block).function(function).caches
-        states = {cache.name: arrays[cache.input] for cache in cached}
+        states = {cache.name: arrays[cache.input] for cache in cached if cache.name}
         for step in self._steps[key]:
             inputs = {
                 name: _resolve(names, values, name in LISTS)
@@ -216,9 +216,9 @@ def _as(array: Any, dtype: str) -> Array:
 def _check_signature(parsed: program.MilFunction, function: Any, block: str) -> None:
     """Check that a program's inputs, states and outputs are those of the manifest."""
     types = {"f32": "fp32", "i32": "int32"}
-    inputs = {t.name: (types[t.dtype], t.shape) for t in function.fed}
-    states = {cache.name: tensor.shape for cache, tensor in function.cached()}
-    outputs = {tensor.name for tensor in function.results}
+    inputs = {t.name: (types[t.dtype], t.shape) for t in function.passed_in}
+    states = {cache.name: t.shape for cache, t in function.cached() if cache.name}
+    outputs = {tensor.name for tensor in function.passed_out}
     good = (
         {v.name: (v.dtype, v.shape) for v in parsed.inputs} == inputs
         and all(states.get(v.name) == v.shape for v in parsed.states)

@@ -174,7 +174,7 @@ def _check_signature(meta: Any, function: Function, block: str) -> None:
     """
     inputs = [meta.input_tensor_meta(index) for index in range(meta.num_inputs())]
     outputs = [meta.output_tensor_meta(index) for index in range(meta.num_outputs())]
-    caches = [tensor for _, tensor in function.cached()]
+    caches = [tensor for cache, tensor in function.cached() if cache.output]
     given = [(tuple(info.sizes()), info.dtype()) for info in (*inputs, *outputs)]
     wanted = [(t.shape, DTYPES[t.dtype]) for t in (*function.inputs, *caches, *function.results)]
     written = slice(len(function.inputs), len(function.inputs) + len(caches))

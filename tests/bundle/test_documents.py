@@ -15,6 +15,7 @@ from edgevlm.bundle.host import (
     Embedding,
     EncoderShape,
     ImageSpec,
+    LayerTable,
     Layout,
     LayoutItem,
     Rope,
@@ -160,6 +161,7 @@ hosts = st.builds(
     ),
     integers, st.booleans(), st.builds(Layout, parts, parts, parts, parts),
     st.builds(Embedding, integers, integers, names, names),
+    st.none() | st.builds(LayerTable, st.builds(Embedding, integers, integers, names), integers),
     st.lists(
         st.builds(Rope, st.lists(floats, max_size=4).map(tuple), floats, several, st.booleans()),
         max_size=2,

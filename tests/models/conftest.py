@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,10 +230,8 @@ def processor() -> Callable[[Path], Any]:
                 return data, [self.replace_video_token(data, 0)]
 
         Processor.__name__ = original.__name__
-        parts = dict(read(path))
-        if "video_processor" in original.get_attributes():
-            parts["video_processor"] = SimpleNamespace(num_frames=None, fps=None)
-        return Processor(**parts)
+        stand_in = SimpleNamespace(num_frames=None, fps=None)  # of clips and sounds
+        return Processor(**dict.fromkeys(original.get_attributes(), stand_in) | read(path))
 
     return make
 
@@ -259,15 +257,21 @@ def decoder_difference() -> Callable[[Tiny], float]:
     """Worst rel_error of the last hidden state: chunks and single tokens against one full call."""
     from edgevlm.graphs.layers import LayerCall
     from edgevlm.parity.compare import difference
-    from edgevlm.runtimes.loops.sequence import causal_mask, rotary_tables, text_positions
+    from edgevlm.runtimes.loops.sequence import (
+        causal_mask,
+        layer_rows,
+        rotary_tables,
+        text_positions,
+    )
 
     def measure(made: Tiny) -> float:
-        length, decoder = 24, made.parts.decoder
+        length, decoder, states = 24, made.parts.decoder, made.plan.host.states
         calls = [(0, 8), (8, 8), (16, 5), (21, 1), (22, 1), (23, 1)]
-        hidden = torch.randn(1, length, made.plan.host.embedding.columns)
+        rows = torch.randn(length, made.plan.host.row_columns)
+        hidden = rows[None, :, : made.plan.host.embedding.columns]
         cache = [
             [torch.zeros(shape) for shape in state.with_rows(length).shapes]
-            for state in made.plan.host.states.each
+            for state in states.each
         ]
         groups = None
         if made.plan.host.mask != "causal":  # the rows of the second call see each other
@@ -282,13 +286,19 @@ def decoder_difference() -> Callable[[Tiny], float]:
             ]
             together = None if groups is None else groups[first : first + count]
             mask = torch.from_numpy(causal_mask(first, count, length, together))
-            x, at = hidden[:, first : first + count], torch.tensor([first], dtype=torch.int32)
-            call = LayerCall(dict(enumerate(tables)), mask, at)
-            for layer, past in zip(decoder.layers, cache, strict=True):
-                x, *past[:] = layer.step(x, call, past)
+            span = slice(first, first + count)
+            x, at = hidden[:, span], torch.tensor([first], dtype=torch.int32)
+            call = LayerCall(dict(enumerate(tables)), mask, at, embeds=x)
+            for index, layer in enumerate(decoder.layers):
+                source = states.of(index).source
+                past = cache[index if source is None else source]
+                own = layer_rows(made.plan, (index, index + 1), rows[span].numpy()).values()
+                row = next((torch.from_numpy(row)[None] for row in own), None)
+                x, *new = layer.step(x, replace(call, row=row), past)
+                past[:] = new or past
             outputs.append(decoder.norm(x))
         positions = text_positions(made.plan, 0, length)
-        whole = decoder.own(hidden[0].numpy(), positions, groups=groups).last_hidden_state
+        whole = decoder.own(rows.numpy(), positions, groups=groups).last_hidden_state
         return difference(torch.cat(outputs, 1), whole)[0]
 
     return measure

@@ -5,7 +5,7 @@ A kind has, for everyone who handles its bundles:
     HOST        the dataclass of the constants that the program around the graphs needs
     STAGES      its stages in the order in which blocks are listed, each a `Stage`
     spans       (host) -> how far the spans of a stage's blocks reach, by stage
-    functions   (host, stage) -> names of the functions that each block of a stage has
+    functions   (host, block) -> names of the functions that a block has
     signature   (host, block, function) -> tensors, caches and chaining of a function
     passes      (plan) -> the orders in which a loop runs functions, by name
     check       (plan) -> refuses constants that do not fit each other or their files

@@ -113,8 +113,8 @@ def spans(host: EncoderHost) -> dict[str, int]:
     return reach | {"text": host.text.parts} if host.text else reach
 
 
-def functions(host: EncoderHost, stage: str) -> tuple[str, ...]:
-    """Names of the functions that each block of a stage has."""
+def functions(host: EncoderHost, block: Block) -> tuple[str, ...]:
+    """Names of the functions that a block has."""
     return ("encode",)
 
 

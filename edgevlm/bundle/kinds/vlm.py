@@ -28,6 +28,7 @@ from edgevlm.bundle.host import (
     Embedding,
     EncoderShape,
     ImageSpec,
+    LayerTable,
     Layout,
     Rope,
 )
@@ -59,6 +60,7 @@ class VlmHost:
         calibrated: Whether `reduce` says how much attention each visual token gets.
         layout: The sequence of a turn.
         embedding: The table whose rows stand for tokens.
+        per_layer: A second table, whose rows go to the layers of the decoder; or None.
         ropes: Rotary tables.
         layer_ropes: Which of them each layer of the decoder has.
         first_position: Rotary position of the first token.
@@ -85,6 +87,7 @@ class VlmHost:
     calibrated: bool
     layout: Layout
     embedding: Embedding
+    per_layer: LayerTable | None
     ropes: tuple[Rope, ...]
     layer_ropes: tuple[int, ...]
     first_position: int
@@ -101,8 +104,14 @@ class VlmHost:
 
     @property
     def tables(self) -> Mapping[str, Embedding]:
-        """The embedding table."""
-        return {"embedding": self.embedding}
+        """The embedding table, and the second one where there is one."""
+        further = {} if self.per_layer is None else {"per_layer": self.per_layer.table}
+        return {"embedding": self.embedding, **further}
+
+    @property
+    def row_columns(self) -> int:
+        """Numbers of a token before the decoder: its rows of all tables."""
+        return sum(table.columns for table in self.tables.values())
 
     @property
     def rope(self) -> Rope:
@@ -110,8 +119,12 @@ class VlmHost:
         return self.ropes[0]
 
     def placed(self, files: Mapping[str, str]) -> VlmHost:
-        """The same host with the file of its table."""
-        return replace(self, embedding=replace(self.embedding, file=files["embedding"]))
+        """The same host with the files of its tables."""
+        placed = replace(self, embedding=replace(self.embedding, file=files["embedding"]))
+        if self.per_layer is None:
+            return placed
+        table = replace(self.per_layer.table, file=files["per_layer"])
+        return replace(placed, per_layer=replace(self.per_layer, table=table))
 
     @property
     def prompt_tokens(self) -> int:
@@ -134,16 +147,21 @@ def spans(host: VlmHost) -> dict[str, int]:
     return {stage.name: stop for stage, stop in zip(STAGES, reach, strict=True)}
 
 
-def functions(host: VlmHost, stage: str) -> tuple[str, ...]:
-    """Names of the functions that each block of a stage has."""
+def functions(host: VlmHost, block: Block) -> tuple[str, ...]:
+    """Names of the functions that a block has.
+
+    Layers that add no rows, and that no later layer with rows follows, need the last row of a
+    prompt alone: for them it is a row as any other.
+    """
     check = ("check",) if host.check else ()
+    prefill = ("prefill",) if block.span[0] < host.states.own else ()
     names = {
         "vision": ("encode",),
         "reduce": ("reduce",),
-        "decoder": ("prefill", "decode", *check),
+        "decoder": (*prefill, "decode", *check),
         "head": ("logits", *check),
     }
-    return names[stage]
+    return names[block.stage]
 
 
 def signature(host: VlmHost, block: Block, function: str) -> Signature:
@@ -165,17 +183,23 @@ def signature(host: VlmHost, block: Block, function: str) -> Signature:
 def passes(plan: VlmPlan) -> dict[str, tuple[tuple[str, str], ...]]:
     """The orders in which a loop runs functions, again and again: (block, function)."""
     head = [(block.name, "logits") for block in plan.stage("head")]
-    decoder = [block.name for block in plan.stage("decoder")]
+    decoder, own = [block.name for block in plan.stage("decoder")], writers(plan)
     orders = {
         "encode": tuple((block.name, "encode") for block in plan.stage("vision")),
         "reduce": tuple((block.name, "reduce") for block in plan.stage("reduce")),
-        "prefill": tuple((name, "prefill") for name in decoder),
+        "prefill": tuple((block.name, "prefill") for block in own),
         "decode": (*head, *((name, "decode") for name in decoder)),
     }
     if plan.host.check:
         heads = (block.name for block in plan.stage("head"))
         orders["check"] = tuple((name, "check") for name in (*decoder, *heads))
     return orders
+
+
+def writers(plan: VlmPlan) -> tuple[Block, ...]:
+    """Blocks of the decoder up to the last that adds rows to a cache: those with a `prefill`."""
+    own = plan.host.states.own
+    return tuple(block for block in plan.stage("decoder") if block.span[0] < own)
 
 
 def facts(plan: VlmPlan) -> dict[str, Any]:
@@ -190,7 +214,7 @@ def facts(plan: VlmPlan) -> dict[str, Any]:
 def turn_bytes(host: VlmHost) -> int:
     """Bytes that a turn allocates beside its blocks: pixels, rows, levels of a picture, twice."""
     rows = host.states.tokens + len(host.levels) * host.visual_tokens
-    return 2 * (host.image.pixel_bytes + 4 * rows * host.embedding.columns)
+    return 2 * (host.image.pixel_bytes + 4 * rows * host.row_columns)
 
 
 def outline(host: VlmHost) -> tuple[object, ...]:
@@ -217,6 +241,9 @@ def check(plan: VlmPlan) -> None:
     checks.encoder(host.encoder)
     checks.embedding(host.embedding, plan.files)
     states.check(host.states)
+    if host.per_layer is not None:
+        checks.layer_table(host.per_layer, len(host.states.layers), plan.files)
+        expect(not host.entering, "host.per_layer: no decoder block takes it where tokens leave")
     checks.ropes(host.ropes, host.layer_ropes, [state.head_size for state in host.states.each])
     checks.layout(host.layout, host.embedding.rows, host.image.frames, host.rope.axes)
     expect(
@@ -232,6 +259,11 @@ def check(plan: VlmPlan) -> None:
     expect(
         not (host.levels and host.entering), "host.levels: no decoder block adds where tokens leave"
     )
+    own = host.states.own
+    for block in plan.stage("decoder"):
+        apart = own == len(host.states.layers) or not block.span[0] < own < block.span[1]
+        expect(apart, f"{block.name} has layers with a cache and layers that follow the last one")
+    expect(own == len(host.states.layers) or not host.entering, "host.entering: layers read caches")
     for block in plan.blocks:
         shares = ("", "embedding") if block.stage == "head" else ("",)
         expect(block.shares in shares, f"{block.name}.shares is {shown(block.shares)}")

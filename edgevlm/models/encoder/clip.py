@@ -17,8 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from edgevlm.bundle.host import ImageSpec
-from edgevlm.graphs.embedders import CausalLayer, EndHead, TextPositions
-from edgevlm.graphs.parts import EmbedderParts, TextEncoderParts
+from edgevlm.graphs.embedders import (
+    CausalLayer,
+    EmbedderParts,
+    EndHead,
+    TextEncoderParts,
+    TextPositions,
+)
 from edgevlm.models.family import EmbedderDescription
 from edgevlm.models.shared.embedders import (
     check_norms,

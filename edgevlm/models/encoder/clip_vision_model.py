@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
-from edgevlm.graphs.parts import EmbedderParts
+from edgevlm.graphs.embedders import EmbedderParts
 from edgevlm.models.family import EmbedderDescription
 from edgevlm.models.shared.embedders import (
     check_norms,

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from edgevlm.bundle.host import ImageSpec
+from edgevlm.graphs.embedders import EmbedderParts
 from edgevlm.graphs.layers import PatchEmbedding
-from edgevlm.graphs.parts import EmbedderParts
 from edgevlm.models.family import EmbedderDescription
 from edgevlm.models.shared.embedders import (
     check_head,

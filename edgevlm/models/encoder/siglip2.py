@@ -20,8 +20,7 @@ from torch import Tensor
 
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
-from edgevlm.graphs.embedders import GridPatches
-from edgevlm.graphs.parts import EmbedderParts
+from edgevlm.graphs.embedders import EmbedderParts, GridPatches
 from edgevlm.models.family import EmbedderDescription
 from edgevlm.models.shared.embedders import (
     check_head,

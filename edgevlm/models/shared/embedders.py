@@ -9,9 +9,15 @@ from torch import nn
 
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
-from edgevlm.graphs.embedders import AttentionPooling, ClassHead, LastHead, TextPositions
+from edgevlm.graphs.embedders import (
+    AttentionPooling,
+    ClassHead,
+    LastHead,
+    TextEncoderParts,
+    TextPositions,
+)
 from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer
-from edgevlm.graphs.parts import EncoderParts, EncoderSpec, TextEncoderParts
+from edgevlm.graphs.parts import EncoderParts, EncoderSpec
 from edgevlm.models.family import RESAMPLE, TextSpec
 from edgevlm.models.shared.preprocessing import check_resized, normalization
 

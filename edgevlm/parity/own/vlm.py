@@ -17,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
 from edgevlm.bundle.kinds.vlm import VlmPlan
-from edgevlm.graphs.layers import LayerCall, scaled
+from edgevlm.graphs.layers import LayerCall
 from edgevlm.graphs.parts import DecoderParts, ModelParts, position_ids
 from edgevlm.libraries import silent
 from edgevlm.models.family import token_ids
@@ -46,6 +45,7 @@ from edgevlm.runtimes.loops.sequence import (
     PromptRows,
     call_rows,
     causal_mask,
+    layer_rows,
     rotary_tables,
     text_positions,
 )
@@ -139,10 +139,9 @@ def context_rel_error(model: Any, parts: ModelParts, plan: VlmPlan, prompt: Prom
         plan: The plan.
         prompt: The rows of a first turn; words at random, the same each time, fill the rest.
     """
-    length, decoder, table = plan.host.states.tokens, parts.decoder, parts.table[0]
-    words = np.random.default_rng(0).integers(0, len(table), max(0, length - len(prompt.rows)))
-    random = scaled(table[words], decoder.spec.table_scale)
-    rows = torch.cat((torch.from_numpy(prompt.rows), random))[:length]
+    length, decoder, count = plan.host.states.tokens, parts.decoder, len(parts.table[0])
+    words = np.random.default_rng(0).integers(0, count, max(0, length - len(prompt.rows)))
+    rows = torch.cat((torch.from_numpy(prompt.rows), parts.words(words)))[:length]
     after = text_positions(plan, prompt.next, len(words))
     positions = np.concatenate((prompt.positions, after))[:length]
     groups = None
@@ -150,7 +149,7 @@ def context_rel_error(model: Any, parts: ModelParts, plan: VlmPlan, prompt: Prom
         groups = np.pad(prompt.groups, (0, len(words)), constant_values=-1)[:length]
     full = PromptRows(rows.numpy(), positions, prompt.next + len(words), groups=groups)
     expected = model(
-        inputs_embeds=rows[None],
+        **decoder.embedded(rows),
         position_ids=position_ids(positions),
         use_cache=False,
         logits_to_keep=LAST_ROWS,
@@ -162,13 +161,19 @@ def context_rel_error(model: Any, parts: ModelParts, plan: VlmPlan, prompt: Prom
 
 def _decoded(decoder: DecoderParts, plan: VlmPlan, prompt: PromptRows) -> torch.Tensor:
     """Rows [1, T, C] after all layers; the weights of one are in memory at a time."""
-    rows = torch.from_numpy(prompt.rows)[None]
-    states = plan.host.states.each
-    for layer, state, rope in zip(decoder.layers, states, plan.host.layer_ropes, strict=True):
+    states, width, pasts = plan.host.states, decoder.spec.width, list[Sequence[torch.Tensor]]()
+    rows = torch.from_numpy(prompt.rows[None, :, :width])
+    for index, (layer, rope) in enumerate(zip(decoder.layers, plan.host.layer_ropes, strict=True)):
         tables = [torch.from_numpy(t)[None] for t in rotary_tables(plan, prompt.positions, rope)]
-        past = [torch.zeros(shape) for shape in state.with_rows(rows.shape[1]).shapes]
+        state = states.of(index)
+        past: Sequence[torch.Tensor] = [
+            torch.zeros(shape) for shape in state.with_rows(rows.shape[1]).shapes
+        ]
+        if state.source is not None:
+            past = pasts[state.source]
         with in_memory(layer):
-            rows = _through_layer(layer, plan, rows, {rope: tables}, past, prompt.groups)
+            rows, past = _through_layer(layer, plan, rows, {rope: tables}, past, prompt, index)
+        pasts.append(past if index in states.read_by_others else ())
     return rows
 
 
@@ -178,10 +183,14 @@ def _through_layer(
     rows: torch.Tensor,
     tables: Mapping[int, Sequence[torch.Tensor]],
     past: Sequence[torch.Tensor],
-    groups: NDArray[Any] | None,
-) -> torch.Tensor:
-    """Rows [1, T, C] after one layer, chunk by chunk over a state of its own."""
-    length, chunks, first = rows.shape[1], [], 0
+    prompt: PromptRows,
+    index: int,
+) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    """Rows [1, T, C] after one layer, chunk by chunk, and its state."""
+    length, chunks, first, groups = rows.shape[1], [], 0, prompt.groups
+    embeds = torch.from_numpy(prompt.rows[None, :, : rows.shape[2]])
+    own = layer_rows(plan, (index, index + 1), prompt.rows).values()
+    row = next((torch.from_numpy(one)[None] for one in own), None)
     while first < length:
         count = call_rows(groups, first, min(plan.host.chunk, length - first))
         span = slice(first, first + count)
@@ -189,7 +198,10 @@ def _through_layer(
         mask = torch.from_numpy(causal_mask(first, count, length, together))
         at = torch.tensor([first], dtype=torch.int32)
         turned = {rope: [table[:, span] for table in pair] for rope, pair in tables.items()}
-        chunk, *past = layer.step(rows[:, span], LayerCall(turned, mask, at), past)
+        here = None if row is None else row[:, span]
+        call = LayerCall(turned, mask, at, embeds=embeds[:, span], row=here)
+        chunk, *after = layer.step(rows[:, span], call, past)
+        past = after or past
         chunks.append(chunk)
         first = span.stop
-    return torch.cat(chunks, dim=1)
+    return torch.cat(chunks, dim=1), past

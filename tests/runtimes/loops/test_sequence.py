@@ -24,7 +24,7 @@ PROMPT = (LayoutItem("ids", ids=(1, 2)), LayoutItem("image"), LayoutItem("ids", 
 def plan_of(rope, positions="original"):
     layout = Layout(PROMPT, IMAGE, (), ())
     host = SimpleNamespace(
-        rope=rope, ropes=(rope,), positions=positions, layout=layout, mask="causal"
+        per_layer=None, rope=rope, ropes=(rope,), positions=positions, layout=layout, mask="causal"
     )
     return SimpleNamespace(host=host)
 

@@ -14,6 +14,7 @@ from edgevlm.bundle.kinds.shared.states import LayerState
 from edgevlm.bundle.kinds.shared.vision import passed_on
 
 TABLES = ("cos", "sin")
+EMBEDS = "embeds"  # rows of the embedding table beside hidden, where layers read them
 
 
 def rotary_inputs(ropes: Iterable[int]) -> list[str]:
@@ -21,8 +22,17 @@ def rotary_inputs(ropes: Iterable[int]) -> list[str]:
     return [f"{name}_{rope}" if rope else name for rope in ropes for name in TABLES]
 
 
+def layer_inputs(layers: int) -> list[str]:
+    """Inputs for what each of a block's layers gets of the second table."""
+    return [f"per_layer_{index}" for index in range(layers)]
+
+
 def new_rows(host: Any, block: Block, rows: int, levels: Sequence[int] = ()) -> Signature:
-    """`rows` new tokens, what is added behind layers, and the caches of the block's layers."""
+    """`rows` new tokens, what is added behind layers, and the caches of the block's layers.
+
+    Where there is a second table, `embeds` has the tokens' rows of the first, and each layer has an
+    input of its own for its part of a row of the second.
+    """
     tokens, channels = host.states.tokens, host.embedding.columns
     turned = [
         Tensor(name, "f32", (1, rows, host.ropes[rope].size))
@@ -44,10 +54,15 @@ def new_rows(host: Any, block: Block, rows: int, levels: Sequence[int] = ()) -> 
     for name, layer in zip(LEVELS, levels, strict=False):
         if layer in range(*block.span):
             inputs.append(Tensor(f"added_{name}", "f32", (1, rows, channels)))
+    if host.per_layer is not None:
+        start, stop = block.span
+        columns = host.per_layer.table.columns // len(host.states.layers)
+        inputs.append(Tensor(EMBEDS, "f32", (1, rows, channels)))
+        inputs += [Tensor(n, "f32", (1, rows, columns)) for n in layer_inputs(stop - start)]
     outputs, chained = passed_on([Tensor("hidden", "f32", (1, rows, channels))])
     # Causal kernels read no mask, layers without positions no tables, recurrent layers neither.
     unread = ("mask", *(table.name for table in turned))
-    if not any(state.rows for state in states):
+    if not any(state.rows and state.source is None for state in states):
         unread += ("position", "bias")
     return _with_caches(host, block, inputs, outputs, chained, unread)
 
@@ -113,7 +128,7 @@ def _with_caches(
 ) -> Signature:
     kept = [(cache, shape) for state, cache, shape in _arrays(host, block)]
     past = [Tensor(cache.input, "f32", shape) for cache, shape in kept]
-    present = [Tensor(cache.output, "f32", shape) for cache, shape in kept]
+    present = [Tensor(cache.output, "f32", shape) for cache, shape in kept if cache.output]
     caches = tuple(cache for cache, _ in kept)
     return Signature(
         (*inputs, *past), (*outputs, *present), caches, tuple(chained), frozenset(unread)
@@ -124,5 +139,8 @@ def _arrays(host: Any, block: Block) -> Iterator[tuple[LayerState, Cache, tuple[
     """Each array that the block's layers keep: the layer's state, its cache and its shape."""
     for index, layer in enumerate(range(*block.span)):
         state = host.states.of(layer)
+        read = state.source is not None
+        shared = read or layer in host.states.read_by_others
         for name, shape in zip(state.names(index), state.shapes, strict=True):
-            yield state, Cache(name, f"past_{name}", f"present_{name}"), shape
+            written = "" if read else f"present_{name}"
+            yield state, Cache("" if shared else name, f"past_{name}", written), shape

@@ -87,15 +87,19 @@ class LayerState:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What a family says of a layer with keys and values, whatever the context."""
+    """What a family says of a layer with keys and values, whatever the context.
+
+    With a `source` it reads those of an earlier layer, and has none of its own.
+    """
 
     heads: int
     head_size: int
+    source: int | None = None
 
     def state(self, rows: int, dtype: str) -> LayerState:
         """The state of a layer with room for `rows` tokens, kept in `dtype`."""
         shape = (1, self.heads, rows, self.head_size)
-        return LayerState("rows", (shape, shape), dtype)
+        return LayerState("rows", (shape, shape), dtype, self.source)
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,17 @@ class States:
     def each(self) -> tuple[LayerState, ...]:
         """The state of each layer, in order."""
         return tuple(map(self.of, range(len(self.layers))))
+
+    @property
+    def read_by_others(self) -> frozenset[int]:
+        """Layers whose rows later layers read."""
+        return frozenset(state.source for state in self.each if state.source is not None)
+
+    @property
+    def own(self) -> int:
+        """Layers up to the last that has a state of its own; those that follow add no rows."""
+        has = [layer for layer, state in enumerate(self.each) if state.source is None]
+        return has[-1] + 1 if has else 0
 
     @property
     def bytes(self) -> int:
