@@ -24,10 +24,15 @@ from torch import nn
 from edgevlm.bundle.kinds.shared.states import CacheSpec, RecurrentSpec
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import DecoderLayer, FinalNorm, LayerNumbers
-from edgevlm.graphs.parts import DecoderParts, DecoderSpec
+from edgevlm.graphs.parts import DecoderParts, DecoderSpec, LayerRows
 from edgevlm.graphs.recurrent.short_convolution import ShortConvolutionLayer
 from edgevlm.models.shared.decoders import glm, lfm2
-from edgevlm.models.shared.rotary import ropes
+from edgevlm.models.shared.decoders.gated import GatedLayer, gemma4_numbers, layer_rows
+from edgevlm.models.shared.rotary import of_layers, ropes
+
+
+def _attending(layer: Any, heads: int, cache: CacheSpec, numbers: LayerNumbers) -> nn.Module:
+    return DecoderLayer(layer, heads, cache.heads, numbers)
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,16 @@ class LanguageModel:
         sections: Frequencies that turn by each axis of a position, where its positions have axes
             and the config says nothing of them.
         interleaved: Whether the frequencies of the axes alternate.
+        both_ways: Layers whose tokens see later ones where a mask of the family shows them: `all`,
+            or `windows`, those that have one.
         table_scale: Its config -> factor of a row of its embedding table.
+        layer_rows: Its config -> numbers of its second table; None where it has none.
         positions: Its config -> the most positions that it computes as the layers here do.
         numbers: Its config and a layer's index -> what that layer computes, windows and rotary
             tables left out.
         named: Its layer -> the same with Llama's names.
         cache: Its config, a layer's index and the KV cache of a layer -> what that layer keeps.
+        attending: Its layer with keys and values, its query heads, cache and numbers -> our module.
         recurrent: Its layer without keys and values -> our module.
         norm: Its attribute with the norm after the layers.
     """
@@ -53,11 +62,14 @@ class LanguageModel:
     windows: str = ""
     sections: tuple[int, ...] = ()
     interleaved: bool = False
+    both_ways: str = "all"
     table_scale: Callable[[Any], float] = lambda text: 1.0
+    layer_rows: Callable[[Any], LayerRows | None] = lambda text: None
     positions: Callable[[Any], int] = lambda text: int(text.max_position_embeddings)
     numbers: Callable[[Any, int], LayerNumbers] = lambda text, layer: LayerNumbers()
     named: Callable[[Any], nn.Module] = lambda layer: layer
     cache: Callable[[Any, int, CacheSpec], CacheSpec | RecurrentSpec] = lambda text, at, rows: rows
+    attending: Callable[[Any, int, CacheSpec, LayerNumbers], nn.Module] = _attending
     recurrent: Callable[[Any], nn.Module] = lambda layer: layer
     norm: str = "norm"
 
@@ -144,6 +156,14 @@ DECODERS = {
         recurrent=ShortConvolutionLayer,
         norm="embedding_norm",
     ),
+    "gemma4_text": LanguageModel(
+        "typed",
+        both_ways="windows",
+        table_scale=_root_of_width,
+        layer_rows=layer_rows,
+        numbers=gemma4_numbers,
+        attending=GatedLayer,
+    ),
 }
 
 
@@ -163,39 +183,36 @@ def decoder_spec(text: Any, mask: str = "causal") -> DecoderSpec:
             f"language model '{text.model_type}' is not supported, {', '.join(DECODERS)} are;"
             " choose a checkpoint over one of these"
         )
-    heads, groups = text.num_attention_heads, text.num_key_value_heads
-    if heads % groups:
-        raise PlanError(f"{heads} attention heads do not divide by {groups} key and value heads")
     if mask == "causal" and getattr(text, "use_bidirectional_attention", False):
         raise PlanError("use_bidirectional_attention is not supported, only causal attention is")
-    head_size, model = _head_size(text), DECODERS[text.model_type]
+    model, caches = DECODERS[text.model_type], _caches(text)
     tables, table_of = ropes(text, model.sections, model.interleaved)
-    for rope in tables:
-        if 2 * len(rope.inverse_frequencies) != head_size:
+    for cache, table in zip(caches, table_of, strict=True):
+        if tables[table].size != cache.head_size:
             raise PlanError(
-                f"rotary tables of {2 * len(rope.inverse_frequencies)} of {head_size} numbers of a"
-                " head are not supported, only of all"
+                f"rotary tables of {tables[table].size} of {cache.head_size} numbers of a head are"
+                " not supported, only of all"
             )
     layers = tuple(
-        replace(
-            model.numbers(text, layer),
-            table=table_of[layer],
-            window=_layer_window(text, layer),
-            causal=mask == "causal",
+        _seeing(
+            replace(
+                model.numbers(text, layer), table=table_of[layer], window=_layer_window(text, layer)
+            ),
+            mask,
+            model.both_ways,
         )
         for layer in range(text.num_hidden_layers)
     )
     return DecoderSpec(
         width=text.hidden_size,
-        caches=tuple(
-            model.cache(text, layer, CacheSpec(groups, head_size)) for layer in range(len(layers))
-        ),
+        caches=tuple(model.cache(text, layer, cache) for layer, cache in enumerate(caches)),
         layers=layers,
         ropes=tables,
         table_scale=model.table_scale(text),
         max_positions=model.positions(text),
         window=_cache_window(text),
         mask=mask,
+        per_layer=model.layer_rows(text),
     )
 
 
@@ -208,7 +225,7 @@ def decoder_parts(language_model: Any, spec: DecoderSpec) -> DecoderParts:
         layers=tuple(
             model.recurrent(layer)
             if isinstance(cache, RecurrentSpec)
-            else DecoderLayer(model.named(layer), heads, cache.heads, numbers)
+            else model.attending(model.named(layer), heads, cache, numbers)
             for layer, cache, numbers in zip(
                 language_model.layers, spec.caches, spec.layers, strict=True
             )
@@ -216,6 +233,42 @@ def decoder_parts(language_model: Any, spec: DecoderSpec) -> DecoderParts:
         norm=FinalNorm(getattr(language_model, model.norm), spec.layers[-1].norm_offset),
         language_model=language_model,
     )
+
+
+def _caches(text: Any) -> tuple[CacheSpec, ...]:
+    """The cache of each layer; the last ones may read that of an earlier layer of their type.
+
+    Raises:
+        PlanError: If heads do not divide, or a layer would read a cache that none has.
+    """
+    heads, count = text.num_attention_heads, text.num_hidden_layers
+    own = count - getattr(text, "num_kv_shared_layers", 0)
+    caches = []
+    for layer in range(count):
+        numbers = of_layers(text, layer)
+        groups = numbers.num_key_value_heads
+        if heads % groups:
+            raise PlanError(
+                f"{heads} attention heads do not divide by {groups} key and value heads"
+            )
+        source = None
+        if layer >= own:
+            like = [i for i in range(own) if text.layer_types[i] == text.layer_types[layer]]
+            if not like:
+                raise PlanError(
+                    f"layer {layer} reads the cache of a layer of its type, and none of the first"
+                    f" {own} is; correct num_kv_shared_layers in config.json"
+                )
+            source = like[-1]
+        caches.append(CacheSpec(groups, _head_size(numbers), source))
+    return tuple(caches)
+
+
+def _seeing(numbers: LayerNumbers, mask: str, both_ways: str) -> LayerNumbers:
+    """A layer's numbers with whom its tokens see, by the family's mask."""
+    if mask == "causal" or (both_ways == "windows" and not numbers.window):
+        return replace(numbers, causal=True, own_mask=mask != "causal")
+    return replace(numbers, causal=False)
 
 
 def _head_size(text: Any) -> int:

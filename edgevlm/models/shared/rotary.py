@@ -11,7 +11,13 @@ from edgevlm.bundle.host import Rope
 from edgevlm.errors import PlanError
 
 # Scalings of the rotary tables that are the same at every length.
-STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+STATIC_ROPES = ("default", "linear", "llama3", "yarn", "proportional")
+
+
+def of_layers(text: Any, which: int | str) -> Any:
+    """The text config of one layer, or of those of a type, where their sizes differ."""
+    each = getattr(text, "per_layer_config", None)
+    return text if each is None else each[which]
 
 
 def ropes(
@@ -37,7 +43,7 @@ def ropes(
         return (rope,), (0,) * layers
     kinds = text.layer_types[:layers]
     order = list(dict.fromkeys(kinds))
-    tables = tuple(_table(text, known[kind], kind) for kind in order)
+    tables = tuple(_table(of_layers(text, kind), known[kind], kind) for kind in order)
     return tables, tuple(order.index(kind) for kind in kinds)
 
 
