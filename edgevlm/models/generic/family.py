@@ -49,7 +49,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         PlanError: For tiles or a clip, or naming what the generic path cannot take.
     """
     check_one_view(recipe, shown(config.model_type))
-    with explained(config):
+    with explained(config, KIND):
         decoder, own = decoder_spec(config.get_text_config()), _processor(config)
         image, _ = one_view(own)
         empty = built(AUTO_CLASS, config).eval()
@@ -80,7 +80,7 @@ def parts(model: Any, description: Description) -> ModelParts:
         PlanError: If its language model or its head is not as transformers has them.
     """
     image, spec = description.image, description.encoder
-    with explained(model.config):
+    with explained(model.config, KIND):
         empty = built(AUTO_CLASS, model.config).eval()
         encoder = over(traced(empty, image.height, image.width), model)
         head, language_model = model.get_output_embeddings(), model.get_decoder()
@@ -109,7 +109,7 @@ def reference_logits(
         PlanError: If it does not run on these two alone.
     """
     mask = torch.ones_like(ids)
-    with explained(model.config):
+    with explained(model.config, KIND):
         scores: Tensor = model(input_ids=ids, pixel_values=pixel_values, attention_mask=mask).logits
     return scores[0]
 
@@ -135,7 +135,7 @@ def notes(config: Any, description: Description) -> tuple[str, ...]:
         f"generic path: '{config.model_type}' has no family file; its encoder is one block, and the"
         " verification of an export says whether the rest is as in transformers"
     )
-    with explained(config):
+    with explained(config, KIND):
         image, exact = one_view(_processor(config))
     if exact:
         return (first,)

@@ -13,8 +13,12 @@ from edgevlm.registry import FAMILIES
 
 
 @contextmanager
-def explained(config: Any) -> Iterator[None]:
+def explained(config: Any, kind: str) -> Iterator[None]:
     """Say of whatever goes wrong inside the body that it is the generic path's, and what to do.
+
+    Args:
+        config: transformers' config of the model.
+        kind: That of the families among which the nearest is.
 
     Raises:
         PlanError: With the reason, the nearest family, and where to read on.
@@ -25,17 +29,17 @@ def explained(config: Any) -> Iterator[None]:
         reason = str(cause) if isinstance(cause, EdgeVLMError) else first_line(cause)
         raise PlanError(
             f"model_type '{config.model_type}' has no family file, and the generic path cannot"
-            f" take it: {reason.rstrip('.')}; {nearest(config)}, docs/add-a-family.md has an"
+            f" take it: {reason.rstrip('.')}; {nearest(config, kind)}, docs/add-a-family.md has an"
             " example of a file"
         ) from cause
 
 
-def nearest(config: Any) -> str:
+def nearest(config: Any, kind: str) -> str:
     """The family whose encoder has the type of this one, then language model, then name."""
     own = _types(config)
 
     def alike(name: str) -> tuple[list[bool], float]:
-        pairs = zip(own, _default_types(name), strict=True)
+        pairs = zip(own, _default_types(name, kind), strict=True)
         named = SequenceMatcher(None, name, config.model_type).ratio()
         return [bool(mine) and mine == theirs for mine, theirs in pairs], named
 
@@ -46,11 +50,11 @@ def nearest(config: Any) -> str:
     return f"the nearest family is '{name}', which has a {' and a '.join(shared)} too"
 
 
-def _default_types(name: str) -> tuple[str, str]:
+def _default_types(name: str, kind: str) -> tuple[str, str]:
     """Types of a family's encoder and language model where nobody says otherwise."""
     from transformers import AutoConfig
 
-    if FAMILIES.load(name).KIND != "vlm":
+    if kind != FAMILIES.load(name).KIND:
         return "", ""
     try:
         return _types(AutoConfig.for_model(name))
