@@ -173,11 +173,16 @@ def written_out(
 
 @torch.library.custom_op("edgevlm::rotary", mutates_args=())
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    """Rotate x [1, S, H*D] by cos, sin [1, S, D] whose two halves are equal."""
+    """Rotate x [1, S, H*D] by cos, sin [1, S, d] whose two halves are equal.
+
+    Where d is less than D the first d numbers of each head turn, and the others stay.
+    """
     x = x.view(1, x.shape[1], heads, -1)
+    x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     half = x.shape[-1] // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return (x * cos.unsqueeze(2) + turned * sin.unsqueeze(2)).flatten(2)
+    x = x * cos.unsqueeze(2) + turned * sin.unsqueeze(2)
+    return torch.cat((x, rest), dim=-1).flatten(2)
 
 
 @rotary.register_fake

@@ -97,14 +97,19 @@ def _capped_attention(query: Any, key: Any, value: Any, mask: Any, softcap: floa
 
 
 def rotary(context: Any, node: Any) -> None:
-    """`edgevlm.graphs.ops.rotary`: x cos + (-x2, x1) sin, x [1, S, H*D], tables [1, S, D]."""
+    """`edgevlm.graphs.ops.rotary`: x cos + (-x2, x1) sin, x [1, S, H*D], tables [1, S, d]."""
     x, cos, sin, heads = _get_inputs(context, node)
     rows, size = x.shape[1], x.shape[2] // int(heads.val)
     wide = mb.reshape(x=x, shape=[1, rows, int(heads.val), size])
+    turns, rest = cos.shape[2], []
+    if turns < size:
+        wide, *rest = mb.split(x=wide, split_sizes=[turns, size - turns], axis=3)
     first, second = mb.split(x=wide, num_splits=2, axis=3)
     turned = mb.concat(values=[mb.mul(x=second, y=-1.0), first], axis=3)
     tables = [mb.expand_dims(x=table, axes=[2]) for table in (cos, sin)]
     out = mb.add(x=mb.mul(x=wide, y=tables[0]), y=mb.mul(x=turned, y=tables[1]))
+    if rest:
+        out = mb.concat(values=[out, *rest], axis=3)
     context.add(mb.reshape(x=out, shape=[1, rows, -1], name=node.name))
 
 

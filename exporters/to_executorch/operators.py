@@ -63,12 +63,14 @@ def attention_kv(
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    """`edgevlm.graphs.ops.rotary`: tensors [1, S, H*D], tables [1, S, D]."""
-    x = x.view(1, x.shape[1], heads, -1)
-    half = x.shape[-1] // 2
+    """`edgevlm.graphs.ops.rotary`: tensors [1, S, H*D], tables [1, S, d]."""
+    x, size = x.view(1, x.shape[1], heads, -1), cos.shape[-1]
+    x, rest = (x[..., :size], x[..., size:]) if size < x.shape[-1] else (x, None)
+    half = size // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
     cos, sin = (table.view(1, x.shape[1], 1, -1) for table in (cos, sin))
-    return (x * cos + turned * sin).flatten(2)
+    x = x * cos + turned * sin
+    return (x if rest is None else torch.cat((x, rest), dim=-1)).flatten(2)
 
 
 def rms_norm(x: Tensor, shape: list[int], weight: Tensor | None, eps: float | None) -> Tensor:

@@ -136,6 +136,11 @@ def test_rotary_turns_pairs_of_the_two_halves():
     pairs = torch.complex(*split(x, heads).chunk(2, dim=-1)) * torch.polar(torch.ones(()), angles)
     expected = torch.cat((pairs.real, pairs.imag), -1).transpose(0, 1).reshape(1, length, -1)
     torch.testing.assert_close(rotary(x, cos, sin, heads), expected)
+    wide = torch.cat((split(x, heads), torch.ones(heads, length, 4)), -1)  # of 10 numbers 6 turn
+    wide = wide.transpose(0, 1).reshape(1, length, -1)
+    turned = split(rotary(wide, cos, sin, heads), heads)
+    torch.testing.assert_close(turned[..., :size], split(expected, heads))
+    assert (turned[..., size:] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -144,6 +149,7 @@ def test_rotary_turns_pairs_of_the_two_halves():
         (attention, (*torch.zeros(3, 1, 5, 8), 2)),
         (attention_kv, cache_call(3, 2, 8)),
         (rotary, (torch.zeros(1, 5, 8), torch.zeros(1, 5, 4), torch.zeros(1, 5, 4), 2)),
+        (rotary, (torch.zeros(1, 5, 8), torch.zeros(1, 5, 2), torch.zeros(1, 5, 2), 2)),
     ],
 )
 def test_shapes_without_data_are_those_with_data(operator, arguments):
