@@ -58,6 +58,11 @@ def silu(x: Array) -> Array:
     return x * sigmoid(x)
 
 
+def softplus(x: Array) -> Array:
+    """log(1 + exp(x)), without overflow."""
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
 def softmax(x: Array, axis: Array | int = -1) -> Array:
     """exp(x - max) / sum, over one axis."""
     shifted = np.exp(x - x.max(int(axis), keepdims=True))
@@ -235,6 +240,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "sigmoid": sigmoid,
     "sign": lambda x: np.sign(x),
     "silu": silu,
+    "softplus": softplus,
     "sin": lambda x: np.sin(x),
     "slice_by_index": slice_by_index,
     "slice_by_size": slice_by_size,

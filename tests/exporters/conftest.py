@@ -84,7 +84,7 @@ def saved() -> Any:
             path=folder,
             plan=SimpleNamespace(block=lambda _: planned, requires=Requires()),
             files_of=lambda _: {"run": folder / written.file},
-            weights_of=lambda _: [],
+            weights_of=lambda _: [SimpleNamespace(path=p.name) for p in folder.glob("*.weights")],
         )
         loaded = find_engine(engine)(bundle)
         arrays = {t.name: x.numpy().copy() for t, x in zip(given, inputs, strict=True)}

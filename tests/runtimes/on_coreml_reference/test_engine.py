@@ -106,6 +106,7 @@ CASES = {
     "sigmoid": ({"x": X * 50}, (T * 50).sigmoid()),
     "sign": ({"x": X}, T.sign()),
     "silu": ({"x": X}, F.silu(T)),
+    "softplus": ({"x": X}, F.softplus(T)),
     "sin": ({"x": X}, T.sin()),
     "slice_by_index": (
         {
