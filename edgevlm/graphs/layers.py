@@ -160,6 +160,8 @@ class LayerNumbers:
         input_scale: Factor of the layer's input.
         norm_offset: Added to the weights of its norms.
         head_norms: Whether queries and keys are normed head by head, before they are rotated.
+        gated: Whether what attention gives is multiplied by the sigmoid of a gate, which stands
+            behind the queries of each head (Qwen3-Next).
         rotary: Whether queries and keys are rotated; a layer without sees no positions (NoPE).
         score_scale: Factor of attention scores beside 1 / sqrt(D).
         residual_scale: Factor of what attention and MLP add to their input.
@@ -174,6 +176,7 @@ class LayerNumbers:
     input_scale: float = 1.0
     norm_offset: float = 0.0
     head_norms: bool = False
+    gated: bool = False
     rotary: bool = True
     score_scale: float = 1.0
     residual_scale: float = 1.0
@@ -249,13 +252,15 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, ...]:
         x, numbers = scaled(x, self.numbers.input_scale), self.numbers
         h = rms_norm(self.layer.input_layernorm, x, numbers.norm_offset)
-        query, key = self.queries(h, cos, sin), self.keys(h, cos, sin)
+        asked, gate = self._asked(h)
+        query, key = self._turned(asked, "q_norm", cos, sin, self.heads), self.keys(h, cos, sin)
         mixed, key, value = attention_kv(
             query, key, self.values(h), key_cache, value_cache, self._seen(x, mask, position),
             position, self.heads, bias,
             scale=numbers.score_scale, softcap=numbers.softcap, window=numbers.window,
             causal=numbers.causal or x.shape[1] == 1,
         )  # fmt: skip
+        mixed = mixed if gate is None else mixed * torch.sigmoid(gate)
         return self.feed(self.mixed(x, mixed)), key, value
 
     def mixed(self, x: Tensor, mixed: Tensor) -> Tensor:
@@ -289,8 +294,7 @@ class DecoderLayer(nn.Module):
 
     def queries(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries as attention takes them, [1, S, H*D]."""
-        attn = self.layer.self_attn
-        return self._turned(attn.q_proj(normed), "q_norm", cos, sin, self.heads)
+        return self._turned(self._asked(normed)[0], "q_norm", cos, sin, self.heads)
 
     def keys(self, normed: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Keys as the cache holds them, [1, S, G*D]."""
@@ -301,6 +305,17 @@ class DecoderLayer(nn.Module):
         """Values as the cache holds them, [1, S, G*D]."""
         values: Tensor = self.layer.self_attn.v_proj(normed)
         return values
+
+    def _asked(self, normed: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Queries before their norm and rotation, and the gate, [1, S, H*D] each."""
+        projected = self.layer.self_attn.q_proj(normed)
+        if not self.numbers.gated:
+            return projected, None
+        rows, width = projected.shape[1], projected.shape[-1] // self.heads // 2
+        by_head = projected.reshape(1, rows * self.heads, -1)  # [1, S*heads, 2*D]
+        halves = by_head[..., :width], by_head[..., width:]
+        query, gate = (half.reshape(1, rows, -1) for half in halves)
+        return query, gate
 
     def _turned(self, x: Tensor, norm: str, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
         if self.numbers.head_norms:
