@@ -74,7 +74,8 @@ class Prompts:
         plain: A first turn without one.
         both: A first turn, its reply, and a further turn.
         between: Text between two images; None where the template has no place for a second one.
-        trim: Sides at which the template takes white space off the question.
+        trim: Sides at which the template takes white space off a question behind an image.
+        plain_trim: The same of a question alone: a template may trim a whole message (Qwen3.5).
         system: Openings with a system text; None where the template has no place for one.
         joints: What else stands between texts and images in any order; None where the template has
             an order of its own.
@@ -85,6 +86,7 @@ class Prompts:
     both: str
     between: str | None
     trim: str
+    plain_trim: str
     system: SystemTexts | None = None
     joints: Joints | None = None
 
@@ -148,7 +150,7 @@ def render_prompts(description: Description, processor: Any) -> Prompts:
     source = description.chat_template or chat_template(processor)
     if source is None:
         both = f"{mark}{QUESTION}{REPLY}\n{QUESTION}"
-        return Prompts(f"{mark}{QUESTION}", QUESTION, both, between="", trim="")
+        return Prompts(f"{mark}{QUESTION}", QUESTION, both, between="", trim="", plain_trim="")
     templates.check(source)
     if "strftime_now" in source:
         raise ModelError(
@@ -166,13 +168,16 @@ def render_prompts(description: Description, processor: Any) -> Prompts:
     if both.count(REPLY) != 1 or any(text.count(QUESTION) > 1 for text in (first, plain)):
         raise ModelError(f"the chat template must write a question and a reply once, not {both!r}")
     probed = [template.turns(probe) for probe in PROBES]
-    trim = _trim(QUESTION, texts, PROBES, probed)
-    if trim is None:
+    behind, *behind_probes = [[seen, two.partition(REPLY)[0]] for seen, _, two in (texts, *probed)]
+    alone, *alone_probes = [[one, two.partition(REPLY)[2]] for _, one, two in (texts, *probed)]
+    trim = _trim(QUESTION, behind, PROBES, behind_probes)
+    plain_trim = _trim(QUESTION, alone, PROBES, alone_probes)
+    if trim is None or plain_trim is None:
         raise ModelError(
             "the chat template changes the question, or goes by what it says; only white space at"
             f" its ends can be taken off: of {PROBES[0]!r} it made {probed[0][1]!r}"
         )
-    made = Prompts(first, plain, both, _between(template, mark, first), trim)
+    made = Prompts(first, plain, both, _between(template, mark, first), trim, plain_trim)
     return replace(made, system=_system(template, mark, made), joints=_joints(template, mark, made))
 
 

@@ -79,6 +79,7 @@ def layout(
         trim=trim,
         system=SystemTexts(f"{told}<image>{after}", f"{told}{after}", "", str),
         joints=Joints(" a", "he\n", f".{end}"),
+        plain_trim=trim,
     )
     slot = LayoutItem("visual", start=0, stop=4)
     description = SimpleNamespace(

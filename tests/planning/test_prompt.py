@@ -86,6 +86,18 @@ def test_white_space_that_the_template_takes_off_a_question(text, trim):
 
 
 @pytest.mark.parametrize(
+    ("trim", "sides"),
+    [("| trim", ("right", "both")), (".rstrip()", ("right", "right")), ("", ("", ""))],
+)
+def test_a_template_may_trim_a_whole_message(trim, sides):
+    """Behind an image the blanks before a question are inside of it, as in Qwen3.5."""
+    parts = PARTS.replace("TEXT", "p.text")
+    message = "{% set written %}" + parts + "{% endset %}{{ (written | string)" + trim + " }}"
+    texts = rendered("{% for m in messages %}" + message + "{{ eos_token }}{% endfor %}")
+    assert (texts.trim, texts.plain_trim) == sides
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "p.text | upper", "p.text | capitalize", "p.text | replace('\\n', ' ')", "p.text | e",
