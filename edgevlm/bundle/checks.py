@@ -37,7 +37,8 @@ FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 ITEMS = {
     "prompt": ("ids", "image", "user_text", "text"), "turn": ("ids", "user_text", "text"),
     "text": ("ids", "user_text", "text"),
-    "image": ("ids", "visual", "timestamp", "duration", "text"), "between": ("ids", "text"),
+    "image": ("ids", "visual", "timestamp", "duration", "number", "text"),
+    "between": ("ids", "text"),
     "prompt_system": ("ids", "system_text", "text"), "text_system": ("ids", "system_text", "text"),
     "text_text": ("ids", "text"), "text_image": ("ids", "text"), "image_end": ("ids", "text"),
 }  # fmt: skip

@@ -37,9 +37,9 @@ class LayoutItem:
     kind `ids`: fixed rows of the embedding table. `image`: the parts of `Layout.image`, once for
     each image or clip, or with a `stop` for those of [start, stop). `visual`: the visual tokens
     whose kept position lies in [start, stop), in the order of `reduce`. `user_text`, `system_text`,
-    `timestamp` (of frame `start`, as MM:SS), `duration` (H:MM:SS): text known at run time,
-    tokenized together with `prefix` and `suffix`. `text`: fixed text. Neighbouring items of text
-    are one run, which is tokenized as one.
+    `timestamp` (of frame `start`, as MM:SS), `duration` (H:MM:SS), `number` (of the image in its
+    turn, from 0): text known at run time, tokenized together with `prefix` and `suffix`. `text`:
+    fixed text. Neighbouring items of text are one run, which is tokenized as one.
 
     The question loses white space at the sides that `trim` names (`left`, `right`, `both`, or
     nothing), as the chat template says, and so does a system text; the run loses it at the sides

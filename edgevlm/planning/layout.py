@@ -52,11 +52,9 @@ class _Turns:
     speller: Speller
 
     def parts(self, text: str) -> list[_Part]:
-        before, *others = text.split(self.mark)
-        parts = _marked(before, self.prompts)
-        for other in others:
-            parts += [*self.image, *_marked(other, self.prompts)]
-        return parts
+        trim = self.prompts.trim if self.mark in text else self.prompts.plain_trim
+        first, *others = [_marked(piece, self.prompts, trim) for piece in text.split(self.mark)]
+        return first + [part for other in others for part in (*self.image, *other)]
 
     def items(self, text: str) -> list[tuple[bool, LayoutItem]]:
         return _items(self.parts(text), self.speller)
@@ -188,10 +186,10 @@ def _between(items: Sequence[tuple[bool, LayoutItem]]) -> tuple[LayoutItem, ...]
     return _merged(runs[images[0] + 1][1]) if len(images) == 2 else ()
 
 
-def _marked(text: str, prompts: Prompts) -> list[_Part]:
-    """Fixed text, texts of a user, and a reply."""
+def _marked(text: str, prompts: Prompts, trim: str) -> list[_Part]:
+    """Fixed text, texts of a user without white space at the sides `trim`, and a reply."""
     items = {
-        QUESTION: LayoutItem("user_text", trim=prompts.trim),
+        QUESTION: LayoutItem("user_text", trim=trim),
         REPLY: LayoutItem("reply"),
         SYSTEM: LayoutItem("system_text", trim=prompts.system.trim if prompts.system else ""),
     }
@@ -221,12 +219,14 @@ def _image_parts(
 
 def _text(parts: Sequence[_Part], question: str = QUESTION, known: bool = False) -> str:
     """The text of all parts; with what is `known` at run time in place of its marks."""
-    return "".join(
-        words(part.item, question, _CLIP)
-        if known and part.item is not None and part.item.kind not in ("ids", "visual")
-        else part.text
-        for part in parts
-    )
+    text, images = "", 0
+    for part in parts:
+        if known and part.item is not None and part.item.kind not in ("ids", "visual"):
+            text += words(part.item, question, _CLIP, images)
+            images += part.item.kind == "number"
+        else:
+            text += part.text
+    return text
 
 
 def _items(parts: Sequence[_Part], speller: Speller) -> list[tuple[bool, LayoutItem]]:
@@ -249,8 +249,7 @@ def _items(parts: Sequence[_Part], speller: Speller) -> list[tuple[bool, LayoutI
             break
         # The token's range may hold white space that it took from beside it.
         part = next(p for p in _within(parts, start, stop) if p.text.strip() or p.item)
-        item = part.item or LayoutItem("ids", ids=speller.rows([number]))
-        items.append((part.inside, item))
+        items.append((part.inside, part.item or LayoutItem("ids", ids=speller.rows([number]))))
         begin, fixed, before = stop, [], token
     return items
 
@@ -314,7 +313,8 @@ def _further(prompts: Prompts, speller: Speller) -> tuple[LayoutItem, ...]:
     A tokenizer that puts a blank in front of every text gives one to a run that begins within one.
     Then the run is tokenized behind another reply.
     """
-    items = [item for _, item in _items(_marked(prompts.both, prompts), speller)]
+    parts = _marked(prompts.both, prompts, prompts.plain_trim)
+    items = [item for _, item in _items(parts, speller)]
     (at,) = [index for index, item in enumerate(items) if item.kind == "reply"]
     answered, rest = items[at], items[at + 1 :]
     if answered.suffix:
@@ -332,7 +332,7 @@ def _follows(items: Sequence[LayoutItem], prompts: Prompts, speller: Speller, re
     """Whether ids of a first turn, of a reply and of these items are those of one call."""
     before, _, after = prompts.both.partition(REPLY)
     before = before.replace(QUESTION, "Why?") + reply
-    turn = _marked(after, prompts)
+    turn = _marked(after, prompts, prompts.plain_trim)
     return all(
         speller.ids(before + _text(turn, probe, known=True))
         == speller.ids(before) + _spelled(items, NOTHING, 0, probe, speller)

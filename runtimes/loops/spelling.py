@@ -161,9 +161,10 @@ def spell(
         visuals: One for each image or clip of this turn.
     """
     run: list[tuple[LayoutItem, str]] = []
-    for item, visual in _walk(items, layout, visuals):
+    for item, number, visual in _walk(items, layout, visuals):
         if item.kind not in ("ids", "visual"):
-            run.append((item, item.prefix + words(item, question, visual) + item.suffix))
+            known = words(item, question, visual, number)
+            run.append((item, item.prefix + known + item.suffix))
             continue
         if run:
             yield _encode(tokenizer, run)
@@ -184,16 +185,16 @@ def trimmed(question: str, sides: str) -> str:
 
 def _walk(
     items: Sequence[LayoutItem], layout: Layout, visuals: Sequence[Visual]
-) -> Iterator[tuple[LayoutItem, Visual | None]]:
-    """All items, those of an image once for each, with the image that they belong to."""
+) -> Iterator[tuple[LayoutItem, int, Visual | None]]:
+    """All items, those of an image once for each, with its number and the image itself."""
     for item in items:
         if item.kind != "image":
-            yield item, None
+            yield item, 0, None
             continue
         for index, visual in enumerate(visuals[item.start : item.stop or None]):
             if index:
-                yield from ((part, None) for part in layout.between)
-            yield from ((part, visual) for part in layout.image)
+                yield from ((part, 0, None) for part in layout.between)
+            yield from ((part, item.start + index, visual) for part in layout.image)
 
 
 def _encode(tokenizer: Tokenizer, run: Sequence[tuple[LayoutItem, str]]) -> list[int]:
@@ -211,10 +212,12 @@ def _encode(tokenizer: Tokenizer, run: Sequence[tuple[LayoutItem, str]]) -> list
     return list(ids)
 
 
-def words(item: LayoutItem, question: str, visual: Visual | None) -> str:
-    """What is known at run time: a user's text, the time of a frame, the length of a clip."""
+def words(item: LayoutItem, question: str, visual: Visual | None, number: int = 0) -> str:
+    """What is known at run time: a user's text, times of a clip, the number of an image."""
     if item.kind == "text":
         return ""
+    if item.kind == "number":
+        return str(number)
     if item.kind in RUN_TIME or visual is None:
         return trimmed(question, item.trim)
     if item.kind == "timestamp":

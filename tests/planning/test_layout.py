@@ -77,13 +77,17 @@ def layout(
         both=f"{before}<image>{after} {REPLY}{joint}{before}{after}",
         between=between,
         trim=trim,
+        plain_trim=trim,
         system=SystemTexts(f"{told}<image>{after}", f"{told}{after}", "", str),
         joints=Joints(" a", "he\n", f".{end}"),
-        plain_trim=trim,
     )
     slot = LayoutItem("visual", start=0, stop=4)
     description = SimpleNamespace(
-        placeholder="<image>", full_image=image or (slot,), reduced_image=(slot,), chats=True
+        placeholder="<image>",
+        full_image=image or (slot,),
+        reduced_image=(slot,),
+        chats=True,
+        image=SimpleNamespace(frames=1),
     )
     speller = Speller(own, WORDS, "<image>")
     return make_layout(description, prompts, speller, reduced=False), prompts, speller
@@ -236,6 +240,21 @@ def test_text_around_an_image_is_tokenized_with_what_meets_it():
     text = "USER: A clip of 1:01:01.\n<image>01:01<image>.\n\n\nWhy? A:"
     assert ids(made, speller, "Why?") == one_call(speller.own, text)
     assert made.prompt[0] == LayoutItem("text", prefix="USER: ")
+
+
+def test_images_are_numbered_through_a_turn_of_any_order():
+    number = LayoutItem("number", prefix="No. ", suffix=": ")
+    image = (number, LayoutItem("visual", start=0, stop=4))
+    made, _, speller = layout(tokenizer(), image=image)
+    assert made.mixes
+    seen = "No. {}: <image>"
+    two = f"USER: {seen.format(0)}{seen.format(1)}Why? ASSISTANT:"
+    assert ids(made, speller, "Why?", images=2) == one_call(speller.own, two)
+    texts = ["So", None, None, "Why?", None, "x"]
+    told, opening = "USER: Do less.\n", "USER: "
+    for system, start in ((None, opening), ("less", told)):
+        text = f"{start}Sohe\n{seen.format(0)}{seen.format(1)}Why?he\n{seen.format(2)}x ASSISTANT:"
+        assert mixed_ids(made, speller, texts, system) == one_call(speller.own, text)
 
 
 def test_a_question_cannot_write_special_tokens():
