@@ -41,23 +41,6 @@ class PatchEmbedding(nn.Module):
         return tokens + self.position.weight.unsqueeze(0)
 
 
-class ClassPatchEmbedding(nn.Module):
-    """CLIP's tokens of one view (arXiv 2103.00020), the class token first, after CLIP's first norm.
-
-    pixel_values f32 [1, 3, h_px, w_px] -> [1, 1 + N, C].
-    """
-
-    def __init__(self, embeddings: Any, norm: nn.Module) -> None:
-        super().__init__()
-        self.patch, self.token = embeddings.patch_embedding, embeddings.class_embedding
-        self.position, self.norm = embeddings.position_embedding, norm
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        patches = self.patch(pixel_values).flatten(2).transpose(1, 2)
-        tokens = torch.cat((self.token[None, None], patches), dim=1)
-        return self.norm(tokens + self.position.weight.unsqueeze(0))
-
-
 class EncoderLayer(nn.Module):
     """A SigLIP or CLIP encoder layer: pre-norm attention and MLP, [1, N, C] -> same.
 

@@ -12,11 +12,12 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.embedders import (
     AttentionPooling,
     ClassHead,
+    ClassPatchEmbedding,
     LastHead,
     TextEncoderParts,
     TextPositions,
 )
-from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer
+from edgevlm.graphs.layers import EncoderLayer
 from edgevlm.graphs.parts import EncoderParts, EncoderSpec
 from edgevlm.models.family import RESAMPLE, TextSpec
 from edgevlm.models.shared.preprocessing import check_resized, normalization

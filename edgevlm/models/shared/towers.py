@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.host import SIGNALS
 from edgevlm.errors import ModelError, PlanError
-from edgevlm.graphs.layers import ClassPatchEmbedding, EncoderLayer, PatchEmbedding
+from edgevlm.graphs.embedders import ClassPatchEmbedding
+from edgevlm.graphs.layers import EncoderLayer, PatchEmbedding
 from edgevlm.graphs.parts import EncoderParts, EncoderSpec
 
 # What CLIP was trained with, and its processor's values where a checkpoint names none.
