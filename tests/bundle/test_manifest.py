@@ -129,7 +129,7 @@ EDITS = {
     "table dtype": (put("host.embedding.dtype", "bf16"), "host.embedding.dtype is 'bf16', known: f32"),
     "chunk": (put("host.chunk", 10**6), "host.chunk 1000000 is more than states.tokens"),
     "vocabulary": (put("host.vocabulary", 5000), "host.vocabulary is more than embedding.rows"),
-    "frequencies": (put("host.ropes.0.inverse_frequencies", [1.0]), "host.ropes[0] has 1 frequencies"),
+    "frequencies": (put("host.ropes.0.inverse_frequencies", [1.0] * 9), "host.ropes[0] has 9 frequencies"),
     "large float": (put("host.ropes.0.scaling", 10**400), "host.ropes[0].scaling must be a finite number"),
     "sections": (put("host.ropes.0.sections", [2, 3, 4]), "host.ropes[0].sections is '[2, 3, 4]', expected two or more that make the 8 frequencies"),
     "one section": (put("host.ropes.0.sections", [8]), "host.ropes[0].sections is '[8]'"),

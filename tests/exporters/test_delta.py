@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from edgevlm.graphs.delta import GatedDelta  # noqa: E402
+from edgevlm.graphs.recurrent.delta import GatedDelta  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
 
 SLOW = pytest.mark.slow

@@ -9,9 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from edgevlm.graphs.delta import (  # noqa: E402
+from edgevlm.graphs.recurrent.delta import (  # noqa: E402
     GatedDelta,
-    causal_convolution,
     delta_chunks,
     delta_masks,
     delta_row,
@@ -99,22 +98,6 @@ def test_row_by_row_equals_the_recurrence(kind):
         outputs.append(out)
     assert difference(torch.cat(outputs).double(), expected[0])[0] <= EXACT
     assert difference(state.double(), expected[1])[0] <= EXACT
-
-
-@pytest.mark.parametrize("rows", [1, 2, 5])
-def test_the_convolution_is_that_of_torch(rows):
-    width, channels = 4, 6
-    x, taps = torch.randn(1, rows, channels), torch.randn(width, 1, channels)
-    past = torch.randn(1, width - 1, channels)
-    every = torch.cat((past, x), 1)
-    weight = taps.permute(2, 1, 0)  # [channels, 1, width]
-    expected = torch.nn.functional.conv1d(every.transpose(1, 2), weight, groups=channels)
-    out, kept = causal_convolution(x, past, taps)
-    assert difference(out, expected.transpose(1, 2))[0] <= EXACT
-    assert torch.equal(kept, every[:, -3:])
-    for count in range(rows + 1):
-        _, kept = causal_convolution(x, past, taps, torch.tensor([count], dtype=torch.int32))
-        assert torch.equal(kept, every[:, count : count + 3])
 
 
 @pytest.fixture(scope="module", params=[(4, 2), (3, 3)], ids=["grouped", "alike"])

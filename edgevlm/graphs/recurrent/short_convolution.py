@@ -28,11 +28,7 @@ class ShortConvolutionLayer(nn.Module):
         self.numbers, short = LayerNumbers(), layer.conv
         self.operator_norm, self.ffn_norm = layer.operator_norm, layer.ffn_norm
         self.in_proj, self.out_proj = short.in_proj, short.out_proj
-        # A weight a tap, so that no graph has to cut them out of one.
-        taps = short.conv.weight.detach().unbind(2)  # [C, 1] each
-        self.taps = nn.ParameterList(
-            nn.Parameter(tap[:, 0].contiguous(), requires_grad=False) for tap in taps
-        )
+        self.taps = taps_of(short.conv)
         self.bias, self.feed_forward = short.conv.bias, layer.feed_forward
 
     def step(self, x: Tensor, call: LayerCall, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -48,6 +44,14 @@ class ShortConvolutionLayer(nn.Module):
             mixed = mixed + self.bias
         x = x + self.out_proj(after * mixed)
         return x + self.feed_forward(rms_norm(self.ffn_norm, x)), state
+
+
+def taps_of(convolution: Any) -> nn.ParameterList:
+    """The weights [F] of each tap of a depthwise convolution, so that no graph cuts them out."""
+    taps = convolution.weight.detach().unbind(2)  # [F, 1] each
+    return nn.ParameterList(
+        nn.Parameter(tap[:, 0].contiguous(), requires_grad=False) for tap in taps
+    )
 
 
 def causal_convolution(

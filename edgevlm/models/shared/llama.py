@@ -9,7 +9,8 @@ that of Llama 4, transformers' `models/ministral3/modeling_ministral3.py`), Qwen
 Qwen2.5-VL and Qwen3-VL (M-RoPE: arXiv 2409.12191, section 2.1), Ernie 4.5 in PaddleOCR-VL and GLM
 in GLM-OCR with M-RoPE too, Granite (factors as in muP, arXiv 2203.03466), SmolLM3 (layers without
 positions, arXiv 2501.18795), Gemma (arXiv 2403.08295), Gemma 2 (arXiv 2408.00118, section 2), Gemma
-3 (arXiv 2503.19786, section 2), LFM2 (arXiv 2511.23404).
+3 (arXiv 2503.19786, section 2), LFM2 (arXiv 2511.23404), Qwen3.5 (Gated DeltaNet, arXiv
+2412.06464).
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from edgevlm.bundle.kinds.shared.states import CacheSpec, RecurrentSpec
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import DecoderLayer, FinalNorm, LayerNumbers
 from edgevlm.graphs.parts import DecoderParts, DecoderSpec, LayerRows
+from edgevlm.graphs.recurrent.delta import DeltaLayer
 from edgevlm.graphs.recurrent.short_convolution import ShortConvolutionLayer
-from edgevlm.models.shared.decoders import glm, lfm2
+from edgevlm.models.shared.decoders import glm, lfm2, qwen3_5
 from edgevlm.models.shared.decoders.gated import GatedLayer, gemma4_numbers, layer_rows
 from edgevlm.models.shared.rotary import of_layers, ropes
 
@@ -45,6 +47,7 @@ class LanguageModel:
         sections: Frequencies that turn by each axis of a position, where its positions have axes
             and the config says nothing of them.
         interleaved: Whether the frequencies of the axes alternate.
+        partial: Whether a part of a head turns, as large as its config says.
         both_ways: Layers whose tokens see later ones where a mask of the family shows them: `all`,
             or `windows`, those that have one.
         table_scale: Its config -> factor of a row of its embedding table.
@@ -62,6 +65,7 @@ class LanguageModel:
     windows: str = ""
     sections: tuple[int, ...] = ()
     interleaved: bool = False
+    partial: bool = False
     both_ways: str = "all"
     table_scale: Callable[[Any], float] = lambda text: 1.0
     layer_rows: Callable[[Any], LayerRows | None] = lambda text: None
@@ -164,19 +168,28 @@ DECODERS = {
         numbers=gemma4_numbers,
         attending=GatedLayer,
     ),
+    "qwen3_5_text": LanguageModel(
+        sections=(11, 11, 10),
+        interleaved=True,
+        partial=True,
+        numbers=qwen3_5.numbers,
+        cache=qwen3_5.cache,
+        recurrent=DeltaLayer,
+    ),
 }
 
 
-def decoder_spec(text: Any, mask: str = "causal") -> DecoderSpec:
+def decoder_spec(text: Any, mask: str = "causal", plain: bool = False) -> DecoderSpec:
     """Numbers of a decoder from transformers' text config.
 
     Args:
         text: The config.
         mask: Who sees whom in a prompt of the family, see `bundle.host.MASKS`.
+        plain: Whether positions of the family are the same on all axes, so that one is enough.
 
     Raises:
         PlanError: If its layers are not known, its rotary tables change with the length or turn a
-            part of a head, or its heads do not divide.
+            part of a head where the model turns all of it, or its heads do not divide.
     """
     if text.model_type not in DECODERS:
         raise PlanError(
@@ -186,12 +199,14 @@ def decoder_spec(text: Any, mask: str = "causal") -> DecoderSpec:
     if mask == "causal" and getattr(text, "use_bidirectional_attention", False):
         raise PlanError("use_bidirectional_attention is not supported, only causal attention is")
     model, caches = DECODERS[text.model_type], _caches(text)
-    tables, table_of = ropes(text, model.sections, model.interleaved)
+    sections = () if plain else model.sections
+    tables, table_of = ropes(text, sections, model.interleaved, model.partial)
     for cache, table in zip(caches, table_of, strict=True):
-        if tables[table].size != cache.head_size:
+        size = tables[table].size
+        if size > cache.head_size or (size < cache.head_size and not model.partial):
             raise PlanError(
-                f"rotary tables of {tables[table].size} of {cache.head_size} numbers of a head are"
-                " not supported, only of all"
+                f"rotary tables of {size} of {cache.head_size} numbers of a head are not supported,"
+                " only of all"
             )
     layers = tuple(
         _seeing(

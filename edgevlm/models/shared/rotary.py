@@ -21,7 +21,7 @@ def of_layers(text: Any, which: int | str) -> Any:
 
 
 def ropes(
-    text: Any, sections: tuple[int, ...] = (), interleaved: bool = False
+    text: Any, sections: tuple[int, ...] = (), interleaved: bool = False, partial: bool = False
 ) -> tuple[tuple[Rope, ...], tuple[int, ...]]:
     """The tables, in the order in which layers first use them, and which each layer has.
 
@@ -30,13 +30,14 @@ def ropes(
         sections: Frequencies that turn by each axis of a position, where its positions have axes
             and the config says nothing of them.
         interleaved: Whether the frequencies of the axes alternate.
+        partial: Whether a part of a head turns, as large as the config says.
 
     Raises:
         PlanError: If one changes with the length, or has no numbers.
     """
     layers, known = text.num_hidden_layers, text.rope_parameters
     if "rope_type" in known:
-        rope = _table(text, known, None)
+        rope = _table(text, known, None, partial)
         if sections:
             sections = tuple(known.get("mrope_section") or sections)
             rope = replace(rope, sections=_checked(rope, sections), interleaved=interleaved)
@@ -56,17 +57,19 @@ def _checked(rope: Rope, sections: tuple[int, ...]) -> tuple[int, ...]:
     return sections
 
 
-def _table(text: Any, parameters: dict[str, Any], kind: str | None) -> Rope:
+def _table(text: Any, parameters: dict[str, Any], kind: str | None, partial: bool = False) -> Rope:
     """The table of all layers, or of those of a kind."""
     # Imported here: transformers is heavy, and reading a family's name needs none of it.
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+    from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5TextRotaryEmbedding
 
     scaling = parameters["rope_type"]
     if scaling not in STATIC_ROPES:
         raise PlanError(f"rotary scaling '{scaling}' changes with the length; it cannot be static")
-    own = LlamaRotaryEmbedding if kind is None else Gemma3RotaryEmbedding
+    alike = Qwen3_5TextRotaryEmbedding if partial else LlamaRotaryEmbedding
+    own = alike if kind is None else Gemma3RotaryEmbedding
     default = own.compute_default_rope_parameters
     compute = default if scaling == "default" else ROPE_INIT_FUNCTIONS[scaling]
     options = {} if kind is None else {"layer_type": kind}

@@ -26,12 +26,14 @@ for the chunks; Qwen3.5 in transformers' `models/qwen3_5/modeling_qwen3_5.py` fo
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from edgevlm.graphs.layers import rms_norm
+from edgevlm.graphs.layers import LayerCall, LayerNumbers, rms_norm
+from edgevlm.graphs.recurrent.short_convolution import causal_convolution, taps_of
 
 CHUNK = 64  # rows, as in the original
 UNIT_EPSILON = 1e-6  # of the original's norm of queries and keys
@@ -102,7 +104,7 @@ def delta_chunks(
     size = -(-rows // count)
     q, k, v, g, b = (_cut(x, count, size) for x in (query, key, value, decay, strength))
     masks = masks if size == CHUNK else masks[:, :size, :size]
-    same, upto, before, *pairs = masks.split(1)
+    same, upto, before, *pairs = masks.chunk(len(masks))
 
     kept = _kept(g, upto, before)  # e(j, i), [count*H, size, size]
     kept_of_state = kept[:, :, :1] * g[:, :1].exp()  # e(0, i), [count*H, size, 1]
@@ -165,33 +167,6 @@ def _kept(decay: Tensor, upto: Tensor, before: Tensor) -> Tensor:
     return sums.view(size, batch, size).transpose(0, 1).exp() * upto
 
 
-def causal_convolution(
-    x: Tensor, past: Tensor, taps: Tensor, count: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Each channel's weighted sum of a row and the rows before it, and the rows to go on with.
-
-    Products and sums of whole rows: a convolution with one channel a group has no fast form on most
-    targets.
-
-    Args:
-        x: f32 [1, S, F].
-        past: f32 [1, width - 1, F], the rows before.
-        taps: f32 [width, 1, F]; the last is for a row itself.
-        count: i32 [1], rows of x that are not filled up; None for all.
-
-    Returns:
-        [1, S, F], and the last width - 1 rows [1, width - 1, F] up to `count`.
-    """
-    width, rows = taps.shape[0], x.shape[1]
-    every = torch.cat((past, x), 1)
-    out = every[:, :rows] * taps[0]
-    for tap in range(1, width):
-        out = out + every[:, tap : tap + rows] * taps[tap]
-    if count is None:
-        return out, every[:, rows:]
-    return out, every.index_select(1, count.long() + torch.arange(width - 1))
-
-
 class GatedDelta(nn.Module):
     """Qwen3.5's `linear_attn`: projections, short convolution, delta rule, gated norm.
 
@@ -215,7 +190,7 @@ class GatedDelta(nn.Module):
         self.in_decay, self.in_strength = mixer.in_proj_a, mixer.in_proj_b
         self.decay_bias, self.decay_log = mixer.dt_bias, mixer.A_log
         self.norm, self.out = mixer.norm, mixer.out_proj
-        self.convolution = mixer.conv1d
+        self.taps = taps_of(mixer.conv1d)
         unit = torch.full((self.key_size,), self.key_size**-0.5, device="cpu")
         self.register_buffer("unit", unit, persistent=False)
         self.register_buffer("masks", delta_masks(), persistent=False)
@@ -228,8 +203,7 @@ class GatedDelta(nn.Module):
         self, x: Tensor, past: Tensor, state: Tensor, count: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, width = x.shape[1], self.key_heads * self.key_size
-        taps = self.convolution.weight.permute(2, 1, 0)  # [width, 1, F]
-        mixed, past = causal_convolution(self.in_qkv(x), past, taps, count)
+        mixed, past = causal_convolution(self.in_qkv(x), past, [*self.taps], count)
         mixed = nn.functional.silu(mixed)
         query = self._unit(mixed[..., :width]) * self.key_size**-0.5
         key = self._unit(mixed[..., width : 2 * width])
@@ -266,3 +240,36 @@ class GatedDelta(nn.Module):
             return unit.view(rows, self.heads, -1)
         by_head = unit.view(rows, self.key_heads, 1, -1).expand(-1, -1, each, -1)
         return by_head.reshape(rows, self.heads, -1)
+
+
+class DeltaLayer(nn.Module):
+    """A decoder layer of Qwen3.5 that is recurrent: `GatedDelta` and an MLP, each behind a norm.
+
+    Its norms multiply by 1 + weight. It has no rotary tables and no mask.
+    """
+
+    arrays: ClassVar[int] = 2
+    recurrent: ClassVar[bool] = True
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.mixer, self.mlp = GatedDelta(layer.linear_attn), layer.mlp
+        self.first, self.second = layer.input_layernorm, layer.post_attention_layernorm
+        self.numbers = LayerNumbers(norm_offset=1.0)
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        return str(self.numbers)
+
+    def step(self, x: Tensor, call: LayerCall, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The layer's output, and its state after the rows of the sequence."""
+        outputs: tuple[Tensor, ...] = self(x, *state, call.count)
+        return outputs
+
+    def forward(
+        self, x: Tensor, past: Tensor, state: Tensor, count: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        offset = self.numbers.norm_offset
+        mixed, past, state = self.mixer(rms_norm(self.first, x, offset), past, state, count)
+        x = x + mixed
+        return x + self.mlp(rms_norm(self.second, x, offset)), past, state
