@@ -102,7 +102,8 @@ class Prompt:
         visuals = [(one[0].numpy(), level) for one, level in zip(features, below, strict=True)]
         self.last = prompt = self._assemble(table, question, visuals, times, duration, False)
         first = self.plan.host.first_position
-        assert prompt.positions[:, 0].tolist() == list(range(first, first + len(prompt.rows)))
+        if prompt.positions.shape[1] == 1:  # others are compared with `get_rope_index`
+            assert prompt.positions[:, 0].tolist() == list(range(first, first + len(prompt.rows)))
         return torch.from_numpy(prompt.rows)[None]
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
@@ -230,7 +231,9 @@ def processor() -> Callable[[Path], Any]:
                 return data, [self.replace_video_token(data, 0)]
 
         Processor.__name__ = original.__name__
-        stand_in = SimpleNamespace(num_frames=None, fps=None)  # of clips and sounds
+        stand_in = SimpleNamespace(  # of clips and sounds
+            num_frames=None, fps=None, slice_mode=False, downsample_mode="16x"
+        )
         return Processor(**dict.fromkeys(original.get_attributes(), stand_in) | read(path))
 
     return make

@@ -5,7 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from checkpoints.shared.presets import tiny
 from checkpoints.shared.texts import texts
@@ -13,11 +22,15 @@ from checkpoints.shared.texts import texts
 LLAMA_SPECIAL = ["<unk>", "<s>", "</s>", "<image>", "<pad>"]
 # Before <|endoftext|> come all words of Qwen2.
 QWEN2_WORDS = 151643
+QWEN3_5_WORDS = 248044
 QWEN2_FIRST = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 # GPT-2's way to cut words, as Qwen2 has it: digits one by one, at most one mark before a word.
 QWEN2_CUT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+"
              r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")  # fmt: skip
+QWEN3_5_CUT = QWEN2_CUT.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"
+)
 
 
 def qwen2_tokenizer(preset: dict, special: list[str]) -> Tokenizer:
@@ -25,6 +38,15 @@ def qwen2_tokenizer(preset: dict, special: list[str]) -> Tokenizer:
     words = preset["text"]["vocab_size"] - len(special) if tiny(preset) else QWEN2_WORDS
     cut = pre_tokenizers.Split(Regex(QWEN2_CUT), behavior="isolated")
     return byte_level(words, [], special, cut, tiny(preset))
+
+
+def qwen3_5_tokenizer(preset: dict, special: list[str]) -> Tokenizer:
+    """Byte-level BPE of Qwen3.5: as Qwen2's, with more words; accents of their own join letters."""
+    words = preset["text"]["vocab_size"] - len(special) if tiny(preset) else QWEN3_5_WORDS
+    cut = pre_tokenizers.Split(Regex(QWEN3_5_CUT), behavior="isolated")
+    made = byte_level(words, [], special, cut, tiny(preset))
+    made.normalizer = normalizers.NFC()
+    return made
 
 
 def llama_tokenizer(preset: dict) -> Tokenizer:
