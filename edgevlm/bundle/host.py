@@ -214,15 +214,17 @@ class EncoderShape:
     Attributes:
         width: D of the hidden state [1, n, D] between layers.
         tokens: n before the first layer and after each, a class token included; it falls where a
-            method of site `vision` merges.
+            method of site `vision` merges, or where the encoder itself folds tokens.
         view_tokens: N, tokens that the connector gives for a view.
         signals: What methods ask for beside features.
+        folds: Whether the encoder itself folds tokens; none merge then.
     """
 
     width: int
     tokens: tuple[int, ...]
     view_tokens: int
     signals: tuple[Signal, ...] = ()
+    folds: bool = False
 
     @property
     def parts(self) -> int:
@@ -231,7 +233,7 @@ class EncoderShape:
 
     def merged(self, part: int) -> bool:
         """Whether the input of a part of the stage is of merged tokens."""
-        return part > 0 and self.tokens[part - 1] < self.tokens[0]
+        return part > 0 and self.tokens[part - 1] < self.tokens[0] and not self.folds
 
 
 @dataclass(frozen=True)

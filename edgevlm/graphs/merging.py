@@ -134,9 +134,14 @@ def merges(module: Any) -> bool:
 
 def layer_tokens(encoder: EncoderParts) -> tuple[int, ...]:
     """Tokens before the first layer and after each, a class token included."""
-    merging = map(_merging_layer, encoder.layers)
-    total = encoder.spec.tokens
-    return (total, *(layer.counts[1] if layer else total for layer in merging))
+    spec = encoder.spec
+    counts = [spec.tokens]
+    for index, module in enumerate(encoder.layers):
+        layer, left = _merging_layer(module), spec.tokens
+        if spec.folded and index >= spec.folded[0]:
+            left = spec.folded[1]
+        counts.append(layer.counts[1] if layer else left)
+    return tuple(counts)
 
 
 def _merging_layer(module: Any) -> MergingLayer | None:

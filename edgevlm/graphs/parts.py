@@ -43,6 +43,8 @@ class EncoderSpec:
         unmergeable: Why tokens cannot merge between its layers; empty where they can.
         lacking: Signals that it cannot give, each with the reason.
         level_width: Channels of a token of `EncoderParts.levels`: C; 0 where there are none.
+        folded: The layer behind which the encoder itself has fewer tokens, and how many; None where
+            it has as many throughout.
     """
 
     layers: int
@@ -54,6 +56,7 @@ class EncoderSpec:
     unmergeable: str = ""
     lacking: tuple[tuple[str, str], ...] = ()
     level_width: int = 0
+    folded: tuple[int, int] | None = None
 
     def signal_width(self, name: str) -> int:
         """E of a signal [1, N, E]; 0 for one number a token, [1, N]."""

@@ -95,7 +95,10 @@ def load_processor(checkpoint: Checkpoint, tokenizer: Any) -> Any:
             original = processor_class(checkpoint)
             document, _ = original.get_processor_dict(checkpoint.folder, local_files_only=True)
             processors = {"tokenizer": tokenizer, "image_processor": _pictures(checkpoint)}
-            no_video = SimpleNamespace(num_frames=None, fps=None)
+            # MiniCPM-V's processor reads the last two.
+            no_video = SimpleNamespace(
+                num_frames=None, fps=None, slice_mode=False, downsample_mode="16x"
+            )
             arguments = [processors.get(name, no_video) for name in original.get_attributes()]
             return _with_stand_in(original).from_args_and_dict(arguments, document)
     except Exception as cause:  # a config that does not fit its class raises anything

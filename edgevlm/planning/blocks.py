@@ -107,6 +107,7 @@ def encoder_shape(
         layer_tokens(encoder),
         view_tokens,
         tuple(Signal(name, parts[name], encoder.spec.signal_width(name)) for name in names),
+        encoder.spec.folded is not None,
     )
 
 
