@@ -91,9 +91,13 @@ FAMILIES = {
     ),
     "mistral3": Family("tiny-mistral3", {"1x1": {"size": (84, 56)}}, {"vision": TURNED}),
     "qwen3_5": Family(
-        "tiny-qwen3-5", {"1x1": {"size": (64, 96)}}, RECURRENT | {"vision": TURNED}, patches=True,
-        coreml=ROUNDED, limit=3e-5,  # measured 1.1e-5 of two pictures
-    ),  # fmt: skip
+        "tiny-qwen3-5",
+        {"1x1": {"size": (64, 96)}},
+        RECURRENT | {"vision": TURNED},
+        patches=True,
+        coreml=ROUNDED,
+        limit=3e-5,  # measured 1.1e-5 of two pictures
+    ),
     "minicpmv4_6": Family(
         "tiny-minicpm-v-4-6", refused=RECURRENT | FOLDING, patches=True, coreml=ROUNDED
     ),
@@ -234,9 +238,9 @@ def exported_family(preset, tmp_path):
     return make
 
 
-# Their graphs are made of what others of these, LLaVA-NeXT (test_matrix.py) and test_lfm2_vl.py
-# export by default.
-LIKE_OTHERS = ("llava", "paligemma", "granite_docling", "mistral3", "lfm2_vl")
+# Their graphs are made of what others of these, LLaVA-NeXT (test_matrix.py), test_lfm2_vl.py and
+# test_qwen3_5.py export by default.
+LIKE_OTHERS = ("llava", "paligemma", "granite_docling", "mistral3", "lfm2_vl", "qwen3_5")
 
 
 @pytest.mark.parametrize(
