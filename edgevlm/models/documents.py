@@ -13,9 +13,11 @@ LIMIT_BYTES = 64 * 10**6
 
 # The largest sizes that a config may have.
 SIZES = {
-    "head_dim": 2**16, "hidden_size": 2**20, "image_size": 2**16, "intermediate_size": 2**20,
-    "max_position_embeddings": 2**24, "num_attention_heads": 2**12, "num_hidden_layers": 2**10,
-    "num_key_value_heads": 2**12, "patch_size": 2**16, "scale_factor": 2**10, "vocab_size": 2**24,
+    "depth": 2**10, "head_dim": 2**16, "hidden_size": 2**20, "image_size": 2**16,
+    "intermediate_size": 2**20, "max_position_embeddings": 2**24, "num_attention_heads": 2**12,
+    "num_heads": 2**12, "num_hidden_layers": 2**10, "num_key_value_heads": 2**12,
+    "out_hidden_size": 2**20, "patch_size": 2**16, "scale_factor": 2**10,
+    "spatial_merge_size": 2**10, "temporal_patch_size": 2**10, "vocab_size": 2**24,
 }  # fmt: skip
 
 POINTER = b"version https://git-lfs"

@@ -160,6 +160,9 @@ def test_a_config_that_is_no_object(folder, text, message):
         ("text_config", "num_hidden_layers", 10**9, "text_config: num_hidden_layers is 1000000000"),
         ("text_config", "vocab_size", -1, "vocab_size is -1, expected 1 to 16777216"),
         ("vision_config", "patch_size", 0, "vision_config: patch_size is 0, expected 1 to 65536"),
+        ("vision_config", "depth", 10**12, "depth is 1000000000000, expected 1 to 1024"),
+        ("vision_config", "depth", 0, "vision_config: depth is 0, expected 1 to 1024"),
+        ("vision_config", "num_heads", -1, "vision_config: num_heads is -1, expected 1 to 4096"),
         ("vision_config", "image_size", 10**12, "image_size is 1000000000000"),
     ],
 )
