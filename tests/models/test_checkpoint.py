@@ -238,13 +238,23 @@ def test_weights_in_several_files_are_one_checkpoint(folder):
     assert all(torch.equal(again[name], value) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("places", [None, [], {}, {"a": "../w.safetensors"}, {"a": 3}, {"a": ""}])
-def test_an_index_of_weights_that_leads_nowhere(folder, places):
+@pytest.mark.parametrize(
+    ("places", "named"),
+    [
+        *((places, "no file") for places in (None, [], {})),
+        *(({"a": name}, repr(name)) for name in ("../w.safetensors", 3, "", "..", "config.json")),
+        ({"a": ["x"]}, "a list"),
+        ({"a": "x" * 5000 + ".safetensors"}, repr("x" * 60)[:57] + "..."),
+    ],
+)
+def test_an_index_of_weights_that_leads_nowhere(folder, places, named):
     (folder / "model.safetensors").rename(folder / "w.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     text = refused(checkpoint.find(str(folder)).load_model)
-    where = "model.safetensors.index.json to have the names of files beside it in weight_map"
-    assert text == f"'{folder}': expected {where}"
+    assert text == (
+        f"'{folder}': weight_map of model.safetensors.index.json names {named}, expected names of"
+        " .safetensors files beside it; download the index again"
+    )
 
 
 def test_weights_of_another_shape(folder):

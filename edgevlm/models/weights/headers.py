@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from edgevlm.bundle.documents import parse_json
+from edgevlm.bundle.documents import parse_json, shown
 from edgevlm.errors import ModelError
 from edgevlm.libraries import first_line
 from edgevlm.models.documents import read_json
@@ -31,6 +31,7 @@ PLAIN = DTYPES | {"I64": torch.int64, "BOOL": torch.bool}
 FIRST_BYTES = 100_000  # of a file, in which most headers end
 MOST, MOST_AXES = 2**62, 16  # of a size, and of sizes of a tensor
 MOST_BYTES = 100_000_000  # of a header: the format's own limit
+MOST_NAME = 255  # bytes of a file's name, as file systems have them
 # What PEFT calls the tensors of adapters.
 _ADAPTER = re.compile(
     r"\.(lora_\w+|base_layer|modules_to_save|original_module|ia3_l|hada_\w+|lokr_\w+|oft_\w+"
@@ -66,10 +67,15 @@ def weight_names(folder: Path) -> list[str]:
     if (folder / SINGLE).exists() or not (folder / INDEX).is_file():
         return [SINGLE]
     file_of = read_json(folder / INDEX).get("weight_map")
-    names = set(file_of.values()) if isinstance(file_of, dict) else set()
-    if not names or any(not name or Path(str(name)).name != name for name in names):
-        raise ModelError(f"expected {INDEX} to have the names of files beside it in weight_map")
-    return sorted(names)
+    names = list(file_of.values()) if isinstance(file_of, dict) else []
+    wrong = [shown(name) for name in names if not _is_beside(name)]
+    if wrong or not names:
+        named = wrong[0] if wrong else "no file"
+        raise ModelError(
+            f"weight_map of {INDEX} names {named}, expected names of .safetensors files beside it;"
+            " download the index again"
+        )
+    return sorted(set(names))
 
 
 def read_header(name: str, size: int, read: Callable[[int, int], bytearray]) -> dict[str, Header]:
@@ -126,6 +132,12 @@ def check_plain(headers: Mapping[str, Header]) -> None:
             f"its weights are quantized: '{packed[0]}' is {headers[packed[0]].dtype}; use the"
             " checkpoint that it was made from, and --quantize"
         )
+
+
+def _is_beside(name: Any) -> bool:
+    """Whether a value is the name of a file of weights, without a folder."""
+    good = isinstance(name, str) and name.isprintable() and name.endswith(".safetensors")
+    return good and Path(name).name == name and len(name.encode()) <= MOST_NAME
 
 
 def _header(file: str, after: int, entry: dict[str, Any]) -> Header:
