@@ -162,6 +162,6 @@ def token_ids(value: Any) -> tuple[int, ...]:
         TypeError: If it is something else.
     """
     ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) for i in ids):
+    if not all(type(i) is int and i >= 0 for i in ids):
         raise TypeError(f"eos_token_id must be a number, got {value!r}")
     return tuple(sorted(set(ids)))

@@ -29,6 +29,7 @@ from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.documents import check_no_pointer
 from edgevlm.models.family import token_ids
 
+GENERATION = "generation_config.json"
 _log = logging.getLogger(__name__)
 # Settings that change greedy answers, with their values without effect.
 PLAIN = {
@@ -163,32 +164,40 @@ def chat_template(processor: Any) -> str | None:
     return template
 
 
-def stop_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
+def stop_ids(checkpoint: Checkpoint, vocabulary: int) -> tuple[int, ...]:
     """Tokens that end an answer: those of transformers' `model.generation_config`.
 
     They stand in generation_config.json, or without it at the top of config.json, or in its text
     config.
 
+    Args:
+        checkpoint: The checkpoint.
+        vocabulary: Rows of its table that are words.
+
     Raises:
-        ModelError: If they are no numbers.
+        ModelError: If the file is not valid, or they are not numbers of words.
     """
     from transformers import GenerationConfig
 
-    with silent():
-        try:
-            found = GenerationConfig.from_pretrained(checkpoint.folder, local_files_only=True)
-        except OSError:  # as `adjust_generation_fn` of transformers does
-            found = GenerationConfig.from_pretrained(
-                checkpoint.folder,
-                config_file_name="config.json",
-                local_files_only=True,
-                _from_model_config=True,
-            )
-    _say_what_is_not_applied(checkpoint, found)
+    name, options = GENERATION, {}
+    if not (checkpoint.folder / name).is_file():  # as `adjust_generation_fn` of transformers does
+        name, options = "config.json", {"_from_model_config": True}
+    checkpoint.document(name)  # refused as all documents of a checkpoint are
     try:
-        return token_ids(found.eos_token_id)
-    except TypeError as cause:
-        raise ModelError(f"'{checkpoint.model}': generation_config.json: {cause}") from cause
+        with silent():
+            found = GenerationConfig.from_pretrained(
+                checkpoint.folder, config_file_name=name, local_files_only=True, **options
+            )
+        ids = token_ids(found.eos_token_id)
+    except Exception as cause:  # settings that do not go together raise anything
+        raise ModelError(f"'{checkpoint.model}': {name}: {first_line(cause)}") from cause
+    if ids and ids[-1] >= vocabulary:
+        raise ModelError(
+            f"'{checkpoint.model}': {name}: eos_token_id is {ids[-1]}, expected less than the"
+            f" {vocabulary} words of the model's table; correct it"
+        )
+    _say_what_is_not_applied(checkpoint, found)
+    return ids
 
 
 def _say_what_is_not_applied(checkpoint: Checkpoint, found: Any) -> None:

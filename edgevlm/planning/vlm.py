@@ -211,7 +211,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
         check=recipe.speculate,
         positions=methods.positions,
         vocabulary=vocabulary,
-        stop_ids=stop_ids(checkpoint),
+        stop_ids=stop_ids(checkpoint, vocabulary),
     )
     plan = Plan(
         format_version=FORMAT_VERSION,

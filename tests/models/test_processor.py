@@ -152,14 +152,33 @@ def test_stop_tokens_are_those_of_the_models_generation_config(
         edit(folder / "generation_config.json", **generation)
     own = transformers.AutoModelForImageTextToText.from_pretrained(folder).generation_config
     found = own.eos_token_id
-    assert stop_ids(find(str(folder))) == expected
+    assert stop_ids(find(str(folder)), 1024) == expected
     assert expected == tuple(sorted(found if isinstance(found, list) else [found] if found else []))
 
 
-def test_a_stop_token_in_words_is_refused(folder):
-    edit(folder / "generation_config.json", eos_token_id=["</s>"])
-    with pytest.raises(ModelError, match=r"generation_config.json: eos_token_id must be a number"):
-        stop_ids(find(str(folder)))
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (b'{"eos_token_id": ["</s>"]}', ": eos_token_id must be a number, got ['</s>']"),
+        (b'{"eos_token_id": true}', ": eos_token_id must be a number, got True"),
+        (b'{"eos_token_id": -1}', ": eos_token_id must be a number, got -1"),
+        (b'{"eos_token_id": 1024}', ": eos_token_id is 1024, expected less than the 1024 words"),
+        (b'{"max_new_tokens": -1}', ": "),
+        (b"[]", " of the checkpoint must be a JSON object"),
+        (b"[" * 10**5, " of the checkpoint is not valid JSON: maximum recursion"),
+        (b"", " of the checkpoint is not valid JSON: Expecting value"),
+        (b"\xff\xfe", " of the checkpoint is not valid JSON: 'utf-8' codec"),
+        (b"version https://git-lfs.github.com/spec/v1", " is a Git LFS pointer, not the file"),
+    ],
+    ids=["words", "true", "negative", "outside", "invalid", "list", "deep", "empty", "no text",
+         "pointer"],
+)  # fmt: skip
+def test_a_generation_config_that_says_nothing_of_use_is_refused(folder, text, line):
+    (folder / "generation_config.json").write_bytes(text)
+    with pytest.raises(ModelError) as error:
+        stop_ids(find(str(folder)), 1024)
+    assert f"generation_config.json{line}" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -211,11 +230,11 @@ def test_ids_with_gaps_are_refused(folder):
 
 
 def test_settings_that_a_bundle_does_not_apply_are_said(folder, caplog):
-    stop_ids(find(str(folder)))
+    stop_ids(find(str(folder)), 1024)
     assert caplog.messages == []
     settings = {"eos_token_id": 1, "repetition_penalty": 1.1, "num_beams": 1, "do_sample": True}
     (folder / "generation_config.json").write_text(json.dumps(settings))
-    assert stop_ids(find(str(folder))) == (1,)
+    assert stop_ids(find(str(folder)), 1024) == (1,)
     assert caplog.messages == [
         f"'{folder}': generation_config.json has repetition_penalty 1.1, which transformers"
         " applies and a bundle does not"
