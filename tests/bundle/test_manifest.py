@@ -65,6 +65,12 @@ def keep_17(document):
     document["host"]["visual_tokens"] = document["sites"][0]["tokens_out"] = 17
 
 
+def eight_more(document):
+    """Tokens leave at layer 0 behind which no layer has their rows."""
+    document["host"]["states"]["tokens"] += 8
+    document["host"]["entering"] = [16, 8, 8]
+
+
 def axes(**item):
     """An edit: positions of three axes, and a grid of the visual tokens."""
 
@@ -138,7 +144,8 @@ EDITS = {
     "no table": (put("host.ropes", []), "host.ropes is empty, expected a table at least"),
     "table outside": (put("host.layer_ropes", [0, 1]), "host.layer_ropes is '[0, 1]' for 2 layers and 1 tables"),
     "tables of other axes": (lambda d: d["host"]["ropes"].append(d["host"]["ropes"][0] | {"sections": [4, 4]}), "host.ropes[1] has 2 axes, and host.ropes[0] 1"),
-    "first position": (put("host.first_position", -1), "host.first_position is -1, expected 0 to 2^31"),
+    "first position": (put("host.first_position", -1), "host.first_position is -1, expected 0 to 2^20"),
+    "far position": (put("host.first_position", 2**20 + 1), "host.first_position is 1048577, expected 0 to 2^20"),
     "mask": (put("host.mask", "none"), "host.mask is 'none', known: causal, pictures, prefix"),
     "mask of a picture": (lambda d: (put("host.mask", "pictures")(d), put("host.chunk", 8)(d)), "host.mask is 'pictures', and a picture does not fit host.chunk rows"),
     # The sequence.
@@ -171,6 +178,7 @@ EDITS = {
     "unknown signal": (put("host.encoder.signals", [{"name": "loudness", "part": 1, "width": 0}]), "host.encoder.signals has 'loudness' of part 1"),
     "no connector": (put("host.encoder.tokens", []), "host.encoder.tokens is '[]'"),
     "rows leave": (put("host.entering", [16, 8, 4]), "host.entering is '[16, 8, 4]' for 2 layers"),
+    "rows of no layer": (eight_more, "host.states.tokens is 584, and layer 0 has 576 rows"),
     # How stages, blocks and functions fit.
     "no reduce": (lambda d: without(d, "reduce"), "the stage 'reduce' has no block"),
     "no decoder": (lambda d: without(d, "decoder"), "the stage 'decoder' has no block"),

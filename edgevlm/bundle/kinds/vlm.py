@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgevlm.bundle import checks
-from edgevlm.bundle.checks import MOST_SIZE, expect
+from edgevlm.bundle.checks import expect
 from edgevlm.bundle.documents import shown
 from edgevlm.bundle.functions import Block, Signature, Stage, Tensor
 from edgevlm.bundle.host import (
@@ -47,6 +47,7 @@ STAGES = (
 )
 POSITIONS = ("contiguous", "original")
 CARRIED = ("", "prompt", "vision")
+MOST_FIRST = 2**20  # of the first position: the others, 2^31 at most, follow it
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ def check(plan: VlmPlan) -> None:
     checks.choice("host.positions", host.positions, POSITIONS)
     checks.choice("host.mask", host.mask, MASKS)
     first = host.first_position
-    expect(0 <= first <= MOST_SIZE, f"host.first_position is {shown(first)}, expected 0 to 2^31")
+    expect(0 <= first <= MOST_FIRST, f"host.first_position is {shown(first)}, expected 0 to 2^20")
     known = f"host.carried is {shown(host.carried)}, expected prompt, vision or nothing"
     expect(host.carried in CARRIED, known)
     checks.image(host.image)
@@ -297,6 +298,8 @@ def _check_calls(host: VlmHost) -> None:
         expect({*rows.values()} <= {tokens}, f"host.states has layers of fewer than {tokens} rows")
         expect(not host.carried, "host.carried is a state of rows that leave, none do")
         return
+    full = rows.get(0, tokens)  # every token reaches the first layer
+    expect(full == tokens, f"host.states.tokens is {tokens}, and layer 0 has {full} rows")
     entering = list(host.entering)
     good = len(entering) == layers + 1 and entering == sorted(entering, reverse=True)
     good = good and entering[0] == host.visual_tokens and entering[-1] >= 0
