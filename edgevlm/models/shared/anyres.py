@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edgevlm.bundle.host import ImageSpec, LayoutItem
+from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import scaled
 from edgevlm.graphs.parts import DecoderSpec
 from edgevlm.models.family import TABLE_ROW
@@ -96,9 +97,18 @@ def newline_row(core: Any, decoder: DecoderSpec) -> Tensor:
 
 
 def known_grids(config: Any) -> set[tuple[int, int]]:
-    """Tile grids (rows, columns) that the model was trained with."""
-    size = config.vision_config.image_size
-    return {(h // size, w // size) for h, w in config.image_grid_pinpoints}
+    """Tile grids (rows, columns) that the model was trained with.
+
+    Raises:
+        PlanError: If they are no sizes of pictures.
+    """
+    size, sizes = config.vision_config.image_size, config.image_grid_pinpoints
+    if not isinstance(sizes, list | tuple) or not all(map(_is_size, sizes)):
+        raise PlanError(
+            f"image_grid_pinpoints is {sizes!r}, expected a list of heights and widths, such as"
+            f" [[{size}, {2 * size}]]; correct config.json"
+        )
+    return {(height // size, width // size) for height, width in sizes}
 
 
 def processor_options(image: ImageSpec) -> dict[str, Any]:
@@ -110,3 +120,9 @@ def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> A
     """The views f32 [P, 3, h_px, w_px] of the model's own processor, offered this grid alone."""
     inputs = processor([picture], return_tensors="np", **processor_options(image))
     return inputs["pixel_values"][0][: image.views]  # one view: the base image
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a value is a height and a width in pixels."""
+    good = isinstance(value, list | tuple) and len(value) == 2
+    return good and all(type(side) is int and side > 0 for side in value)

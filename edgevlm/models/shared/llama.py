@@ -291,10 +291,17 @@ def _head_size(text: Any) -> int:
 
 
 def _layer_window(text: Any, layer: int) -> int:
-    """Rows that a token of a layer sees; 0 for all."""
+    """Rows that a token of a layer sees; 0 for all.
+
+    Raises:
+        PlanError: If a layer has a window of no rows.
+    """
     windows = DECODERS[text.model_type].windows
     typed = windows == "typed" and text.layer_types[layer] == "sliding_attention"
-    return int(text.sliding_window or 0) if typed or windows == "all" else 0
+    size = _rows(text, "sliding_window") if typed or windows == "all" else None
+    if typed and size is None:
+        raise PlanError(f"layer {layer} sees a window, and sliding_window is not in config.json")
+    return size or 0
 
 
 def _cache_window(text: Any) -> int | None:
@@ -309,5 +316,17 @@ def _cache_window(text: Any) -> int | None:
     names = ["attention_chunk_size"]
     if not DECODERS[text.model_type].windows:
         names.append("sliding_window")
-    sizes = (getattr(text, name, None) for name in names)
+    sizes = (_rows(text, name) for name in names)
     return min((size for size in sizes if size is not None), default=None)
+
+
+def _rows(text: Any, name: str) -> int | None:
+    """Rows of a window that the config names, or None.
+
+    Raises:
+        PlanError: If it has none.
+    """
+    size = getattr(text, name, None)
+    if size is not None and (type(size) is not int or size < 1):
+        raise PlanError(f"{name} is {size!r}, expected 1 at least; correct config.json")
+    return size

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevlm.bundle.host import ImageSpec
+from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import rms_norm
 from edgevlm.graphs.ops import attention, rotary
 from edgevlm.graphs.parts import EncoderSpec
@@ -266,7 +267,15 @@ def encoder_spec(vision: Any, patches: int, first: bool = True, last: bool = Tru
         patches: Patches of a view.
         first: Whether the first layer sees the whole view.
         last: Whether the last layer does.
+
+    Raises:
+        PlanError: If heads do not divide, or are not turned by two axes alike.
     """
+    if vision.hidden_size % (4 * vision.num_heads):
+        raise PlanError(
+            f"num_heads {vision.num_heads} of vision_config does not divide hidden_size"
+            f" {vision.hidden_size} into heads of a multiple of 4; correct config.json"
+        )
     windowed = (*(() if first else FIRST), *(() if last else LAST))
     return EncoderSpec(
         layers=vision.depth,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -39,8 +40,8 @@ def ropes(
     if "rope_type" in known:
         rope = _table(text, known, None, partial)
         if sections:
-            sections = tuple(known.get("mrope_section") or sections)
-            rope = replace(rope, sections=_checked(rope, sections), interleaved=interleaved)
+            own = _checked(rope, known.get("mrope_section", sections), len(sections))
+            rope = replace(rope, sections=own, interleaved=interleaved)
         return (rope,), (0,) * layers
     kinds = text.layer_types[:layers]
     order = list(dict.fromkeys(kinds))
@@ -48,13 +49,22 @@ def ropes(
     return tables, tuple(order.index(kind) for kind in kinds)
 
 
-def _checked(rope: Rope, sections: tuple[int, ...]) -> tuple[int, ...]:
-    if sum(sections) != len(rope.inverse_frequencies) or min(sections) < 1:
+def _checked(rope: Rope, sections: Any, axes: int) -> tuple[int, ...]:
+    """The sections of a table, for positions of so many axes.
+
+    Raises:
+        PlanError: If they do not make its frequencies.
+    """
+    count = len(rope.inverse_frequencies)
+    good = isinstance(sections, list | tuple) and len(sections) == axes
+    good = good and all(type(size) is int and size > 0 for size in sections)
+    if not good or sum(sections) != count:
+        said = list(sections) if isinstance(sections, tuple) else sections
         raise PlanError(
-            f"mrope_section {list(sections)} does not make the {len(rope.inverse_frequencies)}"
-            " frequencies of a head; correct it in config.json"
+            f"mrope_section {said!r} does not make the {count} frequencies of a head, expected"
+            f" {axes} whole numbers; correct it in config.json"
         )
-    return sections
+    return tuple(sections)
 
 
 def _table(text: Any, parameters: dict[str, Any], kind: str | None, partial: bool = False) -> Rope:
@@ -73,6 +83,10 @@ def _table(text: Any, parameters: dict[str, Any], kind: str | None, partial: boo
     default = own.compute_default_rope_parameters
     compute = default if scaling == "default" else ROPE_INIT_FUNCTIONS[scaling]
     options = {} if kind is None else {"layer_type": kind}
+    for key, value in parameters.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        if not all(isfinite(number) for number in values if isinstance(number, float)):
+            raise PlanError(f"{key} of rope_parameters is {value}, expected a finite number")
     frequencies, factor = compute(text, device=torch.device("cpu"), **options)
     if not frequencies.isfinite().all():
         raise PlanError(

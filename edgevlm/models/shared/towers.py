@@ -140,8 +140,16 @@ def encoder_spec(vision: Any, layers: int, patches: int, class_token: bool = Fal
         layers: Layers up to the selected one.
         patches: Tokens of one view, the class token left out.
         class_token: See `EncoderSpec`.
+
+    Raises:
+        PlanError: If its heads do not divide.
     """
     heads = vision.num_attention_heads
+    if vision.hidden_size % heads:
+        raise PlanError(
+            f"num_attention_heads {heads} of the encoder does not divide hidden_size"
+            f" {vision.hidden_size}; correct config.json"
+        )
     return EncoderSpec(
         layers=layers,
         patches=patches,

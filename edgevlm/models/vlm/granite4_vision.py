@@ -74,10 +74,10 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     tower = known_tower(vision, *TOWERS)
     if keeps_class_token(config, tower):
         raise PlanError("vision_feature_select_strategy 'full' keeps a class token; set 'default'")
-    if rows * columns > 1 and (rows, columns) not in known_grids(config):
+    known = known_grids(config)
+    if rows * columns > 1 and (rows, columns) not in known:
         raise PlanError(
-            f"tiles {rows}x{columns} is not a grid of the model, expected one of"
-            f" {sorted(known_grids(config))}"
+            f"tiles {rows}x{columns} is not a grid of the model, expected one of {sorted(known)}"
         )
     check_view(processor, vision.image_size, tower.crops)
     mean, std = normalization(processor, tower.mean, tower.std)
@@ -228,6 +228,11 @@ def _groups(config: Any) -> dict[int, tuple[int, str]]:
     read += [(config.spatial_vision_layer, t, f"spatial_projectors.{i}") for i, t in spatial]
     found = {target: (v if v >= 0 else depth + 1 + v, name) for v, target, name in read}
     states = [state for state, _ in found.values()]
+    if not all(type(n) is int for n in (*found, *states)) or min(found, default=0) < 0:
+        raise PlanError(
+            f"deepstack_layer_map is {config.deepstack_layer_map} and spatial_target_layers"
+            f" {config.spatial_target_layers}, expected layers of the language model from 0 on"
+        )
     if 0 not in found or len(found) != len(read) or len(found) > len(LEVELS) + 1:
         named = sorted(target for _, target, _ in read)
         raise PlanError(

@@ -43,12 +43,17 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     """
     vision, (rows, columns) = config.vision_config, recipe.tiles
     size, patch = _square(vision.image_size), _square(vision.patch_size)
-    fold, patches = round(1 / config.downsample_ratio), size // patch
+    fold, patches = _fold(config.downsample_ratio), size // patch
     if config.vision_feature_select_strategy != "default":
         strategy = config.vision_feature_select_strategy
         raise PlanError(
             f"vision_feature_select_strategy '{strategy}' keeps the class token, which has no place"
             " in the 2x2 fold; set 'default' in config.json"
+        )
+    if type(config.vision_feature_layer) is not int or not selected_layers(config):
+        raise PlanError(
+            f"vision_feature_layer is {config.vision_feature_layer}, expected one layer of the"
+            " encoder, such as -1; correct config.json"
         )
     if patches % fold:
         raise PlanError(f"{patches} patches a side do not divide by the fold of {fold}")
@@ -141,6 +146,17 @@ class ClassPatches(nn.Module):
         patches = self.patch(pixel_values).flatten(2).transpose(1, 2)
         tokens = torch.cat((self.token, patches), dim=1)
         return tokens if self.positions is None else tokens + self.positions
+
+
+def _fold(ratio: Any) -> int:
+    """Patches of a side that become a token.
+
+    Raises:
+        PlanError: If they are not a whole number.
+    """
+    if not isinstance(ratio, int | float) or not 0 < ratio <= 1 or round(1 / ratio) * ratio != 1:
+        raise PlanError(f"downsample_ratio is {ratio!r}, expected 1 over a whole number, as 0.5 is")
+    return round(1 / ratio)
 
 
 def _square(size: Any) -> int:

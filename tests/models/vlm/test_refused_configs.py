@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,8 @@ from edgevlm.errors import PlanError
 from edgevlm.recipe import Recipe
 
 MISTRAL, DOCLING, VISION = "tiny-mistral3", "tiny-granite-docling", "tiny-granite4-vision"
-GLM = "tiny-glm-ocr"
+GLM, GEMMA, INTERN, QWEN = "tiny-glm-ocr", "tiny-gemma3", "tiny-internvl", "tiny-qwen2-5-vl"
+SECTIONS = "text_config.rope_parameters.mrope_section"
 # Preset; values of config.json, by path; of the image processor; of the recipe; the message.
 REFUSED = [
     (MISTRAL, {"vision_feature_layer": -2}, {}, {},
@@ -39,16 +42,45 @@ REFUSED = [
      r"name the layers \[1, 2, 3, 3, 4, 5\] of the language model, expected 0 and at most 8"),
     (VISION, {"deepstack_layer_map": [(-1, 2), (-2, 0)]}, {}, {},
      "the projector for layer 0 of the"),
+    (VISION, {"spatial_target_layers": [-1, 3, 4, 5]}, {}, {},
+     r"spatial_target_layers \[-1, 3, 4, 5\], expected layers of the language model from 0 on"),
+    (VISION, {"deepstack_layer_map": [(-1, 0), (-2, -3)]}, {}, {},
+     r"deepstack_layer_map is \[\(-1, 0\), \(-2, -3\)\] and spatial_target_layers"),
+    (VISION, {"vision_config.num_attention_heads": 3}, {}, {},
+     "num_attention_heads 3 of the encoder does not divide hidden_size"),
+    (INTERN, {"vision_feature_layer": 0}, {}, {}, "vision_feature_layer is 0, expected one layer"),
+    (INTERN, {"vision_feature_layer": [-1]}, {}, {},
+     r"vision_feature_layer is \[-1\], expected one"),
+    (INTERN, {"downsample_ratio": -0.5}, {}, {}, "downsample_ratio is -0.5, expected 1 over a"),
+    (INTERN, {"downsample_ratio": math.nan}, {}, {}, "downsample_ratio is nan, expected 1 over a"),
+    (GEMMA, {"text_config.sliding_window": 0}, {}, {}, "sliding_window is 0, expected 1 at least"),
+    (GEMMA, {"text_config.sliding_window": -3}, {}, {}, "sliding_window is -3, expected 1 at"),
+    (GEMMA, {"text_config.sliding_window": None}, {}, {}, "sliding_window is not in config.json"),
+    (QWEN, {"vision_config.num_heads": 3}, {}, {}, "num_heads 3 of vision_config does not divide"),
+    (VISION, {"image_grid_pinpoints": [[64]]}, {}, {},
+     r"image_grid_pinpoints is \[\[64\]\], expected a list of heights and widths, such as"),
+    (QWEN, {SECTIONS: [4, 4]}, {}, {},
+     r"mrope_section \[4, 4\] does not make the 8 frequencies of a head, expected 3 whole numbers"),
+    (QWEN, {SECTIONS: [2.0, 3.0, 3.0]}, {}, {}, r"mrope_section \[2.0, 3.0, 3.0\] does not make"),
+    (QWEN, {SECTIONS: []}, {}, {}, r"mrope_section \[\] does not make"),
+    (QWEN, {SECTIONS: 8}, {}, {}, "mrope_section 8 does not make"),
+    (MISTRAL, {"text_config.rope_parameters.mscale_all_dim": math.nan}, {}, {},
+     "mscale_all_dim of rope_parameters is nan, expected a finite number"),
     (GLM, {"text_config.rope_parameters.partial_rotary_factor": 0.5}, {}, {"size": (56, 56)},
      "partial_rotary_factor 0.5 of GLM is not supported, only 1 is"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "values", "numbers", "options", "message"), REFUSED, ids=str)
-def test_what_the_static_form_has_not_is_refused(tiny, name, values, numbers, options, message):
-    small = {} if name in (DOCLING, VISION) else {"size": (56, 56)}
-    checkpoint = tiny(name, **small).planned.checkpoint
-    config = copy.deepcopy(checkpoint.config)
+
+def small(name: str) -> dict[str, tuple[int, int]]:
+    """Options of the recipe under which a preset is planned."""
+    sizes = {MISTRAL: (56, 56), GLM: (56, 56), QWEN: (112, 168)}
+    return {"size": sizes[name]} if name in sizes else {}
+
+
+def edited(own: Any, values: dict[str, Any]) -> Any:
+    """A copy of a config with other values, by path."""
+    config = copy.deepcopy(own)
     for path, value in values.items():
         *outer, key = path.split(".")
         owner = config
@@ -58,5 +90,12 @@ def test_what_the_static_form_has_not_is_refused(tiny, name, values, numbers, op
             owner[key] = value
         else:
             setattr(owner, key, value)
+    return config
+
+
+@pytest.mark.parametrize(("name", "values", "numbers", "options", "message"), REFUSED, ids=str)
+def test_what_the_static_form_has_not_is_refused(tiny, name, values, numbers, options, message):
+    checkpoint = tiny(name, **small(name)).planned.checkpoint
+    config, recipe = edited(checkpoint.config, values), Recipe(**small(name) | options)
     with pytest.raises(PlanError, match=message):
-        checkpoint.family.describe(config, checkpoint.processor() | numbers, Recipe(**options))
+        checkpoint.family.describe(config, checkpoint.processor() | numbers, recipe)
