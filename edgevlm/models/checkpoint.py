@@ -23,7 +23,13 @@ from transformers import AutoConfig
 
 from edgevlm.errors import ModelError, PlanError
 from edgevlm.libraries import first_line
-from edgevlm.models.documents import check_no_pointer, check_processor, check_sizes, read_json
+from edgevlm.models.documents import (
+    check_no_pointer,
+    check_processor,
+    check_sizes,
+    read_json,
+    reading_config,
+)
 from edgevlm.models.folder import checked_config, family_of, lacks
 from edgevlm.models.hub import HubWeights
 from edgevlm.models.locate import locate
@@ -146,14 +152,9 @@ class Checkpoint:
             ModelError: If the config lacks what the family reads.
             PlanError: If the family has no static form for what the recipe or the config asks.
         """
-        try:
-            with quiet():  # a family imports its classes from transformers
-                numbers = self.processor() | self.image_tokens()
-                return self.family.describe(self.config, numbers, recipe)
-        except (AttributeError, TypeError, KeyError, ArithmeticError) as cause:
-            raise ModelError(
-                f"'{self.model}': config.json does not match its family: {cause}"
-            ) from cause
+        with self._named(), reading_config(), quiet():  # a family imports from transformers
+            numbers = self.processor() | self.image_tokens()
+            return self.family.describe(self.config, numbers, recipe)
 
     @property
     def remote(self) -> HubWeights | None:
@@ -262,13 +263,12 @@ class Checkpoint:
         Raises:
             ModelError: If they are not its weights.
         """
-        left_out = ()
-        if hasattr(self.family, "left_out"):
-            left_out = self.family.left_out(self.config, self.all_layers)
         with self._named():
             check_plain(self.weights.headers)
-            kind = type(built(self.family.AUTO_CLASS, self.config))
-            with quiet():
+            kind, left_out = type(built(self.family.AUTO_CLASS, self.config)), ()
+            with reading_config(), quiet():
+                if hasattr(self.family, "left_out"):
+                    left_out = self.family.left_out(self.config, self.all_layers)
                 found = match(kind, self.config, self.weights.headers, left_out)
         if found.unused and self.layers is None:
             _say_once(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgevlm.bundle.checks import MOST_PIXEL
 from edgevlm.bundle.documents import load_json
 from edgevlm.errors import ModelError
+from edgevlm.libraries import first_line
 
 LIMIT_BYTES = 64 * 10**6
 
@@ -21,6 +24,8 @@ SIZES = {
 }  # fmt: skip
 
 POINTER = b"version https://git-lfs"
+# What arithmetic over a config raises where a value is of no use.
+MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -81,6 +86,20 @@ def check_processor(document: dict[str, Any], where: str) -> None:
     value = document.get("resample", 1)
     if type(value) is not int or not 0 <= value <= 5:
         raise ModelError(f"{where} resample is {value!r}, expected 0 to 5")
+
+
+@contextmanager
+def reading_config() -> Iterator[None]:
+    """Inside the body a family reads a config, whose values may be anything.
+
+    Raises:
+        ModelError: With what went wrong, in one line.
+    """
+    try:
+        yield
+    except MISFITS as cause:
+        line = first_line(cause)
+        raise ModelError(f"config.json does not match its family: {line}") from cause
 
 
 def _check_kinds(folder: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("torch")
 
-from edgevlm.errors import PlanError
+from edgevlm.errors import ModelError, PlanError
 from edgevlm.recipe import Recipe
 
 MISTRAL, DOCLING, VISION = "tiny-mistral3", "tiny-granite-docling", "tiny-granite4-vision"
@@ -71,6 +72,15 @@ REFUSED = [
 ]  # fmt: skip
 
 
+# Preset; values of config.json that arithmetic fails over; what fails.
+MISFITS = [
+    (GEMMA, {"mm_tokens_per_image": -4}, "isqrt"),
+    (GEMMA, {"text_config.query_pre_attn_scalar": -1}, "math domain error"),
+    (MISTRAL, {"text_config.rope_parameters.rope_theta": 0}, ""),
+    (MISTRAL, {"text_config.rope_parameters.original_max_position_embeddings": -1}, ""),
+    (VISION, {"downsample_rate": "-2/-4"}, "Fraction"),
+]
+
 
 def small(name: str) -> dict[str, tuple[int, int]]:
     """Options of the recipe under which a preset is planned."""
@@ -99,3 +109,15 @@ def test_what_the_static_form_has_not_is_refused(tiny, name, values, numbers, op
     config, recipe = edited(checkpoint.config, values), Recipe(**small(name) | options)
     with pytest.raises(PlanError, match=message):
         checkpoint.family.describe(config, checkpoint.processor() | numbers, recipe)
+
+
+@pytest.mark.parametrize(("name", "values", "message"), MISFITS, ids=str)
+def test_arithmetic_that_fails_over_a_config_is_one_line(tiny, name, values, message):
+    checkpoint = tiny(name, **small(name)).planned.checkpoint
+    other = replace(checkpoint, config=edited(checkpoint.config, values))
+    with pytest.raises(ModelError) as error:
+        other.describe(Recipe(**small(name)))
+    start = f"'{checkpoint.model}': config.json does not match its family: "
+    assert str(error.value).startswith(start)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
