@@ -60,9 +60,10 @@ def one_size(
         raise PlanError("this family cuts no tiles; leave out --tiles and give a larger --size")
     height, width = recipe.size or default
     if height % multiple or width % multiple:
+        near = (max(round(side / multiple), 1) * multiple for side in (height, width))
         raise PlanError(
             f"size {height}x{width} has sides that are no multiples of {multiple} pixels; give such"
-            f" as {default[0]}x{default[1]}"
+            f" as {'x'.join(map(str, near))}"
         )
     means, deviations = normalization(processor, mean, std)
     return ImageSpec(
