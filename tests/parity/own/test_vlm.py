@@ -67,7 +67,7 @@ def test_stop_tokens_are_asked_of_the_model(tiny_model, tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [7, 5]}))
     checkpoint = find(str(folder))
     own = own_stop_ids(checkpoint.empty_model(), folder)
-    assert own == stop_ids(checkpoint) == (5, 7)
+    assert own == stop_ids(checkpoint, 1024) == (5, 7)
 
 
 def test_other_stop_tokens_do_not_pass():
