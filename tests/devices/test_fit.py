@@ -53,7 +53,8 @@ def planner(size, seen=None):
             count = -(-whole // recipe.block_size_bytes)
             each = weights // share // count
             blocks += [SimpleNamespace(stage=stage, weights_bytes=each) for _ in range(count)]
-        host = SimpleNamespace(kv=SimpleNamespace(bytes=KV, tokens=512), visual_tokens=64)
+        states = SimpleNamespace(bytes=KV, tokens=512)
+        host = SimpleNamespace(states=states, visual_tokens=64)
         return SimpleNamespace(kind="vlm", weights_bytes=weights, blocks=blocks, host=host)
 
     return make
