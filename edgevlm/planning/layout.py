@@ -12,34 +12,33 @@ A tokenizer that does more than a layout can say differs in step 3, and the chec
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 
-import numpy as np
-
 from edgevlm.bundle.host import Layout, LayoutItem
 from edgevlm.errors import ModelError
-from edgevlm.models.family import TABLE_ROW, Description
+from edgevlm.models.family import Description
 from edgevlm.models.speller import Speller
-from edgevlm.planning.prompt import MIXTURES, PROBES, QUESTION, REPLY, SYSTEM, Prompts
-from edgevlm.runtimes.loops.spelling import Slot, Visual, bare, first_turn, spell, words
+from edgevlm.planning.prompt import (
+    CLIP,
+    MIXTURES,
+    PROBES,
+    QUESTION,
+    REPLY,
+    Part,
+    Prompts,
+    image_parts,
+    marked,
+    stretch,
+    text_of,
+)
+from edgevlm.runtimes.loops.spelling import Slot, bare, first_turn, spell
 
 # A reply may end in what its tokenizer joins to the next turn; then another one shows the border.
 REPLIES = ("A pot of flowers", "A pot of flowers.", "It is 7")
 MARKED = ("image", "user_text")  # items at which a turn's opening ends
 NOTHING = Layout((), (), (), ())
-_CLIP = Visual(np.zeros((0, 0), np.float32), np.zeros(0, np.int32), (41.5,) * 4096, 125.9)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A stretch of a turn's text; `item` is None where it is fixed, `inside` one of an image."""
-
-    text: str
-    item: LayoutItem | None = None
-    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,12 @@ class _Turns:
 
     prompts: Prompts
     mark: str
-    image: Sequence[_Part]
+    image: Sequence[Part]
     speller: Speller
 
-    def parts(self, text: str) -> list[_Part]:
+    def parts(self, text: str) -> list[Part]:
         trim = self.prompts.trim if self.mark in text else self.prompts.plain_trim
-        first, *others = [_marked(piece, self.prompts, trim) for piece in text.split(self.mark)]
+        first, *others = [marked(piece, self.prompts, trim) for piece in text.split(self.mark)]
         return first + [part for other in others for part in (*self.image, *other)]
 
     def items(self, text: str) -> list[tuple[bool, LayoutItem]]:
@@ -70,7 +69,7 @@ class _Turns:
         """
         speller, parts = self.speller, self.parts(text)
         for probe in PROBES:
-            expected = speller.ids(_text(parts, probe, known=True))
+            expected = speller.ids(text_of(parts, probe, known=True))
             texts = [None if kind == "I" else probe for kind in order]
             items = first_turn(layout, texts, probe if system else None)
             actual = _spelled(items, layout, order.count("I"), probe, speller)
@@ -103,12 +102,12 @@ def make_layout(
         ModelError: If a token of the prompt has no row, or the tokenizer does what no layout says.
     """
     image = description.reduced_image if reduced else description.full_image
-    shown = _image_parts(image, speller.placeholder, speller.vocabulary)
+    shown = image_parts(image, speller.placeholder, speller.vocabulary)
     mark = description.placeholder
     turns = _Turns(prompts, mark, shown, speller)
     items = turns.items(prompts.first)
     layout = Layout(
-        prompt=_started(_text(turns.parts(prompts.first)), _outside(items), speller),
+        prompt=_started(text_of(turns.parts(prompts.first)), _outside(items), speller),
         image=_merged([item for inside, item in items if inside]),
         text=(),
         turn=(),
@@ -186,59 +185,16 @@ def _between(items: Sequence[tuple[bool, LayoutItem]]) -> tuple[LayoutItem, ...]
     return _merged(runs[images[0] + 1][1]) if len(images) == 2 else ()
 
 
-def _marked(text: str, prompts: Prompts, trim: str) -> list[_Part]:
-    """Fixed text, texts of a user without white space at the sides `trim`, and a reply."""
-    items = {
-        QUESTION: LayoutItem("user_text", trim=trim),
-        REPLY: LayoutItem("reply"),
-        SYSTEM: LayoutItem("system_text", trim=prompts.system.trim if prompts.system else ""),
-    }
-    found = re.split(f"([{QUESTION}{REPLY}{SYSTEM}])", text)
-    return [_Part(part, items.get(part)) for part in found if part]
-
-
-def _image_parts(
-    image: Sequence[str | LayoutItem], placeholder: str, vocabulary: int
-) -> list[_Part]:
-    """The parts of one image or clip; an extra row of the table follows the words."""
-    parts: list[_Part] = []
-    for item in image:
-        if isinstance(item, str):
-            parts.append(_Part(item, inside=True))
-        elif item.kind == TABLE_ROW:
-            row = LayoutItem("ids", ids=(vocabulary + item.start,))
-            parts.append(_Part(placeholder, row, inside=True))
-        elif item.kind == "visual":
-            parts.append(_Part(placeholder, item, inside=True))
-        else:
-            bare = replace(item, prefix="", suffix="")
-            parts += [_Part(item.prefix, inside=True), _Part(QUESTION, bare, inside=True)]
-            parts.append(_Part(item.suffix, inside=True))
-    return parts
-
-
-def _text(parts: Sequence[_Part], question: str = QUESTION, known: bool = False) -> str:
-    """The text of all parts; with what is `known` at run time in place of its marks."""
-    text, images = "", 0
-    for part in parts:
-        if known and part.item is not None and part.item.kind not in ("ids", "visual"):
-            text += words(part.item, question, _CLIP, images)
-            images += part.item.kind == "number"
-        else:
-            text += part.text
-    return text
-
-
-def _items(parts: Sequence[_Part], speller: Speller) -> list[tuple[bool, LayoutItem]]:
+def _items(parts: Sequence[Part], speller: Speller) -> list[tuple[bool, LayoutItem]]:
     """Items of a whole turn, each with whether it is an image's."""
     items: list[tuple[bool, LayoutItem]] = []
-    begin, fixed, before, text = 0, list[int](), None, _text(parts)
+    begin, fixed, before, text = 0, list[int](), None, text_of(parts)
     last = (-1, (len(text), len(text)), None)
     for number, (start, stop), token in [*speller.tokens(text), last]:
         if token is None and number >= 0:
             fixed.append(number)
             continue
-        within = _within(parts, begin, start)
+        within = stretch(parts, begin, start)
         if any(part.item for part in within) or len({part.inside for part in within}) > 1:
             blank = begin == 0 and speller.first_word_blank
             left, right = before is not None and before.rstrip, token is not None and token.lstrip
@@ -248,24 +204,14 @@ def _items(parts: Sequence[_Part], speller: Speller) -> list[tuple[bool, LayoutI
         if token is None:
             break
         # The token's range may hold white space that it took from beside it.
-        part = next(p for p in _within(parts, start, stop) if p.text.strip() or p.item)
+        part = next(p for p in stretch(parts, start, stop) if p.text.strip() or p.item)
         items.append((part.inside, part.item or LayoutItem("ids", ids=speller.rows([number]))))
         begin, fixed, before = stop, [], token
     return items
 
 
-def _within(parts: Sequence[_Part], start: int, stop: int) -> list[_Part]:
-    """The parts of a range of the text, the first and the last one cut."""
-    found, at = [], 0
-    for part in parts:
-        if text := part.text[max(start - at, 0) : max(stop - at, 0)]:
-            found.append(replace(part, text=text))
-        at += len(part.text)
-    return found
-
-
 def _run(
-    parts: Sequence[_Part], left: bool, right: bool, blank: bool
+    parts: Sequence[Part], left: bool, right: bool, blank: bool
 ) -> list[tuple[bool, LayoutItem]]:
     """Items of a run between two special tokens, which may take white space at its sides."""
     items: list[tuple[bool, LayoutItem]] = []
@@ -313,7 +259,7 @@ def _further(prompts: Prompts, speller: Speller) -> tuple[LayoutItem, ...]:
     A tokenizer that puts a blank in front of every text gives one to a run that begins within one.
     Then the run is tokenized behind another reply.
     """
-    parts = _marked(prompts.both, prompts, prompts.plain_trim)
+    parts = marked(prompts.both, prompts, prompts.plain_trim)
     items = [item for _, item in _items(parts, speller)]
     (at,) = [index for index, item in enumerate(items) if item.kind == "reply"]
     answered, rest = items[at], items[at + 1 :]
@@ -332,9 +278,9 @@ def _follows(items: Sequence[LayoutItem], prompts: Prompts, speller: Speller, re
     """Whether ids of a first turn, of a reply and of these items are those of one call."""
     before, _, after = prompts.both.partition(REPLY)
     before = before.replace(QUESTION, "Why?") + reply
-    turn = _marked(after, prompts, prompts.plain_trim)
+    turn = marked(after, prompts, prompts.plain_trim)
     return all(
-        speller.ids(before + _text(turn, probe, known=True))
+        speller.ids(before + text_of(turn, probe, known=True))
         == speller.ids(before) + _spelled(items, NOTHING, 0, probe, speller)
         for probe in PROBES
     )
@@ -345,6 +291,6 @@ def _spelled(
 ) -> list[int]:
     """Ids of a turn by its layout, with the placeholder's id for visual tokens and extra rows."""
     ids: list[int] = []
-    for part in spell(items, layout, speller.bundled, question, [_CLIP] * images):
+    for part in spell(items, layout, speller.bundled, question, [CLIP] * images):
         ids += [speller.slot] if isinstance(part, Slot) else part
     return [i if i < speller.vocabulary else speller.slot for i in ids]

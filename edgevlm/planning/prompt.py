@@ -6,6 +6,8 @@ with the special tokens that its tokenizer names. Where it does more with a ques
 space off its ends, no fixed text can say so, and the checkpoint is refused. What it does with a
 system text, and with texts and images in any order, is tried too; where that cannot be said, the
 bundle takes no system text, or no such prompt.
+
+A text with marks is a list of parts, of which those of an image take the placeholder's place.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from edgevlm.bundle.host import SIDES
+import numpy as np
+
+from edgevlm.bundle.host import SIDES, LayoutItem
 from edgevlm.errors import ModelError
 from edgevlm.models import templates
-from edgevlm.models.family import Description
+from edgevlm.models.family import TABLE_ROW, Description
 from edgevlm.models.processor import chat_template
-from edgevlm.runtimes.loops.spelling import trimmed
+from edgevlm.runtimes.loops.spelling import Visual, trimmed, words
 
 # Private-use characters: no tokenizer text and no question holds them.
 QUESTION, REPLY, SYSTEM = "\ue000", "\ue001", "\ue002"
@@ -37,6 +41,8 @@ MIXTURES = ("TI", "TT", "TIT", "ITI", "TITIT", "ITTI", "TIITTTI", "ITIITIT")
 # Forms of a system message's content. A template made for a language model, such as Qwen3's
 # (`messages[0].content + ...`), takes a plain text alone.
 FORMS: tuple[Callable[[str], Any], ...] = (lambda text: [{"type": "text", "text": text}], str)
+# Stands for a clip where its times are asked for.
+CLIP = Visual(np.zeros((0, 0), np.float32), np.zeros(0, np.int32), (41.5,) * 4096, 125.9)
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,15 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A stretch of a turn's text; `item` is None where it is fixed, `inside` one of an image."""
+
+    text: str
+    item: LayoutItem | None = None
+    inside: bool = False
+
+
+@dataclass(frozen=True)
 class _Template:
     """A template, the names of its special tokens, and the kind of its images."""
 
@@ -179,6 +194,59 @@ def render_prompts(description: Description, processor: Any) -> Prompts:
         )
     made = Prompts(first, plain, both, _between(template, mark, first), trim, plain_trim)
     return replace(made, system=_system(template, mark, made), joints=_joints(template, mark, made))
+
+
+def marked(text: str, prompts: Prompts, trim: str) -> list[Part]:
+    """Fixed text, texts of a user without white space at the sides `trim`, and a reply."""
+    items = {
+        QUESTION: LayoutItem("user_text", trim=trim),
+        REPLY: LayoutItem("reply"),
+        SYSTEM: LayoutItem("system_text", trim=prompts.system.trim if prompts.system else ""),
+    }
+    found = re.split(f"([{QUESTION}{REPLY}{SYSTEM}])", text)
+    return [Part(part, items.get(part)) for part in found if part]
+
+
+def image_parts(
+    image: Sequence[str | LayoutItem], placeholder: str, vocabulary: int
+) -> list[Part]:
+    """The parts of one image or clip; an extra row of the table follows the words."""
+    parts: list[Part] = []
+    for item in image:
+        if isinstance(item, str):
+            parts.append(Part(item, inside=True))
+        elif item.kind == TABLE_ROW:
+            row = LayoutItem("ids", ids=(vocabulary + item.start,))
+            parts.append(Part(placeholder, row, inside=True))
+        elif item.kind == "visual":
+            parts.append(Part(placeholder, item, inside=True))
+        else:
+            bare = replace(item, prefix="", suffix="")
+            parts += [Part(item.prefix, inside=True), Part(QUESTION, bare, inside=True)]
+            parts.append(Part(item.suffix, inside=True))
+    return parts
+
+
+def text_of(parts: Sequence[Part], question: str = QUESTION, known: bool = False) -> str:
+    """The text of all parts; with what is `known` at run time in place of its marks."""
+    text, images = "", 0
+    for part in parts:
+        if known and part.item is not None and part.item.kind not in ("ids", "visual"):
+            text += words(part.item, question, CLIP, images)
+            images += part.item.kind == "number"
+        else:
+            text += part.text
+    return text
+
+
+def stretch(parts: Sequence[Part], start: int, stop: int) -> list[Part]:
+    """The parts of a range of the text, the first and the last one cut."""
+    found, at = [], 0
+    for part in parts:
+        if text := part.text[max(start - at, 0) : max(stop - at, 0)]:
+            found.append(replace(part, text=text))
+        at += len(part.text)
+    return found
 
 
 def _trim(
