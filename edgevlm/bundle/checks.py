@@ -33,6 +33,7 @@ MOST_LAYERS = 2**10
 # is then at most 1e12, far below what float32 ends at.
 MOST_PIXEL = 1e6
 MOST_AXES = 8
+MOST_PLACE = 2**20
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 ITEMS = {
     "prompt": ("ids", "image", "user_text", "text"), "turn": ("ids", "user_text", "text"),
@@ -201,7 +202,7 @@ def layout(sequence: Layout, rows: int, frames: int, axes: int) -> None:
         for index, item in enumerate(getattr(sequence, name)):
             where = f"host.layout.{name}[{index}]"
             _item(item, kinds, rows, frames, where)
-            _grid(item, axes, where)
+            _places(item, axes, rows, where)
 
 
 def _item(item: LayoutItem, kinds: tuple[str, ...], rows: int, frames: int, where: str) -> None:
@@ -218,17 +219,23 @@ def _item(item: LayoutItem, kinds: tuple[str, ...], rows: int, frames: int, wher
         expect(inside, f"{where}.start is {shown(item.start)} of {frames} frames")
 
 
-def _grid(item: LayoutItem, axes: int, where: str) -> None:
-    """Check the grid of visual tokens, which positions of several axes have and no others."""
-    if item.kind != "visual" or axes == 1:
-        expect(not item.grid and not item.span, f"{where} has a grid or a span, expected none")
+def _places(item: LayoutItem, axes: int, rows: int, where: str) -> None:
+    """Check the places of tokens, which visual ones have where positions have several axes."""
+    wanted = item.kind == "visual" and axes > 1
+    if not item.places and not wanted:
+        expect(not item.span and not item.joins, f"{where} has a span or joins, and no places")
         return
-    tokens, grid = item.stop - item.start, list(item.grid)
-    good = len(grid) == axes and min(grid) > 0 and math.prod(grid) == tokens
+    tokens = len(item.ids) if item.kind == "ids" else item.stop - item.start
+    sides = [len(values) for values in item.places]
+    good = item.kind in ("ids", "visual") and len(sides) == axes > 1
     expect(
-        good, f"{where}.grid is {shown(str(grid))}, expected {axes} sides of {tokens} visual tokens"
+        good and math.prod(sides) == tokens,
+        f"{where}.places is of {shown(str(sides))}, expected {axes} axes of {tokens} tokens",
     )
-    expect(1 <= item.span <= tokens, f"{where}.span is {shown(item.span)}, expected 1 to {tokens}")
+    inside = all(-1 <= n <= MOST_PLACE for values in item.places for n in values)
+    expect(inside, f"{where}.places has one outside of -1 to 2^20")
+    expect(0 <= item.span <= MOST_PLACE, f"{where}.span is {shown(item.span)}, expected 0 to 2^20")
+    expect(all(0 <= i < rows for i in item.joins), f"{where}.joins has an id outside the table")
 
 
 def places(sequence: Layout, total: int, visual_tokens: int, context: int) -> None:

@@ -47,24 +47,33 @@ class LayoutItem:
     `blank` of its first item a run that does not begin with a blank gets one; with `after` it is
     tokenized behind that text, whose ids are dropped.
 
-    Where rotary positions have several axes, the visual tokens [start, stop) are a `grid` of as
-    many sides (time, height, width), in raster order: a token's place in it, added to the position
-    at which the item begins, is its position. What follows goes on `span` after that beginning,
-    however many tokens are kept. With one axis there is no grid.
+    Where rotary positions have several axes (time, height, width), visual tokens [start, stop) have
+    `places`: coordinates on each axis, all combinations of which are the places of the tokens, in
+    raster order. A place, added to the position at which the item begins, is a token's position,
+    which is never below 0. What follows goes on `span` after that beginning, however many tokens
+    are kept. Ids of an image may have places and a span too; then words of an id in `joins`,
+    directly behind the item, stand where it begins, and what follows does not go on for them. With
+    one axis there are no places.
     """
 
     kind: str
     ids: tuple[int, ...] = ()
     start: int = 0
     stop: int = 0
-    grid: tuple[int, ...] = ()
+    places: tuple[tuple[int, ...], ...] = ()
     span: int = 0
+    joins: tuple[int, ...] = ()
     prefix: str = ""
     suffix: str = ""
     trim: str = ""
     strip: str = ""
     blank: bool = False
     after: str = ""
+
+
+def raster(*sides: int) -> tuple[tuple[int, ...], ...]:
+    """Places of a grid with so many tokens on each axis."""
+    return tuple(tuple(range(side)) for side in sides)
 
 
 @dataclass(frozen=True)

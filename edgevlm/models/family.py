@@ -73,7 +73,8 @@ class Description:
         encoder: Numbers of the vision encoder.
         decoder: Numbers of the language decoder.
         full_image: Sequence of one image or clip when all tokens are kept, text and items; an item
-            of kind `table_row` stands for one of the extra rows of the embedding table.
+            of kind `table_row` stands for one of the extra rows of the embedding table, one of kind
+            `text` for its `prefix`, a token of which the item says the place.
         reduced_image: The same when tokens are removed.
         placeholder: Text that the chat template writes for an image or clip.
         visual_token: Token that the processor writes for a visual token, where it is not the

@@ -195,19 +195,27 @@ def _items(parts: Sequence[Part], speller: Speller) -> list[tuple[bool, LayoutIt
             fixed.append(number)
             continue
         within = stretch(parts, begin, start)
-        if any(part.item for part in within) or len({part.inside for part in within}) > 1:
+        known = all(part.item is None or part.item.kind == "text" for part in within)
+        if not known or len({part.inside for part in within}) > 1:
             blank = begin == 0 and speller.first_word_blank
             left, right = before is not None and before.rstrip, token is not None and token.lstrip
             items += _run(within, left, right, blank)
         elif fixed:
-            items.append((within[0].inside, LayoutItem("ids", ids=speller.rows(fixed))))
+            items.append((within[0].inside, _fixed(within[0], fixed, speller)))
         if token is None:
             break
         # The token's range may hold white space that it took from beside it.
         part = next(p for p in stretch(parts, start, stop) if p.text.strip() or p.item)
-        items.append((part.inside, part.item or LayoutItem("ids", ids=speller.rows([number]))))
+        items.append((part.inside, _fixed(part, [number], speller)))
         begin, fixed, before = stop, [], token
     return items
+
+
+def _fixed(part: Part, ids: Sequence[int], speller: Speller) -> LayoutItem:
+    """The item of a part whose ids are fixed: its own, or these ids, with places if it has any."""
+    if part.item is not None and part.item.kind != "text":
+        return part.item
+    return replace(part.item or LayoutItem("ids"), kind="ids", ids=speller.rows(ids), prefix="")
 
 
 def _run(
@@ -240,7 +248,8 @@ def _merged(items: Sequence[LayoutItem]) -> tuple[LayoutItem, ...]:
     """Neighbouring ids are one item."""
     merged: list[LayoutItem] = []
     for item in items:
-        if item.kind == "ids" and merged and merged[-1].kind == "ids":
+        plain = [one.kind == "ids" and not one.places for one in (item, *merged[-1:])]
+        if len(plain) == 2 and all(plain):
             merged[-1] = replace(merged[-1], ids=merged[-1].ids + item.ids)
         else:
             merged.append(item)

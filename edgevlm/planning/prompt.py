@@ -41,6 +41,7 @@ MIXTURES = ("TI", "TT", "TIT", "ITI", "TITIT", "ITTI", "TIITTTI", "ITIITIT")
 # Forms of a system message's content. A template made for a language model, such as Qwen3's
 # (`messages[0].content + ...`), takes a plain text alone.
 FORMS: tuple[Callable[[str], Any], ...] = (lambda text: [{"type": "text", "text": text}], str)
+FIXED = ("ids", "visual", "text")  # items of which nothing is known at run time alone
 # Stands for a clip where its times are asked for.
 CLIP = Visual(np.zeros((0, 0), np.float32), np.zeros(0, np.int32), (41.5,) * 4096, 125.9)
 
@@ -207,10 +208,11 @@ def marked(text: str, prompts: Prompts, trim: str) -> list[Part]:
     return [Part(part, items.get(part)) for part in found if part]
 
 
-def image_parts(
-    image: Sequence[str | LayoutItem], placeholder: str, vocabulary: int
-) -> list[Part]:
-    """The parts of one image or clip; an extra row of the table follows the words."""
+def image_parts(image: Sequence[str | LayoutItem], placeholder: str, vocabulary: int) -> list[Part]:
+    """The parts of one image or clip; an extra row of the table follows the words.
+
+    An item `text` is its `prefix`, whose ids are to have the item's places.
+    """
     parts: list[Part] = []
     for item in image:
         if isinstance(item, str):
@@ -220,6 +222,8 @@ def image_parts(
             parts.append(Part(placeholder, row, inside=True))
         elif item.kind == "visual":
             parts.append(Part(placeholder, item, inside=True))
+        elif item.kind == "text":
+            parts.append(Part(item.prefix, item, inside=True))
         else:
             bare = replace(item, prefix="", suffix="")
             parts += [Part(item.prefix, inside=True), Part(QUESTION, bare, inside=True)]
@@ -231,7 +235,7 @@ def text_of(parts: Sequence[Part], question: str = QUESTION, known: bool = False
     """The text of all parts; with what is `known` at run time in place of its marks."""
     text, images = "", 0
     for part in parts:
-        if known and part.item is not None and part.item.kind not in ("ids", "visual"):
+        if known and part.item is not None and part.item.kind not in FIXED:
             text += words(part.item, question, CLIP, images)
             images += part.item.kind == "number"
         else:

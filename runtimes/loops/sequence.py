@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer
 from edgevlm.bundle.host import LEVELS, LayoutItem
 from edgevlm.bundle.kinds.shared.decoder import EMBEDS, layer_inputs, rotary_inputs
 from edgevlm.bundle.kinds.vlm import VlmPlan
-from edgevlm.runtimes.loops.spelling import Slot, Visual, spell
+from edgevlm.runtimes.loops.spelling import Marker, Slot, Visual, spell
 from edgevlm.runtimes.loops.tables import Table
 
 Floats = NDArray[np.float32]
@@ -99,6 +100,7 @@ def assemble(
     signals: list[Floats] = []
     levels: list[Floats] = []
     token_ids: list[int] = []
+    before: list[int] | Slot | None = None
     at = first_position
     for part in spell(items, plan.host.layout, tokenizer, question, visuals):
         if isinstance(part, Slot):
@@ -112,11 +114,11 @@ def assemble(
                 levels.append(part.visual.levels[:, part.selected])
             token_ids.extend([-1] * len(new))
         else:
-            new, steps, span = table[part], text_positions(plan, 0, len(part)), len(part)
+            new, (steps, span) = table[part], _word_steps(plan, part, before)
             token_ids.extend(part)
         rows.append(new)
-        positions.append(at + steps)
-        at += span
+        positions.append(np.maximum(at + steps, 0))
+        at, before = at + span, part
     hidden = np.concatenate(rows)
     visual_rows = [row for row, token in enumerate(token_ids) if token == -1]
     bias = None
@@ -268,9 +270,30 @@ def _visual_steps(plan: VlmPlan, slot: Slot) -> tuple[Integers, int]:
     if plan.host.positions == "contiguous":
         return text_positions(plan, 0, len(places)), len(places)
     places = places - item.start
-    if item.grid:
-        return np.stack(np.unravel_index(places, item.grid), axis=1).astype(np.int32), item.span
+    if item.places:
+        return _places(item)[places], item.span
     return _on_all_axes(places, plan), item.stop - item.start
+
+
+def _word_steps(
+    plan: VlmPlan, ids: list[int], before: list[int] | Slot | None
+) -> tuple[Integers, int]:
+    """The same of words; `before` is the part in front of them, or None."""
+    if isinstance(ids, Marker):
+        return _places(ids.item), ids.item.span
+    steps = text_positions(plan, 0, len(ids))
+    if not isinstance(before, Marker):
+        return steps, len(ids)
+    joined = sum(1 for _ in takewhile(before.item.joins.__contains__, ids))
+    steps -= joined
+    steps[:joined] = -before.item.span
+    return steps, len(ids) - joined
+
+
+def _places(item: LayoutItem) -> Integers:
+    """All places of an item's tokens, [n, axes]."""
+    places = np.meshgrid(*(np.asarray(axis, np.int32) for axis in item.places), indexing="ij")
+    return np.stack(places, axis=-1).reshape(-1, len(item.places))
 
 
 def _on_all_axes(positions: Integers, plan: VlmPlan) -> Integers:

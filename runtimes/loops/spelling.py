@@ -76,6 +76,14 @@ class Slot:
         return (positions >= self.item.start) & (positions < self.item.stop)
 
 
+class Marker(list[int]):
+    """Ids of an item with places of its own."""
+
+    def __init__(self, item: LayoutItem) -> None:
+        super().__init__(item.ids)
+        self.item = item
+
+
 def mixed(parts: Sequence[str | None]) -> bool:
     """Whether the parts of a turn are others than pictures (None) and one text behind them."""
     return len(list(dropwhile(lambda part: part is None, parts))) != 1
@@ -170,7 +178,7 @@ def spell(
             yield _encode(tokenizer, run)
         run = []
         if item.kind == "ids":
-            yield list(item.ids)
+            yield Marker(item) if item.places else list(item.ids)
         elif visual is not None:
             yield Slot(item, visual)
     if run:

@@ -71,12 +71,15 @@ def eight_more(document):
     document["host"]["entering"] = [16, 8, 8]
 
 
+GRID = [[0], [*range(8)], [*range(8)]]
+
+
 def axes(**item):
-    """An edit: positions of three axes, and a grid of the visual tokens."""
+    """An edit: positions of three axes, and places of the visual tokens."""
 
     def change(document):
         document["host"]["ropes"][0].update(sections=[2, 3, 3], interleaved=True)
-        document["host"]["layout"]["image"][1].update({"grid": [1, 8, 8], "span": 8} | item)
+        document["host"]["layout"]["image"][1].update({"places": GRID, "span": 8} | item)
 
     return change
 
@@ -149,10 +152,13 @@ EDITS = {
     "mask": (put("host.mask", "none"), "host.mask is 'none', known: causal, pictures, prefix"),
     "mask of a picture": (lambda d: (put("host.mask", "pictures")(d), put("host.chunk", 8)(d)), "host.mask is 'pictures', and a picture does not fit host.chunk rows"),
     # The sequence.
-    "grid without axes": (put("host.layout.image.1.grid", [8, 8]), "host.layout.image[1] has a grid or a span, expected none"),
-    "no grid": (axes(grid=[]), "host.layout.image[1].grid is '[]', expected 3 sides of 64 visual tokens"),
-    "other grid": (axes(grid=[1, 8, 9]), "host.layout.image[1].grid is '[1, 8, 9]', expected 3 sides of 64"),
-    "span": (axes(span=65), "host.layout.image[1].span is 65, expected 1 to 64"),
+    "places without axes": (put("host.layout.image.1.places", GRID), "host.layout.image[1].places is of '[1, 8, 8]', expected 1 axes of 64 tokens"),
+    "no places": (axes(places=[]), "host.layout.image[1].places is of '[]', expected 3 axes of 64 tokens"),
+    "other places": (axes(places=[*GRID[:2], [*range(9)]]), "host.layout.image[1].places is of '[1, 8, 9]', expected 3 axes of 64"),
+    "far place": (axes(places=[*GRID[:2], [*range(7), 2**20 + 1]]), "host.layout.image[1].places has one outside of -1 to 2^20"),
+    "span": (axes(span=-1), "host.layout.image[1].span is -1, expected 0 to 2^20"),
+    "span of a word": (put("host.layout.image.0.span", 1), "host.layout.image[0] has a span or joins, and no places"),
+    "joins": (axes(joins=[-1]), "host.layout.image[1].joins has an id outside the table"),
     "no site": (put("sites", []), "sites has '[]' tokens_out at site 'tokens', host.visual_tokens is 16"),
     "no tokens": (put("sites.0.tokens_out", 0), "sites has '[0]' tokens_out"),
     "id outside": (put("host.layout.prompt.0.ids", [1024]), "host.layout.prompt[0] has an id outside the embedding table"),
@@ -160,7 +166,7 @@ EDITS = {
     "image in image": (put("host.layout.image.0.kind", "image"), "host.layout.image[0].kind is 'image', known here: ids, visual"),
     "unknown part": (put("host.layout.turn.0.kind", "audio"), "host.layout.turn[0].kind is 'audio'"),
     "negative range": (put("host.layout.image.1.start", -1), "host.layout.image[1] has the range -1:64"),
-    "late frame": (put("host.layout.image.0", {"kind": "timestamp", "ids": [], "start": 3, "stop": 0, "grid": [], "span": 0, "prefix": "", "suffix": "", "trim": "", "strip": "", "blank": False, "after": ""}), "host.layout.image[0].start is 3 of 1 frames"),
+    "late frame": (put("host.layout.image.0", {"kind": "timestamp", "ids": [], "start": 3, "stop": 0, "places": [], "span": 0, "joins": [], "prefix": "", "suffix": "", "trim": "", "strip": "", "blank": False, "after": ""}), "host.layout.image[0].start is 3 of 1 frames"),
     "question in a system text": (put("host.layout.prompt_system.1.kind", "user_text"), "host.layout.prompt_system[1].kind is 'user_text', known here: ids, system_text, text"),
     "no system text": (put("host.layout.text_system.2.kind", "text"), "host.layout.text_system has 0 items 'system_text', expected one"),
     "one opening": (put("host.layout.text_system", []), "host.layout has prompt_system or text_system without the other, or without text"),

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from edgevlm.bundle.host import ImageSpec, LayoutItem
+from edgevlm.bundle.host import ImageSpec, LayoutItem, raster
 from edgevlm.errors import PlanError
 from edgevlm.models.shared.preprocessing import check_resized
 from edgevlm.models.shared.views import one_size
@@ -58,8 +58,8 @@ def image_items(
     rows: int, columns: int, start: str = START, end: str = END
 ) -> tuple[str | LayoutItem, ...]:
     """The sequence of one picture of so many tokens, between two marks."""
-    span, sides = max(rows, columns), (1, rows, columns)
-    tokens = LayoutItem("visual", start=0, stop=rows * columns, grid=sides, span=span)
+    places, span = raster(1, rows, columns), max(rows, columns)
+    tokens = LayoutItem("visual", start=0, stop=rows * columns, places=places, span=span)
     return (start, tokens, end)
 
 

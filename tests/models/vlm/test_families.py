@@ -186,7 +186,8 @@ def test_an_answer_begins_as_that_of_transformers(
     rows = ours.rows(QUESTION, [tiny.features(v) for v in views], levels=levels)
     if tiny.plan.host.rope.axes > 1:
         kinds = inputs.get("mm_token_type_ids", torch.zeros_like(inputs.input_ids))
-        grids = {"image_grid_thw": inputs.get("image_grid_thw")}
+        grids = {name: inputs.get(name) for name in ("image_grid_thw", "target_sizes")}
+        grids = {name: sizes for name, sizes in grids.items() if sizes is not None}
         positions, deltas = tiny.model.model.get_rope_index(inputs.input_ids, kinds, **grids)
         assert ours.last.positions.T.tolist() == positions[:, 0].tolist()
         assert ours.last.next == inputs.input_ids.shape[1] + int(deltas)

@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgevlm.bundle.host import LEVELS  # noqa: E402
+from edgevlm.bundle.host import LEVELS, raster  # noqa: E402
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.evaluation.pytorch import TableRows  # noqa: E402
 from edgevlm.graphs.blocks import DecoderBlock  # noqa: E402
@@ -210,7 +210,7 @@ def test_kept_tokens_keep_their_places(tiny):
     made = tiny("tiny-qwen2-5-vl", size=(112, 168), tokens=6)
     assert made.plan.host.positions == "original"
     (item,) = [item for item in made.plan.host.layout.image if item.kind == "visual"]
-    assert (item.grid, item.span) == ((1, 4, 6), 6)
+    assert (item.places, item.span) == (raster(1, 4, 6), 6)
 
 
 SIGNAL = "which this encoder cannot give: its keys turn by the place of a patch, not alone by what"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgevlm.bundle.host import Layout, LayoutItem, Rope
+from edgevlm.bundle.host import Layout, LayoutItem, Rope, raster
 from edgevlm.runtimes.loops.sequence import assemble, rotary_tables, text_positions, text_rows
 from edgevlm.runtimes.loops.spelling import Visual
 from edgevlm.runtimes.loops.tables import Rows
@@ -15,7 +15,7 @@ from edgevlm.runtimes.loops.tables import Rows
 # Words 7 and 9 around a picture of 2x3 tokens.
 IMAGE = (
     LayoutItem("ids", ids=(7,)),
-    LayoutItem("visual", start=0, stop=6, grid=(1, 2, 3), span=3),
+    LayoutItem("visual", start=0, stop=6, places=raster(1, 2, 3), span=3),
     LayoutItem("ids", ids=(9,)),
 )
 PROMPT = (LayoutItem("ids", ids=(1, 2)), LayoutItem("image"), LayoutItem("ids", ids=(3, 4, 5)))
@@ -68,12 +68,30 @@ def test_what_is_kept_keeps_its_place_and_the_text_goes_on_as_behind_all():
 
 def test_the_next_position_may_lie_below_the_last():
     """Groups of frames go on in time; what follows them does not."""
-    image = (LayoutItem("visual", start=0, stop=6, grid=(6, 1, 1), span=1),)
+    image = (LayoutItem("visual", start=0, stop=6, places=raster(6, 1, 1), span=1),)
     plan = plan_of(AXES)
     plan.host.layout = Layout(PROMPT[:2], image, (), ())
     visual = Visual(np.zeros((6, 1), np.float32), np.arange(6, dtype=np.int32))
     rows = assemble(plan, PROMPT[:2], np.zeros((10, 1), np.float32), None, "", [visual], 0)
     assert (rows.positions.max(), rows.next) == (7, 3)
+
+
+def test_marks_of_a_picture_have_places_and_words_may_join_it():
+    """A canvas at position 2: marks at its corners, a spread overview, ids 3 and 4 behind it."""
+    image = (
+        LayoutItem("ids", ids=(7,), places=((0,), (-3,), (-1,))),
+        LayoutItem("visual", start=0, stop=4, places=((0,), (0, 3), (1, 5))),
+        LayoutItem("ids", ids=(9,), places=((0,), (4,), (6,)), span=7, joins=(4, 3)),
+    )
+    plan = plan_of(AXES)
+    plan.host.layout = Layout(PROMPT, image, (), ())
+    rows = rows_of(plan, kept=(0, 1, 3))
+    assert rows.positions.T.tolist() == [
+        [0, 1, 2, 2, 2, 2, 2, 2, 2, 9],
+        [0, 1, 0, 2, 2, 5, 6, 2, 2, 9],
+        [0, 1, 1, 3, 7, 7, 8, 2, 2, 9],
+    ]
+    assert rows.next == 10
 
 
 def test_what_follows_a_shared_prefix_keeps_positions_and_next():
