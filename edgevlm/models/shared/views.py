@@ -65,15 +65,33 @@ def one_size(
             f"size {height}x{width} has sides that are no multiples of {multiple} pixels; give such"
             f" as {'x'.join(map(str, near))}"
         )
+    return image_of(processor, recipe, (height, width), "first", mean, std)
+
+
+def image_of(
+    processor: dict[str, Any], recipe: Recipe, size: tuple[int, int], overview: str,
+    mean: Any, std: Any, resample: int = 3,
+) -> ImageSpec:  # fmt: skip
+    """Preprocessing to the recipe's tiles and frames.
+
+    Args:
+        processor: The image processor's numbers.
+        recipe: What is asked for.
+        size: Height and width of a view in pixels.
+        overview: Where the whole picture is beside tiles: `first` or `last`.
+        mean: Mean where the processor names none.
+        std: Deviation where it names none.
+        resample: Filter where it names none, by PIL's number.
+    """
     means, deviations = normalization(processor, mean, std)
     return ImageSpec(
-        height=height,
-        width=width,
-        rows=1,
-        columns=1,
-        global_view="first",
-        frames=1,
-        resample=RESAMPLE[processor.get("resample", 3)],
+        height=size[0],
+        width=size[1],
+        rows=recipe.tiles[0],
+        columns=recipe.tiles[1],
+        global_view=overview,
+        frames=recipe.frames,
+        resample=RESAMPLE[processor.get("resample", resample)],
         mean=means,
         std=deviations,
     )

@@ -64,6 +64,8 @@ BOTH_WAYS = {"decoder": "^dart at site decoder needs .* picture or prompt see ea
 RECURRENT = {"decoder": "attention of layer 0, which is recurrent"}
 ROUNDED = "its matrices are rounded to float16 at each call: logits 1.2e-3 to 2.5e-3 off"
 FOLDING = {"vision": "here they cannot: it folds windows of patches between them"}
+FOLDED = {"patches": True, "coreml": ROUNDED}
+SLICED = {"1x1": {}, "2x2": {"tiles": (2, 2)}}
 TURNED = "^tome at site vision merges tokens .* queries and keys turn by the place of a patch"
 FAMILIES = {
     "llava": Family("tiny-llava"),
@@ -98,9 +100,7 @@ FAMILIES = {
         coreml=ROUNDED,
         limit=3e-5,  # measured 1.1e-5 of two pictures
     ),
-    "minicpmv4_6": Family(
-        "tiny-minicpm-v-4-6", refused=RECURRENT | FOLDING, patches=True, coreml=ROUNDED
-    ),
+    "minicpmv4_6": Family("tiny-minicpm-v-4-6", SLICED, RECURRENT | FOLDING, **FOLDED),
     # Its processor resizes by torchvision.
     "lfm2_vl": Family(
         "tiny-lfm2-vl",

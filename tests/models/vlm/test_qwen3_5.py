@@ -117,8 +117,6 @@ def test_a_memory_budget_gives_the_same_answer(done, loaded, photo):
 REFUSED = {
     "speculate": (QWEN, {"speculate": 4}, r"^--speculate checks several tokens in one call"),
     "tiles": (QWEN, {"tiles": (1, 2)}, r"^this family cuts no tiles; leave out --tiles"),
-    "slices": (MINICPM, {"tiles": (1, 2)}, r"^minicpmv4_6 reads a picture as one view: got tiles"),
-    "frames": (MINICPM, {"frames": 2}, r"^minicpmv4_6 does not support clips: got 2 frames"),
     "size": (
         MINICPM,
         {"size": (112, 112)},

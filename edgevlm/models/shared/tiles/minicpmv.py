@@ -1,0 +1,224 @@
+"""Pictures of MiniCPM-V 4.6 and 4.7: an overview, and slices of it between marks of their own.
+
+A picture is one view of `--size`, or, with `--tiles` RxR, an overview of that size followed by as
+large slices, row by row. The published processor keeps a picture's shape, so that an overview has
+the shape of the picture and a slice that of a cell: they are one size where there are as many rows
+as columns, and a static graph has one size.
+
+On the canvas of 4.7 a token of the overview and one of a slice that show the same place have the
+same position, and marks have places around them; of 4.6 positions count up.
+
+Source: transformers' `models/minicpmv4_6/image_processing_pil_minicpmv4_6.py` and
+`processing_minicpmv4_6.py`, `models/minicpmv4_7/modular_minicpmv4_7.py`. Limit: no clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import log, sqrt
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from edgevlm.bundle.host import ImageSpec, LayoutItem
+from edgevlm.errors import PlanError
+from edgevlm.graphs.parts import DecoderSpec, ModelParts
+from edgevlm.graphs.visual_shape import VisualShape
+from edgevlm.models.family import Description
+from edgevlm.models.shared.encoders.minicpmv import FOLD, check_folds, encoder_parts, encoder_spec
+from edgevlm.models.shared.llama import decoder_parts
+from edgevlm.models.shared.preprocessing import check_resized
+from edgevlm.models.shared.views import check_still, image_of
+from edgevlm.recipe import Recipe
+
+# What its tokenizers call them; a plan compares the prompt with the checkpoint's own processor.
+IMAGE, START, END = "<|image_pad|>", "<image>", "</image>"
+SLICE, SLICE_END, LINE = "<slice>", "</slice>", "\n"
+NUMBER = ("<image_id>", LayoutItem("number"), "</image_id>")
+SCALE = 448  # pixels: a view is brought to as many as a square of this side has
+SLICES = 9
+
+
+def describe(
+    config: Any, processor: dict[str, Any], recipe: Recipe, decoder: DecoderSpec,
+    canvas: Sequence[int] | None = None,
+) -> Description:  # fmt: skip
+    """Numbers of a checkpoint; see `Description`.
+
+    Args:
+        config: transformers' config.
+        processor: The image processor's numbers.
+        recipe: What is asked for.
+        decoder: Numbers of the language decoder.
+        canvas: Where positions are those of a canvas, ids that join it behind the last mark.
+
+    Raises:
+        PlanError: For a clip, a grid of slices, a size, a mode or a processor that the static form
+            has not.
+    """
+    check_still(recipe, config.model_type)
+    check_folds(config, processor)
+    vision, image = config.vision_config, image_spec(config, processor, recipe)
+    rows, columns = (side // vision.patch_size for side in (image.height, image.width))
+    tokens = rows // FOLD**2, columns // FOLD**2
+    items = canvas_items(image, tokens, canvas or ())
+    shown = items if canvas is not None else without_places(items)
+    numbered = (*(NUMBER if processor.get("use_image_id", True) else ()), *shown)
+    mark = processor.get("image_token", IMAGE)
+    return Description(
+        image=image,
+        view_tokens=tokens[0] * tokens[1],
+        shape=VisualShape((tokens,) * image.views, decoder.width, *image.tiling),
+        encoder=encoder_spec(vision, rows * columns),
+        decoder=decoder,
+        full_image=numbered,
+        reduced_image=numbered,
+        placeholder=mark,
+        visual_token=mark,
+    )
+
+
+def parts(model: Any, description: Description) -> ModelParts:
+    """Static modules over the weights of `model`; see `ModelParts`."""
+    core, image, side = model.model, description.image, model.config.vision_config.patch_size
+    return ModelParts(
+        encoder=encoder_parts(
+            core, description.encoder, (image.height // side, image.width // side)
+        ),
+        pack=nn.Identity(),
+        decoder=decoder_parts(core.language_model, description.decoder),
+        table=(core.language_model.embed_tokens.weight,),
+        head=model.lm_head.weight,
+    )
+
+
+def processor_options(image: ImageSpec) -> dict[str, Any]:
+    """Options of the model's own processor: a picture of the grid's size is cut so."""
+    slices = image.rows * image.columns
+    return {"slice_mode": True, "max_slice_nums": slices} if slices > 1 else {"slice_mode": False}
+
+
+def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> Any:
+    """The views f32 [P, 3, h_px, w_px] of the model's own processor.
+
+    It chooses sizes by the picture's shape: where they are others, it gets the picture at ours.
+    """
+    side, options = processor.patch_size, processor_options(image)
+    grid = [image.height // side, image.width // side]
+    inputs = processor([picture], return_tensors="np", **options)
+    if inputs["target_sizes"].tolist() != [grid] * image.views:
+        size = image.columns * image.width, image.rows * image.height
+        resized = picture.resize(size, processor.resample)
+        inputs = processor([resized], return_tensors="np", **options)
+    patches = inputs["pixel_values"].reshape(3, side, image.views, *grid, side)
+    return patches.transpose(2, 0, 3, 1, 4, 5).reshape(image.views, 3, image.height, image.width)
+
+
+def canvas_items(
+    image: ImageSpec, tokens: tuple[int, int], joins: Sequence[int]
+) -> tuple[LayoutItem, ...]:
+    """The sequence of one picture, its marks and tokens on a canvas.
+
+    The canvas has the tokens of all slices, or, without any, those of the overview, which otherwise
+    is spread over it.
+
+    Args:
+        image: Its views.
+        tokens: Rows and columns of tokens of a view.
+        joins: Ids that stand on the canvas, too, where text goes on with them.
+    """
+    (high, wide), sliced = tokens, image.views > 1
+    height, width = image.rows * high, image.columns * wide
+    first = visual(0, tokens, spread(height, high), spread(width, wide))
+    items = [at(START, -1, -1), first, at(END, height, width)]
+    for index in range(image.rows * image.columns if sliced else 0):
+        row, column = divmod(index, image.columns)
+        top, left = row * high, column * wide
+        if row and not column:
+            items.append(at(LINE, top - 1, width))
+        places = range(top, top + high), range(left, left + wide)
+        items += [at(SLICE, top, left), visual(index + 1, tokens, *places)]
+        items.append(at(SLICE_END, top + high - 1, left + wide - 1))
+    items[-1] = replace(items[-1], span=max(height, width) + 1, joins=tuple(joins))
+    return tuple(items)
+
+
+def without_places(items: Sequence[LayoutItem]) -> tuple[str | LayoutItem, ...]:
+    """The same sequence where positions count up."""
+    return tuple(item.prefix if item.kind == "text" else replace(item, places=()) for item in items)
+
+
+def at(text: str, row: int, column: int) -> LayoutItem:
+    """A mark at a place of the canvas."""
+    return LayoutItem("text", prefix=text, places=((0,), (row,), (column,)))
+
+
+def visual(
+    view: int, tokens: tuple[int, int], rows: Sequence[int], columns: Sequence[int]
+) -> LayoutItem:
+    """The tokens of a view, whose rows and columns lie there on the canvas."""
+    count, places = tokens[0] * tokens[1], ((0,), tuple(rows), tuple(columns))
+    return LayoutItem("visual", start=view * count, stop=(view + 1) * count, places=places)
+
+
+def spread(side: int, tokens: int) -> list[int]:
+    """Places of so many tokens on a side of the canvas, from end to end."""
+    return torch.linspace(0, side - 1, tokens, device="cpu").round().long().tolist()
+
+
+def image_spec(config: Any, processor: dict[str, Any], recipe: Recipe) -> ImageSpec:
+    """Preprocessing to the recipe's size and grid of slices.
+
+    Raises:
+        PlanError: If the processor never makes that of a picture.
+    """
+    check_resized(processor)
+    patch, scale = config.vision_config.patch_size, processor.get("scale_resolution", SCALE)
+    if processor.get("patch_size", patch) != patch:
+        raise PlanError(
+            f"the image processor's patch_size is {processor['patch_size']}, the encoder's {patch};"
+            " correct preprocessor_config.json"
+        )
+    step = patch * FOLD**2
+    height, width = recipe.size or _size(1.0, scale, step)
+    if (height, width) != (kept := _size(width / height, scale, step)):
+        raise PlanError(
+            f"size {height}x{width} is none that the image processor makes of a picture: it makes"
+            f" {kept[0]}x{kept[1]} of this shape; give --size {kept[0]}x{kept[1]}"
+        )
+    _check_slices(recipe.tiles, width / height, processor.get("max_slice_nums", SLICES))
+    return image_of(processor, recipe, (height, width), "first", 0.5, 0.5)
+
+
+def _check_slices(tiles: tuple[int, int], shape: float, most: int) -> None:
+    """Refuse a grid that the processor makes of no picture of which all views are of one size."""
+    (rows, columns), slices, side = tiles, tiles[0] * tiles[1], min(max(tiles), int(sqrt(most)))
+    if rows != columns:
+        raise PlanError(
+            f"tiles {rows}x{columns}: of a picture that the image processor cuts so, the overview"
+            " has another shape than the slices, and a static graph has one; give as many rows as"
+            f" columns, such as {side}x{side}"
+        )
+    if slices > max(most, 1):
+        raise PlanError(
+            f"tiles {rows}x{columns} are more slices than the image processor makes, {most};"
+            f" give {side}x{side}"
+        )
+    counts = [count for count in (slices - 1, slices) if count > 1]
+    grids = [(n, count // n) for count in counts for n in range(1, count + 1) if count % n == 0]
+    chosen = min(grids, key=lambda grid: abs(log(shape * grid[0] / grid[1])), default=tiles)
+    if chosen != tiles:
+        raise PlanError(
+            f"tiles {rows}x{columns}: a picture of the shape of --size is cut {chosen[0]}x"
+            f"{chosen[1]} by the image processor; give a size that is nearer to a square"
+        )
+
+
+def _size(shape: float, scale: int, step: int) -> tuple[int, int]:
+    """Height and width that the processor gives to a picture of a shape (width / height)."""
+    height = int(scale / sqrt(shape))
+    sides = height, int(height * shape)
+    return max(round(sides[0] / step), 1) * step, max(round(sides[1] / step), 1) * step
