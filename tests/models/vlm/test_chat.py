@@ -33,6 +33,7 @@ FAMILIES = {
     # Their template trims a whole message, so a text's blanks stay or go by its place.
     "tiny-qwen3-5": (True, False),
     "tiny-minicpm-v-4-6": (True, False),
+    "tiny-minicpm-v-4-7": (True, False),
 }
 SYSTEM = "\n Be brief -- caf\u00e9s count.\n- no lists "
 FIRST, SECOND = "  What's in THIS picture, and \u82b1?\n", "1,024 px\t"

@@ -101,6 +101,7 @@ FAMILIES = {
         limit=3e-5,  # measured 1.1e-5 of two pictures
     ),
     "minicpmv4_6": Family("tiny-minicpm-v-4-6", SLICED, RECURRENT | FOLDING, **FOLDED),
+    "minicpmv4_7": Family("tiny-minicpm-v-4-7", SLICED, RECURRENT | FOLDING, ("2x2",), **FOLDED),
     # Its processor resizes by torchvision.
     "lfm2_vl": Family(
         "tiny-lfm2-vl",
@@ -241,7 +242,8 @@ def exported_family(preset, tmp_path):
 
 # Their graphs are made of what others of these, LLaVA-NeXT (test_matrix.py), test_lfm2_vl.py and
 # test_qwen3_5.py export by default.
-LIKE_OTHERS = ("llava", "paligemma", "granite_docling", "mistral3", "lfm2_vl", "qwen3_5")
+LIKE_OTHERS = ("llava", "paligemma", "granite_docling", "mistral3", "lfm2_vl", "qwen3_5",
+               "minicpmv4_7")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from edgevlm.parity.own.preprocessing import preprocessing_error  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
-PRESETS = ["tiny-minicpm-v-4-6"]
+PRESETS = ["tiny-minicpm-v-4-6", "tiny-minicpm-v-4-7"]
 QUESTION = "What is in this picture?"
 
 
@@ -41,6 +41,16 @@ def test_slices_are_those_that_the_processor_chooses(
     assert ours.ids(QUESTION, 1, token) == inputs.input_ids[0].tolist()
     if made.plan.host.rope.axes > 1:
         ours.rows(QUESTION, [made.features(made.views(picture))])
+        assert ours.last.positions.tolist() == own_positions(made, inputs)
+
+
+def test_a_line_break_behind_a_picture_stands_at_its_beginning(tiny, processor, prompt, photo):
+    made = tiny(PRESETS[1], tiles=(2, 2))
+    own, picture = processor(made.planned.checkpoint.folder), photo(448, 448)
+    for question in ("\nWhat?", "\n\nWhat?", " \nWhat?"):
+        inputs, ours = prompt.inputs(own, question, [picture] * 2), prompt(made)
+        ours.rows(question, [made.features(made.views(picture))] * 2)
+        assert list(ours.last.ids[-9:]) == inputs.input_ids[0, -9:].tolist()
         assert ours.last.positions.tolist() == own_positions(made, inputs)
 
 
