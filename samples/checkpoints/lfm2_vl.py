@@ -51,10 +51,11 @@ CHAT = "{{- bos_token -}}\n" + MESSAGES + """\
 def tokenizer(preset: dict) -> Tokenizer:
     """Byte-level BPE, all special tokens before the words; <|startoftext|> begins a text."""
     few = tiny(preset)
-    rows = [f"<|img_row_{r}_col_{c}|>" for r in range(1, 11) for c in range(1, 11)]
+    side = range(1, 3 if few else 11)
+    rows = [f"<|img_row_{r}_col_{c}|>" for r in side for c in side]
     free = [] if few else [f"<|reserved_{i}|>" for i in range(len(FIRST), IMAGE_ID)]
     image, *others = NAMED.values()
-    special = [*FIRST, *free, image, *(rows[:4] if few else rows), *others]
+    special = [*FIRST, *free, image, *rows, *others]
     cut = pre_tokenizers.Split(Regex(QWEN2_CUT), behavior="isolated")
     made = byte_level(preset["words"], special, [], cut, few)
     start = [("<|startoftext|>", 1)]

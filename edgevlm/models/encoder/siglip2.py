@@ -111,4 +111,5 @@ def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> A
     """The view f32 [1, 3, h_px, w_px] of the model's own processor, or None for another grid."""
     inputs = processor(picture, return_tensors="np")
     view = unpacked(inputs["pixel_values"], inputs["spatial_shapes"], processor.patch_size)
-    return view if view.shape[2:] == (image.height, image.width) else None
+    size = (1, 3, image.height, image.width)
+    return view if view is not None and view.shape == size else None

@@ -23,11 +23,13 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import EncoderLayer, PatchEmbedding
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.family import RESAMPLE, Description
+from edgevlm.models.family import Description
 from edgevlm.models.shared.folds import MeanFold
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
-from edgevlm.models.shared.preprocessing import check_resized, normalization
+from edgevlm.models.shared.preprocessing import check_resized
+from edgevlm.models.shared.tiles.marked import marked_tiles, view_item
 from edgevlm.models.shared.towers import encoder_spec
+from edgevlm.models.shared.views import image_of
 from edgevlm.recipe import Recipe
 
 IMAGE = "<image>"
@@ -64,7 +66,6 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     check_resized(processor)
     size = _view_pixels(vision, processor)
     patches = size // vision.patch_size
-    mean, std = normalization(processor, 0.5, 0.5)
     marks = Marks(*(processor.get(f"{name}_token", text) for name, text in MARKS.items()))
     if patches % scale:
         raise PlanError(f"{patches} patches a side do not divide by the scale factor {scale}")
@@ -73,20 +74,9 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     if max(rows, columns) > MARKERS:
         most = f"{MARKERS}x{MARKERS}"
         raise PlanError(f"tiles {rows}x{columns} is more than this model's {most} markers")
-    image = ImageSpec(
-        height=size,
-        width=size,
-        rows=rows,
-        columns=columns,
-        global_view="last",
-        frames=recipe.frames,
-        resample=RESAMPLE[processor.get("resample", 1)],
-        mean=mean,
-        std=std,
-    )
-    n = side * side
-    views = [LayoutItem("visual", start=i * n, stop=(i + 1) * n) for i in range(image.views)]
-    items = tuple(_clip(views, marks) if recipe.frames > 1 else _image(views, marks, rows, columns))
+    image, n = image_of(processor, recipe, (size, size), "last", 0.5, 0.5, 1), side * side
+    clip = recipe.frames > 1
+    items = tuple(_clip(recipe.frames, n, marks) if clip else _image(image, n, marks))
     decoder = decoder_spec(config.text_config)
     return Description(
         image=image,
@@ -97,7 +87,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         full_image=items,
         reduced_image=items,
         placeholder=marks.image,
-        chat_template=VIDEO_TEMPLATE.replace(IMAGE, marks.image) if recipe.frames > 1 else None,
+        chat_template=VIDEO_TEMPLATE.replace(IMAGE, marks.image) if clip else None,
     )
 
 
@@ -208,27 +198,20 @@ def _one_channel(embeddings: Any) -> Any:
     )
 
 
-def _image(
-    views: list[LayoutItem], marks: Marks, rows: int, columns: int
-) -> list[str | LayoutItem]:
-    if len(views) == 1:
-        return [marks.fake + marks.overview, views[0], marks.fake]
-    items: list[str | LayoutItem] = []
-    for row in range(rows):
-        for column in range(columns):
-            items += [
-                f"{marks.fake}<row_{row + 1}_col_{column + 1}>",
-                views[row * columns + column],
-            ]
-        items.append("\n")
-    return [*items, f"\n{marks.fake}{marks.overview}", views[-1], marks.fake]
+def _image(image: ImageSpec, tokens: int, marks: Marks) -> list[str | LayoutItem]:
+    overview = view_item(image.views - 1, tokens)
+    if image.views == 1:
+        return [marks.fake + marks.overview, overview, marks.fake]
+    marker = f"{marks.fake}<row_{{row}}_col_{{column}}>"
+    items = marked_tiles(image, tokens, marker, "\n")
+    return [*items, f"\n{marks.fake}{marks.overview}", overview, marks.fake]
 
 
-def _clip(views: list[LayoutItem], marks: Marks) -> list[str | LayoutItem]:
+def _clip(frames: int, tokens: int, marks: Marks) -> list[str | LayoutItem]:
     # Imported here: the word for a number is needed for clips alone.
     from num2words import num2words
 
-    count = num2words(len(views))
+    count = num2words(frames)
     items: list[str | LayoutItem] = [
         LayoutItem(
             "duration",
@@ -236,7 +219,7 @@ def _clip(views: list[LayoutItem], marks: Marks) -> list[str | LayoutItem]:
             suffix=" [H:MM:SS] video.\n",
         )
     ]
-    for index, view in enumerate(views):
+    for index in range(frames):
         time = LayoutItem("timestamp", start=index, prefix="\nFrame from ", suffix=":")
-        items += [time, marks.fake + marks.overview, view, marks.fake]
+        items += [time, marks.fake + marks.overview, view_item(index, tokens), marks.fake]
     return [*items, "\n\n"]

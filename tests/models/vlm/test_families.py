@@ -105,7 +105,9 @@ FAMILIES = {
     # Its processor resizes by torchvision.
     "lfm2_vl": Family(
         "tiny-lfm2-vl",
-        refused=RECURRENT,
+        SLICED,
+        RECURRENT,
+        ("2x2",),
         pixels=0.01,
         packs=True,
     ),

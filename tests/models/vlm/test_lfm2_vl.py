@@ -59,6 +59,21 @@ def own(made):
     return load_processor(checkpoint, made.planned.speller.own)
 
 
+@pytest.fixture
+def processor_of():
+    """`processor_of(made)`: the processor, and its options for the grid of a recipe."""
+
+    def load(made):
+        checkpoint = made.planned.checkpoint
+        options = checkpoint.family.processor_options(made.plan.host.image)
+        own = load_processor(checkpoint, made.planned.speller.own)
+        for name, value in options.items():  # a stand-in is asked by its attributes
+            setattr(own.image_processor, name, value)
+        return own, options
+
+    return load
+
+
 def greedy(made, ids, pictures, tokens):
     """The answer of `generate` to ids, about pictures at the size of the encoder."""
     pixels = np.concatenate([made.views(picture) for picture in pictures])
@@ -161,7 +176,15 @@ REFUSED = {
         {"methods": ("fastv@decoder:tokens=8,layer=1",)},
         r"by the attention of layer 0, which is recurrent .* by one of layers 1, 3, or take",
     ),
-    "tiles": ({"tiles": (1, 2)}, r"^lfm2_vl reads a picture as one view: got tiles 1x2"),
+    "tiles": (
+        {"tiles": (1, 2)},
+        r"^tiles 1x2: the image processor cuts 2 to 10 tiles, .* give 2x2",
+    ),
+    "many tiles": ({"tiles": (4, 4)}, r"^tiles 4x4: .* rows as columns; give 3x3$"),
+    "size of tiles": (
+        {"tiles": (2, 2), "size": (32, 32)},
+        r"^tiles 2x2: .* tiles of 64x64 pixels and a thumbnail of 64x64, got a size of 32x32",
+    ),
     "frames": ({"frames": 2}, r"^lfm2_vl does not support clips: got 2 frames"),
     "odd size": ({"size": (60, 64)}, r"^size 60x64 is none that the image processor makes: sides"),
     "large size": ({"size": (64, 128)}, r"picture has 16 to 64 tokens of 8x8; give such as 64x64$"),
@@ -176,10 +199,14 @@ def test_what_cannot_be_is_refused(preset, options, message):
 
 
 @pytest.mark.parametrize("images", [0, 1, 2])
-def test_a_prompt_is_that_of_its_processor(made, own, prompt, photo, images):
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_a_prompt_is_that_of_its_processor(tiny, processor_of, prompt, photo, tiles, images):
     """Ids by the processor, scores by the model, of a first turn."""
-    pictures = [photo(64, 64), photo(64, 64, "stream")][:images]
-    inputs, ours = prompt.inputs(own, QUESTION, pictures), prompt(made)
+    made = tiny(PRESET, tiles=(tiles, tiles), **OPTIONS)
+    own, options = processor_of(made)
+    side = 64 * tiles
+    pictures = [photo(side, side), photo(side, side, "stream")][:images]
+    inputs, ours = prompt.inputs(own, QUESTION, pictures, **options), prompt(made)
     ids = inputs.input_ids[0].tolist()
     assert ours.ids(QUESTION, images, made.model.config.image_token_id) == ids
     views = [made.views(picture) for picture in pictures]
@@ -188,10 +215,24 @@ def test_a_prompt_is_that_of_its_processor(made, own, prompt, photo, images):
         size = made.model.config.vision_config.patch_size
         given = packed(torch.from_numpy(np.concatenate(views)), size)
         theirs = inputs.get("pixel_values", given["pixel_values"])
-        torch.testing.assert_close(given["pixel_values"], theirs, rtol=0, atol=1e-6)
+        # torch resizes tiles and thumbnail in floats, PIL in 8 bit.
+        limit = {"rtol": 0, "atol": 1e-6 if tiles == 1 else 0.02}
+        torch.testing.assert_close(given["pixel_values"], theirs, **limit)
     rows = ours.rows(QUESTION, [made.features(view) for view in views])
     theirs = made.model(input_ids=inputs.input_ids, **given).logits
     assert difference(ours.logits(rows), theirs)[0] <= 1e-5
+
+
+@NEEDS
+@pytest.mark.parametrize("side", [128, 131, 112])
+def test_tiles_are_those_that_the_processor_chooses(tiny, processor_of, prompt, photo, side):
+    """Of square pictures of these sizes, without being told."""
+    made = tiny(PRESET, tiles=(2, 2))
+    own = load_processor(made.planned.checkpoint, made.planned.speller.own)
+    inputs = prompt.inputs(own, QUESTION, [photo(side, side)])
+    assert len(inputs.spatial_shapes) == 5
+    ids = prompt(made).ids(QUESTION, 1, made.model.config.image_token_id)
+    assert ids == inputs.input_ids[0].tolist()
 
 
 def test_another_grid_has_its_own_positions(tiny):

@@ -29,15 +29,17 @@ def packed(pixel_values: Tensor, size: int) -> dict[str, Tensor]:
     }
 
 
-def unpacked(patches: Any, shapes: Any, size: int) -> NDArray[Any]:
-    """The first view f32 [1, 3, h_px, w_px] of what a processor packs.
+def unpacked(patches: Any, shapes: Any, size: int) -> NDArray[Any] | None:
+    """The views f32 [P, 3, h_px, w_px] of what a processor packs; None where their grids differ.
 
     Args:
         patches: f32 [P, most, p * p * 3]; what follows a view's own fills up.
         shapes: Rows and columns of each, [P, 2].
         size: p.
     """
-    rows, columns = (int(n) for n in shapes[0])
-    cut = patches[0][: rows * columns].reshape(rows, columns, size, size, 3)
-    view: NDArray[Any] = cut.transpose(4, 0, 2, 1, 3)
-    return view.reshape(1, 3, rows * size, columns * size)
+    (rows, columns), *others = ((int(rows), int(columns)) for rows, columns in shapes)
+    if {*others} - {(rows, columns)}:
+        return None
+    cut = patches[:, : rows * columns].reshape(-1, rows, columns, size, size, 3)
+    views: NDArray[Any] = cut.transpose(0, 5, 1, 3, 2, 4)
+    return views.reshape(-1, 3, rows * size, columns * size)
