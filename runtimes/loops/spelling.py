@@ -22,7 +22,9 @@ from tokenizers import Tokenizer
 
 from edgevlm.bundle.host import LEVELS, Layout, LayoutItem
 from edgevlm.errors import InputError
+from edgevlm.runtimes import values
 
+PLACE = "{image}"  # of an image in a prompt
 PIECE = 4096  # letters that are tokenized at a time
 SLACK = 16  # tokens that a cut may add
 RUN_TIME = ("user_text", "system_text")  # items of a user's texts
@@ -82,6 +84,39 @@ class Marker(list[int]):
     def __init__(self, item: LayoutItem) -> None:
         super().__init__(item.ids)
         self.item = item
+
+
+def with_images(question: str, images: int) -> str | list[str | None]:
+    """A question with its images where it says `{image}`; alone where it does not.
+
+    Raises:
+        InputError: If it says so for another number of images.
+    """
+    texts: list[str] = question.split(PLACE)
+    places = len(texts) - 1
+    if places not in (0, images):
+        raise InputError(
+            f"the prompt has {PLACE} {places} times, and images are {images}; give as many, or"
+            f" leave {PLACE} out of the prompt"
+        )
+    return [part for text in texts for part in (text, None)][:-1] if places else question
+
+
+def turn_parts(question: str | Sequence[str | None]) -> list[str | None]:
+    """The texts of a turn, and None for each image; without empty texts among others.
+
+    Raises:
+        InputError: If one is something else, or there is none.
+    """
+    if not isinstance(question, list | tuple):
+        return [values.text("the prompt", question)]
+    parts = [
+        part if part is None else values.text(f"prompt[{index}]", part)
+        for index, part in enumerate(question)
+    ]
+    if not (parts := [part for part in parts if part != ""]):
+        raise InputError("the prompt has neither a text nor a picture")
+    return parts
 
 
 def mixed(parts: Sequence[str | None]) -> bool:

@@ -27,12 +27,19 @@ from edgevlm.runtimes.loops.contract import RunRequest
 from edgevlm.runtimes.loops.drafts import Draft, parse
 from edgevlm.runtimes.loops.sampling import Sampling, chooser
 from edgevlm.runtimes.loops.sequence import assemble, text_positions
-from edgevlm.runtimes.loops.spelling import Visual, check_length, claim, first_turn, mixed
+from edgevlm.runtimes.loops.spelling import (
+    Visual,
+    check_length,
+    claim,
+    first_turn,
+    mixed,
+    turn_parts,
+    with_images,
+)
 from edgevlm.runtimes.loops.tables import load_tables, load_tokenizer
 from edgevlm.runtimes.loops.vision import VisionLoop
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
 
-PLACE = "{image}"  # of an image in a prompt
 BYTE = re.compile("<0x[0-9A-F]{2}>")  # a byte of a letter that is no token
 
 
@@ -69,7 +76,7 @@ class TextLoop(VisionLoop):
                 self.reset()
             first = index == 0
             yield self.ask(
-                _placed(question, len(request.images) if first else 0),
+                with_images(question, len(request.images) if first else 0),
                 self.visuals(request.images, request.video) if first else tuple,
                 request.max_new_tokens,
                 request.sampling,
@@ -106,7 +113,7 @@ class TextLoop(VisionLoop):
                 out of range, the model's template has no place for the system text or for texts
                 between images, or the bundle cannot check a draft.
         """
-        parts = _parts(question)
+        parts = turn_parts(question)
         self._check_order(parts, system)
         max_new_tokens = values.whole("max_new_tokens", max_new_tokens, least=1)
         values.instance("sampling", sampling, Sampling)
@@ -260,39 +267,6 @@ class TextLoop(VisionLoop):
     def _step_token(self, token: int) -> None:
         if self.length < self.plan.host.states.tokens:
             self.step("decode", self.table[token][None])
-
-
-def _placed(question: str, images: int) -> str | list[str | None]:
-    """A question with its images where it says `{image}`; alone where it does not.
-
-    Raises:
-        InputError: If it says so for another number of images.
-    """
-    texts: list[str] = question.split(PLACE)
-    places = len(texts) - 1
-    if places not in (0, images):
-        raise InputError(
-            f"the prompt has {PLACE} {places} times, and images are {images}; give as many, or"
-            f" leave {PLACE} out of the prompt"
-        )
-    return [part for text in texts for part in (text, None)][:-1] if places else question
-
-
-def _parts(question: str | Sequence[str | None]) -> list[str | None]:
-    """The texts of a turn, and None for each image; without empty texts among others.
-
-    Raises:
-        InputError: If one is something else, or there is none.
-    """
-    if not isinstance(question, list | tuple):
-        return [values.text("the prompt", question)]
-    parts = [
-        part if part is None else values.text(f"prompt[{index}]", part)
-        for index, part in enumerate(question)
-    ]
-    if not (parts := [part for part in parts if part != ""]):
-        raise InputError("the prompt has neither a text nor a picture")
-    return parts
 
 
 class _Stream:
