@@ -112,20 +112,22 @@ def measure_functions(
 
     See `residency.samples`.
     """
-    groups = [
-        (name, mode, [key for key in keys if mode in engine.load_modes(key[0])])
+    modes = {block.name: engine.load_modes(block.name) for block in plan.blocks}
+    groups = {name: samples_of(plan, keys, modes) for name, keys in plan.passes.items()}
+    rounds = [
+        (name, mode, [key for key in keys if mode in modes[key[0]]])
         for name, keys in plan.passes.items()
-        for mode in dict.fromkeys(m for key in keys for m in engine.load_modes(key[0]))
+        for mode in dict.fromkeys(m for key in keys for m in modes[key[0]])
     ]
-    for name, mode, keys in groups:
+    for name, mode, keys in rounds:
         for index, key in enumerate(keys):
             progress(f"prepare pass {name}, {mode}: {index + 1} of {len(keys)} functions")
             engine.prepare(*key, mode)
     return_freed()
     before = resident_bytes()
     timings: list[FunctionTiming] = []
-    for name, mode, keys in groups:
-        samples = samples_of(plan, keys)
+    for name, mode, keys in rounds:
+        samples = [group for group in groups[name] if mode in modes[group[0][0][0]]]
         chosen = {key for _, some in samples for key in some}
         ordered = [key for key in keys if key in chosen]
         steps = partial(_step, progress, f"measure pass {name}, {mode}")

@@ -1,13 +1,13 @@
 """Of many functions that are alike, some are measured for all.
 
 A model of 34 equal layers takes many minutes to measure whole. Functions are alike if their name,
-shapes, operations and bytes of weights are.
+shapes, operations, bytes of weights and load modes are.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgevlm.bundle.plan import Plan
@@ -19,19 +19,22 @@ from edgevlm.runtimes.residency.timings import FunctionTiming
 LEAST, ENOUGH_BYTES = 3, 128_000_000
 
 
-def samples_of(plan: Plan[Any], keys: Sequence[Key]) -> list[tuple[list[Key], list[Key]]]:
+def samples_of(
+    plan: Plan[Any], keys: Sequence[Key], modes: Mapping[str, tuple[str, ...]]
+) -> list[tuple[list[Key], list[Key]]]:
     """Groups of functions that are alike, each with those to measure, evenly spread.
 
     Args:
         plan: The manifest.
         keys: The functions of a pass.
+        modes: The load modes of each block, by its name.
     """
     groups: dict[object, list[Key]] = {}
     functions = {(b.name, f.name): (b, f) for b in plan.blocks for f in b.functions}
     for key in keys:
         block, function = functions[key]
         tensors = tuple((t.dtype, t.shape) for t in (*function.inputs, *function.outputs))
-        alike = function.name, block.weights_bytes, function.flops, tensors
+        alike = function.name, block.weights_bytes, function.flops, tensors, modes[block.name]
         groups.setdefault(alike, []).append(key)
     return [(keys, _spread(keys, functions[keys[0]][0].weights_bytes)) for keys in groups.values()]
 

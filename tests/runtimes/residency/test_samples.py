@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from edgevlm.bundle.functions import Function
+from edgevlm.runtimes.residency import measure
 from edgevlm.runtimes.residency.samples import samples_of, typical
 from edgevlm.runtimes.residency.timings import FunctionTiming
 
@@ -21,7 +22,13 @@ def plan_of(sizes, flops=()):
     ]
     for index in flops:
         blocks[index].functions = (replace(function, flops=2),)
-    return SimpleNamespace(blocks=blocks), [(block.name, "decode") for block in blocks]
+    keys = [(block.name, "decode") for block in blocks]
+    return SimpleNamespace(blocks=blocks, passes={"token": keys}), keys
+
+
+def modes_of(plan, shared=()):
+    """One load mode of each block, and a second one of some."""
+    return {b.name: ("private", *["shared"] * (b.name in shared)) for b in plan.blocks}
 
 
 def names(groups):
@@ -40,11 +47,47 @@ def names(groups):
     ],
 )
 def test_so_many_are_measured(sizes, measured):
-    assert names(samples_of(*plan_of(sizes))) == measured
+    plan, keys = plan_of(sizes)
+    assert names(samples_of(plan, keys, modes_of(plan))) == measured
 
 
 def test_other_operations_are_another_group():
-    assert names(samples_of(*plan_of([10**8] * 6, flops=[5]))) == [["b0", "b1", "b3"], ["b5"]]
+    plan, keys = plan_of([10**8] * 6, flops=[5])
+    assert names(samples_of(plan, keys, modes_of(plan))) == [["b0", "b1", "b3"], ["b5"]]
+
+
+def test_other_load_modes_are_another_group():
+    plan, keys = plan_of([10**8] * 6)
+    groups = samples_of(plan, keys, modes_of(plan, shared=("b0", "b1")))
+    assert names(groups) == [["b0", "b1"], ["b2", "b3", "b4"]]
+
+
+def test_groups_are_made_once_a_pass_for_all_load_modes(monkeypatch):
+    plan, keys = plan_of([10**8] * 6)
+    asked, grouped, rounds = [], [], {}
+    engine = SimpleNamespace(
+        load_modes=lambda block: asked.append(block) or ("private", "shared"),
+        prepare=lambda *key: None,
+    )
+
+    def timings(engine, keys, mode, step):
+        rounds[mode] = [name for name, _ in keys]
+        return [FunctionTiming(*key, mode, 1, 1.0, 1.0, 1.0, 1.0) for key in keys]
+
+    def samples(*given):
+        grouped.append(given[1])
+        return samples_of(*given)
+
+    monkeypatch.setattr(measure, "samples_of", samples)
+    monkeypatch.setattr(measure, "_timings", timings)
+    monkeypatch.setattr(measure, "_overlap_speeds", lambda *given: {})
+    found = measure.measure_functions(plan, engine)
+    assert grouped == [keys]
+    assert rounds == {"private": ["b0", "b2", "b4"], "shared": ["b0", "b2", "b4"]}
+    assert [(t.mode, t.block) for t in found.functions] == [
+        (mode, name) for mode in ("private", "shared") for name, _ in keys
+    ]
+    assert asked == [block.name for block in plan.blocks]
 
 
 def test_a_function_that_was_not_measured_takes_medians_and_the_most_bytes():
