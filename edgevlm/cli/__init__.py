@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgevlm.cli.shared import versions
-from edgevlm.cli.shared.output import printable, say
+from edgevlm.cli.shared.output import complain, printable
 from edgevlm.errors import EdgeVLMError, shortened
 from edgevlm.libraries import is_command
 
@@ -69,8 +69,7 @@ class _OneLineErrors(TyperGroup):
         except OSError as error:
             file = f": '{error.filename}'" if error.filename else ""
             message = f"{error.strerror or error}{file}"
-        # One line without control characters, as a name may come from a file.
-        say(f"edgevlm: {shortened(printable(' '.join(message.split())))}")
+        complain(message)
         raise typer.Exit(1)
 
 

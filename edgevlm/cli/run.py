@@ -5,6 +5,7 @@ The loop of a bundle's kind lists the options that it supports (`runtimes.loops.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ import typer
 from edgevlm.bundle.files import Bundle
 from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.default_bundle import KIND, default_bundle
-from edgevlm.cli.shared.output import answer, say
+from edgevlm.cli.shared.output import answer, complain, say
 from edgevlm.errors import InputError
 from edgevlm.runtimes import values
 from edgevlm.runtimes.loading import load_loop, loop_class
@@ -95,7 +96,7 @@ def main(
     Prints text as it is generated, then figures on stderr. With --json each answer, and each image
     of a bundle with embeddings, is one line.
     """
-    path, texts = _checked(context_, bundle, memory), _labels(labels)
+    path, texts, refused = _checked(context_, bundle, memory), _labels(labels), list[str]()
     loop = _announced(_listening(load_loop(path, engine, threads, memory, progress=say)))
     request = RunRequest(
         images=image or (),
@@ -107,8 +108,11 @@ def main(
         sampling=Sampling(temperature, top_p, seed),
         draft=draft,
         on_text=_stream(json),
+        on_refused=_noting(refused, json) if chat else None,
     )
     _show(loop.answers(request), json)
+    if refused:
+        raise typer.Exit(1)
 
 
 def _checked(context: typer.Context, bundle: str | None, memory: str | None) -> str | Path:
@@ -164,6 +168,8 @@ def _lines(path: Path) -> tuple[str, ...]:
 
 def _questions(prompt: str | None, chat: bool) -> Iterator[str]:
     """The prompt, or a line from stdin; in a chat further lines, each read in its turn."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text, with their line
     question = values.text("the question", prompt) if prompt is not None else _read("> ")
     while question is not None:
         yield question
@@ -182,6 +188,18 @@ def _path(bundle: str | None, memory: str | None) -> str | Path:
 def _stream(as_json: bool) -> Callable[[str], None]:
     """Prints text as it comes, where the result is no document."""
     return (lambda _: None) if as_json else (lambda text: print(text, end="", flush=True))
+
+
+def _noting(refused: list[str], as_json: bool) -> Callable[[InputError], None]:
+    """Says what is wrong with a question of a chat, and keeps it in `refused`."""
+
+    def note(cause: InputError) -> None:
+        refused.append(str(cause))
+        complain(str(cause))
+        if as_json:  # a line for each question
+            answer({"error": str(cause)}, "", as_json)
+
+    return note
 
 
 def _show(answers: Iterator[Answered], as_json: bool) -> None:
@@ -215,10 +233,7 @@ def _listening(loop: Loop) -> Loop:
 def _read(mark: str) -> str | None:
     """A line from stdin; None at the end or when it is empty."""
     say(mark, end="")
-    try:
-        line = sys.stdin.readline(MOST_LETTERS + 1)
-    except UnicodeDecodeError as cause:
-        raise InputError("the question is not valid UTF-8") from cause
+    line = sys.stdin.readline(MOST_LETTERS + 1)
     if len(line) > MOST_LETTERS:  # a device or a file without lines
         raise InputError(f"the question on stdin has more than {MOST_LETTERS:,} letters in a line")
-    return values.text("the question", line.strip()) or None
+    return line.strip() or None

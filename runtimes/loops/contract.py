@@ -29,6 +29,8 @@ class RunRequest:
         sampling: How tokens are chosen.
         draft: How tokens are drafted, see `drafts`.
         on_text: Called with each new part of the text.
+        on_refused: Called with what is wrong with a question, after which the next is asked; None
+            ends with it. Pictures that cannot be read always end the conversation.
     """
 
     images: Sequence[Path] = ()
@@ -40,6 +42,7 @@ class RunRequest:
     sampling: Sampling = Sampling()
     draft: str | None = None
     on_text: Callable[[str], None] = lambda _: None
+    on_refused: Callable[[InputError], None] | None = None
 
 
 class Answered(Protocol):

@@ -71,19 +71,37 @@ class TextLoop(VisionLoop):
     def answers(self, request: RunRequest) -> Iterator[Answer]:
         """An answer for each question, in one new conversation; see `contract.Loop`."""
         draft = None if request.draft is None else parse(request.draft, self.plan)
-        for index, question in enumerate(request.questions):
-            if index == 0:
-                self.reset()
-            first = index == 0
-            yield self.ask(
-                with_images(question, len(request.images) if first else 0),
-                self.visuals(request.images, request.video) if first else tuple,
-                request.max_new_tokens,
-                request.sampling,
-                request.on_text,
-                draft,
-                request.system if first else None,
-            )
+        self.reset()
+        if request.system is not None:
+            self._check_order(("",), request.system)  # before a question is typed
+        visuals, first = self.visuals(request.images, request.video), True
+        unreadable = list[InputError]()
+
+        def seen() -> Sequence[Visual]:
+            try:
+                return visuals()
+            except InputError as cause:
+                unreadable.append(cause)
+                raise
+
+        for question in request.questions:
+            try:
+                answer = self.ask(
+                    with_images(question, len(request.images) if first else 0),
+                    seen if first else tuple,
+                    request.max_new_tokens,
+                    request.sampling,
+                    request.on_text,
+                    draft,
+                    request.system if first else None,
+                )
+            except InputError as cause:
+                if request.on_refused is None or cause in unreadable:
+                    raise
+                request.on_refused(cause)
+                continue
+            yield answer
+            first = False
 
     def ask(
         self,
@@ -123,9 +141,10 @@ class TextLoop(VisionLoop):
         self.check_whole()
         started = time.perf_counter()
         self.start_turn()
-        full = f"the context of {self.plan.host.states.tokens} holds {self.length} already; export"
-        full += " with a larger --context"
         free = self.plan.host.states.tokens - self.length
+        shorter = "begin a new conversation" if self.length else "ask a shorter question"
+        full = f"the context of {self.plan.host.states.tokens} has room for {max(free - 1, 0)};"
+        full += f" {shorter}, or export with a larger --context"
         text = "".join([system or "", *(part or "" for part in parts)])
         check_length(self.tokenizer, text, free, full)
         encoded = visuals()

@@ -240,14 +240,45 @@ def test_a_wrong_input_is_one_line(run, exported, options, message):
     assert done.stdout == ""
 
 
+def test_a_wrong_line_of_a_chat_is_said_and_the_next_one_answered(run, exported, photo):
+    done = run(
+        "run", exported.bundle.path, "--image", photo, "--chat", "--json", "--max-new-tokens", "3",
+        stdin=f"{{image}} {{image}}?\nWhat is this?\n{'word ' * 2000}\nAnd this?\n",
+    )  # fmt: skip
+    first, second, third, fourth = [json.loads(line) for line in done.stdout.splitlines()]
+    assert first == {"error": "the prompt has {image} 2 times, and images are 1; give as many, or"
+                              " leave {image} out of the prompt"}  # fmt: skip
+    assert second["visual_tokens"] == 16  # the picture waits for a question
+    assert third["error"].startswith("the turn has more than ")
+    assert fourth["token_ids"]
+    errors = [line for line in done.stderr.splitlines() if "edgevlm: " in line]
+    assert [line.partition("edgevlm: ")[2] for line in errors] == [first["error"], third["error"]]
+    assert done.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(("--image", "no.jpg"), "no image at 'no.jpg'"), (("--system", " "), "the system prompt is")],
+)
+def test_what_no_line_can_mend_ends_a_chat(run, exported, options, message):
+    done = run("run", exported.bundle.path, *options, "--chat", stdin="What?\nAnd?\n")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.count(message) == 1
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_question_that_is_no_text(exported, command):
     # Bytes of stdin that are no UTF-8.
+    stdin = r"b'\xff\nWhat?\n'"
     done = command(
-        "run", exported.bundle.path, "--chat",
-        before="import io\nsys.stdin = io.TextIOWrapper(io.BytesIO(b'\\xff\\n'), 'utf-8')",
+        "run", exported.bundle.path, "--chat", "--max-new-tokens", "1",
+        before=f"import io\nsys.stdin = io.TextIOWrapper(io.BytesIO({stdin}), 'utf-8')",
     )  # fmt: skip
     assert done.code == 1
-    assert done.err == "> edgevlm: the question is not valid UTF-8\n"
+    wrong, answered, end = done.err.splitlines()
+    assert wrong == "> edgevlm: the prompt is not valid UTF-8"
+    assert answered.startswith("> 0 visual + ")
+    assert end == "> "
 
 
 def test_a_question_without_an_end_is_not_read_whole(exported, command):

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from edgevlm.bundle.documents import to_document
+from edgevlm.errors import shortened
 
 Step = Callable[[str], None]
 
@@ -22,6 +23,11 @@ def say(text: str, end: str = "\n") -> None:
     if sys.stderr is not None:  # `print` would take stdout
         with suppress(OSError, ValueError):
             print(text, end=end, file=sys.stderr, flush=True)
+
+
+def complain(message: str) -> None:
+    """Print an error on stderr: one line without control characters, as a name may be a file's."""
+    say(f"edgevlm: {shortened(printable(' '.join(message.split())))}")
 
 
 def answer(document: Any, text: str, as_json: bool) -> None:
