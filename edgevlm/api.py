@@ -166,9 +166,19 @@ class Model:
         on_text: Callable[[str], None] = lambda _: None,
         draft: str | None = None,
     ) -> Answer:
-        """A further turn of the conversation that `generate` began."""
+        """A further turn of the conversation that `generate` began, which is one text.
+
+        Raises:
+            InputError: If the text does not fit the context, or an argument has another type or is
+                out of range.
+        """
         with self._alone():
             loop = self._asked()
+            if isinstance(prompt, list | tuple):
+                raise InputError(
+                    f"the prompt of chat must be one text, got {type(prompt).__name__}; a list of"
+                    " texts and pictures begins a conversation, as the prompt of generate"
+                )
             return loop.ask(prompt, tuple, max_new_tokens, sampling, on_text, self._draft(draft))
 
     def embed(self, image: Picture) -> Embedded:

@@ -176,3 +176,10 @@ def test_a_further_turn_is_one_text(model):
     for prompt, system in ((["a", "b"], None), ("a", SYSTEM)):
         with pytest.raises(InputError, match=r"^a further turn is one text, and a system prompt"):
             model._loop.ask(prompt, system=system)
+
+
+@pytest.mark.parametrize("prompt", [["Why?"], [FLOWER], (b"Why?",), []])
+def test_a_list_is_no_prompt_of_a_chat(model, prompt):
+    got = type(prompt).__name__
+    with pytest.raises(InputError, match=rf"^the prompt of chat must be one text, got {got}; a"):
+        model.chat(prompt)
