@@ -158,14 +158,27 @@ def check_recurrent(
             "calibrate=size weighs tokens in attention, and this model has layers without, which"
             " are recurrent; leave it out"
         )
-    for layer in pruning.choosing if pruning else ():
-        if layer not in decoder.attending:
-            known = ", ".join(map(str, decoder.attending))
-            raise PlanError(
-                f"a method of site decoder chooses tokens by the attention of layer {layer}, which"
-                f" is recurrent and has none; let it choose by one of layers {known}, or take a"
-                " method of site tokens"
-            )
+    if pruning:
+        _check_choosing(pruning, decoder)
+
+
+def _check_choosing(pruning: Pruning, decoder: DecoderSpec) -> None:
+    """Refuse a choice by the attention of a recurrent layer, counted as in the method's options.
+
+    Raises:
+        PlanError: With the layers that can be given.
+    """
+    after = int(pruning.method.after)  # a layer after the one by which tokens are chosen
+    layer = next((at + after for at in pruning.choosing if at not in decoder.attending), None)
+    if layer is None:
+        return
+    known = [at + after for at in decoder.attending if 0 < at + after < len(decoder.caches)]
+    others = f"give layer {', '.join(map(str, known))} where the method has an option for it, or "
+    raise PlanError(
+        f"a method of site decoder lets tokens leave from layer {layer} on by the attention of"
+        f" {'the layer before' if after else 'that layer'}, which is recurrent and has none;"
+        f" {others * bool(known)}take a method of site tokens"
+    )
 
 
 def check_types(where: str, function: Any, options: Mapping[str, OptionValue]) -> None:

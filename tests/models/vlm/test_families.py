@@ -61,7 +61,7 @@ class Family:
 
 
 BOTH_WAYS = {"decoder": "^dart at site decoder needs .* picture or prompt see each other both ways"}
-RECURRENT = {"decoder": "attention of layer 0, which is recurrent"}
+RECURRENT = {"decoder": "leave from layer 1 on by the attention of the layer before, which is re"}
 ROUNDED = "its matrices are rounded to float16 at each call: logits 1.2e-3 to 2.5e-3 off"
 FOLDING = {"vision": "here they cannot: it folds windows of patches between them"}
 FOLDED = {"patches": True, "coreml": ROUNDED}

@@ -174,7 +174,11 @@ REFUSED = {
     ),
     "layer": (
         {"methods": ("fastv@decoder:tokens=8,layer=1",)},
-        r"by the attention of layer 0, which is recurrent .* by one of layers 1, 3, or take",
+        r"leave from layer 1 on by the attention of the layer before, which .*; give layer 2 where",
+    ),
+    "layer that comes next": (
+        {"methods": ("pyramiddrop@decoder:layers=2",)},
+        r"leave from layer 2 on by the attention of that layer, which .*; give layer 1, 3 where",
     ),
     "tiles": (
         {"tiles": (1, 2)},
