@@ -167,12 +167,12 @@ class Checkpoint:
         return isinstance(self.weights, NoWeights)
 
     def cut(self, layers: int | None) -> Checkpoint:
-        """This checkpoint with the first layers of its language model alone; None is all.
+        """This checkpoint with the first layers of its language model alone; all for None.
 
         Raises:
             PlanError: If it has fewer.
         """
-        if layers is None:
+        if layers in (None, self.config.get_text_config().num_hidden_layers):
             return self
         return replace(self, config=cut(self.config, layers), layers=layers)
 

@@ -179,6 +179,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     target = checked_target(recipe, QUANTIZED)
     backend = required_backend(recipe, target)
     checkpoint = checkpoint.cut(recipe.layers)
+    recipe = replace(recipe, layers=checkpoint.layers)  # all its layers are no trial
     description: Description = checkpoint.describe(recipe)
     check_heads(recipe, target, description.decoder)
     methods = choose_methods(recipe, description)

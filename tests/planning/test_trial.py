@@ -32,6 +32,12 @@ def test_a_trial_has_the_first_layers_alone(tiny_model, caplog):
         assert made.plan.stage(stage) == whole.plan.stage(stage)
 
 
+def test_all_layers_are_no_trial(tiny_model):
+    whole, made = planned(tiny_model), planned(tiny_model, layers=2)
+    assert made.notes == ()
+    assert made.plan == whole.plan  # whose bundle says nothing of a trial either
+
+
 def test_the_layers_are_those_of_the_model(tiny_model):
     whole, made = planned(tiny_model), planned(tiny_model, layers=1)
     rows = torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(0))
