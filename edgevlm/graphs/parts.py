@@ -100,13 +100,14 @@ class DecoderSpec:
         ropes: Inverse frequencies and scaling of the rotary tables; `LayerNumbers.table` counts
             them.
         table_scale: Factor of a row of the embedding table; visual tokens have none.
-        max_positions: The most positions that the model was made for.
+        max_positions: The most positions that are computed as the model does it.
         window: The fewest rows that the model's own cache keeps, where no mask says so; else None.
         levels: Layers to whose output the features of each of `EncoderParts.levels` are added, at
             the rows of visual tokens.
         mask: Who sees whom in a prompt, see `bundle.host.MASKS`.
         first_position: Position of the first token.
         per_layer: Numbers of a second table, or None.
+        beyond: What it does at more positions, where its config has more; empty where it has not.
     """
 
     width: int
@@ -120,6 +121,7 @@ class DecoderSpec:
     mask: str = "causal"
     first_position: int = 0
     per_layer: LayerRows | None = None
+    beyond: str = ""
 
     @property
     def rope(self) -> Rope:
@@ -150,7 +152,8 @@ class DecoderSpec:
             return self.window, (
                 f"sliding window of {self.window} tokens, beyond which it hides earlier ones"
             )
-        return self.max_positions, f"{self.max_positions} positions"
+        beyond = f", beyond which it {self.beyond}" if self.beyond else ""
+        return self.max_positions, f"{self.max_positions} positions{beyond}"
 
     def beside_causal(self, context: int) -> str:
         """What its layers do beside causal attention with one rotary table; empty for nothing.

@@ -33,12 +33,12 @@ def chunk_tokens(recipe: Recipe, prompt: int, single_call: bool, picture: int = 
         raise PlanError(
             f"chunk {chunk} is too short: with pruning in the decoder, or tokens that see later"
             f" ones, a prompt is one call, and one image and the chat format take {prompt} tokens;"
-            " give a larger --chunk"
+            f" give a --chunk of {prompt + 1} or more"
         )
     if chunk < picture:
         raise PlanError(
             f"chunk {chunk} is too short: the {picture} visual tokens of a picture see each other,"
-            " so that one call takes them; give a larger --chunk"
+            f" so that one call takes them; give a --chunk of {picture} or more"
         )
     return chunk
 
@@ -60,26 +60,21 @@ def context_tokens(
             tokens.
     """
     most, limit = decoder.most_rows
-    needed = prompt + 1
-    if picture and chunk < prompt + QUESTION_TOKENS:
-        needed = prompt + chunk  # a call may end early, before a picture
-    if recipe.speculate:
-        needed += QUESTION_TOKENS + recipe.speculate
+    needed, more = _needed(recipe, prompt, chunk, picture)
     context = recipe.context or min(max(prompt + ROOM_TOKENS, needed + 1), most)
     if context > most:
         raise PlanError(
             f"context {context} is more than the model's {limit}; give --context {most} or less"
         )
     if context <= needed:
-        if not recipe.context and needed >= most:
+        if needed >= most:
             raise PlanError(
-                f"one image and the chat format take {prompt} tokens, more than fit the model's"
-                f" {limit}; give fewer --tokens"
+                f"one image and the chat format take {prompt} tokens{more}, more than fit the"
+                f" model's {limit}; give fewer --tokens"
             )
-        more = ", and a checked answer some more" if recipe.speculate else ""
         raise PlanError(
-            f"context {context} is too short: one image and the chat format take"
-            f" {prompt} tokens{more}; give a larger --context or fewer --tokens"
+            f"context {context} is too short: one image and the chat format take {prompt} tokens"
+            f"{more}, expected {needed + 1} at least; give --context {needed + 1} or fewer --tokens"
         )
     if single_call:
         return min(max(context, chunk), most)
@@ -87,7 +82,10 @@ def context_tokens(
     if rounded > most:
         rounded -= chunk
     if rounded <= needed:
-        raise PlanError(f"chunk {chunk} does not fit the model's {limit}; give a smaller one")
+        raise PlanError(
+            f"chunk {chunk} does not fit: whole chunks within the model's {limit} are {rounded}"
+            f" tokens, expected {needed + 1} at least; give a smaller --chunk"
+        )
     return rounded
 
 
@@ -115,3 +113,14 @@ def check_layers(decoder: DecoderSpec, inside: str, chunk: int, context: int) ->
             f"all tokens of a prompt see each other, and layers with a window of {window} tokens"
             f" cannot say so for a call of {chunk}; give fewer --tokens or a --chunk of {window}"
         )
+
+
+def _needed(recipe: Recipe, prompt: int, chunk: int, picture: int) -> tuple[int, str]:
+    """Rows that a first turn takes at most, and what takes them beside the prompt."""
+    needed, more = prompt + 1, ""
+    if picture and chunk < prompt + QUESTION_TOKENS:
+        needed, more = prompt + chunk, f", and a call that ends early up to {chunk} more"
+    if recipe.speculate:
+        needed += QUESTION_TOKENS + recipe.speculate
+        more += ", and a checked answer some more"
+    return needed, more

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("torch")
@@ -33,10 +35,33 @@ def test_a_chunk_takes_a_picture_whole():
 
 
 def test_the_context_has_room_for_a_call_that_ends_early():
-    with pytest.raises(PlanError, match=r"^context 90 is too short"):
+    line = "take 60 tokens, and a call that ends early up to 32 more, expected 93 at least; give"
+    with pytest.raises(PlanError, match=rf"^context 90 is too short: .* {line} --context 93 or"):
         context_tokens(Recipe(context=90), 60, 32, spec("pictures"), False, picture=32)
     assert context_tokens(Recipe(context=90), 60, 32, spec(), False) == 96
-    assert context_tokens(Recipe(context=96), 60, 32, spec("pictures"), False, picture=32) == 96
+    assert context_tokens(Recipe(context=93), 60, 32, spec("pictures"), False, picture=32) == 96
+
+
+@pytest.mark.parametrize(("speculate", "least"), [(0, 62), (8, 102)])
+def test_a_short_context_is_told_the_least_that_would_do(speculate, least):
+    recipe = Recipe(context=20, speculate=speculate)
+    with pytest.raises(PlanError, match=rf"expected {least} at least; give --context {least} or"):
+        context_tokens(recipe, 60, 2, spec(), False)
+    assert context_tokens(replace(recipe, context=least), 60, 2, spec(), False) == least
+
+
+def test_a_chunk_that_leaves_too_little_of_the_model_is_told_so():
+    few = replace(spec(), max_positions=100)
+    line = "^chunk 64 does not fit: whole chunks within the model's 100 positions are 64 tokens, ex"
+    with pytest.raises(PlanError, match=line + "pected 82 at least; give a smaller --chunk$"):
+        context_tokens(Recipe(context=90), 80, 64, few, False)
+
+
+def test_a_prompt_beyond_the_model_is_told_so_whatever_the_context():
+    few = replace(spec(), max_positions=100)
+    for context in (None, 90):
+        with pytest.raises(PlanError, match="take 120 tokens, more than fit the model's 100 pos"):
+            context_tokens(Recipe(context=context), 120, 64, few, False)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ class LanguageModel:
         table_scale: Its config -> factor of a row of its embedding table.
         layer_rows: Its config -> numbers of its second table; None where it has none.
         positions: Its config -> the most positions that it computes as the layers here do.
+        beyond: What it does at more, where its config has more.
         numbers: Its config and a layer's index -> what that layer computes, windows and rotary
             tables left out.
         named: Its layer -> the same with Llama's names.
@@ -70,6 +71,7 @@ class LanguageModel:
     table_scale: Callable[[Any], float] = lambda text: 1.0
     layer_rows: Callable[[Any], LayerRows | None] = lambda text: None
     positions: Callable[[Any], int] = lambda text: int(text.max_position_embeddings)
+    beyond: str = ""
     numbers: Callable[[Any, int], LayerNumbers] = lambda text, layer: LayerNumbers()
     named: Callable[[Any], nn.Module] = lambda layer: layer
     cache: Callable[[Any, int, CacheSpec], CacheSpec | RecurrentSpec] = lambda text, at, rows: rows
@@ -135,7 +137,9 @@ DECODERS = {
     "mistral": LanguageModel("all"),
     "qwen2": LanguageModel("typed"),
     "qwen3": LanguageModel("typed", numbers=lambda text, layer: LayerNumbers(head_norms=True)),
-    "ministral3": LanguageModel("all", positions=_unscaled),
+    "ministral3": LanguageModel(
+        "all", positions=_unscaled, beyond="multiplies queries by a factor of their position"
+    ),
     "qwen2_5_vl_text": LanguageModel("typed", sections=(16, 24, 24)),
     "paddleocr_vl_text": LanguageModel(sections=(16, 24, 24)),
     "glm_ocr_text": LanguageModel(sections=(8, 12, 12), numbers=glm.numbers, named=glm.Layer),
@@ -199,6 +203,7 @@ def decoder_spec(text: Any, mask: str = "causal", plain: bool = False) -> Decode
     if mask == "causal" and getattr(text, "use_bidirectional_attention", False):
         raise PlanError("use_bidirectional_attention is not supported, only causal attention is")
     model, caches = DECODERS[text.model_type], _caches(text)
+    positions = model.positions(text)
     sections = () if plain else model.sections
     tables, table_of = ropes(text, sections, model.interleaved, model.partial)
     for cache, table in zip(caches, table_of, strict=True):
@@ -224,10 +229,11 @@ def decoder_spec(text: Any, mask: str = "causal", plain: bool = False) -> Decode
         layers=layers,
         ropes=tables,
         table_scale=model.table_scale(text),
-        max_positions=model.positions(text),
+        max_positions=positions,
         window=_cache_window(text),
         mask=mask,
         per_layer=model.layer_rows(text),
+        beyond=model.beyond if positions < text.max_position_embeddings else "",
     )
 
 

@@ -119,6 +119,18 @@ def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> A
     return inputs["pixel_values"]
 
 
+def notes(config: Any, description: Description) -> tuple[str, ...]:
+    """Where the context ends, if that is before the positions of config.json."""
+    decoder = description.decoder
+    if not decoder.beyond:
+        return ()
+    return (
+        f"the context has at most {decoder.max_positions:,} of the"
+        f" {config.text_config.max_position_embeddings:,} tokens of config.json: beyond them the"
+        f" model {decoder.beyond}",
+    )
+
+
 def _grid(config: Any, image: ImageSpec) -> PatchGrid:
     side = config.vision_config.patch_size
     return PatchGrid(image.height // side, image.width // side, config.spatial_merge_size)

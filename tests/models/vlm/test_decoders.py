@@ -13,6 +13,7 @@ transformers = pytest.importorskip("transformers")
 
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.models.shared.llama import DECODERS, decoder_spec  # noqa: E402
+from edgevlm.models.vlm import mistral3  # noqa: E402
 from edgevlm.planning.calls import context_tokens  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
@@ -132,5 +133,13 @@ def test_a_context_beyond_the_positions_at_which_ministral_3_scales_queries_is_r
     yarn["original_max_position_embeddings"] = 1024
     decoder = decoder_spec(text_config("ministral3", rope_parameters=yarn))
     assert context_tokens(Recipe(context=1024), 80, 64, decoder, False) == 1024
-    with pytest.raises(PlanError, match=r"^context 1025 is more than the model's 1024 positions"):
+    with pytest.raises(PlanError, match="1024 positions, beyond which it multiplies queries"):
         context_tokens(Recipe(context=1025), 80, 64, decoder, False)
+    named = SimpleNamespace(text_config=SimpleNamespace(max_position_embeddings=4096))
+    (note,) = mistral3.notes(named, SimpleNamespace(decoder=decoder))
+    assert note == (
+        "the context has at most 1,024 of the 4,096 tokens of config.json: beyond them the model"
+        " multiplies queries by a factor of their position"
+    )
+    plain = decoder_spec(text_config("ministral3"))
+    assert mistral3.notes(named, SimpleNamespace(decoder=plain)) == ()
