@@ -146,6 +146,8 @@ def ropes(tables: Sequence[Rope], layers: Sequence[int], head_sizes: Sequence[in
     known = len(layers) == count and all(0 <= index < len(tables) for index in layers)
     said = shown(str(list(layers)))
     expect(known, f"host.layer_ropes is {said} for {count} layers and {len(tables)} tables")
+    used = len({*layers})
+    expect(used == len(tables), f"host.ropes has {len(tables)} tables, of which layers have {used}")
     for layer, (index, size) in enumerate(zip(layers, head_sizes, strict=True)):
         expect(
             size == 0 or tables[index].size <= size,

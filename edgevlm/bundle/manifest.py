@@ -51,6 +51,7 @@ def read_manifest(folder: Path) -> Plan[Any]:
     _check_files(folder, plan)
     kind = KINDS.load(plan.kind)
     _check_requires(plan)
+    _check_sites(plan)
     kind.check(plan)
     _check_tensors(plan)
     _check_blocks(plan, kind)
@@ -132,6 +133,12 @@ def _check_requires(plan: Plan[Any]) -> None:
     good = all(0 < len(text) <= LONGEST_REQUIRED and text.isprintable() for text in texts)
     good = good and len({name for name, _ in pairs}) == len(pairs) <= MOST_REQUIRED
     expect(good, "requires.versions must be a few different names, each with a short version")
+
+
+def _check_sites(plan: Plan[Any]) -> None:
+    """Check that each site is named once."""
+    names = [site.site for site in plan.sites]
+    expect(len({*names}) == len(names), f"sites has {len(names)} entries, expected each site once")
 
 
 def _check_tensors(plan: Plan[Any]) -> None:

@@ -45,6 +45,11 @@ def at(document, block, function="prefill"):
     return next(f for f in made["functions"] if f["name"] == function)
 
 
+def state(document):
+    """The first kind of state of a manifest."""
+    return document["host"]["states"]["kinds"][0]
+
+
 def without(document, stage):
     document["blocks"] = [b for b in document["blocks"] if b["stage"] != stage]
 
@@ -113,6 +118,12 @@ EDITS = {
     # Numbers of the host.
     "no layers": (put("host.states.layers", []), "host.states.layers has 0 layers"),
     "unknown state": (put("host.states.layers", [0, 1]), "host.states.layers is '[0, 1]' for 1 kinds"),
+    "unused states": (lambda d: d["host"]["states"]["kinds"].extend([dict(state(d), dtype="f16")] * 5000), "host.states has 5001 kinds, of which layers have 1, expected all"),
+    "a state twice": (lambda d: (d["host"]["states"]["kinds"].append(state(d)), put("host.states.layers", [0, 1])(d)), "host.states.kinds has a kind twice"),
+    "unused tables": (lambda d: d["host"]["ropes"].extend(d["host"]["ropes"] * 5000), "host.ropes has 5001 tables, of which layers have 1"),
+    "a site twice": (lambda d: d["sites"].extend([dict(d["sites"][0], site="vision")] * 5000), "sites has 5001 entries, expected each site once"),
+    "a stop token twice": (lambda d: d["host"]["stop_ids"].extend([5] * 5000), "host.stop_ids is '["),
+    "a stop token that is no word": (put("host.stop_ids", [10**6]), "host.stop_ids is '[1000000]', expected words, each once"),
     "negative": (put("host.states.kinds.0.shapes", [[1, -2, 8, 8]] * 2), "host.states.kinds[0].shapes is '[[1, -2, 8, 8], [1, -2, 8, 8]]', expected a few"),
     "no array": (put("host.states.kinds.0.shapes", []), "host.states.kinds[0].shapes is '[]', expected a few"),
     "keys alone": (put("host.states.kinds.0.shapes", [[1, 2, 8, 8]]), "host.states.kinds[0].shapes is '[[1, 2, 8, 8]]', expected keys and values"),

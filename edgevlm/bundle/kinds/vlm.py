@@ -236,8 +236,8 @@ def check(plan: VlmPlan) -> None:
     checks.choice("host.mask", host.mask, MASKS)
     first = host.first_position
     expect(0 <= first <= MOST_FIRST, f"host.first_position is {shown(first)}, expected 0 to 2^20")
-    known = f"host.carried is {shown(host.carried)}, expected prompt, vision or nothing"
-    expect(host.carried in CARRIED, known)
+    carried = f"host.carried is {shown(host.carried)}, expected prompt, vision or nothing"
+    expect(host.carried in CARRIED, carried)
     checks.image(host.image)
     checks.encoder(host.encoder)
     checks.embedding(host.embedding, plan.files)
@@ -255,6 +255,9 @@ def check(plan: VlmPlan) -> None:
     total = host.image.views * host.encoder.view_tokens
     checks.places(host.layout, total, host.visual_tokens, host.states.tokens)
     expect(host.vocabulary <= host.embedding.rows, "host.vocabulary is more than embedding.rows")
+    stops = list(host.stop_ids)
+    known = stops == sorted({*stops}) and all(0 <= stop < host.vocabulary for stop in stops)
+    expect(known, f"host.stop_ids is {shown(str(stops))}, expected words, each once, ascending")
     _check_calls(host)
     checks.levels(host.levels, host.encoder, host.embedding.columns, len(host.states.layers))
     expect(

@@ -193,6 +193,10 @@ def check(states: States) -> None:
     known = all(0 <= index < len(states.kinds) for index in states.layers)
     said = shown(str(list(states.layers)))
     expect(known, f"host.states.layers is {said} for {len(states.kinds)} kinds")
+    count, used = len(states.kinds), {*states.layers}
+    each = f"host.states has {count} kinds, of which layers have {len(used)}, expected all"
+    expect(len(used) == count, each)
+    expect(len({*states.kinds}) == count, "host.states.kinds has a kind twice")
     for index, state in enumerate(states.kinds):
         _check_state(state, states.tokens, f"host.states.kinds[{index}]")
     for layer, state in enumerate(states.each):
