@@ -20,6 +20,7 @@ from edgevlm.graphs.layers import scaled
 from edgevlm.graphs.parts import ModelParts
 from edgevlm.libraries import bounded_threads
 from edgevlm.models.checkpoint import Checkpoint, find
+from edgevlm.models.quiet import without_kernel_advice
 from edgevlm.models.weights.paging import KEPT_BYTES
 from edgevlm.planning.plan import make_plan
 from edgevlm.planning.vlm import VlmPlanned
@@ -121,6 +122,7 @@ class PyTorchAnswerer:
         self._forget()
 
     @torch.no_grad()
+    @without_kernel_advice()
     def ask(self, prompt: str, follow_up: bool) -> Reply:
         """Answer greedily; see `Answerer`."""
         layout, plan = self._plan.host.layout, self._plan
@@ -134,8 +136,8 @@ class PyTorchAnswerer:
         room = context - length - len(turn.rows)
         if room < 1:
             raise InputError(
-                f"the turn has {len(turn.rows)} tokens, the context of {context} holds"
-                f" {length} already"
+                f"the turn has {len(turn.rows)} tokens, the context of {context} has room for"
+                f" {max(context - length - 1, 0)}; give a larger --context"
             )
         if not follow_up:
             turn = self._keep_prefix(turn)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from edgevlm.libraries import silent
+
+KERNELS = "transformers.integrations.hub_kernels"  # the logger of what follows
+SLOWER = "is falling back to its reference PyTorch implementation"
 
 
 @contextmanager
@@ -26,3 +30,21 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
         if bars is not None:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = bars
+
+
+@contextmanager
+def without_kernel_advice() -> Iterator[None]:
+    """Run a model of transformers inside the body, of which its reference is what is asked for.
+
+    Of recurrent layers it advises packages for a GPU, once for each of their functions.
+    """
+    logger = logging.getLogger(KERNELS)
+    logger.addFilter(_other_than_advice)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_other_than_advice)
+
+
+def _other_than_advice(record: logging.LogRecord) -> bool:
+    return SLOWER not in record.getMessage()

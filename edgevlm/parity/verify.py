@@ -24,6 +24,7 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import BundleError, RecipeError
 from edgevlm.models.checkpoint import find
+from edgevlm.models.quiet import without_kernel_advice
 from edgevlm.models.weights.paging import KEPT_BYTES
 from edgevlm.parity.calls import BlockCalls
 from edgevlm.parity.verification import Verification
@@ -99,7 +100,7 @@ def verify_model(
             bundle alone, so that an export builds nothing.
     """
     driver = importlib.import_module(f"{__package__}.{bundle.plan.kind}")
-    with torch.no_grad():
+    with torch.no_grad(), without_kernel_advice():
         calls = BlockCalls(bundle, planned, parts, progress, engine, as_run)
         result: Verification = driver.verify(calls, model, photos)
     return result

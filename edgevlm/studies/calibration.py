@@ -21,6 +21,7 @@ from edgevlm.evaluation.pytorch import TableRows, question_plan
 from edgevlm.graphs.parts import EncoderParts
 from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.checkpoint import find
+from edgevlm.models.quiet import without_kernel_advice
 from edgevlm.models.weights.paging import KEPT_BYTES
 from edgevlm.planning.plan import make_plan
 from edgevlm.planning.vlm import VlmPlanned
@@ -194,7 +195,7 @@ def calibrate_method(
             f"calibration of '{choice.name}' runs an encoder's layers one by one, and those of"
             f" '{recipe.model}' take tables of the picture's grid, which it does not give them"
         )
-    with torch.no_grad():
+    with torch.no_grad(), without_kernel_advice():
         found = function(pictures, progress, **options)
     result = replace(choice, options=tuple(found.options.items()))
     return MethodCalibration(recipe.model, str(result), source, pictures.seen, found.measured)
