@@ -30,6 +30,7 @@ def made(name: str, out: Path, *more: str) -> Path:
     """The folder of the preset `name`, just written."""
     done = make("--like", name, out, *more)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no advice of libraries
     return out
 
 

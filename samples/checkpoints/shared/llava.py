@@ -1,8 +1,20 @@
 """What checkpoints of the LLaVA families share."""
 
+# ruff: noqa: C408
+
 from __future__ import annotations
 
 from tokenizers import Tokenizer
+
+from checkpoints.shared.files import generation_ids, image_processor, vlm_config, vlm_files
+from checkpoints.shared.presets import CLIP_MEAN, CLIP_STD, LLAMA_TEXT, TINY_TEXT, TINY_VISION
+from checkpoints.shared.words import LLAMA_SPECIAL, llama_tokenizer
+
+# CLIP and Llama, tiny.
+TINY = dict(dtype="float32",
+    vision=TINY_VISION | dict(num_hidden_layers=3, image_size=56, patch_size=7,
+        hidden_act="quick_gelu"),
+    text=LLAMA_TEXT | TINY_TEXT)  # fmt: skip
 
 
 def published(name: str) -> str:
@@ -24,3 +36,46 @@ def image_and_projector(tokenizer: Tokenizer) -> dict:
 def pinpoints(grids: list[tuple[int, int]], size: int) -> list[list[int]]:
     """Grids of tiles (rows, columns) as config.json has them: [height, width] in pixels."""
     return [[rows * size, columns * size] for rows, columns in grids]
+
+
+def llama(preset: dict) -> Tokenizer:
+    """Llama's tokenizer."""
+    return llama_tokenizer(preset)
+
+
+def clip_config(name: str, family: str, preset: dict, tokenizer: Tokenizer) -> dict:
+    """config.json over CLIP, without what the family says of its feature layers."""
+    vision = {"model_type": "clip_vision_model", **preset["vision"]}
+    config = vlm_config(name, family, preset, dict(preset["text"]), vision)
+    return config | image_and_projector(tokenizer)
+
+
+def clip_files(preset: dict, config: dict, chat: str) -> dict[str, dict | str]:
+    """The other files of a LLaVA over CLIP and Llama.
+
+    Args:
+        preset: The sizes.
+        config: config.json.
+        chat: The chat template.
+    """
+    text, vision = config["text_config"], preset["vision"]
+    size = vision["image_size"]
+    image = image_processor("CLIP", "Llava") | {
+        "resample": 3,  # BICUBIC
+        "do_pad": False,
+        "do_center_crop": True,
+        "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+    }
+    processor = {
+        "image_token": "<image>",
+        "vision_feature_select_strategy": "default",
+        "patch_size": vision["patch_size"],
+        "num_additional_image_tokens": 1,
+    }
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    special |= {"pad_token": "<pad>", "unk_token": "<unk>"}
+    generation, extra = generation_ids(text), LLAMA_SPECIAL[3:]
+    return vlm_files("Llava", text, image, processor, special, extra, generation, chat)

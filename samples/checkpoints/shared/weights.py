@@ -30,6 +30,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
+from edgevlm.models.quiet import quiet
+
 GAINS = {"q_proj": 1.4, "k_proj": 1.4, "v_proj": 1.5, "o_proj": 1.5, "out_proj": 1.5,
          "gate_proj": 1.5, "up_proj": 1.0, "down_proj": 1.0, "fc1": 1.5, "fc2": 1.0,
          "patch_embedding": 3.0, "modality_projection": 1.0,
@@ -82,8 +84,8 @@ class Weights:
             rows = min(rows_per_chunk, shape[0] - start)
             numbers = generator.standard_normal((rows, row), dtype=np.float32) * np.float32(std)
             if layer in ("embed_tokens", "lm_head"):
-                quiet = [i - start for i in self.tokenizer.get_added_tokens_decoder()]
-                numbers[[i for i in quiet if 0 <= i < rows]] *= 0.25
+                special = [i - start for i in self.tokenizer.get_added_tokens_decoder()]
+                numbers[[i for i in special if 0 <= i < rows]] *= 0.25
                 numbers[max(0, self.tokenizer.get_vocab_size() - start) :] = 0
             yield numbers.reshape(-1)
 
@@ -116,7 +118,7 @@ def parameter_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     parts = {name: dict(config[name]) for name in ("text_config", "vision_config")}
     speaks = config["architectures"][0].endswith("ForConditionalGeneration")
     auto = AutoModelForImageTextToText if speaks else AutoModel
-    with torch.device("meta"):
+    with quiet(), torch.device("meta"):
         model = auto.from_config(AutoConfig.for_model(**config | parts))
     saved = [(name, b) for name, b in model.named_buffers() if name in model.state_dict()]
     return {name: tuple(p.shape) for name, p in (*model.named_parameters(), *saved)}
