@@ -18,6 +18,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,7 @@ def require_torch() -> None:
         raise RuntimeLoadError(needs("this step", both, "onnx")) from cause
     if torch.get_num_threads() > processors():
         torch.set_num_threads(processors())  # PyTorch does not see a quota
-    if _COMMAND:
+    if _ALONE.get():
         from transformers.utils import import_utils
 
         for name in _FOR_TRAINING:
@@ -236,20 +237,25 @@ def require_torch() -> None:
                 setattr(owner, name, _absent)
 
 
-def is_command() -> None:
-    """Say that this process is that of the `edgevlm` command, and transformers ours alone.
+@contextmanager
+def process_alone() -> Iterator[None]:
+    """Inside the body this process is that of a command, and transformers ours alone.
 
-    It then imports neither SciPy, for losses of detectors, nor torch's distributed tensors: a
-    seventh of the time of a plan.
+    `require_torch` then keeps transformers from importing SciPy, for losses of detectors, and
+    torch's distributed tensors: a seventh of the time of a plan.
     """
-    _COMMAND.append(None)
+    before = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(before)
 
 
 def _absent() -> bool:
     return False
 
 
-_COMMAND = list[None]()
+_ALONE = ContextVar("alone", default=False)
 _FOR_TRAINING = ("is_scipy_available", "is_torch_distributed_available")
 
 

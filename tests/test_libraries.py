@@ -192,11 +192,10 @@ def test_a_command_leaves_out_what_only_training_needs(monkeypatch):
     pairs = [(owner, name) for owner in owners for name in libraries._FOR_TRAINING]
     for owner, name in pairs:
         monkeypatch.setattr(owner, name, lambda: True)
-    monkeypatch.setattr(libraries, "_COMMAND", [])
     libraries.require_torch()
     assert all(getattr(*pair)() for pair in pairs)  # whoever imports us may train
-    libraries.is_command()
-    libraries.require_torch()
+    with libraries.process_alone():
+        libraries.require_torch()
     assert not any(getattr(*pair)() for pair in pairs)
 
 

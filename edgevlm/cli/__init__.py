@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from edgevlm.cli.shared import versions
 from edgevlm.cli.shared.output import complain, printable
 from edgevlm.errors import EdgeVLMError, shortened
-from edgevlm.libraries import is_command
+from edgevlm.libraries import process_alone
 
 COMMANDS = (
     "export",
@@ -118,12 +118,12 @@ def _open_streams() -> None:
 def main() -> None:
     """Entry point of the `edgevlm` command."""
     _open_streams()
-    is_command()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
             errors="replace"
         )  # an answer may have letters that the terminal's encoding lacks
     try:
-        app()
+        with process_alone():
+            app()
     finally:
         gc.freeze()  # else Python walks all objects of torch once more, for a second

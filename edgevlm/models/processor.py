@@ -17,6 +17,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -128,10 +129,15 @@ def load_images(checkpoint: Checkpoint) -> Any:
 
 def missing_library(checkpoint: Checkpoint) -> str:
     """The library that the checkpoint's image processor needs and that is not here, or nothing."""
+    return _missing_for(checkpoint.model_type)
+
+
+@cache
+def _missing_for(model_type: str) -> str:
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
     from transformers.utils import is_torchvision_available
 
-    forms = IMAGE_PROCESSOR_MAPPING_NAMES.get(checkpoint.model_type, {})
+    forms = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {})
     alone = "torchvision" in forms and "pil" not in forms
     return "torchvision" if alone and not is_torchvision_available() else ""
 
