@@ -187,3 +187,29 @@ def test_targets_agree_with_pytorch(preset, tmp_path, run, name, target):
     bundle = tmp_path / "tiny.edgevlm"
     assert export(recipe, bundle).verification.ok
     assert "by the generic path" in run("inspect", bundle).stdout
+
+
+def test_a_plan_traces_the_encoder_once_and_loads_its_processor_once(preset, monkeypatch):
+    calls = []
+    for name in ("traced", "_processor"):
+        own = getattr(family, name)
+        counted = lambda *given, name=name, own=own: calls.append(name) or own(*given)  # noqa: E731
+        monkeypatch.setattr(family, name, counted)
+    made = planned(str(preset("tiny-vipllava")))
+    assert made.parts(made.checkpoint.empty_model()).encoder.spec.patches == 64
+    assert len(made.notes) == 1
+    assert sorted(calls) == ["_processor", "traced"]
+
+
+def test_what_an_encoder_raises_is_said_in_words():
+    """Idefics 2 has pictures of five dimensions."""
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.AutoConfig.for_model("idefics2")
+    for part in (config.vision_config, config.text_config):
+        for key, value in small.items():
+            setattr(part, key, value)
+    with pytest.raises(PlanError) as error:
+        traced(built(family.AUTO_CLASS, config).eval(), 64, 64)
+    assert str(error.value) == (
+        "get_image_features does not run on pixel_values [1, 3, 64, 64] alone"
+    )

@@ -41,7 +41,7 @@ def traced(empty: Any, height: int, width: int) -> ExportedProgram:
         width: The same.
 
     Raises:
-        PlanError: If the model asks for more than pixels.
+        PlanError: If the model asks for more than pixels, or does not run on them.
         TraceError: If the graph breaks a rule.
     """
     module = Features(empty)
@@ -56,8 +56,13 @@ def traced(empty: Any, height: int, width: int) -> ExportedProgram:
     if beside:
         raise PlanError(f"get_image_features asks for {', '.join(beside)} beside pixel_values")
     pixel_values = torch.zeros(1, 3, height, width, device="meta")
-    with torch.no_grad():
-        program = torch.export.export(module, (pixel_values,), strict=False)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module, (pixel_values,), strict=False)
+    except Exception as cause:  # transformers' own code raises anything
+        raise PlanError(
+            f"get_image_features does not run on pixel_values [1, 3, {height}, {width}] alone"
+        ) from cause
     trace.check(program, "get_image_features")
     return program
 

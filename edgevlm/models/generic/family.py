@@ -12,7 +12,7 @@ its layers are refused; visual tokens are a row, for no config says in which gri
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,20 @@ KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
 WHOLE = "the generic path takes the encoder as one piece"
 
 
-def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Description:
+@dataclass(frozen=True)
+class Traced(Description):
+    """A description with what was found out on the way to it.
+
+    Attributes:
+        encoder_trace: Of `get_image_features` for the view, without weights.
+        exact: Whether our view is that of the processor whatever a picture's shape.
+    """
+
+    encoder_trace: Any = field(default=None, compare=False, repr=False)
+    exact: bool = True
+
+
+def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Traced:
     """Numbers of a checkpoint of any type; see `Description`.
 
     Raises:
@@ -51,16 +64,17 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     check_one_view(recipe, shown(config.model_type))
     with explained(config, KIND):
         decoder, own = decoder_spec(config.get_text_config()), _processor(config)
-        image, _ = one_view(own)
+        image, exact = one_view(own)
         empty = built(AUTO_CLASS, config).eval()
-        tokens, width = features_shape(traced(empty, image.height, image.width))
+        trace = traced(empty, image.height, image.width)
+        tokens, width = features_shape(trace)
         if width != decoder.width:
             raise PlanError(
                 f"its encoder gives {width} channels, its language model reads {decoder.width}"
             )
         mark = str(own.tokenizer.convert_ids_to_tokens(config.image_token_id))
         items = _items(own, image, mark, tokens)
-    return Description(
+    return Traced(
         image=image,
         view_tokens=tokens,
         shape=VisualShape(((1, tokens),), width),
@@ -70,19 +84,20 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         reduced_image=items,
         placeholder=own.image_token,
         visual_token=mark if mark != own.image_token else "",
+        encoder_trace=trace,
+        exact=exact,
     )
 
 
-def parts(model: Any, description: Description) -> ModelParts:
+def parts(model: Any, description: Traced) -> ModelParts:
     """Static modules over the weights of `model`; see `ModelParts`.
 
     Raises:
         PlanError: If its language model or its head is not as transformers has them.
     """
-    image, spec = description.image, description.encoder
+    spec = description.encoder
     with explained(model.config, KIND):
-        empty = built(AUTO_CLASS, model.config).eval()
-        encoder = over(traced(empty, image.height, image.width), model)
+        encoder = over(description.encoder_trace, model)
         head, language_model = model.get_output_embeddings(), model.get_decoder()
         if head.bias is not None:
             raise PlanError("its output head has a bias")
@@ -129,15 +144,14 @@ def shown(model_type: str) -> str:
     return f"{model_type}, by the generic path"
 
 
-def notes(config: Any, description: Description) -> tuple[str, ...]:
+def notes(config: Any, description: Traced) -> tuple[str, ...]:
     """What a reader of a plan must know."""
     first = (
         f"generic path: '{config.model_type}' has no family file; its encoder is one block, and the"
         " verification of an export says whether the rest is as in transformers"
     )
-    with explained(config, KIND):
-        image, exact = one_view(_processor(config))
-    if exact:
+    image = description.image
+    if description.exact:
         return (first,)
     return first, (
         f"a picture is stretched to {image.width}x{image.height} pixels; of one that is not square"
