@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from family_facts.plans import Facts, facts
+from family_facts.plans import LAYERS, TILES, Facts, facts
 from family_facts.records import Record, read_records
 from family_facts.types import Outcome, outcomes
 
@@ -21,7 +21,6 @@ from edgevlm.models.shared.llama import DECODERS
 from edgevlm.registry import TARGETS
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
-TILES = "only with tiles"
 HEAD = """\
 # Families
 
@@ -41,9 +40,13 @@ without a number of its own has no true size there.
 METHODS = """\
 ## Methods
 
-Plans of the tiny presets: each method at its site, at a quarter or half of the tokens. Families
-with the same answers share a column. `yes` is taken, `tiles` only with a grid of tiles, and a
-number is the reason below.
+Plans of the tiny presets: each method at its site, at a quarter (site tokens) or half of the
+tokens, at site decoder from layer 1 on where it has an option for layers. Families with the same
+answers share a column. `yes` is taken, `tiles` only with a grid of tiles, `layers` only from
+another layer on, and a number is the reason below. Where a language model has recurrent layers
+({recurrent}), a method of site decoder is taken if a layer that attends chooses: that goes by the
+method's layers, by the depth of the model, and where a method has no option for layers (`aim`), or
+rounds few tokens to as many as before, by `--tokens` too.
 
 """
 MEASURED = """\
@@ -74,7 +77,7 @@ def page(families: Sequence[Facts], records: Sequence[Record], types: Sequence[O
     """The whole page."""
     decoders = ", ".join(f"`{name}`" for name in DECODERS)
     return "\n".join(
-        [HEAD + SIZES + sizes(families), targets(families), METHODS + methods(families),
+        [HEAD + SIZES + sizes(families), targets(families), methods(families),
          measured(records), OTHER.format(decoders=decoders) + other(types)]
     )  # fmt: skip
 
@@ -106,21 +109,24 @@ def targets(families: Iterable[Facts]) -> str:
 
 
 def methods(families: Sequence[Facts]) -> str:
-    """Methods x families, and the reasons."""
-    columns: dict[tuple[str, ...], list[str]] = {}
-    families = [family for family in families if not family.unasked]
+    """What is asked, methods x families, and the reasons."""
+    asked = [family for family in families if not family.unasked]
+    names, columns = list(asked[0].methods), dict[tuple[str, ...], list[str]]()
     for family in families:
-        columns.setdefault(tuple(family.methods.values()), []).append(family.name)
-    reasons = dict.fromkeys(r for column in columns for r in column if r not in ("", TILES))
-    numbers = {"": "yes", TILES: "tiles"} | {r: str(i) for i, r in enumerate(reasons, 1)}
+        # Of a family whose library is missing nothing was asked.
+        answers = family.methods if not family.unasked else dict.fromkeys(names, family.unasked)
+        columns.setdefault(tuple(answers.values()), []).append(family.name)
+    words = {"": "yes", TILES: "tiles", LAYERS: "layers"}
+    reasons = dict.fromkeys(r for column in columns for r in column if r not in words)
+    numbers = words | {r: str(i) for i, r in enumerate(reasons, 1)}
     heads = ["method", *(", ".join(names) for names in columns.values())]
-    names = list(families[0].methods)
     rows = [
         (f"`{name}`", *(numbers[column[index]] for column in columns))
         for index, name in enumerate(names)
     ]
     listed = "\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, 1))
-    return f"{table(heads, rows)}\n{listed}\n"
+    recurrent = ", ".join(family.name for family in families if family.recurrent)
+    return f"{METHODS.format(recurrent=recurrent)}{table(heads, rows)}\n{listed}\n"
 
 
 def measured(records: Iterable[Record]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from checkpoints.shared.weights import parameter_shapes
 from make_checkpoint import PRESETS, write_file
@@ -22,6 +23,7 @@ from edgevlm.recipe import Recipe
 from edgevlm.registry import FAMILIES, METHODS, TARGETS
 
 TINY = "tiny-"
+TILES, LAYERS = "only with tiles", "only from another layer on"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Facts:
         methods: NAME@SITE -> why it is refused; empty where it is not.
         targets: Target -> why it is refused; empty where it is not.
         unasked: Why no plan could be asked here; empty where one could.
+        recurrent: Whether layers of its language model are.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Facts:
     methods: dict[str, str]
     targets: dict[str, str]
     unasked: str = ""
+    recurrent: bool = False
 
 
 def facts(folder: Path) -> Iterator[Facts]:
@@ -78,11 +82,20 @@ def facts(folder: Path) -> Iterator[Facts]:
             checkpoint = written(folder / tiny, tiny, module, tokenizer)
             checkpoint.describe(Recipe(model=checkpoint.model))
         except ModelError as cause:  # of a library that its encoder needs
-            yield Facts(name, kind, tiny, (), {}, {}, str(cause).partition(";")[0])
+            yield Facts(name, kind, tiny, (), {}, {}, why_unasked(str(cause)))
             continue
         sizes = tuple(_sizes(name, folder, module, tokenizer))
         targets = {target: _refusal(checkpoint, target) for target in TARGETS.names()}
-        yield Facts(name, kind, tiny, sizes, dict(_methods(checkpoint)), targets)
+        decoder = getattr(_described(checkpoint), "decoder", None)
+        recurrent = decoder is not None and decoder.recurrent
+        answers = dict(_methods(checkpoint))
+        yield Facts(name, kind, tiny, sizes, answers, targets, recurrent=recurrent)
+
+
+def why_unasked(reason: str) -> str:
+    """Why no plan could be asked: without the checkpoint's folder, and without what to do."""
+    named = re.sub(r"^'[^']*':? ", "", reason)
+    return f"not asked: {named.partition(';')[0]}"
 
 
 def written(folder: Path, preset: str, module: ModuleType, tokenizer: Tokenizer) -> Checkpoint:
@@ -117,17 +130,34 @@ def _methods(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
 
 
 def method_refusal(checkpoint: Checkpoint, name: str, site: str) -> str:
-    """Why a plan refuses a method, without its name; empty where one of its grids takes it."""
+    """Why a plan refuses a method, without its name; empty where it takes it.
+
+    Where another grid of tiles is taken, or at site decoder another layer, that is said instead.
+    """
     first = ""
-    for tiles in ((1, 1), (2, 2)):
+    for tiles, layer, only in _variants(checkpoint, site):
         try:
-            recipe = _recipe(checkpoint, name, site, tiles)
+            recipe = _recipe(checkpoint, name, site, tiles, layer)
             make_plan(recipe, checkpoint)
         except EdgeVLMError as cause:
             first = first or unnamed(str(cause), name, site)
         else:
-            return "" if tiles == (1, 1) else "only with tiles"
+            return only
     return first
+
+
+def _variants(checkpoint: Checkpoint, site: str) -> Iterator[tuple[tuple[int, int], int, str]]:
+    """Grids of tiles and layers to try, with what is said where one is the first that is taken."""
+    yield (1, 1), 1, ""
+    yield (2, 2), 1, TILES
+    if site == "decoder" and hasattr(described := _described(checkpoint), "decoder"):
+        # Tokens are chosen by a layer that attends, which not all do.
+        for layer in range(2, len(described.decoder.layers) * described.decoder.recurrent):
+            yield (1, 1), layer, LAYERS
+
+
+def _described(checkpoint: Checkpoint, tiles: tuple[int, int] = (1, 1)) -> Any:
+    return checkpoint.describe(Recipe(model=checkpoint.model, tiles=tiles))
 
 
 def unnamed(reason: str, name: str, site: str) -> str:
@@ -136,10 +166,12 @@ def unnamed(reason: str, name: str, site: str) -> str:
     return bare.removesuffix(" (it works there: add @vision)")
 
 
-def _recipe(checkpoint: Checkpoint, name: str, site: str, tiles: tuple[int, int]) -> Recipe:
-    """A recipe with the method at half or a quarter of the tokens that it finds."""
+def _recipe(
+    checkpoint: Checkpoint, name: str, site: str, tiles: tuple[int, int], layer: int
+) -> Recipe:
+    """A recipe with the method at half or a quarter of the tokens, `layer` where it has one."""
     model = checkpoint.model
-    described = checkpoint.describe(Recipe(model=model, tiles=tiles))
+    described = _described(checkpoint, tiles)
     layers = max(1, described.encoder.layers)
     few = max(1, described.encoder.patches * 3 // 4)
     speaks = hasattr(described, "decoder")  # else it gives embeddings, and refuses other sites
@@ -152,11 +184,13 @@ def _recipe(checkpoint: Checkpoint, name: str, site: str, tiles: tuple[int, int]
                "soft_merge": f"patches={few},layer=1", "mustdrop": f"patches={few}"}  # fmt: skip
     if site == "decoder":
         total, depth = described.shape.tokens, len(described.decoder.layers)
-        one, many = f"tokens={total // 2},layer=1", f"tokens={total // 2},layers=1"
-        options = {"fastv": one, "dart": one, "holitom": one, "exit": "layer=1", "mustdrop": many,
-                   "pyramiddrop": "layers=1", "sparsevlm": many, "visiondrop": many,
+        one = f"tokens={total // 2},layer={layer}"
+        many = f"tokens={total // 2},layers={layer}"
+        options = {"fastv": one, "dart": one, "holitom": one, "exit": f"layer={layer}",
+                   "mustdrop": many,
+                   "pyramiddrop": f"layers={layer}", "sparsevlm": many, "visiondrop": many,
                    "vflowopt": many,
-                   "schedule": f"stages=1x{total}+{depth - 1}x{total // 2}"}  # fmt: skip
+                   "schedule": f"stages={layer}x{total}+{depth - layer}x{total // 2}"}  # fmt: skip
     given = f":{options[name]}" if name in options else ""
     return Recipe(model=model, tiles=tiles, methods=(f"{name}@{site}{given}",))
 

@@ -17,7 +17,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from edgevlm.errors import EdgeVLMError, PlanError
-from edgevlm.libraries import first_line, silent
+from edgevlm.libraries import silent
 from edgevlm.models.generic.encoder import traced
 from edgevlm.models.shared.llama import DECODERS, decoder_spec
 from edgevlm.models.weights.loading import built, cut
@@ -25,6 +25,7 @@ from edgevlm.registry import FAMILIES
 
 # Types without a family file of which tests export a tiny checkpoint.
 TRIED = ("deepseek_vl", "janus", "vipllava")
+NO_CONFIG = "transformers makes no default config of it"
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,17 @@ def _outcome(name: str) -> Outcome:
         with silent():
             config = AutoConfig.for_model(name)
     except Exception as cause:  # a library that is missing, a config without defaults
-        return Outcome(name, "not tried", f"no default config here: {first_line(cause)}")
+        lacks = isinstance(cause, ImportError)
+        why = "its default config needs a library that is not here" if lacks else NO_CONFIG
+        return Outcome(name, "not tried", why)
     for part, check in CHECKS.items():
         try:
             with silent(), torch.no_grad():
                 check(config)
         except EdgeVLMError as cause:
             return Outcome(name, "refused", str(cause))
-        except Exception as cause:  # transformers' own code raises anything
-            return Outcome(name, "refused", f"its {part}: {first_line(cause)}")
+        except Exception:  # transformers' own code raises anything
+            return Outcome(name, "refused", f"its default config makes no {part}")
     return Outcome(name, "not tried", "nothing in its default config speaks against it")
 
 
@@ -74,7 +77,7 @@ def _processor(config: Any) -> None:
     """Refuse one that needs torchvision."""
     known = IMAGE_PROCESSOR_MAPPING_NAMES.get(config.model_type, {})
     if "pil" not in known:
-        raise ValueError("there is none on Pillow, only on torchvision")
+        raise PlanError("its image processor has no form on Pillow, only one on torchvision")
 
 
 def _encoder(config: Any) -> None:
@@ -82,7 +85,7 @@ def _encoder(config: Any) -> None:
     size = getattr(config.vision_config, "image_size", None)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     if height is None:
-        raise ValueError("vision_config has no image_size, so that views have no fixed one")
+        raise PlanError("vision_config has no image_size, so that views have no fixed one")
     empty = built("AutoModelForImageTextToText", cut(config, 1)).eval()
     traced(empty, height, width)
 

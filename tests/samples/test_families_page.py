@@ -12,8 +12,17 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import families_page
-from families_page import PAGE, TILES
-from family_facts.plans import facts, method_refusal, written
+from families_page import PAGE
+from family_facts import types
+from family_facts.plans import (
+    LAYERS,
+    TILES,
+    Facts,
+    facts,
+    method_refusal,
+    why_unasked,
+    written,
+)
 from family_facts.records import Record, read_records
 from family_facts.types import outcomes
 from make_checkpoint import FAMILIES as SAMPLES
@@ -110,3 +119,38 @@ def test_a_line_that_is_no_measurement_is_refused(tmp_path, change, reason):
 def test_the_page_is_what_the_script_writes(page, tmp_path):
     made = families_page.page(list(facts(tmp_path)), read_records(), outcomes())
     assert made == page, WRITE
+
+
+def test_a_family_that_could_not_be_asked_has_its_column_and_the_reason():
+    reason = why_unasked("'/tmp/x/tiny-fast-vlm': fast_vlm needs timm, which is not there; pip")
+    assert reason == "not asked: fast_vlm needs timm, which is not there"
+    asked = Facts("llava", "vlm", "tiny-llava", (), {"a@tokens": "", "b@decoder": LAYERS}, {})
+    unasked = Facts("fast_vlm", "vlm", "tiny-fast-vlm", (), {}, {}, reason)
+    text = families_page.methods([unasked, asked])
+    assert "| method | fast_vlm | llava |\n" in text
+    assert "| `a@tokens` | 1 | yes |\n| `b@decoder` | 1 | layers |\n" in text
+    assert text.endswith(f"\n1. {reason}\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [("fastv", LAYERS), ("pyramiddrop", ""), ("aim", "lets tokens leave from layer 3 on by the")],
+)
+def test_over_recurrent_layers_other_layers_are_tried(tmp_path, method, answer):
+    from make_checkpoint import PRESETS
+
+    module = PRESETS["tiny-lfm2-vl"]
+    tokenizer = module.tokenizer(module.PRESETS["tiny-lfm2-vl"])
+    checkpoint = written(tmp_path / "lfm2", "tiny-lfm2-vl", module, tokenizer)
+    found = method_refusal(checkpoint, method, "decoder")
+    assert found == answer if answer in ("", LAYERS) else answer in found
+
+
+@pytest.mark.parametrize("cause", [ValueError("not enough values to unpack"), KeyError("depth")])
+def test_what_a_type_raises_is_no_reason(monkeypatch, cause):
+    def check(config):
+        raise cause
+
+    monkeypatch.setattr(types, "CHECKS", {"encoder": check})
+    outcome = types._outcome("idefics2")
+    assert (outcome.result, outcome.reason) == ("refused", "its default config makes no encoder")
