@@ -1,288 +1,143 @@
-"""The encoder of the Qwen-VL line, and its grid of patches.
+"""What families of the Qwen-VL line have in common: their description and their static modules.
 
-The encoder has no size of its own: a picture of any grid of patches goes in, and a bundle has the
-one of `--size`. Queries and keys are rotated by the place of a patch in two axes, so that their
-tables are constants of the grid. Patches stand in blocks of 2x2, which the connector folds into a
-token, and, where layers see windows, window by window; behind the connector tokens are in raster
-order.
+A picture is one view of `--size` and stands for a grid of tokens in the text: positions have three
+axes, time, height and width. A family says in a `Line` what is its own.
 
-Rewrites, each exact: the kernel over two frames of a still image, which is the same frame twice, is
-the sum of its two halves; orders and tables of the grid, computed by the originals from its sides,
-are constants; windows of equal size are a batch.
-
-Qwen3-VL and Qwen3.5 add learned positions, a square table resampled to the grid.
-
-Sources: Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923, section 2.1), transformers'
-`vision_utils.py`. Limits: still images; sides that are multiples of a window, since others have
-windows of several sizes.
+Limits: those of `shared.encoders.qwen` and `shared.qwen_pictures`; methods that merge inside the
+encoder or compare its keys are refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgevlm.bundle.host import ImageSpec
-from edgevlm.errors import PlanError
-from edgevlm.graphs.layers import rms_norm
-from edgevlm.graphs.ops import attention, rotary
-from edgevlm.graphs.parts import EncoderSpec
-
-UNMERGEABLE = "queries and keys turn by the place of a patch, and a merged patch has none"
-LACKING = (
-    ("keys", "its keys turn by the place of a patch, not alone by what it shows"),
-    ("flat_keys", "its keys turn by the place of a patch, not alone by what it shows"),
-    ("patch_entropy", "its patches do not stand in raster order"),
+from edgevlm.graphs.parts import EncoderParts, EncoderSpec, ModelParts
+from edgevlm.graphs.visual_shape import VisualShape
+from edgevlm.models.family import Description
+from edgevlm.models.shared.encoders.qwen import (
+    Fold,
+    GridTables,
+    Patches,
+    PatchGrid,
+    RotaryLayer,
+    encoder_spec,
+    layer_windows,
+    learned_positions,
+    merger_connector,
+    patch_grid,
+    rotary_frequencies,
+    side_multiple,
 )
-# Signals of attention in the first layer, and in the last.
-FIRST = ("early_cls_attention",)
-LAST = (
-    "cls_attention", "cls_logits", "last_cls_attention", "flat_cls_attention", "global_attention",
-)  # fmt: skip
+from edgevlm.models.shared.llama import decoder_parts, decoder_spec
+from edgevlm.models.shared.qwen_pictures import Marks, as_patches, image_items, image_spec
+from edgevlm.recipe import Recipe
+
+
+def _connector(grid: PatchGrid, tower: Any) -> nn.Module:
+    return merger_connector(grid, tower.merger)
 
 
 @dataclass(frozen=True)
-class PatchGrid:
-    """Patches of a view, and the order in which the encoder has them.
+class Line:
+    """What a family of the line has of its own.
 
     Attributes:
-        height: Rows of patches.
-        width: Columns of patches.
-        merge: Patches of a block's side; a block becomes a token.
-        window: Blocks of a window's side; 0 where the order knows no windows.
+        size: Height and width of a view where the recipe names none.
+        mean: Mean of pixels where the image processor names none.
+        std: Their deviation where it names none.
+        marks: What stands for a picture in the text.
+        counts_frames: Whether the bounds of the image processor count both frames that a still is.
+        windows: Whether layers of the encoder but some see windows alone.
+        learned: Whether its patches have learned positions beside.
+        spec: Numbers of the encoder, from its config and the patches of a view.
+        layer: A layer of the encoder, from the original's and the number of its windows.
+        connector: What makes tokens of patches, from those of a view and the original's encoder.
     """
 
-    height: int
-    width: int
-    merge: int
-    window: int = 0
+    size: tuple[int, int]
+    mean: Any
+    std: Any
+    marks: Marks = Marks()
+    counts_frames: bool = False
+    windows: bool = False
+    learned: bool = False
+    spec: Callable[[Any, PatchGrid], EncoderSpec] = encoder_spec
+    layer: Callable[[nn.Module, int], nn.Module] = RotaryLayer
+    connector: Callable[[PatchGrid, Any], nn.Module] = _connector
 
-    @property
-    def tokens(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
-        return self.height // self.merge, self.width // self.merge
+    def describe(self, config: Any, processor: dict[str, Any], recipe: Recipe) -> Description:
+        """Numbers of a checkpoint; see `Description`.
 
-    @property
-    def windows(self) -> int:
-        """Windows of a view."""
-        rows, columns = self.tokens
-        return rows * columns // self.window**2
-
-    def ordered(self, x: Tensor) -> Tensor:
-        """Patches in raster order [1, C, height, width] -> in the encoder's order [1, N, C]."""
-        (rows, columns), m, channels = self.tokens, self.merge, x.shape[1]
-        blocks = x.reshape(channels, rows, m, columns, m).permute(1, 3, 2, 4, 0)
-        if self.window:
-            k = self.window
-            blocks = blocks.reshape(rows // k, k, columns // k, k, -1).transpose(1, 2)
-        return blocks.reshape(1, self.height * self.width, channels)
-
-    def in_raster_order(self, x: Tensor) -> Tensor:
-        """Tokens [1, n, E] in the encoder's order -> in raster order."""
-        if not self.window:
-            return x
-        (rows, columns), k = self.tokens, self.window
-        blocks = x.reshape(rows // k, columns // k, k, k, -1).transpose(1, 2)
-        return blocks.reshape(x.shape)
-
-
-class Patches(nn.Module):
-    """Patches of one view: pixel_values f32 [1, 3, h_px, w_px] -> [1, N, C].
-
-    `positions` [N, C], in the encoder's order, are added where there are any.
-    """
-
-    def __init__(
-        self, patch: nn.Conv3d | nn.Conv2d, grid: PatchGrid, positions: Tensor | None = None
-    ) -> None:
-        super().__init__()
-        self.grid = grid
-        self.patch = patch if isinstance(patch, nn.Conv2d) else _of_a_still(patch)
-        self.positions = None
-        if positions is not None:
-            self.positions = nn.Parameter(positions, requires_grad=False)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        patches = self.grid.ordered(self.patch(pixel_values))
-        return patches if self.positions is None else patches + self.positions
-
-
-def _of_a_still(patch: nn.Conv3d) -> nn.Conv2d:
-    """The kernel over two frames that are the same."""
-    side = patch.kernel_size[1]
-    still = nn.Conv2d(3, patch.out_channels, side, side, bias=False, device="meta")
-    still.weight = nn.Parameter(patch.weight.detach().sum(2), requires_grad=False)
-    still.bias = patch.bias
-    return still
-
-
-class GridTables(nn.Module):
-    """Rotary tables cos and sin [1, N, D] of the patches: a quarter of D by each row, column.
-
-    Args:
-        grid: The patches.
-        frequencies: Inverse frequencies of an axis, [D / 4], or of each, [2, D / 4].
-    """
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, grid: PatchGrid, frequencies: Tensor) -> None:
-        super().__init__()
-        with torch.device("cpu"):
-            sides = torch.arange(grid.height), torch.arange(grid.width)
-            places = torch.stack(torch.meshgrid(*sides, indexing="ij"))[None].float()
-            angles = (grid.ordered(places).unsqueeze(-1) * frequencies).flatten(2)
-            angles = torch.cat((angles, angles), dim=-1)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        return self.cos, self.sin
-
-
-class RotaryLayer(nn.Module):
-    """An encoder layer: pre-norm attention and MLP, [1, N, C] with cos, sin [1, N, D] -> [1, N, C].
-
-    Patches of each of `windows` equal runs see each other alone.
-    """
-
-    layer: Any
-    rotary = True
-
-    def __init__(self, layer: nn.Module, windows: int = 1) -> None:
-        super().__init__()
-        self.layer, self.windows = layer, windows
-        attn: Any = layer.attn
-        self.heads = attn.num_heads
-
-    def extra_repr(self) -> str:
-        """What the trace depends on beside weights, for `signature`."""
-        return f"windows={self.windows}"
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return self.finish(x, *self.project(x, cos, sin))
-
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, rotated, and values, each [1, N, H*D]."""
-        query, key, value = self.layer.attn.qkv(norm(self.layer.norm1, x)).chunk(3, dim=-1)
-        query, key = (rotary(t, cos, sin, self.heads) for t in (query, key))
-        return query, key, value
-
-    def finish(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The layer's output [1, N, C], from its input and what `project` gave."""
-        if self.windows > 1:
-            shape = (self.windows, -1, x.shape[-1])
-            query, key, value = (t.reshape(shape) for t in (query, key, value))
-        mixed = attention(query, key, value, self.heads).reshape(x.shape)
-        x = x + self.layer.attn.proj(mixed)
-        fed: Tensor = self.layer.mlp(norm(self.layer.norm2, x))
-        return x + fed
-
-
-class Connector(nn.Module):
-    """Norm, fold and two linear layers: patches [1, N, D] -> tokens in raster order [1, n, C].
-
-    The norm is that of a patch, or, with `folded`, of the folded row.
-    """
-
-    def __init__(
-        self, grid: PatchGrid, norm: nn.Module, first: Any, second: Any, folded: bool = False
-    ) -> None:
-        super().__init__()
-        self.grid, self.norm, self.folded = grid, norm, folded
-        self.first, self.second = first, second
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = (1, x.shape[1] // self.grid.merge**2, -1)
-        x = norm(self.norm, x.reshape(rows)) if self.folded else norm(self.norm, x).reshape(rows)
-        x = self.second(nn.functional.gelu(self.first(x)))
-        return self.grid.in_raster_order(x)
-
-
-class Fold(nn.Module):
-    """Values of patches to values of tokens in raster order, their mean: [1, N, E] -> [1, n, E]."""
-
-    def __init__(self, grid: PatchGrid) -> None:
-        super().__init__()
-        self.grid = grid
-
-    def forward(self, x: Tensor) -> Tensor:
-        block = self.grid.merge**2
-        means = x.reshape(1, x.shape[1] // block, block, -1).mean(2)
-        return self.grid.in_raster_order(means)
-
-
-def patch_grid(vision: Any, image: ImageSpec) -> PatchGrid:
-    """The patches of a view, where layers see no windows."""
-    side = vision.patch_size
-    return PatchGrid(image.height // side, image.width // side, vision.spatial_merge_size)
-
-
-def connector(grid: PatchGrid, merger: Any) -> Connector:
-    """The connector of Qwen3-VL's kin."""
-    folded = bool(merger.use_postshuffle_norm)
-    return Connector(grid, merger.norm, merger.linear_fc1, merger.linear_fc2, folded)
-
-
-def learned_positions(tower: Any, grid: PatchGrid) -> Tensor:
-    """The learned table resampled to the grid, in the order of the patches: [N, C]."""
-    from transformers.vision_utils import get_vision_interpolation_indices_and_weights
-
-    with torch.device("cpu"):
-        rows, shares = get_vision_interpolation_indices_and_weights(
-            torch.tensor([[1, grid.height, grid.width]]),
-            num_grid_per_side=tower.num_grid_per_side,
-            mode=tower.interpolation_mode,
-            align_corners=tower.interpolation_align_corners,
-            spatial_merge_size=grid.merge,
+        Raises:
+            PlanError: For a clip, tiles, a size, a processor or a decoder that the static form has
+                not.
+        """
+        vision = config.vision_config
+        image = image_spec(
+            vision,
+            processor,
+            recipe,
+            self.size,
+            side_multiple(vision, self.windows),
+            self.mean,
+            self.std,
+            vision.temporal_patch_size if self.counts_frames else 1,
         )
-    table = tower.pos_embed.weight.detach()
-    chosen: Tensor = table[rows.to(table.device)] * shares.to(table.device)[:, :, None]
-    return chosen.sum(1)
-
-
-def norm(module: Any, x: Tensor) -> Tensor:
-    """A LayerNorm or an RMSNorm."""
-    out: Tensor = module(x) if isinstance(module, nn.LayerNorm) else rms_norm(module, x)
-    return out
-
-
-def rotary_frequencies(tower: Any) -> Tensor:
-    """Inverse frequencies of an axis of the tower's positions, [D / 4]."""
-    with torch.device("cpu"):
-        found: Tensor
-        found, _ = type(tower.rotary_pos_emb).compute_axial_rope_parameters(tower.config)
-    return found
-
-
-def encoder_spec(vision: Any, patches: int, first: bool = True, last: bool = True) -> EncoderSpec:
-    """Numbers of the encoder.
-
-    Args:
-        vision: transformers' vision config.
-        patches: Patches of a view.
-        first: Whether the first layer sees the whole view.
-        last: Whether the last layer does.
-
-    Raises:
-        PlanError: If heads do not divide, or are not turned by two axes alike.
-    """
-    if vision.hidden_size % (4 * vision.num_heads):
-        raise PlanError(
-            f"num_heads {vision.num_heads} of vision_config does not divide hidden_size"
-            f" {vision.hidden_size} into heads of a multiple of 4; correct config.json"
+        grid, decoder = patch_grid(vision, image, self.windows), decoder_spec(config.text_config)
+        mark = processor.get("image_token", self.marks.image)
+        items = image_items(*grid.tokens, self.marks)
+        return Description(
+            image=image,
+            view_tokens=grid.tokens[0] * grid.tokens[1],
+            shape=VisualShape((grid.tokens,), decoder.width, *image.tiling),
+            encoder=self.spec(vision, grid),
+            decoder=decoder,
+            full_image=items,
+            reduced_image=items,
+            placeholder=f"{self.marks.start}{mark}{self.marks.end}",
+            visual_token=mark,
         )
-    windowed = (*(() if first else FIRST), *(() if last else LAST))
-    return EncoderSpec(
-        layers=vision.depth,
-        patches=patches,
-        width=vision.hidden_size,
-        heads=vision.num_heads,
-        head_size=vision.hidden_size // vision.num_heads,
-        unmergeable=UNMERGEABLE,
-        lacking=(*LACKING, *((name, "its layer sees windows alone") for name in windowed)),
+
+    def parts(self, model: Any, description: Description) -> ModelParts:
+        """Static modules over the weights of `model`; see `ModelParts`."""
+        vision, tower = model.config.vision_config, model.model.visual
+        grid = patch_grid(vision, description.image, self.windows)
+        positions = learned_positions(tower, grid) if self.learned else None
+        windows = layer_windows(vision, grid)
+        encoder = EncoderParts(
+            spec=description.encoder,
+            embedding=Patches(tower.patch_embed.proj, grid, positions),
+            layers=tuple(map(self.layer, tower.blocks, windows)),
+            connector=self.connector(grid, tower),
+            fold=Fold(grid),
+            grid=GridTables(grid, rotary_frequencies(tower)),
+        )
+        return with_decoder(model, description, encoder)
+
+
+def with_decoder(model: Any, description: Description, encoder: EncoderParts) -> ModelParts:
+    """An encoder with the language model behind it."""
+    language = model.model.language_model
+    return ModelParts(
+        encoder=encoder,
+        pack=nn.Identity(),
+        decoder=decoder_parts(language, description.decoder),
+        table=(language.embed_tokens.weight,),
+        head=model.lm_head.weight,
     )
+
+
+def own_features(model: Any, pixel_values: Tensor) -> Any:
+    """What the model's own encoder gives of f32 [1, 3, h_px, w_px]."""
+    patches, sides = as_patches(pixel_values, model.config.vision_config)
+    return model.model.get_image_features(patches, sides, return_dict=True)
+
+
+def reference_features(model: Any, pixel_values: Tensor, description: Description) -> Tensor:
+    """The model's own encoder: f32 [1, 3, h_px, w_px] -> [1, N, C]."""
+    return torch.cat(tuple(own_features(model, pixel_values).pooler_output))[None]

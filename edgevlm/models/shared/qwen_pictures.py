@@ -8,6 +8,7 @@ Source: transformers' `models/qwen2_vl/image_processing_pil_qwen2_vl.py`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,18 @@ from edgevlm.models.shared.views import one_size
 from edgevlm.recipe import Recipe
 
 MOST_RATIO = 200  # of a picture's sides, that of the originals' `smart_resize`
-IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Tokens of the text that stand for a picture: one for each visual token, and those around.
+
+    `image` is the token where the checkpoint names no other.
+    """
+
+    image: str = "<|image_pad|>"
+    start: str = "<|vision_start|>"
+    end: str = "<|vision_end|>"
 
 
 def image_spec(
@@ -54,13 +66,11 @@ def image_spec(
     return image
 
 
-def image_items(
-    rows: int, columns: int, start: str = START, end: str = END
-) -> tuple[str | LayoutItem, ...]:
-    """The sequence of one picture of so many tokens, between two marks."""
+def image_items(rows: int, columns: int, marks: Marks) -> tuple[str | LayoutItem, ...]:
+    """The sequence of one picture of so many tokens, between its marks."""
     places, span = raster(1, rows, columns), max(rows, columns)
     tokens = LayoutItem("visual", start=0, stop=rows * columns, places=places, span=span)
-    return (start, tokens, end)
+    return (marks.start, tokens, marks.end)
 
 
 def sized_inputs(processor: Any, picture: Image.Image, image: ImageSpec) -> tuple[Any, int, int]:

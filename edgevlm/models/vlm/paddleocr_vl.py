@@ -1,15 +1,13 @@
 """PaddleOCR-VL (arXiv 2510.14528): SigLIP with rotary positions, and Ernie 4.5 with M-RoPE.
 
-A picture is one view of `--size`, 448x448 pixels unless told, and stands for a grid of tokens in
-the text: positions have three axes, time, height and width. The encoder has learned positions,
-resampled to the grid, and turns queries and keys by the place of a patch.
+A view has 448x448 pixels unless told. The encoder has learned positions, resampled to the grid, and
+turns queries and keys by the place of a patch.
 
 Rewrite, exact: patches go through the encoder in blocks of 2x2, which the projector folds, where
 the original has them row by row.
 
 Sources: arXiv 2510.14528, section 2.1; transformers'
-`models/paddleocr_vl/modeling_paddleocr_vl.py`. Limits: those of `models.shared.qwen_pictures`;
-methods that merge inside the encoder or compare its keys are refused.
+`models/paddleocr_vl/modeling_paddleocr_vl.py`. Limits: those of `models.shared.qwen`.
 """
 
 from __future__ import annotations
@@ -24,30 +22,24 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.graphs.ops import attention, rotary
-from edgevlm.graphs.parts import EncoderParts, ModelParts
-from edgevlm.graphs.visual_shape import VisualShape
+from edgevlm.graphs.parts import EncoderParts, EncoderSpec, ModelParts
 from edgevlm.models.family import Description
-from edgevlm.models.shared.llama import decoder_parts, decoder_spec
-from edgevlm.models.shared.qwen import (
+from edgevlm.models.shared.encoders.qwen import (
     LACKING,
     UNMERGEABLE,
     Connector,
     Fold,
     GridTables,
     Patches,
+    PatchGrid,
     RotaryLayer,
     learned_positions,
     patch_grid,
     rotary_frequencies,
 )
-from edgevlm.models.shared.qwen_pictures import (
-    image_items,
-    image_spec,
-    processor_options,
-    sized_inputs,
-)
+from edgevlm.models.shared.qwen import Line, with_decoder
+from edgevlm.models.shared.qwen_pictures import Marks, processor_options, sized_inputs
 from edgevlm.models.shared.towers import CLIP_MEAN, CLIP_STD, encoder_spec
-from edgevlm.recipe import Recipe
 
 __all__ = [
     "AUTO_CLASS",
@@ -60,34 +52,17 @@ __all__ = [
 ]
 
 KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
-DEFAULT = (448, 448)
-IMAGE, START, END = "<|IMAGE_PLACEHOLDER|>", "<|IMAGE_START|>", "<|IMAGE_END|>"
+MARKS = Marks("<|IMAGE_PLACEHOLDER|>", "<|IMAGE_START|>", "<|IMAGE_END|>")
 
 
-def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Description:
-    """Numbers of a PaddleOCR-VL checkpoint; see `Description`.
+def spec(vision: Any, grid: PatchGrid) -> EncoderSpec:
+    """Numbers of SigLIP's encoder, whose layers turn queries and keys."""
+    made = encoder_spec(vision, vision.num_hidden_layers, grid.height * grid.width)
+    return replace(made, unmergeable=UNMERGEABLE, lacking=LACKING)
 
-    Raises:
-        PlanError: For a clip, tiles, a size, a processor or a decoder that the static form has not.
-    """
-    vision = config.vision_config
-    block = vision.patch_size * vision.spatial_merge_size
-    image = image_spec(vision, processor, recipe, DEFAULT, block, CLIP_MEAN, CLIP_STD)
-    grid, decoder = patch_grid(vision, image), decoder_spec(config.text_config)
-    items = image_items(*grid.tokens, START, END)
-    spec = encoder_spec(vision, vision.num_hidden_layers, grid.height * grid.width)
-    mark = processor.get("image_token", IMAGE)
-    return Description(
-        image=image,
-        view_tokens=grid.tokens[0] * grid.tokens[1],
-        shape=VisualShape((grid.tokens,), decoder.width, *image.tiling),
-        encoder=replace(spec, unmergeable=UNMERGEABLE, lacking=LACKING),
-        decoder=decoder,
-        full_image=items,
-        reduced_image=items,
-        placeholder=f"{START}{mark}{END}",
-        visual_token=mark,
-    )
+
+LINE = Line((448, 448), CLIP_MEAN, CLIP_STD, MARKS, spec=spec)
+describe = LINE.describe
 
 
 def parts(model: Any, description: Description) -> ModelParts:
@@ -103,20 +78,15 @@ def parts(model: Any, description: Description) -> ModelParts:
     )
     projector = core.projector
     connector = Connector(grid, projector.pre_norm, projector.linear_1, projector.linear_2)
-    return ModelParts(
-        encoder=EncoderParts(
-            spec=description.encoder,
-            embedding=Patches(own.patch_embedding, grid, learned_positions(resampled, grid)),
-            layers=tuple(map(Layer, tower.encoder.layers)),
-            connector=nn.Sequential(tower.post_layernorm, connector),
-            fold=Fold(grid),
-            grid=GridTables(grid, rotary_frequencies(tower.encoder)),
-        ),
-        pack=nn.Identity(),
-        decoder=decoder_parts(core.language_model, description.decoder),
-        table=(core.language_model.embed_tokens.weight,),
-        head=model.lm_head.weight,
+    encoder = EncoderParts(
+        spec=description.encoder,
+        embedding=Patches(own.patch_embedding, grid, learned_positions(resampled, grid)),
+        layers=tuple(map(Layer, tower.encoder.layers)),
+        connector=nn.Sequential(tower.post_layernorm, connector),
+        fold=Fold(grid),
+        grid=GridTables(grid, rotary_frequencies(tower.encoder)),
     )
+    return with_decoder(model, description, encoder)
 
 
 def reference_features(model: Any, pixel_values: Tensor, description: Description) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edgevlm.graphs.layers import rms_norm
 from edgevlm.graphs.ops import attention, rotary
-from edgevlm.models.shared.qwen import PatchGrid, RotaryLayer
+from edgevlm.models.shared.encoders.qwen import PatchGrid, RotaryLayer
 
 
 class Patches(nn.Module):
