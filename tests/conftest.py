@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
+import io
 import json
 import os
 import pickle
@@ -11,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -320,33 +323,73 @@ def copied_tree():
 
 
 @pytest.fixture(scope="session")
-def commands_of():
+def forked():
+    """`forked(act)`: a process that is a copy of this one and acts: pid, and what it writes.
+
+    The libraries are imported in it, which is most of the time of a command.
+    """
+
+    def start(act):
+        reader, writer = os.pipe()
+        if pid := os.fork():
+            os.close(writer)
+            return pid, open(reader, encoding="utf-8")
+        code = 70
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind a shell
+            if "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(1)  # threads of a pool are not copied
+            for number in (1, 2):
+                os.dup2(writer, number)
+            # Those of a test may write into pytest's own files.
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, "utf-8") for number in (1, 2))
+            code = act() or 0
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def commands_of(forked, tmp_path_factory):
     """`commands_of(tree, *commands)`: commands of a copied tree, one after the other in a process.
 
     Exit code, stdout and stderr of each.
     """
-    program = """
-import contextlib, io, json, sys
-from edgevlm.cli import main
-for arguments in json.loads(sys.argv[1]):
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    sys.argv = ["edgevlm", *arguments]
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-    print(json.dumps([code, out.getvalue(), err.getvalue()]))
-"""
 
     def run(tree, *commands):
-        asked = json.dumps([[str(word) for word in command] for command in commands])
-        done = subprocess.run(
-            [sys.executable, "-c", program, asked], cwd=tree, capture_output=True, text=True,
-            env=os.environ | {"PYTHONPATH": str(tree)}, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        answers = tmp_path_factory.mktemp("commands") / "answers.json"
+
+        def act():
+            for name in [name for name in sys.modules if name.partition(".")[0] == "edgevlm"]:
+                del sys.modules[name]
+            os.chdir(tree)
+            os.environ["PYTHONPATH"] = str(tree)
+            sys.path.insert(0, str(tree))
+            from edgevlm.cli import main
+
+            done = []
+            for arguments in commands:
+                out, err, code = io.StringIO(), io.StringIO(), 0
+                sys.argv = ["edgevlm", *map(str, arguments)]
+                with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                    try:
+                        main()
+                    except SystemExit as end:
+                        code = end.code
+                done.append([code, out.getvalue(), err.getvalue()])
+            answers.write_text(json.dumps(done), "utf-8")
+
+        pid, said = forked(act)
+        with said:
+            text = said.read()
+        assert os.waitpid(pid, 0)[1] == 0, text
+        return json.loads(answers.read_text("utf-8"))
 
     return run
 

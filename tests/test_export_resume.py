@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 from dataclasses import replace
 
 import pytest
@@ -29,17 +30,35 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def killed(start, options, out, step):
-    """Start an export, and kill it when it begins `step`; exit code and stderr."""
-    process = start("export", *options, "-o", out)
+@pytest.fixture
+def begun(forked):
+    """Start a command as a process of its own."""
+    main = pytest.importorskip("edgevlm.cli").main
+    pytest.importorskip("torch")
+
+    def start(*arguments):
+        def act():
+            sys.argv = ["edgevlm", *map(str, arguments)]
+            main()
+
+        return forked(act)
+
+    return start
+
+
+def ended(started, step, how):
+    """Send a signal to a command that begins `step`; its exit code and stderr.
+
+    Python loses an interrupt inside a finalizer, so each later step gets one more.
+    """
+    pid, said = started
     seen = ""
-    for line in process.stderr:
-        seen += line
-        if step in line:
-            process.kill()
-            break
-    rest = process.communicate(timeout=60)[1]
-    return process.returncode, seen + rest
+    with said:
+        for line in said:
+            seen += line
+            if step in seen and "] export " in line:
+                os.kill(pid, how)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen
 
 
 def steps(stderr):
@@ -48,10 +67,11 @@ def steps(stderr):
 
 
 def test_an_export_goes_on_after_kill_9_and_gives_the_same_bytes(
-    options, exported, start, run, tmp_path, tree
+    options, exported, begun, run, tmp_path, tree
 ):
     out = tmp_path / "b.edgevlm"
-    code, stderr = killed(start, options, out, "export decoder-1")
+    started = begun("export", *options, "-o", out)
+    code, stderr = ended(started, "export decoder-1", signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert "Traceback" not in stderr
     assert names(tmp_path) == [".b.edgevlm.partial"]
@@ -79,32 +99,12 @@ def test_graphs_of_other_exports_give_the_same_bytes(exported, lowered_once, tmp
     assert made == kept
 
 
-@pytest.fixture
-def signalled_in_a_block(monkeypatch):
-    """Ctrl-C reaches this process when an export begins the block vision-1."""
-    pipeline = pytest.importorskip("edgevlm.pipeline")
-    real, before = pipeline._export_block, signal.getsignal(signal.SIGINT)
-
-    def export_block(block, *arguments):
-        if block.name == "vision-1":
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(block, *arguments)
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run behind
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_export_block", export_block)
-        yield patch
-    signal.signal(signal.SIGINT, before)
-
-
 def test_ctrl_c_is_one_line_and_the_next_run_completes(
-    options, exported, lowered_once, run, signalled_in_a_block, tmp_path, tree
+    options, exported, lowered_once, begun, tmp_path, tree
 ):
     out = tmp_path / "b.edgevlm"
-    stopped = run("export", *options, "-o", out)
-    signalled_in_a_block.undo()
-    stderr = stopped.stderr
-    assert stopped.exit_code == 1, stderr
+    code, stderr = ended(begun("export", *options, "-o", out), "export vision-1", signal.SIGINT)
+    assert code == 1, stderr
     expected = (
         "edgevlm: stopped; no output is incomplete, and the same command continues where it can"
     )
@@ -114,7 +114,7 @@ def test_ctrl_c_is_one_line_and_the_next_run_completes(
     lines = []
     done = lowered_once(exported.bundle.plan.recipe, out, progress=lines.append)
     assert lines[:2] == ["plan", "load the model"]
-    assert lines[2].startswith("export vision-1 ")
+    assert lines[2].startswith(f"export {steps(stderr)[-1]} ")
     assert names(tmp_path) == ["b.edgevlm"]
     assert tree(out) == tree(exported.bundle.path)
     assert done.bundle == Bundle(out, exported.bundle.plan)

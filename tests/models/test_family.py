@@ -5,9 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -50,15 +47,12 @@ def test_a_family_imports_no_other(name):
     assert all(m.startswith(allowed) for m in modules if m.startswith("edgevlm.models"))
 
 
-def test_a_file_laid_into_the_tree_is_listed(copied_tree, tmp_path):
+def test_a_file_laid_into_the_tree_is_listed(copied_tree, commands_of, tmp_path):
     copied_tree(tmp_path)
     (tmp_path / "edgevlm" / "models" / "vlm" / "toy.py").write_text(TOY)
-    command = [sys.executable, "-c", "from edgevlm.cli import main; main()", "models", "--json"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    rows = {row["name"]: row["summary"] for row in json.loads(done.stdout.splitlines()[-1])}
+    ((code, out, err),) = commands_of(tmp_path, ["models", "--json"])
+    assert code == 0, err
+    rows = {row["name"]: row["summary"] for row in json.loads(out.splitlines()[-1])}
     assert sorted(rows) == sorted([*FAMILIES.names(), "toy"])
     assert rows["toy"] == "Toy: a family of no model."
 
