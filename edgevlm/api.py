@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
@@ -173,10 +173,10 @@ class Model:
                 out of range.
         """
         with self._alone():
-            loop = self._asked()
-            if isinstance(prompt, list | tuple):
+            loop, given = self._asked(), cast("object", prompt)
+            if isinstance(given, list | tuple):
                 raise InputError(
-                    f"the prompt of chat must be one text, got {type(prompt).__name__}; a list of"
+                    f"the prompt of chat must be one text, got {type(given).__name__}; a list of"
                     " texts and pictures begins a conversation, as the prompt of generate"
                 )
             return loop.ask(prompt, tuple, max_new_tokens, sampling, on_text, self._draft(draft))

@@ -10,7 +10,7 @@ encoder or compare its keys are refused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class Line:
     size: tuple[int, int]
     mean: Any
     std: Any
-    marks: Marks = Marks()
+    marks: Marks = field(default_factory=Marks)
     counts_frames: bool = False
     windows: bool = False
     learned: bool = False

@@ -26,9 +26,9 @@ from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import Description
 from edgevlm.models.shared.encoders.pixtral import Connector, Patches, PixtralLayer
+from edgevlm.models.shared.encoders.qwen import LACKING, UNMERGEABLE, Fold, GridTables, PatchGrid
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.preprocessing import check_resized
-from edgevlm.models.shared.encoders.qwen import LACKING, UNMERGEABLE, Fold, GridTables, PatchGrid
 from edgevlm.models.shared.towers import CLIP_MEAN, CLIP_STD, encoder_spec
 from edgevlm.models.shared.views import one_size
 from edgevlm.recipe import Recipe
