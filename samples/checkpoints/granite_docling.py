@@ -35,6 +35,7 @@ PRESETS = {
         text=TEXT | TINY_TEXT | dict(num_hidden_layers=4, max_position_embeddings=4096,
             embedding_multiplier=3.0, attention_multiplier=0.3)),
 }  # fmt: skip
+PRESETS["tiny-granite-docling-fine"] = PRESETS["tiny-granite-docling"] | {"fine_route": True}
 GAINS = {"projection": 1.0, "mlp_fc2": 1.0}
 STDS = {"ln_in": 1.0, "ln_mid": 1.0, "ln_out": 1.0}
 
@@ -63,6 +64,7 @@ def files(preset: dict, config: dict) -> dict[str, dict | str]:
         "min_patches": 1,
         "max_patches": 32,
     }
+    image |= {"fine_route": True} if preset.get("fine_route") else {}
     del image["do_pad"]
     processor = {"image_seq_len": (side // vision["scale_factor"]) ** 2}
     extra = [*FIRST[2:], *page_tokens(0)]

@@ -85,6 +85,11 @@ FAMILIES = {
         {"1x1": {}, "2x3": {"tiles": (2, 3)}},
         {"decoder": "^dart at site decoder takes tokens out between layers, and this model adds"},
     ),
+    "granite_docling_fine": Family(
+        "tiny-granite-docling-fine",
+        {"1x1": {}, "2x1": {"tiles": (2, 1)}},
+        {"decoder": "^dart at site decoder takes tokens out between layers, and this model adds"},
+    ),
     "granite4_vision": Family(
         "tiny-granite4-vision",
         {"1x1": {}, "2x1": {"tiles": (2, 1)}},
@@ -244,8 +249,16 @@ def exported_family(preset, tmp_path):
 
 # Their graphs are made of what others of these, LLaVA-NeXT (test_matrix.py), test_lfm2_vl.py and
 # test_qwen3_5.py export by default.
-LIKE_OTHERS = ("llava", "paligemma", "granite_docling", "mistral3", "lfm2_vl", "qwen3_5",
-               "minicpmv4_7")  # fmt: skip
+LIKE_OTHERS = (
+    "llava",
+    "paligemma",
+    "granite_docling",
+    "granite_docling_fine",
+    "mistral3",
+    "lfm2_vl",
+    "qwen3_5",
+    "minicpmv4_7",
+)
 
 
 @pytest.mark.parametrize(
