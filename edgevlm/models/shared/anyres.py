@@ -20,6 +20,9 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import scaled
 from edgevlm.graphs.parts import DecoderSpec
 from edgevlm.models.family import TABLE_ROW
+from edgevlm.models.shared.preprocessing import check_view
+from edgevlm.models.shared.views import image_of
+from edgevlm.recipe import Recipe
 
 NEWLINE = LayoutItem(TABLE_ROW, start=0)
 
@@ -94,6 +97,32 @@ def newline_row(core: Any, decoder: DecoderSpec) -> Tensor:
     The original multiplies words alone.
     """
     return scaled(core.image_newline[None], 1 / decoder.table_scale)
+
+
+def image_spec(
+    config: Any, processor: dict[str, Any], recipe: Recipe, mean: Any, std: Any, crops: bool = False
+) -> ImageSpec:
+    """Preprocessing to a base image and one of the model's grids of tiles.
+
+    Args:
+        config: transformers' config.
+        processor: The image processor's numbers.
+        recipe: What is asked for.
+        mean: Mean where the processor names none.
+        std: The same.
+        crops: Whether the family's processor crops where it is not told.
+
+    Raises:
+        PlanError: If the model has no such grid, or the processor other views.
+    """
+    (rows, columns), known = recipe.tiles, known_grids(config)
+    if rows * columns > 1 and (rows, columns) not in known:
+        raise PlanError(
+            f"tiles {rows}x{columns} is not a grid of the model, expected one of {sorted(known)}"
+        )
+    side = config.vision_config.image_size
+    check_view(processor, side, crops)
+    return image_of(processor, recipe, (side, side), "first", mean, std)
 
 
 def known_grids(config: Any) -> set[tuple[int, int]]:

@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm.bundle.host import ImageSpec, LayoutItem
+from edgevlm.bundle.host import LayoutItem
 from edgevlm.errors import PlanError
 from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.family import RESAMPLE, Description
+from edgevlm.models.family import Description
 from edgevlm.models.shared.anyres import (
     NEWLINE,
     Pack,
     base_and_tile,
-    known_grids,
+    image_spec,
     newline_row,
     newline_rows,
     processor_options,
@@ -38,7 +38,6 @@ from edgevlm.models.shared.anyres import (
     without_newlines,
 )
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
-from edgevlm.models.shared.preprocessing import check_view, normalization
 from edgevlm.models.shared.towers import (
     encoder_spec,
     keeps_class_token,
@@ -75,22 +74,13 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     vision, (rows, columns) = config.vision_config, recipe.tiles
     check_still(recipe, "llava_next")
     tower = known_tower(vision, TOWER)
-    _check_grid(config, rows, columns)
-    check_view(processor, vision.image_size, tower.crops)
-    side = vision.image_size // vision.patch_size
-    mean, std = normalization(processor, tower.mean, tower.std)
-    image = ImageSpec(
-        height=vision.image_size,
-        width=vision.image_size,
-        rows=rows,
-        columns=columns,
-        global_view="first",
-        frames=1,
-        resample=RESAMPLE[processor.get("resample", 3)],
-        mean=mean,
-        std=std,
-    )
-    keeps_class = keeps_class_token(config, tower)
+    image = image_spec(config, processor, recipe, tower.mean, tower.std, tower.crops)
+    side, keeps_class = vision.image_size // vision.patch_size, keeps_class_token(config, tower)
+    if keeps_class and image.views > 1:
+        raise PlanError(
+            f"tiles {rows}x{columns} need vision_feature_select_strategy 'default', the class token"
+            f" of '{config.vision_feature_select_strategy}' has no place in a grid; use 1x1"
+        )
     grids: tuple[tuple[int, int], ...] = (((1, 1),) if keeps_class else ()) + ((side, side),)
     if image.views > 1:
         grids += ((rows * side, columns * side),)
@@ -140,18 +130,3 @@ def reference_features(model: Any, pixel_values: Tensor, description: Descriptio
     packed = core.get_image_features(pixel_values[None], size, return_dict=True)
     side = image.height // config.vision_config.patch_size
     return without_newlines(packed.pooler_output[0], image, side)
-
-
-def _check_grid(config: Any, rows: int, columns: int) -> None:
-    if rows * columns == 1:
-        return
-    known = known_grids(config)
-    if (rows, columns) not in known:
-        raise PlanError(
-            f"tiles {rows}x{columns} is not a grid of the model, expected one of {sorted(known)}"
-        )
-    if config.vision_feature_select_strategy != "default":
-        raise PlanError(
-            f"tiles {rows}x{columns} need vision_feature_select_strategy 'default', the class token"
-            f" of '{config.vision_feature_select_strategy}' has no place in a grid; use 1x1"
-        )

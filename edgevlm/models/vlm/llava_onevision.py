@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgevlm.bundle.host import ImageSpec, LayoutItem
+from edgevlm.bundle.host import LayoutItem
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import EncoderLayer, PatchEmbedding
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.family import RESAMPLE, Description
+from edgevlm.models.family import Description
 from edgevlm.models.shared.anyres import (
     NEWLINE,
     Pack,
     base_and_tile,
-    known_grids,
+    image_spec,
     newline_row,
     newline_rows,
     processor_options,
@@ -35,7 +35,6 @@ from edgevlm.models.shared.anyres import (
     without_newlines,
 )
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
-from edgevlm.models.shared.preprocessing import check_view, normalization
 from edgevlm.models.shared.towers import encoder_spec, left_out, selected_layers
 from edgevlm.recipe import Recipe
 
@@ -62,20 +61,8 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     """
     vision, (rows, columns) = config.vision_config, recipe.tiles
     _check(config, rows, columns)
-    check_view(processor, vision.image_size)
+    image = image_spec(config, processor, recipe, 0.5, 0.5)
     patches = side = vision.image_size // vision.patch_size
-    mean, std = normalization(processor, 0.5, 0.5)
-    image = ImageSpec(
-        height=vision.image_size,
-        width=vision.image_size,
-        rows=rows,
-        columns=columns,
-        global_view="first",
-        frames=recipe.frames,
-        resample=RESAMPLE[processor.get("resample", 3)],
-        mean=mean,
-        std=std,
-    )
     clip = recipe.frames > 1
     content = "video" if clip else "image"
     if clip:
@@ -168,11 +155,6 @@ def _check(config: Any, rows: int, columns: int) -> None:
     if config.vision_feature_select_strategy != "full":
         strategy = config.vision_feature_select_strategy
         raise PlanError(f"vision_feature_select_strategy '{strategy}' is not supported, 'full' is")
-    known = known_grids(config)
-    if rows * columns > 1 and (rows, columns) not in known:
-        raise PlanError(
-            f"tiles {rows}x{columns} is not a grid of the model, expected one of {sorted(known)}"
-        )
     # The original shrinks a grid of more than about 1.1^2 * max tiles (modeling, AnyRes packing).
     ratio = str(config.vision_aspect_ratio)
     digits = ratio.removeprefix("anyres_max_")

@@ -13,13 +13,17 @@ Sources: Q-Former (arXiv 2301.12597, section 3.1); transformers'
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgevlm.bundle.host import LEVELS
+from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import scaled
 from edgevlm.graphs.ops import attention
+from edgevlm.models.family import Description
 
 
 class WindowQFormer(nn.Module):
@@ -100,6 +104,83 @@ class MeanOfPatches(nn.Module):
         rows = self.averages @ x.reshape(patches, -1)
         means = self.averages @ rows.reshape(side, patches, -1)
         return nn.functional.pad(means, (0, 0, 0, 1)).reshape(1, side * (side + 1), -1)
+
+
+def patch_side(vision: Any) -> int:
+    """Patches of a view's side."""
+    return int(vision.image_size // vision.patch_size)
+
+
+def token_side(config: Any) -> int:
+    """Tokens of a view's side.
+
+    Raises:
+        PlanError: If the windows do not make it.
+    """
+    patches, rate = patch_side(config.vision_config), config.downsample_rate
+    try:
+        queries, window = map(int, rate.split("/"))
+        made = patches // window * queries
+    except (AttributeError, ValueError, ZeroDivisionError) as cause:
+        raise PlanError(f"downsample_rate is {rate!r}, expected such as '4/8'") from cause
+    if patches % window or made != int(patches * Fraction(rate)) or made * 2 != patches:
+        raise PlanError(
+            f"downsample_rate {rate} does not make half of {patches} patches a side in whole"
+            " windows, which the static form needs; correct config.json"
+        )
+    return made
+
+
+def projectors(config: Any) -> dict[int, tuple[int, str]]:
+    """By the decoder's layer that takes it: the encoder's state, and the projector's name.
+
+    Raises:
+        PlanError: If none goes to the first layer, two go to one, or there are too many.
+    """
+    depth = config.vision_config.num_hidden_layers
+    below, spatial = enumerate(config.deepstack_layer_map), enumerate(config.spatial_target_layers)
+    read = [(v, t, f"layerwise_projectors.{i}") for i, (v, t) in below]
+    read += [(config.spatial_vision_layer, t, f"spatial_projectors.{i}") for i, t in spatial]
+    found = {target: (v if v >= 0 else depth + 1 + v, name) for v, target, name in read}
+    states = [state for state, _ in found.values()]
+    if not all(type(n) is int for n in (*found, *states)) or min(found, default=0) < 0:
+        raise PlanError(
+            f"deepstack_layer_map is {config.deepstack_layer_map} and spatial_target_layers"
+            f" {config.spatial_target_layers}, expected layers of the language model from 0 on"
+        )
+    if 0 not in found or len(found) != len(read) or len(found) > len(LEVELS) + 1:
+        named = sorted(target for _, target, _ in read)
+        raise PlanError(
+            f"deepstack_layer_map and spatial_target_layers name the layers {named} of the language"
+            f" model, expected 0 and at most {len(LEVELS)} others, each once"
+        )
+    if not all(1 <= state <= depth for state in states) or found[0][0] != max(states):
+        raise PlanError(
+            "the projector for layer 0 of the language model must read the last of the encoder's"
+            " layers that are read, and each some layer; correct deepstack_layer_map"
+        )
+    return found
+
+
+def read_layers(config: Any) -> int:
+    """Layers of the encoder up to the last one that is read."""
+    return projectors(config)[0][0]
+
+
+def own_tokens(model: Any, pixel_values: Tensor, description: Description) -> dict[int, Tensor]:
+    """The model's own tokens [1, N, C], by the decoder's layer that takes them."""
+    core, image = model.model, description.image
+    if image.views > 1:
+        size = torch.tensor([[image.rows * image.height, image.columns * image.width]])
+        made = core.get_image_features(pixel_values[None], size, return_dict=True)
+        return {target: packed[0][None] for target, packed in made.deepstack_features}
+    # The original always adds tiles, so its encoder and projectors are asked alone.
+    states = core.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+    end, drops = core.image_newline[None, None], description.encoder.class_token
+    return {
+        target: torch.cat((core.get_submodule(name)(states[state][:, int(drops) :]), end), dim=1)
+        for target, (state, name) in projectors(model.config).items()
+    }
 
 
 def _attended(block: Any, x: Tensor, seen: Tensor) -> Tensor:
