@@ -16,6 +16,7 @@ from edgevlm.recipe import Recipe
 
 MISTRAL, DOCLING, VISION = "tiny-mistral3", "tiny-granite-docling", "tiny-granite4-vision"
 GLM, GEMMA, INTERN, QWEN = "tiny-glm-ocr", "tiny-gemma3", "tiny-internvl", "tiny-qwen2-5-vl"
+LFM2 = "tiny-lfm2-vl"
 SECTIONS = "text_config.rope_parameters.mrope_section"
 # Preset; values of config.json, by path; of the image processor; of the recipe; the message.
 REFUSED = [
@@ -71,6 +72,14 @@ REFUSED = [
      "mscale_all_dim of rope_parameters is nan, expected a finite number"),
     (GLM, {"text_config.rope_parameters.partial_rotary_factor": 0.5}, {}, {"size": (56, 56)},
      "partial_rotary_factor 0.5 of GLM is not supported, only 1 is"),
+    (DOCLING, {"vision_config.use_fine_route": False}, {"fine_route": True}, {},
+     "the image processor has fine_route true, and use_fine_route of config.json is false; set"),
+    (LFM2, {}, {"use_thumbnail": False}, {"tiles": (2, 2)}, "tiles 2x2: .* use_thumbnail false"),
+    (LFM2, {}, {"max_image_tokens": 60}, {"tiles": (2, 2)},
+     "tiles 2x2: .* tiles of 64x64 pixels and a thumbnail of 56x56, got a size of 56x56; leave"),
+    ("tiny-minicpm-v-4-7", {}, {"slice_mode": False}, {"tiles": (2, 2)},
+     "the image processor has slice_mode false, and writes no slices"),
+    ("tiny-minicpm-v-4-7", {"newline_id": None}, {}, {}, "config.json says newline_id None, exp"),
 ]  # fmt: skip
 
 

@@ -190,6 +190,11 @@ def image_spec(config: Any, processor: dict[str, Any], recipe: Recipe) -> ImageS
             f" {kept[0]}x{kept[1]} of this shape; give --size {kept[0]}x{kept[1]}"
         )
     _check_slices(recipe.tiles, width / height, processor.get("max_slice_nums", SLICES))
+    if recipe.tiles != (1, 1) and not processor.get("slice_mode", True):
+        raise PlanError(
+            "the image processor has slice_mode false, and writes no slices into a prompt; set"
+            " slice_mode true in preprocessor_config.json, or leave out --tiles"
+        )
     return image_of(processor, recipe, (height, width), "first", 0.5, 0.5)
 
 
