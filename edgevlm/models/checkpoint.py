@@ -27,6 +27,7 @@ from edgevlm.models.documents import (
     check_no_pointer,
     check_processor,
     check_sizes,
+    named_tokens,
     read_json,
     reading_config,
 )
@@ -48,8 +49,6 @@ from edgevlm.quantization.schemes import EXACT
 from edgevlm.recipe import Recipe
 
 MOST_HALF = 65504.0  # the largest number of float16
-# Keys of tokens that stand for images; a family reads them beside the processor's numbers.
-IMAGE_TOKENS = ("image_token", "video_token", "fake_image_token", "global_image_token")
 _log = logging.getLogger(__name__)
 
 
@@ -118,19 +117,10 @@ class Checkpoint:
         return numbers
 
     def image_tokens(self) -> dict[str, str]:
-        """Tokens that stand for images, where this checkpoint names its own, by their keys.
-
-        The tokenizer's come first, as in transformers' processors.
-        """
+        """Tokens that stand for images, where this checkpoint names its own, by their keys."""
         special = self.document("tokenizer_config.json")
-        more = special.get("extra_special_tokens")
-        named: dict[str, str] = {}
-        for source in (self.document("processor_config.json"), more, special):
-            for key, value in source.items() if isinstance(source, dict) else ():
-                token = value.get("content") if isinstance(value, dict) else value
-                if key in IMAGE_TOKENS and isinstance(token, str) and token:
-                    named[key] = token
-        return named
+        own = self.document("processor_config.json")
+        return named_tokens(own, special.get("extra_special_tokens"), special)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of tokenizer.json.

@@ -23,6 +23,8 @@ SIZES = {
     "spatial_merge_size": 2**10, "temporal_patch_size": 2**10, "vocab_size": 2**24,
 }  # fmt: skip
 
+# Keys of tokens that stand for images; a family reads them beside the processor's numbers.
+IMAGE_TOKENS = ("image_token", "video_token", "fake_image_token", "global_image_token")
 POINTER = b"version https://git-lfs"
 # What arithmetic over a config raises where a value is of no use.
 MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -86,6 +88,22 @@ def check_processor(document: dict[str, Any], where: str) -> None:
     value = document.get("resample", 1)
     if type(value) is not int or not 0 <= value <= 5:
         raise ModelError(f"{where} resample is {value!r}, expected 0 to 5")
+
+
+def named_tokens(*sources: Any) -> dict[str, str]:
+    """Tokens that stand for images, by their keys.
+
+    Args:
+        sources: What may name them; the tokenizer's come last and count, as in transformers'
+            processors.
+    """
+    named: dict[str, str] = {}
+    for source in sources:
+        for key, value in source.items() if isinstance(source, dict) else ():
+            token = value.get("content") if isinstance(value, dict) else value
+            if key in IMAGE_TOKENS and isinstance(token, str) and token:
+                named[key] = token
+    return named
 
 
 @contextmanager
