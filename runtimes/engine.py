@@ -32,8 +32,7 @@ PRIVATE = "private"  # the load mode of every engine: each function has its own 
 CALLS = {
     "bind": "cannot be bound", "load_modes": "does not load", "build": "cannot be prepared",
     "is_built": "cannot be prepared", "prepare": "does not load", "load": "does not load",
-    "run": "does not run", "sync": "does not run", "take_states": "does not run",
-    "unload": "cannot be unloaded",
+    "run": "does not run", "sync": "does not run", "unload": "cannot be unloaded",
 }  # fmt: skip
 # Calls over a whole bundle.
 WHOLE_CALLS = {
@@ -184,10 +183,6 @@ class Engine(ABC):
 
     def sync(self, block: str) -> None:
         """Copy a block's cache to the host's arrays, where the engine keeps it elsewhere."""
-        return
-
-    def take_states(self, block: str) -> None:
-        """Have the next run begin with the host's arrays as a block's cache, whatever was there."""
         return
 
     @abstractmethod

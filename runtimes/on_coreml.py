@@ -122,10 +122,6 @@ class Engine(engine.Engine):
             for name, array in self._caches(block).items():
                 array[:] = self._states[block].read_state(name)
 
-    def take_states(self, block: str) -> None:
-        """Drop a block's state; the next run makes one of the arrays of the host's cache."""
-        self._states.pop(block, None)
-
     def unload(self, block: str, function: str | None = None) -> None:
         """Free the block's memory; the host's arrays keep its cache."""
         self.sync(block)

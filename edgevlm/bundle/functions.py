@@ -44,8 +44,8 @@ class Cache:
     """An input and an output that share one array.
 
     Attributes:
-        name: The target's name for the state; empty where other blocks read the array too, so that
-            it is no state of one of them.
+        name: The target's name for the state; empty where it is an array of the host alone: other
+            blocks read it too, or the target's states are too coarse for it.
         input: The input.
         output: The output; empty where the block reads an array that another one writes.
     """

@@ -3,7 +3,8 @@
     traced function -> cache rows become states -> coremltools -> compressed -> functions joined
 
 The functions of a block share their weights in one file. Keys and values are states (KV form
-`states`), named like the caches; Core ML keeps them in float16. Inputs and outputs stay float32.
+`states`), named like the caches; Core ML keeps them in float16. Inputs and outputs stay float32,
+and states of recurrent layers and of layers that others read are among these.
 
 Source: coremltools 9.0 (iOS 18 programs); `operators` has the translations that it lacks.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import re
 import shutil
 import tempfile
 import uuid
@@ -56,7 +58,8 @@ SMALLEST = 2048  # elements; smaller weights are not quantized
 # coremltools would need scikit-learn to find the palette.
 PALETTES, SMALLEST_PALETTE = {"p6": 6, "p4": 4}, 10_000
 
-# Shown by Xcode beside each input, output and state.
+# Shown by Xcode beside each input, output and state, by their names without what counts them.
+_COUNTED = re.compile(r"^(past|present)_|(_\d+)+$", re.ASCII)
 MEANINGS = {
     "pixel_values": "one view: RGB, channels first, (value / 255 - mean) / std",
     "features": "features of the views, in the width of the language model",
@@ -84,6 +87,8 @@ MEANINGS = {
     "key": "keys of a layer",
     "value": "values of a layer",
     "recurrent": "what a recurrent layer keeps of the tokens before",
+    "embeds": "rows of the embedding table and visual tokens, as they entered the first layer",
+    "per_layer": "what a layer gets of the rows of the second table",
 }
 
 
@@ -255,10 +260,15 @@ def _describe(package: Path, block: Block, scheme: str) -> None:
     for function in model.description.functions:
         onward = block.function(function.name).links
         for feature in (*function.input, *function.output):
-            feature.shortDescription = MEANINGS.get(onward.get(feature.name, feature.name), "")
+            feature.shortDescription = _meaning(onward.get(feature.name, feature.name))
         for feature in function.state:
-            feature.shortDescription = MEANINGS[feature.name.partition("_")[0]]
+            feature.shortDescription = _meaning(feature.name)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _meaning(name: str) -> str:
+    """What an input, output or state is; names of several of a kind are counted."""
+    return MEANINGS.get(_COUNTED.sub("", name), "")
 
 
 @contextmanager

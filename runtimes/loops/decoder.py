@@ -65,8 +65,6 @@ class DecoderLoop:
         if self.plan.host.states.recurrent:
             for array in self.arrays.recurrent:
                 array[:] = 0.0
-            for block in self.plan.stage("decoder"):
-                self.blocks.engine.take_states(block.name)
 
     def forget(self) -> None:
         """Forget the conversation and the rows of the cache."""

@@ -7,7 +7,7 @@ import pytest
 from edgevlm.bundle.functions import Block, Cache
 from edgevlm.bundle.kinds import vlm
 from edgevlm.bundle.kinds.shared import states
-from edgevlm.bundle.kinds.shared.states import LayerState, States
+from edgevlm.bundle.kinds.shared.states import LayerState, RecurrentSpec, States
 from edgevlm.errors import BundleError
 
 WINDOW = LayerState("rows", ((1, 2, 32, 8),) * 2, "f32")
@@ -50,6 +50,29 @@ def test_functions_have_the_arrays_of_their_layers(exported):
     shapes = [FULL.shapes[0], FULL.shapes[1], *MEMORY.shapes]
     assert [tensor.shape for tensor in signature.inputs[-4:]] == shapes
     assert [tensor.shape for tensor in signature.outputs[-4:]] == shapes
+
+
+def test_a_models_own_states_are_what_is_kept_in_float16(exported):
+    """The others are plain inputs and outputs, called the same."""
+    reader = replace(WINDOW, source=0)
+    kept = States.made("states", 32, (WINDOW, FULL, MEMORY, reader))
+    host = replace(exported.bundle.plan.host, states=kept, layer_ropes=(0,) * 4)
+    function = vlm.signature(host, Block("decoder-0", "decoder", (0, 4), 0, ()), "decode")
+    names = [cache.name for cache in function.caches]
+    assert names == ["", "", "key_1", "value_1", "", "", "", ""]
+    made = function.function("decode")
+    caches = {tensor.name for tensor in made.passed_in} & {c.input for c in function.caches}
+    assert caches == {
+        "past_key_0", "past_value_0", "past_recurrent_2_0", "past_recurrent_2_1", "past_key_3",
+        "past_value_3",
+    }  # fmt: skip
+
+
+def test_what_each_token_changes_is_kept_in_float32():
+    assert RecurrentSpec(MEMORY.shapes).state(32, "f16") == MEMORY
+    message = r"^manifest.json: host.states.kinds\[0\].dtype is f16, expected f32 of what each token"
+    with pytest.raises(BundleError, match=message):
+        states.check(States.made("states", 32, (replace(MEMORY, dtype="f16"),)))
 
 
 @pytest.mark.parametrize(

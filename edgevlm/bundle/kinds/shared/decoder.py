@@ -140,7 +140,9 @@ def _arrays(host: Any, block: Block) -> Iterator[tuple[LayerState, Cache, tuple[
     for index, layer in enumerate(range(*block.span)):
         state = host.states.of(layer)
         read = state.source is not None
-        shared = read or layer in host.states.read_by_others
+        # A model's own states are float16, and other blocks cannot read them.
+        plain = host.states.form == "states" and state.dtype == "f32"
+        plain = plain or read or layer in host.states.read_by_others
         for name, shape in zip(state.names(index), state.shapes, strict=True):
             written = "" if read else f"present_{name}"
-            yield state, Cache("" if shared else name, f"past_{name}", written), shape
+            yield state, Cache("" if plain else name, f"past_{name}", written), shape

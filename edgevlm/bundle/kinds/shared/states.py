@@ -109,8 +109,12 @@ class RecurrentSpec:
     shapes: tuple[tuple[int, ...], ...]
 
     def state(self, rows: int, dtype: str) -> LayerState:
-        """The state of a layer, kept in `dtype`; no token adds a row."""
-        return LayerState("recurrent", self.shapes, dtype)
+        """The state of a layer; no token adds a row.
+
+        It is kept in float32, whatever a target keeps rows in: each token changes all of it, so
+        that what rounding takes away would add up.
+        """
+        return LayerState("recurrent", self.shapes, "f32")
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,8 @@ class States:
 
     Attributes:
         form: `shared_buffer`: input and output of a `Cache` are one buffer, written in place.
-            `states`: they are a state of the model, called by the cache's name; the runtime keeps
-            it.
+            `states`: what is kept in float16 is a state of the model, called by the cache's name,
+            which the runtime keeps; what is kept in float32 is a plain input and output.
         tokens: T, the context: rows of a layer that every token reaches. Where visual tokens leave
             inside the decoder, later layers have fewer.
         kinds: The states that differ, each once.
@@ -213,6 +217,9 @@ def _check_state(state: LayerState, tokens: int, where: str) -> None:
         good = good and 1 <= len(shape) <= MOST_DIMENSIONS
         good = good and all(1 <= size <= MOST_SIZE for size in shape)
     expect(good, f"{where}.shapes is {arrays}, expected a few arrays of 1 to 2^31 numbers a side")
+    if state.kind == "recurrent":
+        kept = f"{where}.dtype is {state.dtype}, expected f32 of what each token changes"
+        expect(state.dtype == "f32", f"{kept}; export the model again")
     if state.kind == "rows":
         keys = state.shapes[0]
         good = len(state.shapes) == len(ROWS) and len(keys) == 4 and keys == state.shapes[1]
