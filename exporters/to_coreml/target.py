@@ -57,6 +57,8 @@ SMALLEST = 2048  # elements; smaller weights are not quantized
 # Weights as indices into a palette of 2^bits values for each matrix. For smaller matrices
 # coremltools would need scikit-learn to find the palette.
 PALETTES, SMALLEST_PALETTE = {"p6": 6, "p4": 4}, 10_000
+# Tables that the host reads by rows: with as many bits as the weights, or the next that there are.
+TABLES = {"fp16": "f16", "w8a16": "w8g64", "w4g32a16": "w4g32", "p6": "w8g64", "p4": "w4g32"}
 
 # Shown by Xcode beside each input, output and state, by their names without what counts them.
 _COUNTED = re.compile(r"^(past|present)_|(_\d+)+$", re.ASCII)
@@ -98,6 +100,11 @@ class Lowered:
 
     programs: Mapping[str, ExportedProgram]
     scheme: str
+
+
+def table_format(scheme: str) -> str:
+    """Format of the host's tables under a scheme, for `Embedding.dtype`."""
+    return TABLES.get(scheme, "f32")
 
 
 def matrix_bytes(rows: int, columns: int, scheme: str, stage: str) -> int:
@@ -296,6 +303,7 @@ TARGET = Target(
     write=write,
     kv_form="states",
     kv_dtype="f16",
+    table_format=table_format,
     matrix_bytes=matrix_bytes,
     number_bytes=number_bytes,
     half_arithmetic=("fp16", *COMPRESSED, *PALETTES),

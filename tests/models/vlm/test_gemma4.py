@@ -49,6 +49,18 @@ def test_each_layer_has_an_input_for_its_part_of_the_second_table(tiny):
     assert inputs["per_layer_0"] == inputs["per_layer_1"] == (1, 1, 16)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "dtype", "row_bytes"),
+    [("none", "f32", 320), ("fp16", "f16", 160), ("w8a16", "w8g64", 136), ("p4", "w4g32", 60)],
+)
+def test_core_ml_has_both_tables_in_the_bits_of_the_scheme(tiny, scheme, dtype, row_bytes):
+    """80 columns: two groups of 64, or three of 32, with a scale each."""
+    pytest.importorskip("coremltools")
+    host = tiny(NAME, target="coreml", quantize=scheme).plan.host
+    assert host.embedding.dtype == host.per_layer.table.dtype == dtype
+    assert sum(host.per_layer.table.row_bytes) == row_bytes
+
+
 def test_visual_tokens_have_the_row_of_padding_in_the_second_table(tiny, prompt):
     made = tiny(NAME)
     features = torch.randn(1, made.plan.host.visual_tokens, 64)
