@@ -53,6 +53,8 @@ COMPRESSED: dict[str, dict[str, Any]] = {
     "w8a16": {"dtype": "int8", "granularity": "per_channel"},
     "w4g32a16": {"dtype": "int4", "granularity": "per_block", "block_size": 32},
 }
+# Operators whose constants are weights; those of others are masks, tables of positions and norms.
+ROUNDED = ("linear", "conv")
 SMALLEST = 2048  # elements; smaller weights are not quantized
 # Weights as indices into a palette of 2^bits values for each matrix. For smaller matrices
 # coremltools would need scikit-learn to find the palette.
@@ -229,13 +231,13 @@ def _compress(model: Any, scheme: str) -> Any:
         how = optimize.OpLinearQuantizerConfig(
             mode="linear_symmetric", weight_threshold=SMALLEST, **COMPRESSED[scheme]
         )
-        config = optimize.OptimizationConfig(global_config=how)
+        config = optimize.OptimizationConfig(op_type_configs=dict.fromkeys(ROUNDED, how))
         return optimize.linear_quantize_weights(model, config)
     if scheme in PALETTES:
         how = optimize.OpPalettizerConfig(
             mode="kmeans", nbits=PALETTES[scheme], weight_threshold=SMALLEST_PALETTE
         )
-        config = optimize.OptimizationConfig(global_config=how)
+        config = optimize.OptimizationConfig(op_type_configs=dict.fromkeys(ROUNDED, how))
         return optimize.palettize_weights(model, config)
     return model
 

@@ -173,6 +173,17 @@ def test_schemes(scheme, least_db, most_bytes, evaluate, tmp_path):
     assert file.stat().st_size <= most_bytes * 4 * (128 * 128 + 128)
 
 
+@pytest.mark.parametrize("scheme", ["w4g32a16", "p4"])
+def test_constants_that_are_no_weights_keep_their_bits(scheme, evaluate, calls, tmp_path):
+    """A mask or a table of positions, as large as a matrix, is float16."""
+    table = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 128, 128, generator=torch.Generator().manual_seed(1))
+    module = calls(lambda x: x * table + table)
+    (found,) = evaluate(module, tmp_path, x, scheme=scheme)
+    _, psnr_db = difference(found, module(x).numpy())
+    assert psnr_db >= 60
+
+
 CASES = {
     "smolvlm": ("tiny-smolvlm", "none", ("fastervlm",)),
     "llava_onevision, inside the decoder": ("tiny-llava-onevision", "none", ("fastv:layer=1",)),
