@@ -35,7 +35,7 @@ from edgevlm.models.folder import checked_config, family_of, lacks
 from edgevlm.models.hub import HubWeights
 from edgevlm.models.locate import locate
 from edgevlm.models.quiet import quiet
-from edgevlm.models.weights.headers import INDEX, SINGLE, check_plain
+from edgevlm.models.weights.headers import INDEX, SINGLE, check_plain, first_layers
 from edgevlm.models.weights.loading import built, cut, loaded, paged, untied
 from edgevlm.models.weights.matching import Match, match
 from edgevlm.models.weights.sources import (
@@ -254,12 +254,15 @@ class Checkpoint:
             ModelError: If they are not its weights.
         """
         with self._named():
-            check_plain(self.weights.headers)
+            headers = self.weights.headers
+            check_plain(headers)
             kind, left_out = type(built(self.family.AUTO_CLASS, self.config)), ()
             with reading_config(), quiet():
                 if hasattr(self.family, "left_out"):
                     left_out = self.family.left_out(self.config, self.all_layers)
-                found = match(kind, self.config, self.weights.headers, left_out)
+                if self.layers is not None and hasattr(self.family, "side_by_side"):
+                    headers = first_layers(headers, self.family.side_by_side(self.config))
+                found = match(kind, self.config, headers, left_out)
         if found.unused and self.layers is None:
             _say_once(
                 f"'{self.model}': its weights have tensors that are in no part of the model and are"
@@ -295,7 +298,7 @@ class Checkpoint:
                 tied = found.both is not None and weights.same(*found.both)
                 model = paged(found, weights, tied, kept_bytes)
             if model is None:
-                model = loaded(type(checkpoint._match.model), self.config, weights)
+                model = loaded(checkpoint._match, self.config, weights)
         return model
 
 

@@ -40,6 +40,10 @@ A family that leaves weights of its model out also has `left_out(config, all_lay
 of their names: a checkpoint without them is one, too. Where a method reads the last layer of the
 encoder, `all_layers` is true, and layers after the selected one are not left out.
 
+A family with matrices that have numbers of all layers of the language model side by side also has
+`side_by_side(config)`, for a trial of the first layers: for the end of each name the axis, and the
+size along it by the config.
+
 `notes(config, description)`, where there is one, gives lines that a reader of a plan must know, and
 `shown(model_type)` the family's name in a plan and a manifest. A type of transformers' that has no
 file here takes the generic path: `edgevlm/models/generic/family.py` has the same names as a family.

@@ -177,17 +177,18 @@ def tiny(preset) -> Callable[..., Tiny]:
     from edgevlm.planning.plan import make_plan
     from edgevlm.recipe import Recipe
 
-    models: dict[str, Any] = {}
+    models: dict[tuple[str, int | None], Any] = {}
 
     @cache
     def make(name: str, **options: Any) -> Tiny:
         path = str(preset(name))
         checkpoint = find(path)
         planned = make_plan(Recipe(model=path, **options), checkpoint)
-        if name not in models:
-            models[name] = checkpoint.load_model()
-        parts = checkpoint.family.parts(models[name], planned.description)
-        return Tiny(planned, models[name], parts)
+        key = name, planned.checkpoint.layers
+        if key not in models:
+            models[key] = planned.checkpoint.load_model()
+        parts = checkpoint.family.parts(models[key], planned.description)
+        return Tiny(planned, models[key], parts)
 
     return make
 

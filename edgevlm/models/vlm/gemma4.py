@@ -26,7 +26,7 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import RESAMPLE, Description
-from edgevlm.models.shared.decoders.gated import with_gates
+from edgevlm.models.shared.decoders import gated
 from edgevlm.models.shared.encoders.gemma4 import tower_parts, tower_spec
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.preprocessing import check_resized, normalization
@@ -51,11 +51,6 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
         raise PlanError(
             "enable_moe_block is not supported: layers with experts have no static form"
         )
-    if recipe.layers is not None and text.hidden_size_per_layer_input:
-        raise PlanError(
-            "a trial of the first layers is not supported: the rows of the second table are of all"
-            " layers; leave out --layers"
-        )
     image = _image(vision, processor, recipe)
     (height, width), fold = _grid(vision, image), vision.pooling_kernel_size
     rows, columns = height // fold, width // fold
@@ -78,7 +73,7 @@ def parts(model: Any, description: Description) -> ModelParts:
     """Static modules over the weights of `model`; see `ModelParts`."""
     core, vision = model.model, model.config.vision_config
     text, spec = core.language_model, description.decoder
-    decoder = with_gates(decoder_parts(text, spec), text)
+    decoder = gated.with_gates(decoder_parts(text, spec), text)
     layers = len(spec.layers)
     return ModelParts(
         encoder=tower_parts(
@@ -99,6 +94,11 @@ def parts(model: Any, description: Description) -> ModelParts:
         logit_softcap=float(text.config.final_logit_softcapping or 0),
         layer_table=text.embed_tokens_per_layer.weight if spec.per_layer else None,
     )
+
+
+def side_by_side(config: Any) -> dict[str, tuple[int, int]]:
+    """What a trial of the first layers cuts: the second table, and its projection."""
+    return gated.side_by_side(config.text_config)
 
 
 def left_out(config: Any, all_layers: bool) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Header:
         file: The file that has it.
         start: Offset of its first byte in the file.
         stop: Offset after its last byte.
+        pitch: Bytes from a row to the next, where the file has more columns; 0 where it has none.
     """
 
     shape: tuple[int, ...]
@@ -56,6 +57,20 @@ class Header:
     file: str
     start: int
     stop: int
+    pitch: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its numbers."""
+        return math.prod(self.shape) * PLAIN[self.dtype].itemsize
+
+    def first(self, axis: int, size: int) -> Header:
+        """The first rows (axis 0) or columns (axis 1) of a matrix, where they are in the file."""
+        rows, columns = self.shape
+        row_bytes = columns * PLAIN[self.dtype].itemsize
+        if axis:
+            return replace(self, shape=(rows, size), pitch=row_bytes)
+        return replace(self, shape=(size, columns), stop=self.start + size * row_bytes)
 
 
 def weight_names(folder: Path) -> list[str]:
@@ -132,6 +147,24 @@ def check_plain(headers: Mapping[str, Header]) -> None:
             f"its weights are quantized: '{packed[0]}' is {headers[packed[0]].dtype}; use the"
             " checkpoint that it was made from, and --quantize"
         )
+
+
+def first_layers(
+    headers: Mapping[str, Header], side_by_side: Mapping[str, tuple[int, int]]
+) -> dict[str, Header]:
+    """Headers of a model of fewer layers.
+
+    Args:
+        headers: Those of the whole model.
+        side_by_side: Matrices that have numbers of all layers side by side: axis, and size along
+            it in the smaller model, by the end of the name.
+    """
+    found = dict(headers)
+    for end, (axis, size) in side_by_side.items():
+        for name, header in headers.items():
+            if name.endswith(end) and len(header.shape) == 2 and header.shape[axis] > size:
+                found[name] = header.first(axis, size)
+    return found
 
 
 def _is_beside(name: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from edgevlm.libraries import first_line
 from edgevlm.models.quiet import quiet
 from edgevlm.models.weights.matching import Match
 from edgevlm.models.weights.paging import FileWeight, Kept, replace_parameters
-from edgevlm.models.weights.sources import FolderWeights
+from edgevlm.models.weights.sources import FolderWeights, numbers
 
 
 def built(auto_class: str, config: Any) -> Any:
@@ -58,6 +59,9 @@ def cut(config: Any, layers: int) -> Any:
     for name, value in vars(text).items():
         if "layer" in name and isinstance(value, list | tuple) and len(value) == depth:
             setattr(text, name, value[:layers])
+    shared = getattr(text, "num_kv_shared_layers", None)
+    if shared:  # these are the last ones
+        text.num_kv_shared_layers = max(0, layers - (depth - shared))
     text.num_hidden_layers = layers
     return config
 
@@ -84,25 +88,30 @@ def paged(found: Match, weights: FolderWeights, tied: bool, kept_bytes: int) -> 
     if found.both and tied:
         same = {found.both[1]: found.both[0]}
     of_tensor = {
-        name: FileWeight.of(weights, weights.headers[name], kept)
+        name: FileWeight.of(weights, found.headers[name], kept)
         for name in set(found.sources.values())
     }
     replace_parameters(
         found.model, {name: of_tensor[same.get(t, t)] for name, t in found.sources.items()}
     )
     for name, tensor in found.statistics.items():
-        numbers = FileWeight.of(weights, weights.headers[tensor], kept).read()
+        values = FileWeight.of(weights, found.headers[tensor], kept).read()
         owner, _, own_name = name.rpartition(".")
         kind = found.model.get_buffer(name).dtype
-        found.model.get_submodule(owner).register_buffer(own_name, numbers.to(kind))
+        found.model.get_submodule(owner).register_buffer(own_name, values.to(kind))
     return found.model.eval().requires_grad_(False)
 
 
-def loaded(kind: Any, config: Any, weights: FolderWeights) -> Any:
+def loaded(found: Match, config: Any, weights: FolderWeights) -> Any:
     """The model with float32 weights.
 
     Each tensor is read when it is its turn: of a mapped file, all pages would stay in memory
     until the last one is.
+
+    Args:
+        found: Whose class the model is of, and the tensors as it takes them.
+        config: Its config.
+        weights: The files.
 
     Raises:
         ModelError: If a file cannot be read.
@@ -113,6 +122,12 @@ def loaded(kind: Any, config: Any, weights: FolderWeights) -> Any:
             for path in weights.paths:
                 file: Any = safe_open(path, "pt", backend="pread")
                 tensors |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            tensors |= {
+                name: numbers(weights, header, 0, math.prod(header.shape)).view(header.shape)
+                for name, header in found.headers.items()
+                if header != weights.headers[name]  # a part of it
+            }
+            kind: Any = type(found.model)
             model = kind.from_pretrained(
                 None, config=config, state_dict=tensors, dtype=torch.float32
             )

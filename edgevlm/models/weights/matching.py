@@ -33,6 +33,7 @@ class Match:
 
     Attributes:
         model: The model, with stand-ins for its weights.
+        headers: The tensors.
         sources: Name of a weight -> name of its tensor, for all weights that a bundle may use.
         statistics: The same of buffers that are saved with the weights (batch norm).
         unused: Tensors that the model has no place for.
@@ -41,6 +42,7 @@ class Match:
     """
 
     model: nn.Module
+    headers: Mapping[str, Header]
     sources: Mapping[str, str]
     statistics: Mapping[str, str]
     unused: tuple[str, ...]
@@ -86,7 +88,7 @@ def match(
         name_of = {id(weight): sources[name] for name, weight in model.named_parameters()
                    if name in sources}  # fmt: skip
         both = name_of[id(table)], name_of[id(head)]
-    return Match(model, sources, statistics, unused, tied, both)
+    return Match(model, headers, sources, statistics, unused, tied, both)
 
 
 def _loaded(

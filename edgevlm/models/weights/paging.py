@@ -82,7 +82,7 @@ class FileWeight(nn.Parameter):
 
     def kept(self) -> Tensor | None:
         """Its numbers in the file's type, which stay in memory; None where there is no room."""
-        if self._numbers is None and self._kept.takes(self._header.stop - self._header.start):
+        if self._numbers is None and self._kept.takes(self._header.bytes):
             self._numbers = self._whole()
         return self._numbers
 
@@ -102,7 +102,7 @@ class FileWeight(nn.Parameter):
     def of_rows(self, start: int, stop: int) -> FileWeight:
         """A weight of some rows of the first axis, which stay in the file."""
         header, (_, *rest) = self._header, self._header.shape
-        each = math.prod(rest) * PLAIN[header.dtype].itemsize
+        each = header.pitch or math.prod(rest) * PLAIN[header.dtype].itemsize
         spanned = replace(
             header,
             shape=(stop - start, *rest),

@@ -136,8 +136,24 @@ class NoWeights:
 def numbers(weights: Weights, header: Header, start: int, stop: int) -> Tensor:
     """Numbers of a tensor in its own type, from one in its order in memory up to another: [n]."""
     kind = PLAIN[header.dtype]
+    if header.pitch:
+        return _of_columns(weights, header, start, stop)
     data = weights.read(header, start * kind.itemsize, stop * kind.itemsize)
     return torch.frombuffer(data, dtype=kind) if data else torch.empty(0, dtype=kind)
+
+
+def _of_columns(weights: Weights, header: Header, start: int, stop: int) -> Tensor:
+    """`numbers` of the first columns of a matrix; what is between its rows is read with many."""
+    kind, columns = PLAIN[header.dtype], header.shape[1]
+    first, last = start // columns, -(-stop // columns)
+    height = max(1, AT_ONCE * kind.itemsize // header.pitch)
+    parts = [torch.empty(0, dtype=kind)]
+    for row in range(first, last, height):
+        rows = min(height, last - row)
+        end = (row + rows - 1) * header.pitch + columns * kind.itemsize
+        data = torch.frombuffer(weights.read(header, row * header.pitch, end), dtype=kind)
+        parts.append(data.as_strided((rows, columns), (header.pitch // kind.itemsize, 1)).flatten())
+    return torch.cat(parts)[start - first * columns : stop - first * columns]
 
 
 def single_number(weights: Weights, name: str) -> float:

@@ -71,6 +71,20 @@ def test_visual_tokens_have_the_row_of_padding_in_the_second_table(tiny, prompt)
     np.testing.assert_array_equal(rows[visual, 64:], np.tile(own.reshape(1, -1), (visual.sum(), 1)))
 
 
+@pytest.mark.parametrize(("layers", "sources"), [(2, [None, None]), (4, [None, None, None, 2])])
+def test_a_trial_has_the_first_layers_columns_of_the_second_table(
+    tiny, decoder_difference, layers, sources
+):
+    whole, made = tiny(NAME), tiny(NAME, layers=layers)
+    assert [state.source for state in made.plan.host.states.each] == sources
+    assert made.plan.host.per_layer.table.columns == layers * 16
+    own, all_layers = (m.planned.parts(m.model).layer_table for m in (made, whole))
+    assert torch.equal(own[:], all_layers[:, : layers * 16])
+    in_files = made.planned.checkpoint.load_model(0)
+    assert torch.equal(made.planned.parts(in_files).layer_table[:], own[:])
+    assert decoder_difference(made) <= 1e-5
+
+
 @pytest.mark.parametrize(
     ("change", "processor", "options", "message"),
     [
@@ -95,12 +109,6 @@ def test_visual_tokens_have_the_row_of_padding_in_the_second_table(tiny, prompt)
             "^the image processor's patch_size is 16, the encoder's 2; co",
         ),
         ({"vision_config": None}, {}, {}, "^this checkpoint reads no pictures: config.json has no"),
-        (
-            {},
-            {},
-            {"layers": 2},
-            "^a trial of the first layers is not supported: the rows of the se",
-        ),
     ],
 )
 def test_what_the_static_form_has_not_is_refused(tiny, change, processor, options, message):

@@ -58,6 +58,24 @@ def test_what_a_tensor_says_of_itself_reads_nothing(stored, monkeypatch):
         assert nn.Parameter(weight, requires_grad=False) is weight
 
 
+@pytest.mark.parametrize("at_once", [4, 1 << 24])
+@pytest.mark.parametrize(("axis", "size"), [(0, 5), (1, 4), (1, 1)])
+def test_the_first_rows_or_columns_of_a_matrix(stored, monkeypatch, axis, size, at_once):
+    monkeypatch.setattr(sources, "AT_ONCE", at_once)  # several reads, or one
+    named, plain = stored()
+    whole = named["matrix"]
+    weight = FileWeight.of(whole._weights, whole._header.first(axis, size), Kept(0))
+    expected = plain["matrix"][:size] if axis == 0 else plain["matrix"][:, :size]
+    assert weight.shape == expected.shape
+    assert weight._header.bytes == 2 * expected.numel()
+    assert torch.equal(weight.read(), expected)
+    assert torch.equal(weight[1:4].clone(), expected[1:4])
+    assert torch.equal(weight[1:4][1:][0], expected[2])
+    assert torch.equal(weight[2:2].clone(), expected[2:2])
+    ids = torch.tensor([4, 0, 4])
+    assert torch.equal(nn.functional.embedding(ids, weight), expected[ids])
+
+
 @pytest.mark.parametrize(
     "use",
     [

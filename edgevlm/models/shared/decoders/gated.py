@@ -118,6 +118,15 @@ def layer_rows(text: Any) -> LayerRows | None:
     return LayerRows(columns, sqrt(columns), text.pad_token_id) if columns else None
 
 
+def side_by_side(text: Any) -> dict[str, tuple[int, int]]:
+    """Matrices with numbers of all layers side by side, by the end of the name: axis and size."""
+    size = text.num_hidden_layers * (text.hidden_size_per_layer_input or 0)
+    return {
+        "embed_tokens_per_layer.weight": (1, size),
+        "per_layer_model_projection.weight": (0, size),
+    }
+
+
 def gemma4_numbers(text: Any, layer: int) -> LayerNumbers:
     """Numbers of a layer of Gemma 4, windows and rotary tables left out."""
     head_size = text.per_layer_config[layer].head_dim
