@@ -6,10 +6,13 @@ import hashlib
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 
+from edgevlm.cli.shared.plan_text import block_rows
 from edgevlm.registry import ENGINES, FAMILIES, METHODS, TARGETS
+from edgevlm.units import megabytes
 
 PLAN = {
     "stages", "blocks", "visual_tokens", "kv_bytes", "minimum_budget_bytes", "predicted",
@@ -48,6 +51,27 @@ def test_plan_as_text(run, tiny_model):
     done = run("plan", tiny_model, "--tokens", "16")
     assert "visual tokens: 1 view, 64 -> 16 by divprune at site tokens" in done.stdout
     assert done.stderr == ""
+
+
+def test_equal_blocks_are_one_row_of_a_plan_and_all_have_a_total(exported):
+    plan = exported.bundle.plan
+    one, head = plan.block("decoder-0"), plan.stage("head")[0]
+    decoder = [replace(one, name=f"decoder-{index}") for index in range(100)]
+    decoder[3] = replace(decoder[3], weights_bytes=one.weights_bytes + 1)
+    rows = block_rows(replace(plan, blocks=(*decoder, head)))
+    expected = ["decoder-0 to 2 (3 equal)", "decoder-3", "decoder-4 to 99 (96 equal)"]
+    assert [row[0] for row in rows[:-2:2]] == expected
+    assert [row[1] for row in rows[:-2]] == ["prefill", "decode"] * 3
+    assert rows[0][2] == rows[4][2] == megabytes(one.weights_bytes)  # of one of them
+    (name, _, size, _, work) = rows[-1]
+    assert name == "total, with tables"
+    assert size == megabytes(replace(plan, blocks=(*decoder, head)).weights_bytes)
+    flops = {f.name: 100 * f.flops / 1e9 for f in one.functions}
+    logits = head.functions[0].flops / 1e9
+    assert work == (
+        f"GFLOP: decoder prefill {flops['prefill']:.2f}, decoder decode {flops['decode']:.2f},"
+        f" head logits {logits:.2f}"
+    )
 
 
 def test_inspect(run, exported):

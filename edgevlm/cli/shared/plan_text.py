@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from edgevlm import api
+from edgevlm.bundle.functions import Block
 from edgevlm.bundle.plan import Plan
 from edgevlm.cli.shared.device_fit import beside
 from edgevlm.cli.shared.kinds import printed
@@ -63,17 +65,6 @@ def _document(
 
 
 def _text(plan: Plan[Any], cost: MethodCost | None, notes: tuple[str, ...]) -> str:
-    rows = [
-        [
-            b.name,
-            f.name,
-            megabytes(b.weights_bytes),
-            f"{f.flops / 1e9:.2f}",
-            ", ".join(_shape(t.name, t.shape) for t in f.fed),
-        ]
-        for b in plan.blocks
-        for f in b.functions
-    ]
     return "\n".join(
         [
             f"{plan.source.model} ({plan.source.family}) for {plan.recipe.target},"
@@ -81,9 +72,49 @@ def _text(plan: Plan[Any], cost: MethodCost | None, notes: tuple[str, ...]) -> s
             *notes,
             *printed(plan.kind).plan_lines(plan, cost),
             "",
-            table(["block", "function", "weights", "GFLOP", "inputs"], rows),
+            table(["block", "function", "weights", "GFLOP", "inputs"], block_rows(plan)),
         ]
     )
+
+
+def block_rows(plan: Plan[Any]) -> list[list[str]]:
+    """A row for each function of a block, of equal ones that follow each other once, and a total.
+
+    The row of several has the numbers of one of them.
+    """
+    rows = []
+    for _, equal in groupby(plan.blocks, key=_numbers):
+        first, *others = equal
+        name = first.name
+        if others:
+            name += f" to {others[-1].name.rpartition('-')[2]} ({1 + len(others)} equal)"
+        rows += [[name, *row] for row in _cells(first)]
+    work: dict[str, int] = {}
+    for block in plan.blocks:
+        for function in block.functions:
+            name = f"{block.stage} {function.name}".removeprefix(f"{function.name} ")
+            work[name] = work.get(name, 0) + function.flops
+    each = ", ".join(f"{name} {flops / 1e9:.2f}" for name, flops in work.items())
+    whole = "total, with tables" if plan.host.tables else "total"
+    return [*rows, [whole, "", megabytes(plan.weights_bytes), "", f"GFLOP: {each}"]]
+
+
+def _cells(block: Block) -> list[list[str]]:
+    """What is said of a block's functions beside its name."""
+    return [
+        [
+            f.name,
+            megabytes(block.weights_bytes),
+            f"{f.flops / 1e9:.2f}",
+            ", ".join(_shape(t.name, t.shape) for t in f.fed),
+        ]
+        for f in block.functions
+    ]
+
+
+def _numbers(block: Block) -> object:
+    """What equal blocks have in common."""
+    return block.stage, block.weights_bytes, [(f.name, f.flops, f.fed) for f in block.functions]
 
 
 def _shape(name: str, shape: tuple[int, ...]) -> str:
