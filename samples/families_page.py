@@ -29,6 +29,20 @@ checkpoints of one `model_type` of transformers. [add-a-family.md](add-a-family.
 write one.
 
 """
+PROCESSORS = """\
+## Image processors
+
+A bundle resizes and normalizes pictures by numbers of its manifest. `plan` compares the prompt, and
+`export` and `verify` the pixels, with the checkpoint's own processor, whose images go through the
+form on Pillow that transformers has of most image processors. Of LFM2-VL's it has a form on
+torchvision alone. Without torchvision a stand-in tells the processor the sizes of pictures, so that
+prompts are compared as ever; pixels are not, and `plan` and `verify` say so in a line. With the
+torchvision that is made for the installed torch they are. The processor of Mistral 3 asks for
+torchvision too, but takes one function of numbers from it: the form on Pillow is put in its place,
+and all is compared. FastVLM's encoder is timm's, which needs torchvision: without the two it is
+refused with what to install. On the generic path a type without a form on Pillow is refused.
+
+"""
 SIZES = """\
 ## Sizes
 
@@ -77,7 +91,7 @@ def page(families: Sequence[Facts], records: Sequence[Record], types: Sequence[O
     """The whole page."""
     decoders = ", ".join(f"`{name}`" for name in DECODERS)
     return "\n".join(
-        [HEAD + SIZES + sizes(families), targets(families), methods(families),
+        [HEAD + SIZES + sizes(families), PROCESSORS + targets(families), methods(families),
          measured(records), OTHER.format(decoders=decoders) + other(types)]
     )  # fmt: skip
 
