@@ -70,7 +70,7 @@ def test_a_models_own_states_are_what_is_kept_in_float16(exported):
 
 def test_what_each_token_changes_is_kept_in_float32():
     assert RecurrentSpec(MEMORY.shapes).state(32, "f16") == MEMORY
-    message = r"^manifest.json: host.states.kinds\[0\].dtype is f16, expected f32 of what each token"
+    message = r"host.states.kinds\[0\].dtype is f16, expected f32 of what each token"
     with pytest.raises(BundleError, match=message):
         states.check(States.made("states", 32, (replace(MEMORY, dtype="f16"),)))
 

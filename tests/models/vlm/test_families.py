@@ -61,7 +61,6 @@ class Family:
 BOTH_WAYS = {"decoder": "^dart at site decoder needs .* picture or prompt see each other both ways"}
 RECURRENT = {"decoder": "leave from layer 1 on by the attention of the layer before, which is re"}
 FOLDING = {"vision": "here they cannot: it folds windows of patches between them"}
-FOLDED = {"patches": True}
 SLICED = {"1x1": {}, "2x2": {"tiles": (2, 2)}}
 TURNED = "^tome at site vision merges tokens .* queries and keys turn by the place of a patch"
 FAMILIES = {
@@ -101,8 +100,10 @@ FAMILIES = {
         patches=True,
         limit=3e-5,  # measured 1.1e-5 of two pictures
     ),
-    "minicpmv4_6": Family("tiny-minicpm-v-4-6", SLICED, RECURRENT | FOLDING, **FOLDED),
-    "minicpmv4_7": Family("tiny-minicpm-v-4-7", SLICED, RECURRENT | FOLDING, ("2x2",), **FOLDED),
+    "minicpmv4_6": Family("tiny-minicpm-v-4-6", SLICED, RECURRENT | FOLDING, patches=True),
+    "minicpmv4_7": Family(
+        "tiny-minicpm-v-4-7", SLICED, RECURRENT | FOLDING, ("2x2",), patches=True
+    ),
     # Its processor resizes by torchvision.
     "lfm2_vl": Family(
         "tiny-lfm2-vl",
