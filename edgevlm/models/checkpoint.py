@@ -8,12 +8,11 @@ the shapes of the config. `fetched` is the checkpoint whose weights may be read.
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,12 +23,14 @@ from transformers import AutoConfig
 from edgevlm.errors import ModelError, PlanError
 from edgevlm.libraries import first_line
 from edgevlm.models.documents import (
+    check_config,
     check_no_pointer,
     check_processor,
-    check_sizes,
     named_tokens,
+    of_checkpoint,
     read_json,
     reading_config,
+    say_once,
 )
 from edgevlm.models.folder import checked_config, family_of, lacks
 from edgevlm.models.hub import HubWeights
@@ -49,7 +50,6 @@ from edgevlm.quantization.schemes import EXACT
 from edgevlm.recipe import Recipe
 
 MOST_HALF = 65504.0  # the largest number of float16
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class Checkpoint:
     def image_tokens(self) -> dict[str, str]:
         """Tokens that stand for images, where this checkpoint names its own, by their keys."""
         special = self.document("tokenizer_config.json")
-        own = self.document("processor_config.json")
-        return named_tokens(own, special.get("extra_special_tokens"), special)
+        more = special.get("extra_special_tokens")
+        return named_tokens((self.document("processor_config.json"), more, special))
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of tokenizer.json.
@@ -142,9 +142,19 @@ class Checkpoint:
             ModelError: If the config lacks what the family reads.
             PlanError: If the family has no static form for what the recipe or the config asks.
         """
-        with self._named(), reading_config(), quiet():  # a family imports from transformers
+        with self._reading():
             numbers = self.processor() | self.image_tokens()
             return self.family.describe(self.config, numbers, recipe)
+
+    def parts(self, model: Any, description: Any) -> Any:
+        """The family's static modules over a model of this checkpoint.
+
+        Raises:
+            ModelError: If a number of the config has no meaning to the family.
+            PlanError: If the family has no static form of the model.
+        """
+        with self._reading():
+            return self.family.parts(model, description)
 
     @property
     def remote(self) -> HubWeights | None:
@@ -257,14 +267,14 @@ class Checkpoint:
             headers = self.weights.headers
             check_plain(headers)
             kind, left_out = type(built(self.family.AUTO_CLASS, self.config)), ()
-            with reading_config(), quiet():
+            with self._reading():
                 if hasattr(self.family, "left_out"):
                     left_out = self.family.left_out(self.config, self.all_layers)
                 if self.layers is not None and hasattr(self.family, "side_by_side"):
                     headers = first_layers(headers, self.family.side_by_side(self.config))
                 found = match(kind, self.config, headers, left_out)
         if found.unused and self.layers is None:
-            _say_once(
+            say_once(
                 f"'{self.model}': its weights have tensors that are in no part of the model and are"
                 f" left out ({len(found.unused)}, the first is '{found.unused[0]}')"
             )
@@ -276,7 +286,13 @@ class Checkpoint:
         try:
             yield
         except ModelError as cause:
-            raise _of(self.model, cause) from cause
+            raise of_checkpoint(self.model, cause) from cause
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """A family reads the config, and imports from transformers, inside the body."""
+        with self._named(), reading_config(self.config), quiet():
+            yield
 
     def load_model(self, kept_bytes: int | None = None) -> Any:
         """The model with float32 weights.
@@ -312,10 +328,10 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
     try:
         document = checked_config(folder, files)
     except ModelError as cause:
-        raise _of(model, cause) from cause
+        raise of_checkpoint(model, cause) from cause
     if not {SINGLE, INDEX}.intersection(files) and not isinstance(weights, NoWeights):
         weights = NoWeights("", lacks(files))
-    check_sizes(document, f"'{model}': config.json")
+    check_config(document, f"'{model}': config.json")
     name = str(document["model_type"])
     try:
         with quiet():
@@ -327,17 +343,3 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
     except Exception as cause:
         raise ModelError(f"'{model}': config.json is not valid: {first_line(cause)}") from cause
     return Checkpoint(model, revision, folder, config, family_of(name), weights)
-
-
-def _of(model: str, cause: ModelError) -> ModelError:
-    """An error of a checkpoint's files with its name: what `it` is, or what is the matter."""
-    text = str(cause)
-    if text.startswith(f"'{model}'"):
-        return cause
-    return ModelError(f"'{model}' {text[3:]}" if text[:3] == "it " else f"'{model}': {text}")
-
-
-@cache
-def _say_once(line: str) -> None:
-    """Log a line that concerns the user, once a process."""
-    _log.warning(line)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +16,41 @@ from edgevlm.bundle.documents import load_json
 from edgevlm.errors import ModelError
 from edgevlm.libraries import first_line
 
+_log = logging.getLogger(__name__)
 LIMIT_BYTES = 64 * 10**6
 
-# The largest sizes that a config may have.
+# The largest sizes that a config may have; each is 1 at least.
 SIZES = {
-    "depth": 2**10, "head_dim": 2**16, "hidden_size": 2**20, "image_size": 2**16,
-    "intermediate_size": 2**20, "max_position_embeddings": 2**24, "num_attention_heads": 2**12,
-    "num_heads": 2**12, "num_hidden_layers": 2**10, "num_key_value_heads": 2**12,
-    "out_hidden_size": 2**20, "patch_size": 2**16, "scale_factor": 2**10,
-    "spatial_merge_size": 2**10, "temporal_patch_size": 2**10, "vocab_size": 2**24,
+    "conv_L_cache": 2**10, "depth": 2**10, "downsample_factor": 2**10, "head_dim": 2**16,
+    "hidden_size": 2**20, "image_size": 2**16, "intermediate_size": 2**20,
+    "linear_conv_kernel_dim": 2**10, "linear_key_head_dim": 2**16, "linear_num_key_heads": 2**12,
+    "linear_num_value_heads": 2**12, "linear_value_head_dim": 2**16,
+    "max_position_embeddings": 2**24, "mm_tokens_per_image": 2**20, "num_attention_heads": 2**12,
+    "num_channels": 2**10, "num_heads": 2**12, "num_hidden_layers": 2**10,
+    "num_key_value_heads": 2**12, "original_max_position_embeddings": 2**24,
+    "out_hidden_size": 2**20, "patch_size": 2**16, "pooling_kernel_size": 2**10,
+    "projection_dim": 2**20, "scale_factor": 2**10, "spatial_merge_size": 2**10,
+    "temporal_patch_size": 2**10, "vocab_size": 2**24,
 }  # fmt: skip
+# Numbers of an image processor; each is 1 at least.
+COUNTS = (
+    "downsample_factor", "encoder_patch_size", "max_image_tokens", "max_patches",
+    "max_pixels", "max_soft_tokens", "merge_size", "patch_size", "pooling_kernel_size",
+    "scale_resolution", "temporal_patch_size", "tile_size",
+)  # fmt: skip
+MOST_COUNT = 2**31
+# Numbers above 0 by which a model divides, or of which it takes a root or a logarithm.
+POSITIVE = (
+    "beta_fast", "beta_slow", "downsample_ratio", "embedding_multiplier", "factor",
+    "high_freq_factor", "logits_scaling", "low_freq_factor", "query_pre_attn_scalar", "rope_theta",
+)  # fmt: skip
+MOST = 1e12  # of any of them
+MOST_NUMBER = 1e38  # of any number: float32 ends there
+# Keys of numbers of which one of 0, or one below it, has a meaning.
+MAY_BE_ZERO = re.compile(
+    r"LABEL|drop|ids?$|index|layer|std|range|shared|sliding|coef|chunk|eps|bias|pad"
+)
+MAY_BE_LESS = re.compile(r"ids?$|index|layer|bias")
 
 # Keys of tokens that stand for images; a family reads them beside the processor's numbers.
 IMAGE_TOKENS = ("image_token", "video_token", "fake_image_token", "global_image_token")
@@ -47,21 +76,46 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def check_sizes(document: dict[str, Any], where: str) -> None:
-    """Refuse sizes that no model has, before anything is built from them.
+def check_config(document: dict[str, Any], where: str) -> None:
+    """Refuse numbers that no model has, before anything is built from them.
 
     Raises:
         ModelError: Naming the key, its value and the range.
     """
     for key, value in document.items():
         if isinstance(value, dict):
-            check_sizes(value, f"{where}: {key}")
-        elif key in SIZES and isinstance(value, int) and not 1 <= value <= SIZES[key]:
-            raise ModelError(f"{where}: {key} is {value}, expected 1 to {SIZES[key]}")
+            check_config(value, f"{where}: {key}")
+            continue
+        for number in value if isinstance(value, list) else (value,):
+            if number is not None and (wanted := _wanted(key, number)):
+                raise ModelError(f"{where}: {key} is {_said(value)}, expected {wanted}")
+
+
+def _wanted(key: str, value: Any) -> str:
+    """What was expected in a value's place; empty where it will do."""
+    number = type(value) in (int, float)
+    if key in SIZES and not _whole(value, SIZES[key]):
+        return f"1 to {SIZES[key]}"
+    if key in POSITIVE and not (number and 0 < value <= MOST):
+        return f"a number above 0, {MOST:g} at most"
+    bounded = number and "limit" not in key  # a limit may be infinite
+    if bounded and not -MOST_NUMBER <= value <= MOST_NUMBER:  # NaN is not either
+        return "a finite number"
+    return ""
+
+
+def _whole(value: Any, most: int) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return type(value) in (int, float) and value % 1 == 0 and 1 <= value <= most
+
+
+def _said(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def check_processor(document: dict[str, Any], where: str) -> None:
-    """Refuse a mean, deviation or filter that pixels cannot be normalized with.
+    """Refuse numbers by which no picture can be cut, resized or normalized.
 
     Raises:
         ModelError: Naming the key and its value.
@@ -79,6 +133,11 @@ def check_processor(document: dict[str, Any], where: str) -> None:
                 f"{where} {key} is {value!r}, expected {least:g} to {MOST_PIXEL:g}, of pixels of 0"
                 " to 1"
             )
+    for key in COUNTS:
+        value = document.get(key)
+        numbers = value.values() if isinstance(value, dict) else (value,)
+        if any(n is not None and not _whole(n, MOST_COUNT) for n in numbers):
+            raise ModelError(f"{where} {key} is {_said(value)}, expected 1 to {MOST_COUNT}")
     factor = document.get("rescale_factor", 1.0)
     if type(factor) not in (int, float) or not 0 < factor <= MOST_PIXEL:
         raise ModelError(
@@ -90,13 +149,8 @@ def check_processor(document: dict[str, Any], where: str) -> None:
         raise ModelError(f"{where} resample is {value!r}, expected 0 to 5")
 
 
-def named_tokens(*sources: Any) -> dict[str, str]:
-    """Tokens that stand for images, by their keys.
-
-    Args:
-        sources: What may name them; the tokenizer's come last and count, as in transformers'
-            processors.
-    """
+def named_tokens(sources: Iterable[Any]) -> dict[str, str]:
+    """Tokens that stand for images, by their keys; of several sources the last that names one."""
     named: dict[str, str] = {}
     for source in sources:
         for key, value in source.items() if isinstance(source, dict) else ():
@@ -107,8 +161,11 @@ def named_tokens(*sources: Any) -> dict[str, str]:
 
 
 @contextmanager
-def reading_config() -> Iterator[None]:
+def reading_config(config: Any) -> Iterator[None]:
     """Inside the body a family reads a config, whose values may be anything.
+
+    Args:
+        config: transformers' config; its odd numbers are named where arithmetic fails.
 
     Raises:
         ModelError: With what went wrong, in one line.
@@ -116,8 +173,23 @@ def reading_config() -> Iterator[None]:
     try:
         yield
     except MISFITS as cause:
-        line = first_line(cause)
-        raise ModelError(f"config.json does not match its family: {line}") from cause
+        line, odd = first_line(cause), ""
+        if isinstance(cause, ArithmeticError | ValueError):
+            found = list(islice(_odd_numbers(config.to_dict()), 3))
+            odd = f"; look at {', '.join(found)}" * bool(found)
+        raise ModelError(f"config.json does not match its family: {line}{odd}") from cause
+
+
+def _odd_numbers(document: dict[str, Any], where: str = "") -> Iterator[str]:
+    """The numbers of a config that few models have: of 0, below 0, or beyond 2^31."""
+    for key, value in document.items():
+        if isinstance(value, dict):
+            yield from _odd_numbers(value, f"{where}{key}.")
+        elif type(value) in (int, float):
+            usual = 0 < value <= 2**31
+            usual = usual or (value == 0 and MAY_BE_ZERO.search(key) is not None)
+            if not usual and not (value < 0 and MAY_BE_LESS.search(key)):
+                yield f"{where}{key} {_said(value)}"
 
 
 def _check_kinds(folder: Path) -> None:
@@ -143,3 +215,17 @@ def check_no_pointer(path: Path) -> None:
                 f"{path.name} is a Git LFS pointer, not the file itself; run `git lfs pull` in its"
                 " folder, or download the file"
             )
+
+
+def of_checkpoint(model: str, cause: ModelError) -> ModelError:
+    """An error of a checkpoint's files with its name: what `it` is, or what is the matter."""
+    text = str(cause)
+    if text.startswith(f"'{model}'"):
+        return cause
+    return ModelError(f"'{model}' {text[3:]}" if text[:3] == "it " else f"'{model}': {text}")
+
+
+@cache
+def say_once(line: str) -> None:
+    """Log a line that concerns the user, once a process."""
+    _log.warning(line)

@@ -74,7 +74,7 @@ class EncoderPlanned:
 
     def parts(self, model: Any) -> EmbedderParts:
         """The model as static modules, with its method."""
-        return _merged(self.checkpoint.family.parts(model, self.description), self)
+        return _merged(self.checkpoint.parts(model, self.description), self)
 
     def build(self, block: Block, parts: EmbedderParts) -> nn.Module:
         """The module of a block."""
@@ -98,7 +98,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> EncoderPlanned:
     description: EmbedderDescription = checkpoint.describe(recipe)
     check_views(checkpoint, description.image)
     chosen = _Method(*choose_encoder_method(recipe, description.encoder))
-    parts = _merged(checkpoint.family.parts(checkpoint.empty_model(), description), chosen)
+    parts = _merged(checkpoint.parts(checkpoint.empty_model(), description), chosen)
     scale, bias = _likeness(checkpoint, description)
     host = EncoderHost(
         image=description.image,

@@ -158,7 +158,7 @@ class VlmPlanned:
 
     def parts(self, model: Any) -> ModelParts:
         """The model as static modules, with its methods."""
-        parts = self.checkpoint.family.parts(model, self.description)
+        parts = self.checkpoint.parts(model, self.description)
         return self.methods.applied(parts, self.description.image)
 
     def own_levels(self, model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
@@ -185,7 +185,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     methods = choose_methods(recipe, description)
     checkpoint = replace(checkpoint, all_layers=reads_last_layer(methods.signals))
     model = checkpoint.empty_model()
-    parts = methods.applied(checkpoint.family.parts(model, description), description.image)
+    parts = methods.applied(checkpoint.parts(model, description), description.image)
     embedding, per_layer = host_tables(recipe, target, parts, description.decoder)
     vocabulary = parts.table[0].shape[0]
     token = description.visual_token or description.placeholder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -164,6 +165,14 @@ def test_a_config_that_is_no_object(folder, text, message):
         ("vision_config", "depth", 0, "vision_config: depth is 0, expected 1 to 1024"),
         ("vision_config", "num_heads", -1, "vision_config: num_heads is -1, expected 1 to 4096"),
         ("vision_config", "image_size", 10**12, "image_size is 1000000000000"),
+        ("text_config", "hidden_size", "many", "text_config: hidden_size is 'many', expected 1 to"),
+        ("text_config", "head_dim", 2.5, "text_config: head_dim is 2.5, expected 1 to 65536"),
+        ("vision_config", "patch_size", [14, 0], "patch_size is [14, 0], expected 1 to 65536"),
+        ("text_config", "rope_theta", math.nan, "rope_theta is nan, expected a number above 0"),
+        ("text_config", "rope_parameters", {"factor": -4.0}, "rope_parameters: factor is -4.0, e"),
+        ("text_config", "rope_parameters", {"beta_fast": 0}, "rope_parameters: beta_fast is 0, e"),
+        ("text_config", "rms_norm_eps", math.inf, "rms_norm_eps is inf, expected a finite number"),
+        ("text_config", "bos_token_id", 10**60, "bos_token_id is 1000000000"),
     ],
 )
 def test_absurd_sizes_are_refused_before_a_model_is_built(folder, part, key, value, message):
@@ -172,7 +181,7 @@ def test_absurd_sizes_are_refused_before_a_model_is_built(folder, part, key, val
 
 
 def test_a_config_of_the_wrong_type(folder):
-    config(folder, [("text_config", "hidden_size", "many")])
+    config(folder, [("text_config", "attention_bias", "many")])
     text = refused(checkpoint.find, str(folder))
     assert f"'{folder}': config.json is not valid: " in text
 
@@ -192,13 +201,16 @@ def test_sizes_that_do_not_go_together(folder):
         ("image_std", ["a", 1, 1], "image_std is ['a', 1, 1], expected a number or three"),
         ("resample", 9, "resample is 9, expected 0 to 5"),
         ("resample", [], "resample is [], expected 0 to 5"),
+        ("merge_size", 0, "merge_size is 0, expected 1 to 2147483648"),
+        ("max_pixels", math.nan, "max_pixels is nan, expected 1 to 2147483648"),
+        ("patch_size", {"height": 14, "width": -1}, "patch_size is {'height': 14, 'width': -1}, e"),
     ],
 )
 def test_a_processor_that_cannot_work(folder, key, value, message):
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     text = refused(checkpoint.find(str(folder)).processor)
-    assert text == f"'{folder}': the image processor's {message}"
+    assert text.startswith(f"'{folder}': the image processor's {message}")
 
 
 def damaged(folder, data):

@@ -85,12 +85,16 @@ REFUSED = [
 
 # Preset; values of config.json that arithmetic fails over; what fails.
 MISFITS = [
-    (GEMMA, {"mm_tokens_per_image": -4}, "isqrt"),
-    (GEMMA, {"text_config.query_pre_attn_scalar": -1}, "math domain error"),
-    (MISTRAL, {"text_config.rope_parameters.rope_theta": 0}, ""),
-    (MISTRAL, {"text_config.rope_parameters.original_max_position_embeddings": -1}, ""),
+    (GEMMA, {"mm_tokens_per_image": -4}, "; look at mm_tokens_per_image -4"),
+    (GEMMA, {"text_config.query_pre_attn_scalar": -1},
+     "math domain error; look at text_config.query_pre_attn_scalar -1"),
+    (GEMMA, {"vision_config.patch_size": 0}, "; look at vision_config.patch_size 0"),
+    (MISTRAL, {"text_config.rope_parameters.rope_theta": 0},
+     "; look at text_config.rope_parameters.rope_theta 0"),
+    (MISTRAL, {"text_config.rope_parameters.original_max_position_embeddings": -1},
+     "; look at text_config.rope_parameters.original_max_position_embeddings -1"),
     (VISION, {"downsample_rate": "-2/-4"}, "Fraction"),
-]
+]  # fmt: skip
 
 
 def small(name: str) -> dict[str, tuple[int, int]]:
@@ -132,3 +136,18 @@ def test_arithmetic_that_fails_over_a_config_is_one_line(tiny, name, values, mes
     assert str(error.value).startswith(start)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_arithmetic_that_fails_while_parts_are_made_is_one_line(tiny, monkeypatch):
+    made = tiny(GEMMA)
+    config = edited(made.planned.checkpoint.config, {"vision_config.patch_size": 0})
+    checkpoint = replace(made.planned.checkpoint, config=config)
+
+    def parts(model, description):
+        return 5 % config.vision_config.patch_size
+
+    monkeypatch.setattr(checkpoint.family, "parts", parts)
+    with pytest.raises(ModelError) as error:
+        checkpoint.parts(made.model, made.planned.description)
+    assert str(error.value).startswith(f"'{checkpoint.model}': config.json does not match its fam")
+    assert str(error.value).endswith("; look at vision_config.patch_size 0")
