@@ -29,6 +29,7 @@ from edgevlm.graphs.merging import merge
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import EmbedderDescription, TextSpec
 from edgevlm.models.own_processors import check_tokenizer, check_views
+from edgevlm.models.shared.preprocessing import defaults
 from edgevlm.planning.blocks import Stored, encoder_shape, finished, stage_blocks
 from edgevlm.planning.methods import choose_encoder_method
 from edgevlm.planning.target import (
@@ -64,8 +65,8 @@ class EncoderPlanned:
         """What a reader of the plan must know beside its numbers."""
         notes = self.checkpoint.notes(self.plan.recipe)
         if self.checkpoint.weightless and (self.description.scale or self.description.bias):
-            return (f"{notes[0]}; 1 and 0 stand for the factor and the shift of a likeness",)
-        return notes
+            notes = (f"{notes[0]}; 1 and 0 stand for the factor and the shift of a likeness",)
+        return *notes, *defaults(self.checkpoint.processor(), self.description.image)
 
     @property
     def tokenizer_json(self) -> str:

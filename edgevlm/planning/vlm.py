@@ -31,6 +31,7 @@ from edgevlm.graphs.signals import GLOBAL, observe, reads_last_layer
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import Description
 from edgevlm.models.processor import load_processor, load_tokenizer, missing_library, stop_ids
+from edgevlm.models.shared.preprocessing import defaults
 from edgevlm.models.speller import Speller
 from edgevlm.planning.blocks import Stored, encoder_shape
 from edgevlm.planning.calls import check_layers, chunk_tokens, context_tokens
@@ -138,6 +139,7 @@ class VlmPlanned:
         return (
             *checkpoint.notes(self.plan.recipe),
             *of_family(checkpoint.config, self.description),
+            *defaults(checkpoint.processor(), self.description.image),
             *([unasked] if library else []),
         )
 

@@ -14,9 +14,15 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from edgevlm.bundle.host import ImageSpec  # noqa: E402
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.models.checkpoint import find  # noqa: E402
-from edgevlm.models.shared.preprocessing import check_view, fit, normalization  # noqa: E402
+from edgevlm.models.shared.preprocessing import (  # noqa: E402
+    check_view,
+    defaults,
+    fit,
+    normalization,
+)
 from edgevlm.parity.own.preprocessing import preprocessing_error  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
@@ -161,3 +167,35 @@ def test_pixels_of_zero_to_one_where_nothing_is_normalized(edited_model):
     image = find(edited_model("tiny-smolvlm", do_normalize=False)).describe(Recipe()).image
     white = images.views([Image.new("RGB", (128, 128), "white")], image)
     assert np.array_equal(white, np.ones_like(white))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "note"),
+    [
+        ({"image_mean": 0.5, "image_std": [0.5] * 3, "size": 56}, None),
+        ({"image_mean": 0.5, "image_std": 0.5, "max_pixels": 10**6}, None),
+        ({"do_normalize": False, "size": {"height": 56, "width": 56}}, None),
+        ({"image_std": 1, "size": 56}, "image_mean; taken are mean 0.4, 0.5, 0.6 and deviation 1"),
+        ({"image_mean": 0.5, "image_std": 0.5}, "size; taken are views of 70x56"),
+        ({"image_mean": 0.5, "image_std": 0.5, "size": None}, "size; taken are views of 70x56"),
+        ({}, "image_mean, image_std, size; taken are mean 0.4, 0.5, 0.6 and deviation 1 and views"
+             " of 70x56"),
+    ],
+)  # fmt: skip
+def test_numbers_that_a_processor_leaves_out_are_said(numbers, note):
+    image = ImageSpec(56, 70, 1, 1, "first", 1, "bicubic", (0.4, 0.5, 0.6), (1.0, 1.0, 1.0))
+    whole = f"the image processor's config has no {note}"
+    assert defaults(numbers, image) == (() if note is None else (whole,))
+
+
+@pytest.mark.parametrize(
+    ("name", "lacks"), [("tiny-llava", "image_mean, size"), ("tiny-siglip", "image_mean")]
+)
+def test_a_plan_says_which_numbers_it_took(edited_model, name, lacks):
+    folder = Path(edited_model(name))
+    path = folder / "preprocessor_config.json"
+    numbers = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in numbers.items() if k not in lacks.split(", ")}))
+    made = make_plan(Recipe(model=str(folder)), find(str(folder)))
+    line = f"the image processor's config has no {lacks}; taken are mean "
+    assert made.notes[-1].startswith(line)

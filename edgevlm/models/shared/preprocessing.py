@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgevlm.bundle.host import ImageSpec
 from edgevlm.errors import PlanError
 from edgevlm.models.family import three
 
 Numbers = tuple[float, float, float]
+# Keys of a size, of which each image processor has one.
+SIZED = (
+    "size", "max_image_size", "min_pixels", "max_pixels", "max_image_tokens",
+    "max_soft_tokens", "max_num_patches", "tile_size", "scale_resolution",
+)  # fmt: skip
 
 
 def normalization(processor: dict[str, Any], mean: Any, std: Any) -> tuple[Numbers, Numbers]:
@@ -96,3 +102,26 @@ def fit(processor: dict[str, Any], crops: bool) -> str:
 
 def _rescales(processor: dict[str, Any]) -> bool:
     return bool(processor.get("do_rescale", True))
+
+
+def defaults(processor: dict[str, Any], image: ImageSpec) -> tuple[str, ...]:
+    """What a reader of a plan must know where the checkpoint's image processor leaves numbers out.
+
+    Args:
+        processor: The image processor's numbers.
+        image: Preprocessing, with the family's numbers in their place.
+    """
+    names = ("image_mean", "image_std") if processor.get("do_normalize", True) else ()
+    missing = [name for name in names if processor.get(name) is None]
+    sized = any(processor.get(name) is not None for name in SIZED)
+    if sized and not missing:
+        return ()
+    numbers = f"mean {_spelled(image.mean)} and deviation {_spelled(image.std)}"
+    taken = [numbers] * bool(missing) + [f"views of {image.width}x{image.height}"] * (not sized)
+    lacks = ", ".join([*missing, *["size"] * (not sized)])
+    return (f"the image processor's config has no {lacks}; taken are {' and '.join(taken)}",)
+
+
+def _spelled(numbers: Numbers) -> str:
+    shown = numbers[:1] if len({*numbers}) == 1 else numbers
+    return ", ".join(f"{number:.4g}" for number in shown)
