@@ -81,18 +81,12 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     if keeps_class_token(config, tower):
         raise PlanError("vision_feature_select_strategy 'full' keeps a class token; set 'default'")
     image = image_spec(config, processor, recipe, tower.mean, tower.std, tower.crops)
-    patches, side, decoder = (
-        patch_side(vision),
-        token_side(config),
-        decoder_spec(config.text_config),
-    )
+    patches, side = patch_side(vision), token_side(config)
+    decoder = decoder_spec(config.text_config)
     targets = sorted(projectors(config))
     spec = encoder_spec(vision, read_layers(config), patches**2, class_token=tower.class_token)
-    grids = (
-        (side, side),
-        (1, 1) if image.views == 1 else (image.rows * side, image.columns * side + 1),
-    )
-    shape = VisualShape(grids, decoder.width, *image.tiling)
+    packed = (1, 1) if image.views == 1 else (image.rows * side, image.columns * side + 1)
+    shape = VisualShape(((side, side), packed), decoder.width, *image.tiling)
     # Packing leaves the newlines of the base image and of inner tiles out.
     items = (LayoutItem("visual", start=0, stop=image.views * side * (side + 1)),)
     levels = tuple(target - 1 for target in targets[1:] if target <= len(decoder.layers) - 1)

@@ -21,11 +21,12 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import ScaledEncoderLayer
 from edgevlm.graphs.parts import EncoderParts, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.family import RESAMPLE, Description
+from edgevlm.models.family import Description
 from edgevlm.models.shared.folds import FoldedConnector, MeanFold
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
-from edgevlm.models.shared.preprocessing import check_view, normalization
+from edgevlm.models.shared.preprocessing import check_view
 from edgevlm.models.shared.towers import CLIP_MEAN, CLIP_STD, encoder_spec, selected_layers
+from edgevlm.models.shared.views import image_of
 from edgevlm.recipe import Recipe
 
 KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
@@ -64,18 +65,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
             f"tiles {rows}x{columns} are {rows * columns}, this model's processor makes {fewest} to"
             f" {most}; choose fewer, or another max_patches in preprocessor_config.json"
         )
-    mean, std = normalization(processor, CLIP_MEAN, CLIP_STD)
-    image = ImageSpec(
-        height=size,
-        width=size,
-        rows=rows,
-        columns=columns,
-        global_view="last",
-        frames=recipe.frames,
-        resample=RESAMPLE[processor.get("resample", 3)],
-        mean=mean,
-        std=std,
-    )
+    image = image_of(processor, recipe, (size, size), "last", CLIP_MEAN, CLIP_STD)
     side = patches // fold
     clip, n = recipe.frames > 1, side * side
     decoder = decoder_spec(config.text_config)
