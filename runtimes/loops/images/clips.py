@@ -63,7 +63,8 @@ def load_clip(
         room: Memory that decoding may take.
 
     Returns:
-        The RGB frames, their times in seconds, and the clip's duration in seconds.
+        The RGB frames, their times in seconds, and the clip's duration in seconds, that of its last
+        frame among them.
 
     Raises:
         InputError: If PyAV is missing, or the file is not a video or has too few frames.
@@ -175,7 +176,8 @@ def _sought(reader: _Reader, frames: int, shrink: Shrink) -> Clip | None:
     except reader.av.error.FFmpegError:
         return None  # decoding the whole clip says what is wrong
     times = [(stamp - stamps[0]) * unit for stamp in chosen]
-    return [pictures[stamp] for stamp in chosen], times, (stamps[-1] - stamps[0]) * unit
+    duration = _duration((stamps[-1] - stamps[0]) * unit, len(stamps))
+    return [pictures[stamp] for stamp in chosen], times, duration
 
 
 def _listed(reader: _Reader) -> tuple[list[int], list[int], float]:
@@ -234,12 +236,18 @@ def _counted(reader: _Reader, frames: int, shrink: Shrink) -> Clip:
             if index in chosen:
                 pictures[index] = shrink(reader.picture(frame))
     times = [seconds[index] - seconds[0] for index in chosen]
-    return [pictures[index] for index in chosen], times, seconds[-1] - seconds[0]
+    duration = _duration(seconds[-1] - seconds[0], len(seconds))
+    return [pictures[index] for index in chosen], times, duration
 
 
 def _check_count(reader: _Reader, count: int, frames: int) -> None:
     if count < frames:
         raise InputError(f"{reader.name} has {count} frames, the bundle needs {frames}")
+
+
+def _duration(seconds: float, count: int) -> float:
+    """Seconds of a clip of `count` frames: those from the first frame to the last, and of that."""
+    return seconds * count / (count - 1)
 
 
 def _spread(count: int, frames: int) -> Sequence[int]:

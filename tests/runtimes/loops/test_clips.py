@@ -50,9 +50,19 @@ def clip(tmp_path):
 def test_frames_are_spread_evenly_with_their_times(clip):
     pictures, times, duration = load_clip(clip, 4)
     assert [round(t, 2) for t in times] == [0.0, 1.0, 1.9, 2.9]
-    assert round(duration, 2) == 2.9
+    assert round(duration, 2) == 3.0
     np.testing.assert_allclose(shades(clip, 4), [0, 80, 152, 232], atol=6)
     assert {p.size for p in pictures} == {(64, 48)}
+
+
+def test_times_and_duration_are_those_of_transformers(clip):
+    """Of which prompts tell: SmolVLM's says how long a clip is, Qwen2.5-VL's positions hold it."""
+    video_utils = pytest.importorskip("transformers.video_utils")
+    _, times, duration = load_clip(clip, 4)
+    spread = np.linspace(0, 29, 4).round().astype(int)
+    _, own = video_utils.read_video_pyav(str(clip), lambda metadata, **options: spread)
+    np.testing.assert_allclose(times, own.timestamps, atol=1e-9)
+    assert duration == pytest.approx(own.duration) == 3.0
 
 
 def test_all_frames_can_be_asked_for_but_not_more(clip):
@@ -166,7 +176,7 @@ def test_what_an_edit_list_cuts_off_is_not_shown(clip, tmp_path):
         [np.asarray(p).mean() for p in pictures], [80, 128, 184, 232], atol=6
     )
     assert [round(t, 2) for t in times] == [0.0, 0.6, 1.3, 1.9]
-    assert round(duration, 2) == 1.9
+    assert round(duration, 2) == 2.0
     with pytest.raises(InputError, match=r"has 20 frames, the bundle needs 21$"):
         load_clip(path, 21)
 
