@@ -28,6 +28,7 @@ from edgevlm.models.documents import (
     check_processor,
     named_tokens,
     of_checkpoint,
+    processor_numbers,
     read_json,
     reading_config,
     say_once,
@@ -104,16 +105,14 @@ class Checkpoint:
         path = self.folder / name
         return read_json(path) if path.is_file() else {}
 
-    def processor(self) -> dict[str, Any]:
-        """The image processor's numbers, wherever this checkpoint's version keeps them.
+    def processor(self, of: str = "image") -> dict[str, Any]:
+        """Numbers of the `image` or `video` processor, wherever the checkpoint keeps them.
 
         Raises:
             ModelError: If one of them has no meaning.
         """
-        numbers = self.document("processor_config.json").get("image_processor")
-        if not numbers or not isinstance(numbers, dict):
-            numbers = self.document("preprocessor_config.json")
-        check_processor(numbers, f"'{self.model}': the image processor's")
+        numbers = processor_numbers(self.document, of)
+        check_processor(numbers, f"'{self.model}': the {of} processor's")
         return numbers
 
     def image_tokens(self) -> dict[str, str]:
@@ -144,6 +143,8 @@ class Checkpoint:
         """
         with self._reading():
             numbers = self.processor() | self.image_tokens()
+            if recipe.frames > 1:
+                numbers["video_processor"] = self.processor("video")
             return self.family.describe(self.config, numbers, recipe)
 
     def parts(self, model: Any, description: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import islice
@@ -52,11 +52,13 @@ MAY_BE_ZERO = re.compile(
 )
 MAY_BE_LESS = re.compile(r"ids?$|index|layer|bias")
 
+NUMBERS = {"image": "preprocessor_config.json", "video": "video_preprocessor_config.json"}
 # Keys of tokens that stand for images; a family reads them beside the processor's numbers.
 IMAGE_TOKENS = ("image_token", "video_token", "fake_image_token", "global_image_token")
 POINTER = b"version https://git-lfs"
 # What arithmetic over a config raises where a value is of no use.
 MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+Document = Callable[[str], dict[str, Any]]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -112,6 +114,24 @@ def _whole(value: Any, most: int) -> bool:
 def _said(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def processor_numbers(document: Document, of: str) -> dict[str, Any]:
+    """Numbers of the `image` or the `video` processor, wherever a checkpoint's version keeps them.
+
+    A video processor without numbers of its own has those of the image processor, as transformers
+    loads it.
+
+    Args:
+        document: Reads a JSON file of the checkpoint by its name; an empty one where it has none.
+        of: Which.
+    """
+    for kind in dict.fromkeys((of, "image")):
+        nested = document("processor_config.json").get(f"{kind}_processor")
+        numbers = nested if nested and isinstance(nested, dict) else document(NUMBERS[kind])
+        if numbers:
+            return numbers
+    return {}
 
 
 def check_processor(document: dict[str, Any], where: str) -> None:
