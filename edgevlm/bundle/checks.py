@@ -34,11 +34,12 @@ MOST_LAYERS = 2**10
 MOST_PIXEL = 1e6
 MOST_AXES = 8
 MOST_PLACE = 2**20
+MOST_RATE = 2**10  # positions of a second of a clip
 FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 ITEMS = {
     "prompt": ("ids", "image", "user_text", "text"), "turn": ("ids", "user_text", "text"),
     "text": ("ids", "user_text", "text"),
-    "image": ("ids", "visual", "timestamp", "duration", "number", "text"),
+    "image": ("ids", "visual", "timestamp", "seconds", "duration", "number", "text"),
     "between": ("ids", "text"),
     "prompt_system": ("ids", "system_text", "text"), "text_system": ("ids", "system_text", "text"),
     "text_text": ("ids", "text"), "text_image": ("ids", "text"), "image_end": ("ids", "text"),
@@ -68,7 +69,7 @@ def choice(where: str, value: str, known: Sequence[str]) -> None:
 
 def image(spec: ImageSpec) -> None:
     """Check the constants of preprocessing."""
-    sizes = ("height", "width", "rows", "columns", "frames", "views")
+    sizes = ("height", "width", "rows", "columns", "frames", "depth", "views")
     numbers("host.image", {name: getattr(spec, name) for name in sizes})
     choice("host.image.global_view", spec.global_view, ("first", "last"))
     choice("host.image.resample", spec.resample, FILTERS)
@@ -78,6 +79,10 @@ def image(spec: ImageSpec) -> None:
     expect(
         spec.frames == 1 or spec.rows * spec.columns == 1,
         "host.image has frames and tiles, expected one of them",
+    )
+    expect(
+        spec.depth <= spec.frames,
+        f"host.image has views of {spec.depth} frames, and a picture or clip has {spec.frames}",
     )
     for name, least in (("mean", -MOST_PIXEL), ("std", 1 / MOST_PIXEL)):
         values = getattr(spec, name)
@@ -219,14 +224,21 @@ def _item(item: LayoutItem, kinds: tuple[str, ...], rows: int, frames: int, wher
     if item.kind == "timestamp":
         inside = 0 <= item.start < frames
         expect(inside, f"{where}.start is {shown(item.start)} of {frames} frames")
+    if item.kind == "seconds":
+        inside = 0 <= item.start < item.stop <= frames
+        reach = f"{shown(item.start)}:{shown(item.stop)}"
+        expect(inside, f"{where} has the range {reach} of {frames} frames")
 
 
 def _places(item: LayoutItem, axes: int, rows: int, where: str) -> None:
     """Check the places of tokens, which visual ones have where positions have several axes."""
     wanted = item.kind == "visual" and axes > 1
     if not item.places and not wanted:
-        expect(not item.span and not item.joins, f"{where} has a span or joins, and no places")
+        none = not (item.span or item.joins or item.per_second)
+        expect(none, f"{where} has a span or joins, and no places")
         return
+    rate = item.per_second
+    expect(0 <= rate <= MOST_RATE, f"{where}.per_second is {rate:g}, expected 0 to {MOST_RATE}")
     tokens = len(item.ids) if item.kind == "ids" else item.stop - item.start
     sides = [len(values) for values in item.places]
     good = item.kind in ("ids", "visual") and len(sides) == axes > 1

@@ -37,9 +37,10 @@ class LayoutItem:
     kind `ids`: fixed rows of the embedding table. `image`: the parts of `Layout.image`, once for
     each image or clip, or with a `stop` for those of [start, stop). `visual`: the visual tokens
     whose kept position lies in [start, stop), in the order of `reduce`. `user_text`, `system_text`,
-    `timestamp` (of frame `start`, as MM:SS), `duration` (H:MM:SS), `number` (of the image in its
-    turn, from 0): text known at run time, tokenized together with `prefix` and `suffix`. `text`:
-    fixed text. Neighbouring items of text are one run, which is tokenized as one.
+    `timestamp` (of frame `start`, as MM:SS), `seconds` (the middle between the first and the last
+    of the frames [start, stop), with one decimal), `duration` (H:MM:SS), `number` (of the image in
+    its turn, from 0): text known at run time, tokenized together with `prefix` and `suffix`.
+    `text`: fixed text. Neighbouring items of text are one run, which is tokenized as one.
 
     The question loses white space at the sides that `trim` names (`left`, `right`, `both`, or
     nothing), as the chat template says, and so does a system text; the run loses it at the sides
@@ -50,10 +51,11 @@ class LayoutItem:
     Where rotary positions have several axes (time, height, width), visual tokens [start, stop) have
     `places`: coordinates on each axis, all combinations of which are the places of the tokens, in
     raster order. A place, added to the position at which the item begins, is a token's position,
-    which is never below 0. What follows goes on `span` after that beginning, however many tokens
-    are kept. Ids of an image may have places and a span too; then words of an id in `joins`,
-    directly behind the item, stand where it begins, and what follows does not go on for them. With
-    one axis there are no places.
+    which is never below 0; on the first axis the place is multiplied by `per_second` times the
+    seconds of a view, where this is not 0, and rounded down. What follows goes on `span` after that
+    beginning, however many tokens are kept. Ids of an image may have places and a span too; then
+    words of an id in `joins`, directly behind the item, stand where it begins, and what follows
+    does not go on for them. With one axis there are no places.
     """
 
     kind: str
@@ -63,6 +65,7 @@ class LayoutItem:
     places: tuple[tuple[int, ...], ...] = ()
     span: int = 0
     joins: tuple[int, ...] = ()
+    per_second: float = 0.0
     prefix: str = ""
     suffix: str = ""
     trim: str = ""
@@ -121,8 +124,9 @@ class ImageSpec:
     The picture (sRGB, 8 bit, upright) is resized (`resample`) to rows·height x columns·width: by
     `fit` `stretch` whatever its shape, by `crop` until its shorter side fits, and its middle is
     taken. It is cut into tiles in raster order; with more than one tile the whole picture
-    resized to height x width is the global view, `first` or `last`. A clip has one view per frame.
-    A pixel is (value / 255 - mean) / std, channels first.
+    resized to height x width is the global view, `first` or `last`. Of a clip each `depth` frames
+    are one view, their channels one after the other; the last frame fills the last view up. A pixel
+    is (value / 255 - mean) / std, channels first.
     """
 
     height: int
@@ -135,6 +139,7 @@ class ImageSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fit: str = "stretch"
+    depth: int = 1
 
     @property
     def tiling(self) -> tuple[tuple[int, int], str]:
@@ -146,12 +151,17 @@ class ImageSpec:
     def views(self) -> int:
         """Calls of `encode` per image or clip: P."""
         tiles = self.rows * self.columns
-        return self.frames if self.frames > 1 else tiles + (tiles > 1)
+        return -(-self.frames // self.depth) if self.frames > 1 else tiles + (tiles > 1)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a view: three of each of its frames."""
+        return 3 * self.depth
 
     @property
     def pixel_bytes(self) -> int:
         """Bytes of all views as the encoder takes them, float32."""
-        return 4 * 3 * self.height * self.width * self.views
+        return 4 * self.channels * self.height * self.width * self.views
 
 
 @dataclass(frozen=True)
@@ -281,8 +291,9 @@ class Rope:
 
 def _fixed_tokens(items: tuple[LayoutItem, ...], image_tokens: int) -> int:
     """Tokens of items but their visual ones; text known at run time counts its most."""
-    # "01:23" and "0:01:23" tokenize to at most one token per character, with the words around them
-    # about as many tokens as words; the exact number is known at run time and is never larger.
+    # "01:23", "83.0" and "0:01:23" tokenize to at most one token per character, with the words
+    # around them about as many tokens as words; the exact number is known at run time and is never
+    # larger.
     sizes = {"image": image_tokens, "visual": 0, "user_text": 0, "system_text": 0}
     return sum(
         len(p.ids) if p.kind == "ids" else sizes.get(p.kind, len(p.prefix) + len(p.suffix) + 7)

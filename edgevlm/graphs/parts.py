@@ -177,8 +177,8 @@ class EncoderParts:
 
     Attributes:
         spec: Its numbers.
-        embedding: pixel_values f32 [1, 3, h_px, w_px] -> hidden [1, patches, D], the class token
-            first where there is one.
+        embedding: pixel_values f32 [1, 3 * frames of a view, h_px, w_px] -> hidden [1, patches, D],
+            the class token first where there is one.
         layers: hidden -> hidden, each.
         connector: hidden -> features [1, N, C] of one view; the head of a model that gives one
             embedding [1, E].

@@ -3,10 +3,6 @@
 A prompt is made by the checkpoint's own route: its tokenizer may know more than tokenizer.json
 (added tokens beside the file), its template may be any of several, its stop tokens may stand in
 three files. What a bundle needs of them is taken from here, and `verify` compares with the same.
-
-transformers' video processors need torchvision. No number of theirs is used, so that a stand-in
-takes their place: a processor takes the frames of its attribute `clip` as they are, and writes its
-own text around them.
 """
 
 from __future__ import annotations
@@ -19,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from types import SimpleNamespace
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -27,8 +22,9 @@ from tokenizers import Tokenizer
 from edgevlm.errors import ModelError
 from edgevlm.libraries import first_line, silent
 from edgevlm.models.checkpoint import Checkpoint
-from edgevlm.models.documents import check_no_pointer
+from edgevlm.models.documents import check_no_pointer, processor_numbers
 from edgevlm.models.family import token_ids
+from edgevlm.models.stand_ins import videos, with_stand_ins
 
 GENERATION = "generation_config.json"
 _log = logging.getLogger(__name__)
@@ -97,12 +93,9 @@ def load_processor(checkpoint: Checkpoint, tokenizer: Any) -> Any:
             original = processor_class(checkpoint)
             document, _ = original.get_processor_dict(checkpoint.folder, local_files_only=True)
             processors = {"tokenizer": tokenizer, "image_processor": _pictures(checkpoint)}
-            # MiniCPM-V's processor reads the last two.
-            no_video = SimpleNamespace(
-                num_frames=None, fps=None, slice_mode=False, downsample_mode="16x"
-            )
-            arguments = [processors.get(name, no_video) for name in original.get_attributes()]
-            return _with_stand_in(original).from_args_and_dict(arguments, document)
+            stand_in = videos(processor_numbers(checkpoint.document, "video"))
+            arguments = [processors.get(name, stand_in) for name in original.get_attributes()]
+            return with_stand_ins(original).from_args_and_dict(arguments, document)
     except Exception as cause:  # a config that does not fit its class raises anything
         line = first_line(cause)
         raise ModelError(f"'{checkpoint.model}': the processor cannot be loaded: {line}") from cause
@@ -325,21 +318,3 @@ def _images_on_pil(module: str) -> Iterator[None]:
         yield
     finally:
         del sys.modules[on_torch]
-
-
-def _with_stand_in(original: Any) -> Any:
-    """The class of a processor that takes the frames of `clip` as they are."""
-
-    class Processor(original):  # type: ignore[misc]
-        def __repr__(self) -> str:  # that of the original asks every part to describe itself
-            return str(original.__name__)
-
-        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-            return type(argument)
-
-        def _process_videos(self, videos: Any, **kwargs: Any) -> Any:
-            return self.clip, [self.replace_video_token(self.clip, 0)]
-
-    # Its name is what transformers looks up defaults by.
-    Processor.__name__ = original.__name__
-    return Processor

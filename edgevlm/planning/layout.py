@@ -33,7 +33,7 @@ from edgevlm.planning.prompt import (
     stretch,
     text_of,
 )
-from edgevlm.runtimes.loops.spelling import Slot, bare, first_turn, spell
+from edgevlm.runtimes.loops.spelling import TIMES, Slot, bare, first_turn, spell
 
 # A reply may end in what its tokenizer joins to the next turn; then another one shows the border.
 REPLIES = ("A pot of flowers", "A pot of flowers.", "It is 7")
@@ -113,7 +113,7 @@ def make_layout(
         turn=(),
     )
     turns.check(prompts.first, layout, "IT")
-    timed = any(item.kind in ("timestamp", "duration") for item in layout.image)
+    timed = any(item.kind in TIMES for item in layout.image)
     if prompts.between is None:
         layout = replace(layout, one_image=True)
     else:

@@ -143,11 +143,21 @@ def processor_ids(
         for name, value in options.items():  # LLaVA's counts tokens by its attribute
             setattr(processor.image_processor, name, value)
         return _ids(processor, speller, text, images=[picture] * images, **options)
-    frames = torch.zeros(image.frames, 3, image.height, image.width)
-    times = SimpleNamespace(fps=1.0, timestamps=list(clip.times), duration=clip.duration)
-    processor.clip = {
+    frames = torch.zeros(()).expand(image.frames, 3, image.height, image.width)  # no pixel counts
+    seconds = list(clip.times)
+    times = SimpleNamespace(
+        fps=1.0,
+        sampled_fps=1.0,
+        timestamps=seconds,
+        frames_indices=seconds,
+        duration=clip.duration,
+    )
+    block = processor.video_processor.merge_size
+    patches = [image.views, *(side * block for side in description.shape.grids[0])]
+    processor.video_processor.clip = {
         "pixel_values": frames[None],
         "pixel_values_videos": frames[None],
+        "video_grid_thw": torch.tensor([patches]),
         "video_metadata": [times],
     }
     return _ids(processor, speller, text, videos=[list(frames)])

@@ -303,12 +303,13 @@ def _layout(
     counts = methods.reduction
     reduced = counts.tokens_out < counts.tokens_in and not methods.tokens.keeps_rows
     layout = make_layout(description, render_prompts(description, processor), speller, reduced)
-    key = f"{description.content_type}_token_id"
-    wanted = getattr(checkpoint.config, key, None)
-    if wanted is not None and wanted != speller.slot:
+    # A processor may write a clip as pictures.
+    keys = [f"{kind}_token_id" for kind in dict.fromkeys((description.content_type, "image"))]
+    ids = [getattr(checkpoint.config, key, None) for key in keys]
+    if ids[0] is not None and speller.slot not in ids:
         raise ModelError(
             f"'{checkpoint.model}': '{speller.placeholder}' has id {speller.slot}, and config.json"
-            f" says {key} {wanted}; mend the one that is wrong"
+            f" says {keys[0]} {ids[0]}; mend the one that is wrong"
         )
     image = description.image
     picture = Image.new("RGB", (image.columns * image.width, image.rows * image.height))

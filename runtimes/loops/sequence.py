@@ -23,6 +23,7 @@ from edgevlm.runtimes.loops.tables import Table
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
+FURTHEST = 2**24  # steps of a visual token in time, whatever a container says of its length
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class PromptRows:
     Attributes:
         rows: Rows [n, C]; with a second table [n, C + E], its rows behind.
         positions: Their rotary positions [n, axes].
-        next: Rotary position of what follows, the same on every axis; it may be less than the
-            largest before.
+        next: Rotary position of a generated token, the same on every axis: behind all before. Text
+            behind a clip begins below the time of its last frames.
         visual: Indices of the visual rows.
         bias: Added to the attention scores of each row [n]; None is 0.
         ids: The token of each row, -1 for a visual one.
@@ -101,11 +102,11 @@ def assemble(
     levels: list[Floats] = []
     token_ids: list[int] = []
     before: list[int] | Slot | None = None
-    at = first_position
+    at = behind = first_position
     for part in spell(items, plan.host.layout, tokenizer, question, visuals):
         if isinstance(part, Slot):
             new = joined_rows(plan, part.visual.tokens[part.selected], table)
-            steps, span = _visual_steps(plan, part)
+            steps, span, extent = _visual_steps(plan, part)
             if part.visual.log_sizes is not None:
                 log_sizes.append(part.visual.log_sizes[part.selected])
             if part.visual.visual_signal is not None:
@@ -115,9 +116,11 @@ def assemble(
             token_ids.extend([-1] * len(new))
         else:
             new, (steps, span) = table[part], _word_steps(plan, part, before)
+            extent = int(steps.max(initial=-1)) + 1
             token_ids.extend(part)
         rows.append(new)
         positions.append(np.maximum(at + steps, 0))
+        behind = max(behind, at + extent)
         at, before = at + span, part
     hidden = np.concatenate(rows)
     visual_rows = [row for row, token in enumerate(token_ids) if token == -1]
@@ -128,7 +131,7 @@ def assemble(
     return PromptRows(
         hidden,
         np.concatenate(positions).astype(np.int32),
-        at,
+        max(at, behind),
         tuple(visual_rows),
         bias,
         tuple(token_ids),
@@ -264,15 +267,30 @@ def _groups(plan: VlmPlan, visual: NDArray[np.bool_]) -> Integers | None:
     return np.where(visual, np.cumsum(starts) - 1, -1).astype(np.int32)
 
 
-def _visual_steps(plan: VlmPlan, slot: Slot) -> tuple[Integers, int]:
-    """Where visual tokens lie from the beginning of their item, [k, axes], and the item's span."""
+def _visual_steps(plan: VlmPlan, slot: Slot) -> tuple[Integers, int, int]:
+    """Where visual tokens lie from the beginning of their item, [k, axes].
+
+    With it go the item's span, and how far all its places reach, whatever tokens are kept.
+    """
     places, item = slot.visual.positions[slot.selected], slot.item
     if plan.host.positions == "contiguous":
-        return text_positions(plan, 0, len(places)), len(places)
-    places = places - item.start
+        return text_positions(plan, 0, len(places)), len(places), len(places)
+    count, places = item.stop - item.start, places - item.start
     if item.places:
-        return _places(item)[places], item.span
-    return _on_all_axes(places, plan), item.stop - item.start
+        steps = _in_time(plan, slot, _places(item))
+        return steps[places], item.span, int(steps.max()) + 1
+    return _on_all_axes(places, plan), count, count
+
+
+def _in_time(plan: VlmPlan, slot: Slot, steps: Integers) -> Integers:
+    """Steps [n, axes] whose first axis goes as far as a clip is long."""
+    if slot.item.per_second:
+        image = plan.host.image
+        seconds = min(image.depth * slot.visual.duration / image.frames, FURTHEST)
+        # In float32, as the originals.
+        rate = np.float32(slot.item.per_second * np.float32(seconds))
+        steps[:, 0] = np.minimum(steps[:, 0].astype(np.float32) * rate, FURTHEST)
+    return steps
 
 
 def _word_steps(

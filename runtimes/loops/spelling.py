@@ -28,6 +28,7 @@ PLACE = "{image}"  # of an image in a prompt
 PIECE = 4096  # letters that are tokenized at a time
 SLACK = 16  # tokens that a cut may add
 RUN_TIME = ("user_text", "system_text")  # items of a user's texts
+TIMES = ("timestamp", "seconds", "duration")  # items of the times of a clip
 TOKENIZER_BYTES = 800  # of a byte of text: 160 to 660 were measured
 # White space of Unicode, which is what a special token takes with `lstrip` or `rstrip`. Python's
 # `str.strip` takes U+001C to U+001F too, and is what a chat template does with `trim`.
@@ -266,6 +267,8 @@ def words(item: LayoutItem, question: str, visual: Visual | None, number: int = 
     if item.kind == "timestamp":
         seconds = int(visual.times[item.start])
         return f"{seconds // 60:02d}:{seconds % 60:02d}"
+    if item.kind == "seconds":
+        return f"{(visual.times[item.start] + visual.times[item.stop - 1]) / 2:.1f}"
     seconds = int(visual.duration)
     return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 

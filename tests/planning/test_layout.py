@@ -234,10 +234,11 @@ def test_text_around_an_image_is_tokenized_with_what_meets_it():
     times = [
         LayoutItem("duration", prefix="A clip of ", suffix=".\n"),
         LayoutItem("timestamp", start=1),
+        LayoutItem("seconds", start=0, stop=2, prefix="At ", suffix=" s"),
     ]
-    image = (times[0], "<image>", times[1], LayoutItem("visual", start=0, stop=4), ".\n")
+    image = (times[0], "<image>", times[1], LayoutItem("visual", start=0, stop=4), times[2], ".\n")
     made, _, speller = layout(tokenizer(), before="USER: ", after="\n\n{q} A:", image=image)
-    text = "USER: A clip of 1:01:01.\n<image>01:01<image>.\n\n\nWhy? A:"
+    text = "USER: A clip of 1:01:01.\n<image>01:01<image>At 30.8 s.\n\n\nWhy? A:"
     assert ids(made, speller, "Why?") == one_call(speller.own, text)
     assert made.prompt[0] == LayoutItem("text", prefix="USER: ")
 

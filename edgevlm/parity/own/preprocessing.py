@@ -39,7 +39,7 @@ def preprocessing_error(
         The difference; None if the checkpoint has no image processor, or it does not produce the
         grid.
     """
-    spec = replace(spec, frames=1)
+    spec = replace(spec, frames=1, depth=1)
     if middle:
         image = of_grid(image, spec)
     if not checkpoint.processor():

@@ -24,14 +24,15 @@ def views(pictures: Iterable[Picture], spec: ImageSpec) -> Array:
         spec: The manifest's numbers.
 
     Returns:
-        f32 [P, 3, h_px, w_px]: frames; or the only view; or tiles in raster order with the global
-        view first or last.
+        f32 [P, 3, h_px, w_px]: frames, or [P, 3 * depth, h_px, w_px] where several are a view; or
+        the only view; or tiles in raster order with the global view first or last.
 
     Raises:
         InputError: If a picture cannot be read, or there are more or fewer.
     """
     count, filled = 0, 0
-    pixels = np.empty((spec.views, 3, spec.height, spec.width), np.float32)
+    size = spec.height, spec.width
+    pixels = np.empty((spec.views * spec.depth, 3, *size), np.float32)
     scale = np.asarray(spec.std, np.float32) * np.float32(255)
     shift = np.asarray(spec.mean, np.float32) * np.float32(255)
     for picture in pictures:
@@ -45,7 +46,8 @@ def views(pictures: Iterable[Picture], spec: ImageSpec) -> Array:
         del picture  # before the next one is decoded
     if count != spec.frames:
         raise InputError(f"the bundle takes {spec.frames} frames per clip, got {count}")
-    return pixels
+    pixels[filled:] = pixels[filled - 1]  # the last view of a clip is filled up
+    return pixels.reshape(spec.views, spec.channels, *size)
 
 
 def shrink(frame: Image.Image, spec: ImageSpec) -> Image.Image:
@@ -56,7 +58,7 @@ def shrink(frame: Image.Image, spec: ImageSpec) -> Image.Image:
 def _tiles(picture: Image.Image, spec: ImageSpec) -> list[Image.Image]:
     """A frame as one view; an image as its only view, or as tiles and the global view."""
     size = (spec.width, spec.height)
-    if spec.views == spec.frames:
+    if spec.rows * spec.columns == 1:
         return [shrink(picture, spec)]
     resized = _resized(picture, (size[0] * spec.columns, size[1] * spec.rows), spec)
     tiles = [

@@ -210,6 +210,16 @@ def test_views_take_pictures_of_any_mode():
         assert images.views([Image.new(mode, (9, 5))], spec).shape == (1, 3, 4, 4)
 
 
+def test_frames_of_a_group_are_one_view_and_the_last_fills_it_up():
+    spec = ImageSpec(2, 2, 1, 1, "last", 3, "bilinear", (0.0,) * 3, (1.0,) * 3, depth=2)
+    frames = [Image.new("RGB", (2, 2), (51 * shade, 0, 255)) for shade in (1, 3, 5)]
+    views = images.views(frames, spec)
+    assert views.shape == (2, 6, 2, 2)
+    assert spec.pixel_bytes == views.nbytes
+    expected = [[0.2, 0, 1, 0.6, 0, 1], [1, 0, 1, 1, 0, 1]]
+    np.testing.assert_allclose(views[:, :, 1, 0], expected, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
     """Images that break decoders, with what Pillow does with each."""

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from edgevlm.bundle.host import Layout, LayoutItem, Rope, raster
+from edgevlm.bundle.host import ImageSpec, Layout, LayoutItem, Rope, raster
 from edgevlm.runtimes.loops.sequence import assemble, rotary_tables, text_positions, text_rows
 from edgevlm.runtimes.loops.spelling import Visual
 from edgevlm.runtimes.loops.tables import Rows
@@ -66,14 +66,29 @@ def test_what_is_kept_keeps_its_place_and_the_text_goes_on_as_behind_all():
     assert rows.next == rows_of(plan_of(AXES)).next == 10
 
 
-def test_the_next_position_may_lie_below_the_last():
-    """Groups of frames go on in time; what follows them does not."""
-    image = (LayoutItem("visual", start=0, stop=6, places=raster(6, 1, 1), span=1),)
+def clip_rows(duration, kept=range(4)):
+    """A clip of four groups of two frames, two positions a second, and a word behind it."""
+    tokens = LayoutItem("visual", start=0, stop=4, places=raster(4, 1, 1), span=1, per_second=2.0)
     plan = plan_of(AXES)
-    plan.host.layout = Layout(PROMPT[:2], image, (), ())
-    visual = Visual(np.zeros((6, 1), np.float32), np.arange(6, dtype=np.int32))
-    rows = assemble(plan, PROMPT[:2], np.zeros((10, 1), np.float32), None, "", [visual], 0)
-    assert (rows.positions.max(), rows.next) == (7, 3)
+    plan.host.layout = Layout(PROMPT[:2], (tokens, IMAGE[2]), (), ())
+    plan.host.image = ImageSpec(4, 4, 1, 1, "last", 7, "bilinear", (0.5,) * 3, (0.5,) * 3, depth=2)
+    visual = Visual(np.zeros((len(kept), 1), np.float32), np.array(kept, np.int32), (), duration)
+    return assemble(plan, PROMPT[:2], np.zeros((10, 1), np.float32), None, "", [visual], 0)
+
+
+def test_groups_of_frames_go_on_in_time_and_text_does_not():
+    rows = clip_rows(7.0)  # two seconds a group
+    assert rows.positions.tolist() == [
+        [0] * 3, [1] * 3, [2, 2, 2], [6, 2, 2], [10, 2, 2], [14, 2, 2], [3] * 3,
+    ]  # fmt: skip
+    assert rows.next == clip_rows(7.0, kept=(0, 2)).next == 15
+    assert clip_rows(2.1).positions[2:6, 0].tolist() == [2, 3, 4, 5]  # steps of 1.2, rounded down
+    assert clip_rows(0.7).next == 4  # behind the word
+
+
+def test_a_clip_of_any_length_has_positions():
+    for duration in (1e30, 1e300):
+        assert clip_rows(duration).positions[2:6, 0].tolist() == [2, *[2 + 2**24] * 3]
 
 
 def test_marks_of_a_picture_have_places_and_words_may_join_it():

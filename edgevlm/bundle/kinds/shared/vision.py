@@ -17,7 +17,7 @@ def encode(
 ) -> Signature:
     """`encode` of a block: `span` are its parts, `result` is what the last one gives."""
     start, stop = span
-    inputs = [Tensor("pixel_values", "f32", (1, 3, image.height, image.width))]
+    inputs = [Tensor("pixel_values", "f32", (1, image.channels, image.height, image.width))]
     if start > 0:
         inputs = _hidden(encoder, start)
     outputs, chained = [result], list[Chain]()
