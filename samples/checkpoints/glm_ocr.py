@@ -39,7 +39,9 @@ CHAT = "{{- '[gMASK]<sop>' }}" + MESSAGES + """\
     {{- '<|' + message.role + '|>\\n' }}
     {%- for part in parts %}
         {%- if part.type == 'text' %}{{- part.text }}
-        {%- else %}{{- '<|begin_of_image|><|image|><|end_of_image|>' }}{%- endif %}
+        {%- else %}
+            {{- '<|begin_of_' + part.type + '|><|' + part.type + '|><|end_of_' + part.type + '|>' }}
+        {%- endif %}
     {%- endfor %}
 {%- endfor %}
 {{- '<|assistant|>\\n' if add_generation_prompt else '' }}"""  # fmt: skip

@@ -1,46 +1,78 @@
-"""Pictures and prompts of the Qwen-VL line, and their encoders' input.
+"""Pictures, clips and prompts of the Qwen-VL line, and their encoders' input.
 
 A picture is stretched to the one size of the bundle, where the original keeps its shape and chooses
-a size by it. In the text it stands between two marks as a grid of tokens.
+a size by it. In the text it stands between two marks as a grid of tokens. A clip is groups of
+frames, two unless the encoder has others, of which each is a view and a grid; the last frame is
+repeated where a group lacks one.
 
-Source: transformers' `models/qwen2_vl/image_processing_pil_qwen2_vl.py`.
+Sources: transformers' `models/qwen2_vl/image_processing_pil_qwen2_vl.py` and
+`video_processing_qwen2_vl.py`; how clips are written, `processing_NAME.py` of each family.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from edgevlm.bundle.checks import MOST_RATE
 from edgevlm.bundle.host import ImageSpec, LayoutItem, raster
 from edgevlm.errors import PlanError
+from edgevlm.models.documents import NUMBERS
 from edgevlm.models.shared.preprocessing import check_resized
 from edgevlm.models.shared.views import one_size
 from edgevlm.recipe import Recipe
 
 MOST_RATIO = 200  # of a picture's sides, that of the originals' `smart_resize`
+Items = tuple[str | LayoutItem, ...]
 
 
 @dataclass(frozen=True)
 class Marks:
-    """Tokens of the text that stand for a picture: one for each visual token, and those around.
+    """Tokens of the text that stand for a picture or a clip.
 
-    `image` is the token where the checkpoint names no other.
+    Attributes:
+        image: One for each visual token, where the checkpoint names no other.
+        start: In front of them.
+        end: Behind them.
+        video: `image` of a clip.
+        video_start: What the chat template writes in front of a clip.
+        video_end: And behind it.
     """
 
     image: str = "<|image_pad|>"
     start: str = "<|vision_start|>"
     end: str = "<|vision_end|>"
+    video: str = "<|video_pad|>"
+    video_start: str = "<|vision_start|>"
+    video_end: str = "<|vision_end|>"
+
+
+@dataclass(frozen=True)
+class Clips:
+    """How a family takes clips.
+
+    Attributes:
+        items: The sequence of a clip: of transformers' vision config, the preprocessing, the grid
+            of tokens of a group, and the marks.
+        counts_frames: Whether the bounds of the video processor are those of all frames together.
+        as_images: Whether the processor writes the picture's token for each visual token.
+    """
+
+    items: Callable[[Any, ImageSpec, tuple[int, int], Marks], Items]
+    counts_frames: bool = True
+    as_images: bool = False
 
 
 def image_spec(
     vision: Any, processor: dict[str, Any], recipe: Recipe, default: tuple[int, int], multiple: int,
     mean: Any, std: Any, counted: int = 1,
 ) -> ImageSpec:  # fmt: skip
-    """Preprocessing to the recipe's size.
+    """Preprocessing of a picture to the recipe's size.
 
     Args:
         vision: transformers' vision config.
@@ -55,22 +87,83 @@ def image_spec(
     Raises:
         PlanError: For a clip, tiles, a size or a processor that has no static form.
     """
-    height, width = recipe.size or default
-    if max(height, width) > MOST_RATIO * min(height, width):
-        raise PlanError(
-            f"size {height}x{width} has one side more than {MOST_RATIO} times the other, which the"
-            f" image processor refuses; give such as {default[0]}x{default[1]}"
-        )
-    image = one_size(processor, recipe, default, multiple, mean, std)
-    _check_processor(vision, processor, height * width * counted)
+    image = _sized(processor, recipe, default, multiple, mean, std)
+    _check_processor("image", vision, processor, image.height * image.width * counted)
     return image
 
 
-def image_items(rows: int, columns: int, marks: Marks) -> tuple[str | LayoutItem, ...]:
+def clip_spec(
+    vision: Any, processor: dict[str, Any], recipe: Recipe, default: tuple[int, int], multiple: int,
+    mean: Any, std: Any, counts_frames: bool,
+) -> ImageSpec:  # fmt: skip
+    """The same of a clip, by the numbers of the video processor.
+
+    Raises:
+        PlanError: For a size, a number of frames or a processor that has no static form.
+    """
+    numbers, frames = processor.get("video_processor") or processor, recipe.frames
+    depth = vision.temporal_patch_size
+    if not isinstance(depth, int) or frames < depth:
+        raise PlanError(
+            f"a clip of {frames} frames is less than the {depth} that the encoder takes together;"
+            " give more --frames"
+        )
+    # As the originals count them: of three frames, two or four.
+    counted = round(frames / depth) * depth if counts_frames else 1
+    image = _sized(numbers, replace(recipe, frames=1), default, multiple, mean, std)
+    _check_processor("video", vision, numbers, image.height * image.width * counted)
+    return replace(image, frames=frames, depth=depth)
+
+
+def image_items(rows: int, columns: int, marks: Marks) -> Items:
     """The sequence of one picture of so many tokens, between its marks."""
-    places, span = raster(1, rows, columns), max(rows, columns)
-    tokens = LayoutItem("visual", start=0, stop=rows * columns, places=places, span=span)
-    return (marks.start, tokens, marks.end)
+    return (marks.start, _grid_item(0, rows, columns), marks.end)
+
+
+def spaced_clip(vision: Any, image: ImageSpec, grid: tuple[int, int], marks: Marks) -> Items:
+    """A clip between two marks, whose groups are as far apart as the time between them.
+
+    Raises:
+        PlanError: If a second has no number of positions, or more than a bundle says.
+    """
+    places, rate = raster(image.views, *grid), float(vision.tokens_per_second)
+    if not 0 < rate <= MOST_RATE:
+        raise PlanError(
+            f"tokens_per_second of vision_config is {rate:g}, expected a number above 0,"
+            f" {MOST_RATE} at most; correct config.json"
+        )
+    stop = image.views * grid[0] * grid[1]
+    tokens = LayoutItem("visual", stop=stop, places=places, span=max(grid), per_second=rate)
+    return (marks.video_start, tokens, marks.video_end)
+
+
+def timed_clip(vision: Any, image: ImageSpec, grid: tuple[int, int], marks: Marks) -> Items:
+    """A clip whose groups are pictures, with the middle of the times of their frames before each.
+
+    Its marks stand around all of them: transformers 5.24 writes so.
+    """
+    items: list[str | LayoutItem] = []
+    for group, start in enumerate(range(0, image.frames, image.depth)):
+        stop = min(start + image.depth, image.frames)
+        time = LayoutItem("seconds", start=start, stop=stop, prefix="<", suffix=" seconds>")
+        items += [time, marks.start, _grid_item(group, *grid), marks.end]
+    return (marks.video_start, *items, marks.video_end)
+
+
+def captioned_clip(vision: Any, image: ImageSpec, grid: tuple[int, int], marks: Marks) -> Items:
+    """A clip whose groups are pictures, with the time of the first frame behind each."""
+    items: list[str | LayoutItem] = []
+    for group, start in enumerate(range(0, image.frames, image.depth)):
+        time = LayoutItem("seconds", start=start, stop=start + 1, suffix=" seconds")
+        items += [marks.start, _grid_item(group, *grid), marks.end, time]
+    return (marks.video_start, *items, marks.video_end)
+
+
+def _grid_item(group: int, rows: int, columns: int) -> LayoutItem:
+    """The visual tokens of a picture, or of a group of a clip."""
+    count, places = rows * columns, raster(1, rows, columns)
+    start, stop = group * count, (group + 1) * count
+    return LayoutItem("visual", start=start, stop=stop, places=places, span=max(rows, columns))
 
 
 def sized_inputs(processor: Any, picture: Image.Image, image: ImageSpec) -> tuple[Any, int, int]:
@@ -105,20 +198,37 @@ def processor_options(image: ImageSpec) -> dict[str, Any]:
 
 
 def as_patches(pixel_values: Tensor, vision: Any) -> tuple[Tensor, Tensor]:
-    """A view [1, 3, h_px, w_px] as the original takes it: patches of a frame twice, and their grid.
+    """Views [P, 3 * depth, h_px, w_px] as the original takes them: patches, and their grid.
+
+    A picture is a group of its frame as often as the encoder takes frames.
 
     Returns:
-        f32 [N, 3 * frames * side * side] in blocks, and i64 [1, 3].
+        f32 [P * N, 3 * frames * side * side] in blocks, and i64 [1, 3].
     """
     side, m, frames = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
-    rows, columns = pixel_values.shape[2] // side, pixel_values.shape[3] // side
-    cut = pixel_values[0].reshape(3, rows // m, m, side, columns // m, m, side)
-    cut = cut.permute(1, 4, 2, 5, 0, 3, 6).unsqueeze(5)  # [h, w, m, m, 3, 1, side, side]
-    patches = cut.expand(*cut.shape[:5], frames, side, side).reshape(rows * columns, -1)
-    return patches, torch.tensor([[1, rows, columns]])
+    views, _, height, width = pixel_values.shape
+    rows, columns = height // side, width // side
+    pixels = pixel_values.reshape(views, -1, 3, height, width).expand(-1, frames, -1, -1, -1)
+    cut = pixels.reshape(views, frames, 3, rows // m, m, side, columns // m, m, side)
+    cut = cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # [P, h, w, m, m, 3, frames, side, side]
+    return cut.reshape(views * rows * columns, -1), torch.tensor([[views, rows, columns]])
 
 
-def _check_processor(vision: Any, processor: dict[str, Any], pixels: int) -> None:
+def _sized(
+    processor: dict[str, Any], recipe: Recipe, default: tuple[int, int], multiple: int,
+    mean: Any, std: Any,
+) -> ImageSpec:  # fmt: skip
+    """A view of the recipe's size, of a shape that the processors take."""
+    height, width = recipe.size or default
+    if max(height, width) > MOST_RATIO * min(height, width):
+        raise PlanError(
+            f"size {height}x{width} has one side more than {MOST_RATIO} times the other, which the"
+            f" image processor refuses; give such as {default[0]}x{default[1]}"
+        )
+    return one_size(processor, recipe, default, multiple, mean, std)
+
+
+def _check_processor(of: str, vision: Any, processor: dict[str, Any], pixels: int) -> None:
     """Refuse a processor that cuts other patches than the encoder reads, or keeps no such size."""
     check_resized(processor)
     wanted = {
@@ -129,8 +239,8 @@ def _check_processor(vision: Any, processor: dict[str, Any], pixels: int) -> Non
     for key, value in wanted.items():
         if not isinstance(value, int) or processor.get(key, value) != value:
             raise PlanError(
-                f"the image processor's {key} is {processor.get(key)}, the encoder's {value};"
-                " correct preprocessor_config.json"
+                f"the {of} processor's {key} is {processor.get(key)}, the encoder's {value};"
+                f" correct {NUMBERS[of]}"
             )
     size = processor.get("size")
     size = size if isinstance(size, dict) else {}
@@ -138,6 +248,6 @@ def _check_processor(vision: Any, processor: dict[str, Any], pixels: int) -> Non
     most = processor.get("max_pixels") or size.get("longest_edge") or pixels
     if not least <= pixels <= most:
         raise PlanError(
-            f"a size of {pixels} pixels is outside of what the image processor keeps, {least} to"
+            f"a size of {pixels} pixels is outside of what the {of} processor keeps, {least} to"
             f" {most} pixels; give another --size"
         )

@@ -17,7 +17,13 @@ from edgevlm.graphs.layers import rms_norm
 from edgevlm.graphs.ops import rotary
 from edgevlm.models.shared.encoders.qwen import PatchGrid, RotaryLayer
 from edgevlm.models.shared.qwen import Line, reference_features
-from edgevlm.models.shared.qwen_pictures import Marks, processor_options, processor_views
+from edgevlm.models.shared.qwen_pictures import (
+    Clips,
+    Marks,
+    captioned_clip,
+    processor_options,
+    processor_views,
+)
 from edgevlm.models.shared.towers import CLIP_MEAN, CLIP_STD
 
 __all__ = [
@@ -31,7 +37,14 @@ __all__ = [
 ]
 
 KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
-MARKS = Marks("<|image|>", "<|begin_of_image|>", "<|end_of_image|>")
+MARKS = Marks(
+    "<|image|>",
+    "<|begin_of_image|>",
+    "<|end_of_image|>",
+    "<|video|>",
+    "<|begin_of_video|>",
+    "<|end_of_video|>",
+)
 
 
 class Layer(RotaryLayer):
@@ -72,6 +85,13 @@ class Connector(nn.Module):
 
 
 LINE = Line(
-    (448, 448), CLIP_MEAN, CLIP_STD, MARKS, counts_frames=True, layer=Layer, connector=Connector
+    (448, 448),
+    CLIP_MEAN,
+    CLIP_STD,
+    MARKS,
+    Clips(captioned_clip, as_images=True),
+    counts_frames=True,
+    layer=Layer,
+    connector=Connector,
 )
 describe, parts = LINE.describe, LINE.parts

@@ -13,7 +13,12 @@ from typing import Any
 
 from edgevlm.models.shared.encoders.qwen import Connector, PatchGrid
 from edgevlm.models.shared.qwen import Line, reference_features
-from edgevlm.models.shared.qwen_pictures import processor_options, processor_views
+from edgevlm.models.shared.qwen_pictures import (
+    Clips,
+    processor_options,
+    processor_views,
+    spaced_clip,
+)
 from edgevlm.models.shared.towers import CLIP_MEAN, CLIP_STD
 
 __all__ = [
@@ -35,5 +40,6 @@ def connector(grid: PatchGrid, tower: Any) -> Connector:
     return Connector(grid, merger.ln_q, merger.mlp[0], merger.mlp[2])
 
 
-LINE = Line((448, 448), CLIP_MEAN, CLIP_STD, windows=True, connector=connector)
+CLIPS = Clips(spaced_clip, counts_frames=False)
+LINE = Line((448, 448), CLIP_MEAN, CLIP_STD, clips=CLIPS, windows=True, connector=connector)
 describe, parts = LINE.describe, LINE.parts

@@ -9,7 +9,12 @@ Limits: those of `models.shared.qwen`; methods that work inside the decoder are 
 """
 
 from edgevlm.models.shared.qwen import Line, reference_features
-from edgevlm.models.shared.qwen_pictures import processor_options, processor_views
+from edgevlm.models.shared.qwen_pictures import (
+    Clips,
+    processor_options,
+    processor_views,
+    timed_clip,
+)
 
 __all__ = [
     "AUTO_CLASS",
@@ -22,5 +27,5 @@ __all__ = [
 ]
 
 KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
-LINE = Line((512, 512), 0.5, 0.5, learned=True)
+LINE = Line((512, 512), 0.5, 0.5, clips=Clips(timed_clip), learned=True)
 describe, parts = LINE.describe, LINE.parts

@@ -23,7 +23,12 @@ from edgevlm.models.family import Description
 from edgevlm.models.shared.encoders.levels import level_inputs, level_layers
 from edgevlm.models.shared.encoders.qwen import merger_connector, patch_grid
 from edgevlm.models.shared.qwen import Line, own_features, reference_features
-from edgevlm.models.shared.qwen_pictures import processor_options, processor_views
+from edgevlm.models.shared.qwen_pictures import (
+    Clips,
+    processor_options,
+    processor_views,
+    timed_clip,
+)
 from edgevlm.recipe import Recipe
 
 __all__ = [
@@ -38,7 +43,7 @@ __all__ = [
 ]
 
 KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
-LINE = Line((512, 512), 0.5, 0.5, learned=True)
+LINE = Line((512, 512), 0.5, 0.5, clips=Clips(timed_clip), learned=True)
 
 
 def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Description:
@@ -70,8 +75,8 @@ def parts(model: Any, description: Description) -> ModelParts:
 
 
 def reference_levels(model: Any, pixel_values: Tensor, description: Description) -> Tensor:
-    """The model's own levels before the last: f32 [1, 3, h_px, w_px] -> [L, N, C]."""
-    levels = own_features(model, pixel_values).deepstack_features
+    """The model's own levels before the last: f32 [P, 3 * depth, h_px, w_px] -> [L, P * N, C]."""
+    levels = own_features(model, pixel_values, description).deepstack_features
     return torch.stack([torch.cat(tuple(level)) for level in levels])
 
 

@@ -220,7 +220,6 @@ SIGNAL = "which this encoder cannot give: its keys turn by the place of a patch,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frames": 4}, "clips of this family are not supported: got 4 frames, expected 1"),
         ({"tiles": (2, 2)}, "this family cuts no tiles; leave out --tiles and give a larger"),
         ({"size": (16128, 56)}, "size 16128x56 has one side more than 200 times the other"),
         ({"size": (100, 112)}, "size 100x112 has sides that are no multiples of"),
@@ -241,6 +240,12 @@ def test_what_the_static_form_has_not_is_refused(preset, name, options, message)
     with pytest.raises(PlanError) as caught:
         make_plan(Recipe(model=path, **options), find(path))
     assert message in str(caught.value)
+
+
+def test_clips_of_paddleocr_vl_are_refused(preset):
+    path = str(preset("tiny-paddleocr-vl"))
+    with pytest.raises(PlanError, match=r"^clips of this family are not supported: got 4 frames"):
+        make_plan(Recipe(model=path, frames=4), find(path))
 
 
 def test_sizes_beyond_the_processors_are_refused(tiny):

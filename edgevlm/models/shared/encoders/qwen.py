@@ -7,14 +7,15 @@ token, and, where layers see windows, window by window; behind the connector tok
 order.
 
 Rewrites, each exact: the kernel over two frames of a still image, which is the same frame twice, is
-the sum of its two halves; orders and tables of the grid, computed by the originals from its sides,
-are constants; windows of equal size are a batch.
+the sum of its two halves, and that over the two frames of a group of a clip is one over their six
+channels; a group, which sees itself alone, is a view; orders and tables of the grid, computed by
+the originals from its sides, are constants; windows of equal size are a batch.
 
 Qwen3-VL and Qwen3.5 add learned positions, a square table resampled to the grid.
 
 Sources: Qwen2-VL (arXiv 2409.12191), Qwen2.5-VL (arXiv 2502.13923, section 2.1), transformers'
-`vision_utils.py`. Limits: still images; sides that are multiples of a window, since others have
-windows of several sizes.
+`vision_utils.py`. Limits: sides that are multiples of a window, since others have windows of
+several sizes.
 """
 
 from __future__ import annotations
@@ -90,17 +91,25 @@ class PatchGrid:
 
 
 class Patches(nn.Module):
-    """Patches of one view: pixel_values f32 [1, 3, h_px, w_px] -> [1, N, C].
+    """Patches of one view: pixel_values f32 [1, 3 * depth, h_px, w_px] -> [1, N, C].
 
-    `positions` [N, C], in the encoder's order, are added where there are any.
+    Args:
+        patch: The original's kernel.
+        grid: The patches.
+        positions: Added where there are any, [N, C] in the encoder's order.
+        depth: Frames of a view.
     """
 
     def __init__(
-        self, patch: nn.Conv3d | nn.Conv2d, grid: PatchGrid, positions: Tensor | None = None
+        self,
+        patch: nn.Conv3d | nn.Conv2d,
+        grid: PatchGrid,
+        positions: Tensor | None = None,
+        depth: int = 1,
     ) -> None:
         super().__init__()
         self.grid = grid
-        self.patch = patch if isinstance(patch, nn.Conv2d) else _of_a_still(patch)
+        self.patch = patch if isinstance(patch, nn.Conv2d) else _of_frames(patch, depth)
         self.positions = None
         if positions is not None:
             self.positions = nn.Parameter(positions, requires_grad=False)
@@ -110,13 +119,14 @@ class Patches(nn.Module):
         return patches if self.positions is None else patches + self.positions
 
 
-def _of_a_still(patch: nn.Conv3d) -> nn.Conv2d:
-    """The kernel over two frames that are the same."""
-    side = patch.kernel_size[1]
-    still = nn.Conv2d(3, patch.out_channels, side, side, bias=False, device="meta")
-    still.weight = nn.Parameter(patch.weight.detach().sum(2), requires_grad=False)
-    still.bias = patch.bias
-    return still
+def _of_frames(patch: nn.Conv3d, depth: int) -> nn.Conv2d:
+    """The kernel over several frames, side by side; over frames that are the same for a still."""
+    side, weight = patch.kernel_size[1], patch.weight.detach()  # [C, 3, frames, side, side]
+    flat = nn.Conv2d(3 * depth, patch.out_channels, side, side, bias=False, device="meta")
+    weight = weight.sum(2) if depth == 1 else weight.transpose(1, 2).flatten(1, 2)
+    flat.weight = nn.Parameter(weight, requires_grad=False)
+    flat.bias = patch.bias
+    return flat
 
 
 class GridTables(nn.Module):
