@@ -211,6 +211,21 @@ class LayerTable:
 
 
 @dataclass(frozen=True)
+class LayerRows:
+    """What a family says of a second table, whatever its rows; see `LayerTable`.
+
+    Attributes:
+        columns: Numbers of a layer.
+        scale: Factor of a row after it is read.
+        visual_row: Row of visual tokens, and of words beyond the table.
+    """
+
+    columns: int
+    scale: float
+    visual_row: int
+
+
+@dataclass(frozen=True)
 class Signal:
     """What one part of the encoder gives beside its tokens, for a method.
 

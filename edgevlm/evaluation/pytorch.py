@@ -18,6 +18,7 @@ from edgevlm.evaluation.evaluate import MAX_NEW_TOKENS, Reply
 from edgevlm.graphs.blocks import reduced
 from edgevlm.graphs.layers import scaled
 from edgevlm.graphs.parts import ModelParts
+from edgevlm.graphs.selection import rows_of
 from edgevlm.libraries import bounded_threads
 from edgevlm.models.checkpoint import Checkpoint, find
 from edgevlm.models.quiet import without_kernel_advice
@@ -61,15 +62,10 @@ class TableRows:
         Raises:
             IndexError: If one is outside the table.
         """
-        ids, first, count = np.asarray(rows), 0, self.shape[0]
+        ids, count = np.asarray(rows), self.shape[0]
         if ids.size and not 0 <= ids.min() <= ids.max() < count:
             raise IndexError(f"rows {ids.min()} to {ids.max()} of a table of {count}")
-        values = np.empty((*ids.shape, self._matrices[0].shape[1]), np.float32)
-        for matrix in self._matrices:
-            inside = (ids >= first) & (ids < first + len(matrix))
-            if inside.any():
-                values[inside] = scaled(matrix[ids[inside] - first], self._spec.table_scale).numpy()
-            first += len(matrix)
+        values = scaled(rows_of(self._matrices, ids), self._spec.table_scale).numpy()
         numbers = self._spec.per_layer
         if self._second is None or numbers is None:
             return values

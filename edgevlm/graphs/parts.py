@@ -22,11 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgevlm.bundle.host import LEVELS, Rope
+from edgevlm.bundle.host import LEVELS, LayerRows, Rope
 from edgevlm.bundle.kinds.shared.states import CacheSpec, RecurrentSpec
 from edgevlm.graphs.layers import LayerNumbers, scaled
 from edgevlm.graphs.ops import capped
 from edgevlm.graphs.pruning import Pruning
+from edgevlm.graphs.selection import rows_of
 
 
 @dataclass(frozen=True)
@@ -72,21 +73,6 @@ class EncoderSpec:
     def tokens(self) -> int:
         """Tokens of one view between the layers: patches, and a class token if there is one."""
         return self.patches + self.class_token
-
-
-@dataclass(frozen=True)
-class LayerRows:
-    """Numbers of a second table, of what each layer gets of a token beside its row.
-
-    Attributes:
-        columns: Numbers of a layer.
-        scale: Factor of a row after it is read.
-        visual_row: Row of visual tokens, and of words beyond the table.
-    """
-
-    columns: int
-    scale: float
-    visual_row: int
 
 
 @dataclass(frozen=True)
@@ -292,6 +278,7 @@ class ModelParts:
         decoder: The language decoder.
         table: Matrices whose rows make the embedding table, in order, without `table_scale`.
         head: Output matrix [V, C]; the same tensor as `table[0]` where the two are tied.
+        tied_rows: Its first rows that are `table[0]`, where only these are.
         logit_softcap: Bound of the scores of words; 0 is none.
         logit_scale: Factor of the scores of words.
         pruning: Numbers of a method of site `decoder`, or None.
@@ -307,6 +294,7 @@ class ModelParts:
     logit_scale: float = 1.0
     pruning: Pruning | None = None
     layer_table: Tensor | None = None
+    tied_rows: int = 0
 
     @property
     def passed_on(self) -> tuple[str, ...]:
@@ -323,7 +311,7 @@ class ModelParts:
     def words(self, ids: NDArray[Any]) -> Tensor:
         """Rows of words as the decoder takes them, [n, C], those of a second table behind."""
         spec = self.decoder.spec
-        rows = scaled(self.table[0][ids], spec.table_scale)
+        rows = scaled(rows_of(self.table, ids), spec.table_scale)
         if self.layer_table is None or spec.per_layer is None:
             return rows
         known = np.where(ids < len(self.layer_table), ids, spec.per_layer.visual_row)
@@ -339,9 +327,9 @@ class ModelParts:
         return self.words(np.asarray([token]))[None]
 
     @property
-    def tied(self) -> bool:
-        """Whether the head's matrix is the embedding table's."""
-        return self.head is self.table[0]
+    def shared_rows(self) -> int:
+        """The first rows of the head that are the embedding table's."""
+        return len(self.head) if self.head is self.table[0] else self.tied_rows
 
 
 def position_ids(positions: NDArray[Any]) -> Tensor:

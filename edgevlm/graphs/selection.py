@@ -10,8 +10,12 @@ least one target.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 # The smallest norm to divide by: a vector of zeros stays zero and never becomes NaN.
@@ -125,3 +129,17 @@ def entropy(pixels: Tensor) -> Tensor:
     share = (rows @ columns).flatten(1) / pixels.shape[2]  # [n, 256]
     # An empty bin adds 0 times a finite logarithm. (`share + 1e-10` is `share` in ONNX.)
     return -(share * share.clamp(min=LEAST_SHARE).log()).sum(1) / math.log(2.0)
+
+
+def rows_of(matrices: Sequence[Tensor], ids: NDArray[Any]) -> Tensor:
+    """Rows of matrices [n, C], f32 [..., C] for ids [...].
+
+    Outside graphs: rows are read when they are asked for, as the whole may be larger than memory.
+    """
+    rows, first = np.empty((*ids.shape, matrices[0].shape[1]), np.float32), 0
+    for matrix in matrices:
+        inside = (ids >= first) & (ids < first + len(matrix))
+        if inside.any():
+            rows[inside] = matrix[ids[inside] - first].float().numpy()
+        first += len(matrix)
+    return torch.from_numpy(rows)

@@ -87,11 +87,12 @@ def host_tables(
         RecipeError: If stage `embed` has a scheme that cannot apply.
     """
     further, matrix = decoder.per_layer, parts.layer_table
-    check_table_scheme(recipe, target, parts.tied and matrix is None)
+    tied = parts.shared_rows > 0
+    check_table_scheme(recipe, target, tied and matrix is None)
     embedding = Embedding(
         rows=sum(matrix.shape[0] for matrix in parts.table),
         columns=decoder.width,
-        dtype=table_format(recipe, target, parts.tied),
+        dtype=table_format(recipe, target, tied),
         scale=decoder.table_scale,
     )
     if further is None or matrix is None:

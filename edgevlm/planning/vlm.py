@@ -189,7 +189,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     model = checkpoint.empty_model()
     parts = methods.applied(checkpoint.parts(model, description), description.image)
     embedding, per_layer = host_tables(recipe, target, parts, description.decoder)
-    vocabulary = parts.table[0].shape[0]
+    vocabulary = parts.head.shape[0]
     token = description.visual_token or description.placeholder
     speller = Speller(load_tokenizer(checkpoint), vocabulary, token)
     layout = _layout(checkpoint, description, methods, speller)

@@ -56,17 +56,12 @@ def _decoder_parts(parts: ModelParts) -> list[Sequence[nn.Module]]:
 
 
 def _head(host: VlmHost, limit: int, parts: ModelParts, stored: Stored) -> list[Block]:
-    """Blocks of the head, cut by rows of the vocabulary."""
-    channels = host.embedding.columns
-    shares = "embedding" if parts.tied else ""
-    return [
-        Block(
-            f"head-{index}",
-            "head",
-            (start, stop),
-            stored.matrix(stop - start, channels, "head"),
-            (),
-            shares,
-        )
-        for index, (start, stop) in enumerate(cut_rows(parts.head.shape[0], 4 * channels, limit))
-    ]
+    """Blocks of the head, cut by rows of the vocabulary; none is partly of the table."""
+    channels, blocks = host.embedding.columns, list[Block]()
+    shared, count = parts.shared_rows, parts.head.shape[0]
+    for first, last, shares in ((0, shared, "embedding"), (shared, count, "")):
+        for start, stop in cut_rows(last - first, 4 * channels, limit) if first < last else ():
+            size = stored.matrix(stop - start, channels, "head")
+            span, name = (first + start, first + stop), f"head-{len(blocks)}"
+            blocks.append(Block(name, "head", span, size, (), shares))
+    return blocks

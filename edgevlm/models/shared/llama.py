@@ -22,10 +22,11 @@ from typing import Any
 
 from torch import nn
 
+from edgevlm.bundle.host import LayerRows
 from edgevlm.bundle.kinds.shared.states import CacheSpec, RecurrentSpec
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import DecoderLayer, FinalNorm, LayerNumbers
-from edgevlm.graphs.parts import DecoderParts, DecoderSpec, LayerRows
+from edgevlm.graphs.parts import DecoderParts, DecoderSpec
 from edgevlm.graphs.recurrent.delta import DeltaLayer
 from edgevlm.graphs.recurrent.short_convolution import ShortConvolutionLayer
 from edgevlm.models.shared.decoders import glm, lfm2, qwen3_5

@@ -139,7 +139,7 @@ def context_rel_error(model: Any, parts: ModelParts, plan: VlmPlan, prompt: Prom
         plan: The plan.
         prompt: The rows of a first turn; words at random, the same each time, fill the rest.
     """
-    length, decoder, count = plan.host.states.tokens, parts.decoder, len(parts.table[0])
+    length, decoder, count = plan.host.states.tokens, parts.decoder, len(parts.head)
     words = np.random.default_rng(0).integers(0, count, max(0, length - len(prompt.rows)))
     rows = torch.cat((torch.from_numpy(prompt.rows), parts.words(words)))[:length]
     after = text_positions(plan, prompt.next, len(words))

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevlm.bundle.host import LayerRows
 from edgevlm.bundle.kinds.shared.states import CacheSpec
 from edgevlm.graphs.layers import DecoderLayer, LayerCall, LayerNumbers, rms_norm
 from edgevlm.graphs.ops import outside_window, written_out
-from edgevlm.graphs.parts import DecoderParts, LayerRows
+from edgevlm.graphs.parts import DecoderParts
 
 
 class LayerInput(nn.Module):
