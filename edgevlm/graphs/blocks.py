@@ -131,6 +131,8 @@ def reduced(
 class DecoderBlock(nn.Module):
     """`prefill`, `decode`: the block's layers, each with its own past; then the norm, if last.
 
+    Rows go in and out as [1, S, C]; between layers of several residual streams A they have A * C
+    numbers, between blocks too.
     cos and sin are the first of the rotary tables that these layers use; the others follow the
     position, two each. Then comes `count` where a call of several rows has recurrent layers, and
     bias [1, 1, 1, T] where attention is calibrated. `prefill` then takes what is added to the

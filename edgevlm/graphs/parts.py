@@ -94,6 +94,8 @@ class DecoderSpec:
         first_position: Position of the first token.
         per_layer: Numbers of a second table, or None.
         beyond: What it does at more positions, where its config has more; empty where it has not.
+        residual_streams: Copies of a row that go from layer to layer side by side (AltUp, arXiv
+            2301.13310): the first layer makes them of a row [1, S, C], the last norm one of them.
     """
 
     width: int
@@ -108,6 +110,7 @@ class DecoderSpec:
     first_position: int = 0
     per_layer: LayerRows | None = None
     beyond: str = ""
+    residual_streams: int = 1
 
     @property
     def rope(self) -> Rope:
@@ -150,6 +153,8 @@ class DecoderSpec:
         least = min((layer.window for layer in self.layers if layer.window), default=context)
         if self.mask != "causal":
             return "tokens of a picture or prompt see each other both ways"
+        if self.residual_streams > 1:
+            return f"{self.residual_streams} copies of a row go through its layers"
         if self.per_layer is not None:
             return "each layer takes rows of a second table"
         if len(self.ropes) > 1:
@@ -200,7 +205,7 @@ class DecoderParts:
     Attributes:
         spec: Its numbers.
         layers: The layers, each with its cache outside (`layers.DecoderLayer`).
-        norm: The norm after them, [1, S, C] -> same.
+        norm: The norm after them, hidden -> [1, S, C].
         language_model: The model's own decoder, which parity compares with.
         level_inputs: What it takes where features are added behind layers: which rows are visual,
             bool [1, n], and levels f32 [L, k, C] -> arguments by name.

@@ -206,6 +206,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
         layer_ropes=tuple(layer.table for layer in description.decoder.layers),
         first_position=description.decoder.first_position,
         mask=description.decoder.mask,
+        residual_streams=description.decoder.residual_streams,
         states=states,
         entering=methods.entering,
         carried="" if methods.pruning is None else methods.pruning.carried,

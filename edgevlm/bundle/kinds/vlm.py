@@ -48,6 +48,7 @@ STAGES = (
 POSITIONS = ("contiguous", "original")
 CARRIED = ("", "prompt", "vision")
 MOST_FIRST = 2**20  # of the first position: the others, 2^31 at most, follow it
+MOST_STREAMS = 16
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class VlmHost:
         layer_ropes: Which of them each layer of the decoder has.
         first_position: Rotary position of the first token.
         mask: Who sees whom in a prompt, one of `bundle.host.MASKS`.
+        residual_streams: A, copies of a row that go from layer to layer of the decoder, side by
+            side: `hidden` has A * C numbers between its blocks; 1 is the row alone.
         states: What each layer of the decoder keeps from call to call.
         entering: Visual tokens among the rows that enter each layer of the decoder, and those that
             come out of the last; empty where none leave.
@@ -93,6 +96,7 @@ class VlmHost:
     layer_ropes: tuple[int, ...]
     first_position: int
     mask: str
+    residual_streams: int
     states: States
     entering: tuple[int, ...]
     carried: str
@@ -238,6 +242,10 @@ def check(plan: VlmPlan) -> None:
     expect(0 <= first <= MOST_FIRST, f"host.first_position is {shown(first)}, expected 0 to 2^20")
     carried = f"host.carried is {shown(host.carried)}, expected prompt, vision or nothing"
     expect(host.carried in CARRIED, carried)
+    streams, wanted = host.residual_streams, f"expected 1 to {MOST_STREAMS}"
+    expect(1 <= streams <= MOST_STREAMS, f"host.residual_streams is {shown(streams)}, {wanted}")
+    alone = streams == 1 or not (host.entering or host.levels)
+    expect(alone, "host.residual_streams: no block has several where tokens leave or levels come")
     checks.image(host.image)
     checks.encoder(host.encoder)
     checks.embedding(host.embedding, plan.files)

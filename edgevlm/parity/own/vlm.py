@@ -188,7 +188,7 @@ def _through_layer(
 ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
     """Rows [1, T, C] after one layer, chunk by chunk, and its state."""
     length, chunks, first, groups = rows.shape[1], [], 0, prompt.groups
-    embeds = torch.from_numpy(prompt.rows[None, :, : rows.shape[2]])
+    embeds = torch.from_numpy(prompt.rows[None, :, : plan.host.embedding.columns])
     own = layer_rows(plan, (index, index + 1), prompt.rows).values()
     row = next((torch.from_numpy(one)[None] for one in own), None)
     while first < length:

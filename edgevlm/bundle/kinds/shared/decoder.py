@@ -30,6 +30,7 @@ def layer_inputs(layers: int) -> list[str]:
 def new_rows(host: Any, block: Block, rows: int, levels: Sequence[int] = ()) -> Signature:
     """`rows` new tokens, what is added behind layers, and the caches of the block's layers.
 
+    Between layers a row has as many numbers as all its residual streams, `host.residual_streams`.
     Where there is a second table, `embeds` has the tokens' rows of the first, and each layer has an
     input of its own for its part of a row of the second.
     """
@@ -39,8 +40,9 @@ def new_rows(host: Any, block: Block, rows: int, levels: Sequence[int] = ()) -> 
         for rope in sorted({*host.layer_ropes[slice(*block.span)]})
         for name in rotary_inputs([rope])
     ]
+    before, behind = (_columns(host, layer) for layer in block.span)
     inputs = [
-        Tensor("hidden", "f32", (1, rows, channels)),
+        Tensor("hidden", "f32", (1, rows, before)),
         *turned[:2],
         Tensor("mask", "f32", (1, 1, rows, tokens)),
         Tensor("position", "i32", (1,)),
@@ -59,12 +61,19 @@ def new_rows(host: Any, block: Block, rows: int, levels: Sequence[int] = ()) -> 
         columns = host.per_layer.table.columns // len(host.states.layers)
         inputs.append(Tensor(EMBEDS, "f32", (1, rows, channels)))
         inputs += [Tensor(n, "f32", (1, rows, columns)) for n in layer_inputs(stop - start)]
-    outputs, chained = passed_on([Tensor("hidden", "f32", (1, rows, channels))])
+    outputs, chained = passed_on([Tensor("hidden", "f32", (1, rows, behind))])
     # Causal kernels read no mask, layers without positions no tables, recurrent layers neither.
     unread = ("mask", *(table.name for table in turned))
     if not any(state.rows and state.source is None for state in states):
         unread += ("position", "bias")
     return _with_caches(host, block, inputs, outputs, chained, unread)
+
+
+def _columns(host: Any, layer: int) -> int:
+    """Numbers of a row in front of a layer; the last one is followed by the norm."""
+    inside = 0 < layer < len(host.states.layers)
+    columns: int = host.embedding.columns * (host.residual_streams if inside else 1)
+    return columns
 
 
 def whole_prompt(host: Any, block: Block) -> Signature:
