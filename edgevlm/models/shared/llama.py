@@ -29,7 +29,7 @@ from edgevlm.graphs.layers import DecoderLayer, FinalNorm, LayerNumbers
 from edgevlm.graphs.parts import DecoderParts, DecoderSpec
 from edgevlm.graphs.recurrent.delta import DeltaLayer
 from edgevlm.graphs.recurrent.short_convolution import ShortConvolutionLayer
-from edgevlm.models.shared.decoders import glm, lfm2, qwen3_5
+from edgevlm.models.shared.decoders import altup, glm, lfm2, qwen3_5
 from edgevlm.models.shared.decoders.gated import GatedLayer, gemma4_numbers, layer_rows
 from edgevlm.models.shared.rotary import of_layers, ropes
 
@@ -62,6 +62,7 @@ class LanguageModel:
         attending: Its layer with keys and values, its query heads, cache and numbers -> our module.
         recurrent: Its layer without keys and values -> our module.
         norm: Its attribute with the norm after the layers.
+        streams: Its config -> copies of a row that go from layer to layer.
     """
 
     windows: str = ""
@@ -79,6 +80,7 @@ class LanguageModel:
     attending: Callable[[Any, int, CacheSpec, LayerNumbers], nn.Module] = _attending
     recurrent: Callable[[Any], nn.Module] = lambda layer: layer
     norm: str = "norm"
+    streams: Callable[[Any], int] = lambda text: 1
 
 
 def _granite(text: Any, layer: int) -> LayerNumbers:
@@ -165,6 +167,15 @@ DECODERS = {
         recurrent=ShortConvolutionLayer,
         norm="embedding_norm",
     ),
+    "gemma3n_text": LanguageModel(
+        "typed",
+        table_scale=_root_of_width,
+        layer_rows=altup.layer_rows,
+        numbers=altup.numbers,
+        named=altup.Layer,
+        attending=altup.AltUpLayer,
+        streams=altup.streams,
+    ),
     "gemma4_text": LanguageModel(
         "typed",
         both_ways="windows",
@@ -235,6 +246,7 @@ def decoder_spec(text: Any, mask: str = "causal", plain: bool = False) -> Decode
         mask=mask,
         per_layer=model.layer_rows(text),
         beyond=model.beyond if positions < text.max_position_embeddings else "",
+        residual_streams=model.streams(text),
     )
 
 
@@ -320,9 +332,8 @@ def _cache_window(text: Any) -> int | None:
     kinds = getattr(text, "layer_types", None)
     if kinds is not None and set(kinds) == {"full_attention"}:
         return None
-    names = ["attention_chunk_size"]
-    if not DECODERS[text.model_type].windows:
-        names.append("sliding_window")
+    unmasked = () if DECODERS[text.model_type].windows else ("sliding_window",)
+    names = ("attention_chunk_size", *unmasked)
     sizes = (_rows(text, name) for name in names)
     return min((size for size in sizes if size is not None), default=None)
 

@@ -89,6 +89,18 @@ def check_timm(family: str) -> None:
         )
 
 
+class TimmTower(nn.Module):
+    """An encoder of timm's, its pixels as tokens, row by row: [1, 3, h_px, w_px] -> [1, N, D]."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        grid: Tensor = self.encoder.forward_features(pixel_values)  # [1, D, h, w]
+        return grid.flatten(2).transpose(1, 2)
+
+
 class DropClass(nn.Module):
     """The patches without the class token before them: [1, 1 + N, D] -> [1, N, D]."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from edgevlm.bundle.host import LayoutItem
 from edgevlm.errors import PlanError
@@ -21,7 +21,7 @@ from edgevlm.models.shared.embedders import square_image
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.preprocessing import check_view, fit, sides
 from edgevlm.models.shared.siglip import processor_options, processor_views, reference_features
-from edgevlm.models.shared.towers import check_timm, whole_spec
+from edgevlm.models.shared.towers import TimmTower, check_timm, whole_spec
 from edgevlm.models.shared.views import check_one_view
 from edgevlm.recipe import Recipe
 
@@ -79,7 +79,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
 def parts(model: Any, description: Description) -> ModelParts:
     """Static modules over the weights of `model`; see `ModelParts`."""
     core, spec = model.model, description.encoder
-    tower = Tower(core.vision_tower.timm_model)
+    tower = TimmTower(core.vision_tower.timm_model)
     return ModelParts(
         encoder=EncoderParts(spec, tower, (), core.multi_modal_projector, nn.Identity()),
         pack=nn.Identity(),
@@ -87,15 +87,3 @@ def parts(model: Any, description: Description) -> ModelParts:
         table=(core.language_model.embed_tokens.weight,),
         head=model.lm_head.weight,
     )
-
-
-class Tower(nn.Module):
-    """timm's encoder, its pixels as tokens, row by row: [1, 3, h_px, w_px] -> [1, N, D]."""
-
-    def __init__(self, encoder: Any) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        grid: Tensor = self.encoder.forward_features(pixel_values)  # [1, D, h, w]
-        return grid.flatten(2).transpose(1, 2)

@@ -74,7 +74,6 @@ def parts(model: Any, description: Description) -> ModelParts:
     core, vision = model.model, model.config.vision_config
     text, spec = core.language_model, description.decoder
     decoder = gated.with_gates(decoder_parts(text, spec), text)
-    layers = len(spec.layers)
     return ModelParts(
         encoder=tower_parts(
             description.encoder,
@@ -87,7 +86,6 @@ def parts(model: Any, description: Description) -> ModelParts:
             decoder,
             language_model=core if spec.mask == "pictures" else text,  # the whole makes the masks
             own_inputs=lambda groups: {"mm_token_type_ids": (groups >= 0).long()},
-            own_rows=lambda rows: _own_rows(rows, layers) if spec.per_layer else {},
         ),
         table=(text.embed_tokens.weight,),
         head=model.lm_head.weight,
@@ -186,8 +184,3 @@ def _image(vision: Any, processor: dict[str, Any], recipe: Recipe) -> ImageSpec:
 def _grid(vision: Any, image: ImageSpec) -> tuple[int, int]:
     """Rows and columns of patches."""
     return image.height // vision.patch_size, image.width // vision.patch_size
-
-
-def _own_rows(rows: Tensor, layers: int) -> dict[str, Tensor]:
-    """Rows of the second table [1, n, E] as the text model takes them."""
-    return {"per_layer_inputs": rows.reshape(*rows.shape[:2], layers, -1)}

@@ -17,6 +17,9 @@ from edgevlm.models.weights.matching import Match
 from edgevlm.models.weights.paging import FileWeight, Kept, replace_parameters
 from edgevlm.models.weights.sources import FolderWeights, numbers
 
+# In names of what a text config may say of each layer.
+EACH_LAYER = ("layer", "intermediate_size", "activation_sparsity")
+
 
 def built(auto_class: str, config: Any) -> Any:
     """The model of a config on the meta device.
@@ -57,7 +60,8 @@ def cut(config: Any, layers: int) -> Any:
     if layers > depth:
         raise PlanError(f"layers is {layers}, and the language model has {depth}; give fewer")
     for name, value in vars(text).items():
-        if "layer" in name and isinstance(value, list | tuple) and len(value) == depth:
+        each = any(word in name for word in EACH_LAYER)
+        if each and isinstance(value, list | tuple) and len(value) == depth:
             setattr(text, name, value[:layers])
     shared = getattr(text, "num_kv_shared_layers", None)
     if shared:  # these are the last ones

@@ -12,6 +12,7 @@ Sources: Gemma 3n and MatFormer (arXiv 2310.07707) as in transformers' `models/g
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
@@ -51,8 +52,8 @@ class LayerInput(nn.Module):
         return (own + row) * 0.5**0.5
 
 
-class GatedLayer(DecoderLayer):
-    """A decoder layer whose output is gated by its row of the second table, and scaled (Gemma 4).
+class ReadingLayer(DecoderLayer):
+    """A decoder layer of normed values, which may read the cache of an earlier one.
 
     A layer whose cache has a source has no keys and values of its own: its state is that of the
     source with the new rows, and it gives none.
@@ -79,12 +80,14 @@ class GatedLayer(DecoderLayer):
             x = self.feed(self.mixed(x, self._read(x, call, *state)))
         else:
             x, *after = super().step(x, call, state)
-        if self.own_input is not None:
-            own, layer = self.own_input(call.embeds, call.row), self.layer
-            gated = layer.act_fn(layer.per_layer_input_gate(x)) * own
-            projected = layer.per_layer_projection(gated)
-            x = x + rms_norm(layer.post_per_layer_input_norm, projected)
-        return (x * self.layer.layer_scalar, *after)
+        return (x, *after)
+
+    def gated(self, x: Tensor, call: LayerCall) -> Tensor:
+        """A projection of rows [1, S, C], gated by their rows of the second table, [1, S, C]."""
+        assert self.own_input is not None
+        own, layer = self.own_input(call.embeds, call.row), self.layer
+        projected = layer.per_layer_projection(layer.act_fn(layer.per_layer_input_gate(x)) * own)
+        return rms_norm(layer.post_per_layer_input_norm, projected)
 
     def values(self, normed: Tensor) -> Tensor:
         """Values as the cache holds them, [1, S, G*D]; those of some layers are keys."""
@@ -105,12 +108,30 @@ class GatedLayer(DecoderLayer):
         return written_out(query, keys, values, seen, self.heads, scale, softcap)
 
 
+class GatedLayer(ReadingLayer):
+    """A decoder layer that gets its row of the second table, and is scaled then (Gemma 4)."""
+
+    def step(self, x: Tensor, call: LayerCall, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The layer's output, and its state after the call where it has one of its own."""
+        x, *after = super().step(x, call, state)
+        if self.own_input is not None:
+            x = x + self.gated(x, call)
+        return (x * self.layer.layer_scalar, *after)
+
+
 def with_gates(decoder: DecoderParts, language_model: Any) -> DecoderParts:
     """A decoder whose layers take rows of the second table, if there is one."""
-    if decoder.spec.per_layer is not None:
-        for index, layer in enumerate(decoder.layers):
-            layer.own_input = LayerInput(language_model, index)
-    return decoder
+    if decoder.spec.per_layer is None:
+        return decoder
+    for index, layer in enumerate(decoder.layers):
+        layer.own_input = LayerInput(language_model, index)
+    count = len(decoder.layers)
+
+    def own_rows(rows: Tensor) -> dict[str, Tensor]:
+        """Rows of the second table [1, n, E] as transformers' model takes them."""
+        return {"per_layer_inputs": rows.reshape(*rows.shape[:2], count, -1)}
+
+    return replace(decoder, own_rows=own_rows)
 
 
 def layer_rows(text: Any) -> LayerRows | None:
