@@ -5,7 +5,10 @@ What runs "on the device" is this interpreter, in a home folder of the test's ow
 
 from __future__ import annotations
 
+import hashlib
+import io
 import shutil
+import zipfile
 
 import pytest
 
@@ -23,6 +26,31 @@ def measure(run, exported):
         return run("profile", bundle, *QUICK, "--device", device, *more)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def package(once):
+    """The package as a visit leaves it on a device; Python compiles it once for all tests."""
+
+    def write(folder):
+        from edgevlm.devices import ssh
+
+        data = ssh.sources()
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            archive.extractall(folder / hashlib.sha256(data).hexdigest()[:16])
+
+    return once("ssh-package", write)
+
+
+@pytest.fixture
+def visited(sshd, package):
+    """`visited()`: a device that has the package; others get it with the first visit."""
+
+    def make():
+        sshd.remote.mkdir(parents=True)
+        (sshd.remote / "package").symlink_to(package)
+
+    return make
 
 
 @pytest.fixture

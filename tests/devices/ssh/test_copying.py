@@ -83,10 +83,10 @@ def test_the_whole_way(measure, sshd, tmp_path, tree, exported, link):
     assert link.sent - first < first / 10  # the picture, and words
 
 
-def test_only_what_differs_is_copied(measure, sshd, tree, exported):
+def test_only_what_differs_is_copied(measure, sshd, visited, tree, exported):
     sshd.start()
+    visited()
     outside = sshd.device / "cache" / "edgevlm" / "mine"
-    outside.parent.mkdir(parents=True)
     outside.write_text("mine")
     bundle = sshd.remote / "bundles" / "tiny.edgevlm"
     assert measure().exit_code == 0
@@ -104,8 +104,11 @@ def test_only_what_differs_is_copied(measure, sshd, tree, exported):
     assert outside.read_text() == "mine"
 
 
-def test_a_link_that_is_cut_while_it_copies(measure, refused, sshd, link, tree, exported, tmp_path):
+def test_a_link_that_is_cut_while_it_copies(
+    measure, refused, sshd, visited, link, tree, exported, tmp_path
+):
     sshd.start()
+    visited()
     assert measure().exit_code == 0
     bundle = sshd.remote / "bundles" / "tiny.edgevlm"
     whole = tree(bundle)
@@ -140,10 +143,11 @@ def test_a_link_that_is_cut_while_it_copies(measure, refused, sshd, link, tree, 
     assert tree(bundle) == whole
 
 
-def test_a_partial_file_that_is_none_is_sent_anew(measure, sshd, tree, exported):
+def test_a_partial_file_that_is_none_is_sent_anew(measure, sshd, visited, tree, exported):
     sshd.start()
+    visited()
     files = sorted(exported.bundle.plan.files, key=lambda f: f.bytes)
-    (sshd.remote / "partial").mkdir(parents=True)
+    (sshd.remote / "partial").mkdir()
     (sshd.remote / "partial" / files[-1].sha256).write_bytes(b"of another file")
     (sshd.remote / "partial" / files[-2].sha256).write_bytes(bytes(files[-2].bytes + 1))
     done = measure()
@@ -155,8 +159,9 @@ def test_a_partial_file_that_is_none_is_sent_anew(measure, sshd, tree, exported)
 
 
 @pytest.mark.parametrize("how", ["the link is cut", "Ctrl-C"])
-def test_an_end_while_it_measures(start, measure, sshd, link, tmp_path, exported, how):
+def test_an_end_while_it_measures(start, measure, sshd, visited, link, tmp_path, exported, how):
     sshd.start()
+    visited()
     out = tmp_path / "p.json"
     bundle = exported.bundle.path
     process = start("profile", bundle, *QUICK, "--minutes", "5", "--device", HOST, "-o", out)
@@ -185,10 +190,11 @@ def test_an_end_while_it_measures(start, measure, sshd, link, tmp_path, exported
     assert os.listdir(sshd.remote / "runs") == []
 
 
-def test_one_visit_at_a_time(start, refused, sshd, exported):
+def test_one_visit_at_a_time(start, refused, sshd, visited, exported):
     if shutil.which("flock") is None:
         pytest.skip("this system has no flock")
     sshd.start()
+    visited()
     process = start("profile", exported.bundle.path, *QUICK, "--minutes", "5", "--device", HOST)
     while "answer" not in process.stderr.readline():
         pass

@@ -30,8 +30,9 @@ def test_no_permission_there(refused, sshd):
     assert refused().startswith(f"{HOST}: its folder for edgevlm cannot be written: mkdir: ")
 
 
-def test_what_fails_there_is_one_line(refused, sshd, tmp_path):
+def test_what_fails_there_is_one_line(refused, sshd, visited, tmp_path):
     sshd.start()
+    visited()
     log = tmp_path / "device.log"
     assert refused("--memory", "1MB", "--log", log).startswith(
         f"{HOST}: a budget of 1 MB is too small"
@@ -50,7 +51,7 @@ def test_what_is_wrong_here_is_refused_before_any_connection(refused, sshd, tmp_
     )
 
 
-def test_a_hostile_device(refused, sshd, tools, tmp_path, script):
+def test_a_hostile_device(refused, sshd, visited, tools, tmp_path, script):
     """Its Python is this one, but for the run, which answers with a file of its own.
 
     tests/devices/test_transport.py has what a profile may be wrong in.
@@ -63,6 +64,7 @@ def test_a_hostile_device(refused, sshd, tools, tmp_path, script):
     )
     (folder / "cp").symlink_to(shutil.which("cp"))
     sshd.start(path=folder)
+    visited()
     for name, text, size, expected in [
         ("profile.json", "{", None, f"{HOST} sent no profile: 'profile.json' is not valid JSON"),
         ("profile.json", " ", 64_000_001, f"{HOST} sent more than 64000000 bytes"),

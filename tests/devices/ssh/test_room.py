@@ -32,8 +32,9 @@ def disk(sshd):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_too_little_room_for_the_bundle(measure, refused, sshd, disk):
+def test_too_little_room_for_the_bundle(measure, refused, sshd, visited, disk):
     sshd.start()
+    visited()
     assert measure().exit_code == 0
     shutil.rmtree(sshd.remote / "bundles")
     state = os.statvfs(sshd.remote)
@@ -44,8 +45,9 @@ def test_too_little_room_for_the_bundle(measure, refused, sshd, disk):
     assert list((sshd.remote / "partial").iterdir()) == []
 
 
-def test_a_disk_that_gets_full(measure, refused, sshd, disk):
+def test_a_disk_that_gets_full(measure, refused, sshd, visited, disk):
     sshd.start()
+    visited()
     assert measure().exit_code == 0
     shutil.rmtree(sshd.remote / "bundles")
     state = os.statvfs(sshd.remote)
