@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -25,8 +26,23 @@ HARMLESS = ("/dev/null", "/dev/tty", "/dev/shm/sem.", "/proc/self/", "/proc/pres
 HIDDEN = {"CI", "GITHUB_ACTIONS", "ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "HF_HUB_OFFLINE"}
 
 
-def traced(tmp_path, *arguments):
-    """Calls of a command with a home and a current folder of its own, its children's; stderr."""
+EACH = """
+import json, sys
+from edgevlm.cli import main
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["edgevlm", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        assert end.code == 0, arguments
+"""
+
+
+def traced(tmp_path, *commands):
+    """Calls of commands, with a home and a current folder of their own, and of children; stderr.
+
+    They run in one process, which is most of their time.
+    """
     for name in ("home", "here", "tmp"):
         (tmp_path / name).mkdir()
     environment = {k: v for k, v in os.environ.items() if k not in HIDDEN}
@@ -35,9 +51,8 @@ def traced(tmp_path, *arguments):
     trace = tmp_path / "trace"
     # By a filter in the kernel, other calls than these do not stop the command.
     words = ["strace", "-f", "--seccomp-bpf", "-qq", "-y", "-e", f"trace={CALLS}", "-e",
-             "signal=none", "-o", trace, sys.executable, "-P", "-c",
-             "from edgevlm.cli import main; main()"]  # fmt: skip
-    done = subprocess.run([*words, *map(str, arguments)], capture_output=True, text=True,
+             "signal=none", "-o", trace, sys.executable, "-P", "-c", EACH]  # fmt: skip
+    done = subprocess.run([*words, json.dumps(commands)], capture_output=True, text=True,
                           cwd=tmp_path / "here", env=environment, timeout=300)  # fmt: skip
     if "ptrace" in done.stderr and "Operation not permitted" in done.stderr:
         pytest.skip("this system lets no process be traced")
@@ -67,11 +82,13 @@ def outside(lines, tmp_path):
 
 
 COMMANDS = {
-    "run": ("run", "{bundle}", "--prompt", "What?", "--image", "{photo}", "--memory", "1GB",
-            "--max-new-tokens", "2"),
-    "profile": ("profile", "{bundle}", "--runs", "1", "--tokens-generated", "2", "-o", "p.json"),
-    "evaluate": ("evaluate", "{bundle}", "--limit", "2"),
-    "export": ("export", "{model}", "--tokens", "16", "-o", "b.edgevlm"),
+    "a bundle": [
+        ("run", "{bundle}", "--prompt", "What?", "--image", "{photo}", "--memory", "1GB",
+         "--max-new-tokens", "2"),
+        ("profile", "{bundle}", "--runs", "1", "--tokens-generated", "2", "-o", "p.json"),
+        ("evaluate", "{bundle}", "--limit", "2"),
+    ],
+    "export": [("export", "{model}", "--tokens", "16", "-o", "b.edgevlm")],
 }  # fmt: skip
 
 
@@ -79,7 +96,8 @@ COMMANDS = {
 def test_a_command_keeps_to_itself(exported, tiny_model, tmp_path, name):
     photo = ROOT / "edgevlm" / "photos" / "hand.jpg"
     values = {"bundle": exported.bundle.path, "photo": photo, "model": tiny_model}
-    lines, said = traced(tmp_path, *(word.format(**values) for word in COMMANDS[name]))
+    asked = [[word.format(**values) for word in command] for command in COMMANDS[name]]
+    lines, said = traced(tmp_path, *asked)
     assert any("openat" in line for line in lines)
     assert outside(lines, tmp_path) == []
     assert {path.name for path in (tmp_path / "home").rglob("*")} >= {"edgevlm"}

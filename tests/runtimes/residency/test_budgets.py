@@ -115,12 +115,18 @@ def _apart(found, whole):
     return np.abs(a - b).max() / np.abs(b).max()
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A cache in which blocks are measured once."""
+    return tmp_path_factory.mktemp("measured")
+
+
 @pytest.fixture
-def loop(bundle_copy, tmp_path, monkeypatch):
+def loop(bundle_copy, measured, monkeypatch):
     """A tiny bundle with room for one block at a time; its files may be damaged."""
     from edgevlm.runtimes.loading import load_loop
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(measured))
     with pytest.raises(PlanError) as refused:
         load_loop(bundle_copy, memory=1)
     least = int(re.search(r"smallest budget is (\d+) MB", str(refused.value))[1])
@@ -191,8 +197,10 @@ STEPS = {
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_who_is_killed_leaves_nothing_that_the_next_one_reads(exported, start, command, tmp_path):
     cache = f"import os\nos.environ['XDG_CACHE_HOME'] = {str(tmp_path)!r}"
+    from edgevlm import api
+
     asked = ("run", exported.bundle.path, "--prompt", "What?", "--json", "--max-new-tokens", "4")
-    wanted = json.loads(command(*asked).out)["token_ids"]
+    wanted = api.load(exported.bundle.path).generate(None, "What?", max_new_tokens=4).token_ids
     for step, memory in STEPS.items():
         process = start(*asked, *memory, before=cache + HOLD.format(*step))
         assert any(line.strip() == "reached" for line in process.stderr)
@@ -201,7 +209,7 @@ def test_who_is_killed_leaves_nothing_that_the_next_one_reads(exported, start, c
         process.communicate()
     done = command(*asked, "--memory", "1GB", before=cache)
     assert done.code == 0, done.err
-    assert json.loads(done.out)["token_ids"] == wanted
+    assert json.loads(done.out)["token_ids"] == list(wanted)
 
 
 def test_no_room_for_prepared_graphs_is_no_fault(bundle_copy, tmp_path, monkeypatch, picture):
