@@ -21,6 +21,7 @@ from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+gc.disable()  # until the first test: what collecting them imports stays
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests import ONNX Runtime themselves too
 
 # Where bytecode is not kept, every process of a test compiles this package anew.
@@ -38,10 +39,15 @@ def pytest_xdist_auto_num_workers():
 
 @pytest.fixture(scope="session", autouse=True)
 def _objects_set_aside():
-    """Exports do not ask whether objects are set aside, by the next fixture."""
+    """Exports do not ask whether objects are set aside, by the next fixture.
+
+    They make millions of objects and few cycles, which Python looks for after each 700.
+    """
     from edgevlm.libraries import objects_set_aside
 
     with objects_set_aside():
+        gc.set_threshold(10_000, 10, 10)
+        gc.enable()
         yield
 
 
