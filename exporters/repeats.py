@@ -4,10 +4,11 @@
     kernels       22 for each of 500 operators, put in one by one at every decomposition: 86 ms
     annotations   of a function inside `py_impl`, for each operator of a decomposition
     history       of every node, copied at every pass, however long it has become
+    traces        of Python's stack, for each node, which no target keeps
 
 Source: torch 2.13, `_collect_all_valid_cia_ops` and `_materialize_cpp_cia_ops`
 (torch/_export/utils.py), `_override_composite_implicit_decomp` (torch/export/exported_program.py),
-`OperatorBase.py_impl` (torch/_ops.py) and `NodeSource` (torch/fx/traceback.py).
+`OperatorBase.py_impl` (torch/_ops.py), `NodeSource` (torch/fx/traceback.py), torch/fx/config.py.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch._export import utils
 from torch._higher_order_ops.utils import autograd_not_implemented
 from torch._subclasses import fake_impls
 from torch.export import decomp_utils, exported_program
+from torch.fx import config
 from torch.fx.traceback import NodeSource
 
 from edgevlm.libraries import replaced
@@ -47,6 +49,7 @@ def without_repeats() -> Iterator[None]:
         replaced(exported_program, "_override_composite_implicit_decomp", _overridden),
         replaced(_ops, "Callable", typing.Callable),  # remembers what it has computed
         replaced(NodeSource, "__deepcopy__", lambda source, _: source),  # it never changes
+        replaced(config, "do_not_emit_stack_traces", True),
     ):
         yield
 

@@ -1,7 +1,7 @@
 """Operators of a trace replaced by those of ONNX Runtime, in the trace's own graph.
 
     a node whose operator is in `operators.LOWERINGS`
-        -> its function, traced for the shapes of the node's inputs
+        -> its function, traced once for the shapes of the node's inputs
         -> the nodes of that trace, in the node's place
 
 `ExportedProgram.run_decompositions` gives the same graph, but runs all of it anew, as torch.onnx
@@ -16,25 +16,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_map
 
 from edgevlm.exporters.to_onnx.operators import LOWERINGS
 
 # What says where a node comes from; torch.export asks for it.
 ORIGIN = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", "from_node")
+_TRACES = dict[Hashable, fx.Graph]()  # of all graphs, as they repeat from layer to layer
 
 
 def lower_operators(program: ExportedProgram) -> None:
     """Replace the nodes of `LOWERINGS`, in place; outputs that nobody reads go."""
-    graph, traces = program.graph_module.graph, dict[Hashable, fx.Graph]()
+    graph = program.graph_module.graph
     for node in list(graph.nodes):
         function = LOWERINGS.get(node.target) if node.op == "call_function" else None
         if function is not None:
             key = _form(node)
-            if key not in traces:
-                traces[key] = _traced(node, function)
-            _replace(node, _copied(node, traces[key]))
+            if key not in _TRACES:
+                _TRACES[key] = _traced(node, function)
+            _replace(node, _copied(node, _TRACES[key]))
     graph.eliminate_dead_code()
     results = graph.output_node().args[0]
     for spec, result in zip(program.graph_signature.output_specs, results, strict=True):
@@ -48,7 +51,11 @@ def _form(node: fx.Node) -> Hashable:
     numbers = {each: f"%{index}" for index, each in enumerate(node.all_input_nodes)}
     values = [each.meta["val"] for each in node.all_input_nodes]
     arguments = fx.map_arg((node.args, node.kwargs), numbers.__getitem__)
-    return node.target, repr(arguments), tuple((tuple(v.shape), v.dtype) for v in values)
+    return node.target, repr(arguments), tuple(_layout(value) for value in values)
+
+
+def _layout(value: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], torch.dtype]:
+    return tuple(value.shape), value.stride(), value.dtype
 
 
 def _traced(node: fx.Node, function: Callable[..., object]) -> fx.Graph:
@@ -60,22 +67,30 @@ def _traced(node: fx.Node, function: Callable[..., object]) -> fx.Graph:
         args, kwargs = fx.map_arg((node.args, node.kwargs), given.__getitem__)
         return function(*args, **kwargs)
 
-    with inputs[0].meta["val"].fake_mode:
-        # Copies of one operator share a value, and a trace knows its inputs by their values.
-        values = [torch.empty_like(each.meta["val"]) for each in inputs]
+    with FakeTensorMode():
+        values = [_fake(each.meta["val"]) for each in inputs]
         traced: fx.GraphModule = make_fx(run)(*values)
     return traced.graph
+
+
+def _fake(value: Any) -> Any:
+    """A value of the same layout in the mode that is on; what is no tensor stays."""
+    if not isinstance(value, Tensor):
+        return value
+    shape, stride, dtype = _layout(value)
+    return torch.empty_strided(shape, stride, dtype=dtype)
 
 
 def _copied(node: fx.Node, traced: fx.Graph) -> Any:
     """Copy a function's graph to before the node; gives the node of its result, or of each."""
     origin = {key: node.meta[key] for key in ORIGIN if key in node.meta}
     copies = dict(zip(traced.find_nodes(op="placeholder"), node.all_input_nodes, strict=True))
-    with node.graph.inserting_before(node):
+    mode = node.all_input_nodes[0].meta["val"].fake_mode
+    with mode, node.graph.inserting_before(node):
         for inner in traced.nodes:
             if inner.op == "call_function":
                 copies[inner] = node.graph.node_copy(inner, copies.__getitem__)
-                copies[inner].meta |= origin
+                copies[inner].meta |= origin | {"val": tree_map(_fake, inner.meta["val"])}
     return fx.map_arg(traced.output_node().args[0], copies.__getitem__)
 
 

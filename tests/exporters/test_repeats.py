@@ -10,6 +10,7 @@ from torch import _ops  # noqa: E402
 from torch._export import utils  # noqa: E402
 from torch._subclasses import fake_impls  # noqa: E402
 from torch.export import exported_program  # noqa: E402
+from torch.fx import config  # noqa: E402
 from torch.fx.traceback import NodeSource  # noqa: E402
 
 from edgevlm.exporters.repeats import without_repeats  # noqa: E402
@@ -35,6 +36,7 @@ def state():
         utils._materialize_cpp_cia_ops, _ops.Callable, vars(NodeSource).get("__deepcopy__"),
         exported_program._collect_all_valid_cia_ops,
         exported_program._override_composite_implicit_decomp,
+        config.do_not_emit_stack_traces,
     )  # fmt: skip
 
 
