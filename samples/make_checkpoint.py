@@ -55,7 +55,8 @@ def make_checkpoint(like: str, out: Path, seed: int = 0, force: bool = False) ->
     tokenizer.save(str(partial / "tokenizer.json"))
     for name, content in {"config.json": config, **family.files(preset, config)}.items():
         write_file(partial / name, content)
-    write_weights(partial / "model.safetensors", config, family, tokenizer, seed)
+    weights, constants = partial / "model.safetensors", preset.get("constants")
+    write_weights(weights, config, family, tokenizer, seed, constants)
     if out.exists():
         shutil.rmtree(out)
     return partial.rename(out)

@@ -53,12 +53,15 @@ class Weights:
         family: Its module, with gains, deviations and constants of its own.
         tokenizer: Says which rows of the table are words.
         seed: Other seed, other numbers.
+        constants: What tensors of one preset hold, beside the family's.
     """
 
-    def __init__(self, family: ModuleType, tokenizer: Tokenizer, seed: int) -> None:
+    def __init__(
+        self, family: ModuleType, tokenizer: Tokenizer, seed: int, constants: dict[str, float]
+    ) -> None:
         self.gains = GAINS | getattr(family, "GAINS", {})
         self.stds = STDS | getattr(family, "STDS", {})
-        self.constants = CONSTANTS | getattr(family, "CONSTANTS", {})
+        self.constants = CONSTANTS | getattr(family, "CONSTANTS", {}) | constants
         # What the model itself adds to the weights of a norm, by its name.
         self.norm_offset = getattr(family, "norm_offset", lambda name: 0.0)
         self.tokenizer, self.seed = tokenizer, seed
@@ -91,7 +94,12 @@ class Weights:
 
 
 def write_weights(
-    path: Path, config: dict, family: ModuleType, tokenizer: Tokenizer, seed: int
+    path: Path,
+    config: dict,
+    family: ModuleType,
+    tokenizer: Tokenizer,
+    seed: int,
+    constants: dict[str, float] | None = None,
 ) -> None:
     """Write model.safetensors tensor by tensor; holds no more than `CHUNK` numbers at a time."""
     renamed = getattr(family, "published", str)
@@ -104,7 +112,7 @@ def write_weights(
         header[name] = {"dtype": short, "shape": shapes[name], "data_offsets": [begin, end]}
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)
-    weights = Weights(family, tokenizer, seed)
+    weights = Weights(family, tokenizer, seed, constants or {})
     with path.open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for name in sorted(shapes):

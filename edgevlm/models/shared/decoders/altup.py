@@ -172,7 +172,7 @@ class Leave(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         count = len(self.projections) + 1
-        first, *others = x.split(x.shape[-1] // count, dim=-1)
+        first, *others = torch.split(x, x.shape[-1] // count, dim=-1)
         total = first
         for projection, stream in zip(self.projections, others, strict=True):
             total = total + _as_long(projection(stream), first)
