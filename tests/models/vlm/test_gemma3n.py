@@ -231,8 +231,7 @@ def test_an_answer_is_that_of_generate(tiny, preset, processor, prompt, photo, t
     from edgevlm.pipeline import export
 
     made = tiny(NAME)
-    recipe = Recipe(model=str(preset(NAME)), block_size_bytes=400_000)
-    done = export(recipe, tmp_path / "tiny.edgevlm")
+    done = export(Recipe(model=str(preset(NAME))), tmp_path / "tiny.edgevlm")
     assert done.verification.ok
     inputs = prompt.inputs(processor(made.planned.checkpoint.folder), QUESTION, [photo(64, 64)])
     whole = made.model.generate(**inputs, max_new_tokens=32, do_sample=False)[0].tolist()
