@@ -84,6 +84,8 @@ class Target:
         unpacked: Schemes whose weights are float32 in memory.
         backends: Schemes of each backend, for targets with several; the first is the default.
         table_format: Scheme -> format of the embedding table, for `Embedding.dtype`.
+        shares_table: Whether a tied head reads its rows of the embedding table in the table's file;
+            else it has a copy in the form of its own scheme.
         matrix_bytes: Rows, columns, scheme, stage -> bytes of a linear layer's matrix.
         number_bytes: Scheme -> bytes of any other weight.
         head_multiple: Its attention with a cache takes heads whose size is a multiple of this.
@@ -105,6 +107,7 @@ class Target:
     unpacked: tuple[str, ...] = ()
     backends: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     table_format: Callable[[str], str] = float32_table
+    shares_table: bool = False
     matrix_bytes: Callable[[int, int, str, str], int] = float32_matrix
     number_bytes: Callable[[str], int] = float32_number
     head_multiple: int = 1

@@ -87,7 +87,7 @@ def host_tables(
         RecipeError: If stage `embed` has a scheme that cannot apply.
     """
     further, matrix = decoder.per_layer, parts.layer_table
-    tied = parts.shared_rows > 0
+    tied = target.shares_table and parts.shared_rows > 0
     check_table_scheme(recipe, target, tied and matrix is None)
     embedding = Embedding(
         rows=sum(matrix.shape[0] for matrix in parts.table),

@@ -58,7 +58,8 @@ def _decoder_parts(parts: ModelParts) -> list[Sequence[nn.Module]]:
 def _head(host: VlmHost, limit: int, parts: ModelParts, stored: Stored) -> list[Block]:
     """Blocks of the head, cut by rows of the vocabulary; none is partly of the table."""
     channels, blocks = host.embedding.columns, list[Block]()
-    shared, count = parts.shared_rows, parts.head.shape[0]
+    count = parts.head.shape[0]
+    shared = parts.shared_rows if stored.target.shares_table else 0
     for first, last, shares in ((0, shared, "embedding"), (shared, count, "")):
         for start, stop in cut_rows(last - first, 4 * channels, limit) if first < last else ():
             size = stored.matrix(stop - start, channels, "head")

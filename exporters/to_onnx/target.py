@@ -305,6 +305,7 @@ TARGET = Target(
     # A session unpacks them when it opens.
     unpacked=tuple(name for name, how in FORMATS.items() if how.product == "float32"),
     table_format=table_format,
+    shares_table=True,
     matrix_bytes=matrix_bytes,
     head_multiple=8,  # GroupQueryAttention's, `head_size % 8`
 )

@@ -48,6 +48,13 @@ def test_bytes_are_the_models_with_a_tied_table_once(planned):
     assert made.plan.weights_bytes == bytes_of(model.parameters())
 
 
+@pytest.mark.parametrize("target", ["coreml", "executorch"])
+def test_a_tied_head_counts_beside_the_table_where_it_is_written_again(target, planned):
+    shared, plan = planned().plan, planned(target=target).plan
+    assert {b.shares for b in plan.stage("head")} == {""}
+    assert plan.weights_bytes == shared.weights_bytes + shared.host.embedding.bytes
+
+
 def test_bytes_of_each_block_are_those_of_its_module(planned):
     made = planned(block_size_bytes=200_000)
     model = made.checkpoint.load_model()
