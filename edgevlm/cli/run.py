@@ -98,19 +98,13 @@ def main(
     """
     path, texts, refused = _checked(context_, bundle, memory), _labels(labels), list[str]()
     loop = _announced(_listening(load_loop(path, engine, threads, memory, progress=say)))
-    request = RunRequest(
-        images=image or (),
-        video=video,
-        labels=texts,
-        system=system,
-        questions=_questions(prompt, chat),
-        max_new_tokens=max_new_tokens,
-        sampling=Sampling(temperature, top_p, seed),
-        draft=draft,
-        on_text=_stream(json),
-        on_refused=_noting(refused, json) if chat else None,
-    )
-    _show(loop.answers(request), json)
+    sampling, noting = Sampling(temperature, top_p, seed), _noting(refused, json) if chat else None
+    asked = RunRequest(
+        images=image or (), video=video, labels=texts, system=system, draft=draft,
+        questions=_questions(prompt, chat), max_new_tokens=max_new_tokens, sampling=sampling,
+        on_text=_stream(json), on_refused=noting,
+    )  # fmt: skip
+    _show(loop.answers(asked), json)
     if refused:
         raise typer.Exit(1)
 

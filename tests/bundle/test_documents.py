@@ -166,7 +166,7 @@ hosts = st.builds(
         st.builds(Rope, st.lists(floats, max_size=4).map(tuple), floats, several, st.booleans()),
         max_size=2,
     ).map(tuple),
-    several, integers, names,
+    several, integers, names, integers,
     st.builds(States, names, integers, st.lists(states, max_size=2).map(tuple), several),
     several, names, several, integers, integers, names, integers, several,
 )  # fmt: skip

@@ -91,18 +91,21 @@ def test_tokens_allocate_nothing_that_stays(loop):
         for _ in range(10):
             loop._step_token(5)
         gc.collect()
-        tracemalloc.reset_peak()
-        before, _ = tracemalloc.get_traced_memory()
-        for _ in range(200):
-            loop._step_token(5)
-            loop.logits()
-            gc.collect()  # ONNX Runtime's own calls leave some for the collector
-        after, peak = tracemalloc.get_traced_memory()
+        grown, peaks = list[int](), list[int]()
+        for _ in range(3):  # other threads of the process allocate now and then
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            for _ in range(70):
+                loop._step_token(5)
+                loop.logits()
+                gc.collect()  # ONNX Runtime's own calls leave some for the collector
+            after, peak = tracemalloc.get_traced_memory()
+            grown, peaks = [*grown, after - before], [*peaks, peak - before]
     finally:
         tracemalloc.stop()
         gc.unfreeze()
-    assert after - before < 16_384
-    assert peak - before < one_cache / 2
+    assert min(grown) < 5_734  # 82 bytes a token
+    assert min(peaks) < one_cache / 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")

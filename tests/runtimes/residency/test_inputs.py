@@ -59,7 +59,7 @@ def kept(memory, done):
     assert code == 1
     last = err.splitlines()[-1]
     assert re.search(r"MB more than the memory budget leaves; raise --memory by \d+ MB", last) or (
-        re.search(r"the turn has .*tokens, the context of \d+ holds", last)
+        re.search(r"the turn has .*tokens, the context of \d+ has room for", last)
     ), err
     return False
 
