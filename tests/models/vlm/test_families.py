@@ -265,6 +265,7 @@ LIKE_OTHERS = (
     "mistral3",
     "lfm2_vl",
     "qwen3_5",
+    "minicpmv4_6",
     "minicpmv4_7",
 )
 
@@ -294,6 +295,30 @@ def test_a_greedy_answer_is_that_of_generate(made, exported_family, processor, p
         model = api.load(done.bundle.path)
         answer = model.generate(None, parts, system="Be brief.", max_new_tokens=8)
         assert list(answer.token_ids) == whole[inputs.input_ids.shape[1] :]
+
+
+@pytest.mark.parametrize("name", ["minicpmv4_6"])
+def test_an_encoder_of_its_own_is_in_onnx_what_it_is_in_pytorch(made, tmp_path, name):
+    """The decoder behind it is that of another family's default export."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    to_onnx = pytest.importorskip("edgevlm.exporters.to_onnx.target")
+    from edgevlm.exporters.contract import TargetOptions
+    from edgevlm.graphs.trace import trace, weights
+
+    tiny = made(name)
+    for block in tiny.plan.stage("vision"):
+        module, (function,) = tiny.planned.build(block, tiny.parts), block.functions
+        programs = {function.name: trace(module, function, block)}
+        lowered = to_onnx.lower(programs, block, TargetOptions("none"))
+        (written,) = to_onnx.write(lowered, block, weights(module), tmp_path, None)
+        inputs = {t.name: torch.randn(t.shape) for t in function.inputs}
+        session = onnxruntime.InferenceSession(tmp_path / written.file)
+        found = session.run(None, {t.name: inputs[t.name].numpy() for t in written.inputs})
+        expected = module(*inputs.values())
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        assert len(found) == len(expected) == len(function.outputs)
+        for mine, theirs in zip(found, expected, strict=True):
+            assert difference(mine, theirs.numpy())[0] <= LIMIT
 
 
 @pytest.mark.slow
