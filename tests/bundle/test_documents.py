@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from dataclasses import dataclass
 
 import pytest
@@ -10,20 +11,8 @@ from hypothesis import strategies as st
 
 from edgevlm.bundle import documents
 from edgevlm.bundle.documents import DocumentError, dumps, read, shown
-from edgevlm.bundle.functions import Block, Cache, Chain, Function, Tensor
-from edgevlm.bundle.host import (
-    Embedding,
-    EncoderShape,
-    ImageSpec,
-    LayerTable,
-    Layout,
-    LayoutItem,
-    Rope,
-    Signal,
-)
-from edgevlm.bundle.kinds.shared.states import LayerState, States
 from edgevlm.bundle.kinds.vlm import VlmHost
-from edgevlm.bundle.plan import FileEntry, Plan, Requires, SiteTokens, Source
+from edgevlm.bundle.plan import Plan
 from edgevlm.recipe import Recipe
 
 
@@ -125,64 +114,36 @@ def test_text_is_canonical():
 
 
 names = st.text(st.characters(exclude_categories=("Cc", "Cs")), max_size=8)
-integers = st.integers(-(2**40), 2**40)
-floats = st.floats(allow_nan=False, allow_infinity=False)
-tensors = st.builds(
-    Tensor, names, st.sampled_from(["f32", "i32"]), st.lists(integers, max_size=4).map(tuple)
-)
-functions = st.builds(
-    Function, names, st.lists(tensors, max_size=2).map(tuple),
-    st.lists(tensors, max_size=2).map(tuple),
-    integers, st.lists(st.builds(Cache, names, names, names), max_size=2).map(tuple),
-    st.lists(st.builds(Chain, names, names), max_size=2).map(tuple), names,
-)  # fmt: skip
-blocks = st.builds(
-    Block, names, names, st.tuples(integers, integers), integers,
-    st.lists(functions, max_size=2).map(tuple), names,
-)  # fmt: skip
-several = st.lists(integers, max_size=3).map(tuple)
-parts = st.lists(
-    st.builds(LayoutItem, names, several, integers, integers, several, integers, names),
-    max_size=3,
-).map(tuple)
-threes = st.tuples(floats, floats, floats)
-states = st.builds(
-    LayerState, names, st.lists(several, max_size=2).map(tuple), names, st.none() | integers
-)
-hosts = st.builds(
-    VlmHost,
-    st.builds(
-        ImageSpec,
-        *(integers, integers, integers, integers, names, integers, names, threes, threes),
-    ),
-    st.builds(
-        EncoderShape, integers, several, integers,
-        st.lists(st.builds(Signal, names, integers, integers), max_size=2).map(tuple),
-    ),
-    integers, st.booleans(), st.builds(Layout, parts, parts, parts, parts),
-    st.builds(Embedding, integers, integers, names, names),
-    st.none() | st.builds(LayerTable, st.builds(Embedding, integers, integers, names), integers),
-    st.lists(
-        st.builds(Rope, st.lists(floats, max_size=4).map(tuple), floats, several, st.booleans()),
-        max_size=2,
-    ).map(tuple),
-    several, integers, names, integers,
-    st.builds(States, names, integers, st.lists(states, max_size=2).map(tuple), several),
-    several, names, several, integers, integers, names, integers, several,
-)  # fmt: skip
+LEAVES = {
+    str: names,
+    int: st.integers(-(2**40), 2**40),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    bool: st.booleans(),
+}
+
+
+def values(kind, /, **given):
+    """Any value of a type of the manifest: each field of it, those with a default too."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        fields = {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.name not in given}
+        return st.builds(kind, **{name: values(hint) for name, hint in fields.items()}, **given)
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        if Ellipsis in arguments:
+            return st.lists(values(arguments[0]), max_size=2).map(tuple)
+        return st.tuples(*map(values, arguments))
+    if type(None) in arguments:
+        return st.none() | values(arguments[0])
+    return LEAVES[kind]
+
+
 recipes = st.builds(
     Recipe, model=names, tokens=st.none() | st.integers(1, 999),
     methods=st.lists(st.sampled_from(["tome@vision:r=2", "strided"]), max_size=2).map(tuple),
     quantize=st.sampled_from(["none", "w8a8,head=fp16"]), context=st.none() | st.integers(1, 9999),
 )  # fmt: skip
-plans = st.builds(
-    Plan, st.just(2), st.just("vlm"),
-    st.builds(Source, names, st.none() | names, names, names), recipes,
-    st.lists(st.builds(SiteTokens, names, names, integers, integers), max_size=2).map(tuple),
-    hosts, st.lists(blocks, max_size=2).map(tuple),
-    st.builds(Requires, st.lists(st.tuples(names, names), max_size=2).map(tuple)),
-    st.lists(st.builds(FileEntry, names, integers, names), max_size=2).map(tuple),
-)  # fmt: skip
+plans = values(Plan, kind=st.just("vlm"), recipe=recipes, host=values(VlmHost))
 
 
 @given(plans)
