@@ -28,7 +28,7 @@ from edgevlm.evaluation.examples import Question  # noqa: E402
 
 SCRIPT = Path(__file__).parents[2] / "samples" / "train_embedded"
 EMBEDDED = Path(__file__).parents[2] / "edgevlm" / "embedded"
-QUICK = ("--batch", "2", "--dense-steps", "1", "--every", "2", "--check", "2", "--workers", "0")
+QUICK = ("--batch", "2", "--dense-steps", "1", "--every", "2", "--check", "1", "--workers", "0")
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,8 @@ def test_what_is_too_small_is_refused_with_the_least():
         Sensitivity((), BYTES, DB).propose(100)
 
 
-def test_the_command_measures_and_proposes_what_fits(tiny_model, lowered_once, monkeypatch):
+def test_the_command_measures_and_proposes_what_fits(with_layers, lowered_once, monkeypatch):
+    tiny_model = str(with_layers("tiny-smolvlm", 1))
     monkeypatch.setattr(sensitivity, "export", lowered_once)
     few = replace(to_onnx.TARGET, schemes=("none", "w8a8", "w4g32a32"))
     monkeypatch.setattr(to_onnx, "TARGET", few)
