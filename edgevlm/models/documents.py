@@ -15,30 +15,34 @@ from edgevlm.bundle.checks import MOST_PIXEL
 from edgevlm.bundle.documents import load_json
 from edgevlm.errors import ModelError
 from edgevlm.libraries import first_line
+from edgevlm.recipe import MOST_SIDE
 
 _log = logging.getLogger(__name__)
 LIMIT_BYTES = 64 * 10**6
 
 # The largest sizes that a config may have; each is 1 at least.
 SIZES = {
-    "conv_L_cache": 2**10, "depth": 2**10, "downsample_factor": 2**10, "head_dim": 2**16,
-    "hidden_size": 2**20, "image_size": 2**16, "intermediate_size": 2**20,
+    "conv_L_cache": 2**10, "depth": 2**10, "downsample_factor": 2**10, "global_head_dim": 2**16,
+    "head_dim": 2**16, "hidden_size": 2**20, "image_size": 2**16, "intermediate_size": 2**20,
     "linear_conv_kernel_dim": 2**10, "linear_key_head_dim": 2**16, "linear_num_key_heads": 2**12,
     "linear_num_value_heads": 2**12, "linear_value_head_dim": 2**16,
     "max_position_embeddings": 2**24, "mm_tokens_per_image": 2**20, "num_attention_heads": 2**12,
     "num_channels": 2**10, "num_heads": 2**12, "num_hidden_layers": 2**10,
     "num_key_value_heads": 2**12, "original_max_position_embeddings": 2**24,
     "out_hidden_size": 2**20, "patch_size": 2**16, "pooling_kernel_size": 2**10,
-    "projection_dim": 2**20, "scale_factor": 2**10, "spatial_merge_size": 2**10,
-    "temporal_patch_size": 2**10, "vocab_size": 2**24,
+    "projection_dim": 2**20, "projector_hidden_size": 2**20, "scale_factor": 2**10,
+    "spatial_merge_size": 2**10, "temporal_patch_size": 2**10, "vocab_size": 2**24,
+    "vocab_size_per_layer_input": 2**24,
 }  # fmt: skip
 # Numbers of an image processor; each is 1 at least.
 COUNTS = (
     "downsample_factor", "encoder_patch_size", "max_image_tokens", "max_patches",
-    "max_pixels", "max_soft_tokens", "merge_size", "patch_size", "pooling_kernel_size",
-    "scale_resolution", "temporal_patch_size", "tile_size",
+    "max_pixels", "max_slice_nums", "max_soft_tokens", "merge_size", "min_image_tokens",
+    "patch_size", "pooling_kernel_size", "scale_resolution", "temporal_patch_size", "tile_size",
 )  # fmt: skip
+SIDES = ("encoder_patch_size", "patch_size", "scale_resolution", "tile_size")  # pixels, of those
 MOST_COUNT = 2**31
+SHARES = ("partial_rotary_factor",)  # above 0, and 1 at most
 # Numbers above 0 by which a model divides, or of which it takes a root or a logarithm.
 POSITIVE = (
     "beta_fast", "beta_slow", "downsample_ratio", "embedding_multiplier", "factor",
@@ -98,6 +102,8 @@ def _wanted(key: str, value: Any) -> str:
     number = type(value) in (int, float)
     if key in SIZES and not _whole(value, SIZES[key]):
         return f"1 to {SIZES[key]}"
+    if key in SHARES and not (number and 0 < value <= 1):
+        return "a number above 0, 1 at most"
     if key in POSITIVE and not (number and 0 < value <= MOST):
         return f"a number above 0, {MOST:g} at most"
     bounded = number and "limit" not in key  # a limit may be infinite
@@ -156,8 +162,9 @@ def check_processor(document: dict[str, Any], where: str) -> None:
     for key in COUNTS:
         value = document.get(key)
         numbers = value.values() if isinstance(value, dict) else (value,)
-        if any(n is not None and not _whole(n, MOST_COUNT) for n in numbers):
-            raise ModelError(f"{where} {key} is {_said(value)}, expected 1 to {MOST_COUNT}")
+        most = MOST_SIDE if key in SIDES else MOST_COUNT
+        if any(n is not None and not _whole(n, most) for n in numbers):
+            raise ModelError(f"{where} {key} is {_said(value)}, expected 1 to {most}")
     factor = document.get("rescale_factor", 1.0)
     if type(factor) not in (int, float) or not 0 < factor <= MOST_PIXEL:
         raise ModelError(

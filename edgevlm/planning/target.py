@@ -53,12 +53,19 @@ def required_backend(recipe: Recipe, target: Target) -> tuple[tuple[str, str], .
     return (("backend", name),)
 
 
-def check_heads(recipe: Recipe, target: Target, decoder: DecoderSpec) -> None:
-    """Refuse heads that the target's attention does not take.
+def check_attention(recipe: Recipe, target: Target, decoder: DecoderSpec) -> None:
+    """Refuse heads that the target's attention does not take, and layers of which none attends.
 
     Raises:
-        PlanError: With the sizes that it takes.
+        PlanError: With the sizes that it takes, or that the model's own cache counts tokens by a
+            layer that attends.
     """
+    if not decoder.attending:
+        raise PlanError(
+            f"the language model's layers, {len(decoder.caches)}, are all recurrent, and its own"
+            " cache, which parity compares with, counts tokens by one that attends; give more"
+            " --layers"
+        )
     sizes = {cache.head_size for cache in decoder.caches if isinstance(cache, CacheSpec)}
     for size in sorted(size for size in sizes if size % target.head_multiple):
         raise PlanError(

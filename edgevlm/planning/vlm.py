@@ -45,7 +45,7 @@ from edgevlm.planning.methods import (
 )
 from edgevlm.planning.own_prompt import compare_prompts
 from edgevlm.planning.prompt import render_prompts
-from edgevlm.planning.target import check_heads, checked_target, host_tables, required_backend
+from edgevlm.planning.target import check_attention, checked_target, host_tables, required_backend
 from edgevlm.planning.vlm_blocks import make_blocks
 from edgevlm.recipe import Recipe
 
@@ -183,7 +183,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     checkpoint = checkpoint.cut(recipe.layers)
     recipe = replace(recipe, layers=checkpoint.layers)  # all its layers are no trial
     description: Description = checkpoint.describe(recipe)
-    check_heads(recipe, target, description.decoder)
+    check_attention(recipe, target, description.decoder)
     methods = choose_methods(recipe, description)
     checkpoint = replace(checkpoint, all_layers=reads_last_layer(methods.signals))
     model = checkpoint.empty_model()

@@ -18,7 +18,7 @@ from edgevlm.errors import EdgeVLMError, ModelError, PlanError
 from edgevlm.exporters.contract import find_target
 from edgevlm.models.checkpoint import Checkpoint, find
 from edgevlm.planning.plan import make_plan
-from edgevlm.planning.target import check_heads
+from edgevlm.planning.target import check_attention
 from edgevlm.recipe import Recipe
 from edgevlm.registry import FAMILIES, METHODS, TARGETS
 
@@ -201,7 +201,7 @@ def _refusal(checkpoint: Checkpoint, target: str) -> str:
     described = checkpoint.describe(recipe)
     try:
         if hasattr(described, "decoder"):
-            check_heads(recipe, find_target(target), described.decoder)
+            check_attention(recipe, find_target(target), described.decoder)
     except PlanError as cause:
         return str(cause)
     return ""

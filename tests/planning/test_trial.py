@@ -67,6 +67,11 @@ def test_more_layers_than_there_are(tiny_model, preset):
         planned(str(preset("tiny-clip")), layers=1)
 
 
+def test_layers_of_which_none_attends(preset):
+    with pytest.raises(PlanError, match=r"layers, 1, are all recurrent, .* --layers$"):
+        planned(str(preset("tiny-qwen3-5")), layers=1)
+
+
 def test_a_trial_says_so_when_it_runs(run, edited):
     bundle = edited(lambda document: document["recipe"].update({"layers": 1}))
     done = run("run", bundle, "--prompt", "what", "--max-new-tokens", "1")

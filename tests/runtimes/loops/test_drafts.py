@@ -229,7 +229,7 @@ def test_numbers_of_tokens_that_cannot_be(value):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"context": 40}, "and a checked answer some more, expected 74 at least; give --context 74"),
+        ({"context": 40}, "some more, expected 74 at least; give --context 74"),
         ({"methods": ("fastv:layer=1",)}, "leave out --speculate"),
     ],
 )
