@@ -39,8 +39,12 @@ torchvision alone. Without torchvision a stand-in tells the processor the sizes 
 prompts are compared as ever; pixels are not, and `plan` and `verify` say so in a line. With the
 torchvision that is made for the installed torch they are. The processor of Mistral 3 asks for
 torchvision too, but takes one function of numbers from it: the form on Pillow is put in its place,
-and all is compared. FastVLM's encoder is timm's, which needs torchvision: without the two it is
-refused with what to install. On the generic path a type without a form on Pillow is refused.
+and all is compared. The encoders of FastVLM and Gemma 3n are timm's, which needs torchvision:
+without the two they are refused with what to install. On the generic path a type without a form on
+Pillow is refused.
+
+A tile of Granite Docling is 64 tokens, or 256 by its fine route: the one that `fine_route` of the
+checkpoint's image processor asks for is in the bundle.
 
 """
 SIZES = """\

@@ -80,3 +80,6 @@ if __name__ == "__main__":
         print(make_checkpoint(**vars(arguments)))
     except FileExistsError as error:
         sys.exit(str(error))
+    except ImportError as error:  # an encoder of timm, which needs the torchvision made for torch
+        shutil.rmtree(arguments.out.with_name(arguments.out.name + ".partial"))
+        sys.exit(f"--like {arguments.like}: {' '.join(str(error).split())}")

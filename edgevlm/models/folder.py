@@ -60,7 +60,10 @@ def family_of(model_type: str) -> ModuleType:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ModelError(unknown_name("model family", model_type, names))
+        raise ModelError(
+            f"{unknown_name('model family', model_type, names)}; transformers has no such"
+            " image-text-to-text model either, so the generic path cannot try it"
+        )
     return importlib.import_module("edgevlm.models.generic.family")
 
 
