@@ -73,7 +73,7 @@ CASES = [("onnx", "none"), ("onnx", "w8a8"), ("executorch", "none"), ("executorc
     ("target", "scheme"),
     [pytest.param(*c, marks=() if c == CASES[0] else pytest.mark.slow) for c in CASES],
 )
-def test_a_process_keeps_to_its_budget(target, scheme, picture, tmp_path):
+def test_a_process_keeps_to_its_budget(monkeypatch, target, scheme, picture, tmp_path):
     pytest.importorskip("torch")
     for module in (
         "onnxruntime",
@@ -81,13 +81,14 @@ def test_a_process_keeps_to_its_budget(target, scheme, picture, tmp_path):
         *(["executorch"] if target == "executorch" else []),
     ):
         pytest.importorskip(module)
-    from edgevlm.pipeline import export
+    from edgevlm import pipeline
     from edgevlm.recipe import Recipe
 
+    monkeypatch.setattr(pipeline, "runs_here", lambda recipe: False)  # answers are compared below
     recipe = Recipe(
         tokens=24, target=target, quantize=scheme, block_size_bytes=3_000_000, layers=3
     )  # fmt: skip
-    path = export(recipe, tmp_path / "e.edgevlm").bundle.path
+    path = pipeline.export(recipe, tmp_path / "e.edgevlm").bundle.path
     whole = ask(path, picture, "all", tmp_path)
     roomy = ask(path, picture, 10**9, tmp_path)
     assert roomy["ids"] == whole["ids"]
