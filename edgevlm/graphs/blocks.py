@@ -40,7 +40,7 @@ def cut(sizes: Sequence[int], limit: int) -> list[tuple[int, int]]:
     runs: list[tuple[int, int]] = []
     start = total = 0
     for index, size in enumerate(sizes):
-        if size and index > start and total + size > limit:
+        if size and total and total + size > limit:
             runs.append((start, index))
             start, total = index, 0
         total += size

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hypothesis import given  # noqa: E402
+from hypothesis import example, given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -45,6 +45,7 @@ def test_cut_stays_within_the_limit_but_for_single_modules(sizes, limit):
 
 
 @given(SIZES, st.integers(1, 80))
+@example([0, 2], 1)
 def test_cut_makes_the_fewest_runs(sizes, limit):
     assert len(cut(sizes, limit)) == fewest(sizes, limit)
 

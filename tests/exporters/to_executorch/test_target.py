@@ -217,7 +217,7 @@ CASES = [
     for scheme in to_executorch.SCHEMES
 ]
 # The encoder in float32, and one layer of the decoder: each takes ten seconds in eight bits.
-CASES.append(pytest.param("shallow", "w8a8", "none,decoder=w8a8,head=w8a8"))
+CASES.append(pytest.param("shallow", "w8a8", "none,embed=w8a8,decoder=w8a8,head=w8a8"))
 
 
 @pytest.mark.parametrize(("model", "scheme", "quantize"), CASES)
