@@ -6,25 +6,14 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
-from checkpoints.shared.files import generation_ids, image_processor, vlm_config, vlm_files
-from checkpoints.shared.llava import image_and_projector, pinpoints, published
-from checkpoints.shared.presets import (
-    CLIP_MEAN,
-    CLIP_STD,
-    LLAMA_TEXT,
-    MESSAGES,
-    TINY_TEXT,
-    TINY_VISION,
-)
-from checkpoints.shared.words import LLAMA_SPECIAL, llama_tokenizer
+from checkpoints.shared.files import image_processor
+from checkpoints.shared.llava import TINY, clip_config, clip_files, pinpoints, published
+from checkpoints.shared.llava import llama as tokenizer
+from checkpoints.shared.presets import MESSAGES
 
 __all__ = ["PRESETS", "config", "files", "published", "tokenizer"]
 
-TINY_CLIP = dict(num_hidden_layers=3, image_size=56, patch_size=4, hidden_act="quick_gelu")
-PRESETS = {
-    "tiny-llava-next": dict(dtype="float32", vision=TINY_VISION | TINY_CLIP,
-        text=LLAMA_TEXT | TINY_TEXT),
-}  # fmt: skip
+PRESETS = {"tiny-llava-next": TINY | dict(vision=TINY["vision"] | dict(patch_size=4))}
 GRIDS = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
 CHAT = MESSAGES + """\
     {{- message.role | upper + ': ' }}
@@ -35,41 +24,17 @@ CHAT = MESSAGES + """\
 {{- 'ASSISTANT:' if add_generation_prompt else '' }}"""  # fmt: skip
 
 
-def tokenizer(preset: dict) -> Tokenizer:
-    """Llama's."""
-    return llama_tokenizer(preset)
-
-
 def config(preset: dict, tokenizer: Tokenizer) -> dict:
     """config.json: the preset, its token ids and the family's constants."""
-    vision = {"model_type": "clip_vision_model", **preset["vision"]}
-    return vlm_config("LlavaNext", "llava_next", preset, dict(preset["text"]), vision) | {
-        **image_and_projector(tokenizer),
+    return clip_config("LlavaNext", "llava_next", preset, tokenizer) | {
         "vision_feature_layer": -2,
         "vision_feature_select_strategy": "default",
-        "image_grid_pinpoints": pinpoints(GRIDS, vision["image_size"]),
+        "image_grid_pinpoints": pinpoints(GRIDS, preset["vision"]["image_size"]),
     }
 
 
 def files(preset: dict, config: dict) -> dict[str, dict | str]:
     """The other files of the folder, as published."""
-    name, text, vision = "LlavaNext", config["text_config"], preset["vision"]
-    size = vision["image_size"]
-    image = image_processor(name, name) | {
-        "resample": 3,  # BICUBIC
-        "image_grid_pinpoints": config["image_grid_pinpoints"],
-        "size": {"shortest_edge": size},
-        "crop_size": {"height": size, "width": size},
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
-    }
-    processor = {
-        "image_token": "<image>",
-        "vision_feature_select_strategy": "default",
-        "patch_size": vision["patch_size"],
-        "num_additional_image_tokens": 1,
-    }
-    special = {"bos_token": "<s>", "eos_token": "</s>"}
-    special |= {"pad_token": "<pad>", "unk_token": "<unk>"}
-    generation, extra = generation_ids(text), LLAMA_SPECIAL[3:]
-    return vlm_files(name, text, image, processor, special, extra, generation, CHAT)
+    image = image_processor("LlavaNext", "LlavaNext")
+    image |= {"image_grid_pinpoints": config["image_grid_pinpoints"]}
+    return clip_files(preset, config, CHAT, "LlavaNext", image)

@@ -50,20 +50,24 @@ def clip_config(name: str, family: str, preset: dict, tokenizer: Tokenizer) -> d
     return config | image_and_projector(tokenizer)
 
 
-def clip_files(preset: dict, config: dict, chat: str) -> dict[str, dict | str]:
+def clip_files(
+    preset: dict, config: dict, chat: str, name: str = "Llava", image: dict | None = None
+) -> dict[str, dict | str]:
     """The other files of a LLaVA over CLIP and Llama.
 
     Args:
         preset: The sizes.
         config: config.json.
         chat: The chat template.
+        name: Of its processor.
+        image: What its image processor has beside CLIP's sizes and means; None is LLaVA 1.5's.
     """
     text, vision = config["text_config"], preset["vision"]
     size = vision["image_size"]
-    image = image_processor("CLIP", "Llava") | {
+    if image is None:
+        image = image_processor("CLIP", "Llava") | {"do_pad": False, "do_center_crop": True}
+    image = image | {
         "resample": 3,  # BICUBIC
-        "do_pad": False,
-        "do_center_crop": True,
         "size": {"shortest_edge": size},
         "crop_size": {"height": size, "width": size},
         "image_mean": CLIP_MEAN,
@@ -78,4 +82,4 @@ def clip_files(preset: dict, config: dict, chat: str) -> dict[str, dict | str]:
     special = {"bos_token": "<s>", "eos_token": "</s>"}
     special |= {"pad_token": "<pad>", "unk_token": "<unk>"}
     generation, extra = generation_ids(text), LLAMA_SPECIAL[3:]
-    return vlm_files("Llava", text, image, processor, special, extra, generation, chat)
+    return vlm_files(name, text, image, processor, special, extra, generation, chat)
