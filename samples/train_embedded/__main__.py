@@ -155,7 +155,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     autocast = torch.autocast(device, torch.bfloat16)
     material = training_material(arguments.data, "train")
-    tokenizer = prepare(run, material)
+    tokenizer = prepare(run, material, arguments.start)
     trainee = Trainee(build(run, arguments.start)).to(device)
     optimisers = optimizers(trainee, arguments.rate)
     at = load(run, trainee, optimisers, device)

@@ -226,11 +226,12 @@ def attention(batch: dict[str, Tensor], before: int) -> tuple[Tensor, Tensor]:
     return torch.where(seen, 0.0, -1e4)[:, None], positions
 
 
-def prepare(run: Path, material: Material) -> Tokenizer:
-    """The run's tokenizer, trained once."""
+def prepare(run: Path, material: Material, start: Path | None) -> Tokenizer:
+    """The run's tokenizer: that of the checkpoint to begin with, or one that is trained once."""
     path = run / "tokenizer.json"
     if not path.is_file():
-        train_tokenizer(material).save(str(path))
+        given = start and Tokenizer.from_file(str(start / "tokenizer.json"))
+        (given or train_tokenizer(material)).save(str(path))
     return Tokenizer.from_file(str(path))
 
 
