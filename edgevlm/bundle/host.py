@@ -142,10 +142,15 @@ class ImageSpec:
     depth: int = 1
 
     @property
-    def tiling(self) -> tuple[tuple[int, int], str]:
-        """Grid of tiles, and where the whole picture is beside them: `first`, `last` or nowhere."""
+    def tiling(self) -> tuple[tuple[int, int], str, int]:
+        """What the views are, as `VisualShape` has it.
+
+        Grid of tiles; where the whole picture is beside them, `first`, `last` or nowhere; and how
+        many views follow each other in time, 1 for a picture.
+        """
         tiled = self.rows * self.columns > 1
-        return (self.rows, self.columns), self.global_view if tiled else ""
+        times = self.views if self.frames > 1 else 1
+        return (self.rows, self.columns), self.global_view if tiled else "", times
 
     @property
     def views(self) -> int:

@@ -19,6 +19,8 @@ class VisualShape:
         channels: C.
         tiles: Rows and columns of tiles that the image was cut into; (1, 1) if it was not.
         global_view: `first` or `last` if one of the grids is the whole picture beside its tiles.
+        frames: F: 1 for a picture, whatever its tiles; of a clip all grids, which are its frames in
+            the order of time. A group of frames that the encoder takes together counts as one.
         padding: Rows of tokens at the top and at the bottom, and columns at the left and at the
             right, of the grid of all tiles that show no picture. Families stretch a picture to its
             tiles and have none; of the methods, GlobalCom2 leaves them out.
@@ -28,6 +30,7 @@ class VisualShape:
     channels: int
     tiles: tuple[int, int] = (1, 1)
     global_view: str = ""
+    frames: int = 1
     padding: tuple[int, int] = (0, 0)
 
     @property
@@ -50,6 +53,26 @@ def square_shape(method: str, features: Tensor) -> VisualShape:
             " pass shape=VisualShape(grids, channels)"
         )
     return VisualShape(((side, side),), channels)
+
+
+def clip_frames(method: str, shape: VisualShape | None) -> tuple[int, int]:
+    """F and N of a clip: its frames, and the tokens of each.
+
+    Raises:
+        PlanError: If it is a still picture, or its frames differ in size.
+    """
+    if shape is None or shape.frames < 2:
+        raise PlanError(
+            f"{method}: works over the frames of a clip, got a still picture (or one group of"
+            " frames); export with more --frames"
+        )
+    tokens = {h * w for h, w in shape.grids}
+    if len(tokens) > 1 or len(shape.grids) != shape.frames:
+        raise PlanError(
+            f"{method}: got {shape.frames} frames of the grids {list(shape.grids)}, expected a grid"
+            " for each, all of one size"
+        )
+    return shape.frames, tokens.pop()
 
 
 def check_shape(method: str, features: Tensor, shape: VisualShape) -> None:

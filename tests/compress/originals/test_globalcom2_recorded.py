@@ -29,7 +29,7 @@ def case_shape(case: dict[str, Any]) -> VisualShape:
     padding = (0, (width - int(own_width * (height / own_height))) // 2)
     if own_width / own_height > width / height:
         padding = ((height - int(own_height * (width / own_width))) // 2, 0)
-    return VisualShape(((side, side),) * views, 2, (rows, columns), "first", padding)
+    return VisualShape(((side, side),) * views, 2, (rows, columns), "first", padding=padding)
 
 
 def cases(vectors: Any, *names: str) -> Iterator[tuple[dict[str, Any], VisualShape]]:

@@ -49,7 +49,7 @@ def test_resizing_equals_pytorch() -> None:
 
 def test_padding_is_kept_last() -> None:
     """Two tiles of 2x2 with a row of padding above and below: the whole is as large as one row."""
-    shape = VisualShape(((2, 2), (4, 4)), 1, (2, 2), "first", (1, 0))
+    shape = VisualShape(((2, 2), (4, 4)), 1, (2, 2), "first", padding=(1, 0))
     assert shown(shape).tolist() == [True] * 4 + [False] * 4 + [True] * 8 + [False] * 4
     logits = torch.randn(1, 20, generator=torch.Generator().manual_seed(0))
     logits[:, 4:8] = logits[:, 16:] = 9.0  # what padding has

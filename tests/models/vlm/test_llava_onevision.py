@@ -42,6 +42,7 @@ def test_a_prompt_without_image_gives_the_ids_of_the_template(tiny, processor, p
 
 def test_pooling_of_an_odd_grid_equals_the_models(tiny):
     made = tiny(NAME, frames=2)
+    assert made.planned.description.shape.frames == 2
     pool = made.planned.checkpoint.family.Pool(7)
     features = torch.randn(2, 49, 8)
     config = made.model.config.vision_config
