@@ -12,6 +12,7 @@ from edgevlm.compress.shared.restore import Restored
 from edgevlm.errors import PlanError, RecipeError
 from edgevlm.graphs.parts import DecoderSpec, EncoderSpec
 from edgevlm.graphs.pruning import Pruning
+from edgevlm.graphs.signals import GLOBAL
 from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.recipe import MethodChoice, OptionValue, Recipe
 from edgevlm.registry import METHODS
@@ -160,6 +161,46 @@ def check_recurrent(
         )
     if pruning:
         _check_choosing(pruning, decoder)
+
+
+def global_times(tokens: Any, pruning: Pruning | None) -> list[float]:
+    """`global_times` of the methods that ask for global tokens."""
+    methods = [tokens, *([pruning.method] if pruning else [])]
+    return [method.global_times for method in methods if GLOBAL in method.signals]
+
+
+def check_pruning(recipe: Recipe, chosen: Any, pruning: Pruning, name: str) -> None:
+    """Refuse what does not go with tokens that leave between the layers of the decoder.
+
+    Args:
+        recipe: What is asked for.
+        chosen: The `planning.vlm.ChosenMethods`.
+        pruning: Numbers of the method of site `decoder`.
+        name: Its name.
+
+    Raises:
+        PlanError: Naming what to leave out, or to change.
+    """
+    if chosen.levels:
+        raise PlanError(
+            f"{name} at site decoder takes tokens out between layers, and this model adds features"
+            f" of {len(chosen.levels)} further levels of its encoder there; take a method of site"
+            " tokens"
+        )
+    times = global_times(chosen.tokens, pruning)
+    if len(set(times)) > 1:
+        raise PlanError(
+            f"{name}: got t={times[0]:g} at site tokens and t={times[1]:g} at site decoder,"
+            " expected one; give both the same"
+        )
+    if getattr(chosen.tokens, "calibrate", False):
+        raise PlanError(f"{name} at site decoder makes its own masks; leave out calibrate=size")
+    if pruning.method.contiguous and chosen.positions == "original":
+        raise PlanError(f"{name} renumbers positions; leave out positions=original")
+    if recipe.speculate:
+        raise PlanError(
+            f"{name} at site decoder takes single rows after the prompt; leave out --speculate"
+        )
 
 
 def _check_choosing(pruning: Pruning, decoder: DecoderSpec) -> None:

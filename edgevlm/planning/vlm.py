@@ -21,13 +21,13 @@ from edgevlm.bundle.host import LEVELS, ImageSpec, Layout
 from edgevlm.bundle.kinds.shared.states import States
 from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
-from edgevlm.errors import ModelError, PlanError
+from edgevlm.errors import ModelError
 from edgevlm.exporters.contract import Target
 from edgevlm.graphs.blocks import build, signal_names
 from edgevlm.graphs.merging import merge
 from edgevlm.graphs.parts import DecoderSpec, ModelParts
 from edgevlm.graphs.pruning import Pruning
-from edgevlm.graphs.signals import GLOBAL, observe, reads_last_layer
+from edgevlm.graphs.signals import observe, reads_last_layer
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import Description
 from edgevlm.models.processor import load_processor, load_tokenizer, missing_library, stop_ids
@@ -37,11 +37,13 @@ from edgevlm.planning.blocks import Stored, encoder_shape
 from edgevlm.planning.calls import check_layers, chunk_tokens, context_tokens
 from edgevlm.planning.layout import make_layout
 from edgevlm.planning.methods import (
+    check_pruning,
     check_recurrent,
     check_signals,
     choose_decoder_method,
     choose_encoder_method,
     choose_method,
+    global_times,
 )
 from edgevlm.planning.own_prompt import compare_prompts
 from edgevlm.planning.prompt import render_prompts
@@ -105,7 +107,7 @@ class ChosenMethods:
     @property
     def global_times(self) -> float:
         """What a global token receives at least, of the method that asks for such tokens."""
-        times = _global_times(self.tokens, self.pruning)
+        times = global_times(self.tokens, self.pruning)
         return times[0] if times else 0.0
 
     def applied(self, parts: ModelParts, image: ImageSpec) -> ModelParts:
@@ -258,37 +260,8 @@ def choose_methods(recipe: Recipe, description: Description) -> ChosenMethods:
     check_recurrent(recipe, method, pruning, description.decoder)
     if pruning:
         check_signals(after[0].method, pruning.signals, description.encoder)
-        _check_pruning(recipe, chosen, pruning, after[0].method)
+        check_pruning(recipe, chosen, pruning, after[0].method)
     return chosen
-
-
-def _global_times(tokens: Any, pruning: Pruning | None) -> list[float]:
-    """`global_times` of the methods that ask for global tokens."""
-    methods = [tokens, *([pruning.method] if pruning else [])]
-    return [method.global_times for method in methods if GLOBAL in method.signals]
-
-
-def _check_pruning(recipe: Recipe, chosen: ChosenMethods, pruning: Pruning, name: str) -> None:
-    if chosen.levels:
-        raise PlanError(
-            f"{name} at site decoder takes tokens out between layers, and this model adds features"
-            f" of {len(chosen.levels)} further levels of its encoder there; take a method of site"
-            " tokens"
-        )
-    times = _global_times(chosen.tokens, pruning)
-    if len(set(times)) > 1:
-        raise PlanError(
-            f"{name}: got t={times[0]:g} at site tokens and t={times[1]:g} at site decoder,"
-            " expected one; give both the same"
-        )
-    if getattr(chosen.tokens, "calibrate", False):
-        raise PlanError(f"{name} at site decoder makes its own masks; leave out calibrate=size")
-    if pruning.method.contiguous and chosen.positions == "original":
-        raise PlanError(f"{name} renumbers positions; leave out positions=original")
-    if recipe.speculate:
-        raise PlanError(
-            f"{name} at site decoder takes single rows after the prompt; leave out --speculate"
-        )
 
 
 def _layout(
