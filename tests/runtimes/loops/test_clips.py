@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import wave
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from edgevlm.errors import InputError
-from edgevlm.runtimes.loops.images import clips, load_clip
+from edgevlm.runtimes.loops.images import clips, load_clip, reader
 
 av = pytest.importorskip("av")
 PHOTO = Path(__file__).resolve().parents[3] / "edgevlm" / "photos" / "flower.jpg"
@@ -181,18 +182,6 @@ def test_what_an_edit_list_cuts_off_is_not_shown(clip, tmp_path):
         load_clip(path, 21)
 
 
-def test_frames_are_those_of_the_decoder_where_the_container_counts_others(clip, monkeypatch):
-    listed, expected = clips._listed, shades(clip, 4)
-
-    def more(reader):
-        stamps, keys, unit = listed(reader)
-        return sorted([*stamps, stamps[3] + 1, stamps[20] + 1]), keys, unit
-
-    monkeypatch.setattr(clips, "_listed", more)
-    assert shades(clip, 4) == expected
-    assert [round(t, 2) for t in load_clip(clip, 4)[1]] == [0.0, 1.0, 1.9, 2.9]
-
-
 def test_a_stream_without_time_stamps_is_counted(tmp_path):
     path = write(tmp_path / "raw.m4v", greys(), container={"format": "m4v"})
     np.testing.assert_allclose(shades(path, 4), [0, 80, 152, 232], atol=6)
@@ -202,11 +191,72 @@ def test_a_stream_without_time_stamps_is_counted(tmp_path):
 def test_a_long_clip_is_not_decoded_whole(tmp_path, ending, monkeypatch):
     path = write(tmp_path / f"long.{ending}", greys(300, (16, 16)), g="12")
     expected = [8 * i % 256 for i in np.linspace(0, 299, 4).round().astype(int)]
-    decoded, take = [], clips._next
-    monkeypatch.setattr(clips, "_next", lambda *a: decoded.append(1) or take(*a))
+    decoded, decode = [], reader.Reader.decode
+
+    def counting(*arguments):
+        for frame in decode(*arguments):
+            decoded.append(1)
+            yield frame
+
+    monkeypatch.setattr(reader.Reader, "decode", counting)
     monkeypatch.setattr(clips, "_counted", lambda *a: pytest.fail("decoded whole"))
     np.testing.assert_allclose(shades(path, 4), expected, atol=6)
-    assert len(decoded) < 60
+    assert len(decoded) < 80
+
+
+def test_frames_are_even_in_time_where_their_rate_varies(tmp_path):
+    """20 frames in the first second, then one a second, as a recording of a screen has them."""
+    moments = [round(index * 50) for index in range(20)] + [
+        1000 * second for second in range(1, 10)
+    ]
+    path = tmp_path / "varying.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for grey, moment in zip(greys(29), moments, strict=True):
+            frame = av.VideoFrame.from_image(Image.fromarray(grey))
+            frame.pts, frame.time_base = moment, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    pictures, times, _ = load_clip(path, 4)
+    assert [round(t, 2) for t in times] == [0.0, 3.0, 6.0, 9.0]
+    means = [np.asarray(picture).mean() for picture in pictures]
+    np.testing.assert_allclose(means, [0, 8 * 22, 8 * 25, 8 * 28], atol=6)
+
+
+def test_of_a_clip_without_its_end_there_is_the_beginning(tmp_path):
+    path = write(tmp_path / "whole.mkv", greys(60, (48, 64)), g="5")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    pictures, times, duration = load_clip(path, 4)
+    assert len(pictures) == 4
+    assert 2 < times[-1] < duration < 4
+    np.testing.assert_allclose(np.asarray(pictures[0]).mean(), 0, atol=6)
+
+
+# White and a mid grey of BT.2408: 203 cd/m2 are 75 % of HLG and 58 % of PQ, 26 are 38 % of both.
+@pytest.mark.parametrize(("transfer", "white", "grey"), [(18, 0.75, 0.38), (16, 0.5807, 0.38)])
+def test_high_dynamic_range_is_shown_as_the_same_scene_in_srgb(tmp_path, transfer, white, grey):
+    path = tmp_path / "hdr.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx265", rate=RATE, options={"x265-params": "log-level=0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p10le"
+        context = stream.codec_context
+        context.color_primaries, context.color_trc, context.colorspace = 9, transfer, 9
+        for level in (white, grey, 0.0, 1.0):
+            frame = av.VideoFrame(64, 64, "yuv420p10le")
+            for plane, code in zip(frame.planes, (64 + 876 * level, 512, 512), strict=True):
+                plane.update(np.full(plane.buffer_size // 2, round(code), "<u2").tobytes())
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    shown = [np.asarray(picture)[32, 32] for picture in load_clip(path, 4)[0]]
+    assert all(np.ptp(pixel) <= 3 for pixel in shown)  # grey stays grey
+    bright, middle, black, peak = (int(pixel.mean()) for pixel in shown)
+    assert 235 <= bright <= 250
+    assert 85 <= middle <= 112  # 26 of 203 cd/m2 are 0.128, which sRGB codes as 101
+    assert black <= 2
+    assert bright < peak <= 255
 
 
 def test_a_format_that_is_not_known_is_named(tmp_path):
