@@ -19,6 +19,9 @@ from edgevlm.registry import METHODS
 SHAPE = VisualShape(((8, 8),), 16)
 TILES = VisualShape(((4, 8), (4, 4), (2, 8)), 16)
 TILED = VisualShape(((4, 4),) * 4, 16, (1, 3), "first")  # a thumbnail and three tiles
+CLIP = VisualShape(((4, 4),) * 4, 16, frames=4)
+STILL = "works over the frames of a clip, got a still picture"
+FIRST_WHOLE = "the first of the 4 frames stays whole"
 ANY = 0
 # What a method must refuse, and why: method, shape and tokens, or ANY number of them below N.
 REFUSALS = {
@@ -29,16 +32,27 @@ REFUSALS = {
     ("identity", TILED, ANY): "identity keeps all of them",
     ("tomesd", TILES, 3): "no cell of side 5 fits a grid 4x8",
 }
+REFUSALS |= {(name, CLIP, few): FIRST_WHOLE for name in ("evs", "timechat") for few in (1, 2)}
 methods = pytest.mark.parametrize("name", METHODS.names("tokens"))
 FILES = [(name, site) for name in METHODS.names() for site in METHODS.sites_of(name)]
 files = pytest.mark.parametrize(("name", "site"), FILES, ids=["-".join(f) for f in FILES])
 
 
-def make(name: str, tokens: int | None, shape: VisualShape = SHAPE) -> Any:
+def clip_of(name: str) -> VisualShape | None:
+    """A clip for a method that works over frames, which refuses a picture whatever K is."""
+    try:
+        METHODS.load(name, "tokens").Method(tokens=40).plan(SHAPE)
+    except PlanError as reason:
+        return CLIP if STILL in str(reason) else None
+    return None
+
+
+def make(name: str, tokens: int | None, shape: VisualShape | None = None) -> Any:
     """The method; a skip where it must refuse, and a failure where it refuses anything else."""
-    method = METHODS.load(name, "tokens").Method(tokens=tokens)
-    reason = None
-    if tokens not in (None, shape.tokens):
+    method, clip = METHODS.load(name, "tokens").Method(tokens=tokens), clip_of(name)
+    shape = shape or clip or SHAPE
+    reason = STILL if clip and shape.frames == 1 else None
+    if reason is None and tokens not in (None, shape.tokens):
         reason = REFUSALS.get((name, shape, tokens), REFUSALS.get((name, shape, ANY)))
     if reason is None:
         method.plan(shape)
@@ -108,9 +122,9 @@ def test_no_method_imports_another() -> None:
 @pytest.mark.parametrize("tokens", [None, 64])
 def test_zero_compression_is_identity(name: str, tokens: int | None, features: Tensor) -> None:
     """The same tensor comes back, not a copy."""
-    method = make(name, tokens)
-    assert method.plan(SHAPE) == 64
-    kept, positions = call(method, features, SHAPE)
+    method, shape = make(name, tokens), clip_of(name) or SHAPE
+    assert method.plan(shape) == 64
+    kept, positions = call(method, features, shape)
     assert kept is features
     assert positions.tolist() == [list(range(64))]
 
@@ -119,9 +133,9 @@ def test_zero_compression_is_identity(name: str, tokens: int | None, features: T
 @pytest.mark.parametrize("tokens", [1, 2, 16, 31, 63])
 def test_shape_law(name: str, tokens: int, features: Tensor) -> None:
     """What `plan` says is what comes out."""
-    method = make(name, tokens)
-    assert method.plan(SHAPE) == tokens
-    kept, positions = call(method, features)
+    method, clip = make(name, tokens), clip_of(name)
+    assert method.plan(clip or SHAPE) == tokens
+    kept, positions = call(method, features, clip)
     assert kept.shape == (1, tokens, 16)
     assert kept.dtype == torch.float32
     assert bool(torch.isfinite(kept).all())
@@ -161,9 +175,9 @@ def test_a_tiled_picture_in_onnx(
 @methods
 def test_equal_tokens_are_no_trouble(name: str) -> None:
     """A blank page: all tokens are zero. Nothing is NaN and positions still differ."""
-    kept, positions = call(make(name, 16), torch.zeros(1, 64, 16), zero=True)
-    assert kept.tolist() == torch.zeros(1, 16, 16).tolist()
-    check_positions(positions, 16, 64)
+    kept, positions = call(make(name, 24), torch.zeros(1, 64, 16), clip_of(name), zero=True)
+    assert kept.tolist() == torch.zeros(1, 24, 16).tolist()
+    check_positions(positions, 24, 64)
 
 
 @methods
@@ -172,7 +186,7 @@ def test_impossible_budget(name: str, tokens: int) -> None:
     """One line: the method, what was got, what was expected, what to do."""
     module = METHODS.load(name, "tokens")
     with pytest.raises(PlanError, match=rf"^{name}: got tokens={tokens}, expected .*64.*; choose "):
-        module.Method(tokens=tokens).plan(SHAPE)
+        module.Method(tokens=tokens).plan(clip_of(name) or SHAPE)
 
 
 @methods
@@ -185,16 +199,16 @@ def test_unknown_option(name: str) -> None:
 
 
 @methods
-@pytest.mark.parametrize("tokens", [16, None])
+@pytest.mark.parametrize("tokens", [24, None])
 def test_exports_and_onnx_agrees(
     name: str, tokens: int | None, features: Tensor, trace: Any, engine: Any
 ) -> None:
     """The graph is static, and ONNX Runtime gives the same tokens at the same positions."""
-    method = make(name, tokens)
+    method, clip = make(name, tokens), clip_of(name)
     asked = signals(method)
 
     def named(features: Tensor, *asked: Tensor) -> Any:
-        return method(features, **dict(zip(method.signals, asked, strict=True)))
+        return method(features, shape=clip, **dict(zip(method.signals, asked, strict=True)))
 
     program = trace(named, torch.zeros_like(features), *map(torch.zeros_like, asked))
     expected, positions = named(features, *asked)

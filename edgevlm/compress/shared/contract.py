@@ -52,10 +52,15 @@ class TokensMethod(SiteMethod, Protocol):
             stands for, f32 [1, K].
         keeps_rows: What closes a row of a grid in the sequence (LLaVA's newline) stays where tokens
             leave; else one at the end does.
+        causal: A frame of a stream can be reduced by itself and the frame before it: `of_frame`.
+        first_whole: Of a causal method: the first frame keeps all its tokens; else it is reduced
+            against a frame of zeros.
     """
 
     calibrate: bool = False
     keeps_rows: bool = False
+    causal: bool = False
+    first_whole: bool = True
 
     def plan(self, shape: VisualShape) -> int:
         """Tokens kept: K.
@@ -79,6 +84,22 @@ class TokensMethod(SiteMethod, Protocol):
             `calibrate` the logarithms too.
         """
         ...
+
+    def of_frame(
+        self, frame: Tensor, previous: Tensor, kept: int, **signals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Reduce one frame of a stream, of a `causal` method: as the call does where it is later.
+
+        Args:
+            frame: f32 [1, N, C].
+            previous: All tokens of the frame before, f32 [1, N, C].
+            kept: Tokens kept of the frame, k; 1 to N.
+            **signals: Those of the frame, f32 [1, N] or [1, N, D], where the method names some.
+
+        Returns:
+            Tokens f32 [1, k, C] and their positions in the frame i32 [1, k], ascending.
+        """
+        raise NotImplementedError
 
 
 class VisionMethod(SiteMethod, Protocol):
