@@ -37,27 +37,39 @@ CASES = list(product(TARGETS.names(), FAMILIES, NAMES, SHAPES))
 
 # Tokens of methods whose graph unrolls rounds, so that they are few; two or more are left.
 FEW_ROUNDS = {"aim": 48, "catp": 8, "divprune": 8, "todre": 8, "tome": 48}
+# Methods that keep the first frame of a clip whole, of 64 tokens at most.
+FIRST_WHOLE = {"evs": 80, "timechat": 80}
 # Options with which rounds are few, and each kind of round is there.
 OPTIONS = {"vispruner": "vispruner:r=24", "vqtoken": "vqtoken:rounds=2"}
 
 
 def budget(method):
     """A third of the smallest number of visual tokens of a shape, 64; identity keeps all."""
-    return None if method == "identity" else FEW_ROUNDS.get(method, 24)
+    return None if method == "identity" else (FEW_ROUNDS | FIRST_WHOLE).get(method, 24)
 
 
 def simplest(method):
     """The first shape that a method can work on."""
-    module = METHODS.load(method, "tokens")
-    try:
-        module.Method(tokens=budget(method)).plan(VisualShape(((8, 8),), 64))
-    except PlanError:
-        return "2x2"
-    return "1x1"
+    module, views = METHODS.load(method, "tokens"), ((8, 8),)
+    shapes = {"1x1": VisualShape(views, 64), "4 frames": VisualShape(views * 4, 64, frames=4)}
+    for name, shape in shapes.items():
+        try:
+            module.Method(tokens=budget(method)).plan(shape)
+        except PlanError:
+            continue
+        return name
+    return "2x2"
+
+
+def families(shape):
+    return [name for name in FAMILIES if shape != "4 frames" or name not in NO_CLIPS]
 
 
 SIMPLEST = {method: simplest(method) for method in NAMES}
-QUICK = {(list(FAMILIES)[i % 3], name, SIMPLEST[name]) for i, name in enumerate(NAMES)}
+IN_TURN = {name: families(SIMPLEST[name]) for name in NAMES}
+QUICK = {
+    (IN_TURN[name][i % len(IN_TURN[name])], name, SIMPLEST[name]) for i, name in enumerate(NAMES)
+}
 # And tiles and a clip, with cheap methods; each method with several views is in
 # compress/test_methods_common.py.
 QUICK |= {("smolvlm", "fastervlm", "2x2"), ("smolvlm", "average_pool", "4 frames")}

@@ -104,6 +104,8 @@ NAMES = [name for name in METHODS.names("tokens") if name != "identity"]
 # Tokens and options for which a method's rounds are few, and each kind of round is there.
 SHORT = {
     "aim": (56, "aim"),
+    "evs": (80, "evs"),
+    "timechat": (80, "timechat"),
     "catp": (8, "catp"),
     "divprune": (8, "divprune"),
     "todre": (8, "todre"),
@@ -114,7 +116,7 @@ SHORT = {
 # All their operators, with the types of their results, are in graphs of other methods too
 # (test_reductions.py), so that a target's translations are seen without them.
 COVERED = (
-    "aim", "fastervlm", "hired", "random", "strided", "tome", "vflowopt", "vispruner",
+    "aim", "evs", "fastervlm", "hired", "random", "strided", "tome", "vflowopt", "vispruner",
 )  # fmt: skip
 
 
@@ -145,34 +147,37 @@ def short_methods() -> dict[str, list[tuple[int, str]]]:
 
 
 @pytest.fixture(scope="session")
-def next_model(preset: Any) -> Any:
-    """The tiny LLaVA-NeXT, and its checkpoint."""
-    checkpoint = find(str(preset("tiny-llava-next")), None)
-    return checkpoint, checkpoint.load_model()
+def models(preset: Any) -> list[tuple[Any, Any, dict[str, Any]]]:
+    """Checkpoint, model and shape: the tiny LLaVA-NeXT, with tiles, and a clip of OneVision."""
+    found = {}
+    for name in ("tiny-llava-next", "tiny-llava-onevision"):
+        checkpoint = find(str(preset(name)), None)
+        found[name] = checkpoint, checkpoint.load_model()
+    stills, clips = found.values()
+    return [(*stills, {}), (*stills, {"tiles": (2, 2)}), (*clips, {"frames": 4})]
 
 
 @pytest.fixture
-def reduction(next_model: Any) -> Any:
+def reduction(models: Any) -> Any:
     """`reduction(target, (tokens, method))`: its block `reduce`, and random inputs for it."""
 
     def make(target: str, method: tuple[int, str]) -> tuple[torch.nn.Module, list[torch.Tensor]]:
-        checkpoint, model = next_model
         name, colon, options = method[1].partition(":")
-        for tiles in ((1, 1), (2, 2)):
+        for checkpoint, model, shape in models:
             recipe = Recipe(
                 model=str(checkpoint.folder),
                 target=target,
                 tokens=method[0],
                 methods=(f"{name}@tokens{colon}{options}",),
-                tiles=tiles,
+                **shape,
             )
             try:
-                planned = make_plan(recipe, checkpoint)
+                planned, chosen = make_plan(recipe, checkpoint), model
             except PlanError:
                 continue
             break
         (block,) = planned.plan.stage("reduce")
-        parts = planned.parts(model)
+        parts = planned.parts(chosen)
         module = build(block, parts, planned.method, planned.description.shape)
         generator = torch.Generator().manual_seed(0)
         return module, [torch.rand(t.shape, generator=generator) for t in block.functions[0].inputs]

@@ -48,7 +48,8 @@ class Exported:
     @property
     def vision(self) -> VisionBlock:
         """`encode` of a view [1, 3, h_px, w_px]: features, then signals as they arise."""
-        return VisionBlock(self.parts.encoder.modules).eval()
+        encoder = self.parts.encoder
+        return VisionBlock(encoder.modules, encoder.grid).eval()
 
     @property
     def reduce(self) -> ReduceBlock:
@@ -101,10 +102,11 @@ class Model:
         tokens: int | None = None,
         tiles: tuple[int, int] = (1, 1),
         frames: int = 1,
+        size: tuple[int, int] | None = None,
     ) -> Exported:
         """What an export makes of it."""
         choices = tuple(MethodChoice.parse(method) for method in methods)
-        recipe = Recipe(methods=choices, tokens=tokens, tiles=tiles, frames=frames)
+        recipe = Recipe(methods=choices, tokens=tokens, tiles=tiles, frames=frames, size=size)
         description = self.family.describe(self.own.config, {}, recipe)
         chosen = choose_methods(recipe, description)
         parts = chosen.applied(self.family.parts(self.own, description), description.image)
@@ -183,6 +185,25 @@ def model_of() -> Callable[..., Model]:
             "image_token_index": 63,
         }
         read = transformers.AutoConfig.for_model(**document | config)
+        own = transformers.AutoModelForImageTextToText.from_config(read, dtype=torch.float32)
+        return Model(randomize(own), FAMILIES.load(family))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clip_model() -> Callable[[str], Model]:
+    """`clip_model("qwen2_5_vl")`: groups of two frames, windows of 4 x 4 patches, M-RoPE."""
+
+    def make(family: str) -> Model:
+        vision = {"depth": 3, "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_heads": 2}
+        vision |= {"out_hidden_size": WIDTH, "fullatt_block_indexes": [1], "window_size": 56}
+        text = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 2}
+        text |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 64}
+        text |= {"rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]}}
+        document = {"model_type": family, "vision_config": vision, "text_config": text}
+        marks = {"vision_start_token_id": 61, "video_token_id": 62, "vision_end_token_id": 63}
+        read = transformers.AutoConfig.for_model(**document, **marks, image_token_id=60)
         own = transformers.AutoModelForImageTextToText.from_config(read, dtype=torch.float32)
         return Model(randomize(own), FAMILIES.load(family))
 
