@@ -9,12 +9,16 @@ border of two cells counts in both by the area it has in each.
 If k = a * b where a divides h, b divides w and no side of a cell is more than twice the other,
 there are a bands of b cells: `torch.nn.functional.avg_pool2d` with kernel (h / a, w / b).
 
+With `frames` neighbouring frames of a clip are averaged first, and K is spread over the groups, as
+STORM pools behind its temporal encoder (arXiv 2503.04130): `avg_pool3d` where all divides.
+
 A cell is at least one token high and wide, so the tokens at the centres differ and ascend.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 
@@ -25,11 +29,12 @@ from torch import Tensor
 
 from edgevlm.compress.shared.budgets import grid_budgets, kept_tokens
 from edgevlm.compress.shared.contract import TokensMethod
+from edgevlm.errors import PlanError
 from edgevlm.graphs.selection import keep_all
-from edgevlm.graphs.visual_shape import VisualShape, check_shape, square_shape
+from edgevlm.graphs.visual_shape import VisualShape, check_shape, clip_frames, square_shape
 
 SOURCE = "baseline: torch.nn.functional.avg_pool2d, with cells of fractional area for any K"
-SUMMARY = "averages the tokens of K near-square cells of the grid"
+SUMMARY = "averages the tokens of K near-square cells of the grid, or of neighbouring frames"
 FORMULA = "y[i, j] = mean of the cell (i, j) of a smaller grid"
 STATIC = "one constant matrix [K, N]"
 DIFFERS = (
@@ -43,19 +48,27 @@ class Method(TokensMethod):
 
     Args:
         tokens: K, number of tokens kept; None keeps all.
+        frames: Neighbouring frames of a clip that are averaged; 1 averages inside frames alone.
+
+    Raises:
+        ValueError: If `frames` is below 1.
     """
 
-    def __init__(self, tokens: int | None = None) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: int | None = None, *, frames: int = 1) -> None:
+        if frames < 1:
+            raise ValueError(f"frames must be at least 1, got {frames}")
+        self.tokens, self.frames = tokens, frames
 
     def plan(self, shape: VisualShape) -> int:
         """Tokens kept: K.
 
         Raises:
-            PlanError: If K is not between the number of grids and N.
+            PlanError: If K is not between the number of grids or groups and N, or frames of a still
+                picture should be averaged.
         """
         kept = kept_tokens("average_pool", self.tokens, shape.tokens)
-        grid_budgets("average_pool", shape, kept)
+        if kept < shape.tokens:
+            self._budgets(shape, kept)
         return kept
 
     def __call__(
@@ -79,10 +92,52 @@ class Method(TokensMethod):
             return keep_all(features)
         shape = shape or square_shape("average_pool", features)
         check_shape("average_pool", features, shape)
-        budgets = grid_budgets("average_pool", shape, self.plan(shape))
-        weights, centres = cells(shape.grids, budgets)
+        budgets = self._budgets(shape, self.plan(shape))
+        weights, centres = cells(shape.grids[: len(budgets)], budgets)
+        if self.frames > 1:
+            weights, centres = over_frames(weights, centres, shape, self.frames)
         tokens = torch.matmul(torch.from_numpy(weights), features)
         return tokens, torch.tensor([centres], dtype=torch.int32)
+
+    def _budgets(self, shape: VisualShape, kept: int) -> tuple[int, ...]:
+        """Tokens of each grid, or of each group of frames."""
+        if self.frames == 1:
+            return grid_budgets("average_pool", shape, kept)
+        frames, tokens = clip_frames("average_pool", shape)
+        groups = -(-frames // self.frames)
+        if kept > groups * tokens:
+            raise PlanError(
+                f"average_pool: got tokens={kept}, expected {groups} to {groups * tokens} of the"
+                f" {groups} groups of {self.frames} frames; keep fewer tokens or take frames=1"
+            )
+        return grid_budgets("average_pool", replace(shape, grids=shape.grids[:groups]), kept)
+
+
+def over_frames(
+    weights: NDArray[np.float32], centres: tuple[int, ...], shape: VisualShape, group: int
+) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+    """Cells of groups of frames, each the mean of its frames.
+
+    Args:
+        weights: Cells of groups as if each were a frame, f32 [K, G*N].
+        centres: Their K centres.
+        shape: The frames.
+        group: Frames of a group; the last has those that are left.
+
+    Returns:
+        Weights f32 [K, F*N], and centres in the frame at the middle of each group.
+    """
+    tokens = shape.tokens // shape.frames
+    starts = range(0, shape.frames, group)
+    sizes = [min(group, shape.frames - start) for start in starts]
+    blocks = [
+        weights[:, i * tokens : (i + 1) * tokens] / size
+        for i, size in enumerate(sizes)
+        for _ in range(size)
+    ]
+    middle = [(start + size // 2) * tokens for start, size in zip(starts, sizes, strict=True)]
+    moved = tuple(middle[centre // tokens] + centre % tokens for centre in centres)
+    return np.concatenate(blocks, 1), moved
 
 
 @cache

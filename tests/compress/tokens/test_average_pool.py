@@ -73,3 +73,30 @@ def test_errors() -> None:
         Method(tokens=4)(torch.zeros(1, 8, 1), shape=VisualShape(((3, 3),), 1))
     with pytest.raises(PlanError, match=r"^average_pool: got tokens=2 for 3 grids"):
         Method(tokens=2).plan(VisualShape(((2, 2),) * 3, 1))
+
+
+def test_groups_of_frames_equal_avg_pool3d() -> None:
+    """Two frames and 2 x 3 tokens a cell, at the position of the later frame."""
+    shape, generator = VisualShape(((4, 6),) * 6, 5, frames=6), torch.Generator().manual_seed(0)
+    features = torch.randn(1, 144, 5, generator=generator)
+    kept, positions = Method(tokens=12, frames=2)(features, shape=shape)
+    clip = features.transpose(1, 2).reshape(1, 5, 6, 4, 6)
+    expected = functional.avg_pool3d(clip, (2, 2, 3)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(kept, expected, rtol=0, atol=1e-6)
+    assert positions[0, :5].tolist() == [24 + 7, 24 + 10, 24 + 19, 24 + 22, 72 + 7]
+
+
+def test_the_last_group_has_the_frames_that_are_left() -> None:
+    """Of three frames the third is alone; more tokens than the groups have are refused."""
+    shape = VisualShape(((1, 2),) * 3, 1, frames=3)
+    features = torch.tensor([[[1.0], [2.0], [3.0], [6.0], [5.0], [7.0]]])
+    kept, positions = Method(tokens=4, frames=2)(features, shape=shape)
+    assert kept.flatten().tolist() == [2.0, 4.0, 5.0, 7.0]
+    assert positions.tolist() == [[2, 3, 4, 5]]
+    message = r"^average_pool: got tokens=5, expected 2 to 4 of the 2 groups of 2 frames; keep"
+    with pytest.raises(PlanError, match=message):
+        Method(tokens=5, frames=2).plan(shape)
+    with pytest.raises(PlanError, match=r"^average_pool: works over the frames of a clip, got"):
+        Method(tokens=5, frames=2).plan(VisualShape(((4, 4),), 1))
+    with pytest.raises(ValueError, match=r"^frames must be at least 1, got 0"):
+        Method(frames=0)
