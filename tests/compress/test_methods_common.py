@@ -33,6 +33,7 @@ REFUSALS = {
     ("tomesd", TILES, 3): "no cell of side 5 fits a grid 4x8",
 }
 REFUSALS |= {(name, CLIP, few): FIRST_WHOLE for name in ("evs", "timechat") for few in (1, 2)}
+REFUSALS |= {("streamingtom", CLIP, few): "expected at least one each" for few in (1, 2)}
 methods = pytest.mark.parametrize("name", METHODS.names("tokens"))
 FILES = [(name, site) for name in METHODS.names() for site in METHODS.sites_of(name)]
 files = pytest.mark.parametrize(("name", "site"), FILES, ids=["-".join(f) for f in FILES])

@@ -104,8 +104,6 @@ NAMES = [name for name in METHODS.names("tokens") if name != "identity"]
 # Tokens and options for which a method's rounds are few, and each kind of round is there.
 SHORT = {
     "aim": (56, "aim"),
-    "evs": (80, "evs"),
-    "timechat": (80, "timechat"),
     "catp": (8, "catp"),
     "divprune": (8, "divprune"),
     "todre": (8, "todre"),
@@ -113,11 +111,19 @@ SHORT = {
     "vispruner": (24, "vispruner:r=24"),
     "vqtoken": (8, "vqtoken:rounds=2"),
 }
+# Tokens of methods that keep the first frame of a clip whole, of 49.
+FIRST_WHOLE = {"evs": (80, "evs"), "timechat": (80, "timechat")}
 # All their operators, with the types of their results, are in graphs of other methods too
 # (test_reductions.py), so that a target's translations are seen without them.
 COVERED = (
-    "aim", "evs", "fastervlm", "hired", "random", "strided", "tome", "vflowopt", "vispruner",
+    "aim", "evs", "fastervlm", "hired", "random", "strided", "streamingtom", "tome", "vflowopt",
+    "vispruner",
 )  # fmt: skip
+
+
+def short(name: str) -> tuple[int, str]:
+    """Tokens of a method with few rounds, and its text."""
+    return (SHORT | FIRST_WHOLE).get(name, (24, name))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -125,7 +131,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "method" in metafunc.fixturenames and "reduction" in metafunc.fixturenames:
         cases = [
             pytest.param(
-                SHORT.get(name, (24, name)),
+                short(name),
                 id=name,
                 marks=pytest.mark.slow if name in COVERED else (),
             )
@@ -142,7 +148,7 @@ def short_methods() -> dict[str, list[tuple[int, str]]]:
     """Tokens and texts of the methods, those that run by default and those that do not."""
     made: dict[str, list[tuple[int, str]]] = {"default": [], "slow": []}
     for name in NAMES:
-        made["slow" if name in COVERED else "default"].append(SHORT.get(name, (24, name)))
+        made["slow" if name in COVERED else "default"].append(short(name))
     return made
 
 
