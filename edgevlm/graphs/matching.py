@@ -141,3 +141,28 @@ def prepend_class_token(
         torch.cat([size[:1], merged_size]),
         torch.cat([first, row + 1]),
     )
+
+
+def match_joined(metric: Tensor, r: int, class_tokens: int = 0) -> Matching:
+    """Match the tokens of frames that were joined: those of even index with those of odd index.
+
+    As TempMe has it: the class tokens of all frames come first and never merge, and tokens that
+    stay are in order of their indices.
+
+    Args:
+        metric: What is compared, f32 [n, D].
+        r: Tokens to merge; at most all of even index behind the class tokens.
+        class_tokens: How many of the first tokens are class tokens.
+    """
+    total, first = metric.shape[0], class_tokens
+    even = list(range(first % 2, total - first, 2))
+    odd = list(range(1 - first % 2, total - first, 2))
+    found = match(metric[first:], even, odd, min(r, len(even)))
+    classes = torch.arange(first)
+    return Matching(
+        unmerged=torch.cat([classes, ascending(found.unmerged) + first]),
+        merged=found.merged + first,
+        into=found.into + first,
+        destinations=found.destinations + first,
+        target=torch.cat([classes, found.target + first]),
+    )

@@ -106,6 +106,7 @@ SHORT = {
     "aim": (56, "aim"),
     "catp": (8, "catp"),
     "divprune": (8, "divprune"),
+    "frame_merge": (90, "frame_merge"),
     "todre": (8, "todre"),
     "tome": (56, "tome"),
     "vispruner": (24, "vispruner:r=24"),
@@ -116,8 +117,8 @@ FIRST_WHOLE = {"evs": (80, "evs"), "timechat": (80, "timechat")}
 # All their operators, with the types of their results, are in graphs of other methods too
 # (test_reductions.py), so that a target's translations are seen without them.
 COVERED = (
-    "aim", "evs", "fastervlm", "hired", "random", "strided", "streamingtom", "tome", "vflowopt",
-    "vispruner",
+    "aim", "evs", "fastervlm", "frame_merge", "hired", "random", "strided", "streamingtom",
+    "tome", "vflowopt", "vispruner",
 )  # fmt: skip
 
 
