@@ -16,9 +16,9 @@ from edgevlm.recipe import Recipe
 from edgevlm.runtimes import values
 from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops import drafts
-from edgevlm.runtimes.loops.answers import Answer
+from edgevlm.runtimes.loops.answers import Answer, Embedded
 from edgevlm.runtimes.loops.contract import Loop
-from edgevlm.runtimes.loops.encoder import Embedded, EncoderLoop
+from edgevlm.runtimes.loops.encoder import EncoderLoop
 from edgevlm.runtimes.loops.images.pictures import Picture, is_picture
 from edgevlm.runtimes.loops.images.sources import Data, Source
 from edgevlm.runtimes.loops.sampling import Sampling
@@ -181,16 +181,29 @@ class Model:
                 )
             return loop.ask(prompt, tuple, max_new_tokens, sampling, on_text, self._draft(draft))
 
-    def embed(self, image: Picture) -> Embedded:
-        """The embedding of one picture, of a bundle that gives embeddings.
+    def embed(
+        self, image: Picture | Sequence[Picture] | None = None, *, video: Source | None = None
+    ) -> Embedded:
+        """The embedding of one picture or clip, of a bundle that gives embeddings.
 
         Raises:
-            InputError: If the picture cannot be read, or the bundle answers questions.
+            InputError: As `classify`.
         """
-        return self.classify(image, ())
+        return self.classify(image, (), video=video)
 
-    def classify(self, image: Picture, labels: Sequence[str]) -> Embedded:
-        """The embedding of one picture, and the score of each label, of such a bundle.
+    def classify(
+        self,
+        image: Picture | Sequence[Picture] | None = None,
+        labels: Sequence[str] = (),
+        *,
+        video: Source | None = None,
+    ) -> Embedded:
+        """The embedding of one picture or clip, and the score of each label, of such a bundle.
+
+        Args:
+            image: A picture; for a bundle with frames, the frames of one clip.
+            labels: Texts. A classifier takes none: it has the score of each of its own classes.
+            video: A video instead of pictures, for a bundle with frames.
 
         Raises:
             InputError: If the picture cannot be read, the bundle answers questions, or it has no
@@ -199,7 +212,7 @@ class Model:
         if not isinstance(self._loop, EncoderLoop):
             raise InputError(f"no embedding here: {self._loop.usage}")
         with self._alone():
-            return self._loop.classify(image, labels)
+            return self._loop.classify(image, labels, video)
 
     def profile(
         self,

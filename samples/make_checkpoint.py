@@ -5,7 +5,8 @@
 The folder has the published architecture at its true size (or a tiny one of the same family), a
 tokenizer trained on the spot on the text of Python's standard library, and the family's image
 processor and chat template. It answers nonsense, at the speed of the real one. SigLIP, SigLIP 2 and
-CLIP have no chat template: they give embeddings of images and of texts.
+CLIP have no chat template: they give embeddings of images and of texts. VideoMAE has no tokenizer
+either: it gives scores of classes of clips.
 
 `checkpoints/` beside this file has a file a family. Limits: same bytes for the same seed, Python
 (its texts train the tokenizer) and numpy generator; but the words of CLIP's and SigLIP's tokenizers
@@ -52,7 +53,8 @@ def make_checkpoint(like: str, out: Path, seed: int = 0, force: bool = False) ->
     partial.mkdir(parents=True)
     tokenizer = family.tokenizer(preset)
     config = family.config(preset, tokenizer)
-    tokenizer.save(str(partial / "tokenizer.json"))
+    if tokenizer is not None:
+        tokenizer.save(str(partial / "tokenizer.json"))
     for name, content in {"config.json": config, **family.files(preset, config)}.items():
         write_file(partial / name, content)
     weights, constants = partial / "model.safetensors", preset.get("constants")

@@ -74,8 +74,10 @@ def image(spec: ImageSpec) -> None:
     choice("host.image.global_view", spec.global_view, ("first", "last"))
     choice("host.image.resample", spec.resample, FILTERS)
     choice("host.image.fit", spec.fit, ("stretch", "crop"))
-    square = spec.views == 1 and spec.width == spec.height
+    square = spec.rows * spec.columns == 1 and spec.width == spec.height
     expect(spec.fit == "stretch" or square, "host.image.fit is 'crop', expected one square view")
+    good = spec.shorter == 0 or (spec.fit == "crop" and spec.width <= spec.shorter <= MOST_SIZE)
+    expect(good, f"host.image.shorter is {spec.shorter}, expected 0, or a view's side and more")
     expect(
         spec.frames == 1 or spec.rows * spec.columns == 1,
         "host.image has frames and tiles, expected one of them",

@@ -122,11 +122,11 @@ class ImageSpec:
     """Preprocessing as plain numbers.
 
     The picture (sRGB, 8 bit, upright) is resized (`resample`) to rows·height x columns·width: by
-    `fit` `stretch` whatever its shape, by `crop` until its shorter side fits, and its middle is
-    taken. It is cut into tiles in raster order; with more than one tile the whole picture
-    resized to height x width is the global view, `first` or `last`. Of a clip each `depth` frames
-    are one view, their channels one after the other; the last frame fills the last view up. A pixel
-    is (value / 255 - mean) / std, channels first.
+    `fit` `stretch` whatever its shape, by `crop` until its shorter side has `shorter` pixels (0:
+    those of the view), and its middle is taken. It is cut into tiles in raster order; with more
+    than one tile the whole picture resized to height x width is the global view, `first` or `last`.
+    Of a clip each `depth` frames are one view, their channels one after the other; the last frame
+    fills the last view up. A pixel is (value / 255 - mean) / std, channels first.
     """
 
     height: int
@@ -140,6 +140,7 @@ class ImageSpec:
     std: tuple[float, float, float]
     fit: str = "stretch"
     depth: int = 1
+    shorter: int = 0
 
     @property
     def tiling(self) -> tuple[tuple[int, int], str, int]:
@@ -151,6 +152,11 @@ class ImageSpec:
         tiled = self.rows * self.columns > 1
         times = self.views if self.frames > 1 else 1
         return (self.rows, self.columns), self.global_view if tiled else "", times
+
+    @property
+    def subject(self) -> str:
+        """What is preprocessed: an `image`, or the frames of a `video`."""
+        return "video" if self.frames > 1 else "image"
 
     @property
     def views(self) -> int:

@@ -15,7 +15,7 @@ from edgevlm.bundle.host import Embedding
 from edgevlm.recipe import Recipe
 from edgevlm.registry import KINDS
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 MANIFEST = "manifest.json"
 
 

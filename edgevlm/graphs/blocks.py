@@ -244,7 +244,7 @@ def build_encoder(block: Block, parts: EmbedderParts) -> nn.Module:
     if parts.text is not None and block.stage == "text":
         module: nn.Module = TextBlock(parts.text.modules[slice(*block.span)])
     else:
-        module = VisionBlock(parts.encoder.modules[slice(*block.span)])
+        module = VisionBlock(parts.encoder.modules[slice(*block.span)], parts.encoder.grid)
     return module.eval().requires_grad_(False)
 
 

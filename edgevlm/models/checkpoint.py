@@ -1,8 +1,8 @@
 """Find a checkpoint and read it: safetensors and JSON only, no pickle, no code from the checkpoint.
 
 A plan is compared with the headers of the weight files (`weights.matching`), so that what cannot
-be exported is refused before weights are read, or fetched from a hub; without any weights it has
-the shapes of the config. `fetched` is the checkpoint whose weights may be read.
+be exported is refused before weights are read, or fetched; without any weights it has the shapes of
+the config. `fetched` is the checkpoint whose weights may be read.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from edgevlm.models.documents import (
     reading_config,
     say_once,
 )
-from edgevlm.models.folder import checked_config, family_of, lacks
+from edgevlm.models.folder import auto_class, checked_config, family_of, lacks
 from edgevlm.models.hub import HubWeights
 from edgevlm.models.locate import locate
 from edgevlm.models.quiet import quiet
@@ -64,8 +64,7 @@ class Checkpoint:
         config: transformers' config.
         family: The family's module.
         weights: Where its weights are.
-        layers: Layers of its language model that its config tells of, where others are left out;
-            None where it tells of all.
+        layers: Layers of its language model that its config has, without others; None for all.
         all_layers: Whether layers of the encoder that give no features are used too, for signals.
     """
 
@@ -82,6 +81,11 @@ class Checkpoint:
     def model_type(self) -> str:
         """transformers' name of the architecture, which is the family's."""
         return str(self.config.model_type)
+
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that builds the model."""
+        return auto_class(self.family, self.config)
 
     @property
     def family_name(self) -> str:
@@ -221,11 +225,11 @@ class Checkpoint:
             ModelError: If the config describes no model, or the weight files another one.
         """
         with self._named():
-            model = built(self.family.AUTO_CLASS, self.config)
+            model = built(self.auto_class, self.config)
             if not self.weightless:
                 both = self._match.both
                 if both and not self.weights.same(*both):
-                    model = built(self.family.AUTO_CLASS, untied(self.config))
+                    model = built(self.auto_class, untied(self.config))
         return model.eval()
 
     def check_numbers(self, half: str | None = None) -> None:
@@ -267,7 +271,7 @@ class Checkpoint:
         with self._named():
             headers = self.weights.headers
             check_plain(headers)
-            kind, left_out = type(built(self.family.AUTO_CLASS, self.config)), ()
+            kind, left_out = type(built(self.auto_class, self.config)), ()
             with self._reading():
                 if hasattr(self.family, "left_out"):
                     left_out = self.family.left_out(self.config, self.all_layers)

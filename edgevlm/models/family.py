@@ -27,7 +27,9 @@ and what `verify` compares with, the model's own encoders:
     reference_text(model, ids)                              the same of ids [n, S]
     reference_logits(model, pixel_values, ids, description) their likeness [P, n]
 
-A family of images alone has `WORDS = False`, no tokenizer and not the last two.
+A family of images or clips alone has `WORDS = False`, no tokenizer and not the last two. One of
+clips takes views [P, 3 * frames, h_px, w_px], and where its checkpoints are of several classes of
+transformers' it has `auto_class(config)`, the name of the one that builds the model.
 
 What is a number and known before weights belongs to the description; what is a module belongs to
 the parts. Only a family file reads a config. `parts` gives named modules instead of a list for each
@@ -143,6 +145,7 @@ class EmbedderDescription:
         scores: What makes shares of likenesses: `softmax` or `sigmoid`.
         scale: Weight that is the logarithm of the factor of a likeness; empty for a factor of 1.
         bias: Weight that is added to it; empty for none.
+        classes: Names of the classes whose logits it gives instead of an embedding; empty for none.
     """
 
     image: ImageSpec
@@ -152,6 +155,7 @@ class EmbedderDescription:
     scores: str
     scale: str = ""
     bias: str = ""
+    classes: tuple[str, ...] = ()
 
 
 def three(values: Any) -> tuple[float, float, float]:

@@ -67,6 +67,12 @@ def family_of(model_type: str) -> ModuleType:
     return importlib.import_module("edgevlm.models.generic.family")
 
 
+def auto_class(family: ModuleType, config: Any) -> str:
+    """The class of transformers that builds a family's model of a config."""
+    of = getattr(family, "auto_class", None)
+    return str(family.AUTO_CLASS if of is None else of(config))
+
+
 def _is_weights(name: str) -> bool:
     """Whether a file has weights, in whatever format."""
     return name.endswith((".safetensors", ".gguf", *PICKLES))

@@ -16,7 +16,7 @@ from edgevlm.errors import ModelError, PlanError
 from edgevlm.libraries import first_line
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import TextSpec
-from edgevlm.models.processor import load_images, own_tokenizer
+from edgevlm.models.processor import load_images, missing_library, own_tokenizer
 from edgevlm.models.quiet import quiet
 
 # Width and height; a family whose processor keeps a picture's shape has no view of the second.
@@ -31,11 +31,13 @@ def check_views(checkpoint: Checkpoint, image: ImageSpec) -> None:
         ModelError: If it has no image processor, or one that cannot be loaded or run.
         PlanError: If its views have another shape.
     """
-    if not checkpoint.processor():
+    if not checkpoint.processor(image.subject):
         raise ModelError(
             f"'{checkpoint.model}' says nothing of its pictures: preprocessor_config.json is"
             " missing or empty; take it from the model that the weights were trained from"
         )
+    if missing_library(checkpoint):
+        return
     expected = (1, 3, image.height, image.width)
     for size in PICTURES:
         views = _views(checkpoint, image, Image.new("RGB", size))

@@ -7,6 +7,9 @@
     likeness       our logits of the model's own embeddings, beside its logits_per_image
     sensitivity    how far another photo's embedding is, and another label's: the check of the rest
 
+Of a bundle with frames, a clip is a photo over which the view moves; a classifier's logits take the
+place of embeddings.
+
 Where tokens merge inside the image encoder, the model's own forward does something else: then it is
 the blocks in PyTorch, in one piece.
 """
@@ -20,8 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from edgevlm.bundle.functions import Block
+from edgevlm.bundle.host import ImageSpec
 from edgevlm.graphs.merging import merges
 from edgevlm.graphs.signals import encode
 from edgevlm.models.checkpoint import Checkpoint
@@ -33,7 +38,7 @@ from edgevlm.parity.own.preprocessing import preprocessing_error
 from edgevlm.parity.rounding import by_patch, float16_psnr_db
 from edgevlm.parity.verification import Verification
 from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.loops.encoder import logits
+from edgevlm.runtimes.loops.encoder import logits, mean_unit
 from edgevlm.runtimes.loops.tables import Words
 
 # Upper case, punctuation, accents and other scripts, nothing at all, and more than any text has
@@ -110,7 +115,7 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> EncoderVeri
     """Compare a bundle with its model, on two photos and on labels."""
     plan, checkpoint = calls.plan, calls.planned.checkpoint
     calls.progress("verify: the expected embeddings, in PyTorch")
-    views = [images.views([images.load(photo)], plan.host.image) for photo in photos[:2]]
+    views = [images.views(clip_of(photo, plan.host.image), plan.host.image) for photo in photos[:2]]
     seen, said, equal, likeness = _images(calls, model, views), None, None, None
     if plan.host.text is not None:
         said, equal, likeness = _texts(calls, model, views)
@@ -157,14 +162,36 @@ def _images(calls: BlockCalls, model: Any, views: Sequence[Array]) -> _Compared:
     planned = calls.planned
     pixels = torch.from_numpy(np.concatenate(views))
     if _merging(calls):
-        modules = calls.parts.encoder.modules
-        each = [encode(modules, pixels[i : i + 1])[0][0] for i in range(len(pixels))]
+        encoder = calls.parts.encoder
+        each = [encode(encoder.modules, view[None], grid=encoder.grid)[0][0] for view in pixels]
         expected = torch.cat(each)
     else:
         family = planned.checkpoint.family
         expected = family.reference_image(model, pixels, planned.description)
-    inputs = [{"pixel_values": view} for view in views]
-    return _Compared(_run(calls, "vision", inputs), expected.numpy())
+    inputs = [{"pixel_values": view[None]} for view in pixels.numpy()]
+    actual = _run(calls, "vision", inputs)
+    return _Compared(_joined(actual, len(views[0])), _joined(expected.numpy(), len(views[0])))
+
+
+def clip_of(photo: Path, spec: ImageSpec) -> list[Image.Image]:
+    """A photo, or frames of a clip: windows of three quarters of a photo, from corner to corner."""
+    picture = images.load(photo)
+    if spec.frames == 1:
+        return [picture]
+    frames = []
+    for index in range(spec.frames):
+        x, y = (side * index // (4 * (spec.frames - 1)) for side in picture.size)
+        window = x, y, x + picture.width * 3 // 4, y + picture.height * 3 // 4
+        frames.append(picture.crop(window))
+    return frames
+
+
+def _joined(embeddings: Array, views: int) -> Array:
+    """The embeddings [n, E] of pictures or clips, of those of all their views [n * views, E]."""
+    if views == 1:
+        return embeddings
+    clips = embeddings.reshape(-1, views, embeddings.shape[-1])
+    return np.stack([mean_unit(list(clip)) for clip in clips])
 
 
 def _texts(calls: BlockCalls, model: Any, views: Sequence[Array]) -> tuple[_Compared, float, float]:
@@ -186,7 +213,7 @@ def _texts(calls: BlockCalls, model: Any, views: Sequence[Array]) -> tuple[_Comp
     family, rows = planned.checkpoint.family, torch.tensor(ids[:COMPARED_TEXTS])
     # Where the table is rounded, the model reads its own, and the difference is the scheme's.
     expected = family.reference_text(model, rows).numpy()
-    pixels = torch.from_numpy(np.concatenate(views))
+    pixels = torch.from_numpy(np.stack([clip[0] for clip in views]))  # its own takes single images
     seen = family.reference_image(model, pixels, planned.description).numpy()
     alike = np.asarray([logits(calls.plan.host, image, expected) for image in seen])
     own = family.reference_logits(model, pixels, rows, planned.description).numpy()
@@ -210,8 +237,7 @@ def _run(calls: BlockCalls, stage: str, inputs: list[dict[str, Array]]) -> Array
                 actual = opened.run(function, values)
                 _compare(calls, opened, block, values, actual)
                 values |= {to: actual[name] for name, to in function.links.items()}
-                if "embedding" in actual:
-                    embeddings.append(actual["embedding"])
+                embeddings += [actual[name] for name in ("embedding", "logits") if name in actual]
     return np.concatenate(embeddings)
 
 

@@ -1,4 +1,4 @@
-"""The plan of an image encoder with one embedding, and of its text encoder where it has one.
+"""The plan of an encoder of images or clips with one embedding, and of its text encoder, if any.
 
 1. The recipe asks for nothing that only a language model has.
 2. The target has the recipe's schemes and backend.
@@ -42,7 +42,7 @@ from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS
 
 # Fields of a recipe that a language model alone has a use for.
-OF_LANGUAGE = ("tokens", "context", "frames", "tiles", "chunk", "speculate", "layers")
+OF_LANGUAGE = ("tokens", "context", "tiles", "chunk", "speculate", "layers")
 QUANTIZED = ("vision", "text", "embed")
 
 
@@ -66,7 +66,8 @@ class EncoderPlanned:
         notes = self.checkpoint.notes(self.plan.recipe)
         if self.checkpoint.weightless and (self.description.scale or self.description.bias):
             notes = (f"{notes[0]}; 1 and 0 stand for the factor and the shift of a likeness",)
-        return *notes, *defaults(self.checkpoint.processor(), self.description.image)
+        image = self.description.image
+        return *notes, *defaults(self.checkpoint.processor(image.subject), image)
 
     @property
     def tokenizer_json(self) -> str:
@@ -109,6 +110,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> EncoderPlanned:
         scale=scale,
         bias=bias,
         scores=description.scores,
+        classes=description.classes,
     )
     plan = Plan(
         format_version=FORMAT_VERSION,

@@ -1,10 +1,13 @@
-"""The answer of the text loop to one question."""
+"""Answers of the loops: to a question, and the embedding of an image or clip."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from edgevlm.units import megabytes
+
+SHOWN = 4  # numbers of an embedding in a line
+BEST = 5  # classes in a line each
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,64 @@ class Answer:
         if self.stopped == "length":
             return f"; cut off after {len(self.token_ids)} tokens (--max-new-tokens)"
         return "; cut off, as the context is full (export --context)" * (self.stopped == "context")
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text with its score: its share among all texts (softmax), or alone (sigmoid)."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The embedding of one image or clip, and the score of each label; times in ms.
+
+    `image` is the file as it was named, None for a picture that is none, and for a clip; `video`
+    is a clip's. A classifier gives no embedding, and the score of each class, best first. `text_ms`
+    is the time of the labels that were not cached.
+    """
+
+    image: str | None
+    video: str | None
+    embedding: tuple[float, ...]
+    labels: tuple[Label, ...]
+    load_ms: float
+    vision_ms: float
+    text_ms: float
+    peak_rss_bytes: int
+    engine: str
+    loads: int
+
+    @property
+    def nearest(self) -> Label | None:
+        """The label of the highest score."""
+        return max(self.labels, key=lambda label: label.score, default=None)
+
+    @property
+    def shown(self) -> str:
+        """The nearest label and all scores; without labels, size and beginning of the embedding."""
+        if self.nearest is not None:
+            listed = self.labels if self.embedding else self.labels[:BEST]
+            names = [line(label.label) for label in listed]
+            width = max(map(len, names))
+            pairs = zip(names, listed, strict=True)
+            each = (f"  {name:{width}}  {label.score:.4f}" for name, label in pairs)
+            return "\n".join([line(self.nearest.label), *each])
+        first = ", ".join(f"{number:.4f}" for number in self.embedding[:SHOWN])
+        return f"{len(self.embedding)} numbers: {first}, …"
+
+    @property
+    def summary(self) -> str:
+        """The figures, one line."""
+        return (
+            f"{'image' if self.image is not None else 'vision'} {self.vision_ms:.1f} ms;"
+            + (f" texts {self.text_ms:.1f} ms;" if self.labels and self.embedding else "")
+            + f" {self.loads} loads; peak {megabytes(self.peak_rss_bytes)}; {self.engine}"
+        )
+
+
+def line(text: str) -> str:
+    """A text on one line, without control characters."""
+    return "".join(c if c.isprintable() else "?" for c in text)

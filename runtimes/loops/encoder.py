@@ -1,6 +1,7 @@
-"""The encoder loop: image -> embedding; texts -> embeddings, and the score of each.
+"""The encoder loop: image or clip -> embedding, or scores of classes; texts -> embeddings.
 
-image -> view -> `vision` blocks -> embedding [E]
+image -> view -> `vision` blocks -> embedding [E], or logits of classes
+clip -> frames -> all in one view, as above; or a view each -> mean of embeddings at length 1
 text -> tokens, truncated or padded to S -> rows of the table -> `text` blocks -> embedding [E]
 logit = scale · cosine(image, text) + bias; a score by softmax or sigmoid
 """
@@ -11,9 +12,10 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from PIL import Image
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.kinds.encoder import EncoderHost, EncoderPlan
@@ -22,68 +24,15 @@ from edgevlm.runtimes import values
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops import images
+from edgevlm.runtimes.loops.answers import Embedded, Label, line
 from edgevlm.runtimes.loops.buffers import chain
 from edgevlm.runtimes.loops.contract import RunRequest
 from edgevlm.runtimes.loops.images.pictures import Picture
+from edgevlm.runtimes.loops.images.sources import Data, Source
 from edgevlm.runtimes.loops.tables import Words
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
-from edgevlm.units import megabytes
 
 CACHED_TEXTS = 256  # texts whose embeddings are cached
-SHOWN = 4  # numbers of an embedding in a line
-
-
-@dataclass(frozen=True)
-class Label:
-    """A text with its score: its share among all texts (softmax), or alone (sigmoid)."""
-
-    label: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """The embedding of one image, and the score of each label; times in ms.
-
-    `image` is the file as it was named, None for a picture that is none. `text_ms` is the time of
-    the labels that were not cached.
-    """
-
-    image: str | None
-    embedding: tuple[float, ...]
-    labels: tuple[Label, ...]
-    load_ms: float
-    vision_ms: float
-    text_ms: float
-    peak_rss_bytes: int
-    engine: str
-    loads: int
-
-    @property
-    def nearest(self) -> Label | None:
-        """The label of the highest score."""
-        return max(self.labels, key=lambda label: label.score, default=None)
-
-    @property
-    def shown(self) -> str:
-        """The nearest label and all scores; without labels, size and beginning of the embedding."""
-        if self.nearest is not None:
-            names = [_line(label.label) for label in self.labels]
-            width = max(map(len, names))
-            pairs = zip(names, self.labels, strict=True)
-            each = (f"  {name:{width}}  {label.score:.4f}" for name, label in pairs)
-            return "\n".join([_line(self.nearest.label), *each])
-        first = ", ".join(f"{number:.4f}" for number in self.embedding[:SHOWN])
-        return f"{len(self.embedding)} numbers: {first}, …"
-
-    @property
-    def summary(self) -> str:
-        """The figures, one line."""
-        return (
-            f"image {self.vision_ms:.1f} ms;"
-            + (f" texts {self.text_ms:.1f} ms;" if self.labels else "")
-            + f" {self.loads} loads; peak {megabytes(self.peak_rss_bytes)}; {self.engine}"
-        )
 
 
 @dataclass(frozen=True)
@@ -92,7 +41,7 @@ class Arrays:
 
     Attributes:
         pixels: The view.
-        embedding: Of the image [1, E].
+        embedding: Of the image [1, E], or its logits.
         rows: Rows of a text's tokens [1, S, C]; None without a text encoder.
         end: Index of the token at which the text's embedding is read [1]; None for the last.
         text: Embedding of the text [1, E]; None without a text encoder.
@@ -109,7 +58,7 @@ def bind(plan: EncoderPlan, blocks: Blocks) -> Arrays:
     """Allocate the arrays of a plan and bind them."""
     image, image_results, _ = chain(plan.stage("vision"), "encode", blocks)
     if plan.host.text is None:
-        return Arrays(image["pixel_values"], image_results["embedding"])
+        return Arrays(image["pixel_values"], image_results[plan.host.result])
     fed, text_results, _ = chain(plan.stage("text"), "encode", blocks)
     return Arrays(
         image["pixel_values"],
@@ -123,11 +72,11 @@ def bind(plan: EncoderPlan, blocks: Blocks) -> Arrays:
 class EncoderLoop:
     """Embeddings by one bundle. Not safe for two threads."""
 
-    takes: ClassVar[tuple[str, ...]] = ("image", "labels")
-    needs: ClassVar[tuple[str, ...]] = ("image",)
+    takes: ClassVar[tuple[str, ...]] = ("image", "video", "labels")
+    needs: ClassVar[tuple[str, ...]] = ("image", "video")
     usage: ClassVar[str] = (
-        "the bundle gives embeddings of images; give --image FILE, and --labels A,B,… to compare it"
-        " with texts"
+        "the bundle gives embeddings of images or clips; give --image FILE or --video FILE, and"
+        " --labels A,B,… to compare it with texts"
     )
 
     def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
@@ -135,7 +84,7 @@ class EncoderLoop:
         text = self.plan.host.text
         self._words = None if text is None else Words(bundle, text)
         return_freed()  # memory of parsing, which new arrays would reuse and count twice
-        images.prepare(clips=False)
+        images.prepare(clips=self.plan.host.image.frames > 1)
         started = time.perf_counter()
         self.arrays = bind(self.plan, blocks)
         blocks.open()
@@ -147,32 +96,46 @@ class EncoderLoop:
         self._known.clear()
 
     def answers(self, request: RunRequest) -> Iterator[Embedded]:
-        """The embedding of each image, compared with all labels; see `contract.Loop`."""
+        """The embedding of each image or the clip, and all labels; see `contract.Loop`."""
+        if request.video is not None or self.plan.host.image.frames > 1:
+            yield self.classify(request.images, request.labels, video=request.video)
+            return
         for path in request.images:
             if len(request.images) > 1:
-                request.on_text(f"{_line(str(path))}:\n")
+                request.on_text(f"{line(str(path))}:\n")
             yield self.classify(path, request.labels)
 
-    def classify(self, picture: Picture, labels: Sequence[str] = ()) -> Embedded:
-        """The embedding of an image, and the score of each label.
+    def classify(
+        self,
+        picture: Picture,
+        labels: Sequence[str] = (),
+        video: Source | None = None,
+    ) -> Embedded:
+        """The embedding of an image or clip, and the score of each label or class.
+
+        Args:
+            picture: An image; of a bundle with frames, the frames of a clip in order.
+            labels: Texts, of a bundle with a text encoder.
+            video: A clip's file instead of pictures, of a bundle with frames.
 
         Raises:
-            InputError: If the picture cannot be read, or there are labels and the bundle has no
-                text encoder.
+            InputError: If a picture cannot be read, there are more or fewer than the bundle takes,
+                or there are labels and the bundle has no text encoder.
         """
         labels = values.texts("labels", labels)
-        name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else None
-        decoded = [images.load(picture, self.room())]
+        if labels and self.plan.host.classes:
+            raise InputError("the bundle gives the scores of its own classes; leave out the labels")
+        decoded = self._decoded(picture, video)
         started = time.perf_counter()
-        embedding = self.embed(decoded.pop())  # no reference stays here
+        result = self.embed(decoded)
         encoded = time.perf_counter()
         texts = [self.embed_text(label) for label in labels]
         compared = time.perf_counter()
-        each = self.scores(embedding, texts) if texts else ()
         return Embedded(
-            image=name,
-            embedding=tuple(map(float, embedding)),
-            labels=tuple(Label(*pair) for pair in zip(labels, map(float, each), strict=True)),
+            image=_path(picture),
+            video=_path(video),
+            embedding=() if self.plan.host.classes else tuple(map(float, result)),
+            labels=self._labels(result, labels, texts),
             load_ms=self.load_ms,
             vision_ms=(encoded - started) * 1e3,
             text_ms=(compared - encoded) * 1e3,
@@ -181,17 +144,63 @@ class EncoderLoop:
             loads=self.blocks.loads,
         )
 
-    def embed(self, picture: Picture) -> Array:
-        """The embedding of an image, f32 [E], not normalized.
+    def embed(self, pictures: list[Image.Image]) -> Array:
+        """The embedding of an image or of the frames of a clip, f32 [E]; of a classifier logits.
+
+        A clip of several views has the mean of their embeddings at length 1.
+
+        Args:
+            pictures: As many as the bundle takes; the list is emptied before a block is loaded.
 
         Raises:
             BundleError: If a number of it is infinite or none.
-            InputError: If the picture cannot be read.
+            InputError: If there are more or fewer.
         """
-        self.arrays.pixels[:] = images.views([picture], self.plan.host.image)
-        del picture  # before a block is loaded
+        pixels = images.views(pictures, self.plan.host.image)
+        pictures.clear()
         self.blocks.settle()
-        return self._run("vision", self.arrays.embedding)
+        self.blocks.expect("vision", len(pixels))
+        each = []
+        for view in pixels:
+            self.arrays.pixels[0] = view
+            each.append(self._run("vision", self.arrays.embedding))
+        return each[0] if len(each) == 1 else mean_unit(each)
+
+    def _decoded(self, picture: Picture, video: Source | None) -> list[Image.Image]:
+        """The picture, or the frames of a clip at the size of their views.
+
+        Raises:
+            InputError: If one cannot be read, or the bundle takes others.
+        """
+        image = self.plan.host.image
+        if image.frames == 1:
+            if video is not None:
+                raise InputError("the bundle takes still images; export it with --frames for video")
+            return [images.load(picture, self.room())]
+        if video is not None:
+            return images.load_clip(
+                video, image.frames, lambda frame: images.shrink(frame, image), self.room()
+            )[0]
+        listed = isinstance(picture, Sequence) and not isinstance(picture, str | Data)
+        frames: Sequence[Any] = picture if listed else [picture]  # type: ignore[assignment]
+        if len(frames) != image.frames:
+            raise InputError(
+                f"the bundle takes {image.frames} frames per clip, got {len(frames)}; or give"
+                " --video FILE"
+            )
+        return [images.shrink(images.load(each, self.room()), image) for each in frames]
+
+    def _labels(
+        self, result: Array, labels: Sequence[str], texts: Sequence[Array]
+    ) -> tuple[Label, ...]:
+        """Labels with their scores; of a classifier its classes, best first."""
+        classes = self.plan.host.classes
+        if classes:
+            odds = softmax(result.astype(np.float64))
+            order = np.argsort(-odds, kind="stable")
+            return tuple(Label(classes[i], float(odds[i])) for i in order)
+        each = self.scores(result, texts) if texts else ()
+        return tuple(Label(*pair) for pair in zip(labels, map(float, each), strict=True))
 
     def room(self) -> images.Room:
         """Memory for decoding a picture."""
@@ -235,6 +244,7 @@ class EncoderLoop:
         self.arrays.rows[0] = self._words.table[ids]
         if self.arrays.end is not None:
             self.arrays.end[0] = self._words.end(ids)
+        self.blocks.expect("text", 1)
         return self._run("text", self.arrays.text)
 
     def _run(self, stage: str, result: Array) -> Array:
@@ -243,7 +253,6 @@ class EncoderLoop:
         Raises:
             BundleError: If a number of it is infinite or none.
         """
-        self.blocks.expect(stage, 1)
         for block in self.plan.stage(stage):
             self.blocks.run(block.name, "encode")
         if not np.isfinite(result).all():
@@ -264,13 +273,23 @@ def scores(host: EncoderHost, alike: Array) -> Array:
     """The score of each text from its logit: f32 [n]."""
     if host.scores == "sigmoid":
         return np.asarray(np.exp(-np.logaddexp(0, -alike)), np.float32)
-    odds = np.exp(alike - alike.max())
-    return np.asarray(odds / odds.sum(), np.float32)
+    return np.asarray(softmax(alike), np.float32)
 
 
-def _line(text: str) -> str:
-    """A text on one line, without control characters."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+def softmax(logits: Array) -> Array:
+    """Shares of all: f64 [n]."""
+    odds = np.exp(logits - logits.max())
+    return np.asarray(odds / odds.sum())
+
+
+def mean_unit(embeddings: Sequence[Array]) -> Array:
+    """The mean of embeddings at length 1, f32 [E]."""
+    return np.asarray(np.mean([_unit(each) for each in embeddings], axis=0), np.float32)
+
+
+def _path(source: object) -> str | None:
+    """The name of a file as it was given; None for what is no path."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else None
 
 
 def _unit(embedding: Array) -> Array:

@@ -78,7 +78,7 @@ def test_inspect(run, exported):
     done = run("inspect", exported.bundle.path, "--json")
     found = document(done)
     assert set(found) >= INSPECT
-    assert (found["format_version"], found["kind"], found["target"]) == (7, "vlm", "onnx")
+    assert (found["format_version"], found["kind"], found["target"]) == (8, "vlm", "onnx")
     assert {"path", "bytes", "sha256"} == set(found["files"][0])
     assert found["placement"] is None
     assert "placement" in found["not_measured"]

@@ -54,8 +54,8 @@ def test_run_as_json_has_a_line_for_each_image(run, path):
     done = run("run", path, "--image", FLOWER, "--image", STREAM, "--labels", "a,b", "--json")
     first, second = map(json.loads, done.stdout.splitlines())
     assert set(first) == {
-        "image", "embedding", "labels", "load_ms", "vision_ms", "text_ms", "peak_rss_bytes",
-        "engine", "loads",
+        "image", "video", "embedding", "labels", "load_ms", "vision_ms", "text_ms",
+        "peak_rss_bytes", "engine", "loads",
     }  # fmt: skip
     assert (first["image"], second["image"]) == (str(FLOWER), str(STREAM))
     assert len(first["embedding"]) == 32
@@ -70,7 +70,7 @@ def test_run_as_json_has_a_line_for_each_image(run, path):
         (["--prompt", "?"], "--prompt does not apply: the bundle gives embeddings of images"),
         (["--image", "x", "--seed", "1"], "--seed does not apply: the bundle gives embeddings"),
         (["--image", "x", "--max-new-tokens", "3"], "--max-new-tokens does not apply"),
-        (["--video", "x"], "--video does not apply"),
+        (["--video", "x"], "the bundle takes still images; export it with --frames for video"),
         (["--labels", "a"], "no input: the bundle gives embeddings"),
         (["--image", "x"], "no image at 'x'"),
     ],

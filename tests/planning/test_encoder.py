@@ -57,7 +57,6 @@ def test_bytes_are_those_of_the_scheme(planned):
     [
         ({"tokens": 4}, "--tokens is for models with a language model"),
         ({"context": 64}, "--context is for"),
-        ({"frames": 4}, "--frames is for"),
         ({"tiles": (2, 2)}, "--tiles is for"),
         ({"chunk": 8}, "--chunk is for"),
         ({"speculate": 4}, "--speculate is for"),

@@ -1,6 +1,7 @@
-"""Kind `encoder`: an image in, an embedding out; a text in, an embedding to compare it with.
+"""Kind `encoder`: an image or clip in, an embedding or scores of classes out; texts to compare.
 
-    vision  encode  pixel_values of the image -> its embedding [1, E]
+    vision  encode  pixel_values of the image, or of frames of a clip -> its embedding [1, E]
+                    or, of a classifier, its logits [1, E], one a class
     text    encode  rows of the text's tokens -> its embedding [1, E]
 
 A checkpoint without a text encoder has the first stage alone. Shapes: S tokens of a text, C
@@ -69,17 +70,21 @@ class TextHost:
 class EncoderHost:
     """Constants that the program around the graphs needs.
 
-    The likeness of an image and a text is the product of their embeddings at unit length, times
-    `scale`, plus `bias`; over several texts it becomes shares by `scores`.
+    A clip of several views has as its embedding the mean of those of its views at unit length
+    (CLIP4Clip, arXiv 2104.08860, section 3.3.1). The likeness of an image and a text is the product
+    of their embeddings at unit length, times `scale`, plus `bias`; over several texts it becomes
+    shares by `scores`.
 
     Attributes:
         image: Preprocessing.
         encoder: Sizes inside the image encoder.
-        size: E, numbers of an embedding.
+        size: E, numbers of an embedding, or classes.
         text: The text encoder; None where the checkpoint has none.
         scale: Factor of a product.
         bias: What is added to it.
-        scores: `softmax` over the texts, or `sigmoid` of each.
+        scores: `softmax` over the texts or classes, or `sigmoid` of each.
+        classes: Names of the classes whose logits the image encoder gives; empty where it gives an
+            embedding.
     """
 
     image: ImageSpec
@@ -89,6 +94,12 @@ class EncoderHost:
     scale: float
     bias: float
     scores: str
+    classes: tuple[str, ...] = ()
+
+    @property
+    def result(self) -> str:
+        """Name of what the image encoder gives."""
+        return "logits" if self.classes else "embedding"
 
     @property
     def tables(self) -> Mapping[str, Embedding]:
@@ -120,9 +131,10 @@ def functions(host: EncoderHost, block: Block) -> tuple[str, ...]:
 
 def signature(host: EncoderHost, block: Block, function: str) -> Signature:
     """What goes in and out of `encode` of a block."""
-    result = Tensor("embedding", "f32", (1, host.size))
     if block.stage == "vision":
+        result = Tensor(host.result, "f32", (1, host.size))
         return encode(host.image, host.encoder, block.span, result)
+    result = Tensor("embedding", "f32", (1, host.size))
     assert host.text is not None
     hidden = Tensor("hidden", "f32", (1, host.text.tokens, host.text.embedding.columns))
     if block.span[1] < host.text.parts:
@@ -152,12 +164,14 @@ def outline(host: EncoderHost) -> tuple[object, ...]:
     """
     text = host.text and replace(host.text, embedding=replace(host.text.embedding, file=""))
     scores = (float(np.float32(host.scale)), float(np.float32(host.bias)), host.scores)
-    return host.image, host.encoder, host.size, text, scores
+    return host.image, host.encoder, host.size, text, scores, host.classes
 
 
 def facts(plan: EncoderPlan) -> dict[str, Any]:
     """What `plan`, `export` and `inspect` say of such a bundle, by JSON key."""
-    return {"embedding_dimensions": plan.host.size}
+    host = plan.host
+    sizes = {"classes": host.size} if host.classes else {"embedding_dimensions": host.size}
+    return sizes | ({"frames": host.image.frames} if host.image.frames > 1 else {})
 
 
 def check(plan: EncoderPlan) -> None:
@@ -169,7 +183,8 @@ def check(plan: EncoderPlan) -> None:
     host, text = plan.host, plan.host.text
     checks.numbers("host", {"size": host.size})
     checks.image(host.image)
-    expect(host.image.views == 1, f"host.image has {host.image.views} views, expected one")
+    tiles = host.image.rows * host.image.columns
+    expect(tiles == 1, f"host.image has {tiles} tiles, expected one view of a picture or frame")
     checks.encoder(host.encoder)
     expect(not host.encoder.signals, "host.encoder.signals: no method takes them here")
     checks.choice("host.scores", host.scores, SCORES)
@@ -177,6 +192,7 @@ def check(plan: EncoderPlan) -> None:
     expect(within, f"host.scale is {host.scale:g}, expected {1 / MOST_LOGIT:g} to {MOST_LOGIT:g}")
     within = abs(host.bias) <= MOST_LOGIT
     expect(within, f"host.bias is {host.bias:g}, expected at most {MOST_LOGIT:g} either way")
+    _check_classes(host)
     for block in plan.blocks:
         expect(not block.shares, f"{block.name}.shares is set, no table is shared here")
     if text is None:
@@ -189,3 +205,14 @@ def check(plan: EncoderPlan) -> None:
     for name, value in (("pad_id", text.pad_id), ("end_id", text.end_id)):
         inside = value is None or 0 <= value < text.embedding.rows
         expect(inside, f"host.text.{name} is {shown(value)}, outside the embedding table")
+
+
+def _check_classes(host: EncoderHost) -> None:
+    """Refuse names of classes that are not one for each logit of one call."""
+    if not host.classes:
+        return
+    count = len(host.classes)
+    expect(count == host.size, f"host.classes has {count} names, expected {host.size}")
+    expect(host.text is None, "host.text is set, a classifier compares with no texts")
+    expect(host.image.views == 1, f"host.image has {host.image.views} views, a classifier has one")
+    expect(host.scores == "softmax", "host.scores is 'sigmoid', of classes 'softmax' is expected")

@@ -2,7 +2,8 @@
 
 The class token is an image's embedding, the first end token a text's, each normed and projected;
 a token of a text sees those before it. A picture is resized until its shorter side fits, and its
-middle is the view, as the published processor does it.
+middle is the view, as the published processor does it. A clip of `--frames F` has F views, and the
+mean of their embeddings at unit length as its own (CLIP4Clip, arXiv 2104.08860, section 3.3.1).
 
 Limits: a text has as many tokens as the table of positions; a longer one is cut before its end
 token. Checkpoints of before 2023 name end token 2 in their config and read the token of the highest
@@ -54,7 +55,9 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
     check_view(processor, vision.image_size, crops=True)
     shape = fit(processor, crops=True)
     return EmbedderDescription(
-        image=square_image(vision.image_size, processor, 3, CLIP_MEAN, CLIP_STD, shape),
+        image=square_image(
+            vision.image_size, processor, 3, CLIP_MEAN, CLIP_STD, shape, recipe.frames
+        ),
         encoder=encoder_spec(vision, vision.num_hidden_layers, side * side, class_token=True),
         size=config.projection_dim,
         text=text_spec(text, reads_end=True, end_id=end_token(text)),

@@ -48,7 +48,9 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
     check_view(processor, config.image_size, crops=True)
     shape = fit(processor, crops=True)
     return EmbedderDescription(
-        image=square_image(config.image_size, processor, 3, CLIP_MEAN, CLIP_STD, shape),
+        image=square_image(
+            config.image_size, processor, 3, CLIP_MEAN, CLIP_STD, shape, recipe.frames
+        ),
         encoder=encoder_spec(config, config.num_hidden_layers, side * side, class_token=True),
         size=config.projection_dim,
         text=None,

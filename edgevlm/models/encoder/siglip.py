@@ -51,7 +51,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
     check_view(processor, vision.image_size)
     shape = fit(processor, crops=False)
     return EmbedderDescription(
-        image=square_image(vision.image_size, processor, 3, 0.5, 0.5, shape),
+        image=square_image(vision.image_size, processor, 3, 0.5, 0.5, shape, recipe.frames),
         encoder=encoder_spec(vision, vision.num_hidden_layers, side * side),
         size=check_sizes(vision.hidden_size, text.projection_size),
         text=text_spec(text, reads_end=False),

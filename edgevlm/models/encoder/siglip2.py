@@ -62,7 +62,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
             f" grid, and only a square one of RGB is supported, of 1 to {MOST_PATCHES} patches"
         )
     return EmbedderDescription(
-        image=square_image(side * size, processor, 2, 0.5, 0.5),
+        image=square_image(side * size, processor, 2, 0.5, 0.5, frames=recipe.frames),
         encoder=encoder_spec(vision, vision.num_hidden_layers, patches),
         size=check_sizes(vision.hidden_size, text.projection_size),
         text=text_spec(text, reads_end=False, lower_case=True),

@@ -45,7 +45,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
     check_view(processor, config.image_size)
     shape = fit(processor, crops=False)
     return EmbedderDescription(
-        image=square_image(config.image_size, processor, 3, 0.5, 0.5, shape),
+        image=square_image(config.image_size, processor, 3, 0.5, 0.5, shape, recipe.frames),
         encoder=encoder_spec(config, config.num_hidden_layers, side * side),
         size=config.hidden_size,
         text=None,

@@ -28,9 +28,18 @@ OLD_END = 2
 
 
 def square_image(
-    side: int, processor: dict[str, Any], resample: int, mean: Any, std: Any, fit: str = "stretch"
+    side: int,
+    processor: dict[str, Any],
+    resample: int,
+    mean: Any,
+    std: Any,
+    fit: str = "stretch",
+    frames: int = 1,
 ) -> ImageSpec:
     """One view of `side` pixels; what the processor does not name is the family's own.
+
+    Of a clip each frame is a view, and its embedding the mean of theirs at unit length (CLIP4Clip,
+    arXiv 2104.08860, section 3.3.1).
 
     Raises:
         PlanError: If the processor keeps a picture's size.
@@ -43,7 +52,7 @@ def square_image(
         rows=1,
         columns=1,
         global_view="first",
-        frames=1,
+        frames=frames,
         resample=RESAMPLE[processor.get("resample", resample)],
         mean=mean,
         std=std,

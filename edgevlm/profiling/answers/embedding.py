@@ -57,7 +57,8 @@ class Asking:
         recorder.clear()
         start = time.perf_counter()
         if self.text is None:
-            embedding = self.loop.embed(self.image)
+            frames = self.loop.plan.host.image.frames
+            embedding = self.loop.embed([self.image] * frames)
         else:
             embedding = self.loop.embed_text(self.text)
         end = time.perf_counter()

@@ -30,8 +30,8 @@ def presenter(recipe: Recipe, checkpoint: Checkpoint, model: Any) -> Presenter:
 
     def show(example: Example) -> None:
         with torch.no_grad():
-            for picture in example.frames:
-                encode(parts.encoder.modules, torch.from_numpy(images.views([picture], host.image)))
+            for view in torch.from_numpy(images.views(example.frames, host.image)):
+                encode(parts.encoder.modules, view[None], grid=parts.encoder.grid)
             for question in example.questions[:TEXTS] if tokenizer else ():
                 read(question.prompt)
 

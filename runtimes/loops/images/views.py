@@ -51,15 +51,15 @@ def views(pictures: Iterable[Picture], spec: ImageSpec) -> Array:
 
 
 def shrink(frame: Image.Image, spec: ImageSpec) -> Image.Image:
-    """A frame of a clip at the size of its view, which `views` leaves as it is."""
-    return _resized(frame, (spec.width, spec.height), spec)
+    """A frame of a clip at a size that `views` resizes no more; it may crop it."""
+    return _scaled(frame, (spec.width, spec.height), spec)
 
 
 def _tiles(picture: Image.Image, spec: ImageSpec) -> list[Image.Image]:
     """A frame as one view; an image as its only view, or as tiles and the global view."""
     size = (spec.width, spec.height)
     if spec.rows * spec.columns == 1:
-        return [shrink(picture, spec)]
+        return [_resized(picture, size, spec)]
     resized = _resized(picture, (size[0] * spec.columns, size[1] * spec.rows), spec)
     tiles = [
         resized.crop((x, y, x + size[0], y + size[1]))
@@ -71,15 +71,19 @@ def _tiles(picture: Image.Image, spec: ImageSpec) -> list[Image.Image]:
 
 
 def _resized(picture: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.Image:
+    resized = _scaled(picture, size, spec)
+    x, y = (resized.width - size[0]) // 2, (resized.height - size[1]) // 2
+    return resized.crop((x, y, x + size[0], y + size[1])) if resized.size != size else resized
+
+
+def _scaled(picture: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image.Image:
     filters = {f.name.lower(): f for f in Image.Resampling}
-    whole = _covering(picture.size, size) if spec.fit == "crop" else size
-    resized = picture if picture.size == whole else picture.resize(whole, filters[spec.resample])
-    x, y = (whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2
-    return resized.crop((x, y, x + size[0], y + size[1])) if whole != size else resized
+    whole = _covering(picture.size, spec.shorter or size[0]) if spec.fit == "crop" else size
+    return picture if picture.size == whole else picture.resize(whole, filters[spec.resample])
 
 
-def _covering(picture: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """The size of a picture [width, height] whose shorter side is that of a square view."""
-    short, side = min(picture), size[0]
+def _covering(picture: tuple[int, int], side: int) -> tuple[int, int]:
+    """The size of a picture [width, height] whose shorter side has `side` pixels."""
+    short = min(picture)
     width, height = (side if edge == short else int(side * edge / short) for edge in picture)
     return width, height

@@ -28,7 +28,12 @@ from types import ModuleType
 import numpy as np
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForVideoClassification,
+)
 
 from edgevlm.models.quiet import quiet
 
@@ -41,6 +46,11 @@ STDS = {"embed_tokens": 1.0, "lm_head": 1.0, "position_embedding": 0.5,
         "class_embedding": 0.5, "image_newline": 1.0, "bias": 0.1, "token_embedding": 1.0,
         "probe": 1.0, "in_proj_bias": 0.1}  # fmt: skip
 CONSTANTS = {"logit_scale": math.log(10), "logit_bias": -1.0}
+# What builds a model, by the end of its architecture's name; AutoModel any other.
+AUTO = {
+    "ForConditionalGeneration": AutoModelForImageTextToText,
+    "ForVideoClassification": AutoModelForVideoClassification,
+}
 CHUNK = 1 << 22  # numbers drawn at a time: 16 MB, whatever the size of the tensor
 DTYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "int64": ("I64", 8)}
 COUNTER = "num_batches_tracked"  # of a batch norm, the one tensor of whole numbers
@@ -51,13 +61,17 @@ class Weights:
 
     Args:
         family: Its module, with gains, deviations and constants of its own.
-        tokenizer: Says which rows of the table are words.
+        tokenizer: Says which rows of the table are words; None where there is no table.
         seed: Other seed, other numbers.
         constants: What tensors of one preset hold, beside the family's.
     """
 
     def __init__(
-        self, family: ModuleType, tokenizer: Tokenizer, seed: int, constants: dict[str, float]
+        self,
+        family: ModuleType,
+        tokenizer: Tokenizer | None,
+        seed: int,
+        constants: dict[str, float],
     ) -> None:
         self.gains = GAINS | getattr(family, "GAINS", {})
         self.stds = STDS | getattr(family, "STDS", {})
@@ -97,7 +111,7 @@ def write_weights(
     path: Path,
     config: dict,
     family: ModuleType,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     seed: int,
     constants: dict[str, float] | None = None,
 ) -> None:
@@ -123,9 +137,10 @@ def write_weights(
 
 def parameter_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights that transformers builds of a config, statistics too, by name."""
-    parts = {name: dict(config[name]) for name in ("text_config", "vision_config")}
-    speaks = config["architectures"][0].endswith("ForConditionalGeneration")
-    auto = AutoModelForImageTextToText if speaks else AutoModel
+    nested = [name for name in ("text_config", "vision_config") if name in config]
+    parts = {name: dict(config[name]) for name in nested}
+    architecture = config["architectures"][0]
+    auto = next((made for end, made in AUTO.items() if architecture.endswith(end)), AutoModel)
     with quiet(), torch.device("meta"):
         model = auto.from_config(AutoConfig.for_model(**config | parts))
     saved = [(name, b) for name, b in model.named_buffers() if name in model.state_dict()]

@@ -50,7 +50,7 @@ def refused(embedder, tmp_path):
         (lambda host: host["image"].update(fit="pad"), "host.image.fit is 'pad'"),
         (
             lambda host: host["image"].update(rows=2, fit="stretch"),
-            "host.image has 3 views, expected one",
+            "host.image has 2 tiles, expected one view",
         ),
         (lambda host: host.update(scale=0), "host.scale is 0, expected 1e-06 to 1e+06"),
         (lambda host: host.update(scale=-3.5), "host.scale is -3.5, expected"),

@@ -132,7 +132,7 @@ def test_within_a_budget_embeddings_are_the_same(embedder):
     """As far as two ways to load a matrix round alike: measured 4e-7."""
     plain, streamed = (opened(embedder, "tiny-clip", memory=m) for m in (None, "2GB"))
     picture = images.load(PHOTOS[0])
-    assert difference(streamed.embed(picture), plain.embed(picture))[0] < 1e-5
+    assert difference(streamed.embed([picture]), plain.embed([picture]))[0] < 1e-5
     assert difference(streamed.embed_text("a dog"), plain.embed_text("a dog"))[0] < 1e-5
     streamed.blocks.close()
 
@@ -148,7 +148,7 @@ def test_python_api(embedder, exported):
     assert len(model.embed(PHOTOS[0]).embedding) == model.plan.host.size
     assert [label.label for label in model.classify(PHOTOS[0], ["a", "b"]).labels] == ["a", "b"]
     for ask in (lambda: model.generate(PHOTOS[0], "what?"), lambda: model.chat("what?")):
-        with pytest.raises(InputError, match="gives embeddings of images; give --image FILE"):
+        with pytest.raises(InputError, match="gives embeddings of images or clips; give --image F"):
             ask()
     other = edgevlm.load(exported.bundle.path, threads=1)
     with pytest.raises(InputError, match="the bundle answers questions; give --prompt TEXT"):

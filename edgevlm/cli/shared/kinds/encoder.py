@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgevlm.bundle.kinds import encoder as kind
 from edgevlm.bundle.kinds.encoder import EncoderPlan
 from edgevlm.units import megabytes
 
@@ -14,15 +15,18 @@ if TYPE_CHECKING:
 def plan_document(plan: EncoderPlan) -> dict[str, object]:
     """Further keys of `plan --json`."""
     text = plan.host.text
-    return {"embedding_dimensions": plan.host.size, "text_tokens": text.tokens if text else 0}
+    return {**kind.facts(plan), "text_tokens": text.tokens if text else 0}
 
 
 def plan_lines(plan: EncoderPlan, cost: MethodCost | None) -> list[str]:
     """Lines of `plan` between the model and its blocks."""
     image, text = plan.host.image, plan.host.text
+    clip = "" if image.frames == 1 else f"{image.frames} frames of "
+    joined = "" if image.views == 1 else f", of which the mean of {image.views} views is taken"
     lines = [
-        f"image: {image.width}x{image.height} pixels, {plan.host.encoder.tokens[0]} tokens ->"
-        f" {plan.host.size} numbers",
+        f"{image.subject}: {clip}{image.width}x{image.height} pixels,"
+        f" {plan.host.encoder.tokens[0]} tokens -> {plan.host.size}"
+        f" {'classes' if plan.host.classes else 'numbers'}{joined}",
         *(
             f"encoder: {site.tokens_in} -> {site.tokens_out} patches by {site.method} at site"
             f" {site.site}"
@@ -42,4 +46,6 @@ def plan_lines(plan: EncoderPlan, cost: MethodCost | None) -> list[str]:
 
 def export_text(plan: EncoderPlan) -> str:
     """Size of the output, for the last line of `export`."""
+    if plan.host.classes:
+        return f"scores of {plan.host.size} classes"
     return f"embeddings of {plan.host.size} numbers"

@@ -1,0 +1,103 @@
+"""Encoders that see all frames of a clip at once, against transformers' own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+
+from edgevlm.errors import PlanError  # noqa: E402
+from edgevlm.graphs.signals import encode  # noqa: E402
+from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.processor import load_images  # noqa: E402
+from edgevlm.parity.compare import difference  # noqa: E402
+from edgevlm.planning.plan import make_plan  # noqa: E402
+from edgevlm.recipe import Recipe  # noqa: E402
+from edgevlm.runtimes.loops import images  # noqa: E402
+
+FRAMES = {"tiny-videomae": 8}
+# Float32 sums in another order; measured 1e-6.
+LIMIT = 1e-5
+CLASS = "VideoMAEForVideoClassification"
+
+
+@pytest.fixture
+def planned(preset, tmp_path):
+    """`planned(name, **changes)`: a plan of a tiny model whose config has these changes."""
+
+    def make(name, frames=None, methods=(), **changes):
+        folder = preset(name)
+        if changes:
+            folder = shutil.copytree(folder, tmp_path / "changed")
+            path = folder / "config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        frames = FRAMES[name] if frames is None else frames
+        recipe = Recipe(model=str(folder), frames=frames, methods=methods)
+        return make_plan(recipe, find(recipe.model))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("tiny-videomae", {}),
+        ("tiny-videomae", {"architectures": ["VideoMAEForPreTraining"]}),
+    ],
+)
+def test_an_encoder_of_clips_is_the_models_own(planned, name, changes):
+    made = planned(name, **changes)
+    model = made.checkpoint.load_model()
+    encoder, image = made.parts(model).encoder, made.plan.host.image
+    torch.manual_seed(0)
+    pixels = torch.rand(2, image.channels, image.height, image.width).mul(2).sub(1)
+    with torch.no_grad():
+        ours = [encode(encoder.modules, clip[None], grid=encoder.grid)[0][0] for clip in pixels]
+        theirs = made.checkpoint.family.reference_image(model, pixels, made.description)
+    assert theirs.shape == (2, made.plan.host.size)
+    assert difference(torch.cat(ours).numpy(), theirs.numpy())[0] <= LIMIT
+    assert difference(theirs[0].numpy(), theirs[1].numpy())[0] > 0.05  # or nothing was shown
+    with torch.no_grad():  # the order of the frames counts
+        turned = pixels[:1].unflatten(1, (-1, 3)).flip(1).flatten(1, 2)
+        other = encode(encoder.modules, turned, grid=encoder.grid)[0][0]
+    assert difference(other.numpy(), ours[0].numpy())[0] > 0.01
+
+
+@pytest.mark.parametrize("size", [(40, 30), (31, 57), (32, 32), (17, 90)])
+def test_frames_of_odd_sizes_are_those_of_the_processor(planned, size):
+    made = planned("tiny-videomae")
+    spec, generator = made.plan.host.image, np.random.default_rng(0)
+    noise = generator.integers(0, 255, (spec.frames, size[1], size[0], 3), np.uint8)
+    frames = [Image.fromarray(frame) for frame in noise]
+    theirs = load_images(made.checkpoint)(frames, return_tensors="np")["pixel_values"]
+    shrunk = [images.shrink(frame, spec) for frame in frames]  # as of a video
+    for ours in (images.views(frames, spec), images.views(shrunk, spec)):
+        assert np.abs(ours.reshape(theirs.shape) - theirs).max() < 1e-6
+
+
+def test_the_plan_says_what_a_call_is(planned):
+    plan = planned("tiny-videomae").plan
+    assert (plan.host.image.views, plan.host.image.channels) == (1, 24)
+    assert plan.host.encoder.tokens == (64,) * 5  # 4 groups of 2 frames, 4 x 4 patches
+    assert plan.host.classes == tuple(f"action {index}" for index in range(5))
+    assert plan.stage("vision")[-1].functions[0].outputs[0].name == "logits"
+
+
+@pytest.mark.parametrize(
+    ("frames", "changes", "message"),
+    [
+        (1, {}, "clips of 8 frames, all at once (num_frames of config.json); add --frames 8"),
+        (16, {}, "got --frames 16; add --frames 8"),
+        (8, {"tubelet_size": 3}, "8 frames in groups of 3"),
+        (8, {"id2label": {"1": "a", "2": "b"}, "label2id": {}}, "id2label names 2 classes"),
+    ],
+)
+def test_what_is_no_clip_of_the_model_is_refused(planned, frames, changes, message):
+    with pytest.raises(PlanError) as error:
+        planned("tiny-videomae", frames=frames, **changes)
+    assert message in str(error.value)
