@@ -113,11 +113,15 @@ def own_tokenizer(checkpoint: Checkpoint) -> Any:
 
 def load_images(checkpoint: Checkpoint) -> Any:
     """transformers' image processor, on PIL: it resamples like ours and is always there."""
+    options = {"local_files_only": True, "trust_remote_code": False}
+    image, video = (_forms(checkpoint.model_type, of) for of in ("image", "video"))
+    if video and not image:  # of clips alone, which needs torchvision
+        from transformers import AutoVideoProcessor
+
+        return AutoVideoProcessor.from_pretrained(checkpoint.folder, **options)
     from transformers import AutoImageProcessor
 
-    return AutoImageProcessor.from_pretrained(
-        checkpoint.folder, backend="pil", local_files_only=True, trust_remote_code=False
-    )
+    return AutoImageProcessor.from_pretrained(checkpoint.folder, backend="pil", **options)
 
 
 def missing_library(checkpoint: Checkpoint) -> str:
@@ -127,12 +131,22 @@ def missing_library(checkpoint: Checkpoint) -> str:
 
 @cache
 def _missing_for(model_type: str) -> str:
-    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
     from transformers.utils import is_torchvision_available
 
-    forms = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {})
+    forms = _forms(model_type, "image") or _forms(model_type, "video")
     alone = "torchvision" in forms and "pil" not in forms
     return "torchvision" if alone and not is_torchvision_available() else ""
+
+
+def _forms(model_type: str, of: str) -> Any:
+    """The libraries that a model's own `image` or `video` processor may be of; nothing for none."""
+    if of == "video":
+        from transformers.models.auto.auto_mappings import VIDEO_PROCESSOR_MAPPING_NAMES
+
+        return VIDEO_PROCESSOR_MAPPING_NAMES.get(model_type, {})
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+
+    return IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type, {})
 
 
 def _pictures(checkpoint: Checkpoint) -> Any:

@@ -31,6 +31,7 @@ from edgevlm.graphs.merging import merges
 from edgevlm.graphs.signals import encode
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.own_processors import load_tokenizer
+from edgevlm.models.processor import missing_library
 from edgevlm.parity import checks
 from edgevlm.parity.calls import BlockCalls, OpenBlock
 from edgevlm.parity.compare import Array, difference
@@ -119,14 +120,12 @@ def verify(calls: BlockCalls, model: Any, photos: Sequence[Path]) -> EncoderVeri
     seen, said, equal, likeness = _images(calls, model, views), None, None, None
     if plan.host.text is not None:
         said, equal, likeness = _texts(calls, model, views)
-    photo = images.load(photos[0])
-    preprocessing = preprocessing_error(checkpoint, plan.host.image, photo, middle=False)
-    if preprocessing is None:  # the processor has this grid for a square picture alone
-        preprocessing = preprocessing_error(checkpoint, plan.host.image, photo)
+    missing = missing_library(checkpoint)
+    preprocessing = None if missing else _preprocessing(calls, images.load(photos[0]))
     functions, asked = calls.results()
     if equal is not None:
         asked.append(checks.token_ids_check(equal))
-    asked.append(checks.preprocessing_check(preprocessing))
+    asked.append(checks.preprocessing_check(preprocessing, missing))
     measured: dict[str, tuple[float, float | None]] = {}
     for stage, compared in (("vision", seen), ("text", said)):
         if compared is None:
@@ -171,6 +170,15 @@ def _images(calls: BlockCalls, model: Any, views: Sequence[Array]) -> _Compared:
     inputs = [{"pixel_values": view[None]} for view in pixels.numpy()]
     actual = _run(calls, "vision", inputs)
     return _Compared(_joined(actual, len(views[0])), _joined(expected.numpy(), len(views[0])))
+
+
+def _preprocessing(calls: BlockCalls, photo: Image.Image) -> float | None:
+    """How far our view of a photo is from the checkpoint's own; see `preprocessing_error`."""
+    checkpoint, image = calls.planned.checkpoint, calls.plan.host.image
+    error = preprocessing_error(checkpoint, image, photo, middle=False)
+    if error is None:  # the processor has this grid for a square picture alone
+        error = preprocessing_error(checkpoint, image, photo)
+    return error
 
 
 def clip_of(photo: Path, spec: ImageSpec) -> list[Image.Image]:

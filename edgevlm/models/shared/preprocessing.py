@@ -75,6 +75,25 @@ def check_view(processor: dict[str, Any], side: int, crops: bool = False) -> Non
             )
 
 
+def check_crop(processor: dict[str, Any], side: int) -> None:
+    """Refuse a processor that takes another middle, or none; whatever the size of the rest.
+
+    Args:
+        processor: The video processor's numbers.
+        side: Pixels of the encoder's views, each way.
+
+    Raises:
+        PlanError: Naming the key, its value and what to change.
+    """
+    check_resized(processor)
+    value = processor.get("crop_size", side)
+    if not processor.get("do_center_crop", True) or sides(value) - {side}:
+        raise PlanError(
+            f"the video processor's crop_size is {value}, and the encoder reads views of {side}"
+            f" pixels alone; set crop_size to {side}, and do_center_crop true"
+        )
+
+
 def sides(value: Any) -> set[Any]:
     """The pixels that a size of a processor names, whatever its form."""
     return set(value.values()) if isinstance(value, dict) else {value}

@@ -21,6 +21,7 @@ from edgevlm.graphs.parts import EncoderParts, EncoderSpec
 
 # What CLIP was trained with, and its processor's values where a checkpoint names none.
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 @dataclass(frozen=True)

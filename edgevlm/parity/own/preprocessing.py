@@ -39,11 +39,11 @@ def preprocessing_error(
         The difference; None if the checkpoint has no image processor, or it does not produce the
         grid.
     """
+    if not checkpoint.processor(spec.subject):
+        return None
     spec = replace(spec, frames=1, depth=1)
     if middle:
         image = of_grid(image, spec)
-    if not checkpoint.processor():
-        return None
     expected = checkpoint.family.processor_views(load_images(checkpoint), image, spec)
     if expected is None:
         return None

@@ -20,7 +20,7 @@ from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.runtimes.loops import images  # noqa: E402
 
-FRAMES = {"tiny-videomae": 8}
+FRAMES = {"tiny-videomae": 8, "tiny-vjepa2": 8}
 # Float32 sums in another order; measured 1e-6.
 LIMIT = 1e-5
 CLASS = "VideoMAEForVideoClassification"
@@ -48,6 +48,8 @@ def planned(preset, tmp_path):
     [
         ("tiny-videomae", {}),
         ("tiny-videomae", {"architectures": ["VideoMAEForPreTraining"]}),
+        ("tiny-vjepa2", {}),
+        ("tiny-vjepa2", {"architectures": ["VJEPA2Model"]}),
     ],
 )
 def test_an_encoder_of_clips_is_the_models_own(planned, name, changes):
@@ -101,3 +103,68 @@ def test_what_is_no_clip_of_the_model_is_refused(planned, frames, changes, messa
     with pytest.raises(PlanError) as error:
         planned("tiny-videomae", frames=frames, **changes)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("size", [(40, 30), (31, 57), (36, 36), (17, 90)])
+def test_a_frame_is_resized_beyond_its_view(planned, size):
+    """As V-JEPA 2's processor, of which torchvision's resize rounds up to one level otherwise."""
+    spec = planned("tiny-vjepa2").plan.host.image
+    assert (spec.shorter, spec.width) == (36, 32)
+    noise = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    frame, short = Image.fromarray(noise), min(size)
+    whole = tuple(36 if side == short else int(36 * side / short) for side in size)
+    x, y = (int((side - 32) / 2) for side in whole)
+    middle = frame.resize(whole, Image.Resampling.BILINEAR).crop((x, y, x + 32, y + 32))
+    levels = np.asarray(middle, np.float32).transpose(2, 0, 1) / 255
+    mean, std = (np.asarray(three)[:, None, None] for three in (spec.mean, spec.std))
+    for given in (frame, images.shrink(frame, spec)):
+        ours = images.views([given] * spec.frames, spec).reshape(spec.frames, 3, 32, 32)
+        assert np.abs(ours - (levels - mean) / std).max() < 1e-5
+
+
+def test_tokens_of_a_clip_merge_as_tome_merges_them(planned):
+    """The head's mean is that of ToMe's `mae.py`: each token as often as its patches."""
+    made = planned("tiny-videomae", methods=("tome@vision:r=10",))
+    assert made.plan.host.encoder.tokens == (64, 54, 44, 34, 24)
+    model = made.checkpoint.load_model()
+    image, own = made.plan.host.image, model.videomae
+    torch.manual_seed(0)
+    coarse = torch.randn(1, image.channels, 8, 8)
+    pixels = torch.nn.functional.interpolate(coarse, (image.height, image.width))
+    with torch.no_grad():
+        x = own.embeddings(pixels.unflatten(1, (-1, 3)), None)
+        size = torch.ones(1, x.shape[1], 1)
+        for layer in own.encoder.layer:
+            x, size = _tome_layer(layer, x, size, 10)
+        pooled = (x * size).sum(1) / size.sum(1)
+        expected = model.classifier(model.fc_norm(pooled))
+        ours = encode(made.parts(model).encoder.modules, pixels)[0][0]
+    assert x.shape[1] == 24
+    assert difference(ours.numpy(), expected.numpy())[0] < 1e-5
+
+
+def _tome_layer(layer, x, size, r):
+    """A layer of transformers' with ToMe's merging between attention and MLP, written anew."""
+    inside, h = layer.attention.attention, layer.layernorm_before(x)
+    heads, count = inside.num_attention_heads, x.shape[1]
+    query, key, value = (
+        part(h).view(1, count, heads, -1).transpose(1, 2)
+        for part in (inside.query, inside.key, inside.value)
+    )
+    scores = query @ key.transpose(2, 3) * inside.scaling + size.log()[:, None, None, :, 0]
+    mixed = (scores.softmax(-1) @ value).transpose(1, 2).reshape(1, count, -1)
+    x = x + layer.attention.output.dense(mixed)
+    metric = key.mean(1)[0]
+    metric = metric / metric.norm(dim=-1, keepdim=True)
+    best, into = (metric[::2] @ metric[1::2].T).max(-1)
+    order = best.argsort(descending=True)
+    merged, left = order[:r], order[r:]
+    totals = (x * size)[0]
+    sums, sizes = totals[1::2].clone(), size[0, 1::2].clone()
+    for index in merged.tolist():
+        sums[into[index]] += totals[2 * index]
+        sizes[into[index]] += size[0, 2 * index]
+    x = torch.cat((x[0, 2 * left], sums / sizes))[None]
+    size = torch.cat((size[0, 2 * left], sizes))[None]
+    h = layer.layernorm_after(x)
+    return layer.output(layer.intermediate(h), x), size

@@ -132,3 +132,20 @@ def test_a_clip_to_verify_with_moves(bundles):
     first, *_, last = clip_of(PHOTOS[0], spec)
     assert first.size == last.size
     assert np.abs(np.asarray(first, int) - np.asarray(last, int)).mean() > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny-videomae", "tiny-vjepa2"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"block_size_bytes": 100_000},
+        {"quantize": "w8a8"},
+        {"target": "executorch"},
+        {"target": "coreml", "quantize": "fp16"},
+    ],
+    ids=str,
+)
+def test_other_targets_and_schemes(preset, tmp_path, name, options):
+    recipe = Recipe(model=str(preset(name)), frames=8, **options)
+    assert export(recipe, tmp_path / "other.edgevlm").verification.ok
