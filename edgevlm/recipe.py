@@ -147,6 +147,15 @@ class Recipe:
         default=1,
         metadata=option("Frames of a clip; 1 means still images.", "N", least=1, most=MOST_FRAMES),
     )
+    stream: int | None = field(
+        default=None,
+        metadata=option(
+            "Visual tokens kept per frame of a stream (`run --stream`), for bundles with --frames;"
+            " default: the bundle takes no streams.",
+            "N",
+            least=1,
+        ),
+    )
     tiles: tuple[int, int] = field(
         default=(1, 1),
         metadata=option(
@@ -239,6 +248,8 @@ class Recipe:
                 f"size must be from 1x1 to {MOST_SIDE}x{MOST_SIDE} pixels, got"
                 f" {spell_pair(self.size)}"
             )
+        if self.stream is not None and self.frames < 2:
+            raise RecipeError("a stream is of frames; give --frames too, which is 2 or more")
         if self.frames > 1 and self.tiles != (1, 1):
             raise RecipeError(
                 "frames and tiles exclude each other, as clips are not tiled; drop one of them"

@@ -282,6 +282,20 @@ class EncoderShape:
 
 
 @dataclass(frozen=True)
+class StreamSpec:
+    """What a stream of frames without an end needs beside what a clip does.
+
+    Attributes:
+        tokens: Visual tokens kept of a view.
+        turned: Layers of the decoder whose keys are turned by their positions; a layer without
+            positions has others.
+    """
+
+    tokens: int
+    turned: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Rope:
     """Rotary tables: cos and sin of position · `inverse_frequencies`, twice, times `scaling`.
 

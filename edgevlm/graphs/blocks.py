@@ -6,6 +6,7 @@ the model's modules: no weight is copied.
 
     vision    VisionBlock     embedding, layers and connector of the encoder
     reduce    ReduceBlock     the method of site `tokens`, after the packing of all views
+              StreamBlock     what a stream keeps of a frame, beside the one before
     decoder   DecoderBlock    layers of the decoder; PrunedDecoderBlock where tokens leave in it
     head      HeadBlock       rows of the output matrix
     text      TextBlock       positions, layers and head of a text encoder
@@ -98,6 +99,21 @@ class ReduceBlock(nn.Module):
         outputs = reduced(self.method, self.pack(features), self.shape, packed, self.passed_on)
         # Where all are kept the output would be the input itself, and could not have its own name.
         return outputs[0].clone(), *outputs[1:]
+
+
+class StreamBlock(nn.Module):
+    """`stream`: features of a view and of the one before [1, N, C] -> tokens [1, K, C], kept [1, K].
+
+    Positions count within the view.
+    """
+
+    def __init__(self, method: Any) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, previous: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, positions = self.method(previous, features)
+        return tokens.clone(), positions  # as in `ReduceBlock`
 
 
 def signal_names(own: Sequence[str], passed_on: Sequence[str]) -> tuple[str, ...]:
@@ -253,6 +269,8 @@ def _vision(block: Block, parts: ModelParts, method: Any, shape: VisualShape) ->
 
 
 def _reduce(block: Block, parts: ModelParts, method: Any, shape: VisualShape) -> nn.Module:
+    if block.span[0]:
+        return StreamBlock(parts.stream)
     return ReduceBlock(parts.pack, method, shape, parts.passed_on)
 
 

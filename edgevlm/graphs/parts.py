@@ -288,6 +288,8 @@ class ModelParts:
         logit_scale: Factor of the scores of words.
         pruning: Numbers of a method of site `decoder`, or None.
         layer_table: Matrix of a second table, `DecoderSpec.per_layer`, without its scale; or None.
+        stream: What keeps the tokens of a frame of a stream, see `compress.shared.streams`; or
+            None.
     """
 
     encoder: EncoderParts
@@ -300,6 +302,7 @@ class ModelParts:
     pruning: Pruning | None = None
     layer_table: Tensor | None = None
     tied_rows: int = 0
+    stream: Any = None
 
     @property
     def passed_on(self) -> tuple[str, ...]:

@@ -84,7 +84,14 @@ class VlmBlocks:
     def reduce(self, pixels: Array) -> Reduced:
         """Visual tokens of all views [P, 3, h, w]."""
         values = self._encode(pixels)
-        (block,) = self.plan.stage("reduce")
+        whole, *further = self.plan.stage("reduce")
+        for block in further:  # a stream takes a view, beside the one before
+            first, second, *_ = np.split(values["features"], self.plan.host.image.views, axis=1)
+            self._choose(block, {"previous": first, "features": second})
+        return self._choose(whole, values)
+
+    def _choose(self, block: Block, values: Mapping[str, Array]) -> Reduced:
+        """The tokens that a block of `reduce` keeps."""
         (function,) = block.functions
         with self.calls.open(block) as opened:
             actual, expected = opened.run(function, values), opened.expected(function, values)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from edgevlm.bundle.host import StreamSpec
+from edgevlm.bundle.kinds.shared.reduce import no_stream
+from edgevlm.bundle.kinds.vlm import VlmHost
 from edgevlm.errors import PlanError
 from edgevlm.graphs.parts import DecoderSpec
 from edgevlm.recipe import Recipe
@@ -27,6 +30,8 @@ def chunk_tokens(recipe: Recipe, prompt: int, single_call: bool, picture: int = 
         PlanError: If the recipe's chunk does not hold what must be one call.
     """
     tokens = prompt + QUESTION_TOKENS
+    if recipe.stream:  # a frame is a call, and a question another
+        tokens = recipe.stream + QUESTION_TOKENS
     calls = 1 if single_call or picture else -(-tokens // CHUNK_TOKENS)
     chunk = recipe.chunk or -(-tokens // (calls * 8)) * 8
     if single_call and chunk <= prompt:
@@ -87,6 +92,25 @@ def context_tokens(
             f" tokens, expected {needed + 1} at least; give a smaller --chunk"
         )
     return rounded
+
+
+def stream_spec(recipe: Recipe, decoder: DecoderSpec) -> StreamSpec | None:
+    """Numbers of a stream; None where the recipe asks for none."""
+    if recipe.stream is None:
+        return None
+    turned = (layer for layer in decoder.attending if decoder.layers[layer].rotary)
+    return StreamSpec(recipe.stream, tuple(turned))
+
+
+def check_stream(host: VlmHost) -> None:
+    """Refuse a stream that a bundle of such a host cannot take.
+
+    Raises:
+        PlanError: With the reason.
+    """
+    reason = no_stream(host) if host.stream else ""
+    if reason:
+        raise PlanError(f"no stream: {reason}; leave out --stream")
 
 
 def check_layers(decoder: DecoderSpec, inside: str, chunk: int, context: int) -> None:

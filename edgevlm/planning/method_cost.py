@@ -38,7 +38,7 @@ def method_cost(planned: Any) -> MethodCost | None:
     counts = [site for site in planned.plan.sites if site.site == "tokens"]
     if all(site.tokens_in == site.tokens_out for site in counts):
         return None
-    shape, (reduce,) = planned.description.shape, planned.plan.stage("reduce")
+    shape, reduce = planned.description.shape, planned.plan.stage("reduce")[0]
     inputs = reduce.functions[0].inputs[1:]
     further = {t.name: t.shape[2:] for t in inputs if t.name in planned.method.signals}
     generator = torch.Generator().manual_seed(0)

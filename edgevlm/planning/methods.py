@@ -9,11 +9,13 @@ from typing import Any, get_args, get_type_hints
 from edgevlm.bundle.plan import SiteTokens
 from edgevlm.compress.shared.contract import DecoderMethod, TokensMethod, VisionMethod
 from edgevlm.compress.shared.restore import Restored
+from edgevlm.compress.shared.streams import Changed, OfFrame
 from edgevlm.errors import PlanError, RecipeError
 from edgevlm.graphs.parts import DecoderSpec, EncoderSpec
 from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.signals import GLOBAL
 from edgevlm.graphs.visual_shape import VisualShape
+from edgevlm.models.family import Description
 from edgevlm.recipe import MethodChoice, OptionValue, Recipe
 from edgevlm.registry import METHODS
 
@@ -61,6 +63,37 @@ def choose_method(
             f" {decoder.rope.axes} axes, places in a grid; leave it out"
         )
     return method, SiteTokens("tokens", choice.name, shape.tokens, method.plan(shape)), positions
+
+
+def choose_stream(recipe: Recipe, description: Description) -> Changed | OfFrame | None:
+    """What keeps the tokens of a frame of a stream; None where the recipe asks for no stream.
+
+    It is the method of site `tokens` with its options, over one frame. Where the recipe names none,
+    tokens are kept that differ from those of the frame before.
+
+    Raises:
+        PlanError: If the method needs more than the features of one frame, or cannot keep as many.
+    """
+    if recipe.stream is None:
+        return None
+    grids = description.shape.grids
+    frame = VisualShape(grids[:1], description.shape.channels)
+    if set(grids) != {*frame.grids} or frame.tokens != description.view_tokens:
+        raise PlanError("--stream needs frames that are grids of their own, and here they are not")
+    choice = _choices(recipe).get("tokens")
+    if choice is None:
+        return Changed(recipe.stream, frame)
+    options = dict(choice.options)
+    policies = {name: options.pop(name) for name in POLICIES if name in options}
+    beyond = next((f"{n}={v}" for n, v in policies.items() if n != "positions"), None)
+    method: TokensMethod = _make(choice, "tokens", options, tuple(POLICIES), tokens=recipe.stream)
+    needs = beyond or next((f"the signal '{name}'" for name in method.signals), None)
+    if needs:
+        raise PlanError(
+            f"{choice.name} with {needs} does not go with --stream, which takes the features of a"
+            " frame alone; take another method, or none"
+        )
+    return OfFrame(method, frame)
 
 
 def choose_encoder_method(

@@ -34,7 +34,13 @@ from edgevlm.models.processor import load_processor, load_tokenizer, missing_lib
 from edgevlm.models.shared.preprocessing import defaults
 from edgevlm.models.speller import Speller
 from edgevlm.planning.blocks import Stored, encoder_shape
-from edgevlm.planning.calls import check_layers, chunk_tokens, context_tokens
+from edgevlm.planning.calls import (
+    check_layers,
+    check_stream,
+    chunk_tokens,
+    context_tokens,
+    stream_spec,
+)
 from edgevlm.planning.layout import make_layout
 from edgevlm.planning.methods import (
     check_pruning,
@@ -43,6 +49,7 @@ from edgevlm.planning.methods import (
     choose_decoder_method,
     choose_encoder_method,
     choose_method,
+    choose_stream,
     global_times,
 )
 from edgevlm.planning.own_prompt import compare_prompts
@@ -68,6 +75,7 @@ class ChosenMethods:
         pruning: Numbers of the method of site `decoder`, or None.
         sites: Counts of all sites, in the order of the model.
         levels: Features of further levels of the encoder, by name, whatever the methods.
+        stream: What keeps the tokens of a frame of a stream, or None.
     """
 
     tokens: Any
@@ -78,6 +86,7 @@ class ChosenMethods:
     pruning: Pruning | None
     sites: tuple[SiteTokens, ...]
     levels: tuple[str, ...]
+    stream: Any = None
 
     @property
     def entering(self) -> tuple[int, ...]:
@@ -115,7 +124,7 @@ class ChosenMethods:
         merging = merge(parts.encoder, self.encoder, self.encoder_tokens)
         merged = replace(parts, encoder=merging)
         observed = observe(merged, self.signals, self.global_times, image)
-        return replace(observed, pruning=self.pruning)
+        return replace(observed, pruning=self.pruning, stream=self.stream)
 
 
 @dataclass(frozen=True)
@@ -218,7 +227,9 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
         positions=methods.positions,
         vocabulary=vocabulary,
         stop_ids=stop_ids(checkpoint, vocabulary),
+        stream=stream_spec(recipe, description.decoder),
     )
+    check_stream(host)
     plan = Plan(
         format_version=FORMAT_VERSION,
         kind=checkpoint.family.KIND,
@@ -253,8 +264,9 @@ def choose_methods(recipe: Recipe, description: Description) -> ChosenMethods:
     pruning, after = choose_decoder_method(recipe, description.decoder, reduction.tokens_out)
     sites = (*before, reduction, *after)
     levels = LEVELS[: len(description.decoder.levels)]
+    stream = choose_stream(recipe, description)
     chosen = ChosenMethods(
-        method, reduction, positions, encoder, encoder_tokens, pruning, sites, levels
+        method, reduction, positions, encoder, encoder_tokens, pruning, sites, levels, stream
     )
     check_signals(reduction.method, method.signals, description.encoder)
     check_recurrent(recipe, method, pruning, description.decoder)

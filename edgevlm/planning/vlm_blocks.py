@@ -33,6 +33,7 @@ def make_blocks(
     blocks = [
         *stage_blocks("vision", _vision_parts(parts), limit, stored),
         Block("reduce-0", "reduce", (0, 1), 0, ()),
+        *([Block("reduce-1", "reduce", (1, 2), 0, ())] if host.stream else ()),
         *stage_blocks("decoder", _decoder_parts(parts), limit, stored, host.states.own),
         *_head(host, limit, parts, stored),
     ]

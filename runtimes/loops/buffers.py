@@ -27,6 +27,7 @@ class Arrays:
         view: Features and signals of one view, by name.
         all_views: Features and signals of all views: inputs of `reduce`.
         reduced: Outputs of `reduce`.
+        stream: Inputs and outputs of `stream`; none where the bundle takes no streams.
         states: Arrays of the decoder's layers, layer by layer.
         recurrent: Those of recurrent layers.
         steps: For each function of the decoder its inputs by name, and `result`.
@@ -40,6 +41,7 @@ class Arrays:
     view: dict[str, Array]
     all_views: dict[str, Array]
     reduced: dict[str, Array]
+    stream: dict[str, Array]
     states: list[Array]
     recurrent: list[Array]
     steps: dict[str, dict[str, Array]]
@@ -57,6 +59,11 @@ def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
     all_views = {tensor.name: _array(tensor, own) for tensor in reduce.inputs}
     reduced = {tensor.name: _array(tensor, own) for tensor in reduce.outputs}
     blocks.bind("reduce-0", "reduce", all_views | reduced)
+    stream = dict[str, Array]()
+    for block in plan.stage("reduce")[1:]:
+        function = block.function("stream")
+        stream = {tensor.name: tensor.zeros() for tensor in (*function.inputs, *function.outputs)}
+        blocks.bind(block.name, "stream", stream)
     decoder, by_block = plan.stage("decoder"), _caches(plan)
     kept = [(by_block[b.name], c) for b in decoder for c in b.functions[0].caches]
     states = [arrays[cache.input] for arrays, cache in kept if cache.output]
@@ -83,6 +90,7 @@ def bind(plan: VlmPlan, blocks: Blocks) -> Arrays:
         features,
         all_views,
         reduced,
+        stream,
         states,
         [array for array, kind in zip(states, kinds, strict=True) if kind == "recurrent"],
         steps,

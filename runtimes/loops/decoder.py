@@ -162,6 +162,17 @@ class DecoderLoop:
             done += calls[-1][1]
         return calls
 
+    def go_back(self, length: int, position: int, known: int | None = None) -> None:
+        """Shorten the conversation: its next row is `length`, at `position`.
+
+        Args:
+            length: Rows that stay.
+            position: Rotary position of the next row.
+            known: Rows, from the first, that are as they were computed; None is all that stay.
+        """
+        self._marked = min(self._marked, length if known is None else known)
+        self.length, self.position = length, position
+
     def check_whole(self) -> None:
         """Refuse to go on where rows went through some recurrent layers and not through others.
 

@@ -105,6 +105,33 @@ class VisionLoop(DecoderLoop):
             return lambda: [self.see(self._decoded(pictures))]
         return lambda: [self.see(self._decoded([picture])) for picture in pictures]
 
+    def see_view(self, pictures: Iterable[Picture], previous: Array | None) -> tuple[Visual, Array]:
+        """Encode one view of a stream, and choose its tokens beside the view before.
+
+        Args:
+            pictures: As many frames as a view has.
+            previous: Features of the view before; None for the first.
+
+        Returns:
+            Its tokens, whose positions count within it, and its features [N, C].
+        """
+        image, arrays = self.plan.host.image, self.arrays.stream
+        pixels = images.views(pictures, replace(image, frames=image.depth))
+        started = time.perf_counter()
+        self.blocks.expect("encode", 1)
+        self.arrays.pixels[0] = pixels[0]
+        for block in self.plan.stage("vision"):
+            self.blocks.run(block.name, "encode")
+        features = self.arrays.view["features"][0].copy()
+        self.vision_ms += (time.perf_counter() - started) * 1e3
+        arrays["features"][0] = features
+        if "previous" in arrays:
+            arrays["previous"][0] = 0.0 if previous is None else previous
+        self.blocks.expect("stream", 1)
+        self.reduce_ms += _timed(lambda: self.blocks.run("reduce-1", "stream"))
+        outputs = {name: arrays[name] for name in ("visual_tokens", "kept_positions")}
+        return Visual.of(outputs), features
+
     def room(self) -> images.Room:
         """Memory for decoding a picture."""
         image, shortage = self.plan.host.image, self.blocks.shortage

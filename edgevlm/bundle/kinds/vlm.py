@@ -31,11 +31,12 @@ from edgevlm.bundle.host import (
     LayerTable,
     Layout,
     Rope,
+    StreamSpec,
 )
-from edgevlm.bundle.kinds.shared import states
+from edgevlm.bundle.kinds.shared import reduce, states
 from edgevlm.bundle.kinds.shared.decoder import new_rows, single_row, whole_prompt
 from edgevlm.bundle.kinds.shared.states import States
-from edgevlm.bundle.kinds.shared.vision import encode, signal_shape
+from edgevlm.bundle.kinds.shared.vision import encode
 from edgevlm.bundle.plan import Plan
 from edgevlm.recipe import MOST_CHECKED
 
@@ -83,6 +84,7 @@ class VlmHost:
         positions: `contiguous`, or `original`: visual tokens have the positions of the whole grid.
         vocabulary: Words that the head scores.
         stop_ids: Tokens that end an answer.
+        stream: Numbers of a stream of frames; None where the bundle takes none.
     """
 
     image: ImageSpec
@@ -106,6 +108,7 @@ class VlmHost:
     positions: str
     vocabulary: int
     stop_ids: tuple[int, ...]
+    stream: StreamSpec | None
 
     @property
     def tables(self) -> Mapping[str, Embedding]:
@@ -148,7 +151,8 @@ VlmPlan = Plan[VlmHost]
 
 def spans(host: VlmHost) -> dict[str, int]:
     """How far the spans of each stage's blocks reach, in the order of `STAGES`."""
-    reach = (host.encoder.parts, 1, len(host.states.layers), host.vocabulary)
+    reduces = 1 + (host.stream is not None)
+    reach = (host.encoder.parts, reduces, len(host.states.layers), host.vocabulary)
     return {stage.name: stop for stage, stop in zip(STAGES, reach, strict=True)}
 
 
@@ -162,7 +166,7 @@ def functions(host: VlmHost, block: Block) -> tuple[str, ...]:
     prefill = ("prefill",) if block.span[0] < host.states.own else ()
     names = {
         "vision": ("encode",),
-        "reduce": ("reduce",),
+        "reduce": ("stream",) if block.span[0] else ("reduce",),
         "decoder": (*prefill, "decode", *check),
         "head": ("logits", *check),
     }
@@ -176,7 +180,7 @@ def signature(host: VlmHost, block: Block, function: str) -> Signature:
         result = Tensor("features", "f32", features)
         return encode(host.image, host.encoder, block.span, result)
     if block.stage == "reduce":
-        return _reduce(host)
+        return {"reduce": reduce.clip, "stream": reduce.frame}[function](host)
     if block.stage == "head":
         return _head(host, block, rows={"logits": 1, "check": host.check}[function])
     if not host.entering:
@@ -191,10 +195,12 @@ def passes(plan: VlmPlan) -> dict[str, tuple[tuple[str, str], ...]]:
     decoder, own = [block.name for block in plan.stage("decoder")], writers(plan)
     orders = {
         "encode": tuple((block.name, "encode") for block in plan.stage("vision")),
-        "reduce": tuple((block.name, "reduce") for block in plan.stage("reduce")),
+        "reduce": ((plan.stage("reduce")[0].name, "reduce"),),
         "prefill": tuple((block.name, "prefill") for block in own),
         "decode": (*head, *((name, "decode") for name in decoder)),
     }
+    if plan.host.stream:
+        orders["stream"] = ((plan.stage("reduce")[1].name, "stream"),)
     if plan.host.check:
         heads = (block.name for block in plan.stage("head"))
         orders["check"] = tuple((name, "check") for name in (*decoder, *heads))
@@ -267,6 +273,7 @@ def check(plan: VlmPlan) -> None:
     known = stops == sorted({*stops}) and all(0 <= stop < host.vocabulary for stop in stops)
     expect(known, f"host.stop_ids is {shown(str(stops))}, expected words, each once, ascending")
     _check_calls(host)
+    reduce.check(host)
     checks.levels(host.levels, host.encoder, host.embedding.columns, len(host.states.layers))
     expect(
         not (host.levels and host.entering), "host.levels: no decoder block adds where tokens leave"
@@ -323,23 +330,6 @@ def _check_calls(host: VlmHost) -> None:
     expect(good, f"host.entering is {shown(str(entering))} for {layers} layers")
     expect(len(host.ropes) == 1, "host.ropes has several tables, expected one where tokens leave")
     expect(not host.calibrated, "host.calibrated: no decoder block takes it where tokens leave")
-
-
-def _reduce(host: VlmHost) -> Signature:
-    total, channels = host.image.views * host.encoder.view_tokens, host.embedding.columns
-    signals = [Tensor(s.name, "f32", signal_shape(s, total)) for s in host.encoder.signals]
-    outputs = [
-        Tensor("visual_tokens", "f32", (1, host.visual_tokens, channels)),
-        Tensor("kept_positions", "i32", (1, host.visual_tokens)),
-    ]
-    if host.calibrated:
-        outputs.append(Tensor("log_sizes", "f32", (1, host.visual_tokens)))
-    if host.carried == "vision":
-        outputs.append(Tensor("visual_signal", "f32", (1, host.visual_tokens)))
-    for name in LEVELS[: len(host.levels)]:
-        outputs.append(Tensor(f"kept_{name}", "f32", (1, host.visual_tokens, channels)))
-    inputs = (Tensor("features", "f32", (1, total, channels)), *signals)
-    return Signature(inputs, tuple(outputs), unread=frozenset(s.name for s in signals))
 
 
 def _head(host: VlmHost, block: Block, rows: int) -> Signature:

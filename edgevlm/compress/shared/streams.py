@@ -1,0 +1,103 @@
+"""What a stream keeps of each frame: K of its N tokens, whatever the scene does.
+
+`Changed` compares a frame with the one before, patch by patch:
+
+    similarity[i] = cos(features[i], previous[i])        K patches of the least similarity are kept
+
+Source: TimeChat-Online (arXiv 2504.17343), section 3.2, differential token drop by features. There
+a threshold decides, or a share of the tokens of a whole clip, so that a frame has any number of
+tokens; here every frame has K, as a static graph and a bounded cache need. Of patches that changed
+alike (a still scene, and the first frame, which has none before it) those are kept that cover the
+grid most evenly.
+
+`OfFrame` is a method of site `tokens` over one frame, which takes no note of the one before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgevlm.compress.shared.budgets import kept_tokens
+from edgevlm.graphs.selection import (
+    ROUNDING,
+    ascending,
+    keep_all,
+    largest_indices,
+    select_tokens,
+    unit_rows,
+)
+from edgevlm.graphs.visual_shape import VisualShape
+
+
+class Changed:
+    """Keeps the K tokens that differ most from those at their places in the frame before.
+
+    Args:
+        tokens: K.
+        shape: The grid of a frame.
+
+    Raises:
+        PlanError: If K is not between 1 and N.
+    """
+
+    def __init__(self, tokens: int, shape: VisualShape) -> None:
+        self.tokens = kept_tokens("--stream", tokens, shape.tokens)
+        self.order = spread(shape)
+
+    def __call__(self, previous: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Select.
+
+        Args:
+            previous: f32 [1, N, C], zeros before the first frame.
+            features: f32 [1, N, C].
+
+        Returns:
+            Tokens f32 [1, K, C] and their positions i32 [1, K], ascending.
+        """
+        if self.tokens == features.shape[1]:
+            return keep_all(features)
+        order = torch.tensor(self.order)
+        similarity = (unit_rows(features) * unit_rows(previous))[0].sum(-1)  # [N]
+        similarity = similarity.clamp(max=1.0 - ROUNDING).index_select(0, order)
+        # Of equals the first is taken: the earliest of the order that covers the grid.
+        first = largest_indices(-similarity, self.tokens)
+        return select_tokens(features, ascending(order.index_select(0, first)))
+
+
+class OfFrame:
+    """A method of site `tokens`, for one frame.
+
+    Args:
+        method: Without signals.
+        shape: The grid of a frame.
+    """
+
+    def __init__(self, method: Any, shape: VisualShape) -> None:
+        self.method, self.shape = method, shape
+        method.plan(shape)
+
+    def __call__(self, previous: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [1, K, C] of features [1, N, C], and their positions [1, K]."""
+        tokens, positions = self.method(features, shape=self.shape)
+        return tokens, positions
+
+
+def spread(shape: VisualShape) -> tuple[int, ...]:
+    """All places of a grid, in an order of which any beginning covers it about evenly.
+
+    The bits of row and column take turns, the lowest first (a Morton code, reversed).
+    """
+    ((height, width),) = shape.grids
+    bits = max(height - 1, width - 1, 1).bit_length()
+
+    def rank(place: int) -> int:
+        row, column = divmod(place, width)
+        return sum(
+            (row >> bit & 1) << 2 * (bits - bit) - 1 | (column >> bit & 1) << 2 * (bits - bit) - 2
+            for bit in range(bits)
+        )
+
+    return tuple(sorted(range(height * width), key=rank))
