@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,6 +12,7 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import InputError
 from edgevlm.libraries import require_torch
+from edgevlm.profiling.machine.sensors import metered
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes import values
 from edgevlm.runtimes.loading import load_loop
@@ -22,6 +23,7 @@ from edgevlm.runtimes.loops.encoder import EncoderLoop
 from edgevlm.runtimes.loops.images.pictures import Picture, is_picture
 from edgevlm.runtimes.loops.images.sources import Data, Source
 from edgevlm.runtimes.loops.sampling import Sampling
+from edgevlm.runtimes.loops.stream import LiveStream, Stream, StreamRequest
 from edgevlm.runtimes.loops.text import TextLoop
 
 if TYPE_CHECKING:
@@ -180,6 +182,48 @@ class Model:
                     " texts and pictures begins a conversation, as the prompt of generate"
                 )
             return loop.ask(prompt, tuple, max_new_tokens, sampling, on_text, self._draft(draft))
+
+    def stream(
+        self,
+        source: Source | Iterable[Picture],
+        prompt: str | None = None,
+        *,
+        ask_every: float | None = None,
+        fps: float = 1.0,
+        pace: bool = False,
+        system: str | None = None,
+        max_new_tokens: int = 64,
+        sampling: Sampling = Sampling(),
+        on_text: Callable[[str], None] = lambda _: None,
+    ) -> LiveStream:
+        """Go through frames one by one, of a bundle that was exported with `stream`.
+
+        Args:
+            source: A video as in `generate`, `/dev/video0`, an `rtsp://` or `http://` address, `-`
+                for stdin, or pictures one by one.
+            prompt: A question, asked at the end, or every `ask_every` seconds; more may be asked
+                by `ask` of what is returned.
+            ask_every: See `prompt`.
+            fps: Frames a second of the stream's time; pictures come at that rate.
+            pace: Whether a file goes by its clock.
+            system: A system prompt.
+            max_new_tokens: Most tokens of an answer.
+            sampling: Greedy by default.
+            on_text: Called with each new piece of an answer.
+
+        Returns:
+            What gives the events of `runtimes.loops.stream.events`, one by one, in a new
+            conversation; other calls of the model wait until they end.
+
+        Raises:
+            InputError: If the bundle takes no streams, or an argument has another type or is out of
+                range; while events are read, if the source gives no frame.
+        """
+        request = StreamRequest(
+            source, prompt, ask_every, fps, pace, system=system, max_new_tokens=max_new_tokens,
+            sampling=sampling, on_text=on_text, sensors=metered,
+        )  # fmt: skip
+        return LiveStream(Stream(self._asked(), request), self._alone)
 
     def embed(
         self, image: Picture | Sequence[Picture] | None = None, *, video: Source | None = None

@@ -17,6 +17,7 @@ import typer
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared import streaming
 from edgevlm.cli.shared.default_bundle import KIND, default_bundle
 from edgevlm.cli.shared.output import answer, complain, say
 from edgevlm.errors import InputError
@@ -50,8 +51,33 @@ def main(
         list[Path] | None, typer.Option(metavar="FILE", help="Image; may be repeated.")
     ] = None,
     video: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Video, for bundles exported with --frames."),
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Video, for bundles exported with --frames; with --stream also /dev/video0, an"
+            " rtsp:// or http:// address, or - for stdin.",
+        ),
+    ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Go through the video frame by frame, whatever its length; for bundles exported"
+            " with --stream.",
+        ),
+    ] = False,
+    fps: Annotated[
+        float, typer.Option(metavar="N", help="Frames of a stream a second of its time.")
+    ] = 1.0,
+    pace: Annotated[
+        bool, typer.Option("--pace", help="Stream a file as fast as its clock says, not faster.")
+    ] = False,
+    ask_every: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Ask --prompt so often in a stream's time; default: once, at its end.",
+        ),
     ] = None,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="System prompt of the conversation.")
@@ -98,11 +124,18 @@ def main(
     """
     path, texts, refused = _checked(context_, bundle, memory), _labels(labels), list[str]()
     loop = _announced(_listening(load_loop(path, engine, threads, memory, progress=say)))
+    if stream:
+        request = streaming.request(
+            video, prompt, ask_every, fps, pace, system, max_new_tokens,
+            Sampling(temperature, top_p, seed), _stream(json),
+        )  # fmt: skip
+        streaming.show(loop, request, chat, json)
+        return
     sampling, noting = Sampling(temperature, top_p, seed), _noting(refused, json) if chat else None
     asked = RunRequest(
-        images=image or (), video=video, labels=texts, system=system, draft=draft,
-        questions=_questions(prompt, chat), max_new_tokens=max_new_tokens, sampling=sampling,
-        on_text=_stream(json), on_refused=noting,
+        images=image or (), video=None if video is None else Path(video), labels=texts,
+        system=system, draft=draft, questions=_questions(prompt, chat),
+        max_new_tokens=max_new_tokens, sampling=sampling, on_text=_stream(json), on_refused=noting,
     )  # fmt: skip
     _show(loop.answers(asked), json)
     if refused:
@@ -116,6 +149,7 @@ def _checked(context: typer.Context, bundle: str | None, memory: str | None) -> 
         raise typer.BadParameter("--image is empty, or this folder; give the name of a file")
     if {"image", "video"} <= options:
         raise typer.BadParameter("give --image or --video, not both")
+    streaming.check(context.params, options)
     if not options:  # without an input the default bundle is not exported
         raise typer.BadParameter(
             "no input; give --prompt TEXT, or --chat to type questions, or --image FILE for a"

@@ -102,9 +102,9 @@ class ReduceBlock(nn.Module):
 
 
 class StreamBlock(nn.Module):
-    """`stream`: features of a view and of the one before [1, N, C] -> tokens [1, K, C], kept [1, K].
+    """`stream`: features of a view and of the one before [1, N, C] -> what is kept, as `reduce`.
 
-    Positions count within the view.
+    Tokens are [1, K, C]; their positions [1, K] count within the view.
     """
 
     def __init__(self, method: Any) -> None:

@@ -48,9 +48,9 @@ class TextLoop(VisionLoop):
 
     takes: ClassVar[tuple[str, ...]] = (
         "prompt", "image", "video", "system", "chat", "max_new_tokens", "temperature", "top_p",
-        "draft", "seed",
+        "draft", "seed", "stream", "fps", "pace", "ask_every",
     )  # fmt: skip
-    needs: ClassVar[tuple[str, ...]] = ("prompt", "chat")
+    needs: ClassVar[tuple[str, ...]] = ("prompt", "chat", "stream")
     usage: ClassVar[str] = (
         "the bundle answers questions; give --prompt TEXT, or --chat to type them, and --image or"
         " --video FILE"
@@ -174,8 +174,8 @@ class TextLoop(VisionLoop):
         choose = chooser(sampling)
         ids = [choose(self.logits())]
         first = time.perf_counter()
-        shown = _Stream(self.tokenizer, on_text)
-        stopped = self._generate(ids, min(max_new_tokens, room), choose, shown, draft)
+        shown = TextStream(self.tokenizer, on_text)
+        stopped = self.generate(ids, min(max_new_tokens, room), choose, shown, draft)
         seconds = time.perf_counter() - first
         if stopped == "length" and room < max_new_tokens:
             stopped = "context"
@@ -229,14 +229,19 @@ class TextLoop(VisionLoop):
                 " them; give the images, and the prompt as one text"
             )
 
-    def _generate(
+    def generate(
         self,
         ids: list[int],
         most: int,
         choose: Callable[[Array], int],
-        shown: _Stream,
+        shown: TextStream,
         draft: Draft | None,
     ) -> str:
+        """Add tokens to `ids`, of which there is one, until one stops or there are `most`.
+
+        Returns:
+            Why it ended, `stop` or `length`.
+        """
         stops, streamed = set(self.plan.host.stop_ids), 0
         while True:
             for token in ids[streamed:]:
@@ -288,7 +293,7 @@ class TextLoop(VisionLoop):
             self.step("decode", self.table[token][None])
 
 
-class _Stream:
+class TextStream:
     """Text of the ids so far; holds back characters that the next token may still change."""
 
     def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None]) -> None:
@@ -298,6 +303,7 @@ class _Stream:
         self._characters = 0  # of the text that was sent
 
     def add(self, token: int) -> None:
+        """One more token."""
         self.ids.append(token)
         byte = BYTE.fullmatch(self.tokenizer.id_to_token(token) or "") is not None
         if byte:  # what a run of bytes means shows at its end, and the stream fails inside one

@@ -23,7 +23,6 @@ from edgevlm.bundle.checks import expect
 from edgevlm.bundle.documents import shown
 from edgevlm.bundle.functions import Block, Signature, Stage, Tensor
 from edgevlm.bundle.host import (
-    LEVELS,
     MASKS,
     Embedding,
     EncoderShape,

@@ -18,9 +18,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SYS = Path("/sys")
 # Where slow-downs are not counted, a clock below this share of the earlier one is one.
@@ -95,6 +96,28 @@ def throttled(before: Reading, after: Reading) -> bool | None:
     if before.frequency_mhz is None or after.frequency_mhz is None:
         return None
     return after.frequency_mhz < SLOWED * before.frequency_mhz
+
+
+def metered() -> Callable[[], dict[str, Any]]:
+    """Begin to measure; gives what is called at the end.
+
+    That gives `joules` and `temperature_c`, None where no sensor does, and `not_measured` with the
+    reasons.
+    """
+    before, meter = read_sensors(), PowerMeter()
+    meter.__enter__()
+
+    def end() -> dict[str, Any]:
+        meter.__exit__()
+        after = read_sensors()
+        counted = joules(before, after)
+        energy = meter.joules if counted is None else counted
+        found = {"joules": energy, "temperature_c": after.temperature_c}
+        missing = {"energy": energy is None, "temperature": after.temperature_c is None}
+        reasons = {name: after.not_measured.get(name, "") for name, no in missing.items() if no}
+        return {**found, "not_measured": reasons}
+
+    return end
 
 
 @dataclass(frozen=True)

@@ -115,17 +115,22 @@ class Reader:
         self.room.claim(
             RGB_FRAME_BYTES * pixels * _depth(frame.format) + turn, self.name, "takes at least"
         )
-        high = hdr.is_hdr(frame)
-        array = frame.to_ndarray(format="rgb48le" if high else "rgb24")
-        picture = Image.new("RGB", (frame.width, frame.height))
-        rows = max(1, STRIP_PIXELS // frame.width)
-        for top in range(0, frame.height, rows):
-            strip = array[top : top + rows]
-            if high:
-                strip = hdr.to_srgb(strip, int(frame.color_trc), int(frame.color_primaries))
-            picture.paste(Image.fromarray(strip), (0, top))
-        del array
-        return _upright(picture, matrix)
+        return shown(frame, matrix)
+
+
+def shown(frame: Any, matrix: tuple[float, ...] | None = None) -> Image.Image:
+    """A frame as 8-bit RGB, turned by its display matrix."""
+    high = hdr.is_hdr(frame)
+    array = frame.to_ndarray(format="rgb48le" if high else "rgb24")
+    picture = Image.new("RGB", (frame.width, frame.height))
+    rows = max(1, STRIP_PIXELS // frame.width)
+    for top in range(0, frame.height, rows):
+        strip = array[top : top + rows]
+        if high:
+            strip = hdr.to_srgb(strip, int(frame.color_trc), int(frame.color_primaries))
+        picture.paste(Image.fromarray(strip), (0, top))
+    del array
+    return _upright(picture, _matrix(frame) if matrix is None else matrix)
 
 
 def _depth(format_: Any) -> int:

@@ -25,7 +25,7 @@ from edgevlm.errors import InputError
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.sampling import Sampling
 from edgevlm.runtimes.loops.sequence import assemble, text_rows
-from edgevlm.runtimes.loops.text import TextLoop, _Stream
+from edgevlm.runtimes.loops.text import TextLoop, TextStream
 from edgevlm.runtimes.on_onnxruntime.engine import Engine
 from edgevlm.runtimes.residency.resident import ResidentBlocks
 
@@ -291,7 +291,7 @@ def test_sampling_follows_its_seed(loop):
 @given(st.text(max_size=40))
 def test_streamed_text_is_the_text_whatever_the_tokens_cut(shared, text):
     shown = []
-    stream = _Stream(shared.tokenizer, shown.append)
+    stream = TextStream(shared.tokenizer, shown.append)
     for token in shared.tokenizer.encode(text, add_special_tokens=False).ids:
         stream.add(token)
         assert "".join(shown) == text[: len("".join(shown))]
@@ -301,7 +301,7 @@ def test_streamed_text_is_the_text_whatever_the_tokens_cut(shared, text):
 @given(st.lists(st.integers(0, 1023), max_size=30))
 def test_streamed_text_is_the_final_text_of_any_tokens(shared, ids):
     shown = []
-    stream = _Stream(shared.tokenizer, shown.append)
+    stream = TextStream(shared.tokenizer, shown.append)
     for token in ids:
         stream.add(token)
     assert stream.finish() == "".join(shown)
@@ -314,7 +314,7 @@ def test_streamed_bytes_are_those_of_the_final_text(ids):
     tokenizer = Tokenizer(models.BPE(words, [], unk_token="<unk>", byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     shown = []
-    stream = _Stream(tokenizer, shown.append)
+    stream = TextStream(tokenizer, shown.append)
     for token in ids:
         stream.add(token)
     assert stream.finish() == "".join(shown)
@@ -324,7 +324,7 @@ def test_a_character_of_several_tokens_is_shown_once_it_is_whole(shared):
     ids = shared.tokenizer.encode("a🙂b").ids
     assert len(ids) > 4
     shown = []
-    stream = _Stream(shared.tokenizer, shown.append)
+    stream = TextStream(shared.tokenizer, shown.append)
     for token in ids:
         stream.add(token)
     assert shown == ["a", "🙂", "b"]

@@ -1,0 +1,93 @@
+"""`edgevlm run --stream`: the options of a stream, what it says, and questions on stdin."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import typer
+
+from edgevlm.cli.shared.output import answer, complain, say
+from edgevlm.errors import InputError
+from edgevlm.profiling.machine.sensors import metered
+from edgevlm.runtimes.loops.contract import Loop
+from edgevlm.runtimes.loops.sampling import Sampling
+from edgevlm.runtimes.loops.stream import Stream, StreamRequest
+from edgevlm.runtimes.loops.stream.events import Event, Refused, StreamAnswer
+from edgevlm.runtimes.loops.stream.source import STDIN
+from edgevlm.runtimes.loops.text import TextLoop
+
+OF_STREAMS = ("fps", "pace", "ask_every")
+NOT_OF_STREAMS = ("image", "labels", "draft")
+
+
+def check(values: Mapping[str, Any], given: Collection[str]) -> None:
+    """Refuse options that belong to streams without one, and those that no stream takes."""
+    if not values["stream"]:
+        for name in OF_STREAMS:
+            if name in given:
+                raise typer.BadParameter(f"--{name.replace('_', '-')} needs --stream")
+        return
+    for name in NOT_OF_STREAMS:
+        if name in given:
+            raise typer.BadParameter(f"--{name} does not go with --stream")
+    if not values["video"]:
+        raise typer.BadParameter("--stream needs --video: a file, /dev/video0, an address, or -")
+    if values["chat"] and values["video"] == STDIN:
+        raise typer.BadParameter("--chat reads questions from stdin, which is the video; leave out")
+    if values["ask_every"] is not None and values["prompt"] is None:
+        raise typer.BadParameter("--ask-every needs --prompt")
+
+
+def request(
+    video: str | None, prompt: str | None, ask_every: float | None, fps: float, pace: bool,
+    system: str | None, max_new_tokens: int, sampling: Sampling, on_text: Any,
+) -> StreamRequest:  # fmt: skip
+    """What the options of the command line say."""
+    return StreamRequest(
+        video, prompt, ask_every, fps, pace, system=system, max_new_tokens=max_new_tokens,
+        sampling=sampling, on_text=on_text, sensors=metered,
+    )  # fmt: skip
+
+
+def show(loop: Loop, asked: StreamRequest, chat: bool, as_json: bool) -> None:
+    """Print what happens: with --json each event on a line of stdout, else answers alone."""
+    if not isinstance(loop, TextLoop):
+        raise InputError(f"no stream here: {loop.usage}")
+    stream = Stream(loop, asked)
+    before = signal.signal(signal.SIGINT, lambda *_: _stopping(stream))
+    if chat:
+        threading.Thread(target=_ask, args=(stream,), daemon=True).start()
+    try:
+        for event in stream.events():
+            _print(event, as_json)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stopping(stream: Stream) -> None:
+    """End a stream at the first interrupt; a second one ends the command."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stream.stop()
+
+
+def _ask(stream: Stream) -> None:
+    """Ask each line of stdin."""
+    for line in sys.stdin:
+        if line.strip():
+            stream.ask(line.strip())
+
+
+def _print(event: Event, as_json: bool) -> None:
+    if as_json:
+        answer(event, "", as_json)
+        return
+    if isinstance(event, StreamAnswer):
+        print(flush=True)  # its text was printed as it came
+    if isinstance(event, Refused):
+        complain(event.error)
+    else:
+        say(event.line)
