@@ -160,7 +160,7 @@ class SiteRegistry:
 
 KINDS = Registry("kind of bundle", "edgevlm.bundle.kinds")
 FAMILIES = Registry("model family", "edgevlm.models", nested=True)
-METHODS = SiteRegistry("method", "edgevlm.compress", ("tokens", "vision", "decoder"))
+METHODS = SiteRegistry("method", "edgevlm.compress", ("tokens", "vision", "decoder", "input"))
 DATASETS = Registry("dataset", "edgevlm.evaluation.datasets")
 TARGETS = Registry("target", "edgevlm.exporters", "to_", "target")
 ENGINES = Registry("engine", "edgevlm.runtimes", "on_", "engine", dashes=True)

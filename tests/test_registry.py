@@ -54,7 +54,7 @@ def test_a_dash_may_stand_for_an_underscore():
 
 
 def test_sites_are_folders_in_order_of_preference():
-    assert METHODS.sites() == ["tokens", "vision", "decoder"]
+    assert METHODS.sites() == ["tokens", "vision", "decoder", "input"]
     assert METHODS.sites_of("mustdrop") == ["vision", "decoder"]
     assert METHODS.site_of("tome") == "tokens"
     assert METHODS.site_of("tome", "vision") == "vision"

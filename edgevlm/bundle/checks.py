@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from edgevlm.bundle.documents import shown
 from edgevlm.bundle.host import (
     LEVELS,
+    MOST_CANDIDATES,
     SIDES,
     SIGNALS,
     Embedding,
@@ -25,6 +26,7 @@ from edgevlm.bundle.host import (
 from edgevlm.bundle.packed import PACKINGS
 from edgevlm.bundle.plan import MANIFEST, FileEntry
 from edgevlm.errors import BundleError
+from edgevlm.registry import METHODS
 
 # Most elements of a tensor: 2^31 are 8 GB of float32.
 MOST_SIZE = 2**31
@@ -86,6 +88,10 @@ def image(spec: ImageSpec) -> None:
         spec.depth <= spec.frames,
         f"host.image has views of {spec.depth} frames, and a picture or clip has {spec.frames}",
     )
+    choice("host.image.picker", spec.picker, ("", *METHODS.names("input")))
+    few, many = (spec.frames, MOST_CANDIDATES) if spec.picker and spec.frames > 1 else (0, 0)
+    good = few <= spec.candidates <= many
+    expect(good, f"host.image.candidates is {spec.candidates}, expected {few} to {many}")
     for name, least in (("mean", -MOST_PIXEL), ("std", 1 / MOST_PIXEL)):
         values = getattr(spec, name)
         expect(

@@ -30,6 +30,9 @@ SIGNALS = (
 LEVELS = tuple(f"level_{index}" for index in range(8))
 
 
+MOST_CANDIDATES = 1024  # frames of a video that a picker looks at
+
+
 @dataclass(frozen=True)
 class LayoutItem:
     """One item of the sequence.
@@ -127,6 +130,9 @@ class ImageSpec:
     than one tile the whole picture resized to height x width is the global view, `first` or `last`.
     Of a clip each `depth` frames are one view, their channels one after the other; the last frame
     fills the last view up. A pixel is (value / 255 - mean) / std, channels first.
+
+    Of a video, frames are taken evenly in time; with a `picker`, a method of site `input` looks at
+    `candidates` of them and picks.
     """
 
     height: int
@@ -141,6 +147,8 @@ class ImageSpec:
     fit: str = "stretch"
     depth: int = 1
     shorter: int = 0
+    picker: str = ""
+    candidates: int = 0
 
     @property
     def tiling(self) -> tuple[tuple[int, int], str, int]:

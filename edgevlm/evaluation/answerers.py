@@ -73,7 +73,7 @@ class BundleAnswerer:
         self._loop, self._max_new_tokens, plan = loop, max_new_tokens, loop.plan
         image = plan.host.image
         self.engine, self.frames = self._loop.blocks.engine.name, image.frames
-        self.visual_tokens = plan.host.visual_tokens
+        self.visual_tokens, self.picker = plan.host.visual_tokens, image.picker
         self.bundle_bytes: int | None = sum(file.bytes for file in plan.files)
         self.set_frames([Image.new("RGB", (image.width, image.height))] * image.frames)
         self.ask("", follow_up=False)

@@ -96,6 +96,7 @@ class Answerer(Protocol):
     frames: int
     visual_tokens: int
     bundle_bytes: int | None
+    picker: str  # of frames of a video, by name; empty if they are even in time
 
     def set_frames(self, frames: Sequence[Image.Image]) -> None:
         """Take the image, or the frames of the clip, of the next questions."""
@@ -231,6 +232,11 @@ def _ask(answerer: Answerer, example: Example, tally: _Tally) -> None:
         takes = "images" if frames == 1 else f"{frames} frames"
         tally.left_out[f"{what}, the model takes {takes}"] += 1
         return
+    if example.video and answerer.picker:
+        raise InputError(
+            f"the bundle picks the frames of a video by '{answerer.picker}', and evaluate shows"
+            f" those of scene '{example.scene}' evenly in time; give its frames as images"
+        )
     kind = "image" if count == 1 else "clip"
     try:
         answerer.set_frames(example.frames * (frames if count == 1 else 1))

@@ -25,9 +25,11 @@ class Example:
         frames: One image, or the frames of a clip in order.
         questions: Each is asked in a conversation of its own, or all in one if `chat`.
         chat: The questions are the turns of one conversation.
+        video: The frames were taken from a video, evenly in time.
     """
 
     scene: str
     frames: tuple[Image.Image, ...]
     questions: tuple[Question, ...]
     chat: bool = False
+    video: bool = False

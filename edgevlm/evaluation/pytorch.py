@@ -79,6 +79,7 @@ class PyTorchAnswerer:
 
     engine = "pytorch"
     bundle_bytes: int | None = None
+    picker = ""
 
     def __init__(
         self, planned: VlmPlanned, model: Any, max_new_tokens: int = MAX_NEW_TOKENS

@@ -31,7 +31,7 @@ from edgevlm.models.family import EmbedderDescription, TextSpec
 from edgevlm.models.own_processors import check_tokenizer, check_views
 from edgevlm.models.shared.preprocessing import defaults
 from edgevlm.planning.blocks import Stored, encoder_shape, finished, stage_blocks
-from edgevlm.planning.methods import choose_encoder_method
+from edgevlm.planning.methods import choose_encoder_method, choose_picker
 from edgevlm.planning.target import (
     check_table_scheme,
     checked_target,
@@ -98,6 +98,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> EncoderPlanned:
     target = checked_target(recipe, QUANTIZED)
     backend = required_backend(recipe, target)
     description: EmbedderDescription = checkpoint.describe(recipe)
+    description = replace(description, image=choose_picker(recipe, description.image))
     check_views(checkpoint, description.image)
     chosen = _Method(*choose_encoder_method(recipe, description.encoder))
     parts = _merged(checkpoint.parts(checkpoint.empty_model(), description), chosen)
@@ -140,7 +141,7 @@ def _check(recipe: Recipe) -> None:
             )
     for choice in recipe.methods:
         site = METHODS.site_of(choice.name, choice.site)
-        if site != "vision":
+        if site not in ("input", "vision"):
             works = " (it works there: add @vision)" * ("vision" in METHODS.sites_of(choice.name))
             raise RecipeError(
                 f"method '{choice.name}' is of site '{site}', an image encoder has site 'vision'"

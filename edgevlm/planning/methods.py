@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
+from edgevlm.bundle.host import ImageSpec
 from edgevlm.bundle.plan import SiteTokens
 from edgevlm.compress.shared.contract import DecoderMethod, TokensMethod, VisionMethod
 from edgevlm.compress.shared.restore import Restored
@@ -18,6 +20,7 @@ from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import Description
 from edgevlm.recipe import MethodChoice, OptionValue, Recipe
 from edgevlm.registry import METHODS
+from edgevlm.runtimes.loops.images.picking import FramesMethod
 
 # What the plan does with the tokens of any method of site `tokens`; the first is what happens
 # unasked.
@@ -94,6 +97,29 @@ def choose_stream(recipe: Recipe, description: Description) -> Changed | OfFrame
             " frame alone; take another method, or none"
         )
     return OfFrame(method, frame)
+
+
+def choose_picker(recipe: Recipe, image: ImageSpec) -> ImageSpec:
+    """Preprocessing with the method of site `input`, or as it is without one.
+
+    Raises:
+        PlanError: If the bundle takes still images.
+        RecipeError: If it looks at fewer frames than it shows, or at too many.
+    """
+    choice = _choices(recipe).get("input")
+    if choice is None:
+        return image
+    method: FramesMethod = _make(choice, "input", dict(choice.options))
+    if image.frames == 1:
+        raise PlanError(
+            f"{choice.name} at site input picks frames of a video, and the bundle takes still"
+            " images; add --frames F, or leave it out"
+        )
+    try:
+        candidates = method.candidates(image.frames)
+    except ValueError as cause:
+        raise RecipeError(f"method '{choice.name}': {cause}") from cause
+    return replace(image, picker=choice.name.replace("-", "_"), candidates=candidates)
 
 
 def choose_encoder_method(

@@ -49,6 +49,7 @@ from edgevlm.planning.methods import (
     choose_decoder_method,
     choose_encoder_method,
     choose_method,
+    choose_picker,
     choose_stream,
     global_times,
 )
@@ -194,6 +195,7 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     checkpoint = checkpoint.cut(recipe.layers)
     recipe = replace(recipe, layers=checkpoint.layers)  # all its layers are no trial
     description: Description = checkpoint.describe(recipe)
+    description = replace(description, image=choose_picker(recipe, description.image))
     check_attention(recipe, target, description.decoder)
     methods = choose_methods(recipe, description)
     checkpoint = replace(checkpoint, all_layers=reads_last_layer(methods.signals))

@@ -179,7 +179,11 @@ class EncoderLoop:
             return [images.load(picture, self.room())]
         if video is not None:
             return images.load_clip(
-                video, image.frames, lambda frame: images.shrink(frame, image), self.room()
+                video,
+                image.frames,
+                lambda frame: images.shrink(frame, image),
+                self.room(),
+                images.picker_of(image),
             )[0]
         listed = isinstance(picture, Sequence) and not isinstance(picture, str | Data)
         frames: Sequence[Any] = picture if listed else [picture]  # type: ignore[assignment]

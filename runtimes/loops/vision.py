@@ -159,7 +159,9 @@ class VisionLoop(DecoderLoop):
             return view
 
         started = time.perf_counter()
-        clip, times, duration = images.load_clip(video, image.frames, shrink, self.room())
+        clip, times, duration = images.load_clip(
+            video, image.frames, shrink, self.room(), images.picker_of(image)
+        )
         self.decoding_s += time.perf_counter() - started - shrinking_s
         return self.see(clip, times, duration)
 

@@ -22,7 +22,7 @@ PICTURE = Image.new("RGB", (8, 8))
 class Parrot:
     """Answers with the question, and writes down what it was shown and asked."""
 
-    engine, visual_tokens, bundle_bytes = "parrot", 5, 1000
+    engine, visual_tokens, bundle_bytes, picker = "parrot", 5, 1000, ""
 
     def __init__(self, frames=1):
         self.frames, self.log = frames, []

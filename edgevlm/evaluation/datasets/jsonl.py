@@ -73,7 +73,9 @@ def examples(path: Path | str, frames: int = 1, limit: int | None = None) -> Ite
         raise InputError(f"'{path}' has no questions")
     wanted = first_scenes((scene.name for scene in scenes), limit)
     return (
-        Example(scene.name, _frames(scene, frames), scene.questions, scene.chat)
+        Example(
+            scene.name, _frames(scene, frames), scene.questions, scene.chat, scene.kind == "video"
+        )
         for scene in scenes
         if scene.name in wanted
     )

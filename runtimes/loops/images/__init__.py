@@ -7,6 +7,7 @@ memory of decoding.
 
 from edgevlm.runtimes.loops.images.clips import load_clip as load_clip
 from edgevlm.runtimes.loops.images.clips import prepare as prepare
+from edgevlm.runtimes.loops.images.picking import picker_of as picker_of
 from edgevlm.runtimes.loops.images.pictures import load as load
 from edgevlm.runtimes.loops.images.room import Room as Room
 from edgevlm.runtimes.loops.images.views import shrink as shrink

@@ -7,7 +7,7 @@ time stamps, as in a raw stream, they are counted by decoding the whole video.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image
 from edgevlm.errors import InputError
 from edgevlm.libraries import first_line, require
 from edgevlm.runtimes.loops.images import seeking
+from edgevlm.runtimes.loops.images.picking import Picker
 from edgevlm.runtimes.loops.images.reader import Reader
 from edgevlm.runtimes.loops.images.room import Room
 from edgevlm.runtimes.loops.images.sources import Source, is_source, name_of, opened
@@ -25,15 +26,20 @@ Clip = tuple[list[Image.Image], list[float], float]
 
 
 def load_clip(
-    video: Source, frames: int, shrink: Shrink = lambda picture: picture, room: Room = Room()
+    video: Source,
+    frames: int,
+    shrink: Shrink = lambda picture: picture,
+    room: Room = Room(),
+    picker: Picker | None = None,
 ) -> Clip:
-    """Decode `frames` frames spread evenly over a video, first and last included.
+    """Decode `frames` frames of a video: evenly in time, first and last included, or picked.
 
     Args:
         video: A path, the file's bytes, or a binary file.
         frames: At least 2.
         shrink: Applied to each frame as soon as it is decoded, so that one at a time is in memory.
         room: Memory that decoding may take.
+        picker: What picks them; where it finds too few, they are even in time.
 
     Returns:
         The RGB frames, their times in seconds, and the clip's duration in seconds, that of its last
@@ -49,7 +55,8 @@ def load_clip(
     with opened(video, "video") as file:
         reader = Reader(av, file, name, room)
         try:
-            return _sought(reader, frames, shrink) or _counted(reader, frames, shrink)
+            clip = _sought(reader, frames, shrink, picker)
+            return clip or _counted(reader, frames, shrink, picker)
         except (InputError, MemoryError):
             raise
         except Exception as cause:  # of many types; those of PyAV repeat the name and a number
@@ -65,14 +72,17 @@ def prepare(clips: bool) -> None:
             importlib.import_module("av")
 
 
-def _sought(reader: Reader, frames: int, shrink: Shrink) -> Clip | None:
+def _sought(reader: Reader, frames: int, shrink: Shrink, picker: Picker | None) -> Clip | None:
     """The clip by time stamps; None where there are none, or fewer frames than wanted."""
     try:
         span = seeking.measured(reader)
         if span is None:
             return None
+        places = picker.of_span(reader, span, frames) if picker else None
+        if places is None:
+            places = np.linspace(0, span.frames - 1, frames)
         chosen, pictures = list[int](), dict[int, Image.Image]()
-        for frame in seeking.nearest(reader, span, frames):
+        for frame in seeking.nearest(reader, span, places):
             if frame.pts not in pictures:
                 pictures[frame.pts] = shrink(reader.picture(frame))
             chosen.append(frame.pts)
@@ -85,7 +95,7 @@ def _sought(reader: Reader, frames: int, shrink: Shrink) -> Clip | None:
     return [pictures[stamp] for stamp in chosen], times, _duration(span.seconds, span.frames)
 
 
-def _counted(reader: Reader, frames: int, shrink: Shrink) -> Clip:
+def _counted(reader: Reader, frames: int, shrink: Shrink, picker: Picker | None) -> Clip:
     """The clip by the frames that its decoder gives: all are decoded, twice."""
     seconds = list[float]()
     with reader.open() as container:
@@ -94,7 +104,13 @@ def _counted(reader: Reader, frames: int, shrink: Shrink) -> Clip:
         for index, frame in enumerate(reader.decode(container, stream)):
             seconds.append(index / rate if frame.time is None else frame.time)
     _check_count(reader, len(seconds), frames)
-    chosen = _spread(len(seconds), frames)
+    chosen = None
+    if picker:
+        with reader.open() as container:
+            decoded = reader.decode(container, reader.stream(container))
+            chosen = picker.of_decoded(reader, decoded, len(seconds), frames)
+    if chosen is None:
+        chosen = _spread(len(seconds), frames)
     pictures: dict[int, Image.Image] = {}
     with reader.open() as container:
         for index, frame in enumerate(reader.decode(container, reader.stream(container))):
@@ -115,6 +131,6 @@ def _duration(seconds: float, count: int) -> float:
     return seconds * count / (count - 1)
 
 
-def _spread(count: int, frames: int) -> Sequence[int]:
+def _spread(count: int, frames: int) -> list[int]:
     """Indices of `frames` of `count`, at equal distances."""
     return [int(index) for index in np.linspace(0, count - 1, frames).round()]

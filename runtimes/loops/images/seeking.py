@@ -8,7 +8,7 @@ not count.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,13 @@ def measured(reader: Reader) -> Span | None:
     return Span(begin, last, unit, max(2, round((last - begin) * unit * rate) + 1))
 
 
-def nearest(reader: Reader, span: Span, frames: int) -> Iterator[Any]:
-    """The frames nearest to `frames` times, first and last included; a long one may come twice.
+def nearest(reader: Reader, span: Span, places: Iterable[float]) -> Iterator[Any]:
+    """The frames nearest to some places; one that is shown for long may come twice.
+
+    Args:
+        reader: The video.
+        span: Where it begins and ends.
+        places: Numbers of frames at a constant rate, from 0, ascending.
 
     Raises:
         NoStampError: If a decoded frame has no time stamp.
@@ -75,7 +80,7 @@ def nearest(reader: Reader, span: Span, frames: int) -> Iterator[Any]:
     with reader.open() as scout, reader.open() as container:
         seeker, stream = reader.stream(scout), reader.stream(container)
         decoded, before, after = reader.decode(container, stream), None, None
-        for index in np.linspace(0, span.frames - 1, frames):
+        for index in places:
             target = span.first + index * span.step
             if after is None or after.pts < target:
                 offset, key = _key(reader, scout, seeker, span, target)
@@ -93,6 +98,14 @@ def nearest(reader: Reader, span: Span, frames: int) -> Iterator[Any]:
             if chosen is None:
                 return
             yield chosen
+
+
+def keys(reader: Reader, span: Span, places: Iterable[float]) -> list[int]:
+    """Time stamps of the key frames before some places, each once; nothing is decoded."""
+    with reader.open() as scout:
+        stream = reader.stream(scout)
+        targets = [span.first + place * span.step for place in places]
+        return sorted({_key(reader, scout, stream, span, target)[1] for target in targets})
 
 
 def few(reader: Reader, frames: int) -> bool:
