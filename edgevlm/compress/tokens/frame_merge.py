@@ -39,6 +39,10 @@ DIFFERS = (
 COMPARED = "vectors"
 
 
+# Tokens f32 [n, C], how many tokens each stands for f32 [n, 1], and their positions i64 [n].
+Clip = tuple[Tensor, Tensor, Tensor]
+
+
 class Method(TokensMethod):
     """Merges the tokens of a clip to K.
 
@@ -79,16 +83,12 @@ class Method(TokensMethod):
         shape = shape or square_shape("frame_merge", features)
         check_shape("frame_merge", features, shape)
         frames, tokens = clip_frames("frame_merge", shape)
-        places = torch.arange(frames * tokens)
+        places, starts = torch.arange(frames * tokens), range(0, frames * tokens, tokens)
         ones = torch.ones(tokens, 1)
-        clips = [
-            (features[0, at : at + tokens], ones, places[at : at + tokens])
-            for at in range(0, frames * tokens, tokens)
-        ]
+        clips = [(features[0, s : s + tokens], ones, places[s : s + tokens]) for s in starts]
         for counts in levels(frames, tokens, kept):
             pairs = [clips[i : i + 2] for i in range(0, len(clips), 2)]
-            joined = [tuple(map(torch.cat, zip(*pair, strict=True))) for pair in pairs]
-            clips = [merged(*clip, count) for clip, count in zip(joined, counts, strict=True)]
+            clips = [merged(pair, count) for pair, count in zip(pairs, counts, strict=True)]
         ((x, _, at),) = clips
         at, x = in_raster_order(at, x)
         return x.unsqueeze(0), at.to(torch.int32).unsqueeze(0)
@@ -115,18 +115,12 @@ def levels(frames: int, tokens: int, kept: int) -> list[list[int]]:
     return counts
 
 
-def merged(x: Tensor, size: Tensor, places: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Merge tokens [n, C] until `kept` are left, in as few rounds as it takes.
+def merged(clips: list[Clip], kept: int) -> Clip:
+    """Join clips of n tokens in all and merge until `kept` are left, those that stay first.
 
-    Args:
-        x: Tokens.
-        size: How many tokens each stands for, f32 [n, 1].
-        places: Their positions, i64 [n].
-        kept: k.
-
-    Returns:
-        The same of the k that are left, those that stayed first.
+    As few rounds as it takes, each of which halves the tokens at most.
     """
+    x, size, places = (torch.cat(tensors) for tensors in zip(*clips, strict=True))
     while x.shape[0] > kept:
         matching = match_joined(x, x.shape[0] - kept)
         x, size = matching.merge(x, size)

@@ -20,6 +20,8 @@ each frame; the quantized memory behind the language model is another matter.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -62,7 +64,6 @@ class Method(TokensMethod):
         ValueError: If an option is out of its range.
     """
 
-    causal, first_whole = True, False
     signals = ("cls_attention",)
 
     def __init__(
@@ -119,7 +120,7 @@ class Method(TokensMethod):
     def of_frame(
         self, frame: Tensor, previous: Tensor, kept: int, **signals: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The same of one frame of a stream."""
+        """The same of one frame of a stream, of the first by zeros; see `CausalMethod`."""
         return self._reduce(frame, previous, signals["cls_attention"], (kept,))
 
     def _reduce(
@@ -146,7 +147,7 @@ class Method(TokensMethod):
         number = torch.arange(x.shape[1]).unsqueeze(1)
         members = ((nearest.unsqueeze(1) == number) & centre.unsqueeze(2) & rest).float()
         count = members.sum(2, keepdim=True)
-        mean = members @ x / count.clamp(min=1.0)
+        mean: Tensor = members @ x / count.clamp(min=1.0)
         return torch.where(count > 0, self.beta * x + (1.0 - self.beta) * mean, x)
 
 
@@ -169,7 +170,8 @@ def distances(x: Tensor) -> Tensor:
     squares = square.unsqueeze(2) + square.unsqueeze(1) - 2.0 * x @ x.transpose(1, 2)
     number = torch.arange(x.shape[1])
     own = number == number.unsqueeze(1)
-    return torch.where(own, 0.0, squares.clamp(min=0.0)).sqrt() / x.shape[2] ** 0.5
+    distance: Tensor = torch.where(own, 0.0, squares.clamp(min=0.0)).sqrt()
+    return distance / math.sqrt(x.shape[2])
 
 
 def peak_scores(distance: Tensor, static: Tensor, neighbours: int) -> Tensor:
