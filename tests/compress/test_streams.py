@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 from edgevlm.compress.shared.streams import Changed, OfFrame, spread
 from edgevlm.compress.tokens.average_pool import Method

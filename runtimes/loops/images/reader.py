@@ -110,7 +110,7 @@ class Reader:
 
     def picture(self, frame: Any) -> Image.Image:
         """A frame as RGB, turned as the container says."""
-        matrix, pixels = _matrix(frame), frame.width * frame.height
+        matrix, pixels = display_matrix(frame), frame.width * frame.height
         turn = 4 * pixels if matrix != STRAIGHT else 0
         self.room.claim(
             RGB_FRAME_BYTES * pixels * _depth(frame.format) + turn, self.name, "takes at least"
@@ -130,7 +130,7 @@ def shown(frame: Any, matrix: tuple[float, ...] | None = None) -> Image.Image:
             strip = hdr.to_srgb(strip, int(frame.color_trc), int(frame.color_primaries))
         picture.paste(Image.fromarray(strip), (0, top))
     del array
-    return _upright(picture, _matrix(frame) if matrix is None else matrix)
+    return _upright(picture, display_matrix(frame) if matrix is None else matrix)
 
 
 def _depth(format_: Any) -> int:
@@ -138,8 +138,11 @@ def _depth(format_: Any) -> int:
     return 2 if format_ is not None and max(c.bits for c in format_.components) > 8 else 1
 
 
-def _matrix(frame: Any) -> tuple[float, ...]:
-    """The display matrix a, b, c, d of a frame; of no turn without one."""
+def display_matrix(frame: Any) -> tuple[float, ...]:
+    """The display matrix a, b, c, d of a frame; of no turn without one.
+
+    A frame whose side data were read is freed when Python looks for cycles, not before.
+    """
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # of PyAV, where a frame has side data of a type that it does not know

@@ -25,7 +25,7 @@ from edgevlm.errors import InputError
 from edgevlm.libraries import first_line, require
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.images.pictures import Picture
-from edgevlm.runtimes.loops.images.reader import shown
+from edgevlm.runtimes.loops.images.reader import display_matrix, shown
 from edgevlm.runtimes.loops.images.room import check_size
 from edgevlm.runtimes.loops.images.sources import is_source, name_of, opened
 from edgevlm.runtimes.loops.stream.ring import Frames, Ring
@@ -143,11 +143,12 @@ def _decoded(source: Any) -> Iterator[Timed]:
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
                 raise InputError(f"{name} has no video that FFmpeg can decode")
-            stream.thread_type = "AUTO"
             rate = float(stream.average_rate or stream.guessed_rate or GUESSED_RATE)
+            matrix = None  # of all frames, as the first one says
             for index, frame in enumerate(container.decode(stream)):
+                matrix = display_matrix(frame) if matrix is None else matrix
                 check_size((frame.width, frame.height), name, "has frames of")
-                yield index / rate if frame.time is None else frame.time, _maker(frame)
+                yield index / rate if frame.time is None else frame.time, _maker(frame, matrix)
         except (InputError, MemoryError):
             raise
         except av.error.FFmpegError as cause:
@@ -155,8 +156,8 @@ def _decoded(source: Any) -> Iterator[Timed]:
             raise InputError(f"{name} cannot be read as a video: {reason}") from cause
 
 
-def _maker(frame: Any) -> Callable[[], Image.Image]:
-    return lambda: shown(frame)
+def _maker(frame: Any, matrix: tuple[float, ...]) -> Callable[[], Image.Image]:
+    return lambda: shown(frame, matrix)
 
 
 def _container(av: Any, source: Any, stack: ExitStack) -> Any:

@@ -126,8 +126,10 @@ class Stream:
             InputError: If the context is too short for a stream.
         """
         loop, request = self.loop, self.request
-        loop.reset()
+        loop.forget()
         loop.start_turn()
+        for array in loop.arrays.states:
+            array[:] = 0.0  # the whole cache is in memory from here on, not a page after the other
         length = self.plan.host.image.frames / request.fps  # what a text says of a clip
         nothing = replace(_nothing(self.plan), duration=length)
         loop.prefill(self._rows(parts.opening(self.plan, request.system), nothing))

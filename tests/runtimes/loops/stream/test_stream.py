@@ -68,7 +68,7 @@ def test_a_stream_of_a_clips_frames_is_the_clip(streaming):
 
 def test_a_question_leaves_no_trace(streaming):
     frames = list(pictures(12))
-    asked = told(streaming, frames, {n: QUESTION for n in (1, 2, 5, 9)}, prompt="And this?")
+    asked = told(streaming, frames, dict.fromkeys((1, 2, 5, 9), QUESTION), prompt="And this?")
     after = cached(streaming), streaming.position
     without = told(streaming, frames, prompt="And this?")
     assert [len(of_kind(events, "answer")) for events in (asked, without)] == [5, 1]
