@@ -111,8 +111,10 @@ class StreamBlock(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, previous: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        tokens, positions = self.method(previous, features)
+    def forward(
+        self, previous: Tensor, features: Tensor, *signals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        tokens, positions = self.method(previous, features, *signals)
         return tokens.clone(), positions  # as in `ReduceBlock`
 
 

@@ -86,8 +86,10 @@ class VlmBlocks:
         values = self._encode(pixels)
         whole, *further = self.plan.stage("reduce")
         for block in further:  # a stream takes a view, beside the one before
-            first, second, *_ = np.split(values["features"], self.plan.host.image.views, axis=1)
-            self._choose(block, {"previous": first, "features": second})
+            views = self.plan.host.image.views
+            split = {name: np.split(array, views, axis=1) for name, array in values.items()}
+            second = {name: parts[1] for name, parts in split.items()}
+            self._choose(block, second | {"previous": split["features"][0]})
         return self._choose(whole, values)
 
     def _choose(self, block: Block, values: Mapping[str, Array]) -> Reduced:

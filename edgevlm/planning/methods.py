@@ -75,7 +75,7 @@ def choose_stream(recipe: Recipe, description: Description) -> Changed | OfFrame
     tokens are kept that differ from those of the frame before.
 
     Raises:
-        PlanError: If the method needs more than the features of one frame, or cannot keep as many.
+        PlanError: If the method needs the whole clip, or cannot keep as many.
     """
     if recipe.stream is None:
         return None
@@ -90,13 +90,12 @@ def choose_stream(recipe: Recipe, description: Description) -> Changed | OfFrame
     policies = {name: options.pop(name) for name in POLICIES if name in options}
     beyond = next((f"{n}={v}" for n, v in policies.items() if n != "positions"), None)
     method: TokensMethod = _make(choice, "tokens", options, tuple(POLICIES), tokens=recipe.stream)
-    needs = beyond or next((f"the signal '{name}'" for name in method.signals), None)
-    if needs:
-        raise PlanError(
-            f"{choice.name} with {needs} does not go with --stream, which takes the features of a"
-            " frame alone; take another method, or none"
-        )
-    return OfFrame(method, frame)
+    if beyond:
+        raise PlanError(f"{choice.name} with {beyond} does not go with --stream; leave it out")
+    try:
+        return OfFrame(method, recipe.stream, frame)
+    except PlanError as cause:
+        raise PlanError(f"{choice.name} does not go with --stream, one by one: {cause}") from cause
 
 
 def choose_picker(recipe: Recipe, image: ImageSpec) -> ImageSpec:

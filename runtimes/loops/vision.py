@@ -122,9 +122,11 @@ class VisionLoop(DecoderLoop):
         self.arrays.pixels[0] = pixels[0]
         for block in self.plan.stage("vision"):
             self.blocks.run(block.name, "encode")
-        features = self.arrays.view["features"][0].copy()
+        for name, values in self.arrays.view.items():
+            if name in arrays:  # signals that no method reads are not
+                arrays[name][:] = values
+        features = arrays["features"][0].copy()
         self.vision_ms += (time.perf_counter() - started) * 1e3
-        arrays["features"][0] = features
         if "previous" in arrays:
             arrays["previous"][0] = 0.0 if previous is None else previous
         self.blocks.expect("stream", 1)

@@ -9,6 +9,7 @@ pytest.importorskip("torch")
 import torch
 
 from edgevlm.compress.shared.streams import Changed, OfFrame, spread
+from edgevlm.compress.tokens import timechat
 from edgevlm.compress.tokens.average_pool import Method
 from edgevlm.errors import PlanError
 from edgevlm.graphs.visual_shape import VisualShape
@@ -48,12 +49,23 @@ def test_all_are_kept_as_they_are():
 def test_a_method_of_a_frame_is_that_method():
     features = torch.randn(1, 12, 8)
     for ours, own in zip(
-        OfFrame(Method(3), FRAME)(features, features), Method(3)(features, shape=FRAME), strict=True
+        OfFrame(Method(3), 3, FRAME)(features, features),
+        Method(3)(features, shape=FRAME),
+        strict=True,
     ):
         assert torch.equal(ours, own)
 
 
-@pytest.mark.parametrize("make", [lambda: Changed(13, FRAME), lambda: OfFrame(Method(13), FRAME)])
+def test_a_causal_method_takes_the_frame_before():
+    torch.manual_seed(0)
+    previous, features = torch.randn(1, 12, 8), torch.randn(1, 12, 8)
+    ours = OfFrame(timechat.Method(3), 3, FRAME)(previous, features)[1]
+    assert torch.equal(ours, Changed(3, FRAME)(previous, features)[1])
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Changed(13, FRAME), lambda: OfFrame(Method(13), 13, FRAME)]
+)
 def test_more_tokens_than_a_frame_has_are_refused(make):
     with pytest.raises(PlanError, match="13"):
         make()

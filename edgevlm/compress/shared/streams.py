@@ -10,17 +10,16 @@ tokens; here every frame has K, as a static graph and a bounded cache need. Of p
 alike (a still scene, and the first frame, which has none before it) those are kept that cover the
 grid most evenly.
 
-`OfFrame` is a method of site `tokens` over one frame, which takes no note of the one before.
+`OfFrame` is a method of site `tokens` over one frame, and the one before where it compares them.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgevlm.compress.shared.budgets import kept_tokens
+from edgevlm.compress.shared.contract import TokensMethod
 from edgevlm.graphs.selection import (
     ROUNDING,
     ascending,
@@ -68,20 +67,40 @@ class Changed:
 
 
 class OfFrame:
-    """A method of site `tokens`, for one frame.
+    """A method of site `tokens`, for one frame; a `causal` one takes the frame before too.
 
     Args:
-        method: Without signals.
+        method: The method.
+        tokens: K.
         shape: The grid of a frame.
+
+    Raises:
+        PlanError: If the method cannot keep K tokens of a frame.
     """
 
-    def __init__(self, method: Any, shape: VisualShape) -> None:
+    def __init__(self, method: TokensMethod, tokens: int, shape: VisualShape) -> None:
         self.method, self.shape = method, shape
-        method.plan(shape)
+        self.tokens = kept_tokens("--stream", tokens, shape.tokens)
+        if not method.causal:
+            method.plan(shape)
 
-    def __call__(self, previous: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [1, K, C] of features [1, N, C], and their positions [1, K]."""
-        tokens, positions = self.method(features, shape=self.shape)
+    def __call__(
+        self, previous: Tensor, features: Tensor, *signals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Reduce.
+
+        Args:
+            previous: f32 [1, N, C], zeros before the first frame.
+            features: f32 [1, N, C].
+            *signals: Those of the method, f32 [1, N] or [1, N, D].
+
+        Returns:
+            Tokens f32 [1, K, C] and their positions i32 [1, K], ascending.
+        """
+        named = dict(zip(self.method.signals, signals, strict=True))
+        if self.method.causal:
+            return self.method.of_frame(features, previous, self.tokens, **named)
+        tokens, positions = self.method(features, shape=self.shape, **named)
         return tokens, positions
 
 

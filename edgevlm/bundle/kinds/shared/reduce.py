@@ -30,11 +30,19 @@ def clip(host: Any) -> Signature:
 
 
 def frame(host: Any) -> Signature:
-    """`stream`: features of one view and of the one before it; positions count within the view."""
+    """`stream`: features and signals of a view, and features of the one before it.
+
+    Positions count within the view.
+    """
     size = (1, host.encoder.view_tokens, host.embedding.columns)
-    inputs = Tensor("previous", "f32", size), Tensor("features", "f32", size)
+    signals = [
+        Tensor(s.name, "f32", signal_shape(s, host.encoder.view_tokens))
+        for s in host.encoder.signals
+    ]
+    inputs = Tensor("previous", "f32", size), Tensor("features", "f32", size), *signals
     outputs = _chosen(host.stream.tokens, host.embedding.columns)
-    return Signature(inputs, tuple(outputs), unread=frozenset(("previous",)))
+    unread = frozenset(("previous", *(s.name for s in signals)))
+    return Signature(inputs, tuple(outputs), unread=unread)
 
 
 def check(host: Any) -> None:
