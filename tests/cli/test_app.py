@@ -49,6 +49,13 @@ def test_help_lists_every_command(run):
         (["run", "x", "--prompt", "?", "--seed", "-1"], "Invalid value for '--seed'"),
         (["run", "x", "--prompt", "?", "--temperature", "nan"], "Invalid value for"),
         (["run", "x", "--prompt", "?", "--top-p", "2"], "Invalid value for '--top-p'"),
+        (["run", "x", "--prompt", "?", "--fps", "2"], "--fps needs --stream"),
+        (["run", "x", "--prompt", "?", "--pace"], "--pace needs --stream"),
+        (["run", "x", "--stream", "--prompt", "?"], "--stream needs --video"),
+        (["run", "x", "--stream", "--video", "a", "--image", "b"], "not both"),
+        (["run", "x", "--stream", "--video", "a", "--draft", "lookup"], "--draft does not go"),
+        (["run", "x", "--stream", "--video", "-", "--chat"], "stdin, which is the video"),
+        (["run", "x", "--stream", "--video", "a", "--ask-every", "2"], "needs --prompt"),
     ],
 )
 def test_wrong_usage_exits_with_2(run, arguments, message):

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import typer
@@ -57,10 +58,11 @@ def show(loop: Loop, asked: StreamRequest, chat: bool, as_json: bool) -> None:
     """Print what happens: with --json each event on a line of stdout, else answers alone."""
     if not isinstance(loop, TextLoop):
         raise InputError(f"no stream here: {loop.usage}")
-    stream = Stream(loop, asked)
+    thread = threading.Thread(target=lambda: _ask(stream), daemon=True)
+    stream = Stream(loop, replace(asked, asking=thread.is_alive))
     before = signal.signal(signal.SIGINT, lambda *_: _stopping(stream))
     if chat:
-        threading.Thread(target=_ask, args=(stream,), daemon=True).start()
+        thread.start()
     try:
         for event in stream.events():
             _print(event, as_json)

@@ -7,5 +7,5 @@ each frame and each question, and `events` what it says.
 """
 
 from edgevlm.runtimes.loops.stream.live import LiveStream as LiveStream
+from edgevlm.runtimes.loops.stream.request import StreamRequest as StreamRequest
 from edgevlm.runtimes.loops.stream.stream import Stream as Stream
-from edgevlm.runtimes.loops.stream.stream import StreamRequest as StreamRequest

@@ -14,7 +14,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from edgevlm.errors import InputError
 from edgevlm.runtimes import values
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.loops.sampling import Sampling, chooser
+from edgevlm.runtimes.loops.sampling import chooser
 from edgevlm.runtimes.loops.sequence import PromptRows, assemble
 from edgevlm.runtimes.loops.spelling import Visual, check_length
 from edgevlm.runtimes.loops.stream import parts, source
@@ -38,6 +38,7 @@ from edgevlm.runtimes.loops.stream.events import (
     SceneChange,
     StreamAnswer,
 )
+from edgevlm.runtimes.loops.stream.request import StreamRequest
 from edgevlm.runtimes.loops.stream.ring import Frames, Ring
 from edgevlm.runtimes.loops.stream.window import evict
 from edgevlm.runtimes.loops.text import TextLoop, TextStream
@@ -47,55 +48,7 @@ RING = 8  # views that wait
 QUESTION_ROWS = 32  # of the context that are kept free for a question, beside its answer
 EVICTED_SHARE = 8  # one part of so many of the frames' rows leaves at a time, at least
 WAIT_S = 0.1  # how often questions are looked for while no frame comes
-# A patch whose features have a lower cosine with those at its place before has changed; where more
-# than this share of a view did, it shows another scene.
-CHANGED_COSINE, SCENE_SHARE = 0.7, 0.5
-
-
-@dataclass(frozen=True)
-class StreamRequest:
-    """What a stream is of, and what is asked of it.
-
-    Attributes:
-        source: See `source.start`.
-        prompt: A question that is asked at the end of the stream, or `ask_every` so many seconds
-            of it; None asks nothing.
-        ask_every: See `prompt`.
-        fps: Frames a second of the stream's time.
-        pace: Whether a file goes by its clock.
-        scene: The share of changed patches above which a view shows another scene.
-        system: A system text, in front of the stream.
-        max_new_tokens: Most tokens of an answer.
-        sampling: How tokens are chosen.
-        on_text: Called with each new part of an answer.
-        sensors: Called at the beginning; gives what is called at the end, which gives fields of
-            `End`.
-
-    Raises:
-        InputError: If a value has another type, or is out of range.
-    """
-
-    source: Any
-    prompt: str | None = None
-    ask_every: float | None = None
-    fps: float = 1.0
-    pace: bool = False
-    scene: float = SCENE_SHARE
-    system: str | None = None
-    max_new_tokens: int = 64
-    sampling: Sampling = Sampling()
-    on_text: Callable[[str], None] = lambda _: None
-    sensors: Callable[[], Callable[[], dict[str, Any]]] = lambda: dict
-
-    def __post_init__(self) -> None:
-        """Refuse what no stream takes."""
-        for name in ("fps", "ask_every"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"{name} must be a number above 0, got {value}")
-        if self.ask_every is not None and self.prompt is None:
-            raise InputError("ask_every needs a prompt to ask")
-        values.whole("max_new_tokens", self.max_new_tokens, least=1)
+CHANGED_COSINE = 0.7  # a patch with a lower one, with that at its place before, has changed
 
 
 class Stream:
@@ -115,6 +68,7 @@ class Stream:
         self._frames: deque[tuple[int, int]] = deque()  # rows and first position of each, cached
         self._parts = parts.frames(self.plan)
         self._previous: Array | None = None
+        self._stopped = False
         self.seconds, self._due = 0.0, request.ask_every
         self.seen = self.tokens = self.evicted = self.scenes = self.answers = self.refused = 0
         self._sink = self._kept_free = 0
@@ -149,6 +103,7 @@ class Stream:
 
     def stop(self) -> None:
         """End the stream: what waits is still seen."""
+        self._stopped = True
         self._ring.close()
 
     def events(self) -> Iterator[Event]:
@@ -175,6 +130,10 @@ class Stream:
                 raise self._ring.error or InputError("the stream has no frame")
             if request.prompt is not None and request.ask_every is None:
                 self.ask(request.prompt)
+            yield from self._answers()
+            while request.asking() and not self._stopped:
+                time.sleep(WAIT_S)
+                yield from self._answers()
             yield from self._answers()
             yield self._end(time.perf_counter() - begun, measured())
         finally:

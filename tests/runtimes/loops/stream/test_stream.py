@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
@@ -19,18 +18,6 @@ from edgevlm.runtimes.loops.stream import Stream, StreamRequest
 from edgevlm.runtimes.loops.stream.window import evict
 
 QUESTION = "What is this?"
-
-
-@pytest.fixture(scope="module")
-def streaming(loop_of):
-    """Three frames of 64 tokens, all of which a stream keeps; a context of 576."""
-    return loop_of(frames=3, stream=64, context=512)
-
-
-def pictures(count, seed=0):
-    random = np.random.default_rng(seed)
-    for _ in range(count):
-        yield Image.fromarray(random.integers(0, 255, (8, 8, 3), np.uint8)).resize((64, 64))
 
 
 def told(loop, frames, asked=(), **options):
@@ -53,7 +40,7 @@ def of_kind(events, kind):
     return [event for event in events if event.event == kind]
 
 
-def test_a_stream_of_a_clips_frames_is_the_clip(streaming):
+def test_a_stream_of_a_clips_frames_is_the_clip(streaming, pictures):
     frames = list(pictures(3))
     (answer, _) = told(streaming, frames, prompt=QUESTION)[-2:]
     rows, streamed = streaming.length, cached(streaming)
@@ -66,7 +53,7 @@ def test_a_stream_of_a_clips_frames_is_the_clip(streaming):
         np.testing.assert_allclose(ours, array[:, :, :rows], atol=1e-4)
 
 
-def test_a_question_leaves_no_trace(streaming):
+def test_a_question_leaves_no_trace(streaming, pictures):
     frames = list(pictures(12))
     asked = told(streaming, frames, dict.fromkeys((1, 2, 5, 9), QUESTION), prompt="And this?")
     after = cached(streaming), streaming.position
@@ -78,7 +65,7 @@ def test_a_question_leaves_no_trace(streaming):
         np.testing.assert_array_equal(one, other)
 
 
-def test_frames_leave_and_the_context_is_never_full(streaming):
+def test_frames_leave_and_the_context_is_never_full(streaming, pictures):
     events = told(streaming, pictures(40), prompt=QUESTION, ask_every=7)
     seen, end = of_kind(events, "frame"), events[-1]
     assert [e.frames for e in seen] == list(range(1, 41))
@@ -145,7 +132,7 @@ def test_keys_that_are_turned_back_are_those_of_lower_positions(streaming):
     np.testing.assert_allclose(moved, loop.logits(), atol=1e-4 * np.abs(moved).max())
 
 
-def test_a_changed_scene_is_an_event(streaming):
+def test_a_changed_scene_is_an_event(streaming, pictures):
     one, other = list(pictures(2, seed=5))
     events = told(streaming, [one, one, one, other, other])
     (change,) = of_kind(events, "scene_change")
@@ -153,7 +140,7 @@ def test_a_changed_scene_is_an_event(streaming):
     assert [e.changed for e in of_kind(events, "frame")][1:3] == [0, 0]
 
 
-def test_a_question_that_does_not_fit_is_refused_and_the_stream_goes_on(streaming):
+def test_a_question_that_does_not_fit_is_refused_and_the_stream_goes_on(streaming, pictures):
     events = told(streaming, pictures(3), {1: "word " * 2000, 2: QUESTION})
     (refused,) = of_kind(events, "refused")
     assert "the context has room for" in refused.error
@@ -184,7 +171,7 @@ def test_a_bundle_without_streams_says_how_to_get_one(shared):
         Stream(shared, StreamRequest([]))
 
 
-def test_a_context_that_is_too_short_says_what_would_do(streaming):
+def test_a_context_that_is_too_short_says_what_would_do(streaming, pictures):
     request = StreamRequest(list(pictures(1)), max_new_tokens=400)
     with pytest.raises(InputError, match=r"too short for a stream.* --context \d+"):
         list(Stream(streaming, request).events())
