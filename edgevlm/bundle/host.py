@@ -270,7 +270,7 @@ class EncoderShape:
             method of site `vision` merges, or where the encoder itself folds tokens.
         view_tokens: N, tokens that the connector gives for a view.
         signals: What methods ask for beside features.
-        folds: Whether the encoder itself folds tokens; none merge then.
+        folds: Whether the encoder itself folds tokens, or tokens leave it; none merge then.
     """
 
     width: int

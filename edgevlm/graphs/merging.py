@@ -14,6 +14,9 @@ Before the connector each of the N positions gets the token that it is part of, 
 its folds and packing, and methods of site `tokens` see a full grid. The encoder is faster; methods
 of site `tokens` reduce the number of visual tokens.
 
+Where tokens of a clip leave instead (`leaves`), the hidden state alone goes on, with fewer tokens,
+and the head sees those that stayed.
+
 Sources: ToMe (arXiv 2210.09461), section 3; the putting back is DyMU's virtual unmerging
 (arXiv 2504.17040), done once before the language model.
 """
@@ -27,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevlm.graphs.layers import EncoderLayer
+from edgevlm.graphs.ops import attention_scores
 from edgevlm.graphs.parts import EncoderParts
 
 
@@ -77,6 +81,56 @@ class MergingLayer(nn.Module):
         return rows.unsqueeze(0), sizes.unsqueeze(0), origin
 
 
+class LeavingLayer(nn.Module):
+    """An encoder layer between whose two halves tokens of a clip leave: [1, n, D] -> [1, k, D].
+
+    The tokens of the key frame are in front. The first such layer takes all tokens in the order of
+    their groups of frames, and moves the middle one of these there.
+
+    Args:
+        layer: The layer.
+        method: A method that `leaves`.
+        counts: n and k.
+        groups: Groups of frames of n tokens, for the first; 0 for the others.
+        key: Tokens of the key frame.
+    """
+
+    def __init__(
+        self, layer: EncoderLayer, method: Any, counts: tuple[int, int], groups: int, key: int
+    ) -> None:
+        super().__init__()
+        self.layer, self.method = layer, method
+        self.counts, self.groups, self.key = counts, groups, key
+
+    def extra_repr(self) -> str:
+        """What the trace depends on beside weights, for `signature`."""
+        named = type(self.method).__module__
+        return f"{self.counts}, {self.groups}, {self.key}, {named}, {vars(self.method)}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.groups:
+            start = self.groups // 2 * self.key
+            stop = start + self.key
+            x = torch.cat((x[:, start:stop], x[:, :start], x[:, stop:]), dim=1)
+        query, key, value = self.layer.project(x)
+        x = self.layer.attend(x, query, key, value)
+        kept = self.method.choose(self._received(query, key), self.key, self.counts[1])
+        return self.layer.feed(x.index_select(1, kept))
+
+    def _received(self, query: Tensor, key: Tensor) -> Tensor:
+        """What each token receives of the weighed attention of all, in the mean: f32 [n].
+
+        A head at a time, so that memory is that of one.
+        """
+        count, heads = query.shape[1], self.layer.heads
+        weights, received = self.method.weigh(count, self.key).unsqueeze(0), None
+        for rows, columns in zip(query.chunk(heads, -1), key.chunk(heads, -1), strict=True):
+            head = weights @ attention_scores(rows, columns, 1)[0, 0].softmax(-1)
+            received = head if received is None else received + head
+        assert received is not None
+        return received[0] / (count * heads)
+
+
 class PutBack(nn.Module):
     """The connector, after each of the N positions has got its token back."""
 
@@ -111,6 +165,8 @@ def merge(encoder: EncoderParts, method: Any, counts: tuple[int, ...]) -> Encode
     """
     if counts[-1:] == counts[:1]:
         return encoder
+    if method.leaves:
+        return _leaving(encoder, method, counts)
     start = next(i for i in range(len(encoder.layers)) if counts[i + 1] < counts[i])
     total = len(encoder.layers)
     layers: list[Any] = [*encoder.layers, *encoder.after]
@@ -124,6 +180,22 @@ def merge(encoder: EncoderParts, method: Any, counts: tuple[int, ...]) -> Encode
         connector=PutBack(encoder.connector),
         after=tuple(layers[total:]),
     )
+
+
+def _leaving(encoder: EncoderParts, method: Any, counts: tuple[int, ...]) -> EncoderParts:
+    """The encoder with layers that tokens leave."""
+    groups, layers = encoder.spec.groups, list[Any](encoder.layers)
+    key, first = encoder.spec.patches // groups, groups
+    for index, layer in enumerate(encoder.layers):
+        pair = counts[index], counts[index + 1]
+        if pair[1] < pair[0]:
+            layers[index], first = LeavingLayer(layer, method, pair, first, key), 0  # type: ignore[arg-type]
+    return replace(encoder, layers=tuple(layers))
+
+
+def leaves(module: Any) -> bool:
+    """Whether tokens leave in a module of the encoder."""
+    return isinstance(module, LeavingLayer)
 
 
 def merges(module: Any) -> bool:
@@ -140,6 +212,8 @@ def layer_tokens(encoder: EncoderParts) -> tuple[int, ...]:
         layer, left = _merging_layer(module), spec.tokens
         if spec.folded and index >= spec.folded[0]:
             left = spec.folded[1]
+        if any(map(leaves, encoder.layers)):
+            left = module.counts[1] if isinstance(module, LeavingLayer) else counts[-1]
         counts.append(layer.counts[1] if layer else left)
     return tuple(counts)
 

@@ -116,6 +116,12 @@ def _(
     return torch.empty_like(query), torch.empty_like(key_cache), torch.empty_like(value_cache)
 
 
+def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """Scores of queries [1, S, H*D] and keys [1, N, H*D] before softmax: [1, heads, S, N]."""
+    rows, columns = (x.reshape(1, x.shape[1], heads, -1).transpose(1, 2) for x in (query, key))
+    return rows * columns.shape[-1] ** -0.5 @ columns.transpose(2, 3)
+
+
 def outside_window(position: Tensor, rows: int, total: int, window: int) -> Tensor:
     """What a window adds to a mask: f32 [S, T], -1e4 where a cache row lies before it, else 0.
 

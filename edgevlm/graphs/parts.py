@@ -44,6 +44,8 @@ class EncoderSpec:
         unmergeable: Why tokens cannot merge between its layers; empty where they can.
         lacking: Signals that it cannot give, each with the reason.
         level_width: Channels of a token of `EncoderParts.levels`: C; 0 where there are none.
+        groups: Groups of frames that it attends over at once, of as many patches each, one after
+            the other; 1 where a view is a picture.
         folded: The layer behind which the encoder itself has fewer tokens, and how many; None where
             it has as many throughout.
     """
@@ -58,6 +60,7 @@ class EncoderSpec:
     lacking: tuple[tuple[str, str], ...] = ()
     level_width: int = 0
     folded: tuple[int, int] | None = None
+    groups: int = 1
 
     def signal_width(self, name: str) -> int:
         """E of a signal [1, N, E]; 0 for one number a token, [1, N]."""

@@ -49,6 +49,7 @@ from edgevlm.bundle.host import LEVELS, ImageSpec
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import QueryKey
 from edgevlm.graphs.merging import MergingLayer, size_bias
+from edgevlm.graphs.ops import attention_scores
 from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.selection import entropy
 
@@ -319,12 +320,6 @@ def _keys(key: Tensor, heads: int) -> Tensor:
 
 def _attention(scores: Tensor, bias: Tensor | None) -> Tensor:
     return (scores if bias is None else scores + bias).softmax(-1)
-
-
-def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """Scores of queries [1, S, H*D] and keys [1, N, H*D] before softmax: [1, heads, S, N]."""
-    rows, columns = (x.reshape(1, x.shape[1], heads, -1).transpose(1, 2) for x in (query, key))
-    return rows * columns.shape[-1] ** -0.5 @ columns.transpose(2, 3)
 
 
 def global_rows(weights: Tensor, times: float, class_token: bool = False) -> Tensor:

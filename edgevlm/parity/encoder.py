@@ -27,7 +27,7 @@ from PIL import Image
 
 from edgevlm.bundle.functions import Block
 from edgevlm.bundle.host import ImageSpec
-from edgevlm.graphs.merging import merges
+from edgevlm.graphs.merging import leaves, merges
 from edgevlm.graphs.signals import encode
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.own_processors import load_tokenizer
@@ -276,5 +276,5 @@ def _modules(calls: BlockCalls, block: Block) -> Sequence[Any]:
 
 
 def _merging(calls: BlockCalls) -> bool:
-    """Whether tokens merge in the image encoder."""
-    return any(map(merges, calls.parts.encoder.layers))
+    """Whether tokens merge in the image encoder, or leave it."""
+    return any(merges(layer) or leaves(layer) for layer in calls.parts.encoder.layers)

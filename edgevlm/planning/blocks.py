@@ -21,7 +21,7 @@ from edgevlm.bundle.functions import Block, Function
 from edgevlm.bundle.host import EncoderShape, Signal
 from edgevlm.exporters.contract import Target
 from edgevlm.graphs.blocks import cut
-from edgevlm.graphs.merging import layer_tokens
+from edgevlm.graphs.merging import layer_tokens, leaves
 from edgevlm.graphs.parts import EncoderParts
 from edgevlm.graphs.signals import Observed
 from edgevlm.graphs.trace import DTYPES, signature
@@ -107,7 +107,7 @@ def encoder_shape(
         layer_tokens(encoder),
         view_tokens,
         tuple(Signal(name, parts[name], encoder.spec.signal_width(name)) for name in names),
-        encoder.spec.folded is not None,
+        encoder.spec.folded is not None or any(map(leaves, encoder.layers)),
     )
 
 

@@ -9,7 +9,12 @@ from typing import Any, get_args, get_type_hints
 
 from edgevlm.bundle.host import ImageSpec
 from edgevlm.bundle.plan import SiteTokens
-from edgevlm.compress.shared.contract import DecoderMethod, TokensMethod, VisionMethod
+from edgevlm.compress.shared.contract import (
+    DecoderMethod,
+    LeavingMethod,
+    TokensMethod,
+    VisionMethod,
+)
 from edgevlm.compress.shared.restore import Restored
 from edgevlm.compress.shared.streams import Changed, OfFrame
 from edgevlm.errors import PlanError, RecipeError
@@ -123,7 +128,7 @@ def choose_picker(recipe: Recipe, image: ImageSpec) -> ImageSpec:
 
 def choose_encoder_method(
     recipe: Recipe, encoder: EncoderSpec
-) -> tuple[VisionMethod | None, tuple[int, ...], tuple[SiteTokens, ...]]:
+) -> tuple[VisionMethod | LeavingMethod | None, tuple[int, ...], tuple[SiteTokens, ...]]:
     """The method of site `vision`, encoder tokens before the first layer and after each, counts.
 
     Without such a method: None and nothing.
@@ -135,10 +140,28 @@ def choose_encoder_method(
     if choice is None:
         return None, (), ()
     check_mergeable(choice.name, encoder)
-    method: VisionMethod = _make(choice, "vision", dict(choice.options))
-    patches = (encoder.patches, *method.plan(encoder.patches, encoder.layers))
+    method: Any = _make(choice, "vision", dict(choice.options))
+    if method.leaves:
+        left = method.plan_clip(encoder.patches, encoder.layers, _groups(choice.name, encoder))
+    else:
+        left = method.plan(encoder.patches, encoder.layers)
+    patches = (encoder.patches, *left)
     counts = tuple(count + encoder.class_token for count in patches)
     return method, counts, (SiteTokens("vision", choice.name, patches[0], patches[-1]),)
+
+
+def _groups(name: str, encoder: EncoderSpec) -> int:
+    """Groups of frames of an encoder that sees a clip at once.
+
+    Raises:
+        PlanError: If it sees pictures or frames alone.
+    """
+    if encoder.groups == 1:
+        raise PlanError(
+            f"{name} keeps the key frame of a clip that an encoder attends over at once, such as"
+            " VideoMAE's, and this one sees pictures or frames alone; take another method"
+        )
+    return encoder.groups
 
 
 def choose_decoder_method(

@@ -109,10 +109,12 @@ class VisionMethod(SiteMethod, Protocol):
         between: Tokens merge between attention and MLP of a layer; else after both.
         proportional: A merged token weighs as much in the attention of later layers as the patches
             that it stands for (the logarithm of their number is added to the scores); else as one.
+        leaves: Whether it is a `LeavingMethod` instead.
     """
 
     between: bool = True
     proportional: bool = False
+    leaves: bool = False
 
     def plan(self, patches: int, layers: int) -> tuple[int, ...]:
         """Patches left after each layer.
@@ -143,6 +145,36 @@ class VisionMethod(SiteMethod, Protocol):
             Tokens f32 [n - removed, D], the patches that each stands for f32 [n - removed, 1], and
             the output token that each input token is part of, i64 [n].
         """
+        ...
+
+
+class LeavingMethod(SiteMethod, Protocol):
+    """A method of site `vision` of encoders of clips: tokens leave, and are not put back.
+
+    The tokens of the key frame, `key` of them, are in front and stay.
+    """
+
+    leaves: bool = True
+
+    def plan_clip(self, patches: int, layers: int, groups: int) -> tuple[int, ...]:
+        """Tokens left after each layer.
+
+        Args:
+            patches: Tokens of a clip: N.
+            layers: Layers of the encoder.
+            groups: Groups of frames, of as many tokens each.
+
+        Raises:
+            PlanError: If the method cannot leave as many.
+        """
+        ...
+
+    def weigh(self, tokens: int, key: int) -> Tensor:
+        """How much the attention of each query counts, f32 [n]."""
+        ...
+
+    def choose(self, received: Tensor, key: int, kept: int) -> Tensor:
+        """The tokens that go on, i64 [kept], by the attention that each receives, f32 [n]."""
         ...
 
 

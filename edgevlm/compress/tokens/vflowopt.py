@@ -33,6 +33,7 @@ from edgevlm.compress.shared.budgets import kept_tokens
 from edgevlm.compress.shared.calibration import Calibrated, Picture, Subject
 from edgevlm.compress.shared.contract import TokensMethod
 from edgevlm.errors import PlanError
+from edgevlm.graphs.ops import attention_scores
 from edgevlm.graphs.selection import (
     SMALLEST_NORM,
     keep_all,
@@ -41,7 +42,7 @@ from edgevlm.graphs.selection import (
     ranks,
     select_tokens,
 )
-from edgevlm.graphs.signals import attention_scores, encode, global_rows, observe, pack
+from edgevlm.graphs.signals import encode, global_rows, observe, pack
 from edgevlm.graphs.visual_shape import VisualShape, check_shape, square_shape
 from edgevlm.recipe import OptionValue
 

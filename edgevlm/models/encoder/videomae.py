@@ -11,6 +11,7 @@ Limits: square frames; `--frames` is the config's `num_frames`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -62,7 +63,9 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Embedder
     classes = class_names(config) if _classifies(config) else ()
     return EmbedderDescription(
         image=clip_image(image, frames),
-        encoder=encoder_spec(config, config.num_hidden_layers, grid.patches),
+        encoder=replace(
+            encoder_spec(config, config.num_hidden_layers, grid.patches), groups=grid.groups
+        ),
         size=len(classes) or config.hidden_size,
         text=None,
         scores="softmax",
