@@ -142,20 +142,32 @@ def timed_clip(vision: Any, image: ImageSpec, grid: tuple[int, int], marks: Mark
 
     Its marks stand around all of them: transformers 5.24 writes so.
     """
-    items: list[str | LayoutItem] = []
-    for group, start in enumerate(range(0, image.frames, image.depth)):
-        stop = min(start + image.depth, image.frames)
+
+    def told(picture: Items, start: int, stop: int) -> Items:
         time = LayoutItem("seconds", start=start, stop=stop, prefix="<", suffix=" seconds>")
-        items += [time, marks.start, _grid_item(group, *grid), marks.end]
-    return (marks.video_start, *items, marks.video_end)
+        return time, *picture
+
+    return _told_clip(image, grid, marks, told)
 
 
 def captioned_clip(vision: Any, image: ImageSpec, grid: tuple[int, int], marks: Marks) -> Items:
     """A clip whose groups are pictures, with the time of the first frame behind each."""
-    items: list[str | LayoutItem] = []
-    for group, start in enumerate(range(0, image.frames, image.depth)):
+
+    def told(picture: Items, start: int, stop: int) -> Items:
         time = LayoutItem("seconds", start=start, stop=start + 1, suffix=" seconds")
-        items += [marks.start, _grid_item(group, *grid), marks.end, time]
+        return *picture, time
+
+    return _told_clip(image, grid, marks, told)
+
+
+def _told_clip(
+    image: ImageSpec, grid: tuple[int, int], marks: Marks, told: Callable[[Items, int, int], Items]
+) -> Items:
+    """A clip between its marks; `told` adds a time to the picture of the frames [start, stop)."""
+    items: Items = ()
+    for group, start in enumerate(range(0, image.frames, image.depth)):
+        picture = (marks.start, _grid_item(group, *grid), marks.end)
+        items += told(picture, start, min(start + image.depth, image.frames))
     return (marks.video_start, *items, marks.video_end)
 
 
