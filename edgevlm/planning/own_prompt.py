@@ -159,6 +159,11 @@ def processor_ids(
         "pixel_values_videos": frames[None],
         "video_grid_thw": torch.tensor([patches]),
         "video_metadata": [times],
+        "num_soft_tokens_per_video": [description.view_tokens],
+        "num_frames_per_video": np.asarray([image.frames]),
+        "grids_videos": np.zeros((image.frames, 2), np.int64),
+        # In patches, of which 4x4 become a token of MiniCPM-V.
+        "target_sizes_videos": 4 * np.asarray(description.shape.grids[: image.frames]),
     }
     return _ids(processor, speller, text, videos=[list(frames)])
 

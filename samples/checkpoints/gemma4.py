@@ -67,7 +67,7 @@ SPECIAL = [
 CHAT = "{{ bos_token }}" + MESSAGES + """\
     {{- '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' }}
     {%- for part in parts %}
-        {{- '<|image|>' if part.type == 'image' else part.text | trim }}
+        {{- part.text | trim if part.type == 'text' else '<|' + part.type + '|>' }}
     {%- endfor %}
     {{- '<turn|>\\n' }}
 {%- endfor %}
@@ -110,7 +110,9 @@ def files(preset: dict, config: dict) -> dict[str, dict | str]:
     generation = generation_ids(text) | {"eos_token_id": config["eos_token_id"]}
     names = ("boi_token", "image_token", "eoi_token", "boa_token", "audio_token", "eoa_token")
     marks = dict(zip(names, SPECIAL[2:], strict=False))
-    processor = {"image_seq_length": preset["tokens"]}
+    video = image | {"max_soft_tokens": 70, "video_processor_type": "Gemma4VideoProcessor"}
+    del video["image_processor_type"]
+    processor = {"image_seq_length": preset["tokens"], "video_processor": video}
     made = vlm_files("Gemma4", text, image, processor, ROLES, [], generation, CHAT)
     made["tokenizer_config.json"] |= {"extra_special_tokens": marks, **marks}
     del made["tokenizer_config.json"]["additional_special_tokens"]

@@ -28,6 +28,15 @@ def check_one_view(recipe: Recipe, family: str) -> None:
         PlanError: If the recipe has more than one view of a picture.
     """
     check_still(recipe, family)
+    check_whole(recipe, family)
+
+
+def check_whole(recipe: Recipe, family: str) -> None:
+    """Refuse tiles.
+
+    Raises:
+        PlanError: If the recipe cuts a picture.
+    """
     rows, columns = recipe.tiles
     if rows * columns > 1:
         raise PlanError(

@@ -2,12 +2,12 @@
 
 A picture is one view of `--size`, the largest square that the image processor makes (768x768 pixels
 as published) unless told; 48x48 pixels become a token.
+A frame of a clip is such a picture, of 384x384 pixels as published, with its time in front.
 Each layer of the decoder gets a row of numbers of its own for every token; layers with a window
 have smaller heads than the others, and the last layers read the caches of earlier ones. In larger
 models the tokens of a picture see each other, in layers with a window alone.
 
-Source: transformers' `models/gemma4`. Limits: still images; sound and clips are left out; no
-mixture of experts.
+Source: transformers' `models/gemma4`. Limits: sound is left out; no mixture of experts.
 """
 
 from __future__ import annotations
@@ -25,24 +25,26 @@ from edgevlm.bundle.host import ImageSpec, LayoutItem
 from edgevlm.errors import PlanError
 from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
+from edgevlm.models.documents import NUMBERS
 from edgevlm.models.family import RESAMPLE, Description
 from edgevlm.models.shared.decoders import gated
 from edgevlm.models.shared.encoders.gemma4 import tower_parts, tower_spec
 from edgevlm.models.shared.llama import decoder_parts, decoder_spec
 from edgevlm.models.shared.preprocessing import check_resized, normalization
-from edgevlm.models.shared.views import check_one_view
+from edgevlm.models.shared.views import check_whole
 from edgevlm.recipe import Recipe
 
 KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
-START, END, VISUAL = "<|image>", "<image|>", "<|image|>"
-MOST_TOKENS = 280  # of a picture, where the processor says nothing
+START, END = "<|image>", "<image|>"
+VISUAL = {"image": "<|image|>", "video": "<|video|>"}
+MOST_TOKENS = {"image": 280, "video": 70}  # of a picture or a frame, where nothing is said
 
 
 def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Description:
     """Numbers of a Gemma 4 checkpoint; see `Description`.
 
     Raises:
-        PlanError: For a clip, tiles, a size, or an encoder or decoder that the static form has not.
+        PlanError: For tiles, a size, or an encoder or decoder that the static form has not.
     """
     vision, text = config.vision_config, config.text_config
     if vision is None:
@@ -54,18 +56,20 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     image = _image(vision, processor, recipe)
     (height, width), fold = _grid(vision, image), vision.pooling_kernel_size
     rows, columns = height // fold, width // fold
+    kind, n = image.subject, rows * columns
     both_ways = text.use_bidirectional_attention == "vision"
     decoder = decoder_spec(text, mask="pictures" if both_ways else "causal")
-    items = (START, LayoutItem("visual", start=0, stop=rows * columns), END)
+    items = _clip(image.frames, n) if kind == "video" else _view(0, n)
     return Description(
         image=image,
-        view_tokens=rows * columns,
-        shape=VisualShape(((rows, columns),), decoder.width, *image.tiling),
+        view_tokens=n,
+        shape=VisualShape(((rows, columns),) * image.views, decoder.width, *image.tiling),
         encoder=tower_spec(vision, height * width),
         decoder=decoder,
         full_image=items,
         reduced_image=items,
-        placeholder=processor.get("image_token", VISUAL),
+        placeholder=processor.get("image_token", VISUAL[kind]) if kind == "image" else VISUAL[kind],
+        content_type=kind,
     )
 
 
@@ -105,15 +109,15 @@ def left_out(config: Any, all_layers: bool) -> tuple[str, ...]:
 
 
 def reference_features(model: Any, pixel_values: Tensor, description: Description) -> Tensor:
-    """The model's own encoder: f32 [1, 3, h_px, w_px] -> [1, N, C]."""
-    vision = model.config.vision_config
+    """The model's own encoder: f32 [P, 3, h_px, w_px] -> [1, P*N, C]."""
+    vision, views = model.config.vision_config, len(pixel_values)
     height, width = _grid(vision, description.image)
     side = vision.patch_size
     # It takes pixels of 0 to 1 and makes them -1 to 1 itself.
-    cut = (pixel_values[0] / 2 + 0.5).reshape(3, height, side, width, side)
-    patches = cut.permute(1, 3, 2, 4, 0).reshape(1, height * width, -1)
+    cut = (pixel_values / 2 + 0.5).reshape(views, 3, height, side, width, side)
+    patches = cut.permute(0, 2, 4, 3, 5, 1).reshape(views, height * width, -1)
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack((columns, rows), dim=-1).reshape(1, -1, 2)
+    places = torch.stack((columns, rows), dim=-1).reshape(1, -1, 2).expand(views, -1, -1)
     found = model.model.get_image_features(patches, places, return_dict=True).pooler_output
     return torch.cat(tuple(found))[None]
 
@@ -142,17 +146,20 @@ def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> A
 
 def _image(vision: Any, processor: dict[str, Any], recipe: Recipe) -> ImageSpec:
     """Preprocessing to the recipe's size; the model's own 2 (x - 0.5) is a part of it."""
-    check_one_view(recipe, "gemma4")
+    check_whole(recipe, "gemma4")
+    kind = "video" if recipe.frames > 1 else "image"
+    if kind == "video":
+        processor = processor.get("video_processor") or processor
     check_resized(processor)
     for key, own in (("patch_size", 16), ("pooling_kernel_size", 3)):
         said, read = processor.get(key, own), getattr(vision, key)
         if said != read:
             raise PlanError(
-                f"the image processor's {key} is {said}, the encoder's {read}; correct"
-                " preprocessor_config.json"
+                f"the {kind} processor's {key} is {said}, the encoder's {read}; correct"
+                f" {NUMBERS[kind]}"
             )
     side = vision.patch_size * vision.pooling_kernel_size
-    most = processor.get("max_soft_tokens", MOST_TOKENS)
+    most = processor.get("max_soft_tokens", MOST_TOKENS[kind])
     square = isqrt(most) * side
     height, width = recipe.size or (square, square)
     if height % side or width % side:
@@ -163,7 +170,7 @@ def _image(vision: Any, processor: dict[str, Any], recipe: Recipe) -> ImageSpec:
     tokens = height * width // side**2
     if tokens > most:
         raise PlanError(
-            f"size {height}x{width} makes {tokens} tokens of a picture, and the image processor at"
+            f"size {height}x{width} makes {tokens} tokens of a picture, and the {kind} processor at"
             f" most {most}; give a smaller --size"
         )
     means, deviations = normalization({"do_normalize": False} | processor, 0.0, 1.0)
@@ -174,11 +181,25 @@ def _image(vision: Any, processor: dict[str, Any], recipe: Recipe) -> ImageSpec:
         rows=1,
         columns=1,
         global_view="first",
-        frames=1,
+        frames=recipe.frames,
         resample=RESAMPLE[processor.get("resample", 3)],
         mean=(m0 + d0 / 2, m1 + d1 / 2, m2 + d2 / 2),
         std=(d0 / 2, d1 / 2, d2 / 2),
     )
+
+
+def _clip(frames: int, n: int) -> tuple[str | LayoutItem, ...]:
+    """Frames, each behind its time, with blanks between."""
+    items: tuple[str | LayoutItem, ...] = ()
+    for frame in range(frames):
+        time = LayoutItem("timestamp", start=frame, prefix=" " if frame else "", suffix=" ")
+        items += (time, *_view(frame, n))
+    return items
+
+
+def _view(index: int, n: int) -> tuple[str | LayoutItem, ...]:
+    """The tokens of a view between their marks."""
+    return START, LayoutItem("visual", start=index * n, stop=(index + 1) * n), END
 
 
 def _grid(vision: Any, image: ImageSpec) -> tuple[int, int]:

@@ -4,8 +4,8 @@ A picture is one view of `--size`, 448x448 pixels unless told, which stands for 
 overview and `--tiles` RxR slices. Its marks and tokens have positions that count up, as text has.
 
 Source: transformers' `models/minicpmv4_6/modeling_minicpmv4_6.py`. Limits: those of
-`models.shared.encoders.minicpmv` and `models.shared.tiles.minicpmv`: clips, mode `4x`, and grids
-of slices with more rows than columns or fewer are refused.
+`models.shared.encoders.minicpmv` and `models.shared.tiles.minicpmv`: mode `4x`, and grids of slices
+with more rows than columns or fewer are refused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     """Numbers of a MiniCPM-V 4.6 checkpoint; see `Description`.
 
     Raises:
-        PlanError: For a clip, slices, a size, a mode, a processor or a decoder that the static form
+        PlanError: For slices, a size, a mode, a processor or a decoder that the static form
             has not.
     """
     decoder = decoder_spec(config.text_config, plain=True)

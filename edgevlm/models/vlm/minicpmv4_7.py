@@ -39,7 +39,7 @@ def describe(config: Any, processor: dict[str, Any], recipe: Recipe) -> Descript
     """Numbers of a MiniCPM-V 4.7 checkpoint; see `Description`.
 
     Raises:
-        PlanError: For a clip, slices, a size, a mode, a processor or a decoder that the static form
+        PlanError: For slices, a size, a mode, a processor or a decoder that the static form
             has not, or where config.json lacks the id of a mark.
     """
     for name in MARKS:

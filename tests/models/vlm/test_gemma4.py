@@ -88,7 +88,12 @@ def test_a_trial_has_the_first_layers_columns_of_the_second_table(
 @pytest.mark.parametrize(
     ("change", "processor", "options", "message"),
     [
-        ({}, {}, {"frames": 4}, "^gemma4 does not support clips: got 4 frames, expected 1$"),
+        (
+            {},
+            {"max_soft_tokens": 60},
+            {"frames": 4, "size": (48, 48)},
+            "^size 48x48 makes 64 tokens of a picture, and the video processor at most 60; give a",
+        ),
         ({}, {}, {"tiles": (2, 2)}, "^gemma4 reads a picture as one view: got tiles 2x2, expected"),
         (
             {},

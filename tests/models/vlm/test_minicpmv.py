@@ -69,7 +69,6 @@ REFUSED = {
     "rows": ({"tiles": (1, 2)}, r"^tiles 1x2: of a picture that the image processor cuts so, the"),
     "many": ({"tiles": (4, 4)}, r"^tiles 4x4 are more slices than .* makes, 9; give 3x3$"),
     "shape": ({"tiles": (2, 2), "size": (112, 448)}, r"^tiles 2x2: .* --size is cut 1x4 by the"),
-    "frames": ({"frames": 2}, r"^minicpmv4_\d does not support clips: got 2 frames"),
 }
 
 

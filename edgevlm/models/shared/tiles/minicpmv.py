@@ -6,10 +6,11 @@ the shape of the picture and a slice that of a cell: they are one size where the
 as columns, and a static graph has one size.
 
 On the canvas of 4.7 a token of the overview and one of a slice that show the same place have the
-same position, and marks have places around them; of 4.6 positions count up.
+same position, and marks have places around them; of 4.6 positions count up. A clip is a view of
+each frame, one behind the other, each with a canvas of its own; only 4.6 puts a number in front.
 
 Source: transformers' `models/minicpmv4_6/image_processing_pil_minicpmv4_6.py` and
-`processing_minicpmv4_6.py`, `models/minicpmv4_7/modular_minicpmv4_7.py`. Limit: no clips.
+`processing_minicpmv4_6.py`, `models/minicpmv4_7/modular_minicpmv4_7.py`.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from edgevlm.models.family import Description
 from edgevlm.models.shared.encoders.minicpmv import FOLD, check_folds, encoder_parts, encoder_spec
 from edgevlm.models.shared.llama import decoder_parts
 from edgevlm.models.shared.preprocessing import check_resized
-from edgevlm.models.shared.views import check_still, image_of
+from edgevlm.models.shared.views import image_of
 from edgevlm.recipe import Recipe
 
 # What its tokenizers call them; a plan compares the prompt with the checkpoint's own processor.
-IMAGE, START, END = "<|image_pad|>", "<image>", "</image>"
+MARKS = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+START, END = "<image>", "</image>"
 SLICE, SLICE_END, LINE = "<slice>", "</slice>", "\n"
 NUMBER = ("<image_id>", LayoutItem("number"), "</image_id>")
 SCALE = 448  # pixels: a view is brought to as many as a square of this side has
@@ -56,18 +58,26 @@ def describe(
         canvas: Where positions are those of a canvas, ids that join it behind the last mark.
 
     Raises:
-        PlanError: For a clip, a grid of slices, a size, a mode or a processor that the static form
-            has not.
+        PlanError: For a grid of slices, a size, a mode or a processor that the static form has not.
     """
-    check_still(recipe, config.model_type)
-    check_folds(config, processor)
-    vision, image = config.vision_config, image_spec(config, processor, recipe)
+    clip = recipe.frames > 1
+    numbers = (processor.get("video_processor") if clip else None) or processor
+    check_folds(config, numbers)
+    if clip and numbers.get("stack_frames", 1) != 1:
+        raise PlanError(
+            f"the video processor's stack_frames is {numbers['stack_frames']}: it joins frames of a"
+            " second to one picture, which a bundle does not; set 1 in"
+            " video_preprocessor_config.json"
+        )
+    vision, image = config.vision_config, image_spec(config, numbers, recipe)
     rows, columns = (side // vision.patch_size for side in (image.height, image.width))
     tokens = rows // FOLD**2, columns // FOLD**2
     items = canvas_items(image, tokens, canvas or ())
     shown = items if canvas is not None else without_places(items)
-    numbered = (*(NUMBER if processor.get("use_image_id", True) else ()), *shown)
-    mark = processor.get("image_token", IMAGE)
+    counts = processor.get("use_image_id", True) and not (clip and canvas is not None)
+    numbered = (*(NUMBER if counts else ()), *shown)
+    kind = image.subject
+    mark = processor.get(f"{kind}_token", MARKS[kind])
     return Description(
         image=image,
         view_tokens=tokens[0] * tokens[1],
@@ -78,6 +88,7 @@ def describe(
         reduced_image=numbered,
         placeholder=mark,
         visual_token=mark,
+        content_type=kind,
     )
 
 
@@ -120,7 +131,7 @@ def processor_views(processor: Any, picture: Image.Image, image: ImageSpec) -> A
 def canvas_items(
     image: ImageSpec, tokens: tuple[int, int], joins: Sequence[int]
 ) -> tuple[LayoutItem, ...]:
-    """The sequence of one picture, its marks and tokens on a canvas.
+    """The sequence of one picture, its marks and tokens on a canvas, or of each frame of a clip.
 
     The canvas has the tokens of all slices, or, without any, those of the overview, which otherwise
     is spread over it.
@@ -130,6 +141,9 @@ def canvas_items(
         tokens: Rows and columns of tokens of a view.
         joins: Ids that stand on the canvas, too, where text goes on with them.
     """
+    if image.frames > 1:
+        frame = canvas_items(replace(image, frames=1), tokens, joins)
+        return tuple(_of_view(item, n) for n in range(image.frames) for item in frame)
     (high, wide), sliced = tokens, image.views > 1
     height, width = image.rows * high, image.columns * wide
     first = visual(0, tokens, spread(height, high), spread(width, wide))
@@ -144,6 +158,13 @@ def canvas_items(
         items.append(at(SLICE_END, top + high - 1, left + wide - 1))
     items[-1] = replace(items[-1], span=max(height, width) + 1, joins=tuple(joins))
     return tuple(items)
+
+
+def _of_view(item: LayoutItem, view: int) -> LayoutItem:
+    """An item of the first view, as that of another."""
+    if item.kind != "visual":
+        return item
+    return replace(item, start=view * item.stop, stop=(view + 1) * item.stop)
 
 
 def without_places(items: Sequence[LayoutItem]) -> tuple[str | LayoutItem, ...]:
