@@ -10,7 +10,11 @@ from checkpoints.shared.qwen3_5 import CONSTANTS, GAINS, STDS, norm_offset
 
 __all__ = ["CONSTANTS", "GAINS", "PRESETS", "STDS", "config", "files", "norm_offset", "tokenizer"]
 
-PRESETS = {"tiny-minicpm-v-4-7": SMALL}
+PRESETS = {
+    "tiny-minicpm-v-4-7": SMALL,
+    # The fold inside the encoder is left out, and a token is of 2x2 patches.
+    "tiny-minicpm-v-4-7-4x": SMALL | {"downsample_mode": "4x", "scale_resolution": 112},
+}
 PLACED = ("image_start", "image_end", "slice_start", "slice_end")
 
 

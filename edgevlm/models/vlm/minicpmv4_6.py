@@ -4,8 +4,7 @@ A picture is one view of `--size`, 448x448 pixels unless told, which stands for 
 overview and `--tiles` RxR slices. Its marks and tokens have positions that count up, as text has.
 
 Source: transformers' `models/minicpmv4_6/modeling_minicpmv4_6.py`. Limits: those of
-`models.shared.encoders.minicpmv` and `models.shared.tiles.minicpmv`: mode `4x`, and grids of slices
-with more rows than columns or fewer are refused.
+`models.shared.tiles.minicpmv`: grids of slices with more rows than columns or fewer are refused.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def config(name: str, preset: dict, tokenizer: Tokenizer) -> dict:
     vision = preset["vision"] | {"model_type": f"{name.lower()}_vision"}
     return vlm_config(name, name.lower(), preset, text, vision) | {
         "insert_layer_id": preset["insert_layer_id"],
-        "downsample_mode": "16x",
+        "downsample_mode": preset.get("downsample_mode", "16x"),
         **{f"{name}_id": number for name, number in ids.items()},
     }
 
@@ -53,7 +53,7 @@ def files(name: str, preset: dict, config: dict) -> dict[str, dict | str]:
         "max_slice_nums": 9,
         "slice_mode": True,
         "use_image_id": True,
-        "downsample_mode": "16x",
+        "downsample_mode": config["downsample_mode"],
     }
     del numbers["do_pad"]
     special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}

@@ -14,6 +14,7 @@ from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 
 PRESETS = ["tiny-minicpm-v-4-6", "tiny-minicpm-v-4-7"]
+MODES = [*PRESETS, "tiny-minicpm-v-4-7-4x"]  # of the last a view has half the pixels each way
 QUESTION = "What is in this picture?"
 
 
@@ -24,7 +25,12 @@ def own_positions(made, inputs):
     return made.model.model.get_rope_index(ids, kinds, **sizes)[0][:, 0].T.tolist()
 
 
-@pytest.mark.parametrize("name", PRESETS)
+def pixels_of(name, *sides):
+    """Sides in pixels, for views of as many tokens."""
+    return [side // 2 if name.endswith("4x") else side for side in sides]
+
+
+@pytest.mark.parametrize("name", MODES)
 @pytest.mark.parametrize(
     ("slices", "width", "height"), [(2, 448, 448), (2, 500, 380), (3, 700, 660)]
 )
@@ -32,7 +38,8 @@ def test_slices_are_those_that_the_processor_chooses(
     tiny, processor, prompt, photo, name, slices, width, height
 ):
     """Of pictures of several sizes it cuts these grids without being told."""
-    own, picture = processor(tiny(name).planned.checkpoint.folder), photo(width, height)
+    own = processor(tiny(name).planned.checkpoint.folder)
+    picture = photo(*pixels_of(name, width, height))
     inputs = prompt.inputs(own, QUESTION, [picture])
     assert len(inputs.target_sizes) == 1 + slices**2
     size = tuple((inputs.target_sizes[0] * 14).tolist())
@@ -54,15 +61,17 @@ def test_a_line_break_behind_a_picture_stands_at_its_beginning(tiny, processor, 
         assert ours.last.positions.tolist() == own_positions(made, inputs)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", MODES)
 def test_slices_of_another_shape_than_a_square(tiny, photo, name):
-    made = tiny(name, tiles=(2, 2), size=(168, 280))
-    pixels = torch.rand(5, 3, 168, 280).mul(2).sub(1).numpy()
+    size = tuple(pixels_of(name, 168, 280))
+    made = tiny(name, tiles=(2, 2), size=size)
+    pixels = torch.rand(5, 3, *size).mul(2).sub(1).numpy()
     ours, theirs = made.features(pixels), made.reference_features(pixels)
     assert tuple(ours.shape) == (1, 75, 64)
     assert difference(ours, theirs)[0] <= 1e-5
     checkpoint, image = made.planned.checkpoint, made.plan.host.image
-    assert preprocessing_error(checkpoint, image, photo(560, 336), middle=False) <= 1e-6
+    picture = photo(*pixels_of(name, 560, 336))
+    assert preprocessing_error(checkpoint, image, picture, middle=False) <= 1e-6
 
 
 REFUSED = {
@@ -78,3 +87,24 @@ def test_what_cannot_be_is_refused(preset, name, options, message):
     path = str(preset(name))
     with pytest.raises(PlanError, match=message):
         make_plan(Recipe(model=path, **options), find(path))
+
+
+def test_a_mode_of_which_the_processor_says_another_is_refused(tiny):
+    checkpoint = tiny(PRESETS[0]).planned.checkpoint
+    numbers = checkpoint.processor() | {"downsample_mode": "4x"}
+    with pytest.raises(PlanError, match=r"^downsample_mode is 16x in config.json and 4x in the"):
+        checkpoint.family.describe(checkpoint.config, numbers, Recipe())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["onnx", "executorch", "coreml"])
+@pytest.mark.parametrize("methods", [(), ("divprune",), ("tome@vision:r=8",)])
+def test_mode_4x_agrees_with_pytorch(preset, tmp_path, target, methods):
+    """Without its inner fold the encoder takes methods at site vision too."""
+    from edgevlm.pipeline import export
+
+    half, tokens = target == "coreml", {"tokens": 6} if methods == ("divprune",) else {}
+    scheme = {"target": target, "quantize": "fp16" if half else "none"}
+    recipe = Recipe(model=str(preset(MODES[-1])), methods=methods, **scheme, **tokens)
+    done = export(recipe, tmp_path / "tiny.edgevlm")
+    assert done.verification.ok

@@ -1,12 +1,12 @@
 """The encoder of MiniCPM-V 4.6 and 4.7, which folds 2x2 patches inside and again at its end.
 
 Behind one of its layers the patches of each 2x2 window see each other and become one, and so do 2x2
-of these in the connector. Positions are a learned table, of which a patch has the nearest row.
+of these in the connector. In mode `4x` there is only the connector's fold, and four times as many
+tokens. Positions are a learned table, of which a patch has the nearest row.
 
 Rewrite, exact: windows of one view are a batch, and nearest rows are taken once, here.
 
-Source: transformers' `models/minicpmv4_6/modeling_minicpmv4_6.py`. Limit: mode `4x`, which skips
-the inner fold, is refused.
+Source: transformers' `models/minicpmv4_6/modeling_minicpmv4_6.py`.
 """
 
 from __future__ import annotations
@@ -22,30 +22,38 @@ from edgevlm.graphs.ops import attention
 from edgevlm.graphs.parts import EncoderParts, EncoderSpec
 
 FOLD = 2  # of each of the two folds, each way
+WINDOWS = "it folds windows of patches between them, which needs all patches"
 FOLDED = "its patches are folded before its last layer"
 LACKING = (("early_cls_attention", FOLDED), ("patch_entropy", FOLDED))
 
 
-def encoder_spec(vision: Any, patches: int) -> EncoderSpec:
+def side_of_token(config: Any) -> int:
+    """Patches of a side that become a token."""
+    return FOLD if config.downsample_mode == "4x" else FOLD**2
+
+
+def encoder_spec(config: Any, patches: int) -> EncoderSpec:
     """Numbers of the encoder, of so many patches a view."""
+    vision, folds = config.vision_config, config.downsample_mode != "4x"
     return EncoderSpec(
         layers=vision.num_hidden_layers,
         patches=patches,
         width=vision.hidden_size,
         heads=vision.num_attention_heads,
         head_size=vision.hidden_size // vision.num_attention_heads,
-        unmergeable="it folds windows of patches between them, which needs all patches",
-        lacking=LACKING,
-        folded=(vision.insert_layer_id, patches // FOLD**2),
+        unmergeable=WINDOWS if folds else "",
+        lacking=LACKING if folds else (),
+        folded=(vision.insert_layer_id, patches // FOLD**2) if folds else None,
     )
 
 
 def encoder_parts(core: Any, spec: EncoderSpec, grid: tuple[int, int]) -> EncoderParts:
     """Static modules over the weights of transformers' model, for a grid of patches."""
-    tower, folded = core.vision_tower, (grid[0] // FOLD, grid[1] // FOLD)
+    tower, folded = core.vision_tower, grid
     layers: list[nn.Module] = [EncoderLayer(layer) for layer in tower.encoder.layers]
-    at = core.config.vision_config.insert_layer_id
-    layers[at] = nn.Sequential(layers[at], WindowFold(tower.vit_merger, grid))
+    if spec.folded:
+        (at, _), folded = spec.folded, (grid[0] // FOLD, grid[1] // FOLD)
+        layers[at] = nn.Sequential(layers[at], WindowFold(tower.vit_merger, grid))
     return EncoderParts(
         spec=spec,
         embedding=NearestEmbedding(tower.embeddings, grid),
@@ -67,15 +75,20 @@ def reference_features(model: Any, pixel_values: Tensor, description: Any) -> Te
 
 
 def check_folds(config: Any, processor: dict[str, Any]) -> None:
-    """Refuse folds of another kind than the two of 2x2.
+    """Refuse folds of another kind than one or two of 2x2.
 
     Raises:
         PlanError: Naming the key and its value.
     """
     vision = config.vision_config
-    modes = config.downsample_mode, processor.get("downsample_mode", "16x")
+    mode, modes = config.downsample_mode, ("16x", "4x")
+    own = processor.get("downsample_mode", "16x")
+    if mode not in modes or own != mode:
+        raise PlanError(
+            f"downsample_mode is {mode} in config.json and {own} in the processor's, expected"
+            f" one of {', '.join(modes)} in both; make them one"
+        )
     wanted = {
-        "downsample_mode": (modes, ("16x", "16x")),
         "merge_kernel_size": (tuple(config.merge_kernel_size), (FOLD, FOLD)),
         "merger_times": (config.merger_times, 1),
         "window_kernel_size": (tuple(vision.window_kernel_size), (FOLD, FOLD)),

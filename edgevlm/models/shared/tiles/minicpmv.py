@@ -29,7 +29,12 @@ from edgevlm.errors import PlanError
 from edgevlm.graphs.parts import DecoderSpec, ModelParts
 from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import Description
-from edgevlm.models.shared.encoders.minicpmv import FOLD, check_folds, encoder_parts, encoder_spec
+from edgevlm.models.shared.encoders.minicpmv import (
+    check_folds,
+    encoder_parts,
+    encoder_spec,
+    side_of_token,
+)
 from edgevlm.models.shared.llama import decoder_parts
 from edgevlm.models.shared.preprocessing import check_resized
 from edgevlm.models.shared.views import image_of
@@ -71,7 +76,8 @@ def describe(
         )
     vision, image = config.vision_config, image_spec(config, numbers, recipe)
     rows, columns = (side // vision.patch_size for side in (image.height, image.width))
-    tokens = rows // FOLD**2, columns // FOLD**2
+    fold = side_of_token(config)
+    tokens = rows // fold, columns // fold
     items = canvas_items(image, tokens, canvas or ())
     shown = items if canvas is not None else without_places(items)
     counts = processor.get("use_image_id", True) and not (clip and canvas is not None)
@@ -82,7 +88,7 @@ def describe(
         image=image,
         view_tokens=tokens[0] * tokens[1],
         shape=VisualShape((tokens,) * image.views, decoder.width, *image.tiling),
-        encoder=encoder_spec(vision, rows * columns),
+        encoder=encoder_spec(config, rows * columns),
         decoder=decoder,
         full_image=numbered,
         reduced_image=numbered,
@@ -203,7 +209,7 @@ def image_spec(config: Any, processor: dict[str, Any], recipe: Recipe) -> ImageS
             f"the image processor's patch_size is {processor['patch_size']}, the encoder's {patch};"
             " correct preprocessor_config.json"
         )
-    step = patch * FOLD**2
+    step = patch * side_of_token(config)
     height, width = recipe.size or _size(1.0, scale, step)
     if (height, width) != (kept := _size(width / height, scale, step)):
         raise PlanError(
