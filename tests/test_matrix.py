@@ -36,11 +36,15 @@ CASES = list(product(TARGETS.names(), FAMILIES, NAMES, SHAPES))
 
 
 # Tokens of methods whose graph unrolls rounds, so that they are few; two or more are left.
-FEW_ROUNDS = {"aim": 48, "catp": 8, "divprune": 8, "frame_merge": 90, "todre": 8, "tome": 48}
+FEW_ROUNDS = {
+    "aim": 48, "catp": 8, "divprune": 8, "frame_merge": 90, "k_medoids": 8,
+    "todre": 8, "tome": 48}  # fmt: skip
 # Methods that keep the first frame of a clip whole, of 64 tokens at most.
 FIRST_WHOLE = {"evs": 80, "timechat": 80}
 # Options with which rounds are few, and each kind of round is there.
-OPTIONS = {"vispruner": "vispruner:r=24", "vqtoken": "vqtoken:rounds=2"}
+OPTIONS = {
+    "k_medoids": "k_medoids:rounds=2", "vispruner": "vispruner:r=24", "vqtoken": "vqtoken:rounds=2",
+}  # fmt: skip
 
 
 def budget(method):

@@ -107,6 +107,7 @@ SHORT = {
     "catp": (8, "catp"),
     "divprune": (8, "divprune"),
     "frame_merge": (90, "frame_merge"),
+    "k_medoids": (8, "k_medoids:rounds=2"),
     "todre": (8, "todre"),
     "tome": (56, "tome"),
     "vispruner": (24, "vispruner:r=24"),

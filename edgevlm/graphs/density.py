@@ -1,0 +1,50 @@
+"""Density peaks (DPC-KNN): points that are dense, and far from denser ones, are centres.
+
+Sources: Du, Ding and Jia 2016, doi:10.1016/j.knosys.2016.02.001, as in HoT (arXiv 2311.12028),
+`cluster_dpc_knn`, and HoliTom (arXiv 2505.21334). Groups of different sizes are rows of one tensor
+with a mask, so that shapes are constants.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FAR = 1e6  # farther than any two points
+TIE = 1e-6  # most that decides between points of one density; originals draw it at random
+
+
+def distances(points: Tensor) -> Tensor:
+    """Euclidean distances divided by sqrt(D): f32 [G, N, N] of points [G, N, D]."""
+    square = points.square().sum(-1)
+    product = points @ points.transpose(1, 2)
+    apart = square.unsqueeze(2) + square.unsqueeze(1) - 2 * product
+    own = torch.arange(points.shape[1])
+    apart = torch.where(own == own.unsqueeze(1), 0.0, apart.clamp(min=0.0))
+    return apart.sqrt() * points.shape[2] ** -0.5
+
+
+def peaks(apart: Tensor, there: Tensor, neighbours: int, noise: Tensor | None = None) -> Tensor:
+    """How well each point is a centre: its density times the distance to a denser one, [G, N].
+
+    Args:
+        apart: Distances f32 [G, N, N].
+        there: Which points of a group there are, bool [G, N]; others get -1.
+        neighbours: How many nearest points, itself among them, make the density; at most as many as
+            a group has.
+        noise: What decides between points of one density, f32 [G, N], 0 to 1; without, of equals
+            the first is denser.
+    """
+    count = apart.shape[1]
+    if noise is None:
+        noise = 1 - torch.arange(count) / count
+    both = there.unsqueeze(2) & there.unsqueeze(1)
+    masked = torch.where(both, apart, FAR)
+    nearest = masked.topk(min(neighbours, count), dim=2, largest=False).values
+    near = (nearest < FAR).float()
+    mean = (nearest.square() * near).sum(2) / near.sum(2).clamp(min=1.0)
+    density = torch.exp(-mean) + TIE * noise
+    denser = (density.unsqueeze(1) > density.unsqueeze(2)) & both
+    farthest = torch.where(both, apart, 0.0).amax((1, 2)).unsqueeze(1)  # [G, 1]
+    to_denser = torch.minimum(torch.where(denser, apart, FAR).amin(2), farthest)
+    return torch.where(there, to_denser * density, -1.0)
