@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgevlm.graphs.clips.joining import WindowedLayer, join
 from edgevlm.graphs.layers import EncoderLayer
 from edgevlm.graphs.ops import attention_scores
 from edgevlm.graphs.parts import EncoderParts
@@ -167,6 +168,8 @@ def merge(encoder: EncoderParts, method: Any, counts: tuple[int, ...]) -> Encode
         return encoder
     if method.leaves:
         return _leaving(encoder, method, counts)
+    if method.joins:
+        return join(encoder, method, counts[0] // encoder.spec.tokens)
     start = next(i for i in range(len(encoder.layers)) if counts[i + 1] < counts[i])
     total = len(encoder.layers)
     layers: list[Any] = [*encoder.layers, *encoder.after]
@@ -194,8 +197,8 @@ def _leaving(encoder: EncoderParts, method: Any, counts: tuple[int, ...]) -> Enc
 
 
 def leaves(module: Any) -> bool:
-    """Whether tokens leave in a module of the encoder."""
-    return isinstance(module, LeavingLayer)
+    """Whether tokens leave in a module of the encoder, or frames may join."""
+    return isinstance(module, LeavingLayer | WindowedLayer)
 
 
 def merges(module: Any) -> bool:
@@ -213,7 +216,8 @@ def layer_tokens(encoder: EncoderParts) -> tuple[int, ...]:
         if spec.folded and index >= spec.folded[0]:
             left = spec.folded[1]
         if any(map(leaves, encoder.layers)):
-            left = module.counts[1] if isinstance(module, LeavingLayer) else counts[-1]
+            fewer: Any = module
+            left = fewer.counts[1] if leaves(module) else counts[-1]
         counts.append(layer.counts[1] if layer else left)
     return tuple(counts)
 

@@ -221,7 +221,9 @@ def _texts(calls: BlockCalls, model: Any, views: Sequence[Array]) -> tuple[_Comp
     family, rows = planned.checkpoint.family, torch.tensor(ids[:COMPARED_TEXTS])
     # Where the table is rounded, the model reads its own, and the difference is the scheme's.
     expected = family.reference_text(model, rows).numpy()
-    pixels = torch.from_numpy(np.stack([clip[0] for clip in views]))  # its own takes single images
+    pixels = torch.from_numpy(
+        np.stack([clip[0, :3] for clip in views])
+    )  # its own takes single images
     seen = family.reference_image(model, pixels, planned.description).numpy()
     alike = np.asarray([logits(calls.plan.host, image, expected) for image in seen])
     own = family.reference_logits(model, pixels, rows, planned.description).numpy()
@@ -264,7 +266,7 @@ def _compare(
         opened.compare(function, *sides)
         return
     opened.compare(function, *by_patch(*sides))
-    if any(map(merges, _modules(calls, block))):
+    if any(merges(module) or leaves(module) for module in _modules(calls, block)):
         inputs = [values[tensor.name] for tensor in function.inputs]
         calls.note_float16(block, float16_psnr_db(opened.module, inputs, sides[1]))
 

@@ -100,7 +100,11 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> EncoderPlanned:
     description: EmbedderDescription = checkpoint.describe(recipe)
     description = replace(description, image=choose_picker(recipe, description.image))
     check_views(checkpoint, description.image)
-    chosen = _Method(*choose_encoder_method(recipe, description.encoder))
+    frames = description.image.views
+    chosen = _Method(*choose_encoder_method(recipe, description.encoder, frames))
+    if chosen.method is not None and chosen.method.joins:  # all frames in one call
+        image = replace(description.image, depth=description.image.frames)
+        description = replace(description, image=image)
     parts = _merged(checkpoint.parts(checkpoint.empty_model(), description), chosen)
     scale, bias = _likeness(checkpoint, description)
     host = EncoderHost(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
@@ -11,6 +11,7 @@ from edgevlm.bundle.host import ImageSpec
 from edgevlm.bundle.plan import SiteTokens
 from edgevlm.compress.shared.contract import (
     DecoderMethod,
+    JoiningMethod,
     LeavingMethod,
     TokensMethod,
     VisionMethod,
@@ -23,6 +24,7 @@ from edgevlm.graphs.pruning import Pruning
 from edgevlm.graphs.signals import GLOBAL
 from edgevlm.graphs.visual_shape import VisualShape
 from edgevlm.models.family import Description
+from edgevlm.planning.sites.vision import check_frames, check_mergeable, clip_groups
 from edgevlm.recipe import MethodChoice, OptionValue, Recipe
 from edgevlm.registry import METHODS
 from edgevlm.runtimes.loops.images.picking import FramesMethod
@@ -35,6 +37,7 @@ POLICIES = {
     "calibrate": ("none", "size"),
 }
 
+OfVision = VisionMethod | LeavingMethod | JoiningMethod
 ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -127,11 +130,16 @@ def choose_picker(recipe: Recipe, image: ImageSpec) -> ImageSpec:
 
 
 def choose_encoder_method(
-    recipe: Recipe, encoder: EncoderSpec
-) -> tuple[VisionMethod | LeavingMethod | None, tuple[int, ...], tuple[SiteTokens, ...]]:
+    recipe: Recipe, encoder: EncoderSpec, frames: int = 0
+) -> tuple[OfVision | None, tuple[int, ...], tuple[SiteTokens, ...]]:
     """The method of site `vision`, encoder tokens before the first layer and after each, counts.
 
     Without such a method: None and nothing.
+
+    Args:
+        recipe: What is asked for.
+        encoder: Numbers of the encoder.
+        frames: Frames of a clip whose embedding is the mean of theirs; 0 where it has none.
 
     Raises:
         PlanError: If tokens cannot merge between this encoder's layers.
@@ -141,27 +149,18 @@ def choose_encoder_method(
         return None, (), ()
     check_mergeable(choice.name, encoder)
     method: Any = _make(choice, "vision", dict(choice.options))
+    if method.joins:
+        check_frames(choice.name, encoder, frames)
+        shapes = method.plan_frames(frames, encoder.patches, encoder.layers)
+        counts = (frames * encoder.tokens, *(windows * tokens for windows, tokens in shapes))
+        return method, counts, (SiteTokens("vision", choice.name, counts[0], counts[-1]),)
     if method.leaves:
-        left = method.plan_clip(encoder.patches, encoder.layers, _groups(choice.name, encoder))
+        left = method.plan_clip(encoder.patches, encoder.layers, clip_groups(choice.name, encoder))
     else:
         left = method.plan(encoder.patches, encoder.layers)
     patches = (encoder.patches, *left)
     counts = tuple(count + encoder.class_token for count in patches)
     return method, counts, (SiteTokens("vision", choice.name, patches[0], patches[-1]),)
-
-
-def _groups(name: str, encoder: EncoderSpec) -> int:
-    """Groups of frames of an encoder that sees a clip at once.
-
-    Raises:
-        PlanError: If it sees pictures or frames alone.
-    """
-    if encoder.groups == 1:
-        raise PlanError(
-            f"{name} keeps the key frame of a clip that an encoder attends over at once, such as"
-            " VideoMAE's, and this one sees pictures or frames alone; take another method"
-        )
-    return encoder.groups
 
 
 def choose_decoder_method(
@@ -185,33 +184,6 @@ def choose_decoder_method(
     whole = method.plan_whole(tokens, len(decoder.caches))
     pruning = Pruning(method, counts, tokens, decoder.ropes[0].inverse_frequencies, whole)
     return pruning, (SiteTokens("decoder", choice.name, tokens, counts[-1]),)
-
-
-def check_mergeable(name: str, encoder: EncoderSpec) -> None:
-    """Refuse a method of site `vision` where tokens cannot merge between the encoder's layers.
-
-    Raises:
-        PlanError: With the family's reason.
-    """
-    if encoder.unmergeable:
-        raise PlanError(
-            f"{name} at site vision merges tokens between the encoder's layers, and here they"
-            f" cannot: {encoder.unmergeable}; take a method of site tokens"
-        )
-
-
-def check_signals(name: str, signals: Sequence[str], encoder: EncoderSpec) -> None:
-    """Refuse a method that needs a signal which the encoder cannot give.
-
-    Raises:
-        PlanError: With the family's reason.
-    """
-    reason = next(((s, why) for s, why in encoder.lacking if s in signals), None)
-    if reason is not None:
-        raise PlanError(
-            f"{name} needs the signal '{reason[0]}', which this encoder cannot give: {reason[1]};"
-            " take another method"
-        )
 
 
 def check_recurrent(

@@ -45,7 +45,6 @@ from edgevlm.planning.layout import make_layout
 from edgevlm.planning.methods import (
     check_pruning,
     check_recurrent,
-    check_signals,
     choose_decoder_method,
     choose_encoder_method,
     choose_method,
@@ -55,6 +54,7 @@ from edgevlm.planning.methods import (
 )
 from edgevlm.planning.own_prompt import compare_prompts
 from edgevlm.planning.prompt import render_prompts
+from edgevlm.planning.sites.vision import check_signals
 from edgevlm.planning.target import check_attention, checked_target, host_tables, required_backend
 from edgevlm.planning.vlm_blocks import make_blocks
 from edgevlm.recipe import Recipe

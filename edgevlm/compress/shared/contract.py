@@ -110,11 +110,13 @@ class VisionMethod(SiteMethod, Protocol):
         proportional: A merged token weighs as much in the attention of later layers as the patches
             that it stands for (the logarithm of their number is added to the scores); else as one.
         leaves: Whether it is a `LeavingMethod` instead.
+        joins: Whether it is a `JoiningMethod` instead.
     """
 
     between: bool = True
     proportional: bool = False
     leaves: bool = False
+    joins: bool = False
 
     def plan(self, patches: int, layers: int) -> tuple[int, ...]:
         """Patches left after each layer.
@@ -155,6 +157,7 @@ class LeavingMethod(SiteMethod, Protocol):
     """
 
     leaves: bool = True
+    joins: bool = False
 
     def plan_clip(self, patches: int, layers: int, groups: int) -> tuple[int, ...]:
         """Tokens left after each layer.
@@ -175,6 +178,34 @@ class LeavingMethod(SiteMethod, Protocol):
 
     def choose(self, received: Tensor, key: int, kept: int) -> Tensor:
         """The tokens that go on, i64 [kept], by the attention that each receives, f32 [n]."""
+        ...
+
+
+class JoiningMethod(SiteMethod, Protocol):
+    """A method of site `vision` of encoders of frames: their tokens go on in fewer windows.
+
+    Tokens of a window see each other; a window is a frame before the first layer, and has its class
+    token first.
+    """
+
+    leaves: bool = False
+    joins: bool = True
+
+    def plan_frames(self, frames: int, patches: int, layers: int) -> tuple[tuple[int, int], ...]:
+        """Windows, and tokens of each with its class tokens, behind each layer.
+
+        Args:
+            frames: Frames of a clip.
+            patches: Patches of a frame, the class token left out.
+            layers: Layers of the encoder.
+
+        Raises:
+            PlanError: If the method cannot join as many.
+        """
+        ...
+
+    def __call__(self, x: Tensor, windows: int, tokens: int) -> Tensor:
+        """Join what a layer gives, f32 [W, n, D]: [windows, tokens, D]."""
         ...
 
 

@@ -1,0 +1,1 @@
+"""Tokens of the frames of a clip in one graph of an encoder of single frames."""
