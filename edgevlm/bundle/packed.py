@@ -85,8 +85,10 @@ def unpack(numbers: Array, scales: Array, packing: Packing, columns: int) -> Arr
     if packing.bits == 16:
         return numbers.view(np.float16).astype(np.float32)
     if packing.bits == 4:
-        numbers = np.stack([numbers & 15, numbers >> 4], -1).reshape(*numbers.shape[:-1], -1)
+        *rows, half = numbers.shape
+        numbers = np.stack([numbers & 15, numbers >> 4], -1).reshape(*rows, 2 * half)
     runs = numbers.reshape(*scales.shape, packing.group).astype(np.float32)
     values = (runs - np.float32(1 << (packing.bits - 1))) * scales[..., None]
-    flat: Array = values.reshape(*scales.shape[:-1], -1)[..., :columns]
+    *rows, groups = scales.shape
+    flat: Array = values.reshape(*rows, groups * packing.group)[..., :columns]
     return flat

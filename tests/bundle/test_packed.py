@@ -62,3 +62,9 @@ def test_rows_are_unpacked_by_themselves():
         whole = unpack(numbers, scales, packing, 96)
         assert np.array_equal(unpack(numbers[3], scales[3], packing, 96), whole[3])
         assert np.array_equal(unpack(numbers[[4, 0]], scales[[4, 0]], packing, 96), whole[[4, 0]])
+
+
+@pytest.mark.parametrize("name", sorted(PACKINGS))
+def test_no_rows_are_a_matrix_of_no_rows(name):
+    numbers, scales = pack(np.zeros((3, 70), np.float32), PACKINGS[name])
+    assert unpack(numbers[:0], scales[:0], PACKINGS[name], 70).shape == (0, 70)
