@@ -64,6 +64,7 @@ class Method(TokensMethod):
         ValueError: If an option is out of its range.
     """
 
+    causal, first_whole = True, False
     signals = ("cls_attention",)
 
     def __init__(
@@ -120,7 +121,7 @@ class Method(TokensMethod):
     def of_frame(
         self, frame: Tensor, previous: Tensor, kept: int, **signals: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The same of one frame of a stream, of the first by zeros; see `CausalMethod`."""
+        """The same of one frame of a stream, of the first by zeros; see `TokensMethod`."""
         return self._reduce(frame, previous, signals["cls_attention"], (kept,))
 
     def _reduce(
