@@ -9,7 +9,7 @@ Source: ToMe (arXiv 2210.09461), section 3, facebookresearch/ToMe. Limits: O(N^2
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -158,9 +158,13 @@ def match_joined(metric: Tensor, r: int, class_tokens: int = 0) -> Matching:
     even = list(range(first % 2, total - first, 2))
     odd = list(range(1 - first % 2, total - first, 2))
     found = match(metric[first:], even, odd, min(r, len(even)))
+    # Where all of even index merge, nothing is left to be put in order.
+    unmerged = ascending(found.unmerged) if r < len(even) else found.unmerged
+    if not first:
+        return replace(found, unmerged=unmerged)
     classes = torch.arange(first)
     return Matching(
-        unmerged=torch.cat([classes, ascending(found.unmerged) + first]),
+        unmerged=torch.cat([classes, unmerged + first]),
         merged=found.merged + first,
         into=found.into + first,
         destinations=found.destinations + first,

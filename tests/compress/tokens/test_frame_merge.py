@@ -85,3 +85,16 @@ def test_a_mean_has_the_weight_of_its_tokens(features: Tensor) -> None:
     shape = VisualShape(((4, 4),) * 4, 16, frames=4)
     one, _ = Method(tokens=1)(features, shape=shape)
     torch.testing.assert_close(one[0, 0], features[0].mean(0), rtol=0, atol=1e-6)
+
+
+def test_halves_in_onnx(features: Tensor, trace: Any, engine: Any) -> None:
+    """To a quarter of four frames: all tokens of even index merge, and none of them stays."""
+    shape = VisualShape(((4, 4),) * 4, 16, frames=4)
+
+    def quarter(x: Tensor) -> Any:
+        return Method(tokens=16)(x, shape=shape)
+
+    expected, positions = quarter(features)
+    tokens, at = engine(trace(quarter, features))(features)
+    np.testing.assert_array_equal(at, positions.numpy())
+    np.testing.assert_allclose(tokens, expected, rtol=0, atol=1e-5)
