@@ -136,6 +136,8 @@ def _write(
     files = {}
     for name, table in plan.host.tables.items():
         stage = _folder(plan, name)
+        if f"blocks/{stage}/{TABLE_FILE}" in files.values():  # no block shares the other one either
+            stage = name
         _write_table(table, parts.tables[name], writer.stage_folder(stage) / TABLE_FILE)
         files[name] = f"blocks/{stage}/{TABLE_FILE}"
     blocks, left = [], TimeLeft([block.stage for block in plan.blocks])
