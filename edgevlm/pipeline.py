@@ -133,7 +133,7 @@ def _write(
 ) -> Plan[Any]:
     """All files of the bundle but the manifest; the plan with their names."""
     plan, target = planned.plan, find_target(planned.plan.recipe.target)
-    files = {}
+    files = dict[str, str]()
     for name, table in plan.host.tables.items():
         stage = _folder(plan, name)
         if f"blocks/{stage}/{TABLE_FILE}" in files.values():  # no block shares the other one either

@@ -124,19 +124,15 @@ def main(
     """
     path, texts, refused = _checked(context_, bundle, memory), _labels(labels), list[str]()
     loop = _announced(_listening(load_loop(path, engine, threads, memory, progress=say)))
-    if stream:
-        request = streaming.request(
-            video, prompt, ask_every, fps, pace, system, max_new_tokens,
-            Sampling(temperature, top_p, seed), _stream(json),
-        )  # fmt: skip
-        streaming.show(loop, request, chat, json)
-        return
     sampling, noting = Sampling(temperature, top_p, seed), _noting(refused, json) if chat else None
     asked = RunRequest(
         images=image or (), video=None if video is None else Path(video), labels=texts,
         system=system, draft=draft, questions=_questions(prompt, chat),
         max_new_tokens=max_new_tokens, sampling=sampling, on_text=_stream(json), on_refused=noting,
     )  # fmt: skip
+    if stream:
+        streaming.show(loop, asked, context_.params)
+        return
     _show(loop.answers(asked), json)
     if refused:
         raise typer.Exit(1)

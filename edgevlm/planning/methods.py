@@ -126,6 +126,8 @@ def choose_picker(recipe: Recipe, image: ImageSpec) -> ImageSpec:
         candidates = method.candidates(image.frames)
     except ValueError as cause:
         raise RecipeError(f"method '{choice.name}': {cause}") from cause
+    if candidates == image.frames and not method.key_frames:
+        return image  # all that are looked at are shown
     return replace(image, picker=choice.name.replace("-", "_"), candidates=candidates)
 
 

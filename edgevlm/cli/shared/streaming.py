@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 import typer
@@ -14,8 +13,7 @@ import typer
 from edgevlm.cli.shared.output import answer, complain, say
 from edgevlm.errors import InputError
 from edgevlm.profiling.machine.sensors import metered
-from edgevlm.runtimes.loops.contract import Loop
-from edgevlm.runtimes.loops.sampling import Sampling
+from edgevlm.runtimes.loops.contract import Loop, RunRequest
 from edgevlm.runtimes.loops.stream import Stream, StreamRequest
 from edgevlm.runtimes.loops.stream.events import Event, Refused, StreamAnswer
 from edgevlm.runtimes.loops.stream.source import STDIN
@@ -43,29 +41,28 @@ def check(values: Mapping[str, Any], given: Collection[str]) -> None:
         raise typer.BadParameter("--ask-every needs --prompt")
 
 
-def request(
-    video: str | None, prompt: str | None, ask_every: float | None, fps: float, pace: bool,
-    system: str | None, max_new_tokens: int, sampling: Sampling, on_text: Any,
-) -> StreamRequest:  # fmt: skip
-    """What the options of the command line say."""
-    return StreamRequest(
-        video, prompt, ask_every, fps, pace, system=system, max_new_tokens=max_new_tokens,
-        sampling=sampling, on_text=on_text, sensors=metered,
-    )  # fmt: skip
+def show(loop: Loop, asked: RunRequest, options: Mapping[str, Any]) -> None:
+    """Print what happens: with --json each event on a line of stdout, else answers alone.
 
-
-def show(loop: Loop, asked: StreamRequest, chat: bool, as_json: bool) -> None:
-    """Print what happens: with --json each event on a line of stdout, else answers alone."""
+    Args:
+        loop: The open bundle.
+        asked: What is asked of any bundle; its questions on stdin are not read.
+        options: Those of the command line, by name.
+    """
     if not isinstance(loop, TextLoop):
         raise InputError(f"no stream here: {loop.usage}")
     thread = threading.Thread(target=lambda: _ask(stream), daemon=True)
-    stream = Stream(loop, replace(asked, asking=thread.is_alive))
+    stream = Stream(loop, StreamRequest(
+        options["video"], options["prompt"], options["ask_every"], options["fps"], options["pace"],
+        system=asked.system, max_new_tokens=asked.max_new_tokens, sampling=asked.sampling,
+        on_text=asked.on_text, sensors=metered, asking=thread.is_alive,
+    ))  # fmt: skip
     before = signal.signal(signal.SIGINT, lambda *_: _stopping(stream))
-    if chat:
+    if options["chat"]:
         thread.start()
     try:
         for event in stream.events():
-            _print(event, as_json)
+            _print(event, options["json"])
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -99,7 +99,7 @@ class TokensMethod(SiteMethod, Protocol):
         Returns:
             Tokens f32 [1, k, C] and their positions in the frame i32 [1, k], ascending.
         """
-        raise NotImplementedError
+        raise TypeError("a method that is not causal takes no frame of a stream")
 
 
 class VisionMethod(SiteMethod, Protocol):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgevlm.compress.shared.budgets import kept_tokens
 from edgevlm.compress.shared.contract import TokensMethod
-from edgevlm.graphs.density import distances, peaks
+from edgevlm.graphs.clips.density import distances, peaks
 from edgevlm.graphs.selection import keep_all, largest_indices, select_tokens
 from edgevlm.graphs.visual_shape import VisualShape
 

@@ -22,7 +22,7 @@ from edgevlm.compress.shared.budgets import kept_tokens
 from edgevlm.compress.shared.changes import similarity
 from edgevlm.compress.shared.contract import TokensMethod
 from edgevlm.compress.shared.tiles import largest_of_groups, split_budget
-from edgevlm.graphs.density import FAR, distances, peaks
+from edgevlm.graphs.clips.density import FAR, distances, peaks
 from edgevlm.graphs.selection import keep_all
 from edgevlm.graphs.visual_shape import VisualShape, check_shape, clip_frames, square_shape
 

@@ -1,8 +1,6 @@
 """k-medoids in segments of a clip: neighbouring frames share K / S tokens, which stand for all.
 
-In each segment of frames: medoids start at the longest token and then, again and again, at the
-token that is furthest from all before; then each token joins its nearest medoid, and the token of a
-cluster with the least sum of distances to the others becomes its medoid.
+The clustering is in `graphs/clips/medoids.py`; `centerclip` at site vision has it inside CLIP.
 
 Source: the arithmetic of CenterCLIP (arXiv 2205.00823), section 3, mzhaoshuai/CenterCLIP, which
 clusters inside CLIP. Limits: K steps one after the other, so a long graph for a large K.
@@ -16,7 +14,8 @@ from torch import Tensor
 from edgevlm.compress.shared.budgets import kept_tokens
 from edgevlm.compress.shared.contract import TokensMethod
 from edgevlm.errors import PlanError
-from edgevlm.graphs.selection import ascending, keep_all, select_tokens
+from edgevlm.graphs.clips.medoids import medoids
+from edgevlm.graphs.selection import keep_all, select_tokens
 from edgevlm.graphs.visual_shape import VisualShape
 
 SOURCE = (
@@ -34,7 +33,6 @@ DIFFERS = (
     " rounds are a fixed number (original: until nothing moves, at most 100)"
 )
 COMPARED = "vectors"
-BEYOND = 1e9  # larger than any sum of distances
 
 
 class Method(TokensMethod):
@@ -84,31 +82,8 @@ class Method(TokensMethod):
         kept = kept_tokens("k_medoids", self.tokens, features.shape[1])
         if kept == features.shape[1]:
             return keep_all(features)
-        size, positions = features.shape[1] // self.segments, list[Tensor]()
-        for index in range(self.segments):
-            part = features[0, index * size : (index + 1) * size]
-            chosen = medoids(part, kept // self.segments, self.rounds)
-            positions.append(ascending(chosen) + index * size)
-        return select_tokens(features, torch.cat(positions))
-
-
-def medoids(points: Tensor, kept: int, rounds: int) -> Tensor:
-    """Indices i64 [K] of the medoids of points [N, D]."""
-    square = points.square().sum(1)
-    apart = square.unsqueeze(1) + square - 2 * points @ points.transpose(0, 1)
-    number = torch.arange(points.shape[0])
-    own = number == number.unsqueeze(1)
-    apart = torch.where(own, 0.0, apart.clamp(min=0.0)).sqrt()
-    marked = torch.where(own, -1.0, apart)  # a medoid is no candidate for the next
-    picks = [square.unsqueeze(0).argmax(1)]
-    nearest = marked.index_select(0, picks[0])
-    for _ in range(kept - 1):
-        picks.append(nearest.argmax(1))
-        nearest = torch.minimum(nearest, marked.index_select(0, picks[-1]))
-    chosen = torch.cat(picks)
-    for _ in range(rounds):
-        cluster = marked.index_select(1, chosen).argmin(1)  # [N]
-        members = torch.arange(kept).unsqueeze(1) == cluster  # [K, N]
-        cost = torch.where(members, members.float() @ apart, BEYOND)
-        chosen = cost.argmin(1)
-    return chosen
+        size = features.shape[1] // self.segments
+        segments = features.reshape(self.segments, size, -1)
+        chosen, _ = medoids(segments, kept // self.segments, self.rounds)
+        positions = chosen + torch.arange(self.segments).unsqueeze(1) * size
+        return select_tokens(features, positions.flatten())

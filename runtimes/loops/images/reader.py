@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,7 @@ class Reader:
     file: Any
     name: str
     room: Room
+    _turned: list[tuple[float, ...]] = field(default_factory=list, compare=False)
 
     def open(self) -> Any:
         """The container, at its beginning; several may be open at a time."""
@@ -110,7 +111,9 @@ class Reader:
 
     def picture(self, frame: Any) -> Image.Image:
         """A frame as RGB, turned as the container says."""
-        matrix, pixels = display_matrix(frame), frame.width * frame.height
+        if not self._turned:  # of all frames, as the first one says
+            self._turned.append(display_matrix(frame))
+        matrix, pixels = self._turned[0], frame.width * frame.height
         turn = 4 * pixels if matrix != STRAIGHT else 0
         self.room.claim(
             RGB_FRAME_BYTES * pixels * _depth(frame.format) + turn, self.name, "takes at least"

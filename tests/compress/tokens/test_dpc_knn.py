@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgevlm.compress.tokens.dpc_knn import Method
-from edgevlm.graphs.density import distances, peaks
+from edgevlm.graphs.clips.density import distances, peaks
 
 
 def test_centres_equal_reference(vectors: Any) -> None:

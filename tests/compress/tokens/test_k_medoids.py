@@ -1,4 +1,4 @@
-"""k-medoids against CenterCLIP's function, and in segments."""
+"""k-medoids of the segments of a clip; the clustering itself is in vision/test_centerclip.py."""
 
 from __future__ import annotations
 
@@ -7,31 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from edgevlm.compress.tokens.k_medoids import Method, medoids
+from edgevlm.compress.tokens.k_medoids import Method
 from edgevlm.errors import PlanError
+from edgevlm.graphs.clips.medoids import medoids
 from edgevlm.graphs.visual_shape import VisualShape
-
-
-def test_medoids_equal_reference(vectors: Any) -> None:
-    compared = 0
-    for case in vectors("centerclip"):
-        if case["param_distance_cosine"] or case["param_pre_norm"]:
-            continue
-        for x, expected in zip(case["in_x"], case["out_medoids"], strict=True):
-            chosen = medoids(torch.from_numpy(x), int(case["param_K"]), 12)
-            assert sorted(chosen.tolist()) == expected.tolist()
-            compared += 1
-    assert compared >= 2
 
 
 def test_segments_are_clustered_by_themselves(engine: Any, trace: Any) -> None:
     x = torch.randn(1, 24, 8, generator=torch.Generator().manual_seed(2))
     method = Method(tokens=6, segments=2)
     for tokens, positions in (method(x), engine(trace(method, x))(x)):
-        first = sorted(medoids(x[0, :12], 3, 8).tolist())
-        second = sorted((medoids(x[0, 12:], 3, 8) + 12).tolist())
-        assert positions[0].tolist() == first + second
-        torch.testing.assert_close(torch.as_tensor(tokens), x[:, first + second])
+        first, second = (medoids(part, 3, 8)[0][0] for part in (x[:, :12], x[:, 12:]))
+        expected = [*first.tolist(), *(second + 12).tolist()]
+        assert positions[0].tolist() == expected
+        torch.testing.assert_close(torch.as_tensor(tokens), x[:, expected])
 
 
 def test_segments_divide_frames_and_tokens() -> None:
