@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from family_facts.plans import LAYERS, TILES, Facts, facts
+from family_facts.plans import FRAMES, LAYERS, TILES, Facts, facts
 from family_facts.records import Record, read_records
 from family_facts.types import Outcome, outcomes
 
@@ -60,7 +60,8 @@ METHODS = """\
 
 Plans of the tiny presets: each method at its site, at a quarter (site tokens) or half of the
 tokens, at site decoder from layer 1 on where it has an option for layers. Families with the same
-answers share a column. `yes` is taken, `tiles` only with a grid of tiles, `layers` only from
+answers share a column. `yes` is taken, `tiles` only with a grid of tiles, `clips` only with
+`--frames`, `layers` only from
 another layer on, and a number is the reason below. Where a language model has recurrent layers
 ({recurrent}), a method of site decoder is taken if a layer that attends chooses: that goes by the
 method's layers, by the depth of the model, and where a method has no option for layers (`aim`), or
@@ -134,7 +135,7 @@ def methods(families: Sequence[Facts]) -> str:
         # Of a family whose library is missing nothing was asked.
         answers = family.methods if not family.unasked else dict.fromkeys(names, family.unasked)
         columns.setdefault(tuple(answers.values()), []).append(family.name)
-    words = {"": "yes", TILES: "tiles", LAYERS: "layers"}
+    words = {"": "yes", TILES: "tiles", FRAMES: "clips", LAYERS: "layers"}
     reasons = dict.fromkeys(r for column in columns for r in column if r not in words)
     numbers = words | {r: str(i) for i, r in enumerate(reasons, 1)}
     heads = ["method", *(", ".join(names) for names in columns.values())]

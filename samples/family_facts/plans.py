@@ -24,6 +24,8 @@ from edgevlm.registry import FAMILIES, METHODS, TARGETS
 
 TINY = "tiny-"
 TILES, LAYERS = "only with tiles", "only from another layer on"
+FRAMES, FEW_FRAMES = "only with --frames", 4
+OF_CLIPS = ("num_frames", "frames_per_clip")  # keys of config.json
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def facts(folder: Path) -> Iterator[Facts]:
         module, tokenizer = PRESETS[tiny], tokenizers[tiny]
         try:
             checkpoint = written(folder / tiny, tiny, module, tokenizer)
-            checkpoint.describe(Recipe(model=checkpoint.model))
+            _described(checkpoint)
         except ModelError as cause:  # of a library that its encoder needs
             yield Facts(name, kind, tiny, (), {}, {}, why_unasked(str(cause)))
             continue
@@ -103,7 +105,8 @@ def written(folder: Path, preset: str, module: ModuleType, tokenizer: Tokenizer)
     numbers = module.PRESETS[preset]
     config = module.config(numbers, tokenizer)
     folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    if tokenizer is not None:
+        tokenizer.save(str(folder / "tokenizer.json"))
     for name, content in {"config.json": config, **module.files(numbers, config)}.items():
         write_file(folder / name, content)
     return find(str(folder))
@@ -116,7 +119,7 @@ def _sizes(family: str, folder: Path, module: ModuleType, tokenizer: Tokenizer) 
         if preset.startswith(TINY) or config["model_type"] != family:
             continue
         checkpoint = written(folder / preset, preset, module, tokenizer)
-        described = checkpoint.describe(Recipe(model=str(folder / preset)))
+        described = _described(checkpoint)
         shape = getattr(described, "shape", None)
         count = sum(math.prod(shape) for shape in parameter_shapes(config).values())
         view = described.image.height, described.image.width
@@ -135,9 +138,9 @@ def method_refusal(checkpoint: Checkpoint, name: str, site: str) -> str:
     Where another grid of tiles is taken, or at site decoder another layer, that is said instead.
     """
     first = ""
-    for tiles, layer, only in _variants(checkpoint, site):
+    for tiles, layer, frames, only in _variants(checkpoint, site):
         try:
-            recipe = _recipe(checkpoint, name, site, tiles, layer)
+            recipe = _recipe(checkpoint, name, site, tiles, layer, frames)
             make_plan(recipe, checkpoint)
         except EdgeVLMError as cause:
             first = first or unnamed(str(cause), name, site)
@@ -146,18 +149,28 @@ def method_refusal(checkpoint: Checkpoint, name: str, site: str) -> str:
     return first
 
 
-def _variants(checkpoint: Checkpoint, site: str) -> Iterator[tuple[tuple[int, int], int, str]]:
-    """Grids of tiles and layers to try, with what is said where one is the first that is taken."""
-    yield (1, 1), 1, ""
-    yield (2, 2), 1, TILES
+def _variants(checkpoint: Checkpoint, site: str) -> Iterator[tuple[tuple[int, int], int, int, str]]:
+    """Tiles, a layer and frames to try, with what is said where these are the first taken."""
+    clip = _frames(checkpoint)
+    yield (1, 1), 1, clip, ""
+    if clip == 1:
+        yield (2, 2), 1, 1, TILES
+        yield (1, 1), 1, FEW_FRAMES, FRAMES
     if site == "decoder" and hasattr(described := _described(checkpoint), "decoder"):
         # Tokens are chosen by a layer that attends, which not all do.
         for layer in range(2, len(described.decoder.layers) * described.decoder.recurrent):
-            yield (1, 1), layer, LAYERS
+            yield (1, 1), layer, 1, LAYERS
 
 
-def _described(checkpoint: Checkpoint, tiles: tuple[int, int] = (1, 1)) -> Any:
-    return checkpoint.describe(Recipe(model=checkpoint.model, tiles=tiles))
+def _frames(checkpoint: Checkpoint) -> int:
+    """Frames of a clip that an encoder reads at once; 1 of one that reads pictures."""
+    counts = (getattr(checkpoint.config, key, 0) for key in OF_CLIPS)
+    return next(filter(None, counts), 1)
+
+
+def _described(checkpoint: Checkpoint, tiles: tuple[int, int] = (1, 1), frames: int = 0) -> Any:
+    frames = frames or _frames(checkpoint)
+    return checkpoint.describe(Recipe(model=checkpoint.model, tiles=tiles, frames=frames))
 
 
 def unnamed(reason: str, name: str, site: str) -> str:
@@ -167,21 +180,26 @@ def unnamed(reason: str, name: str, site: str) -> str:
 
 
 def _recipe(
-    checkpoint: Checkpoint, name: str, site: str, tiles: tuple[int, int], layer: int
+    checkpoint: Checkpoint, name: str, site: str, tiles: tuple[int, int], layer: int, frames: int
 ) -> Recipe:
     """A recipe with the method at half or a quarter of the tokens, `layer` where it has one."""
     model = checkpoint.model
-    described = _described(checkpoint, tiles)
+    described = _described(checkpoint, tiles, frames)
     layers = max(1, described.encoder.layers)
     few = max(1, described.encoder.patches * 3 // 4)
     speaks = hasattr(described, "decoder")  # else it gives embeddings, and refuses other sites
     if site != "vision" and not speaks:
-        return Recipe(model=model, methods=(f"{name}@{site}",))
+        return Recipe(model=model, frames=frames, methods=(f"{name}@{site}",))
     if site == "tokens":
         tokens = None if name == "identity" else max(1, described.shape.tokens // 4)
-        return Recipe(model=model, tiles=tiles, tokens=tokens, methods=(f"{name}@{site}",))
+        if frames > 1 and tokens:
+            tokens = described.shape.tokens // frames  # what the first frame has, which some keep
+        return Recipe(
+            model=model, tiles=tiles, frames=frames, tokens=tokens, methods=(f"{name}@{site}",)
+        )
     options = {"dymu": "merges=" + "+".join(["2"] * layers), "tome": f"patches={few},by={layers}",
-               "soft_merge": f"patches={few},layer=1", "mustdrop": f"patches={few}"}  # fmt: skip
+               "soft_merge": f"patches={few},layer=1", "mustdrop": f"patches={few}",
+               "centerclip": f"patches={few // 2 * 2},segments=2,layer=1"}  # fmt: skip
     if site == "decoder":
         total, depth = described.shape.tokens, len(described.decoder.layers)
         one = f"tokens={total // 2},layer={layer}"
@@ -192,12 +210,13 @@ def _recipe(
                    "vflowopt": many,
                    "schedule": f"stages={layer}x{total}+{depth - layer}x{total // 2}"}  # fmt: skip
     given = f":{options[name]}" if name in options else ""
-    return Recipe(model=model, tiles=tiles, methods=(f"{name}@{site}{given}",))
+    methods = (f"{name}@{site}{given}",)
+    return Recipe(model=model, tiles=tiles, frames=frames, methods=methods)
 
 
 def _refusal(checkpoint: Checkpoint, target: str) -> str:
     """Why a target takes no checkpoint of the family's tiny preset; its schemes are no matter."""
-    recipe = Recipe(model=checkpoint.model, target=target)
+    recipe = Recipe(model=checkpoint.model, target=target, frames=_frames(checkpoint))
     described = checkpoint.describe(recipe)
     try:
         if hasattr(described, "decoder"):
