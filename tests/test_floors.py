@@ -25,7 +25,7 @@ FLOORS = (
     ("quantization",),
     ("parity",),
     ("pipeline", "api"),
-    ("devices", "studies"),
+    ("devices", "studies", "serve"),
     ("cli",),
     ("_optimum", "__init__"),
 )

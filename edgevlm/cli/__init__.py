@@ -24,6 +24,7 @@ COMMANDS = (
     "export",
     "plan",
     "run",
+    "serve",
     "verify",
     "profile",
     "evaluate",
