@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import json as documents
 import logging
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,14 +12,14 @@ import typer
 from edgevlm.bundle.files import Bundle
 from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.default_bundle import default_bundle
-from edgevlm.cli.shared.output import complain, say
+from edgevlm.cli.shared.output import answer, complain, say
 from edgevlm.libraries import require
 
 
 def main(
     bundles: Annotated[
         list[str] | None,
-        typer.Argument(metavar="BUNDLE…", help="Bundles; default: the embedded model."),
+        typer.Argument(metavar="BUNDLE", help="Bundles; default: the embedded model."),
     ] = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Address to listen at; others reach no loopback.")
@@ -53,6 +53,7 @@ def main(
     engine: o.Engine = None,
     threads: o.Threads = None,
     memory: o.Memory = None,
+    json: o.Json = False,
 ) -> None:
     """Answer OpenAI's chat completions over HTTP, one request after the other.
 
@@ -68,7 +69,7 @@ def main(
     worker.start()
     if host not in ("127.0.0.1", "::1", "localhost") and not api_key:
         complain("other machines can reach this server, and it has no --api-key")
-    _listen(server(worker, limits, metrics, api_key, allow_urls).app, host, port, list(paths))
+    _listen(server(worker, limits, metrics, api_key, allow_urls).app, host, port, list(paths), json)
 
 
 def _parts() -> tuple[Any, Any, Any, Any]:
@@ -100,7 +101,7 @@ def _named(paths: list[Path]) -> dict[str, Path]:
     return found
 
 
-def _listen(app: Any, host: str, port: int, models: list[str]) -> None:
+def _listen(app: Any, host: str, port: int, models: list[str], as_json: bool) -> None:
     """Listen until Ctrl-C."""
     import uvicorn
 
@@ -115,7 +116,9 @@ def _listen(app: Any, host: str, port: int, models: list[str]) -> None:
     shown, taken = (f"[{host}]" if ":" in host else host), socket.getsockname()[1]
     address = f"http://{shown}:{taken}/v1"
     say(f"listening at {address}; Ctrl-C ends it")
-    body = json.dumps({"model": models[0], "messages": [{"role": "user", "content": "Hello"}]})
+    body = documents.dumps({"model": models[0], "messages": [{"role": "user", "content": "Hello"}]})
+    if as_json:  # for who started it with --port 0
+        answer({"address": address, "models": models}, "", as_json)
     say(f"models: {', '.join(models)}")
     say(f"try: curl {address}/chat/completions -H 'Content-Type: application/json' -d '{body}'")
     try:

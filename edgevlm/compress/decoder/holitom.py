@@ -29,7 +29,7 @@ SUMMARY = (
 FORMULA = "top-k of the last row; each other folded into its most similar: a <- (a + b) / 2"
 STATIC = "one product with powers of 1/2"
 DIFFERS = (
-    "HoliTom's main part, the merging over the frames of a clip, is not here, so this is a small"
+    "HoliTom's main part, the merging over the frames of a clip, is holitom@tokens; this is a small"
     " part of the method. Same tokens as the original inside the language model, in one product"
     " instead of one after the other; the layer is at 18 of 28, as the original has it"
 )
