@@ -9,6 +9,10 @@
     attention, of each window its static ones by density peaks (DPC-KNN). A static token that is not
     kept goes into the nearest kept one: beta centre + (1 - beta) mean of the others.
 
+The original's other half, inside the language model, is `holitom@decoder`. Together they are
+`--tokens K --method holitom@tokens --method holitom@decoder`: K tokens enter the language model,
+and K/2 are left after its layer at 9/14.
+
 Source: HoliTom (arXiv 2505.21334), section 3, cokeshao/HoliTom. Limits: F^2 N floats for the
 windows, (F N)^2 comparisons for the ranks.
 """
@@ -44,9 +48,10 @@ DIFFERS = (
     " largest remainders (original: rounded up for moving tokens, to the nearest for static ones,"
     " which is not always as many). If fewer than K are left, static tokens of later frames fill"
     " up. Attention is what a token receives in the layer of the features. Cosines above 1 - 4e-6"
-    " are equal, and of equal densities the first is the denser (original: drawn at random)"
+    " are equal, and of equal densities the first is the denser (original: 1e-6 drawn at random is"
+    " added, which decides alone where all densities are lower)"
 )
-COMPARED = "vectors"
+COMPARED = "end to end"
 
 
 class Method(TokensMethod):
@@ -57,7 +62,8 @@ class Method(TokensMethod):
         tau: Cosine above which a token is like that of the next frame; the original takes 0.8, and
             0.65 for a tenth of the tokens.
         beta: What a kept static token keeps of itself.
-        neighbours: Nearest tokens, itself among them, that make the density of a token.
+        neighbours: Nearest tokens, itself among them, that make the density of a token; no more
+            than its window keeps.
     """
 
     signals = ("cls_attention",)
@@ -140,7 +146,9 @@ class Method(TokensMethod):
         group = torch.where(first, frame + frames, group)
         apart = distances(mean)
         score = torch.where(static, attention - 2.0, attention)  # of those that fill up: last
-        score = torch.where(first, peaks(apart, first, self.neighbours), score)
+        centres = budgets[frames : 2 * frames].clamp(min=1)
+        density = peaks(apart, first, self.neighbours, most=centres)
+        score = torch.where(first, density, score)
         positions = largest_of_groups(score.flatten(), group.flatten(), budgets, kept)
         number = torch.arange(frames * tokens)
         chosen = (positions.unsqueeze(1) == number).sum(0).reshape(frames, tokens) > 0

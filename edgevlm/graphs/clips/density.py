@@ -11,20 +11,27 @@ import torch
 from torch import Tensor
 
 FAR = 1e6  # farther than any two points
-TIE = 1e-6  # most that decides between points of one density; originals draw it at random
+TIE = 1e-6  # what a draw of 1 adds to a density, where originals draw at random
 
 
 def distances(points: Tensor) -> Tensor:
     """Euclidean distances divided by sqrt(D): f32 [G, N, N] of points [G, N, D]."""
     square = points.square().sum(-1)
     product = points @ points.transpose(1, 2)
+    product = (product + product.transpose(1, 2)) / 2  # rounding must not decide between two points
     apart = square.unsqueeze(2) + square.unsqueeze(1) - 2 * product
     own = torch.arange(points.shape[1])
     apart = torch.where(own == own.unsqueeze(1), 0.0, apart.clamp(min=0.0))
     return apart.sqrt() * points.shape[2] ** -0.5
 
 
-def peaks(apart: Tensor, there: Tensor, neighbours: int, noise: Tensor | None = None) -> Tensor:
+def peaks(
+    apart: Tensor,
+    there: Tensor,
+    neighbours: int,
+    noise: Tensor | None = None,
+    most: Tensor | None = None,
+) -> Tensor:
     """How well each point is a centre: its density times the distance to a denser one, [G, N].
 
     Args:
@@ -32,19 +39,30 @@ def peaks(apart: Tensor, there: Tensor, neighbours: int, noise: Tensor | None = 
         there: Which points of a group there are, bool [G, N]; others get -1.
         neighbours: How many nearest points, itself among them, make the density; at most as many as
             a group has.
-        noise: What decides between points of one density, f32 [G, N], 0 to 1; without, of equals
-            the first is denser.
+        noise: The originals' draw, f32 [G, N], 0 to 1. Where densities are far below 1e-6 it alone
+            decides, so without it they are scaled by the group's largest, and nothing is added: of
+            equals the first is denser.
+        most: Of each group how many nearest points at most, at least one each, i64 [G]; HoliTom
+            takes no more than the group has centres.
     """
     count = apart.shape[1]
-    if noise is None:
-        noise = 1 - torch.arange(count) / count
     both = there.unsqueeze(2) & there.unsqueeze(1)
     masked = torch.where(both, apart, FAR)
     nearest = masked.topk(min(neighbours, count), dim=2, largest=False).values
     near = (nearest < FAR).float()
+    if most is not None:
+        near = near * (torch.arange(near.shape[2]) < most.reshape(-1, 1, 1)).float()
     mean = (nearest.square() * near).sum(2) / near.sum(2).clamp(min=1.0)
-    density = torch.exp(-mean) + TIE * noise
-    denser = (density.unsqueeze(1) > density.unsqueeze(2)) & both
+    if noise is None:
+        least = torch.where(there, mean, FAR).amin(1, keepdim=True)
+        density = torch.exp((least - mean).clamp(max=0.0))
+        number = torch.arange(count)
+        denser = mean.unsqueeze(1) < mean.unsqueeze(2)
+        equal = mean.unsqueeze(1) == mean.unsqueeze(2)
+        denser = (denser | (equal & (number < number.unsqueeze(1)))) & both
+    else:
+        density = torch.exp(-mean) + TIE * noise
+        denser = (density.unsqueeze(1) > density.unsqueeze(2)) & both
     farthest = torch.where(both, apart, 0.0).amax((1, 2)).unsqueeze(1)  # [G, 1]
     to_denser = torch.minimum(torch.where(denser, apart, FAR).amin(2), farthest)
     return torch.where(there, to_denser * density, -1.0)
