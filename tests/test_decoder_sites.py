@@ -32,7 +32,7 @@ METHODS = (
     "pyramiddrop:1",
     "exit:1",
     "visiondrop:tokens=9,layers=1,contextual=0.3",
-    "holitom:tokens=6,layer=1",
+    "holitom@decoder:tokens=6,layer=1",
     "aim@decoder",
     "sparsevlm:tokens=6,layers=1",
     "mustdrop@decoder:tokens=7,layers=1",

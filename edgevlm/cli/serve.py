@@ -14,6 +14,8 @@ from edgevlm.cli.shared import options as o
 from edgevlm.cli.shared.default_bundle import default_bundle
 from edgevlm.cli.shared.output import answer, complain, say
 from edgevlm.libraries import require
+from edgevlm.runtimes.loading import loop_class
+from edgevlm.runtimes.loops.text import TextLoop
 
 
 def main(
@@ -93,8 +95,8 @@ def _named(paths: list[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in paths:
         name, kind = path.resolve().stem, Bundle.open(path).plan.kind
-        if kind != "vlm":
-            raise typer.BadParameter(f"'{path}' is of kind {kind}; serve takes what answers: vlm")
+        if loop_class(kind) is not TextLoop:
+            raise typer.BadParameter(f"'{path}' is of kind {kind}, which answers no questions")
         if name in found:
             raise typer.BadParameter(f"two bundles have the name '{name}'; rename one")
         found[name] = path
