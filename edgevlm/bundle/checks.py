@@ -71,8 +71,9 @@ def choice(where: str, value: str, known: Sequence[str]) -> None:
 
 def image(spec: ImageSpec) -> None:
     """Check the constants of preprocessing."""
-    sizes = ("height", "width", "rows", "columns", "frames", "depth", "views")
+    sizes = ("height", "width", "rows", "columns", "frames", "depth")
     numbers("host.image", {name: getattr(spec, name) for name in sizes})
+    numbers("host.image", {"views": spec.views})  # divides by the depth
     choice("host.image.global_view", spec.global_view, ("first", "last"))
     choice("host.image.resample", spec.resample, FILTERS)
     choice("host.image.fit", spec.fit, ("stretch", "crop"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import threading
@@ -74,10 +75,15 @@ def _stopping(stream: Stream) -> None:
 
 
 def _ask(stream: Stream) -> None:
-    """Ask each line of stdin."""
+    """Ask each line of stdin; one that is no text is refused as a question."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     for line in sys.stdin:
         if line.strip():
-            stream.ask(line.strip())
+            try:
+                stream.ask(line.strip())
+            except InputError as cause:
+                complain(str(cause))
 
 
 def _print(event: Event, as_json: bool) -> None:

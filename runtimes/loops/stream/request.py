@@ -10,6 +10,7 @@ from edgevlm.errors import InputError
 from edgevlm.runtimes import values
 from edgevlm.runtimes.loops.sampling import Sampling
 
+LEAST, MOST = 1e-3, 1e6  # frames a second, and seconds between questions
 SCENE_SHARE = 0.5  # where more of a view's patches changed, it shows another scene
 
 
@@ -54,8 +55,8 @@ class StreamRequest:
         """Refuse what no stream takes."""
         for name in ("fps", "ask_every"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"{name} must be a number above 0, got {value}")
+            if value is not None and not LEAST <= value <= MOST:
+                raise InputError(f"{name} must be a number from {LEAST:g} to {MOST:g}, got {value}")
         if self.ask_every is not None and self.prompt is None:
             raise InputError("ask_every needs a prompt to ask")
         values.whole("max_new_tokens", self.max_new_tokens, least=1)

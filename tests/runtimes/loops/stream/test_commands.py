@@ -61,6 +61,16 @@ def test_text_is_the_answer_alone(run, streaming, clip):
     assert [e["prompt"] for e in events if e["event"] == "answer"] == ["One?", "Two?"]
 
 
+def test_a_line_that_is_no_text_is_refused_and_the_next_is_asked(run, streaming, clip):
+    done = run(
+        "run", streaming.bundle.path, "--stream", "--video", clip, "--chat", "--max-new-tokens",
+        "3", "--json", stdin=b"a\xff\xfe\nTwo?\n",
+    )  # fmt: skip
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [e["prompt"] for e in events if e["event"] == "answer"] == ["Two?"]
+    assert done.stderr.count("the prompt") == 1
+
+
 def test_a_bundle_of_pictures_takes_no_stream(run, exported):
     done = run("run", exported.bundle.path, "--stream", "--video", "x.mp4")
     assert done.exit_code == 1

@@ -180,7 +180,7 @@ def test_a_context_that_is_too_short_says_what_would_do(streaming, pictures):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"fps": 0}, "fps must be a number above 0"),
+        ({"fps": 0}, "fps must be a number from 0.001 to 1e[+]06, got 0"),
         ({"prompt": "a", "ask_every": -1}, "ask_every must be"),
         ({"ask_every": 1}, "needs a prompt"),
     ],
