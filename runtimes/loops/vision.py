@@ -119,9 +119,7 @@ class VisionLoop(DecoderLoop):
         pixels = images.views(pictures, replace(image, frames=image.depth))
         started = time.perf_counter()
         self.blocks.expect("encode", 1)
-        self.arrays.pixels[0] = pixels[0]
-        for block in self.plan.stage("vision"):
-            self.blocks.run(block.name, "encode")
+        self._encode_view(pixels[0])
         for name, values in self.arrays.view.items():
             if name in arrays:  # signals that no method reads are not
                 arrays[name][:] = values
@@ -174,15 +172,18 @@ class VisionLoop(DecoderLoop):
         started = time.perf_counter()
         self.blocks.expect("encode", len(pixels))
         for index, view in enumerate(pixels):
-            self.arrays.pixels[0] = view
-            for block in self.plan.stage("vision"):
-                self.blocks.run(block.name, "encode")
+            self._encode_view(view)
             for name, features in all_views.items():
                 features[:, index * count : (index + 1) * count] = self.arrays.view[name]
         self.vision_ms += (time.perf_counter() - started) * 1e3
         self.blocks.expect("reduce", 1)
         self.reduce_ms += _timed(lambda: self.blocks.run("reduce-0", "reduce"))
         return Visual.of(reduced)
+
+    def _encode_view(self, view: Array) -> None:
+        self.arrays.pixels[0] = view
+        for block in self.plan.stage("vision"):
+            self.blocks.run(block.name, "encode")
 
 
 def _timed(action: Callable[[], object]) -> float:

@@ -16,8 +16,8 @@ from PIL import Image
 from edgevlm.errors import InputError
 from edgevlm.libraries import first_line, require
 from edgevlm.runtimes.loops.images import seeking
-from edgevlm.runtimes.loops.images.picking import Picker
-from edgevlm.runtimes.loops.images.reader import Reader
+from edgevlm.runtimes.loops.images.picking import Picker, evenly
+from edgevlm.runtimes.loops.images.reader import Reader, rate_of
 from edgevlm.runtimes.loops.images.room import Room
 from edgevlm.runtimes.loops.images.sources import Source, is_source, name_of, opened
 
@@ -100,7 +100,7 @@ def _counted(reader: Reader, frames: int, shrink: Shrink, picker: Picker | None)
     seconds = list[float]()
     with reader.open() as container:
         stream = reader.stream(container)
-        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        rate = rate_of(stream)
         for index, frame in enumerate(reader.decode(container, stream)):
             seconds.append(index / rate if frame.time is None else frame.time)
     _check_count(reader, len(seconds), frames)
@@ -110,7 +110,7 @@ def _counted(reader: Reader, frames: int, shrink: Shrink, picker: Picker | None)
             decoded = reader.decode(container, reader.stream(container))
             chosen = picker.of_decoded(reader, decoded, len(seconds), frames)
     if chosen is None:
-        chosen = _spread(len(seconds), frames)
+        chosen = evenly(len(seconds), frames)
     pictures: dict[int, Image.Image] = {}
     with reader.open() as container:
         for index, frame in enumerate(reader.decode(container, reader.stream(container))):
@@ -129,8 +129,3 @@ def _check_count(reader: Reader, count: int, frames: int) -> None:
 def _duration(seconds: float, count: int) -> float:
     """Seconds of a clip of `count` frames: those from the first frame to the last, and of that."""
     return seconds * count / (count - 1)
-
-
-def _spread(count: int, frames: int) -> list[int]:
-    """Indices of `frames` of `count`, at equal distances."""
-    return [int(index) for index in np.linspace(0, count - 1, frames).round()]

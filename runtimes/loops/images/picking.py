@@ -118,7 +118,7 @@ class Picker:
         """Numbers of the frames to show, of a video that is decoded whole; None as `of_span`."""
         if self.all_shown(frames):
             return None
-        wanted = set(np.linspace(0, count - 1, self.candidates).round().astype(int).tolist())
+        wanted = set(evenly(count, self.candidates))
         small = dict(self._looked(reader, decoded, wanted))
         if len(small) < frames:
             return None

@@ -21,6 +21,7 @@ from edgevlm.runtimes.loops.images.room import Room, check_size
 FRAME_BYTES, RGB_FRAME_BYTES = 1.5, 7.5
 FIRST_FRAMES, NEXT_FRAMES = 5, 3
 
+DEFAULT_RATE = 25  # frames a second where a container says nothing
 STRAIGHT = (1.0, 0.0, 0.0, 1.0)
 # By the display matrix a, b, c, d of a quarter turn: a pixel (x, y) is shown at (ax + cy, bx + dy).
 _TURNS = {
@@ -121,8 +122,13 @@ class Reader:
         return shown(frame, matrix)
 
 
-def shown(frame: Any, matrix: tuple[float, ...] | None = None) -> Image.Image:
-    """A frame as 8-bit RGB, turned by its display matrix."""
+def rate_of(stream: Any) -> float:
+    """Frames a second, as the container says or guesses."""
+    return float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
+
+
+def shown(frame: Any, matrix: tuple[float, ...]) -> Image.Image:
+    """A frame as 8-bit RGB, turned by a display matrix."""
     high = hdr.is_hdr(frame)
     array = frame.to_ndarray(format="rgb48le" if high else "rgb24")
     picture = Image.new("RGB", (frame.width, frame.height))
@@ -133,7 +139,7 @@ def shown(frame: Any, matrix: tuple[float, ...] | None = None) -> Image.Image:
             strip = hdr.to_srgb(strip, int(frame.color_trc), int(frame.color_primaries))
         picture.paste(Image.fromarray(strip), (0, top))
     del array
-    return _upright(picture, display_matrix(frame) if matrix is None else matrix)
+    return _upright(picture, matrix)
 
 
 def _depth(format_: Any) -> int:

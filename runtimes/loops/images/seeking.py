@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from edgevlm.runtimes.loops.images.reader import Reader
+from edgevlm.runtimes.loops.images.reader import Reader, rate_of
 
 # Seconds before the wanted one that are sought in turn, since some containers find the key frame
 # behind it, or one of another stream.
 BACK = (0, 0.3, 1, 4, 16, 64, 256, 1024)
-DEFAULT_RATE = 25  # frames a second where a container says nothing
 MICROSECOND = 1e-6  # in which a container counts, whatever its streams do
 
 
@@ -59,8 +58,9 @@ def measured(reader: Reader) -> Span | None:
             return None
         begin, unit = int(first.pts), float(stream.time_base)
         del first
-        rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
-    last = _last(reader, unit, begin)
+        rate = rate_of(stream)
+        length = (stream.duration or 0) * unit or (container.duration or 0) * MICROSECOND
+    last = _last(reader, unit, begin, length)
     if last <= begin:
         return None
     return Span(begin, last, unit, max(2, round((last - begin) * unit * rate) + 1))
@@ -113,11 +113,15 @@ def few(reader: Reader, frames: int) -> bool:
     return sum(1 for _ in _packets(reader, None)) < frames
 
 
-def _last(reader: Reader, unit: float, begin: int) -> int:
-    """The latest time stamp, found near the end, or by reading all packets."""
-    with reader.open() as container:
-        stream = reader.stream(container)
-        length = (stream.duration or 0) * unit or (container.duration or 0) * MICROSECOND
+def _last(reader: Reader, unit: float, begin: int, length: float) -> int:
+    """The latest time stamp, found near the end, or by reading all packets.
+
+    Args:
+        reader: The video.
+        unit: Seconds of a time stamp's unit.
+        begin: The first time stamp.
+        length: Seconds that the container says; 0 if it does not.
+    """
     for seconds in BACK if length else ():
         stamps = list(_packets(reader, begin + int(max(0.0, length - seconds) / unit)))
         if stamps and max(stamps) > begin:

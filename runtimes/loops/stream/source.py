@@ -25,7 +25,7 @@ from edgevlm.errors import InputError
 from edgevlm.libraries import first_line, require
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.images.pictures import Picture
-from edgevlm.runtimes.loops.images.reader import display_matrix, shown
+from edgevlm.runtimes.loops.images.reader import display_matrix, rate_of, shown
 from edgevlm.runtimes.loops.images.room import check_size
 from edgevlm.runtimes.loops.images.sources import is_source, name_of, opened
 from edgevlm.runtimes.loops.stream.ring import Frames, Ring
@@ -39,7 +39,6 @@ PROTOCOLS = {
 # Containers of one stream; none names other files or addresses, as playlists do.
 CONTAINERS = "mpegts,matroska,webm,mov,mp4,avi,flv,mjpeg,mpjpeg,h264,hevc,ogg,asf,mpeg,rawvideo"
 OPEN_S, READ_S = 10.0, 30.0  # an address that says nothing for so long has ended
-GUESSED_RATE = 25.0  # frames a second where a source does not say
 
 Timed = tuple[float, Any]
 
@@ -143,7 +142,7 @@ def _decoded(source: Any) -> Iterator[Timed]:
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
                 raise InputError(f"{name} has no video that FFmpeg can decode")
-            rate = float(stream.average_rate or stream.guessed_rate or GUESSED_RATE)
+            rate = rate_of(stream)
             matrix = None  # of all frames, as the first one says
             for index, frame in enumerate(container.decode(stream)):
                 matrix = display_matrix(frame) if matrix is None else matrix
