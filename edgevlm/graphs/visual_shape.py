@@ -75,6 +75,18 @@ def clip_frames(method: str, shape: VisualShape | None) -> tuple[int, int]:
     return shape.frames, tokens.pop()
 
 
+def frames_of(method: str, features: Tensor, shape: VisualShape | None) -> Tensor:
+    """Features f32 [1, F*N, C] of a clip as its frames f32 [F, N, C].
+
+    Raises:
+        PlanError: If it is a still picture, its frames differ in size, or the features have other
+            tokens.
+    """
+    shape = shape or square_shape(method, features)
+    check_shape(method, features, shape)
+    return features.reshape(*clip_frames(method, shape), -1)
+
+
 def check_shape(method: str, features: Tensor, shape: VisualShape) -> None:
     """Refuse features [1, N, C] that do not belong to `shape`.
 

@@ -41,7 +41,7 @@ def most_changed(similar: Tensor, budgets: Sequence[int]) -> Tensor:
     return mask
 
 
-def after_first(method: str, shape: VisualShape, kept: int) -> tuple[int, int, int]:
+def after_first(method: str, shape: VisualShape | None, kept: int) -> tuple[int, int, int]:
     """F, N, and the tokens kept of all frames but the first, which stays whole: K - N.
 
     Raises:

@@ -19,15 +19,9 @@ import torch
 from torch import Tensor
 
 from edgevlm.compress.shared.budgets import kept_tokens
+from edgevlm.compress.shared.changes import similarity
 from edgevlm.compress.shared.contract import TokensMethod
-from edgevlm.graphs.selection import (
-    ROUNDING,
-    ascending,
-    keep_all,
-    largest_indices,
-    select_tokens,
-    unit_rows,
-)
+from edgevlm.graphs.selection import ascending, keep_all, largest_indices, select_tokens
 from edgevlm.graphs.visual_shape import VisualShape
 
 
@@ -59,10 +53,9 @@ class Changed:
         if self.tokens == features.shape[1]:
             return keep_all(features)
         order = torch.tensor(self.order)
-        similarity = (unit_rows(features) * unit_rows(previous))[0].sum(-1)  # [N]
-        similarity = similarity.clamp(max=1.0 - ROUNDING).index_select(0, order)
+        similar = similarity(previous, features)[0].index_select(0, order)  # [N]
         # Of equals the first is taken: the earliest of the order that covers the grid.
-        first = largest_indices(-similarity, self.tokens)
+        first = largest_indices(-similar, self.tokens)
         return select_tokens(features, ascending(order.index_select(0, first)))
 
 

@@ -17,7 +17,7 @@ from edgevlm.compress.shared.budgets import kept_tokens
 from edgevlm.compress.shared.changes import after_first, similarity
 from edgevlm.compress.shared.contract import TokensMethod
 from edgevlm.graphs.selection import keep_all, largest, marked_indices, select_tokens
-from edgevlm.graphs.visual_shape import VisualShape, check_shape, square_shape
+from edgevlm.graphs.visual_shape import VisualShape, frames_of
 
 SOURCE = (
     "Efficient Video Sampling (arXiv 2510.14624) as vLLM has it, vllm/multimodal/evs.py:"
@@ -72,12 +72,10 @@ class Method(TokensMethod):
         kept = kept_tokens("evs", self.tokens, features.shape[1])
         if kept == features.shape[1]:
             return keep_all(features)
-        shape = shape or square_shape("evs", features)
-        check_shape("evs", features, shape)
-        frames, tokens, rest = after_first("evs", shape, kept)
+        x = frames_of("evs", features, shape)
+        _, tokens, rest = after_first("evs", shape, kept)
         first = torch.arange(tokens)
         if rest == 0:
             return select_tokens(features, first)
-        x = features.reshape(frames, tokens, -1)
         changed = largest(-similarity(x[:-1], x[1:]).flatten(), rest)
         return select_tokens(features, torch.cat([first, marked_indices(changed, rest) + tokens]))

@@ -22,7 +22,7 @@ from edgevlm.compress.shared.budgets import kept_tokens
 from edgevlm.compress.shared.contract import TokensMethod
 from edgevlm.graphs.matching import match_joined
 from edgevlm.graphs.selection import in_raster_order, keep_all
-from edgevlm.graphs.visual_shape import VisualShape, check_shape, clip_frames, square_shape
+from edgevlm.graphs.visual_shape import VisualShape, clip_frames, frames_of
 
 SOURCE = (
     "after TempMe, LunarShen/TempMe@e624930 tvr/models/module_tome_merge.py:"
@@ -80,9 +80,7 @@ class Method(TokensMethod):
         kept = kept_tokens("frame_merge", self.tokens, features.shape[1])
         if kept == features.shape[1]:
             return keep_all(features)
-        shape = shape or square_shape("frame_merge", features)
-        check_shape("frame_merge", features, shape)
-        frames, tokens = clip_frames("frame_merge", shape)
+        frames, tokens, _ = frames_of("frame_merge", features, shape).shape
         places, starts = torch.arange(frames * tokens), range(0, frames * tokens, tokens)
         ones = torch.ones(tokens, 1)
         clips = [(features[0, s : s + tokens], ones, places[s : s + tokens]) for s in starts]

@@ -26,9 +26,9 @@ from edgevlm.compress.shared.budgets import kept_tokens
 from edgevlm.compress.shared.changes import similarity
 from edgevlm.compress.shared.contract import TokensMethod
 from edgevlm.compress.shared.tiles import largest_of_groups, split_budget
-from edgevlm.graphs.clips.density import FAR, distances, peaks
-from edgevlm.graphs.selection import keep_all
-from edgevlm.graphs.visual_shape import VisualShape, check_shape, clip_frames, square_shape
+from edgevlm.graphs.clips.density import distances, peaks, taken_up
+from edgevlm.graphs.selection import keep_all, select_tokens
+from edgevlm.graphs.visual_shape import VisualShape, clip_frames, frames_of
 
 SOURCE = (
     "HoliTom (arXiv 2505.21334), section 3.2, cokeshao/HoliTom@e9b2972 holitom/llava_arch.py:"
@@ -104,19 +104,15 @@ class Method(TokensMethod):
         kept = kept_tokens("holitom", self.tokens, features.shape[1])
         if kept == features.shape[1]:
             return keep_all(features)
-        shape = shape or square_shape("holitom", features)
-        check_shape("holitom", features, shape)
-        frames, tokens = clip_frames("holitom", shape)
-        x = features.reshape(frames, tokens, -1)
+        x = frames_of("holitom", features, shape)
         alike = similarity(x[:-1], x[1:]) > self.tau
         mean, static, first = still(x, windows(alike), alike)
         moving = torch.cat(((~static).sum(1), first.sum(1))).float()  # [2F]
         budgets = torch.cat((split_budget(moving, kept), torch.zeros(1, dtype=torch.int64)))
         positions, merged = self.cut(
-            x, mean, static, first, cls_attention.reshape(frames, tokens), budgets, kept
+            x, mean, static, first, cls_attention.reshape(x.shape[:2]), budgets, kept
         )
-        chosen = merged.reshape(1, frames * tokens, -1).index_select(1, positions)
-        return chosen, positions.to(torch.int32).unsqueeze(0)
+        return select_tokens(merged.reshape(features.shape), positions)
 
     def cut(
         self,
@@ -153,13 +149,7 @@ class Method(TokensMethod):
         number = torch.arange(frames * tokens)
         chosen = (positions.unsqueeze(1) == number).sum(0).reshape(frames, tokens) > 0
         centre = chosen & first
-        nearest = torch.where(centre.unsqueeze(1), apart, FAR).argmin(2)  # [F, N]
-        others = (nearest.unsqueeze(1) == torch.arange(tokens).unsqueeze(1)) & (
-            first & ~centre
-        ).unsqueeze(1)  # [F, centre, other]
-        count = others.sum(2, keepdim=True).float()
-        rest = others.float() @ mean / count.clamp(min=1.0)
-        joined = torch.where(count > 0, self.beta * mean + (1 - self.beta) * rest, mean)
+        joined = taken_up(mean, apart, centre, first & ~centre, self.beta)
         return positions, torch.where(centre.unsqueeze(2), joined, x)
 
 

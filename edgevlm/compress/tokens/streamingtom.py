@@ -20,16 +20,15 @@ each frame; the quantized memory behind the language model is another matter.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from edgevlm.compress.shared.budgets import grid_budgets, kept_tokens
 from edgevlm.compress.shared.changes import similarity
 from edgevlm.compress.shared.contract import TokensMethod
-from edgevlm.graphs.selection import gather_tokens, keep_all, marked_indices, ranks
-from edgevlm.graphs.visual_shape import VisualShape, check_shape, clip_frames, square_shape
+from edgevlm.graphs.clips.density import distances, taken_up
+from edgevlm.graphs.selection import keep_all, marked_indices, ranks, select_tokens
+from edgevlm.graphs.visual_shape import VisualShape, clip_frames, frames_of, square_shape
 
 SOURCE = (
     "StreamingTOM (arXiv 2510.18269), causal temporal reduction, YIGE24/StreamingTOM@6c66b05"
@@ -111,11 +110,9 @@ class Method(TokensMethod):
         if kept == features.shape[1]:
             return keep_all(features)
         shape = shape or square_shape("streamingtom", features)
-        check_shape("streamingtom", features, shape)
-        frames, tokens = clip_frames("streamingtom", shape)
-        x = features.reshape(frames, tokens, -1)
-        before = torch.cat([torch.zeros(1, tokens, x.shape[2]), x[:-1]])
-        attention = signals["cls_attention"].reshape(frames, tokens)
+        x = frames_of("streamingtom", features, shape)
+        before = torch.cat([torch.zeros(1, *x.shape[1:]), x[:-1]])
+        attention = signals["cls_attention"].reshape(x.shape[:2])
         return self._reduce(x, before, attention, grid_budgets("streamingtom", shape, kept))
 
     def of_frame(
@@ -135,21 +132,10 @@ class Method(TokensMethod):
         distance = distances(x)
         score = peak_scores(distance, static, self.neighbours)
         centre = static & (ranks(score) < wanted)
-        merged = self._merge(x, distance, static, centre)
+        merged = taken_up(x, distance, centre, static & ~centre, self.beta)
         dynamic = ~static & (ranks(torch.where(static, LAST, attention)) < budget - wanted)
         positions = marked_indices((centre | dynamic).flatten(), sum(budgets))
-        flat = merged.reshape(1, frames * tokens, channels)
-        return gather_tokens(flat, positions), positions.to(torch.int32).unsqueeze(0)
-
-    def _merge(self, x: Tensor, distance: Tensor, static: Tensor, centre: Tensor) -> Tensor:
-        """Tokens [F, N, C], with centres that have taken up the rest of their clusters."""
-        nearest = torch.where(centre.unsqueeze(1), -distance, LAST).argmax(2)  # [F, N]
-        rest = (static & ~centre).unsqueeze(1)
-        number = torch.arange(x.shape[1]).unsqueeze(1)
-        members = ((nearest.unsqueeze(1) == number) & centre.unsqueeze(2) & rest).float()
-        count = members.sum(2, keepdim=True)
-        mean: Tensor = members @ x / count.clamp(min=1.0)
-        return torch.where(count > 0, self.beta * x + (1.0 - self.beta) * mean, x)
+        return select_tokens(merged.reshape(1, frames * tokens, channels), positions)
 
 
 def static_budgets(static: Tensor, budget: Tensor, tokens: int) -> Tensor:
@@ -163,16 +149,6 @@ def static_budgets(static: Tensor, budget: Tensor, tokens: int) -> Tensor:
     number = torch.arange(tokens) + 1.0
     share = (number * tokens <= budget * static).float().sum(1, keepdim=True)
     return torch.maximum(share, budget - (tokens - static))
-
-
-def distances(x: Tensor) -> Tensor:
-    """Distances of tokens [F, N, C], divided by sqrt(C): f32 [F, N, N], 0 on the diagonal."""
-    square = x.square().sum(2)
-    squares = square.unsqueeze(2) + square.unsqueeze(1) - 2.0 * x @ x.transpose(1, 2)
-    number = torch.arange(x.shape[1])
-    own = number == number.unsqueeze(1)
-    distance: Tensor = torch.where(own, 0.0, squares.clamp(min=0.0)).sqrt()
-    return distance / math.sqrt(x.shape[2])
 
 
 def peak_scores(distance: Tensor, static: Tensor, neighbours: int) -> Tensor:

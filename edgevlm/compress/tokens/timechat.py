@@ -20,7 +20,7 @@ from edgevlm.compress.shared.budgets import kept_tokens
 from edgevlm.compress.shared.changes import after_first, most_changed, similarity
 from edgevlm.compress.shared.contract import TokensMethod
 from edgevlm.graphs.selection import keep_all, marked_indices, select_tokens
-from edgevlm.graphs.visual_shape import VisualShape, check_shape, square_shape
+from edgevlm.graphs.visual_shape import VisualShape, frames_of
 
 SOURCE = (
     "TimeChat-Online (arXiv 2504.17343), differential token drop, yaolinli/TimeChat-Online@25a1578"
@@ -78,13 +78,11 @@ class Method(TokensMethod):
         kept = kept_tokens("timechat", self.tokens, features.shape[1])
         if kept == features.shape[1]:
             return keep_all(features)
-        shape = shape or square_shape("timechat", features)
-        check_shape("timechat", features, shape)
+        x = frames_of("timechat", features, shape)
         frames, tokens, rest = after_first("timechat", shape, kept)
         first = torch.arange(tokens)
         if rest == 0:
             return select_tokens(features, first)
-        x = features.reshape(frames, tokens, -1)
         changed = most_changed(similarity(x[:-1], x[1:]), later_budgets(frames, rest)).flatten()
         return select_tokens(features, torch.cat([first, marked_indices(changed, rest) + tokens]))
 

@@ -66,3 +66,25 @@ def peaks(
     farthest = torch.where(both, apart, 0.0).amax((1, 2)).unsqueeze(1)  # [G, 1]
     to_denser = torch.minimum(torch.where(denser, apart, FAR).amin(2), farthest)
     return torch.where(there, to_denser * density, -1.0)
+
+
+def taken_up(points: Tensor, apart: Tensor, centre: Tensor, rest: Tensor, beta: float) -> Tensor:
+    """Points f32 [G, N, D], of which centres have taken up the rest of their clusters.
+
+    A centre becomes `beta` times itself and 1 - `beta` times the mean of the points of which it is
+    the nearest centre; one without others stays, and so do all that are no centres.
+
+    Args:
+        points: f32 [G, N, D].
+        apart: Distances f32 [G, N, N].
+        centre: Which are centres, bool [G, N].
+        rest: Which are taken up, bool [G, N].
+        beta: 0 to 1.
+    """
+    nearest = torch.where(centre.unsqueeze(1), apart, FAR).argmin(2)  # [G, N]
+    number = torch.arange(points.shape[1]).unsqueeze(1)
+    taken = (nearest.unsqueeze(1) == number) & centre.unsqueeze(2) & rest.unsqueeze(1)
+    members = taken.float()  # [G, centre, other]
+    count = members.sum(2, keepdim=True)
+    mean = members @ points / count.clamp(min=1.0)
+    return torch.where(count > 0, beta * points + (1.0 - beta) * mean, points)
