@@ -15,20 +15,23 @@ from edgevlm.libraries import require_torch
 from edgevlm.profiling.machine.sensors import metered
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes import values
+from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.loading import load_loop
 from edgevlm.runtimes.loops import drafts
-from edgevlm.runtimes.loops.answers import Answer, Embedded
-from edgevlm.runtimes.loops.contract import Loop
+from edgevlm.runtimes.loops.answers import Answer, Embedded, Generated
+from edgevlm.runtimes.loops.contract import Loop, VideoRequest
 from edgevlm.runtimes.loops.encoder import EncoderLoop
-from edgevlm.runtimes.loops.images.pictures import Picture, is_picture
-from edgevlm.runtimes.loops.images.sources import Data, Source
+from edgevlm.runtimes.loops.images.parts import prompt_parts
+from edgevlm.runtimes.loops.images.pictures import Picture
+from edgevlm.runtimes.loops.images.sources import Source
 from edgevlm.runtimes.loops.sampling import Sampling
 from edgevlm.runtimes.loops.stream import LiveStream, Stream, StreamRequest
 from edgevlm.runtimes.loops.text import TextLoop
+from edgevlm.runtimes.loops.video.loop import DiffusionLoop
 
 if TYPE_CHECKING:
     from edgevlm.parity.verification import Verification
-    from edgevlm.planning.method_cost import MethodCost
+    from edgevlm.planning.sites.method_cost import MethodCost
     from edgevlm.profiling.document import Profile
 
 
@@ -46,7 +49,7 @@ def plan(recipe: Recipe) -> Plan[Any]:
     """The recipe in numbers, before any graph exists; see `edgevlm.planning.plan.make_plan`."""
     values.instance("recipe", recipe, Recipe)
     require_torch()
-    from edgevlm.models.checkpoint import find
+    from edgevlm.models.find import find
     from edgevlm.planning.plan import make_plan
 
     return make_plan(recipe, find(recipe.model, recipe.revision)).plan
@@ -55,13 +58,13 @@ def plan(recipe: Recipe) -> Plan[Any]:
 def plan_with_cost(recipe: Recipe) -> tuple[Plan[Any], MethodCost | None, tuple[str, ...]]:
     """The plan, what its method of site `tokens` costs, and notes for whoever reads it.
 
-    See `planning.method_cost` and `planning.plan.Planned`.
+    See `planning.sites.method_cost` and `planning.plan.Planned`.
     """
     values.instance("recipe", recipe, Recipe)
     require_torch()
-    from edgevlm.models.checkpoint import find
-    from edgevlm.planning.method_cost import method_cost
+    from edgevlm.models.find import find
     from edgevlm.planning.plan import make_plan
+    from edgevlm.planning.sites.method_cost import method_cost
 
     planned = make_plan(recipe, find(recipe.model, recipe.revision))
     return planned.plan, method_cost(planned), planned.notes
@@ -108,7 +111,7 @@ class Model:
     goes on with the conversation of the last `generate`, whichever thread began it.
 
     A bundle that answers questions has `generate` and `chat`, one that gives embeddings `embed` and
-    `classify`; the others refuse in one line.
+    `classify`, one that makes videos `generate_video`; the others refuse in one line.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -154,7 +157,7 @@ class Model:
                 pictures, or an argument has another type or is out of range.
         """
         with self._alone():
-            loop, (parts, pictures) = self._asked(), _parts(image, prompt, video)
+            loop, (parts, pictures) = self._asked(), prompt_parts(image, prompt, video)
             loop.reset()
             seen, drafted = loop.visuals(pictures, video), self._draft(draft)
             return loop.ask(parts, seen, max_new_tokens, sampling, on_text, drafted, system)
@@ -258,6 +261,25 @@ class Model:
         with self._alone():
             return self._loop.classify(image, labels, video)
 
+    def generate_video(self, prompt: str, **options: Any) -> tuple[Array, Generated]:
+        """A video of a text, of a bundle that makes videos.
+
+        Args:
+            prompt: What it shows.
+            **options: Fields of `runtimes.loops.contract.VideoRequest`: `negative`, `seed`,
+                `guidance`, `rules`, `output`, `force`, `resume`, `on_step`.
+
+        Returns:
+            Frames u8 [F, h_px, w_px, 3], and figures.
+
+        Raises:
+            InputError: If an argument is of no use, or the bundle makes no videos.
+        """
+        if not isinstance(self._loop, DiffusionLoop):
+            raise InputError(f"no video here: {self._loop.usage}")
+        with self._alone():
+            return self._loop.generate(VideoRequest.of(prompt, options))
+
     def profile(
         self,
         image: str | Path | None = None,
@@ -318,33 +340,3 @@ class Model:
 
     def _draft(self, text: str | None) -> drafts.Draft | None:
         return None if text is None else drafts.parse(text, self.plan)
-
-
-def _pictures(image: Any) -> list[Picture]:
-    """The pictures of a question: none, one, or each of a list."""
-    if image is None:
-        return []
-    several = isinstance(image, Sequence) and not isinstance(image, str | Data)
-    return list(image) if several else [image]
-
-
-def _parts(image: Any, prompt: Any, video: Any) -> tuple[str | Sequence[str | None], list[Picture]]:
-    """A prompt, with None in place of its pictures where it is a list, and the pictures.
-
-    Raises:
-        InputError: If a member of a list is no text and no picture, or there are others beside it.
-    """
-    listed = isinstance(prompt, Sequence) and not isinstance(prompt, str | Data)
-    if not listed:
-        return prompt, _pictures(image)
-    if image is not None or video is not None:
-        raise InputError(
-            "the pictures of a prompt that is a list stand in it; leave out image and video"
-        )
-    for index, member in enumerate(prompt):
-        if not isinstance(member, str) and not is_picture(member):
-            raise InputError(
-                f"prompt[{index}] must be a text or a picture, got {type(member).__name__}"
-            )
-    parts = [member if isinstance(member, str) else None for member in prompt]
-    return parts, [member for member in prompt if not isinstance(member, str)]

@@ -27,7 +27,7 @@ from edgevlm.exporters.contract import (
 from edgevlm.exporters.repeats import without_repeats
 from edgevlm.graphs.trace import signature, trace, weights
 from edgevlm.libraries import objects_set_aside
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.models.weights.paging import KEPT_BYTES, in_memory
 from edgevlm.parity.verification import Verification
 from edgevlm.parity.verify import verify_model

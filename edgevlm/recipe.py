@@ -21,6 +21,7 @@ MOST_CHECKED = 64
 MOST_SIDE = 2**14  # pixels of a picture's side; a static graph of more is no use
 # No model has more positions; the limit bounds the cache before the model is read.
 MOST_TOKENS = 2**24
+MOST_GUIDANCE = 100.0
 
 OptionValue = int | float | str
 
@@ -90,6 +91,19 @@ def parse_size(text: str) -> tuple[int, int]:
             f"size must look like HEIGHTxWIDTH in pixels, for example 448x672, got '{text[:60]}'"
         )
     return int(match[1]), int(match[2])
+
+
+def leap_rule(after: int | None) -> tuple[MethodChoice, ...]:
+    """What `--leap N` is short for; nothing for None."""
+    return () if after is None else (MethodChoice("leap", None, (("after", after),)),)
+
+
+def parse_guidance(text: str) -> float:
+    """`5.0` -> 5.0: a factor from 1 to 100."""
+    number = float(text)
+    if not 1 <= number <= MOST_GUIDANCE:
+        raise RecipeError(f"guidance must be from 1 to {MOST_GUIDANCE:g}, got '{text[:60]}'")
+    return number
 
 
 @dataclass(frozen=True)
@@ -219,6 +233,40 @@ class Recipe:
         ),
     )
 
+    steps: int | None = field(
+        default=None,
+        metadata=option(
+            "Denoising steps of a video; default: the pipeline's own.", "N", least=1, most=1000
+        ),
+    )
+    guidance: float | None = field(
+        default=None,
+        metadata=option(
+            "Classifier-free guidance of a video, 1 is none; default: the pipeline's own.",
+            "G",
+            parse=parse_guidance,
+            show=lambda value: f"{value:g}",
+        ),
+    )
+    rules: tuple[MethodChoice, ...] = field(
+        default=(),
+        metadata=option(
+            "Rule that spares denoising steps; `edgevlm rules` lists them. Repeat for several.",
+            "NAME[:key=value,…]",
+            flag="--rule",
+            parse=MethodChoice.parse,
+        ),
+    )
+    leap: int | None = field(
+        default=None,
+        metadata=option(
+            "Denoiser calls of a video, the last one of which goes the rest of the way: short for"
+            " --rule leap:after=N.",
+            "N",
+            least=1,
+            most=1000,
+        ),
+    )
     layers: int | None = field(
         default=None,
         metadata=option(
@@ -254,6 +302,11 @@ class Recipe:
             raise RecipeError(
                 "frames and tiles exclude each other, as clips are not tiled; drop one of them"
             )
+
+    @property
+    def step_rules(self) -> tuple[MethodChoice, ...]:
+        """All rules, `leap` among them."""
+        return (*self.rules, *leap_rule(self.leap))
 
     @property
     def trial(self) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -241,6 +241,12 @@ class Blocks(Protocol):
 
     def run(self, block: str, function: str) -> None:
         """Run a function, after loading it if it is not in memory."""
+
+    def run_each(self, block: str, function: str, turns: Iterable[object]) -> None:
+        """Run a function once for each of `turns`, over one load.
+
+        The host fills the function's arrays before it yields a turn, and reads them after it.
+        """
 
     def shortage(self, size: int) -> int:
         """Bytes by which `size` more, until the next run, would exceed a budget; 0 without one.

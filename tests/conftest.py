@@ -163,6 +163,62 @@ def exported(tiny_model, once):
 
 
 @pytest.fixture(scope="session")
+def tiny_pipeline(once):
+    """The folder of a tiny Wan pipeline with random weights; nobody writes into it."""
+    pytest.importorskip("diffusers")
+    from make_pipeline import make_pipeline
+
+    return once("tiny-wan", lambda out: make_pipeline("tiny-wan", out))
+
+
+@pytest.fixture(scope="session")
+def own_pipeline():
+    """`own_pipeline(folder)`: diffusers' WanPipeline of a folder, put together from components.
+
+    Its own way to load one asks for a further library.
+    """
+    diffusers = pytest.importorskip("diffusers")
+
+    def load(folder):
+        import transformers
+        from safetensors.torch import load_file
+
+        def component(kind, name):
+            module = kind.from_config(kind.load_config(folder / name))
+            file = folder / name / "diffusion_pytorch_model.safetensors"
+            module.load_state_dict(load_file(file))
+            return module.eval()
+
+        config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+        pipeline = diffusers.WanPipeline(
+            tokenizer=transformers.AutoTokenizer.from_pretrained(folder / "tokenizer"),
+            text_encoder=transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder"),
+            transformer=component(diffusers.WanTransformer3DModel, "transformer"),
+            vae=component(diffusers.AutoencoderKLWan, "vae"),
+            scheduler=getattr(diffusers, config["_class_name"]).from_config(config),
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def video_bundle(tiny_pipeline, once):
+    """The tiny pipeline's bundle: 5 frames of 48x32, 4 steps; nobody writes into it."""
+    for module in ("onnx_ir", "onnxscript", "onnxruntime"):
+        pytest.importorskip(module)
+    from edgevlm.bundle.files import Bundle
+    from edgevlm.pipeline import export
+    from edgevlm.recipe import Recipe
+
+    recipe = Recipe(
+        model=str(tiny_pipeline), frames=5, size=(32, 48), steps=4, block_size_bytes=120_000
+    )
+    return Bundle.open(once("tiny-wan.edgevlm", lambda out: export(recipe, out)))
+
+
+@pytest.fixture(scope="session")
 def lowered_once():
     """`lowered_once(recipe, out)`: an export that lowers no graph that an earlier one has lowered.
 

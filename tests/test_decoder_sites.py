@@ -16,7 +16,7 @@ from PIL import Image
 from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError, PlanError
 from edgevlm.graphs.pruning import PrunedDecoderBlock
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.parity.vlm_expected import pruned_answer
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe

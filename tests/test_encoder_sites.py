@@ -12,7 +12,7 @@ import torch
 
 from edgevlm.errors import PlanError, RecipeError
 from edgevlm.graphs.signals import encode
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 

@@ -34,7 +34,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 import edgevlm
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.pipeline import export
 from edgevlm.planning.plan import plan_with_weights
 from edgevlm.quantization.schemes import Schemes

@@ -33,6 +33,7 @@ COMMANDS = (
     "inspect",
     "models",
     "methods",
+    "rules",
     "targets",
     "engines",
     "devices",

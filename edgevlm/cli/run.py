@@ -16,15 +16,16 @@ from typing import Annotated
 import typer
 
 from edgevlm.bundle.files import Bundle
+from edgevlm.cli.shared import generating, streaming
 from edgevlm.cli.shared import options as o
-from edgevlm.cli.shared import streaming
 from edgevlm.cli.shared.default_bundle import KIND, default_bundle
-from edgevlm.cli.shared.output import answer, complain, say
+from edgevlm.cli.shared.output import answer, complain, say, show
 from edgevlm.errors import InputError
 from edgevlm.runtimes import values
 from edgevlm.runtimes.loading import load_loop, loop_class
-from edgevlm.runtimes.loops.contract import Answered, Loop, RunRequest, check_options
+from edgevlm.runtimes.loops.contract import Loop, RunRequest, check_options
 from edgevlm.runtimes.loops.sampling import Sampling
+from edgevlm.runtimes.loops.video.files import check_output
 from edgevlm.runtimes.residency import pressure
 from edgevlm.runtimes.residency.streamed import StreamedBlocks
 
@@ -93,6 +94,41 @@ def main(
             " line, with commas if need be.",
         ),
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Video to write, of a bundle that makes one: .mp4, .webm, .gif, .webp, or a folder"
+            " of frames.",
+        ),
+    ] = None,
+    force: o.Force = False,
+    negative: Annotated[
+        str, typer.Option(metavar="TEXT", help="What a video does not show, under guidance.")
+    ] = "",
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            min=1, max=100, metavar="G", help="Guidance of a video; default: the bundle's."
+        ),
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:key=value,…]",
+            help="Rule that spares denoising steps, instead of the bundle's; may be repeated, and"
+            " 'none' is none.",
+        ),
+    ] = None,
+    leap: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Short for --rule leap:after=N."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted video of the same options.")
+    ] = False,
     engine: o.Engine = None,
     threads: o.Threads = None,
     memory: o.Memory = None,
@@ -130,10 +166,10 @@ def main(
         system=system, draft=draft, questions=_questions(prompt, chat),
         max_new_tokens=max_new_tokens, sampling=sampling, on_text=_stream(json), on_refused=noting,
     )  # fmt: skip
-    if stream:
-        streaming.show(loop, asked, context_.params)
+    if stream or output is not None:
+        (streaming if stream else generating).show(loop, asked, context_.params)
         return
-    _show(loop.answers(asked), json)
+    show(loop.answers(asked), json)
     if refused:
         raise typer.Exit(1)
 
@@ -145,6 +181,8 @@ def _checked(context: typer.Context, bundle: str | None, memory: str | None) -> 
         raise typer.BadParameter("--image is empty, or this folder; give the name of a file")
     if {"image", "video"} <= options:
         raise typer.BadParameter("give --image or --video, not both")
+    if "output" in options:  # before anything is loaded
+        check_output(context.params["output"], context.params["force"])
     streaming.check(context.params, options)
     if not options:  # without an input the default bundle is not exported
         raise typer.BadParameter(
@@ -224,12 +262,6 @@ def _noting(refused: list[str], as_json: bool) -> Callable[[InputError], None]:
             answer({"error": str(cause)}, "", as_json)
 
     return note
-
-
-def _show(answers: Iterator[Answered], as_json: bool) -> None:
-    for answered in answers:
-        answer(answered, answered.shown, as_json)
-        say(answered.summary)
 
 
 def _announced(loop: Loop) -> Loop:

@@ -20,7 +20,8 @@ from edgevlm.graphs.layers import scaled
 from edgevlm.graphs.parts import ModelParts
 from edgevlm.graphs.selection import rows_of
 from edgevlm.libraries import bounded_threads
-from edgevlm.models.checkpoint import Checkpoint, find
+from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.models.find import find
 from edgevlm.models.quiet import without_kernel_advice
 from edgevlm.models.weights.paging import KEPT_BYTES
 from edgevlm.planning.plan import make_plan

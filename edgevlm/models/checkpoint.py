@@ -18,12 +18,9 @@ from types import ModuleType
 from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import AutoConfig
 
 from edgevlm.errors import ModelError, PlanError
-from edgevlm.libraries import first_line
 from edgevlm.models.documents import (
-    check_config,
     check_no_pointer,
     check_processor,
     named_tokens,
@@ -33,11 +30,10 @@ from edgevlm.models.documents import (
     reading_config,
     say_once,
 )
-from edgevlm.models.folder import auto_class, checked_config, family_of, lacks
+from edgevlm.models.folder import auto_class
 from edgevlm.models.hub import HubWeights
-from edgevlm.models.locate import locate
 from edgevlm.models.quiet import quiet
-from edgevlm.models.weights.headers import INDEX, SINGLE, check_plain, first_layers
+from edgevlm.models.weights.headers import check_plain, first_layers
 from edgevlm.models.weights.loading import built, cut, loaded, paged, untied
 from edgevlm.models.weights.matching import Match, match
 from edgevlm.models.weights.sources import (
@@ -96,6 +92,11 @@ class Checkpoint:
     def config_hash(self) -> str:
         """sha256 of config.json."""
         return hashlib.sha256((self.folder / "config.json").read_bytes()).hexdigest()
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where its tokenizer is."""
+        return self.folder
 
     @property
     def contents(self) -> str:
@@ -321,30 +322,3 @@ class Checkpoint:
             if model is None:
                 model = loaded(checkpoint._match, self.config, weights)
         return model
-
-
-def find(model: str, revision: str | None = None) -> Checkpoint:
-    """Resolve `embedded`, a folder or a hub id to a checkpoint folder and check it.
-
-    Raises:
-        ModelError: If it is not there, not readable, unsafe or of an unknown family.
-    """
-    folder, weights, files = locate(model, revision)
-    try:
-        document = checked_config(folder, files)
-    except ModelError as cause:
-        raise of_checkpoint(model, cause) from cause
-    if not {SINGLE, INDEX}.intersection(files) and not isinstance(weights, NoWeights):
-        weights = NoWeights("", lacks(files))
-    check_config(document, f"'{model}': config.json")
-    name = str(document["model_type"])
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-    except ImportError as cause:  # of a library for its encoder
-        raise ModelError(f"'{model}': {first_line(cause)}") from cause
-    except Exception as cause:
-        raise ModelError(f"'{model}': config.json is not valid: {first_line(cause)}") from cause
-    return Checkpoint(model, revision, folder, config, family_of(name), weights)

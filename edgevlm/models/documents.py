@@ -22,17 +22,20 @@ LIMIT_BYTES = 64 * 10**6
 
 # The largest sizes that a config may have; each is 1 at least.
 SIZES = {
-    "conv_L_cache": 2**10, "depth": 2**10, "downsample_factor": 2**10, "global_head_dim": 2**16,
+    "attention_head_dim": 2**16, "base_dim": 2**16, "conv_L_cache": 2**10, "d_ff": 2**20,
+    "d_kv": 2**16, "d_model": 2**20, "depth": 2**10, "downsample_factor": 2**10, "ffn_dim": 2**20,
+    "freq_dim": 2**16, "global_head_dim": 2**16,
     "head_dim": 2**16, "hidden_size": 2**20, "image_size": 2**16, "intermediate_size": 2**20,
     "linear_conv_kernel_dim": 2**10, "linear_key_head_dim": 2**16, "linear_num_key_heads": 2**12,
     "linear_num_value_heads": 2**12, "linear_value_head_dim": 2**16,
     "max_position_embeddings": 2**24, "mm_tokens_per_image": 2**20, "num_attention_heads": 2**12,
     "num_channels": 2**10, "num_heads": 2**12, "num_hidden_layers": 2**10,
-    "num_key_value_heads": 2**12, "original_max_position_embeddings": 2**24,
+    "num_key_value_heads": 2**12, "num_layers": 2**10, "original_max_position_embeddings": 2**24,
     "out_hidden_size": 2**20, "patch_size": 2**16, "pooling_kernel_size": 2**10,
-    "projection_dim": 2**20, "projector_hidden_size": 2**20, "scale_factor": 2**10,
-    "spatial_merge_size": 2**10, "temporal_patch_size": 2**10, "vocab_size": 2**24,
-    "vocab_size_per_layer_input": 2**24,
+    "projection_dim": 2**20, "projector_hidden_size": 2**20, "rope_max_seq_len": 2**20,
+    "scale_factor": 2**10,
+    "spatial_merge_size": 2**10, "temporal_patch_size": 2**10, "text_dim": 2**20,
+    "vocab_size": 2**24, "vocab_size_per_layer_input": 2**24, "z_dim": 2**10,
 }  # fmt: skip
 # Numbers of an image processor; each is 1 at least.
 COUNTS = (

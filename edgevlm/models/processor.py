@@ -107,7 +107,7 @@ def own_tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(
-        checkpoint.folder, local_files_only=True, trust_remote_code=False
+        checkpoint.tokenizer_folder, local_files_only=True, trust_remote_code=False
     )
 
 

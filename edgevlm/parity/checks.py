@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from edgevlm.quantization.schemes import Threshold
 
 IMAGE_SENSITIVITY = 0.05
+TEXT_SENSITIVITY = 1e-3
 # Of logits by the same embeddings in another precision; measured 1e-7 to 1e-6.
 LIKENESS_LIMIT = 1e-4
 # A mean of more than one step of 8 bit is another filter or another grid, not another rounding.
@@ -158,6 +159,18 @@ def embedding_check(
     """An encoder's embeddings against those of the model's own forward."""
     subject = f"the embeddings of stage '{stage}' differ from PyTorch's"
     return _near(f"{stage} embedding", subject, threshold, rel_error, psnr_db)
+
+
+def text_sensitivity_check(changes: float) -> Check:
+    """How far another text changes the velocity: a check of the check.
+
+    A denoiser that was never trained hardly reads its text, so it is far less than an image's.
+    """
+    text = (
+        f"velocities change by {changes:.1g} with another text, at least {TEXT_SENSITIVITY:g} is"
+        " expected: nothing can be verified on this checkpoint"
+    )
+    return _at_least("text sensitivity", changes, TEXT_SENSITIVITY, text)
 
 
 def embedding_sensitivity_check(stage: str, sensitivity: float) -> Check:

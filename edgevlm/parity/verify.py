@@ -23,7 +23,7 @@ import torch
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.plan import Plan
 from edgevlm.errors import BundleError, RecipeError
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.models.quiet import without_kernel_advice
 from edgevlm.models.weights.paging import KEPT_BYTES
 from edgevlm.parity.calls import BlockCalls

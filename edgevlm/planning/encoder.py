@@ -19,7 +19,8 @@ from torch import nn
 from edgevlm.bundle.functions import Block
 from edgevlm.bundle.host import Embedding
 from edgevlm.bundle.kinds import encoder as kind
-from edgevlm.bundle.kinds.encoder import EncoderHost, EncoderPlan, TextHost
+from edgevlm.bundle.kinds.encoder import EncoderHost, EncoderPlan
+from edgevlm.bundle.kinds.shared.text import TextHost
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
 from edgevlm.errors import ModelError, PlanError, RecipeError
 from edgevlm.exporters.contract import Target

@@ -67,8 +67,8 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     """
     kind = importlib.import_module(f"edgevlm.planning.{checkpoint.family.KIND}")
     planned: Planned = kind.make_plan(recipe, checkpoint)
-    image = planned.description.image
-    if recipe.size not in (None, (image.height, image.width)):
+    image = getattr(planned.description, "image", None)  # of kinds that read pictures
+    if image is not None and recipe.size not in (None, (image.height, image.width)):
         raise PlanError(
             f"{checkpoint.model_type} reads pictures of {image.height}x{image.width} pixels alone,"
             f" got --size {spell_pair(recipe.size)}; leave it out"

@@ -1,10 +1,10 @@
 """The profile: what was measured of a bundle on a machine, as one JSON document.
 
-    {"schema_version": 2, "kind": "vlm", "device": "local", "engine": "onnxruntime", …}
+    {"schema_version": 3, "kind": "vlm", "device": "local", "engine": "onnxruntime", …}
 
 These dataclasses are the schema; `profile.schema.json` beside this file is the same for programs in
 other languages, and a test keeps them equal. A profile has the section of one type of answer:
-`text` (generated tokens) or `embedding` (one vector). What was not measured is null, and
+`text` (generated tokens), `embedding` (one vector) or `video`. What was not measured is null, and
 `not_measured` says why: a null without a reason is refused, and so is a reason without a null.
 Needs numpy, and no engine.
 """
@@ -33,14 +33,16 @@ from edgevlm.profiling.sections import (
     TextAnswer,
     TextQuestion,
     Timeline,
+    VideoAnswer,
+    VideoQuestion,
 )
 from edgevlm.profiling.stages import time_shares
 from edgevlm.recipe import Recipe
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 LIMIT_BYTES = 64 * 10**6
 # Sections of which a profile has one, and the top-level keys that are null in all but a text one.
-ANSWERS = ("text", "embedding")
+ANSWERS = ("text", "embedding", "video")
 TEXT_KEYS = ("ttft_ms", "decode_tokens_per_s")
 
 
@@ -68,6 +70,7 @@ class Profile:
         end_to_end_ms: One answer, from the decoded image to its end.
         text: The answer of a model that generates text.
         embedding: The answer of an encoder.
+        video: The answer of a model that makes videos.
         ttft_ms: From the decoded image to the first token, the median.
         decode_tokens_per_s: Tokens after the first, the median over the answers.
         peak_rss_bytes: Peak resident memory of the process until the last answer.
@@ -106,6 +109,7 @@ class Profile:
     end_to_end_ms: Stat
     text: TextAnswer | None
     embedding: EmbeddingAnswer | None
+    video: VideoAnswer | None
     ttft_ms: float | None
     decode_tokens_per_s: float | None
     peak_rss_bytes: int
@@ -147,9 +151,9 @@ class Profile:
             raise ValueError(f"{shown(name)} {fault}")
 
     @property
-    def question(self) -> TextQuestion | EmbeddingQuestion:
+    def question(self) -> TextQuestion | EmbeddingQuestion | VideoQuestion:
         """What was asked."""
-        section = self.embedding if self.text is None else self.text
+        section = self.text or self.embedding or self.video
         assert section is not None
         return section.question
 

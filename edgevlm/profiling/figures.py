@@ -56,6 +56,7 @@ def profile_of(measured: Measurements) -> Profile:
         end_to_end_ms=end_to_end,
         text=found.text,
         embedding=found.embedding,
+        video=found.video,
         ttft_ms=found.ttft_ms,
         decode_tokens_per_s=found.decode_tokens_per_s,
         peak_rss_bytes=session.peak_rss_bytes,

@@ -21,6 +21,8 @@ from edgevlm.profiling.sections import (
     SustainedSample,
     TextAnswer,
     TextQuestion,
+    VideoAnswer,
+    VideoQuestion,
 )
 from edgevlm.recipe import MOST_TOKENS
 from edgevlm.runtimes import values
@@ -79,6 +81,7 @@ class Sections:
     embedding: EmbeddingAnswer | None
     ttft_ms: float | None
     decode_tokens_per_s: float | None
+    video: VideoAnswer | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Measurements:
     engine: str
     engine_version: str
     threads: int | None
-    question: TextQuestion | EmbeddingQuestion
+    question: TextQuestion | EmbeddingQuestion | VideoQuestion
     bandwidth_bytes_per_s: float | None
     session: Session
     budget_bytes: int | None

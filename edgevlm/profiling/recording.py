@@ -10,7 +10,7 @@ readings of the clock and an entry of a list; memory is read at most once in `PA
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -73,8 +73,12 @@ class Recorder:
 
     def run(self, block: str, function: str) -> None:
         """Run a function; where the blocks bypass the timed engine, the step is the run."""
+        self.run_each(block, function, (None,))
+
+    def run_each(self, block: str, function: str, turns: Iterable[object]) -> None:
+        """Run a function once for each of `turns`, in one step."""
         before, start = len(self.calls), time.perf_counter()
-        self.blocks.run(block, function)
+        self.blocks.run_each(block, function, turns)
         end = time.perf_counter()
         if not any(call.kind == "run" for call in self.calls[before:]):
             self.calls.append(TimedCall("run", block, function, start, end))

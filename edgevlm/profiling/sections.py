@@ -110,6 +110,52 @@ class EmbeddingAnswer:
 
 
 @dataclass(frozen=True)
+class VideoQuestion:
+    """What every video was made of.
+
+    Attributes:
+        prompt: The text.
+        frames: Frames of the video.
+        height: Its pixels from top to bottom.
+        width: Its pixels from left to right.
+        steps: Steps of the schedule.
+        guidance: Factor of guidance; 1 is none.
+        steps_run: Steps in which the whole denoiser ran.
+        steps_skipped: Steps in which its layers were skipped.
+        steps_forecast: Steps without a call of it.
+    """
+
+    prompt: str
+    frames: int
+    height: int
+    width: int
+    steps: int
+    guidance: float
+    steps_run: int
+    steps_skipped: int
+    steps_forecast: int
+
+
+@dataclass(frozen=True)
+class VideoAnswer:
+    """An answer of one video.
+
+    Attributes:
+        question: What was asked.
+        text_ms: Embeddings of the text and of the negative one.
+        denoise_ms: All steps.
+        frames_ms: Frames of the latents.
+        loads: Functions that the last answer loaded.
+    """
+
+    question: VideoQuestion
+    text_ms: Stat
+    denoise_ms: Stat
+    frames_ms: Stat
+    loads: int
+
+
+@dataclass(frozen=True)
 class BlockProfile:
     """One function of a block.
 

@@ -52,6 +52,12 @@ SHARES = {
         TimeShare("text", "text", "--orange", "text"),
         *_LOOP,
     ),
+    "diffusion": (
+        TimeShare("text", "text", "--orange", "text"),
+        TimeShare("denoiser", "denoiser", "--blue", "denoiser"),
+        TimeShare("vae", "frames", "--green", "vae"),
+        *_LOOP,
+    ),
 }
 
 

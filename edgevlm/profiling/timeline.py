@@ -63,5 +63,5 @@ def answer_shares(kind: str, answer: TimedAnswer, shares: Sequence[str]) -> dict
     first, share = min(waited, key=lambda pair: pair[0].start)
     if share == "vision":  # all before it turns the image into pixels
         ms["preprocess"] = (first.start - answer.start) * 1e3
-    ms["host"] = max(0.0, answer.ms - steps - ms["preprocess"])
+    ms["host"] = max(0.0, answer.ms - steps - ms.get("preprocess", 0.0))
     return ms

@@ -20,7 +20,7 @@ from edgevlm.evaluation.examples import Example
 from edgevlm.evaluation.pytorch import TableRows, question_plan
 from edgevlm.graphs.parts import EncoderParts
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.models.quiet import without_kernel_advice
 from edgevlm.models.weights.paging import KEPT_BYTES
 from edgevlm.planning.plan import make_plan

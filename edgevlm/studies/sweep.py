@@ -144,7 +144,7 @@ def sweep(
     """
     require_torch()
     from edgevlm.evaluation.pytorch import question_plan
-    from edgevlm.models.checkpoint import find
+    from edgevlm.models.find import find
 
     checkpoint = find(request.model)
     unreduced = Recipe(

@@ -119,6 +119,57 @@ class Embedded:
         )
 
 
+@dataclass(frozen=True)
+class Generated:
+    """One video with its measurements; times in ms.
+
+    `output` is the file or folder that it was written to; None where it was not. `steps_run` are
+    calls of the whole denoiser, for one text or for two under guidance; `steps_skipped` those
+    without its layers, `steps_forecast` steps without a call, `leapt` steps that a leap spared.
+    """
+
+    output: str | None
+    frames: int
+    height: int
+    width: int
+    fps: float
+    steps_run: int
+    steps_skipped: int
+    steps_forecast: int
+    leapt: int
+    load_ms: float
+    text_ms: float
+    denoise_ms: float
+    vae_ms: float
+    peak_rss_bytes: int
+    engine: str
+    loads: int
+
+    @property
+    def shown(self) -> str:
+        """Where the video is."""
+        return self.output or f"{self.frames} frames of {self.width}x{self.height}"
+
+    @property
+    def summary(self) -> str:
+        """The figures, one line."""
+        return (
+            f"{self.frames} frames of {self.width}x{self.height}; text {self.text_ms:.0f} ms;"
+            f" {self.steps_run} steps{self._spared} {self.denoise_ms / 1e3:.1f} s; frames"
+            f" {self.vae_ms / 1e3:.1f} s; {self.loads} loads; peak"
+            f" {megabytes(self.peak_rss_bytes)}; {self.engine}"
+        )
+
+    @property
+    def _spared(self) -> str:
+        """Steps that were not run in full; empty where all were."""
+        counts = {
+            "skipped": self.steps_skipped, "forecast": self.steps_forecast, "leapt": self.leapt,
+        }  # fmt: skip
+        spared = ", ".join(f"{count} {how}" for how, count in counts.items() if count)
+        return f" ({spared})" * bool(spared)
+
+
 def line(text: str) -> str:
     """A text on one line, without control characters."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from edgevlm.bundle.allowed.tokenizer import read_tokenizer
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.host import Embedding
-from edgevlm.bundle.kinds.encoder import TextHost
+from edgevlm.bundle.kinds.shared.text import TextHost
 from edgevlm.bundle.packed import PACKINGS, unpack
 from edgevlm.errors import BundleError
 

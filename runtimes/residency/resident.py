@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,6 +29,11 @@ class ResidentBlocks:
                 loaded.result()
         self.loads = len(self.plan.blocks)
         return_freed()
+
+    def run_each(self, block: str, function: str, turns: Iterable[object]) -> None:
+        """Run a function once for each of `turns`."""
+        for _ in turns:
+            self.engine.run(block, function)
 
     def expect(self, pass_name: str, count: int | None) -> None:
         """Do nothing: every function is in memory."""

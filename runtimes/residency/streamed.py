@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import atexit
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgevlm.bundle.plan import Plan
@@ -139,6 +139,10 @@ class StreamedBlocks:
         Raises:
             EdgeVLMError: The error of the load or of the run.
         """
+        self.run_each(block, function, (None,))
+
+    def run_each(self, block: str, function: str, turns: Iterable[object]) -> None:
+        """Run a function once for each of `turns` as soon as it is loaded; see `run`."""
         key = (block, function)
         if self._next_budget is not None:
             self._stop_loading()
@@ -150,7 +154,8 @@ class StreamedBlocks:
         self._wait_for(key)
         self._running = True
         try:
-            self.engine.run(block, function)
+            for _ in turns:
+                self.engine.run(block, function)
         finally:
             self._running = False
             with self._change:

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 
 from edgevlm.errors import EdgeVLMError, ModelError, PlanError
 from edgevlm.exporters.contract import find_target
-from edgevlm.models.checkpoint import Checkpoint, find
+from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.models.find import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.planning.target import check_attention
 from edgevlm.recipe import Recipe

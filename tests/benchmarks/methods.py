@@ -31,7 +31,7 @@ from edgevlm.exporters.contract import TargetOptions, find_target
 from edgevlm.graphs.blocks import ReduceBlock
 from edgevlm.graphs.trace import trace, weights
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS

@@ -25,7 +25,7 @@ from _measure import Row, bundle, finish, machine, open_loop, parser, report, ro
 from edgevlm.exporters.contract import TargetOptions, find_target
 from edgevlm.graphs.blocks import build
 from edgevlm.graphs.trace import trace, weights
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops.sequence import text_rows

@@ -98,7 +98,7 @@ EDITS = {
     "newer version": (put("format_version", 9), "format_version is 9, this edgevlm reads 8; export the model again"),
     "version of another type": (put("format_version", True), "format_version is True"),
     "recipe's own rule": (put("recipe.tokens", 0), "manifest.json.recipe: tokens must be at least 1, got 0"),
-    "kind": (put("kind", "video-diffusion"), "kind is 'video-diffusion', known: encoder, vlm"),
+    "kind": (put("kind", "video-diffusion"), "kind is 'video-diffusion', known: diffusion, encoder, vlm"),
     # Files.
     "absolute path": (put("files.0.path", "/etc/passwd"), "files[0].path '/etc/passwd' leaves the bundle"),
     "parent": (put("files.0.path", "../../etc/passwd"), "files[0].path '../../etc/passwd' leaves the bundle"),
@@ -295,7 +295,7 @@ def test_a_repeated_key(bundle_copy):
         ("", "manifest.json is not valid JSON: Expecting value"),
         ("[]", "format_version is None, this edgevlm reads 8"),
         ("{}", "format_version is None, this edgevlm reads 8"),
-        ('{"format_version": 8}', "manifest.json: kind is None, known: encoder, vlm"),
+        ('{"format_version": 8}', "manifest.json: kind is None, known: diffusion, encoder, vlm"),
         ("[" * 10**6, "manifest.json is not valid JSON: maximum recursion depth"),
         ('{"a":' * 10**5, "manifest.json is not valid JSON: maximum recursion depth"),
         ('{"format_version": ' + "[" * 900 + "]" * 900 + "}", "format_version is a list"),

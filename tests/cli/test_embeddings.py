@@ -143,7 +143,7 @@ def test_labels_without_a_bundle_export_nothing(run, monkeypatch):
 
 def test_the_default_bundle_is_of_the_kind_that_is_said():
     from edgevlm.cli.shared.default_bundle import KIND, RECIPE
-    from edgevlm.models.checkpoint import find
+    from edgevlm.models.find import find
 
     assert find(RECIPE.model).family.KIND == KIND
 

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 from edgevlm.errors import PlanError
 from edgevlm.graphs.visual_shape import VisualShape
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.registry import METHODS

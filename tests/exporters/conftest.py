@@ -18,7 +18,7 @@ from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.exporters.contract import TargetOptions, find_target  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 from edgevlm.registry import METHODS  # noqa: E402

@@ -173,7 +173,7 @@ class Prompt:
 @pytest.fixture(scope="session")
 def tiny(preset) -> Callable[..., Tiny]:
     """`tiny("tiny-smolvlm", tiles=(2, 2))`: a recipe's plan with the model; weights load once."""
-    from edgevlm.models.checkpoint import find
+    from edgevlm.models.find import find
     from edgevlm.planning.plan import make_plan
     from edgevlm.recipe import Recipe
 
@@ -202,7 +202,7 @@ def processor() -> Callable[[Path], Any]:
     """
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    from edgevlm.models.checkpoint import find
+    from edgevlm.models.find import find
     from edgevlm.models.processor import missing_library, processor_class
 
     @cache

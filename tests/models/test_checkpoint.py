@@ -14,7 +14,7 @@ from edgevlm.errors import ModelError
 from edgevlm.recipe import Recipe
 
 pytest.importorskip("torch")
-checkpoint = pytest.importorskip("edgevlm.models.checkpoint")
+find = pytest.importorskip("edgevlm.models.find").find
 EMBEDDED = Path(edgevlm.__path__[0]) / "embedded"
 
 
@@ -43,7 +43,7 @@ def config(folder, change=(), **values):
 
 def test_the_embedded_checkpoint_and_a_copy_of_it_are_found(tmp_path):
     copy = shutil.copytree(EMBEDDED, tmp_path / "copy")
-    found = [checkpoint.find("embedded"), checkpoint.find(str(copy))]
+    found = [find("embedded"), find(str(copy))]
     assert [f.folder for f in found] == [EMBEDDED, copy]
     assert found[0].config_hash == found[1].config_hash
     assert found[0].family is found[1].family
@@ -51,7 +51,7 @@ def test_the_embedded_checkpoint_and_a_copy_of_it_are_found(tmp_path):
 
 
 def test_a_checkpoint_is_read_by_its_family(folder):
-    found = checkpoint.find(str(folder))
+    found = find(str(folder))
     assert found.family.__name__ == "edgevlm.models.vlm.smolvlm"
     assert found.processor()["resample"] == 1
 
@@ -59,7 +59,7 @@ def test_a_checkpoint_is_read_by_its_family(folder):
 @pytest.mark.parametrize("name", ["", "~no-such-user/x", "/no/such/folder", "a/b/c", "./x", "a/"])
 def test_a_model_that_is_nowhere(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = refused(checkpoint.find, name)
+    text = refused(find, name)
     if name:
         expected = "expected a folder, a hub id like OWNER/NAME, or 'embedded'"
         assert text == f"no model '{name}': {expected}"
@@ -75,19 +75,19 @@ def test_a_hub_id_that_cannot_be_downloaded(monkeypatch):
 
     monkeypatch.setattr(hub, "snapshot_download", download)
     expected = "'owner/name' is not a folder and cannot be downloaded: no network"
-    assert refused(checkpoint.find, "owner/name") == expected
+    assert refused(find, "owner/name") == expected
 
 
 def test_an_unknown_family_comes_with_the_nearest(folder):
     config(folder, model_type="smolvln")
-    text = refused(checkpoint.find, str(folder))
+    text = refused(find, str(folder))
     assert "unknown model family 'smolvln'; did you mean 'smolvlm'? known: clip," in text
 
 
 @pytest.mark.parametrize("value", [None, 3, ["smolvlm"], {"a": 1}, "_family", "x" * 10**5])
 def test_a_family_that_is_no_name(folder, value):
     config(folder, model_type=value)
-    assert "unknown model family '" in refused(checkpoint.find, str(folder))
+    assert "unknown model family '" in refused(find, str(folder))
 
 
 @pytest.mark.parametrize("other", ["pytorch_model.bin", "model.pt", "model.pth"])
@@ -95,7 +95,7 @@ def test_a_checkpoint_without_safetensors(folder, other):
     (folder / "model.safetensors").unlink()
     expected = "convert it with transformers' save_pretrained (pickles are not read)"
     (folder / other).write_bytes(b"\x80\x04.")
-    text = refused(checkpoint.find, str(folder))
+    text = refused(find, str(folder))
     assert text == f"'{folder}' has no model.safetensors, only {other}; {expected}"
 
 
@@ -103,9 +103,9 @@ def test_config_and_tokenizer_alone_are_planned_and_nothing_else(folder, tiny_mo
     from edgevlm.planning.plan import make_plan, plan_with_weights
 
     (folder / "model.safetensors").unlink()
-    found, recipe = checkpoint.find(str(folder)), Recipe(quantize="fp16,head=none")
+    found, recipe = find(str(folder)), Recipe(quantize="fp16,head=none")
     made = make_plan(recipe, found)
-    expected = make_plan(recipe, checkpoint.find(tiny_model))
+    expected = make_plan(recipe, find(tiny_model))
     assert made.plan.blocks == expected.plan.blocks
     assert made.plan.host == expected.plan.host
     assert expected.notes == ()
@@ -119,7 +119,7 @@ def test_config_and_tokenizer_alone_are_planned_and_nothing_else(folder, tiny_mo
 def test_code_of_the_checkpoint_is_not_run(folder):
     config(folder, auto_map={"AutoConfig": "code.Config"}, model_type="smolvlm_9")
     (folder / "code.py").write_text("raise SystemExit('it ran')")
-    text = refused(checkpoint.find, str(folder))
+    text = refused(find, str(folder))
     assert "unknown model family 'smolvlm_9'" in text
     assert text.endswith("(it brings code of its own, auto_map, which is not run)")
 
@@ -128,7 +128,7 @@ def test_a_native_model_that_names_its_old_code_is_read_without_it(folder, tiny_
     names = {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"}
     config(folder, auto_map=names)
     (folder / "code.py").write_text("raise SystemExit('it ran')")
-    found, plain = checkpoint.find(str(folder)), checkpoint.find(tiny_model)
+    found, plain = find(str(folder)), find(tiny_model)
     assert found.describe(Recipe()) == plain.describe(Recipe())
     assert found.load_model().state_dict().keys() == plain.load_model().state_dict().keys()
 
@@ -136,7 +136,7 @@ def test_a_native_model_that_names_its_old_code_is_read_without_it(folder, tiny_
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_a_missing_file(folder, name):
     (folder / name).unlink()
-    assert f"'{folder}' has no {name}" in refused(checkpoint.find, str(folder))
+    assert f"'{folder}' has no {name}" in refused(find, str(folder))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_missing_file(folder, name):
 )
 def test_a_config_that_is_no_object(folder, text, message):
     (folder / "config.json").write_bytes(text)
-    assert message in refused(checkpoint.find, str(folder))
+    assert message in refused(find, str(folder))
 
 
 @pytest.mark.parametrize(
@@ -179,18 +179,18 @@ def test_a_config_that_is_no_object(folder, text, message):
 )
 def test_absurd_sizes_are_refused_before_a_model_is_built(folder, part, key, value, message):
     config(folder, [(part, key, value)])
-    assert message in refused(checkpoint.find, str(folder))
+    assert message in refused(find, str(folder))
 
 
 def test_a_config_of_the_wrong_type(folder):
     config(folder, [("text_config", "attention_bias", "many")])
-    text = refused(checkpoint.find, str(folder))
+    text = refused(find, str(folder))
     assert f"'{folder}': config.json is not valid: " in text
 
 
 def test_sizes_that_do_not_go_together(folder):
     config(folder, [("vision_config", "num_attention_heads", 7)])
-    found = checkpoint.find(str(folder))
+    found = find(str(folder))
     assert f"'{folder}': config.json makes no model: " in refused(found.empty_model)
 
 
@@ -213,14 +213,14 @@ def test_sizes_that_do_not_go_together(folder):
 def test_a_processor_that_cannot_work(folder, key, value, message):
     path = folder / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    text = refused(checkpoint.find(str(folder)).processor)
+    text = refused(find(str(folder)).processor)
     assert text.startswith(f"'{folder}': the image processor's {message}")
 
 
 def damaged(folder, data):
     """How loading fails when the weight file has these bytes."""
     (folder / "model.safetensors").write_bytes(data)
-    return refused(checkpoint.find(str(folder)).load_model)
+    return refused(find(str(folder)).load_model)
 
 
 def test_a_damaged_weight_file(folder):
@@ -237,14 +237,14 @@ def test_missing_weights_are_named(folder):
     lost = next(name for name in weights if "layers.1.mlp.down_proj" in name)
     del weights[lost]
     safetensors.save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    text = refused(checkpoint.find(str(folder)).load_model)
+    text = refused(find(str(folder)).load_model)
     assert f"'{folder}' lacks 1 weight, the first is '" in text
     assert "layers.1.mlp.down_proj" in text
 
 
 def test_weights_in_several_files_are_one_checkpoint(folder):
     torch = pytest.importorskip("torch")
-    found = checkpoint.find(str(folder))
+    found = find(str(folder))
     model = found.load_model()
     model.save_pretrained(folder, max_shard_size="200KB")
     (folder / "model.safetensors").unlink(missing_ok=True)
@@ -266,7 +266,7 @@ def test_weights_in_several_files_are_one_checkpoint(folder):
 def test_an_index_of_weights_that_leads_nowhere(folder, places, named):
     (folder / "model.safetensors").rename(folder / "w.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    text = refused(checkpoint.find(str(folder)).load_model)
+    text = refused(find(str(folder)).load_model)
     assert text == (
         f"'{folder}': weight_map of model.safetensors.index.json names {named}, expected names of"
         " .safetensors files beside it; download the index again"
@@ -275,13 +275,13 @@ def test_an_index_of_weights_that_leads_nowhere(folder, places, named):
 
 def test_weights_of_another_shape(folder):
     config(folder, [("text_config", "intermediate_size", 100)])
-    text = refused(checkpoint.find(str(folder)).empty_model)
+    text = refused(find(str(folder)).empty_model)
     assert text.startswith(f"'{folder}': weight 'model.text_model.layers.0.mlp.down_proj.weight'")
     assert "is [64, 192] in the file and [64, 100] by config.json" in text
 
 
 def test_loading_is_quiet_and_exact(folder, capfd):
-    model = checkpoint.find(str(folder)).load_model()
+    model = find(str(folder)).load_model()
     assert all(p.dtype.is_floating_point and p.dtype.itemsize == 4 for p in model.parameters())
     assert not any(p.requires_grad for p in model.parameters())
     assert capfd.readouterr() == ("", "")

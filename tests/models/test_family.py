@@ -24,7 +24,10 @@ KIND, AUTO_CLASS = "vlm", "AutoModelForImageTextToText"
 REFERENCES = {
     "vlm": ("reference_features",),
     "encoder": ("reference_image", "reference_text", "reference_logits"),
+    "diffusion": ("reference_text", "reference_velocity", "reference_frames", "check", "complete"),
 }
+
+LIBRARIES = {"transformers", "diffusers"}
 
 
 @pytest.mark.parametrize("name", FAMILIES.names())
@@ -32,9 +35,14 @@ def test_a_family_has_what_the_contract_names(name):
     family = FAMILIES.load(name)
     assert Path(family.__file__).parent.name == family.KIND
     assert importlib.util.find_spec(f"edgevlm.planning.{family.KIND}")
-    assert hasattr(transformers, family.AUTO_CLASS)
+    if hasattr(family, "PIPELINE"):
+        assert hasattr(pytest.importorskip("diffusers"), family.PIPELINE)
+        assert {kind.partition(".")[0] for kind, _ in family.COMPONENTS.values()} <= LIBRARIES
+    else:
+        assert hasattr(transformers, family.AUTO_CLASS)
+        assert callable(family.processor_views)
     references = REFERENCES[family.KIND][: None if getattr(family, "WORDS", True) else 1]
-    for function in ("describe", "parts", "processor_views", *references):
+    for function in ("describe", "parts", *references):
         assert callable(getattr(family, function)), function
 
 

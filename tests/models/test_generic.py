@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from edgevlm.errors import ModelError, PlanError, TraceError  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.models.generic import family  # noqa: E402
 from edgevlm.models.generic.encoder import traced  # noqa: E402
 from edgevlm.models.weights.loading import built  # noqa: E402

@@ -21,7 +21,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("huggingface_hub")
 
 from edgevlm.errors import EdgeVLMError
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 

@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 safetensors = pytest.importorskip("safetensors.torch")
 
 from edgevlm.errors import ModelError, PlanError  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.models.weights.loading import paged  # noqa: E402
 from edgevlm.models.weights.matching import match  # noqa: E402
 from edgevlm.models.weights.sources import FolderWeights  # noqa: E402

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from edgevlm.errors import EdgeVLMError, ModelError  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 

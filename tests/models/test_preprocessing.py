@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 
 from edgevlm.bundle.host import ImageSpec  # noqa: E402
 from edgevlm.errors import PlanError  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.models.shared.preprocessing import (  # noqa: E402
     check_view,
     defaults,

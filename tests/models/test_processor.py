@@ -15,7 +15,7 @@ transformers = pytest.importorskip("transformers")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from edgevlm.errors import EdgeVLMError, ModelError  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.models.processor import (  # noqa: E402
     bundle_tokenizer,
     chat_template,

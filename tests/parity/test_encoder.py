@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.parity.encoder import EncoderVerification  # noqa: E402
 from edgevlm.parity.verify import PHOTOS, verify_model  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402

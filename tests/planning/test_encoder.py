@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("torch")
 
 from edgevlm.errors import RecipeError
-from edgevlm.models.checkpoint import find
-from edgevlm.planning.method_cost import method_cost
+from edgevlm.models.find import find
 from edgevlm.planning.plan import make_plan
+from edgevlm.planning.sites.method_cost import method_cost
 from edgevlm.recipe import Recipe
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgevlm.errors import ModelError
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.models.processor import load_processor
 from edgevlm.planning.own_prompt import compare_prompts
 from edgevlm.planning.plan import make_plan

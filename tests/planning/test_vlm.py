@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 
 from edgevlm.errors import ModelError, PlanError, RecipeError  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402
 

@@ -68,7 +68,7 @@ def test_it_has_the_agreed_keys(profile, exported):
     document = to_document(profile)
     plan = exported.bundle.plan
     assert set(document) >= KEYS
-    assert (document["schema_version"], document["kind"]) == (2, "vlm")
+    assert (document["schema_version"], document["kind"]) == (3, "vlm")
     assert (document["device"], document["engine"], document["threads"]) == (
         "local", "onnxruntime", 1
     )  # fmt: skip
@@ -242,7 +242,7 @@ def _wrong_type(document):
         (_lacks, "p.json lacks the key 'ttft_ms'"),
         (
             _version,
-            "'p.json': schema_version is 1, this edgevlm reads 2; measure again with 'edgevlm"
+            "'p.json': schema_version is 1, this edgevlm reads 3; measure again with 'edgevlm"
             " profile'",
         ),
         (_no_reason, "'budget_bytes' is null without a reason in not_measured"),
@@ -300,7 +300,7 @@ def test_an_embedding_has_a_profile_too(profile):
     ("change", "message"),
     [
         ({"ttft_ms": 3.0}, "ttft_ms must have a value if text has one, and be null otherwise"),
-        ({"embedding": None}, "one of text, embedding must have a value"),
+        ({"embedding": None}, "one of text, embedding, video must have a value"),
         ({"kind": "painter"}, "kind is 'painter', this edgevlm reads profiles of"),
         ({"kind": "vlm"}, "stages has or lacks 'decode', known: "),
     ],

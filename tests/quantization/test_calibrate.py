@@ -16,7 +16,7 @@ pytest.importorskip("onnxscript")
 
 from edgevlm.errors import EdgeVLMError, InputError, RecipeError  # noqa: E402
 from edgevlm.exporters.to_onnx.target import TARGET  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.quantization.calibrate import calibrate  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402

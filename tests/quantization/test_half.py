@@ -12,7 +12,7 @@ for library in ("torch", "transformers", "coremltools"):
 safetensors = pytest.importorskip("safetensors.torch")
 
 from edgevlm.errors import PlanError  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.quantization.half import check_half  # noqa: E402
 from edgevlm.quantization.schemes import Schemes  # noqa: E402

@@ -16,7 +16,7 @@ from edgevlm.errors import PlanError
 from edgevlm.evaluation.pytorch import PyTorchAnswerer
 from edgevlm.graphs.selection import keep_all
 from edgevlm.graphs.signals import method_inputs
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.models.weights.paging import FileWeight
 from edgevlm.planning.plan import make_plan
 from edgevlm.quantization.calibrate import scenes

@@ -15,7 +15,7 @@ pytest.importorskip("onnxscript")
 from edgevlm.cli import app
 from edgevlm.errors import PlanError
 from edgevlm.exporters.to_onnx import target as to_onnx
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.quantization.schemes import Schemes
 from edgevlm.recipe import Recipe

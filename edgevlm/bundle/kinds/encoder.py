@@ -21,6 +21,7 @@ from edgevlm.bundle.checks import expect
 from edgevlm.bundle.documents import shown
 from edgevlm.bundle.functions import Block, Signature, Stage, Tensor
 from edgevlm.bundle.host import Embedding, EncoderShape, ImageSpec
+from edgevlm.bundle.kinds.shared.text import TextHost
 from edgevlm.bundle.kinds.shared.vision import encode, passed_on
 from edgevlm.bundle.plan import Plan
 
@@ -34,36 +35,6 @@ MOST_TOKENS = 2**16
 # Bounds of the factor of a product and of what is added to it; the published models have 100 to 120
 # and -10 to -17.
 MOST_LOGIT = 1e6
-
-
-@dataclass(frozen=True)
-class TextHost:
-    """What a program needs around the text encoder.
-
-    Attributes:
-        tokens: S, tokens of a text, filled up with `pad_id`.
-        layers: Layers of the encoder.
-        embedding: The table whose rows stand for tokens.
-        pad_id: Token that fills up a text.
-        end_id: Token that a text ends with; it is there after a cut too. None where texts have
-            none.
-        reads_end: Whether the embedding is read at the first `end_id` (CLIP), else at the last
-            token of all (SigLIP).
-        lower_case: Whether a text is made lower case before it is cut into tokens.
-    """
-
-    tokens: int
-    layers: int
-    embedding: Embedding
-    pad_id: int
-    end_id: int | None
-    reads_end: bool
-    lower_case: bool
-
-    @property
-    def parts(self) -> int:
-        """Parts of the stage: positions, layers, head."""
-        return self.layers + 2
 
 
 @dataclass(frozen=True)

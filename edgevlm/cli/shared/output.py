@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from edgevlm.bundle.documents import to_document
 from edgevlm.errors import shortened
+from edgevlm.runtimes.loops.contract import Answered
 
 Step = Callable[[str], None]
 
@@ -39,6 +40,13 @@ def answer(document: Any, text: str, as_json: bool) -> None:
         except (UnicodeEncodeError, LookupError):  # JSON can spell every letter in ASCII
             text = json.dumps(to_document(document))
     print(text, flush=True)
+
+
+def show(answers: Iterable[Answered], as_json: bool) -> None:
+    """Print each answer, and its figures on stderr."""
+    for answered in answers:
+        answer(answered, answered.shown, as_json)
+        say(answered.summary)
 
 
 def on_terminal() -> bool:

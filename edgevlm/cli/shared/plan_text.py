@@ -16,7 +16,7 @@ from edgevlm.devices.shared.named import Device
 from edgevlm.units import megabytes
 
 if TYPE_CHECKING:
-    from edgevlm.planning.method_cost import MethodCost
+    from edgevlm.planning.sites.method_cost import MethodCost
 
 
 def show(

@@ -73,21 +73,26 @@ class Header:
         return replace(self, shape=(size, columns), stop=self.start + size * row_bytes)
 
 
-def weight_names(folder: Path) -> list[str]:
+def weight_names(folder: Path, stem: str = "model") -> list[str]:
     """The one file of weights, or the ones that the index names.
+
+    Args:
+        folder: Where they are.
+        stem: How the names of the file and of the index begin.
 
     Raises:
         ModelError: If there is neither, or the index leads out of the folder.
     """
-    if (folder / SINGLE).exists() or not (folder / INDEX).is_file():
-        return [SINGLE]
-    file_of = read_json(folder / INDEX).get("weight_map")
+    single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    if (folder / single).exists() or not (folder / index).is_file():
+        return [single]
+    file_of = read_json(folder / index).get("weight_map")
     names = list(file_of.values()) if isinstance(file_of, dict) else []
     wrong = [shown(name) for name in names if not _is_beside(name)]
     if wrong or not names:
         named = wrong[0] if wrong else "no file"
         raise ModelError(
-            f"weight_map of {INDEX} names {named}, expected names of .safetensors files beside it;"
+            f"weight_map of {index} names {named}, expected names of .safetensors files beside it;"
             " download the index again"
         )
     return sorted(set(names))

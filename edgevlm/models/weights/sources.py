@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -56,15 +56,17 @@ class FolderWeights:
     Attributes:
         folder: The folder.
         whole: Whether they may be read in full: an export does, a plan does not.
+        stem: How the names of the files begin.
     """
 
     folder: Path
     whole: bool = False
+    stem: str = "model"
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """The one file of weights, or the ones that the index names."""
-        return tuple(self.folder / name for name in weight_names(self.folder))
+        return tuple(self.folder / name for name in weight_names(self.folder, self.stem))
 
     @cached_property
     def headers(self) -> Mapping[str, Header]:
@@ -92,7 +94,7 @@ class FolderWeights:
 
     def fetch(self) -> FolderWeights:
         """The same weights, to be read in full."""
-        return FolderWeights(self.folder, whole=True)
+        return replace(self, whole=True)
 
     def same(self, first: str, second: str) -> bool:
         """Whether two tensors have the same numbers; a plan compares samples."""

@@ -102,7 +102,7 @@ def call_shares(plan: Plan[Any], calls: Sequence[TimedCall], prefilled: bool = F
 
 def nulls(found: Sections, sustained: bool) -> list[Null]:
     """Why everything of generated text is null."""
-    names = ("text", "ttft_ms", "decode_tokens_per_s")
+    names = ("text", "video", "ttft_ms", "decode_tokens_per_s")
     several = ("sustained.ttft_ms", "sustained.decode_tokens_per_s")
     return [(name, True, REASON) for name in names] + [
         (name, sustained, REASON) for name in several

@@ -99,11 +99,12 @@ def sections(measured: Measurements) -> Sections:
 
 
 def nulls(found: Sections, sustained: bool) -> list[Null]:
-    """Why the section of embeddings is null, and what was not known."""
+    """Why the sections of other answers are null, and what was not known."""
     assert found.text is not None
     return [
         ("text.token_floor_ms", found.text.token_floor_ms is None, "the bandwidth is not known"),
         ("embedding", True, "the bundle answers with text"),
+        ("video", True, "the bundle answers with text"),
     ]
 
 

@@ -102,6 +102,10 @@ def _totals(a: Profile, b: Profile) -> tuple[ComparisonRow, ...]:
         _row("token_ms", *(p.text.token_ms.median if p.text else None for p in (a, b))),
         _row("decode_tokens_per_s", a.decode_tokens_per_s, b.decode_tokens_per_s),
         _row("encode_ms", *(p.embedding.encode_ms.median if p.embedding else None for p in (a, b))),
+        *(
+            _row(name, *(getattr(p.video, name).median if p.video else None for p in (a, b)))
+            for name in ("text_ms", "denoise_ms", "frames_ms")
+        ),
         _row("load_ms", *loads),
         _row("peak_rss_bytes", a.peak_rss_bytes, b.peak_rss_bytes),
         _row("peak_footprint_bytes", a.peak_footprint_bytes, b.peak_footprint_bytes),

@@ -12,7 +12,6 @@ from edgevlm.profiling.report.tables import (
     operators_table,
     recipe_facts,
 )
-from edgevlm.profiling.sections import EmbeddingAnswer, TextAnswer
 from edgevlm.profiling.stages import time_shares
 from edgevlm.units import megabytes, milliseconds
 
@@ -66,12 +65,17 @@ def _head(profile: Profile) -> list[Html]:
 
 
 def _question(profile: Profile) -> str:
-    section: TextAnswer | EmbeddingAnswer | None = profile.text
     if profile.text is not None:
         asked = profile.text.question
         return (
             f"“{asked.prompt}” about {asked.image}: {profile.runs} timed answers of"
             f" {asked.tokens_generated} tokens"
+        )
+    if (video := profile.video) is not None:
+        spec = video.question
+        return (
+            f"Video of “{spec.prompt}” ({spec.frames} frames of {spec.width}x{spec.height},"
+            f" {spec.steps_run} of {spec.steps} steps in full): {profile.runs} timed answers"
         )
     section = profile.embedding
     assert section is not None
@@ -87,6 +91,11 @@ def _answer_tiles(profile: Profile) -> list[Html]:
         return [
             tile(milliseconds(profile.ttft_ms) + " ms", "time to first token"),
             tile(f"{profile.decode_tokens_per_s:,.1f} /s", "tokens after the first"),
+        ]
+    if (video := profile.video) is not None:
+        return [
+            tile(f"{video.denoise_ms.median / 1e3:,.1f} s", "denoising"),
+            tile(f"{video.frames_ms.median / 1e3:,.1f} s", "frames of the latents"),
         ]
     assert profile.embedding is not None
     return [tile(milliseconds(profile.embedding.encode_ms.median) + " ms", "one encode")]

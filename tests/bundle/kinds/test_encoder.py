@@ -142,5 +142,5 @@ def test_no_code_asks_for_a_kind_by_name():
                     about = "kind" in ast.unparse(node).lower()
                     if about and kinds & {text for text in texts if isinstance(text, str)}:
                         found.append(f"{name}: {ast.unparse(node)}")
-    assert kinds == {"vlm", "encoder"}
+    assert kinds == {"vlm", "encoder", "diffusion"}
     assert not found

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import MethodChoice, Recipe
 

@@ -32,7 +32,7 @@ from edgevlm.exporters.contract import TargetOptions, find_target
 from edgevlm.graphs.blocks import VisionBlock
 from edgevlm.graphs.parts import EncoderParts
 from edgevlm.graphs.trace import trace, weights
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 

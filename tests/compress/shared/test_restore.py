@@ -127,7 +127,7 @@ def test_a_bundle_agrees_with_the_models_own_attention(
 
 def test_what_cannot_be_together(preset: Any) -> None:
     """A method of site `decoder` makes its own masks."""
-    from edgevlm.models.checkpoint import find
+    from edgevlm.models.find import find
 
     methods = ("divprune:calibrate=size", "fastv:layer=1")
     recipe = Recipe(model=str(preset("tiny-smolvlm")), tokens=16, methods=methods)

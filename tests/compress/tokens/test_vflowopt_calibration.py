@@ -51,7 +51,7 @@ class OneSubject:
 @pytest.fixture(scope="module")
 def subject(preset: Any) -> OneSubject:
     """A tiny LLaVA-OneVision and 8-bit noise of two loudnesses."""
-    from edgevlm.models.checkpoint import find
+    from edgevlm.models.find import find
     from edgevlm.planning.plan import make_plan
     from edgevlm.recipe import Recipe
 

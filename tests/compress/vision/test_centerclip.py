@@ -15,7 +15,7 @@ from edgevlm.compress.vision.centerclip import Method
 from edgevlm.errors import PlanError
 from edgevlm.graphs.clips.medoids import medoids, take
 from edgevlm.graphs.signals import encode
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 

@@ -17,7 +17,7 @@ from edgevlm.compress.vision.evad import Method  # noqa: E402
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.graphs.merging import LeavingLayer  # noqa: E402
 from edgevlm.graphs.signals import encode  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.models.shared.encoders.clips import VideoMAELayer  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402

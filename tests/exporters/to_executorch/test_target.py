@@ -28,7 +28,7 @@ from edgevlm.exporters.contract import TargetOptions  # noqa: E402
 from edgevlm.exporters.to_executorch import target as to_executorch  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402

@@ -22,7 +22,7 @@ from edgevlm.exporters.contract import TargetOptions, find_target  # noqa: E402
 from edgevlm.exporters.to_onnx.linear import FORMATS  # noqa: E402
 from edgevlm.exporters.to_onnx.target import lower, write  # noqa: E402
 from edgevlm.graphs.trace import trace, weights  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.quantization.schemes import threshold  # noqa: E402

@@ -21,7 +21,7 @@ from edgevlm.exporters.contract import TargetOptions  # noqa: E402
 from edgevlm.exporters.to_onnx.target import ALIGN_BYTES, OPSET, lower, write  # noqa: E402
 from edgevlm.graphs.blocks import build  # noqa: E402
 from edgevlm.graphs.trace import signature, trace, weights  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402
 from edgevlm.recipe import Recipe  # noqa: E402

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.graphs.embedders import AttentionPooling, CausalLayer, GridPatches  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.parity.encoder import expected_ids  # noqa: E402
 from edgevlm.parity.own.preprocessing import preprocessing_error  # noqa: E402

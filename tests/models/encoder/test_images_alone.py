@@ -16,7 +16,7 @@ for _module in ("onnx_ir", "onnxscript", "onnxruntime"):
 import edgevlm  # noqa: E402
 from edgevlm.errors import InputError, PlanError  # noqa: E402
 from edgevlm.libraries import silent  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.parity.verify import PHOTOS  # noqa: E402
 from edgevlm.pipeline import export  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.loops.spelling import Slot, Visual, first_turn, spell

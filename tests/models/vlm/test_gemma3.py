@@ -30,7 +30,7 @@ def test_further_turns_give_the_ids_of_the_whole_conversation(tiny, processor, p
 
 
 def test_blocks_take_the_tables_of_their_layers(preset):
-    from edgevlm.models.checkpoint import find
+    from edgevlm.models.find import find
     from edgevlm.planning.plan import make_plan
 
     path = str(preset(NAME))

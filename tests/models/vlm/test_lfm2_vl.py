@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edgevlm.errors import InputError, PlanError  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.models.processor import load_processor, missing_library  # noqa: E402
 from edgevlm.models.shared.encoders.naflex import packed  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402

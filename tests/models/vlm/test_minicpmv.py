@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edgevlm.errors import PlanError  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.parity.own.preprocessing import preprocessing_error  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402

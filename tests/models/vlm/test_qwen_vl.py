@@ -18,7 +18,7 @@ from edgevlm.errors import PlanError  # noqa: E402
 from edgevlm.evaluation.pytorch import TableRows  # noqa: E402
 from edgevlm.graphs.blocks import DecoderBlock  # noqa: E402
 from edgevlm.graphs.signals import method_inputs, observe  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
 from edgevlm.parity.vlm_calls import decoder_calls  # noqa: E402
 from edgevlm.planning.plan import make_plan  # noqa: E402

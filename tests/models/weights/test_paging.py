@@ -12,7 +12,7 @@ import numpy as np  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edgevlm.errors import ModelError  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.models.weights import paging, sources  # noqa: E402
 from edgevlm.models.weights.paging import FileWeight, Kept, in_memory  # noqa: E402
 from edgevlm.models.weights.sources import FolderWeights  # noqa: E402

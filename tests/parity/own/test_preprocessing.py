@@ -13,7 +13,7 @@ from PIL import Image
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.parity.checks import PREPROCESSING_LIMIT as LIMIT
 from edgevlm.parity.own.preprocessing import preprocessing_error
 from edgevlm.recipe import Recipe

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.models.processor import stop_ids  # noqa: E402
 from edgevlm.parity.checks import CONTEXT_LIMIT, preprocessing_check, prompt_check, stop_check  # noqa: E402
 from edgevlm.parity.own.vlm import context_rel_error, own_stop_ids  # noqa: E402

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from edgevlm import api
 from edgevlm.bundle.files import Bundle
 from edgevlm.errors import BundleError, InputError, PlanError, RecipeError
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.pipeline import export
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe

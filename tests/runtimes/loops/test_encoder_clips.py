@@ -14,7 +14,7 @@ for _module in ("onnx_ir", "onnxscript", "onnxruntime", "av"):
 
 import edgevlm  # noqa: E402
 from edgevlm.errors import InputError  # noqa: E402
-from edgevlm.models.checkpoint import find  # noqa: E402
+from edgevlm.models.find import find  # noqa: E402
 from edgevlm.models.own_processors import load_tokenizer  # noqa: E402
 from edgevlm.models.processor import load_images  # noqa: E402
 from edgevlm.parity.encoder import clip_of  # noqa: E402

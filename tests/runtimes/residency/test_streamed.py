@@ -20,7 +20,7 @@ def plan(tiny_model):
     """Several blocks of every stage but `reduce`, and functions that check guesses."""
     pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
-    from edgevlm.models.checkpoint import find
+    from edgevlm.models.find import find
     from edgevlm.planning.vlm import make_plan
     from edgevlm.recipe import Recipe
 

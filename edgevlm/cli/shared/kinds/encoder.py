@@ -9,7 +9,7 @@ from edgevlm.bundle.kinds.encoder import EncoderPlan
 from edgevlm.units import megabytes
 
 if TYPE_CHECKING:
-    from edgevlm.planning.method_cost import MethodCost
+    from edgevlm.planning.sites.method_cost import MethodCost
 
 
 def plan_document(plan: EncoderPlan) -> dict[str, object]:

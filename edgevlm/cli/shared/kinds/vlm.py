@@ -10,7 +10,7 @@ from edgevlm.bundle.kinds.vlm import VlmPlan
 from edgevlm.units import megabytes
 
 if TYPE_CHECKING:
-    from edgevlm.planning.method_cost import MethodCost
+    from edgevlm.planning.sites.method_cost import MethodCost
 
 
 def plan_document(plan: VlmPlan) -> dict[str, object]:

@@ -14,10 +14,10 @@ pytest.importorskip("torch")
 import torch
 from torch import nn
 
-from edgevlm.models.checkpoint import find
-from edgevlm.planning import method_cost as module
-from edgevlm.planning.method_cost import method_cost, most_bytes
+from edgevlm.models.find import find
 from edgevlm.planning.plan import make_plan
+from edgevlm.planning.sites import method_cost as module
+from edgevlm.planning.sites.method_cost import method_cost, most_bytes
 from edgevlm.recipe import Recipe
 
 

@@ -1,0 +1,1 @@
+"""Videos that a diffusion model makes: noise to begin with, tiles, files."""
