@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from edgevlm.errors import InputError
-from edgevlm.libraries import first_line, require
+from edgevlm.libraries import require
 from edgevlm.runtimes.loops.images import seeking
 from edgevlm.runtimes.loops.images.picking import Picker, evenly
-from edgevlm.runtimes.loops.images.reader import Reader, rate_of
+from edgevlm.runtimes.loops.images.reader import Reader, rate_of, reason_of
 from edgevlm.runtimes.loops.images.room import Room
 from edgevlm.runtimes.loops.images.sources import Source, is_source, name_of, opened
 
@@ -57,11 +57,11 @@ def load_clip(
         try:
             clip = _sought(reader, frames, shrink, picker)
             return clip or _counted(reader, frames, shrink, picker)
-        except (InputError, MemoryError):
-            raise
         except Exception as cause:  # of many types; those of PyAV repeat the name and a number
-            reason = getattr(cause, "strerror", None) or first_line(cause)
-            raise InputError(f"{name} cannot be read as a video: {reason}") from cause
+            ours = isinstance(cause, InputError | MemoryError)
+            if ours and not isinstance(cause, av.error.FFmpegError):
+                raise
+            raise InputError(f"{name} cannot be read as a video: {reason_of(cause)}") from cause
 
 
 def prepare(clips: bool) -> None:

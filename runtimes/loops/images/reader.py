@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 
 from edgevlm.errors import InputError
+from edgevlm.libraries import first_line
 from edgevlm.runtimes.loops.images import hdr
+from edgevlm.runtimes.loops.images.containers import formats_of
 from edgevlm.runtimes.loops.images.eight_bit import STRIP_PIXELS
 from edgevlm.runtimes.loops.images.room import Room, check_size
 
@@ -75,10 +77,18 @@ class Reader:
     name: str
     room: Room
     _turned: list[tuple[float, ...]] = field(default_factory=list, compare=False)
+    _formats: list[str] = field(default_factory=list, compare=False)
 
     def open(self) -> Any:
-        """The container, at its beginning; several may be open at a time."""
-        return self.av.open(_Cursor(self.file), options=_OPTIONS)
+        """The container, at its beginning; several may be open at a time.
+
+        Raises:
+            InputError: If tables of the file claim what it cannot hold.
+        """
+        if not self._formats:
+            self._formats.append(formats_of(self.file, self.name))
+        options = _OPTIONS | {"format_whitelist": self._formats[0]}
+        return self.av.open(_Cursor(self.file), options=options)
 
     def stream(self, container: Any) -> Any:
         """The first stream of moving pictures: the cover of a song is not one."""
@@ -120,6 +130,11 @@ class Reader:
             RGB_FRAME_BYTES * pixels * _depth(frame.format) + turn, self.name, "takes at least"
         )
         return shown(frame, matrix)
+
+
+def reason_of(cause: Exception) -> str:
+    """What went wrong in FFmpeg, without the name and the number that PyAV adds."""
+    return getattr(cause, "strerror", None) or first_line(cause)
 
 
 def rate_of(stream: Any) -> float:

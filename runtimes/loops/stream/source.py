@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,20 +25,19 @@ from PIL import Image
 from edgevlm.errors import InputError
 from edgevlm.libraries import first_line, require
 from edgevlm.runtimes.loops import images
+from edgevlm.runtimes.loops.images.containers import STREAMED, formats_of
 from edgevlm.runtimes.loops.images.pictures import Picture
-from edgevlm.runtimes.loops.images.reader import display_matrix, rate_of, shown
+from edgevlm.runtimes.loops.images.reader import display_matrix, rate_of, reason_of, shown
 from edgevlm.runtimes.loops.images.room import check_size
 from edgevlm.runtimes.loops.images.sources import is_source, name_of, opened
 from edgevlm.runtimes.loops.stream.ring import Frames, Ring
+from edgevlm.runtimes.loops.stream.rtsp import relayed
 
 STDIN, DEVICE = "-", "/dev/video"
-# What each address may use beside itself.
+# What each address may use beside itself; of RTSP the relay's TCP alone.
 PROTOCOLS = {
-    "rtsp": "rtsp,rtp,rtcp,udp,tcp", "rtsps": "rtsps,rtsp,rtp,rtcp,tcp,tls",
-    "http": "http,tcp", "https": "https,tls,tcp",
+    "rtsp": "rtsp,tcp", "rtsps": "rtsp,tcp", "http": "http,tcp", "https": "https,tls,tcp",
 }  # fmt: skip
-# Containers of one stream; none names other files or addresses, as playlists do.
-CONTAINERS = "mpegts,matroska,webm,mov,mp4,avi,flv,mjpeg,mpjpeg,h264,hevc,ogg,asf,mpeg,rawvideo"
 OPEN_S, READ_S = 10.0, 30.0  # an address that says nothing for so long has ended
 
 Timed = tuple[float, Any]
@@ -136,23 +136,24 @@ def _decoded(source: Any) -> Iterator[Timed]:
     """Times of all frames, each with what makes it a picture."""
     av = require("reading a video", "PyAV", "av", "video", InputError)
     name = _name(source)
-    with ExitStack() as stack:
-        try:
+    waits = f"did not answer within {OPEN_S:g} s"
+    try:
+        with ExitStack() as stack:
             container = stack.enter_context(_container(av, source, stack))
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
                 raise InputError(f"{name} has no video that FFmpeg can decode")
             rate = rate_of(stream)
             matrix = None  # of all frames, as the first one says
+            waits = f"sent no frame for {READ_S:g} s"
             for index, frame in enumerate(container.decode(stream)):
                 matrix = display_matrix(frame) if matrix is None else matrix
                 check_size((frame.width, frame.height), name, "has frames of")
                 yield index / rate if frame.time is None else frame.time, _maker(frame, matrix)
-        except (InputError, MemoryError):
-            raise
-        except av.error.FFmpegError as cause:
-            reason = getattr(cause, "strerror", None) or first_line(cause)
-            raise InputError(f"{name} cannot be read as a video: {reason}") from cause
+    except av.error.ExitError as cause:  # PyAV's, when its time is over
+        raise InputError(f"{name} {waits}") from cause
+    except av.error.FFmpegError as cause:
+        raise InputError(f"{name} cannot be read as a video: {reason_of(cause)}") from cause
 
 
 def _maker(frame: Any, matrix: tuple[float, ...]) -> Callable[[], Image.Image]:
@@ -169,23 +170,27 @@ def _container(av: Any, source: Any, stack: ExitStack) -> Any:
     whole, protocol = {"protocol_whitelist": "none"}, scheme(text)
     if text == STDIN:
         file = stack.enter_context(os.fdopen(os.dup(0), "rb", buffering=0))
-        return av.open(file, options=whole)
+        return av.open(file, options=whole | {"format_whitelist": STREAMED})
     if text.startswith(DEVICE):
         return av.open(text, format="v4l2", options={"protocol_whitelist": "file"})
     if protocol in PROTOCOLS:
         options = {"protocol_whitelist": PROTOCOLS[protocol]}
         if protocol.startswith("rtsp"):
-            options["rtsp_transport"] = "tcp"
+            text = stack.enter_context(relayed(text, _name(source), OPEN_S, READ_S))
+            options |= {"rtsp_transport": "tcp", "format_whitelist": "rtsp"}
         else:
-            options |= {"max_redirects": "0", "format_whitelist": CONTAINERS}
+            options |= {"max_redirects": "0", "format_whitelist": STREAMED}
         return av.open(text, options=options, timeout=(OPEN_S, READ_S))
     if protocol:
         known = ", ".join(f"{name}://" for name in PROTOCOLS)
         raise InputError(f"'{protocol}://' is no address of a stream, expected one of {known}")
-    return av.open(stack.enter_context(opened(source, "video")), options=whole)
+    file = stack.enter_context(opened(source, "video"))
+    return av.open(file, options=whole | {"format_whitelist": formats_of(file, _name(source))})
 
 
 def _name(source: Any) -> str:
     if isinstance(source, str | os.PathLike) and os.fspath(source) == STDIN:
         return "the video on stdin"
+    if isinstance(source, str) and scheme(source):  # without a user's name and password
+        source = re.sub(r"(?<=://)[^/]*@", "", source, count=1)
     return name_of(source, "video") if is_source(source) else "the frames"

@@ -10,32 +10,15 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler
 
-import numpy as np
 import pytest
 
 pytest.importorskip("av")
-
-import av
 
 from edgevlm.errors import InputError
 from edgevlm.runtimes.loops.stream import source
 from edgevlm.runtimes.loops.stream.ring import Ring
 
-SECONDS, RATE = 6, 5
-
-
-@pytest.fixture(scope="module")
-def coded():
-    """Six seconds of MPEG-TS, 64 x 48 pixels, whose brightness says which second it is."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="mpegts") as container:
-        stream = container.add_stream("mpeg4", rate=RATE)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for index in range(SECONDS * RATE):
-            pixels = np.full((48, 64, 3), 40 * (index // RATE), np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    return file.getvalue()
+SECONDS = 6
 
 
 @pytest.fixture
@@ -70,35 +53,20 @@ def serve():
         server.server_close()
 
 
-def frames_of(given, **options):
-    """Seconds and brightness of all frames of a source."""
-    settings = {"fps": 1.0, "pace": False, "depth": 1} | options
-    ring = Ring(100, drops=False)
-    source.start(given, ring, shrink=lambda picture: picture, **settings)
-    found = []
-    while not ring.ended:
-        if (frames := ring.take(1)) is not None:
-            brightness = [int(np.asarray(p).mean() / 40 + 0.5) for p in frames.pictures]
-            found.append((tuple(round(s) for s in frames.seconds), tuple(brightness)))
-    if ring.error is not None:
-        raise ring.error
-    return found
-
-
 ONE_BY_ONE = [((second,), (second,)) for second in range(SECONDS)]
 
 
-def test_a_file_and_its_bytes(coded, tmp_path):
+def test_a_file_and_its_bytes(coded, tmp_path, frames_of):
     path = tmp_path / "clip.ts"
     path.write_bytes(coded)
     assert frames_of(path) == frames_of(coded) == frames_of(io.BytesIO(coded)) == ONE_BY_ONE
 
 
-def test_frames_that_are_a_view_together(coded):
+def test_frames_that_are_a_view_together(coded, frames_of):
     assert frames_of(coded, depth=2) == [((0, 1), (0, 1)), ((2, 3), (2, 3)), ((4, 5), (4, 5))]
 
 
-def test_an_address_and_nothing_else(coded, serve):
+def test_an_address_and_nothing_else(coded, serve, frames_of):
     address, asked = serve(coded)
     assert frames_of(f"{address}/live") == ONE_BY_ONE
     other, reached = serve(coded)
