@@ -35,6 +35,13 @@ def main(
             metavar="DATASET", help="NAME, NAME:PATH, or a .jsonl file; see docs/datasets.md."
         ),
     ] = "embedded",
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND|TASK,…",
+            help="Ask these alone: clip, image, or tasks as the table names them.",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Number of scenes; default: all.")
     ] = None,
@@ -90,7 +97,7 @@ def main(
     Asks every question; accuracies have 95 % confidence intervals.
     """
     _check(subject, sweep, methods, output, keep)
-    data = find_dataset(dataset)
+    data = find_dataset(dataset, _names(only))
     if sweep is not None:
         tried = (parse_sweep(sweep), parse_methods(ALL if methods is None else methods))
         request = SweepRequest(subject, data, *tried, frames or 1, limit, engine)
@@ -120,6 +127,13 @@ def _check(
         raise typer.BadParameter("--sweep needs --output PREFIX for its files")
     elif is_bundle(subject):
         raise typer.BadParameter("--sweep takes a model, got a bundle")
+
+
+def _names(only: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in (only or "").split(","))
+    if only is not None and not all(names):
+        raise typer.BadParameter(f"--only takes names with commas between them, got '{only[:60]}'")
+    return names if only else ()
 
 
 def _show(evaluation: Evaluation, as_json: bool) -> None:

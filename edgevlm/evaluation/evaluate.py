@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -20,7 +21,7 @@ from PIL import Image
 
 from edgevlm.bundle.measures import Stat, stat
 from edgevlm.errors import InputError, RecipeError
-from edgevlm.evaluation.examples import Example
+from edgevlm.evaluation.examples import Example, Question
 from edgevlm.evaluation.scores import (
     MULTI_TURN,
     Score,
@@ -107,14 +108,25 @@ class Answerer(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset as `--dataset` names it."""
+    """A dataset as `--dataset` names it, and which of its questions are asked.
+
+    Attributes:
+        name: As the user named it.
+        module: What reads it.
+        path: Where from, if it is not embedded.
+        only: Kinds and tasks of the questions that are asked, see `chosen`; none are all.
+    """
 
     name: str
     module: ModuleType
     path: Path | None
+    only: tuple[str, ...] = ()
 
     def examples(self, frames: int, limit: int | None) -> Iterator[Example]:
         """The examples for a model that takes this many frames, of `limit` scenes at most."""
+        if self.only:
+            every = self.module.examples(self.path, frames, None)
+            return islice(chosen(every, self.only, self.name), limit)
         examples: Iterator[Example] = iter(self.module.examples(self.path, frames, limit))
         return examples
 
@@ -127,8 +139,12 @@ class _Tally:
     ttft_ms: list[float] = field(default_factory=list)
 
 
-def find_dataset(text: str) -> Dataset:
+def find_dataset(text: str, only: tuple[str, ...] = ()) -> Dataset:
     """The dataset `NAME`, `NAME:PATH`, or a file that a dataset reads without its name.
+
+    Args:
+        text: As `--dataset` has it.
+        only: Kinds and tasks of the questions that are asked; none are all.
 
     Raises:
         RecipeError: If there is no such dataset, or its path is missing or not wanted.
@@ -139,7 +155,7 @@ def find_dataset(text: str) -> Dataset:
         endings, ending = file_endings(), Path(text).suffix
         if module := endings.get(ending, endings.get("")):
             if _is_file(text):
-                return Dataset(text, module, Path(text))
+                return Dataset(text, module, Path(text), only)
             if "/" in text or (ending and ending in endings):
                 raise InputError(f"no file of questions at '{text[:200]}'")
     module = DATASETS.load(name)
@@ -147,7 +163,38 @@ def find_dataset(text: str) -> Dataset:
         raise RecipeError(f"dataset '{name}' takes no path, got '{path}'")
     if module.PATH is not None and not path:
         raise RecipeError(f"dataset '{name}' needs a path: {name}:PATH, {module.PATH}")
-    return Dataset(text, module, Path(path) if path else None)
+    return Dataset(text, module, Path(path) if path else None, only)
+
+
+def chosen(examples: Iterable[Example], only: Sequence[str], dataset: str) -> Iterator[Example]:
+    """The questions of some kinds and tasks, by the names that their scores have.
+
+    Args:
+        examples: All of a dataset.
+        only: `clip` or `image`, whose questions are asked alone; a task; `multi_turn`.
+        dataset: Its name, for the error.
+
+    Raises:
+        InputError: Behind the last example, if one of `only` has no question.
+    """
+    known = set[str]()
+    for example in examples:
+        names = [_names(example, question) for question in example.questions]
+        known.update(*names)
+        asked = [q for q, of in zip(example.questions, names, strict=True) if of & set(only)]
+        if asked:
+            yield replace(example, questions=tuple(asked))
+    if missing := [name for name in only if name not in known]:
+        raise InputError(
+            f"dataset '{dataset}' has no question of '{missing[0][:60]}'; got --only"
+            f" {','.join(only)[:60]}, expected some of {', '.join(sorted(known)) or 'none'}"
+        )
+
+
+def _names(example: Example, question: Question) -> set[str]:
+    if example.chat:
+        return {MULTI_TURN}
+    return {question.task, "image" if len(example.frames) == 1 else "clip"}
 
 
 def _is_file(text: str) -> bool:

@@ -64,6 +64,17 @@ def test_a_model_and_a_limit(run, tiny_model, questions):
     assert set(found["not_measured"]) == {"ttft_ms", "bundle_bytes"}
 
 
+def test_clips_alone(run, tiny_model, questions):
+    asked = ("evaluate", tiny_model, "--dataset", questions, "--frames", "2")
+    done = run(*asked, "--only", "clip", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["asked"] == {"clip": 1}
+    done = run(*asked, "--only", "clips")
+    assert done.exit_code == 1
+    (line,) = [text for text in done.stderr.splitlines() if not text.startswith("[")]
+    assert "has no question of 'clips'; got --only clips, expected some of clip, image" in line
+
+
 def test_a_model_of_clips(run, tiny_model, questions):
     done = run("evaluate", tiny_model, "--dataset", questions, "--frames", "2")
     assert done.exit_code == 0, done.stderr
@@ -111,6 +122,7 @@ def test_an_error_is_one_line(request, run, questions, tmp_path, arguments, mess
         (["--keep", "x"], "--keep needs --sweep"),
         (["--sweep", "tokens=8"], "--sweep needs --output PREFIX for its files"),
         (["x.edgevlm", "--sweep", "tokens=8", "-o", "x"], "--sweep takes a model, got a bundle"),
+        (["--only", "clip,"], "--only takes names with commas between them, got 'clip,'"),
         (["--limit", "0"], "Invalid value for '--limit'"),
         (["--frames", "2000"], "Invalid value for '--frames'"),
         (["--threads", "0"], "Invalid value for '--threads'"),

@@ -135,6 +135,40 @@ def test_find_dataset(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("only", "asked"),
+    [
+        (("clip",), {"clip": [("shape", "count")]}),
+        (("image",), {"image": [("shape", "count")]}),
+        (("count", "multi_turn"),
+         {"image": [("count",)], "clip": [("count",)], "chat": [("shape", "count")]}),
+    ],
+)  # fmt: skip
+def test_questions_of_some_kinds_and_tasks_alone(only, asked):
+    given = [example("image"), example("clip", 4), example("chat", chat=True)]
+    found: dict[str, list] = {}
+    for one in module.chosen(given, only, "set"):
+        found.setdefault(one.scene, []).append(tuple(q.task for q in one.questions))
+    assert found == asked
+
+
+def test_a_limit_counts_the_scenes_that_are_asked():
+    scenes = list(find_dataset("embedded", only=("turn",)).examples(4, 3))
+    assert len(scenes) == 3
+    assert {question.task for scene in scenes for question in scene.questions} == {"turn"}
+    assert {len(scene.frames) for scene in scenes} == {4}
+
+
+def test_an_unknown_kind_or_task_names_those_of_the_dataset():
+    given = [example("image"), example("chat", chat=True)]
+    with pytest.raises(InputError) as error:
+        list(module.chosen(given, ("shape", "clips"), "set"))
+    assert str(error.value) == (
+        "dataset 'set' has no question of 'clips'; got --only shape,clips, expected some of count,"
+        " image, multi_turn, shape"
+    )
+
+
+@pytest.mark.parametrize(
     ("text", "kind", "message"),
     [
         ("nlvx", RecipeError, "unknown dataset 'nlvx'; did you mean 'nlvr'? known: "),
