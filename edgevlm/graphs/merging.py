@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevlm.graphs.clips.joining import WindowedLayer, join
+from edgevlm.graphs.clips.merging import FramesMergingLayer, merge_frames
 from edgevlm.graphs.layers import EncoderLayer
 from edgevlm.graphs.ops import attention_scores
 from edgevlm.graphs.parts import EncoderParts
@@ -168,6 +169,8 @@ def merge(encoder: EncoderParts, method: Any, counts: tuple[int, ...]) -> Encode
         return encoder
     if method.leaves:
         return _leaving(encoder, method, counts)
+    if method.joins and method.merges:
+        return merge_frames(encoder, method, counts[0] // encoder.spec.tokens)
     if method.joins:
         return join(encoder, method, counts[0] // encoder.spec.tokens)
     start = next(i for i in range(len(encoder.layers)) if counts[i + 1] < counts[i])
@@ -222,7 +225,8 @@ def layer_tokens(encoder: EncoderParts) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def _merging_layer(module: Any) -> MergingLayer | None:
+def _merging_layer(module: Any) -> MergingLayer | FramesMergingLayer | None:
     """The merging layer that a module of the encoder is, or that it observes."""
-    layer = module if isinstance(module, MergingLayer) else getattr(module, "layer", None)
-    return layer if isinstance(layer, MergingLayer) else None
+    kinds = MergingLayer | FramesMergingLayer
+    layer = module if isinstance(module, kinds) else getattr(module, "layer", None)
+    return layer if isinstance(layer, kinds) else None

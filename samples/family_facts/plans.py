@@ -200,7 +200,8 @@ def _recipe(
         )
     options = {"dymu": "merges=" + "+".join(["2"] * layers), "tome": f"patches={few},by={layers}",
                "soft_merge": f"patches={few},layer=1", "mustdrop": f"patches={few}",
-               "centerclip": f"patches={few // 2 * 2},segments=2,layer=1"}  # fmt: skip
+               "centerclip": f"patches={few // 2 * 2},segments=2,layer=1",
+               "tempme": "join=2,layer=1"}  # fmt: skip
     if site == "decoder":
         total, depth = described.shape.tokens, len(described.decoder.layers)
         one = f"tokens={total // 2},layer={layer}"

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from edgevlm.graphs.clips.merging import Stage
 from edgevlm.graphs.pruning import Look
 from edgevlm.graphs.visual_shape import VisualShape
 
@@ -190,6 +191,7 @@ class JoiningMethod(SiteMethod, Protocol):
 
     leaves: bool = False
     joins: bool = True
+    merges: bool = False
 
     def plan_frames(self, frames: int, patches: int, layers: int) -> tuple[tuple[int, int], ...]:
         """Windows, and tokens of each with its class tokens, behind each layer.
@@ -206,6 +208,39 @@ class JoiningMethod(SiteMethod, Protocol):
 
     def __call__(self, x: Tensor, windows: int, tokens: int) -> Tensor:
         """Join what a layer gives, f32 [W, n, D]: [windows, tokens, D]."""
+        ...
+
+
+class FramesMergingMethod(SiteMethod, Protocol):
+    """A method of site `vision` of encoders of frames: windows of tokens are joined, and merge.
+
+    Windows are those of a `JoiningMethod`; a token weighs as much as the patches that it stands for
+    (`graphs/clips/merging.py`).
+    """
+
+    leaves: bool = False
+    joins: bool = True
+    merges: bool = True
+
+    def plan_frames(self, frames: int, patches: int, layers: int) -> tuple[tuple[int, int], ...]:
+        """As that of a `JoiningMethod`."""
+        ...
+
+    def stages(self, frames: int, patches: int, layers: int) -> tuple[Stage, ...]:
+        """The windows of each layer, of the same numbers.
+
+        Raises:
+            PlanError: If the method cannot join or merge as many.
+        """
+        ...
+
+    def __call__(
+        self, x: Tensor, metric: Tensor, size: Tensor, removed: int, classes: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Merge in one window, as a `VisionMethod` does; `classes` of its tokens are class tokens.
+
+        They are in front, and stay there.
+        """
         ...
 
 
