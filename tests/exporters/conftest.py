@@ -79,10 +79,16 @@ def saved() -> Any:
         options = TargetOptions(scheme, to.backend(None))
         lowered = to.lower({"run": trace(module, function, block)}, block, options)
         (written,) = to.write(lowered, block, weights(module), folder, None)
-        planned = SimpleNamespace(name="test-0", functions=(written,), function=lambda _: written)
+        planned = SimpleNamespace(
+            name="test-0", stage="test", functions=(written,), function=lambda _: written
+        )
         bundle: Any = SimpleNamespace(
             path=folder,
-            plan=SimpleNamespace(block=lambda _: planned, requires=Requires()),
+            plan=SimpleNamespace(
+                block=lambda _: planned,
+                requires=Requires(),
+                recipe=SimpleNamespace(scheme=lambda _: scheme),
+            ),
             files_of=lambda _: {"run": folder / written.file},
             weights_of=lambda _: [SimpleNamespace(path=p.name) for p in folder.glob("*.weights")],
         )

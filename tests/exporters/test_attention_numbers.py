@@ -12,6 +12,7 @@ ENGINES = {
     "onnx": ("onnxruntime", "onnxscript"),
     "coreml": ("coreml-reference", "coremltools"),
     "executorch": ("executorch", "executorch"),
+    "openvino": ("openvino", "openvino"),
 }
 CAUSAL = torch.arange(TOTAL) > torch.arange(AT, AT + ROWS)[:, None]
 # The first two of the new rows see each other.

@@ -178,7 +178,7 @@ def test_tiles_and_unknown_types_are_refused_as_before(preset, changed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["onnx", "executorch", "coreml"])
+@pytest.mark.parametrize("target", ["onnx", "executorch", "coreml", "openvino"])
 @pytest.mark.parametrize("name", UNLISTED)
 def test_targets_agree_with_pytorch(preset, tmp_path, run, name, target):
     from edgevlm.pipeline import export

@@ -359,7 +359,7 @@ def test_a_stage_of_its_own_is_in_onnx_what_it_is_in_pytorch(made, tmp_path, nam
 
 @pytest.mark.slow
 @pytest.mark.parametrize("site", ["all", "tokens", "vision", "decoder"])
-@pytest.mark.parametrize("target", ["onnx", "executorch", "coreml"])
+@pytest.mark.parametrize("target", ["onnx", "executorch", "coreml", "openvino"])
 @pytest.mark.parametrize("name", NAMES)
 def test_targets_and_methods_agree_with_pytorch(exported_family, made, name, target, site):
     described = made(name, FAMILIES[name].answered).planned.description
