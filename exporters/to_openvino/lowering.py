@@ -24,6 +24,7 @@ from edgevlm.libraries import hidden, muted, silent
 
 with hidden("openvino_telemetry"), muted(), silent():  # see runtimes/on_openvino/library.py
     import openvino
+    from openvino._offline_transformations import apply_moc_transformations
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
@@ -71,6 +72,7 @@ def convert(program: ExportedProgram, function: Function) -> Converted:
         decoder = TorchFXPythonDecoder.from_exported_program(lowered, dynamic_shapes=False)
         frontend = FrontEndManager().load_by_framework("pytorch")
         model = frontend.convert(frontend.load(decoder))
+        apply_moc_transformations(model, cf=True)  # constants folded, operators without effect gone
     placeholders = [n for n in lowered.graph.nodes if n.op == "placeholder"]
     arguments = [n.name for n in placeholders][-len(names) :] if names else []
     outputs = _outputs(program.graph, function, rows)

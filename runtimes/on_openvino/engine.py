@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,23 @@ from edgevlm.runtimes.on_openvino.library import import_openvino
 DEVICE = "CPU"
 GROUP = 32  # activations that share a scale under `w8a8`
 ROWS = "@"  # between the name of a cache's output and the input that says where its rows belong
+VIEWS = ("Reshape", "Squeeze", "Unsqueeze")  # of the same numbers in the same order
 MISSING = needs("engine 'openvino'", "openvino", "openvino")
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A function.
+
+    Attributes:
+        model: What the plugin made of it; None if it computes nothing.
+        results: Names of its outputs, in order.
+        passed: Outputs that are inputs, with the names of these.
+    """
+
+    model: Any
+    results: tuple[str, ...]
+    passed: Mapping[str, str]
 
 
 class Engine(engine.Engine):
@@ -40,7 +57,7 @@ class Engine(engine.Engine):
         super().__init__(bundle, threads)
         self.threads = self.threads or processors()
         self._core = import_openvino().Core()
-        self._compiled: dict[engine.Key, Any] = {}
+        self._compiled: dict[engine.Key, _Compiled] = {}
         self._requests: dict[engine.Key, tuple[Any, list[Callable[[], None]]]] = {}
 
     @classmethod
@@ -79,8 +96,11 @@ class Engine(engine.Engine):
         for name in names:
             model = checked_model(self._core, files[name], weights)
             _check_signature(model, planned.function(name), block)
-            compiled = self._core.compile_model(model, DEVICE, self._settings(planned))
-            self._compiled[block, name] = compiled, [r.get_friendly_name() for r in model.results]
+            passed = _take_out_passed(model)
+            results = tuple(result.get_friendly_name() for result in model.results)
+            settings = self._settings(planned)
+            made = self._core.compile_model(model, DEVICE, settings) if results else None
+            self._compiled[block, name] = _Compiled(made, results, passed)
 
     def _settings(self, block: Block) -> dict[str, Any]:
         """Settings of a compiled model."""
@@ -106,7 +126,8 @@ class Engine(engine.Engine):
         if key not in self._requests:
             self._requests[key] = self._request(key)
         request, copies = self._requests[key]
-        request.infer()
+        if request is not None:
+            request.infer()
         for copy in copies:
             copy()
 
@@ -119,32 +140,50 @@ class Engine(engine.Engine):
 
     def _request(self, key: engine.Key) -> tuple[Any, list[Callable[[], None]]]:
         """A request over the bound arrays, and what it is followed by."""
-        tensor = import_openvino().Tensor
-        compiled, results = self._compiled[key]
+        tensor, compiled = import_openvino().Tensor, self._compiled[key]
         planned = self.bundle.plan.block(key[0]).function(key[1])
-        request, arrays = compiled.create_infer_request(), self.arrays[key]
-        for port in compiled.inputs:
+        arrays = self.arrays[key]
+        copies = [_copy(arrays[out], arrays[name]) for out, name in compiled.passed.items()]
+        if compiled.model is None:
+            return None, copies
+        request = compiled.model.create_infer_request()
+        for port in compiled.model.inputs:
             array = arrays[port.get_node().get_friendly_name()]
             request.set_tensor(port, tensor(array, shared_memory=True))
         cached = {cache.output for cache in planned.caches}
-        copies: list[Callable[[], None]] = []
-        for index, said in enumerate(results):
+        for index, said in enumerate(compiled.results):
             name, _, place = said.partition(ROWS)
             array = arrays[name]
             if name in cached:
-                own = np.zeros(tuple(compiled.outputs[index].shape), array.dtype)
+                own = np.zeros(tuple(compiled.model.outputs[index].shape), array.dtype)
                 copies.append(_copy(array, own, arrays[place] if place else None))
                 array = own
             request.set_output_tensor(index, tensor(array, shared_memory=True))
         return request, copies
 
 
-def _copy(array: Array, own: Array, position: Array | None) -> Callable[[], None]:
-    """Write a request's own output into a cache, from the row at `position` on."""
+def _take_out_passed(model: Any) -> dict[str, str]:
+    """Remove outputs that are inputs; gives the input of each.
+
+    The plugin would read such an input from the array of the output (2026.4).
+    """
+    passed = {}
+    for result in model.get_results():
+        node = result.input_value(0).get_node()
+        while node.get_type_name() in VIEWS:
+            node = node.input_value(0).get_node()
+        if node.get_type_name() == "Parameter":
+            passed[result.get_friendly_name()] = node.get_friendly_name()
+            model.remove_result(result)
+    return passed
+
+
+def _copy(array: Array, own: Array, position: Array | None = None) -> Callable[[], None]:
+    """Write an array into a host's: into a cache from the row at `position` on, else all of it."""
     rows = own.shape[2] if position is not None else 0
 
     def whole() -> None:
-        array[...] = own
+        array[...] = own.reshape(array.shape)
 
     def some() -> None:
         assert position is not None
