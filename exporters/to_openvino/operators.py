@@ -3,6 +3,7 @@
     attention      scaled_dot_product_attention, one operator of OpenVINO
     attention_kv   matmuls over the old rows of the cache and over the new ones, one softmax of both
     rotary         products and a half turn; the CPU plugin fuses them
+    arange         integers, converted to what they are in PyTorch
 
 The cache is read only: the new rows alone are outputs, and the engine writes them where they
 belong. A cache that is written inside the graph costs a copy and a transpose of all of it: on two
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from edgevlm.errors import ExportError
 from edgevlm.graphs.ops import ATTENTION, ROTARY, capped, outside_window
 
 HIDDEN = -1e4  # what hides a row in a mask
@@ -100,4 +102,18 @@ def _split(x: Tensor, heads: int) -> Tensor:
     return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # [W, heads, S, D]
 
 
-LOWERINGS: dict[object, Callable[..., object]] = {ATTENTION: attention, ROTARY: rotary}
+def arange(*bounds: float, dtype: torch.dtype | None = None, **_: object) -> Tensor:
+    """Whole numbers in a row; the frontend takes those of float bounds for integers (2026.4)."""
+    if not all(float(bound).is_integer() for bound in bounds):
+        raise ExportError(f"arange of {bounds}, expected whole numbers; write them as a constant")
+    whole = all(isinstance(bound, int) for bound in bounds)
+    return torch.arange(*map(int, bounds)).to(dtype or (torch.int64 if whole else torch.float32))
+
+
+LOWERINGS: dict[object, Callable[..., object]] = {
+    ATTENTION: attention,
+    ROTARY: rotary,
+    torch.ops.aten.arange.default: arange,
+    torch.ops.aten.arange.start: arange,
+    torch.ops.aten.arange.start_step: arange,
+}

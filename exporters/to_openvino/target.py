@@ -15,6 +15,7 @@ Source: OpenVINO 2026.4, "IR format" and its operation sets.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -43,6 +44,7 @@ from edgevlm.libraries import first_line, silent
 ALIGN_BYTES = 64
 GRAPH, WEIGHTS = ".xml", ".weights"  # suffixes of the files
 RELEASE = "2026.4"
+_UNKNOWN = re.compile(r"\b(aten\.\w+\.\w+)")  # in the frontend's report of many lines
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def lower(programs: Mapping[str, ExportedProgram], block: Block, options: Target
             bits |= compressed.bits
             graphs[name] = _graph(compressed.model, function)
         except Exception as cause:  # of many types; its first line is the reason
-            line = first_line(cause)
+            operator = _UNKNOWN.search(str(cause))
+            line = f"no translation of '{operator[1]}'" if operator else first_line(cause)
             message = f"{block.name}.{name} does not convert to OpenVINO: {line}"
             raise ExportError(message) from cause
     return Lowered(graphs, bits)
