@@ -125,19 +125,6 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before) if had else delattr(owner, name)
 
 
-@contextmanager
-def hidden(*libraries: str) -> Iterator[None]:
-    """Imports of these libraries fail inside the body, as if they were not installed."""
-    before = {name: sys.modules[name] for name in libraries if name in sys.modules}
-    sys.modules.update(dict.fromkeys(libraries))  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for name in libraries:
-            del sys.modules[name]
-        sys.modules.update(before)
-
-
 _ASIDE = list[None]()  # bodies of `objects_set_aside` that run now
 
 

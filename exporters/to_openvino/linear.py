@@ -26,7 +26,8 @@ from torch import Tensor
 
 from edgevlm.bundle.packed import PACKINGS, Packing, pack
 from edgevlm.errors import ExportError
-from edgevlm.exporters.to_openvino.lowering import Converted, openvino
+from edgevlm.exporters.to_openvino.library import openvino
+from edgevlm.exporters.to_openvino.lowering import Converted
 
 Array = NDArray[Any]
 SCHEMES = ("none", "fp16", "w8a32", "w8a8", "w8a8s", "w4g32a32")

@@ -18,15 +18,15 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from edgevlm.bundle.functions import Function
+from edgevlm.exporters.to_openvino.library import (
+    FrontEndManager,
+    TorchFXPythonDecoder,
+    apply_moc_transformations,
+    openvino,
+)
 from edgevlm.exporters.to_openvino.operators import LOWERINGS, attention_kv, masks, written
 from edgevlm.graphs.ops import ATTENTION_KV
-from edgevlm.libraries import hidden, muted, silent
-
-with hidden("openvino_telemetry"), muted(), silent():  # see runtimes/on_openvino/library.py
-    import openvino
-    from openvino._offline_transformations import apply_moc_transformations
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+from edgevlm.libraries import muted, silent
 
 ROWS = "@"
 LINEAR = torch.ops.aten.linear.default

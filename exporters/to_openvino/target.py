@@ -30,6 +30,7 @@ from edgevlm.bundle.plan import Requires
 from edgevlm.errors import ExportError
 from edgevlm.exporters.contract import SharedMatrix, Target, TargetOptions
 from edgevlm.exporters.repeats import without_repeats
+from edgevlm.exporters.to_openvino.library import openvino
 from edgevlm.exporters.to_openvino.linear import (
     CALIBRATED,
     SCHEMES,
@@ -38,7 +39,7 @@ from edgevlm.exporters.to_openvino.linear import (
     stored,
     table_format,
 )
-from edgevlm.exporters.to_openvino.lowering import ROWS, convert, openvino
+from edgevlm.exporters.to_openvino.lowering import ROWS, convert
 from edgevlm.libraries import first_line, silent
 
 ALIGN_BYTES = 64

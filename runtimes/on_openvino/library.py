@@ -7,10 +7,13 @@ while OpenVINO is imported, and so nothing is sent, and no file is written.
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import Any
 
-from edgevlm.libraries import hidden, muted, require
+from edgevlm.libraries import muted, require
+
+TELEMETRY = "openvino_telemetry"
 
 
 @cache
@@ -20,5 +23,12 @@ def import_openvino() -> Any:
     Raises:
         RuntimeLoadError: If OpenVINO is not installed or does not load.
     """
-    with hidden("openvino_telemetry"), muted():
-        return require("engine 'openvino'", "openvino", "openvino", "openvino")
+    before = sys.modules.get(TELEMETRY)
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # its import fails
+    try:
+        with muted():
+            return require("engine 'openvino'", "openvino", "openvino", "openvino")
+    finally:
+        del sys.modules[TELEMETRY]
+        if before is not None:
+            sys.modules[TELEMETRY] = before

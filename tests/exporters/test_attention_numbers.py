@@ -12,7 +12,7 @@ ENGINES = {
     "onnx": ("onnxruntime", "onnxscript"),
     "coreml": ("coreml-reference", "coremltools"),
     "executorch": ("executorch", "executorch"),
-    "openvino": ("openvino", "edgevlm.exporters.to_openvino.lowering"),
+    "openvino": ("openvino", "edgevlm.exporters.to_openvino.library"),
 }
 CAUSAL = torch.arange(TOTAL) > torch.arange(AT, AT + ROWS)[:, None]
 # The first two of the new rows see each other.

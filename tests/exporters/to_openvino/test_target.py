@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("edgevlm.exporters.to_openvino.lowering")
+pytest.importorskip("edgevlm.exporters.to_openvino.library")
 
 from torch import nn  # noqa: E402
 
@@ -33,6 +33,7 @@ import socket, sys
 def refused(*arguments):
     raise SystemExit(f"asked the network: {arguments}")
 socket.getaddrinfo = socket.socket.connect = refused
+import edgevlm.exporters.to_openvino.library
 from edgevlm.runtimes.engine import find_engine
 print(find_engine("openvino").summary())
 assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
