@@ -17,7 +17,7 @@ from edgevlm.evaluation.videos import shapes
 
 CROP = 32  # pixels a side
 # Share of the time until which clips have so many frames, and so many are a batch; then whole ones.
-STAGES = (0.6, 5, 12, True), (0.85, 21, 4, True), (1.0, 21, 2, False)
+STAGES = (0.55, 5, 12, True), (0.85, 21, 4, True), (1.0, 21, 2, False)
 KL_WEIGHT = 1e-4  # of the mean over latents, where the error is the mean over pixels
 RATE, MATRIX_RATE = 3e-3, 6e-3
 
@@ -46,9 +46,8 @@ def train(run: Path, seconds: float, seed: int) -> AutoencoderKLWan:
         for group in adam.param_groups:
             group["lr"] = RATE * rise
         _, length, count, crops = next(stage for stage in STAGES if share < stage[0])
-        frames = [next(clips)[:length] for _ in range(count)]
-        if length < shapes.FRAMES and step % 2:
-            frames = [f[::-1] for f in frames]
+        first = step % (shapes.FRAMES - length + 1)
+        frames = [next(clips)[first : first + length] for _ in range(count)]
         if crops:
             frames = [crop(f, seed + step * 16 + i) for i, f in enumerate(frames)]
         error, kl = losses(vae, tensor(frames))

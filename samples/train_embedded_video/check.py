@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import WanPipeline
+from model import load
 from PIL import Image
 
 from edgevlm.evaluation.videos import shapes
@@ -86,9 +87,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path)
     asked = vars(parser.parse_args())
-    made = WanPipeline.from_pretrained(asked.pop("folder"), torch_dtype=torch.float32)
-    made.set_progress_bar_config(disable=True)
-    print(check(made, **asked))
+    print(check(load(asked.pop("folder")), **asked))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
@@ -20,6 +21,7 @@ from edgevlm.evaluation.videos import shapes
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 LATENT, TEXT, WIDTH, HEADS, LAYERS = 8, 96, 192, 4, 6
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHIFT = 3.0  # as Wan 2.1 ships for small frames
 
 
@@ -106,8 +108,23 @@ def pipeline(encoder: nn.Module, transformer: nn.Module, vae: nn.Module) -> WanP
 
 
 def write(made: WanPipeline, folder: Path) -> None:
-    """The folder that `WanPipeline.from_pretrained` loads; safetensors, float32."""
+    """The folder that `WanPipeline.from_pretrained` loads; float16, the text encoder float32."""
     made.save_pretrained(folder, safe_serialization=True)
+    for part in ("transformer", "vae"):
+        path = folder / part / WEIGHTS
+        small = {name: value.half() for name, value in load_file(path).items()}
+        save_file(small, path, metadata={"format": "pt"})
+
+
+def load(folder: Path) -> WanPipeline:
+    """`WanPipeline.from_pretrained` in float32, which asks for accelerate; this does not."""
+    parts = []
+    for kind, name in ((WanTransformer3DModel, "transformer"), (AutoencoderKLWan, "vae")):
+        part = kind.from_config(kind.load_config(folder / name))
+        part.load_state_dict(load_file(folder / name / WEIGHTS))
+        parts.append(part.eval())
+    encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder")
+    return pipeline(encoder, *parts)
 
 
 def save(content: dict, path: Path) -> None:

@@ -28,7 +28,7 @@ COLOURS = {
     "purple": (150, 50, 185),
     "orange": (245, 135, 25),
 }
-GROUNDS = {"black": 18, "grey": 112, "white": 236}
+GROUNDS = {"black": 18, "white": 236}
 SHAPES = ("circle", "square", "triangle", "cross")
 REACH = {"circle": 1.0, "square": 0.89, "triangle": 1.45, "cross": 1.1}  # of the radius
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
