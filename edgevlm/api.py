@@ -21,13 +21,13 @@ from edgevlm.runtimes.loops import drafts
 from edgevlm.runtimes.loops.answers import Answer, Embedded, Generated
 from edgevlm.runtimes.loops.contract import Loop, VideoRequest
 from edgevlm.runtimes.loops.encoder import EncoderLoop
-from edgevlm.runtimes.loops.images.parts import prompt_parts
 from edgevlm.runtimes.loops.images.pictures import Picture
 from edgevlm.runtimes.loops.images.sources import Source
 from edgevlm.runtimes.loops.sampling import Sampling
 from edgevlm.runtimes.loops.stream import LiveStream, Stream, StreamRequest
 from edgevlm.runtimes.loops.text import TextLoop
 from edgevlm.runtimes.loops.video.loop import DiffusionLoop
+from edgevlm.runtimes.questions import prompt_parts
 
 if TYPE_CHECKING:
     from edgevlm.parity.verification import Verification
