@@ -30,6 +30,7 @@ from edgevlm.exporters.to_openvino.library import openvino
 from edgevlm.exporters.to_openvino.lowering import Converted
 
 Array = NDArray[Any]
+Packed = dict[str, dict[str, Array]]  # numbers and scales of a matrix, by its name
 SCHEMES = ("none", "fp16", "w8a32", "w8a8", "w8a8s", "w4g32a32")
 CALIBRATED = ("w8a8s",)
 TABLES = {"none": "f32", "fp16": "f16", "w4g32a32": "w4g32"}  # of others: w8g64
@@ -91,7 +92,7 @@ def compress(converted: Converted, scheme: str) -> Compressed:
 
 
 def stored(
-    name: str, tensors: Mapping[str, Tensor], bits: Mapping[str, int], packed: dict[str, Array]
+    name: str, tensors: Mapping[str, Tensor], bits: Mapping[str, int], packed: Packed
 ) -> bytes:
     """The bytes of a parameter of a `Compressed` model.
 
@@ -99,7 +100,7 @@ def stored(
         name: Its name.
         tensors: The block's weights by traced name.
         bits: Of a matrix, by name.
-        packed: Keeps the scales of a matrix until they are stored.
+        packed: Keeps the other part of a rounded matrix until it is stored.
 
     Raises:
         ExportError: If a layer with a static scale received no image in calibration.
@@ -112,16 +113,20 @@ def stored(
             )
         step = np.maximum(tensors[f"{weight}.top"].numpy(), LEAST) / np.float32(127)
         return np.asarray(step * (-128 if form == "low" else 127), np.float32).tobytes()
-    if form == "scales":
-        return packed.pop(weight).tobytes()
     matrix: Array = tensors[weight].detach().contiguous().numpy()
     if not form:
         return matrix.tobytes()
     if bits[weight] == 16:
         return matrix.astype(np.float16).tobytes()
-    packing = NARROW if bits[weight] == 4 else Packing(8, matrix.shape[1])
-    numbers, packed[weight] = pack(matrix, packing)
-    return (numbers if bits[weight] == 4 else numbers ^ 128).tobytes()
+    if weight not in packed:
+        packing = NARROW if bits[weight] == 4 else Packing(8, matrix.shape[1])
+        numbers, scales = pack(matrix, packing)
+        signed = numbers if bits[weight] == 4 else numbers ^ 128
+        packed[weight] = {"numbers": signed, "scales": scales}
+    part = packed[weight].pop(form)
+    if not packed[weight]:
+        del packed[weight]
+    return part.tobytes()
 
 
 def _bits(columns: int, scheme: str) -> int:

@@ -145,7 +145,7 @@ class _Rewriter(fx.Interpreter):
             )
         )
         for reader in node.users:
-            index = reader.args[1]
+            index: Any = reader.args[1]
             if index and reader.name not in self.rows:
                 made[index] = written((key_cache, value_cache)[index - 1], made[index], position)
         return tuple(made)
@@ -156,7 +156,7 @@ def _rows(graph: fx.Graph, names: Mapping[str, str]) -> dict[str, str]:
 
     Caches that the graph reads further are written inside it, and all other outputs are whole.
     """
-    found = {}
+    found = dict[str, str]()
     for node in graph.nodes:
         at: Any = node.args[6] if node.target is ATTENTION_KV else None
         if at is not None and at.name in names:
@@ -167,7 +167,7 @@ def _rows(graph: fx.Graph, names: Mapping[str, str]) -> dict[str, str]:
 
 def _outputs(graph: fx.Graph, function: Function, rows: Mapping[str, str]) -> list[str]:
     """Names of the outputs, with the place of those that are rows."""
-    results = graph.output_node().args[0]
+    results: Any = graph.output_node().args[0]
     said = [rows.get(getattr(result, "name", "")) for result in results]
     return [
         tensor.name + (f"{ROWS}{place}" if place else "")

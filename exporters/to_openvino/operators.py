@@ -77,7 +77,8 @@ def attention_kv(
         for keys, hidden in zip((key_cache, new_keys), seen, strict=True)
     ]
     weights = torch.softmax(torch.cat(scores, 3), 3)
-    old, new = (w.reshape(1, groups, -1, w.shape[3]) for w in weights.split([total, rows], 3))
+    parts = torch.split(weights, [total, rows], 3)
+    old, new = (part.reshape(1, groups, -1, part.shape[3]) for part in parts)
     out = (old @ value_cache + new @ new_values).view(1, heads, rows, size)
     return out.transpose(1, 2).flatten(2), new_keys, new_values
 

@@ -34,6 +34,7 @@ from edgevlm.exporters.to_openvino.library import openvino
 from edgevlm.exporters.to_openvino.linear import (
     CALIBRATED,
     SCHEMES,
+    Packed,
     compress,
     matrix_bytes,
     stored,
@@ -54,14 +55,12 @@ class Graph:
 
     Attributes:
         root: The document; constants have no offset yet.
-        weights: Layers that are weights of the block, by name, in order of use.
-        constants: Layers whose bytes are the same in all blocks.
+        slots: Its constants: the name of a weight of the block, or the bytes that all blocks have.
         inputs: Names of the inputs that it reads.
     """
 
     root: ElementTree.Element
-    weights: tuple[tuple[str, ElementTree.Element], ...]
-    constants: tuple[tuple[bytes, ElementTree.Element], ...]
+    slots: tuple[tuple[str | bytes, ElementTree.Element], ...]
     inputs: frozenset[str]
 
 
@@ -121,24 +120,24 @@ def write(
         ExportError: If a layer has no static scale.
     """
     places = dict[str | bytes, tuple[int, int]]()
-    packed = dict[str, object]()
+    packed: Packed = {}
     graphs = [lowered.graphs[function.name] for function in block.functions]
-    if any(graph.weights or graph.constants for graph in graphs):
+    if any(graph.slots for graph in graphs):
         with (folder / f"{block.name}{WEIGHTS}").open("wb") as out:
             for graph in graphs:
-                for key, _ in (*graph.weights, *graph.constants):
-                    if key in places:
-                        continue
-                    data = key
-                    if isinstance(key, str):
-                        data = stored(key, tensors, lowered.bits, packed)  # type: ignore[arg-type]
-                    assert isinstance(data, bytes)
-                    out.write(b"\0" * (-out.tell() % ALIGN_BYTES))
-                    places[key] = out.tell(), len(data)
-                    out.write(data)
+                for key, _ in graph.slots:
+                    if key not in places:
+                        data = (
+                            stored(key, tensors, lowered.bits, packed)
+                            if isinstance(key, str)
+                            else key
+                        )
+                        out.write(b"\0" * (-out.tell() % ALIGN_BYTES))
+                        places[key] = out.tell(), len(data)
+                        out.write(data)
     functions = []
     for function, graph in zip(block.functions, graphs, strict=True):
-        for key, layer in (*graph.weights, *graph.constants):
+        for key, layer in graph.slots:
             values = layer.find("data")
             assert values is not None
             offset, size = places[key]
@@ -160,7 +159,7 @@ def _graph(model: object, function: Function) -> Graph:
         numbers = data.read_bytes() if data.exists() else b""
     inputs = {tensor.name for tensor in function.inputs}
     outputs = {tensor.name for tensor in function.outputs}
-    weights, constants, read = [], [], set()
+    slots, read = list[tuple[str | bytes, ElementTree.Element]](), set[str]()
     for parent in [root, *root.iter()]:
         for info in parent.findall("rt_info"):
             parent.remove(info)
@@ -170,18 +169,18 @@ def _graph(model: object, function: Function) -> Graph:
         kind, name, values = layer.get("type"), layer.get("name", ""), layer.find("data")
         if kind == "Parameter" and name not in inputs:
             layer.set("type", "Const")
-            weights.append((name, layer))
+            slots.append((name, layer))
         elif kind == "Parameter":
             read.add(name)
             continue
         elif kind == "Const" and values is not None:
             start, size = int(values.get("offset", 0)), int(values.get("size", 0))
-            constants.append((numbers[start : start + size], layer))
+            slots.append((numbers[start : start + size], layer))
         if kind != "Result" or name.partition(ROWS)[0] not in outputs:
             layer.set("name", str(layer.get("id")))
         layer.attrib.pop("output_names", None)
     ElementTree.indent(root, " ")
-    return Graph(root, tuple(weights), tuple(constants), frozenset(read))
+    return Graph(root, tuple(slots), frozenset(read))
 
 
 TARGET = Target(

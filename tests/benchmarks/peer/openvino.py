@@ -87,12 +87,15 @@ class Compiled:
 
     def _run(self, ids: Array) -> Array:
         positions = np.arange(self._length, self._length + len(ids), dtype=np.int64)[None]
-        given = {
+        given: dict[str, Any] = {
             "input_ids": ids[None],
             "position_ids": positions,
             "logits_to_keep": np.int64(1),
             "beam_idx": np.zeros(1, np.int32),
         }
+        # Releases of transformers differ in what the text graph takes.
+        taken = {name for port in self._text.model_inputs for name in port.get_names()}
+        given = {name: value for name, value in given.items() if name in taken}
         self._text.infer(given, share_inputs=True)
         self._length += len(ids)
         scores: Array = np.asarray(self._text.get_tensor("logits").data)[0, -1]
