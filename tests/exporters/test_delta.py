@@ -12,9 +12,19 @@ from edgevlm.graphs.recurrent.delta import GatedDelta  # noqa: E402
 from edgevlm.parity.compare import difference  # noqa: E402
 
 SLOW = pytest.mark.slow
-ENGINES = {"onnx": "onnxruntime", "executorch": "executorch", "coreml": "coreml-reference"}
-NEEDS = {"onnx": "onnxscript", "executorch": "executorch", "coreml": "coremltools"}
-TARGETS = ["onnx", pytest.param("executorch", marks=SLOW), pytest.param("coreml", marks=SLOW)]
+ENGINES = {
+    "onnx": "onnxruntime",
+    "executorch": "executorch",
+    "coreml": "coreml-reference",
+    "openvino": "openvino",
+}
+NEEDS = {
+    "onnx": "onnxscript",
+    "executorch": "executorch",
+    "coreml": "coremltools",
+    "openvino": "edgevlm.exporters.to_openvino.library",
+}
+TARGETS = ["onnx", *(pytest.param(t, marks=SLOW) for t in ("executorch", "coreml", "openvino"))]
 
 
 @pytest.fixture(scope="module")
