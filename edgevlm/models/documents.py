@@ -37,6 +37,8 @@ SIZES = {
     "spatial_merge_size": 2**10, "temporal_patch_size": 2**10, "text_dim": 2**20,
     "vocab_size": 2**24, "vocab_size_per_layer_input": 2**24, "z_dim": 2**10,
 }  # fmt: skip
+# The same for those that may be 0 or, of an id, -1: none.
+SIZES_OR_NONE = {"hidden_size_per_layer_input": (0, 2**20), "pad_token_id": (-1, 2**24)}
 # Numbers of an image processor; each is 1 at least.
 COUNTS = (
     "downsample_factor", "encoder_patch_size", "max_image_tokens", "max_patches",
@@ -45,6 +47,8 @@ COUNTS = (
 )  # fmt: skip
 SIDES = ("encoder_patch_size", "patch_size", "scale_resolution", "tile_size")  # pixels, of those
 MOST_COUNT = 2**31
+IN_A_PICTURE = ("max_image_tokens", "max_soft_tokens", "min_image_tokens")
+MOST_IN_A_PICTURE = 2**16
 SHARES = ("partial_rotary_factor",)  # above 0, and 1 at most
 # Numbers above 0 by which a model divides, or of which it takes a root or a logarithm.
 POSITIVE = (
@@ -105,6 +109,10 @@ def _wanted(key: str, value: Any) -> str:
     number = type(value) in (int, float)
     if key in SIZES and not _whole(value, SIZES[key]):
         return f"1 to {SIZES[key]}"
+    if key in SIZES_OR_NONE:
+        least, most = SIZES_OR_NONE[key]
+        if not (number and value % 1 == 0 and least <= value <= most):
+            return f"{least} to {most}"
     if key in SHARES and not (number and 0 < value <= 1):
         return "a number above 0, 1 at most"
     if key in POSITIVE and not (number and 0 < value <= MOST):
@@ -166,6 +174,7 @@ def check_processor(document: dict[str, Any], where: str) -> None:
         value = document.get(key)
         numbers = value.values() if isinstance(value, dict) else (value,)
         most = MOST_SIDE if key in SIDES else MOST_COUNT
+        most = MOST_IN_A_PICTURE if key in IN_A_PICTURE else most
         if any(n is not None and not _whole(n, most) for n in numbers):
             raise ModelError(f"{where} {key} is {_said(value)}, expected 1 to {most}")
     factor = document.get("rescale_factor", 1.0)

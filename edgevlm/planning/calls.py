@@ -15,6 +15,32 @@ ROOM_TOKENS = 512
 QUESTION_TOKENS = 32
 # A longer call gains little on a CPU, and what fills up the last one costs as much as a real row.
 CHUNK_TOKENS = 256
+# Visual tokens before any method: methods compare them with each other, and a processor writes each
+# of them into a prompt, which the plan reads.
+MOST_VISUAL = 2**15
+
+
+def check_visual(entering: int, kept: int, decoder: DecoderSpec) -> None:
+    """Refuse visual tokens that cannot fit, before a prompt is made of them.
+
+    Args:
+        entering: Of all views together, as the encoder gives them.
+        kept: Those that the methods leave.
+        decoder: Its numbers.
+
+    Raises:
+        PlanError: Saying what to give less of.
+    """
+    most, limit = decoder.most_rows
+    if kept >= most:
+        raise PlanError(
+            f"{kept} visual tokens are more than fit the model's {limit}; give fewer --tokens"
+        )
+    if entering > MOST_VISUAL:
+        raise PlanError(
+            f"the encoder gives {entering} visual tokens, expected {MOST_VISUAL} at most; give"
+            " fewer --frames or --tiles, or a smaller --size"
+        )
 
 
 def chunk_tokens(recipe: Recipe, prompt: int, single_call: bool, picture: int = 0) -> int:

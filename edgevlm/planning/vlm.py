@@ -37,6 +37,7 @@ from edgevlm.planning.blocks import Stored, encoder_shape
 from edgevlm.planning.calls import (
     check_layers,
     check_stream,
+    check_visual,
     chunk_tokens,
     context_tokens,
     stream_spec,
@@ -198,6 +199,8 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> VlmPlanned:
     description = replace(description, image=choose_picker(recipe, description.image))
     check_attention(recipe, target, description.decoder)
     methods = choose_methods(recipe, description)
+    counts = methods.reduction
+    check_visual(counts.tokens_in, counts.tokens_out, description.decoder)
     checkpoint = replace(checkpoint, all_layers=reads_last_layer(methods.signals))
     model = checkpoint.empty_model()
     parts = methods.applied(checkpoint.parts(model, description), description.image)

@@ -13,7 +13,13 @@ from edgevlm.bundle.kinds.shared.states import CacheSpec
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import LayerNumbers
 from edgevlm.graphs.parts import DecoderSpec
-from edgevlm.planning.calls import check_layers, chunk_tokens, context_tokens
+from edgevlm.planning.calls import (
+    MOST_VISUAL,
+    check_layers,
+    check_visual,
+    chunk_tokens,
+    context_tokens,
+)
 from edgevlm.recipe import Recipe
 
 
@@ -87,3 +93,11 @@ def test_a_prompt_is_no_longer_than_a_window():
     with pytest.raises(PlanError, match="layers with a window of 50 tokens cannot"):
         check_layers(spec("prefix", window=50), "", 56, 64)
     check_layers(spec("prefix", window=56), "", 56, 64)
+
+
+def test_visual_tokens_that_cannot_fit_are_refused_before_a_prompt_is_made():
+    check_visual(MOST_VISUAL, 4095, spec())
+    with pytest.raises(PlanError, match=r"^4096 visual tokens are more than fit the model's"):
+        check_visual(5000, 4096, spec())
+    with pytest.raises(PlanError, match=r"^the encoder gives 32769 visual tokens, expected"):
+        check_visual(MOST_VISUAL + 1, 64, spec())

@@ -21,6 +21,7 @@ from edgevlm.runtimes.loops.stream.source import STDIN
 from edgevlm.runtimes.loops.text import TextLoop
 
 OF_STREAMS = ("fps", "pace", "ask_every")
+LINE_LIMIT = 10**5  # characters of a question on stdin
 NOT_OF_STREAMS = ("image", "labels", "draft")
 
 
@@ -75,15 +76,21 @@ def _stopping(stream: Stream) -> None:
 
 
 def _ask(stream: Stream) -> None:
-    """Ask each line of stdin; one that is no text is refused as a question."""
+    """Ask each line of stdin; one that is no text, too long, or too many is refused."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
-    for line in sys.stdin:
-        if line.strip():
-            try:
+    while line := sys.stdin.readline(LINE_LIMIT + 1):
+        try:
+            if len(line) > LINE_LIMIT:
+                while line and not line.endswith("\n"):
+                    line = sys.stdin.readline(LINE_LIMIT)
+                raise InputError(
+                    f"a line on stdin has more than {LINE_LIMIT:,} characters; ask a shorter one"
+                )
+            if line.strip():
                 stream.ask(line.strip())
-            except InputError as cause:
-                complain(str(cause))
+        except InputError as cause:
+            complain(str(cause))
 
 
 def _print(event: Event, as_json: bool) -> None:

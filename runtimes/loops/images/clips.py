@@ -116,6 +116,8 @@ def _counted(reader: Reader, frames: int, shrink: Shrink, picker: Picker | None)
         for index, frame in enumerate(reader.decode(container, reader.stream(container))):
             if index in chosen:
                 pictures[index] = shrink(reader.picture(frame))
+    if seconds[-1] <= seconds[0]:  # stamps that say nothing: frames at the rate instead
+        seconds = [index / rate for index in range(len(seconds))]
     times = [seconds[index] - seconds[0] for index in chosen]
     duration = _duration(seconds[-1] - seconds[0], len(seconds))
     return [pictures[index] for index in chosen], times, duration

@@ -14,6 +14,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -45,6 +46,7 @@ from edgevlm.runtimes.loops.text import TextLoop, TextStream
 from edgevlm.runtimes.residency.memory import peak_rss_bytes
 
 RING = 8  # views that wait
+QUESTIONS = 64  # that wait
 QUESTION_ROWS = 32  # of the context that are kept free for a question, beside its answer
 EVICTED_SHARE = 8  # one part of so many of the frames' rows leaves at a time, at least
 WAIT_S = 0.1  # how often questions are looked for while no frame comes
@@ -64,7 +66,7 @@ class Stream:
         self.loop, self.request, self.plan = loop, request, loop.plan
         check(loop)
         self._ring = Ring(RING, source.is_live(request.source, request.pace))
-        self._asked = queue.SimpleQueue[str]()
+        self._asked = queue.Queue[str](QUESTIONS)
         self._frames: deque[tuple[int, int]] = deque()  # rows and first position of each, cached
         self._parts = parts.frames(self.plan)
         self._previous: Array | None = None
@@ -98,8 +100,17 @@ class Stream:
             )
 
     def ask(self, prompt: str) -> None:
-        """Ask a question, which is answered behind the frame that is being seen."""
-        self._asked.put(values.text("the prompt", prompt))
+        """Ask a question, which is answered behind the frame that is being seen.
+
+        Raises:
+            InputError: If it is no text, or too many wait.
+        """
+        try:
+            self._asked.put_nowait(values.text("the prompt", prompt))
+        except queue.Full as cause:
+            raise InputError(
+                f"{QUESTIONS} questions wait for their answers; ask again when some have come"
+            ) from cause
 
     def stop(self) -> None:
         """End the stream: what waits is still seen."""
@@ -128,8 +139,9 @@ class Stream:
                     yield from self._answers()
             if not self.seen:
                 raise self._ring.error or InputError("the stream has no frame")
+            yield from self._answers()
             if request.prompt is not None and request.ask_every is None:
-                self.ask(request.prompt)
+                self._asked.put(request.prompt)
             yield from self._answers()
             while request.asking() and not self._stopped:
                 time.sleep(WAIT_S)
@@ -163,7 +175,8 @@ class Stream:
             self._due += self.request.ask_every * (
                 1 + (self.seconds - self._due) // self.request.ask_every
             )
-            self.ask(self.request.prompt or "")
+            with suppress(InputError):  # as many wait as may: they are asked of the same stream
+                self.ask(self.request.prompt or "")
 
     def _answers(self) -> Iterator[Event]:
         """Answers to all questions that wait."""

@@ -187,6 +187,21 @@ def test_a_stream_without_time_stamps_is_counted(tmp_path):
     np.testing.assert_allclose(shades(path, 4), [0, 80, 152, 232], atol=6)
 
 
+def test_frames_whose_stamps_are_all_equal_are_spread_by_their_rate(clip, tmp_path):
+    path = tmp_path / "equal.nut"
+    whole = av.open(str(clip))
+    with whole, av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.size:
+                packet.pts = packet.dts = 0
+                packet.stream = stream
+                container.mux(packet)
+    pictures, times, duration = load_clip(path, 4)
+    assert len(pictures) == 4
+    assert 0 == times[0] < times[1] < times[2] < times[3] < duration
+
+
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
 def test_a_long_clip_is_not_decoded_whole(tmp_path, ending, monkeypatch):
     path = write(tmp_path / f"long.{ending}", greys(300, (16, 16)), g="12")

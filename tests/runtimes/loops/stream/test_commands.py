@@ -71,6 +71,21 @@ def test_a_line_that_is_no_text_is_refused_and_the_next_is_asked(run, streaming,
     assert done.stderr.count("the prompt") == 1
 
 
+def test_a_long_line_and_more_questions_than_may_wait_are_refused(run, streaming, clip, pictures):
+    done = run(
+        "run", streaming.bundle.path, "--stream", "--video", clip, "--chat", "--max-new-tokens",
+        "1", "--json", stdin="x" * 250_000 + "\nTwo?\n",
+    )  # fmt: skip
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [e["prompt"] for e in events if e["event"] == "answer"] == ["Two?"]
+    assert done.stderr.count("a line on stdin has more than 100,000 characters") == 1
+    stream = Model(streaming).stream(pictures(1), max_new_tokens=1)
+    for _ in range(64):
+        stream.ask("What?")
+    with pytest.raises(InputError, match=r"^64 questions wait for their answers; ask again"):
+        stream.ask("What?")
+
+
 def test_a_bundle_of_pictures_takes_no_stream(run, exported):
     done = run("run", exported.bundle.path, "--stream", "--video", "x.mp4")
     assert done.exit_code == 1
