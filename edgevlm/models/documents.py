@@ -136,6 +136,8 @@ def _said(value: Any) -> str:
 def processor_numbers(document: Document, of: str) -> dict[str, Any]:
     """Numbers of the `image` or the `video` processor, wherever a checkpoint's version keeps them.
 
+    A key that is null is left out, as transformers gives it the default of its class.
+
     A video processor without numbers of its own has those of the image processor, as transformers
     loads it.
 
@@ -147,7 +149,7 @@ def processor_numbers(document: Document, of: str) -> dict[str, Any]:
         nested = document("processor_config.json").get(f"{kind}_processor")
         numbers = nested if nested and isinstance(nested, dict) else document(NUMBERS[kind])
         if numbers:
-            return numbers
+            return {key: value for key, value in numbers.items() if value is not None}
     return {}
 
 

@@ -149,8 +149,8 @@ def _check(recipe: Recipe) -> None:
         if site not in ("input", "vision"):
             works = " (it works there: add @vision)" * ("vision" in METHODS.sites_of(choice.name))
             raise RecipeError(
-                f"method '{choice.name}' is of site '{site}', an image encoder has site 'vision'"
-                f" alone{works}"
+                f"method '{choice.name}' is of site '{site}', an image encoder has sites"
+                f" 'vision' and, of clips, 'input' alone{works}"
             )
 
 

@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from edgevlm.bundle.host import ImageSpec  # noqa: E402
-from edgevlm.errors import PlanError  # noqa: E402
+from edgevlm.errors import ModelError, PlanError  # noqa: E402
+from edgevlm.models.documents import check_config, check_processor, processor_numbers  # noqa: E402
 from edgevlm.models.find import find  # noqa: E402
 from edgevlm.models.shared.preprocessing import (  # noqa: E402
     check_view,
@@ -199,3 +200,27 @@ def test_a_plan_says_which_numbers_it_took(edited_model, name, lacks):
     made = make_plan(Recipe(model=str(folder)), find(str(folder)))
     line = f"the image processor's config has no {lacks}; taken are mean "
     assert made.notes[-1].startswith(line)
+
+
+def test_a_key_that_is_null_is_one_that_is_not_there():
+    files = {"preprocessor_config.json": {"size": None, "patch_size": 14}}
+    assert processor_numbers(lambda name: files.get(name, {}), "image") == {"patch_size": 14}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size_per_layer_input", -1), ("hidden_size_per_layer_input", 2**40),
+        ("pad_token_id", -2), ("pad_token_id", 0.5), ("pad_token_id", 2**40),
+    ],
+)  # fmt: skip
+def test_numbers_that_may_be_none_have_a_range(key, value):
+    with pytest.raises(ModelError, match=rf"^config: {key} is .*, expected (0|-1) to \d+$"):
+        check_config({key: value}, "config")
+    check_config({"hidden_size_per_layer_input": 0, "pad_token_id": -1}, "config")
+    check_config({"hidden_size_per_layer_input": None, "pad_token_id": None}, "config")
+
+
+def test_tokens_of_a_picture_have_a_bound():
+    with pytest.raises(ModelError, match=r"max_image_tokens is 1000000, expected 1 to 65536$"):
+        check_processor({"max_image_tokens": 10**6}, "the processor's")

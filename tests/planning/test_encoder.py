@@ -60,7 +60,7 @@ def test_bytes_are_those_of_the_scheme(planned):
         ({"tiles": (2, 2)}, "--tiles is for"),
         ({"chunk": 8}, "--chunk is for"),
         ({"speculate": 4}, "--speculate is for"),
-        ({"methods": ("divprune",)}, "'divprune' is of site 'tokens'"),
+        ({"methods": ("divprune",)}, "has sites 'vision' and, of clips, 'input' alone$"),
         ({"methods": ("tome",)}, "add @vision"),
         ({"quantize": "decoder=w8a8"}, "available: vision, text, embed"),
         ({"quantize": "fp16,decoder=w4g32a16"}, "'decoder' is not a stage with weights"),
