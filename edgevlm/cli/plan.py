@@ -10,6 +10,7 @@ import typer
 from edgevlm.api import plan_with_cost
 from edgevlm.cli.shared import budget, plan_text, sensitivity_text
 from edgevlm.cli.shared import options as o
+from edgevlm.cli.shared.output import waiting
 from edgevlm.devices.shared import named
 from edgevlm.errors import RecipeError
 from edgevlm.libraries import uncollected
@@ -71,7 +72,9 @@ def main(
         if device and not o.is_given(context_, "target"):
             recipe = replace(recipe, target=device.target)
         with uncollected():
-            plan_text.show(*plan_with_cost(recipe), json, device)
+            with waiting(f"plan '{recipe.model}'"):
+                planned = plan_with_cost(recipe)
+            plan_text.show(*planned, json, device)
 
 
 def _check(

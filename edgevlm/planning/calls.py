@@ -15,9 +15,9 @@ ROOM_TOKENS = 512
 QUESTION_TOKENS = 32
 # A longer call gains little on a CPU, and what fills up the last one costs as much as a real row.
 CHUNK_TOKENS = 256
-# Visual tokens before any method: methods compare them with each other, and a processor writes each
-# of them into a prompt, which the plan reads.
-MOST_VISUAL = 2**15
+# Visual tokens before any method: some compare all with all, which is 1 GB for so many, in a plan
+# that counts what a method costs as on the device.
+MOST_VISUAL = 2**14
 
 
 def check_visual(entering: int, kept: int, decoder: DecoderSpec) -> None:

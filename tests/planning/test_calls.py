@@ -99,5 +99,5 @@ def test_visual_tokens_that_cannot_fit_are_refused_before_a_prompt_is_made():
     check_visual(MOST_VISUAL, 4095, spec())
     with pytest.raises(PlanError, match=r"^4096 visual tokens are more than fit the model's"):
         check_visual(5000, 4096, spec())
-    with pytest.raises(PlanError, match=r"^the encoder gives 32769 visual tokens, expected"):
+    with pytest.raises(PlanError, match=r"^the encoder gives 16385 visual tokens, expected"):
         check_visual(MOST_VISUAL + 1, 64, spec())

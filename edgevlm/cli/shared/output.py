@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from edgevlm.errors import shortened
 from edgevlm.runtimes.loops.contract import Answered
 
 Step = Callable[[str], None]
+PATIENCE_S = 2.0  # what takes longer says that it goes on
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -64,6 +66,18 @@ def progress() -> Iterator[Step]:
     with console.status("…") as status:
         # A step may have text from a device, which must not act as markup or control characters.
         yield lambda step: status.update(escape(f"{printable(step)} …"))
+
+
+@contextmanager
+def waiting(text: str, seconds: float = PATIENCE_S) -> Iterator[None]:
+    """Say what is done inside the body, once that has taken so many seconds."""
+    timer = threading.Timer(seconds, say, [f"[{seconds:6.1f} s] {text} …"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def every(seconds: float, step: Step) -> Step:
