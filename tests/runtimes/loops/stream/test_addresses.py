@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import socketserver
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -78,6 +81,26 @@ def test_an_address_and_nothing_else(coded, serve, frames_of):
             frames_of(address)
     assert not reached
     assert asked
+
+
+def test_a_server_that_sends_a_byte_at_a_time_ends(coded, frames_of, monkeypatch):
+    monkeypatch.setattr(source, "OPEN_S", 0.4)
+    monkeypatch.setattr(source, "READ_S", 0.4)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip():
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                for at in range(600):
+                    connection.sendall(coded[at : at + 1])
+                    time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        began, address = time.monotonic(), f"http://127.0.0.1:{server.getsockname()[1]}/x"
+        with pytest.raises(InputError, match=r"did not answer within 0\.4 s|no frame for 0\.4 s"):
+            frames_of(address)
+        assert time.monotonic() - began < 10
 
 
 def test_a_paced_file_takes_its_time(coded, monkeypatch):

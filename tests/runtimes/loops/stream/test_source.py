@@ -25,6 +25,18 @@ def test_the_first_frame_of_each_interval_counts():
     assert times([0, 1, 2], 30) == [0, 1, 2]
 
 
+def test_a_paced_clock_that_jumps_by_years_is_not_waited_for(monkeypatch):
+    slept, stamps = [], [0, 1, 2, 1e12, 1e12 + 1]
+    monkeypatch.setattr(source.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(source.time, "sleep", slept.append)
+    monkeypatch.setattr(source, "_decoded", lambda _: ((at, lambda: "picture") for at in stamps))
+    ring = Ring(10, drops=False)
+    source.start("clip.mp4", ring, 1.0, True, 1, lambda picture: picture).join(10)
+    assert slept == [1, 2, 1]
+    assert ring.error is None
+    assert [ring.take(0).seconds[0] for _ in range(5)] == stamps
+
+
 def test_a_clock_that_begins_again_goes_on():
     assert times([0, 1, 2, 3, 0, 1, 2], 1) == [0, 1, 2, 3, 4, 5]
 
