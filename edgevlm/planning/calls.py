@@ -15,8 +15,8 @@ ROOM_TOKENS = 512
 QUESTION_TOKENS = 32
 # A longer call gains little on a CPU, and what fills up the last one costs as much as a real row.
 CHUNK_TOKENS = 256
-# Visual tokens before any method: some compare all with all, which is 1 GB for so many, in a plan
-# that counts what a method costs as on the device.
+# Visual tokens before any method: some compare all with all, in a plan, which measures what that
+# costs, as on a device. Divprune over so many takes 2.4 GB.
 MOST_VISUAL = 2**14
 
 

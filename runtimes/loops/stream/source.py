@@ -187,8 +187,8 @@ def _container(av: Any, source: Any, stack: ExitStack) -> Any:
     if protocol:
         known = ", ".join(f"{name}://" for name in PROTOCOLS)
         raise InputError(f"'{protocol}://' is no address of a stream, expected one of {known}")
-    file = stack.enter_context(opened(source, "video"))
-    return av.open(file, options=whole | {"format_whitelist": formats_of(file, _name(source))})
+    video = stack.enter_context(opened(source, "video"))
+    return av.open(video, options=whole | {"format_whitelist": formats_of(video, _name(source))})
 
 
 def _name(source: Any) -> str:
