@@ -94,12 +94,16 @@ def test_a_server_that_sends_a_byte_at_a_time_ends(coded, frames_of, monkeypatch
                 connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
                 for at in range(600):
                     connection.sendall(coded[at : at + 1])
-                    time.sleep(0.05)
+                    if over.wait(0.05):
+                        break
 
-        threading.Thread(target=drip, daemon=True).start()
+        thread, over = threading.Thread(target=drip), threading.Event()
+        thread.start()
         began, address = time.monotonic(), f"http://127.0.0.1:{server.getsockname()[1]}/x"
         with pytest.raises(InputError, match=r"did not answer within 0\.4 s|no frame for 0\.4 s"):
             frames_of(address)
+        over.set()
+        thread.join(10)
         assert time.monotonic() - began < 10
 
 
