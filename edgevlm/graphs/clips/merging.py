@@ -79,12 +79,11 @@ class FramesMergingLayer(nn.Module):
         size, origin = state or (torch.ones(1, total, 1), torch.arange(total).unsqueeze(0))
         order = torch.tensor(joined_order(stage))
         row = torch.tensor(inverse(joined_order(stage)))  # where each token is behind the joining
-        windows = tuple(
+        x, sizes = (
             part.index_select(1, order).reshape(stage.windows, stage.before, -1)
             for part in (x, size)
         )
-        windows, row = self._merge(windows, windows[0], row, stage.before - stage.inside)
-        x, sizes = windows
+        (x, sizes), row = self._merge((x, sizes), x, row, stage.before - stage.inside)
         query, key, value = self.layer.project(x.reshape(1, -1, x.shape[-1]))
         each = (part.reshape(*x.shape[:2], -1) for part in (query, key, value))
         inside = self.layer.layer.self_attn
