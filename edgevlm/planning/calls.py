@@ -50,7 +50,8 @@ def chunk_tokens(recipe: Recipe, prompt: int, single_call: bool, picture: int = 
         recipe: What is asked for.
         prompt: Tokens of a first turn with one image and an empty question.
         single_call: Whether a prompt must be one call.
-        picture: Visual tokens that one call must take, since they see each other.
+        picture: Visual tokens that one call must take, since they see each other: those of a
+            picture or of a frame. One call takes the prompt, where they are most of it.
 
     Raises:
         PlanError: If the recipe's chunk does not hold what must be one call.
@@ -58,8 +59,8 @@ def chunk_tokens(recipe: Recipe, prompt: int, single_call: bool, picture: int = 
     tokens = prompt + QUESTION_TOKENS
     if recipe.stream:  # a frame is a call, and a question another
         tokens = recipe.stream + QUESTION_TOKENS
-    calls = 1 if single_call or picture else -(-tokens // CHUNK_TOKENS)
-    chunk = recipe.chunk or -(-tokens // (calls * 8)) * 8
+    calls = 1 if single_call or 2 * picture > prompt else -(-tokens // max(CHUNK_TOKENS, picture))
+    chunk = recipe.chunk or max(-(-tokens // (calls * 8)), -(-picture // 8)) * 8
     if single_call and chunk <= prompt:
         raise PlanError(
             f"chunk {chunk} is too short: with pruning in the decoder, or tokens that see later"

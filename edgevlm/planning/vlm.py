@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from edgevlm.bundle.functions import Block
 from edgevlm.bundle.host import LEVELS, ImageSpec, Layout
+from edgevlm.bundle.kinds.shared.decoder import most_together
 from edgevlm.bundle.kinds.shared.states import States
 from edgevlm.bundle.kinds.vlm import VlmHost, VlmPlan
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, SiteTokens, Source
@@ -324,7 +325,7 @@ def _calls(
     pruning, visual = methods.pruning, methods.reduction.tokens_out
     prompt = layout.prompt_tokens(visual)
     single_call = pruning is not None or decoder.mask == "prefix"
-    picture = visual if decoder.mask == "pictures" else 0
+    picture = most_together(layout, visual) if decoder.mask == "pictures" else 0
     chunk = chunk_tokens(recipe, prompt, single_call, picture)
     context = context_tokens(recipe, prompt, chunk, decoder, single_call, picture)
     check_layers(decoder, methods.inside, chunk, context)

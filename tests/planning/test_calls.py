@@ -8,7 +8,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from edgevlm.bundle.host import Rope
+from edgevlm.bundle.host import Layout, LayoutItem, Rope
+from edgevlm.bundle.kinds.shared.decoder import most_together
 from edgevlm.bundle.kinds.shared.states import CacheSpec
 from edgevlm.errors import PlanError
 from edgevlm.graphs.layers import LayerNumbers
@@ -32,6 +33,21 @@ def spec(mask="causal", window=0, ropes=1):
 def test_a_prompt_with_a_picture_is_one_call():
     assert chunk_tokens(Recipe(), 600, False) == 216
     assert chunk_tokens(Recipe(), 600, False, picture=560) == 632
+
+
+def test_a_clip_is_calls_that_each_take_a_frame_whole():
+    assert chunk_tokens(Recipe(), 628, False, picture=70) == 224
+    assert chunk_tokens(Recipe(), 2060, False, picture=500) == 504
+    with pytest.raises(PlanError, match=r"^chunk 64 is too short: the 70 visual tokens"):
+        chunk_tokens(Recipe(chunk=64), 628, False, picture=70)
+
+
+def test_visual_tokens_together_are_those_of_a_frame_where_words_stand_between_frames():
+    words, frames = LayoutItem("ids", ids=(1,)), [LayoutItem("visual", stop=8, start=0)]
+    frames += [replace(frames[0], start=8, stop=16), replace(frames[0], start=16, stop=24)]
+    apart = [item for frame in frames for item in (words, frame)]
+    for items, kept, most in ((apart, 24, 8), (apart, 6, 6), (frames, 24, 24), (frames, 9, 9)):
+        assert most_together(Layout((), tuple(items), (), ()), kept) == most
 
 
 def test_a_chunk_takes_a_picture_whole():

@@ -33,7 +33,7 @@ from edgevlm.bundle.host import (
     StreamSpec,
 )
 from edgevlm.bundle.kinds.shared import reduce, states
-from edgevlm.bundle.kinds.shared.decoder import new_rows, single_row, whole_prompt
+from edgevlm.bundle.kinds.shared.decoder import most_together, new_rows, single_row, whole_prompt
 from edgevlm.bundle.kinds.shared.states import States
 from edgevlm.bundle.kinds.shared.vision import encode
 from edgevlm.bundle.plan import Plan
@@ -308,7 +308,10 @@ def _check_calls(host: VlmHost) -> None:
         "host.calibrated: recurrent layers do not weigh tokens",
     )
     if host.mask != "causal":
-        whole = host.chunk >= host.visual_tokens and not host.entering and not host.calibrated
+        seen = host.visual_tokens
+        if host.mask == "pictures":
+            seen = most_together(host.layout, seen)
+        whole = host.chunk >= seen and not host.entering and not host.calibrated
         expect(whole, f"host.mask is '{host.mask}', and a picture does not fit host.chunk rows")
     rows = {layer: state.rows for layer, state in enumerate(host.states.each) if state.rows}
     if not host.entering:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from edgevlm.bundle.functions import Block, Cache, Chain, Signature, Tensor
-from edgevlm.bundle.host import LEVELS
+from edgevlm.bundle.host import LEVELS, Layout
 from edgevlm.bundle.kinds.shared.states import LayerState
 from edgevlm.bundle.kinds.shared.vision import passed_on
 
@@ -155,3 +155,12 @@ def _arrays(host: Any, block: Block) -> Iterator[tuple[LayerState, Cache, tuple[
         for name, shape in zip(state.names(index), state.shapes, strict=True):
             written = "" if read else f"present_{name}"
             yield state, Cache("" if plain else name, f"past_{name}", written), shape
+
+
+def most_together(layout: Layout, visual_tokens: int) -> int:
+    """Most visual tokens of one image or clip that stand together, with nothing between them."""
+    longest = run = 0
+    for item in layout.image:
+        run = run + item.stop - item.start if item.kind == "visual" else 0
+        longest = max(longest, run)
+    return min(longest, visual_tokens)
