@@ -59,6 +59,14 @@ def main(
             " rtsp:// or http:// address, or - for stdin.",
         ),
     ] = None,
+    picker: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="A bundle of CLIP or SigLIP that picks the frames of --video by the first"
+            " question; default: as the bundle says.",
+        ),
+    ] = None,
     stream: Annotated[
         bool,
         typer.Option(
@@ -163,7 +171,7 @@ def main(
     sampling, noting = Sampling(temperature, top_p, seed), _noting(refused, json) if chat else None
     asked = RunRequest(
         images=image or (), video=None if video is None else Path(video), labels=texts,
-        system=system, draft=draft, questions=_questions(prompt, chat),
+        system=system, draft=draft, questions=_questions(prompt, chat), picker=_scorer(context_),
         max_new_tokens=max_new_tokens, sampling=sampling, on_text=_stream(json), on_refused=noting,
     )  # fmt: skip
     if stream or output is not None:
@@ -183,6 +191,11 @@ def _checked(context: typer.Context, bundle: str | None, memory: str | None) -> 
         raise typer.BadParameter("give --image or --video, not both")
     if "output" in options:  # before anything is loaded
         check_output(context.params["output"], context.params["force"])
+    if "picker" in options and (memory is not None or not {"video"} <= options):
+        raise typer.BadParameter(
+            "--picker picks frames of a --video, and its bundle is held in memory whole beside the"
+            " other; leave out --memory"
+        )
     streaming.check(context.params, options)
     if not options:  # without an input the default bundle is not exported
         raise typer.BadParameter(
@@ -194,6 +207,12 @@ def _checked(context: typer.Context, bundle: str | None, memory: str | None) -> 
         return _path(bundle, memory)
     check_options(loop_class(Bundle.open(bundle).plan.kind), options)
     return bundle
+
+
+def _scorer(context: typer.Context) -> Loop | None:
+    """The open bundle of `--picker`."""
+    path, threads = context.params["picker"], context.params["threads"]
+    return None if path is None else load_loop(path, None, threads)
 
 
 def _labels(text: str | None) -> tuple[str, ...]:

@@ -79,6 +79,8 @@ class RunRequest:
         sampling: How tokens are chosen.
         draft: How tokens are drafted, see `drafts`.
         video_request: How a video is made, of a bundle that makes one; its prompt is a question.
+        picker: An open bundle with embeddings, which picks the frames of the video by the first
+            question (`images/asked.py`).
         on_text: Called with each new part of the text.
         on_refused: Called with what is wrong with a question, after which the next is asked; None
             ends with it. Pictures that cannot be read always end the conversation.
@@ -93,6 +95,7 @@ class RunRequest:
     sampling: Sampling = Sampling()
     draft: str | None = None
     video_request: VideoRequest = VideoRequest()
+    picker: Loop | None = None
     on_text: Callable[[str], None] = lambda _: None
     on_refused: Callable[[InputError], None] | None = None
 

@@ -48,7 +48,7 @@ class TextLoop(VisionLoop):
 
     takes: ClassVar[tuple[str, ...]] = (
         "prompt", "image", "video", "system", "chat", "max_new_tokens", "temperature", "top_p",
-        "draft", "seed", "stream", "fps", "pace", "ask_every",
+        "draft", "seed", "stream", "fps", "pace", "ask_every", "picker",
     )  # fmt: skip
     needs: ClassVar[tuple[str, ...]] = ("prompt", "chat", "stream")
     usage: ClassVar[str] = (
@@ -85,6 +85,8 @@ class TextLoop(VisionLoop):
                 raise
 
         for question in request.questions:
+            if first:
+                self.pick_by(request.picker, question)
             try:
                 answer = self.ask(
                     with_images(question, len(request.images) if first else 0),

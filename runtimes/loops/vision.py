@@ -17,7 +17,10 @@ from edgevlm.errors import InputError
 from edgevlm.runtimes.arrays import Array
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops import images
+from edgevlm.runtimes.loops.contract import Loop
 from edgevlm.runtimes.loops.decoder import DecoderLoop
+from edgevlm.runtimes.loops.images.asked import asked_picker
+from edgevlm.runtimes.loops.images.picking import Picker
 from edgevlm.runtimes.loops.images.pictures import Picture
 from edgevlm.runtimes.loops.images.sources import Source
 from edgevlm.runtimes.loops.spelling import Visual
@@ -33,7 +36,10 @@ class VisionLoop(DecoderLoop):
         decoding_s: Time of this turn that went into decoding files.
         vision_ms: Time in the image encoder.
         reduce_ms: Time in `reduce`.
+        picker: What picks the frames of a video; None for what the bundle says.
     """
+
+    picker: Picker | None = None
 
     def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
         images.prepare(clips=bundle.plan.host.image.frames > 1)
@@ -49,6 +55,14 @@ class VisionLoop(DecoderLoop):
         """Forget the conversation, the images and the cache, for measurements."""
         super().forget()
         self._known.clear()
+
+    def pick_by(self, scorer: Loop | None, question: str) -> None:
+        """Pick the frames of a video by a question, with a bundle of embeddings; None as before.
+
+        Raises:
+            InputError: If the bundle compares no pictures with texts.
+        """
+        self.picker = asked_picker(scorer, question, self.plan.host.image.frames)
 
     def see(
         self, pictures: Iterable[Picture], times: Sequence[float] = (), duration: float = 0.0
@@ -160,7 +174,7 @@ class VisionLoop(DecoderLoop):
 
         started = time.perf_counter()
         clip, times, duration = images.load_clip(
-            video, image.frames, shrink, self.room(), images.picker_of(image)
+            video, image.frames, shrink, self.room(), self.picker or images.picker_of(image)
         )
         self.decoding_s += time.perf_counter() - started - shrinking_s
         return self.see(clip, times, duration)

@@ -22,7 +22,7 @@ from edgevlm.runtimes.loops.text import TextLoop
 
 OF_STREAMS = ("fps", "pace", "ask_every")
 LINE_LIMIT = 10**5  # characters of a question on stdin
-NOT_OF_STREAMS = ("image", "labels", "draft")
+NOT_OF_STREAMS = ("image", "labels", "draft", "picker")
 
 
 def check(values: Mapping[str, Any], given: Collection[str]) -> None:

@@ -55,6 +55,10 @@ class FramesMethod:
             raise ValueError(f"got look={count}, expected {frames} (--frames) to {MOST_CANDIDATES}")
         return count
 
+    def look_at(self, picture: Image.Image) -> NDArray[Any]:
+        """What is compared of a candidate: 32x32 pixels u8, unless a method says otherwise."""
+        return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX))
+
     def __call__(self, small: Frames, frames: int) -> Sequence[int]:
         """Pick.
 
@@ -98,13 +102,13 @@ class Picker:
         if self.all_shown(frames):
             return None
         wanted = np.linspace(0, span.frames - 1, self.candidates)
-        small = dict[int, NDArray[np.uint8]]()
+        small = dict[int, NDArray[Any]]()
         if self.method.key_frames:
             small = {key: _nothing() for key in seeking.keys(reader, span, wanted)}
         else:
             for frame in seeking.nearest(reader, span, wanted):
                 if frame.pts not in small:
-                    small[frame.pts] = _small(reader.picture(frame))
+                    small[frame.pts] = self.method.look_at(reader.picture(frame))
                 del frame
         if len(small) < frames:
             return None
@@ -127,12 +131,12 @@ class Picker:
 
     def _looked(
         self, reader: Reader, decoded: Iterable[Any], wanted: set[int]
-    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
         for index, frame in enumerate(decoded):
             if self.method.key_frames and frame.key_frame:
                 yield index, _nothing()
             elif not self.method.key_frames and index in wanted:
-                yield index, _small(reader.picture(frame))
+                yield index, self.method.look_at(reader.picture(frame))
 
 
 def picker_of(image: ImageSpec) -> Picker | None:
@@ -141,10 +145,6 @@ def picker_of(image: ImageSpec) -> Picker | None:
         return None
     method = METHODS.load(image.picker, "input").Method
     return Picker(method(), image.candidates)
-
-
-def _small(picture: Image.Image) -> NDArray[np.uint8]:
-    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 def _nothing() -> NDArray[np.uint8]:

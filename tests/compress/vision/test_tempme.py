@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 from edgevlm.compress.vision.tempme import Method, factors
 from edgevlm.errors import PlanError
 from edgevlm.graphs.signals import encode
-from edgevlm.models.checkpoint import find
+from edgevlm.models.find import find
 from edgevlm.planning.plan import make_plan
 from edgevlm.recipe import Recipe
 
