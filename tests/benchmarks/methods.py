@@ -311,6 +311,8 @@ INSIDE = """\
 Methods inside the encoder (site `vision`) keep the number of visual tokens and make the encoder
 quicker; their times and accuracies are in
 [benchmarks.md](benchmarks.md#fewer-patches-inside-the-encoder).
+What a quarter of a clip's tokens answers, by methods over its frames, is in
+[video.md](video.md#fewer-tokens-of-a-clip).
 
 Inside the language model, where the first layers have all 196 tokens; `random` has as many in each
 layer as are left here in the last. Methods without a choice of tokens have their own stages."""

@@ -47,7 +47,7 @@ def _in_turns(material: Material, frames: int) -> Iterator[Example]:
     hands = iter([d * COLUMNS + person for person in range(COLUMNS) for d in range(10)])
     for index in range(SCENES):
         if frames >= 4 and index < CLIPS:
-            yield _clip(index, material, frames)
+            yield clip(index, material, frames)
         yield _still(kinds[index % len(kinds)], index, material)
         if index % 2 == 0 and (hand := next(hands, None)) is not None:
             yield _hand(hand, material)
@@ -68,7 +68,8 @@ def _hand(index: int, material: Material) -> Example:
     return Example(f"hand {index}", (material.photos[index],), tuple(asked))
 
 
-def _clip(index: int, material: Material, frames: int) -> Example:
+def clip(index: int, material: Material, frames: int) -> Example:
+    """Clip number `index`; those from `CLIPS` on are in no dataset."""
     rng = Random(f"edgevlm clip {frames} {index}")
     kind = clips.KINDS[index % len(clips.KINDS)]
     clip = clips.draw_clip(rng, "test", kind, frames, len(material.emoji))
