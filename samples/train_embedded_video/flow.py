@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from edgevlm.evaluation.videos import shapes
 
 BATCH, WORDS = 32, 16  # clips; tokens of a text while training
-FIRST_POOL, POOL, NEW = 1200, 12000, 2  # encoded clips at the start and in the end; new ones a step
+FIRST_POOL, POOL, NEW = 640, 12000, 2  # encoded clips at the start and in the end; new ones a step
 EMPTY = 0.125
 AVERAGE = 0.998  # of the weights that are written
 RATE = 2e-3
@@ -188,7 +188,7 @@ def train(run: Path, vae: AutoencoderKLWan, out: Path, seconds: float, every: fl
             write(made, out)
             row = {"step": at["step"], "seconds": round(at["seconds"]), "pool": pool.size,
                    "loss": round(float(np.mean(losses)), 4)}  # fmt: skip
-            log(run / "log.csv", row | check(made, count=24, sheet=run / f"{at['step']:06}.png"))
+            log(run / "log.csv", row | check(made, count=12, sheet=run / f"{at['step']:06}.png"))
             losses, checked, last = [], at["seconds"], time.perf_counter()
 
 

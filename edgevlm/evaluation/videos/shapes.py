@@ -39,9 +39,10 @@ MOTIONS = (
     "shrinks",
     "stays still",
 )
-FAST, SLOW = (25.0, 34.0), (9.0, 13.0)  # pixels from the first frame to the last
+FAST, SLOW = 24.0, 12.0  # pixels from the first frame to the last
+RADIUS, SMALL, LARGE, GRID = 8.0, 6.0, 12.0, 8  # pixels; a shape starts on a grid of places
 SLOW_BELOW, STILL_BELOW = 18.5, 4.5  # the judge's limits between and below those
-GROWN = 1.6  # ratio of areas from which a shape grows or shrinks; drawn are 2.7 and more
+GROWN = 1.6  # ratio of areas from which a shape grows or shrinks; drawn is 4
 OVERLAP, NEAR = 0.75, 75.0  # least overlap with an outline; farthest distance to a colour
 VISIBLE = 36.0  # least difference from the ground, of 255
 
@@ -123,28 +124,27 @@ def draw(prompt: Prompt, rng: np.random.Generator) -> NDArray[np.uint8]:
 
     Args:
         prompt: What to show; a ground that is not said is drawn at random.
-        rng: Source of place, size, distance and small differences of colour.
+        rng: Source of the place.
 
     Returns:
         Frames [FRAMES, SIZE, SIZE, 3], RGB.
     """
     ground = prompt.ground or list(GROUNDS)[rng.integers(len(GROUNDS))]
-    first, last = rng.uniform(6.0, 9.0) * np.ones(2)
+    first = last = RADIUS
     step = np.zeros(2)
     if prompt.motion in ("grows", "shrinks"):
-        first, last = rng.uniform(5.0, 6.5), rng.uniform(11.0, 13.0)
-        if prompt.motion == "shrinks":
-            first, last = last, first
+        first, last = (SMALL, LARGE) if prompt.motion == "grows" else (LARGE, SMALL)
     elif prompt.motion.startswith("moves"):
         way = WAYS[prompt.motion.split()[-1]]
-        step = np.array(way) * rng.uniform(*(SLOW if "slowly" in prompt.motion else FAST))
+        step = np.array(way) * (SLOW if "slowly" in prompt.motion else FAST)
     margin = REACH[prompt.shape] * max(first, last) + 1.5
-    start = rng.uniform(margin + np.maximum(-step, 0), SIZE - margin - np.maximum(step, 0))
+    lowest = np.ceil((margin + np.maximum(-step, 0)) / GRID).astype(int)
+    highest = np.floor((SIZE - margin - np.maximum(step, 0)) / GRID).astype(int)
+    start = GRID * rng.integers(lowest, highest + 1)
     time = np.linspace(0, 1, FRAMES)
     radius = first + (last - first) * time  # [T]
     cover = outline(prompt.shape, start + step * time[:, None], radius)[..., None]
-    colour = np.array(COLOURS[prompt.colour]) + rng.uniform(-8, 8, 3)
-    shade = GROUNDS[ground] + rng.uniform(-6, 6)
+    colour, shade = np.array(COLOURS[prompt.colour]), GROUNDS[ground]
     return np.rint(np.clip(shade + (colour - shade) * cover, 0, 255)).astype(np.uint8)
 
 
