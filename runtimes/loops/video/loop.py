@@ -30,6 +30,7 @@ from edgevlm.runtimes.loops.video.denoiser import DenoiserCalls, finite
 from edgevlm.runtimes.loops.video.files import check_output, write_video
 from edgevlm.runtimes.loops.video.noise import noise
 from edgevlm.runtimes.loops.video.resume import identity, load, save, state_path
+from edgevlm.runtimes.loops.video.tiles import Tiling
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
 from edgevlm.runtimes.steps.rules import BlocksRule, Rule
 from edgevlm.runtimes.steps.run import (
@@ -204,8 +205,20 @@ class DiffusionLoop:
 
     def frames(self, latents: Array) -> Array:
         """Frames u8 [F, h_px, w_px, 3] of latents f32 [1, C, F, h, w]."""
-        host, stage = self.plan.host, self.plan.stage("vae")
-        count = latents.shape[2]
+        host, vae = self.plan.host, self.plan.host.vae
+        _, _, height, width = host.denoiser.latents
+        video = np.empty((host.frames, host.height, host.width, 3), np.uint8)
+        tiling = Tiling((height, width), vae.tile, vae.stride, vae.scale)
+        for tile in tiling:
+            decoded = self._decoded(tile.cut(latents, vae.tile))
+            rows, columns, pixels = tiling.blend(tile, decoded)
+            colours = np.clip((pixels + 1) * 127.5, 0, 255).round().astype(np.uint8)
+            video[:, rows, columns] = colours.transpose(1, 2, 3, 0)
+        return video
+
+    def _decoded(self, latents: Array) -> Array:
+        """Frames f32 [3, F, h_px, w_px] of a tile, one latent frame after another."""
+        stage, count = self.plan.stage("vae"), latents.shape[2]
         if count > 1:
             self.blocks.expect("next", count - 1)
         shown = []
@@ -216,12 +229,8 @@ class DiffusionLoop:
                 taken[...] = given
             for block in stage:
                 self.blocks.run(block.name, function)
-            pixels = finite("vae", self.arrays.pixels[function])[0]
-            colours = np.clip((pixels + 1) * 127.5, 0, 255).round().astype(np.uint8)
-            shown.append(colours.transpose(1, 2, 3, 0))
-        video = np.concatenate(shown)
-        assert video.shape == (host.frames, host.height, host.width, 3)
-        return video
+            shown.append(finite("vae", self.arrays.pixels[function])[0].copy())
+        return np.concatenate(shown, axis=1)
 
 
 def cleaned(text: str) -> str:
