@@ -13,7 +13,7 @@ Limits: one shape, a plain ground, shapes that stay upright and inside the frame
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -210,7 +210,7 @@ def judge(frames: NDArray[np.generic]) -> Seen:
     return Seen(_nearest(paint, COLOURS), _shape(cover, centre, area), _motion(centre, area), shade)
 
 
-def _nearest(found: NDArray[np.float64], known: dict[str, tuple[int, ...]]) -> str | None:
+def _nearest(found: NDArray[np.float64], known: Mapping[str, tuple[int, ...]]) -> str | None:
     far = {name: float(np.linalg.norm(found - np.array(value))) for name, value in known.items()}
     best = min(far, key=far.__getitem__)
     return best if far[best] < NEAR else None

@@ -12,8 +12,8 @@ from PIL import Image
 
 from edgevlm.errors import InputError
 from edgevlm.libraries import first_line
+from edgevlm.runtimes.containers import formats_of
 from edgevlm.runtimes.loops.images import hdr
-from edgevlm.runtimes.loops.images.containers import formats_of
 from edgevlm.runtimes.loops.images.eight_bit import STRIP_PIXELS
 from edgevlm.runtimes.loops.images.room import Room, check_size
 

@@ -24,8 +24,8 @@ from PIL import Image
 
 from edgevlm.errors import InputError
 from edgevlm.libraries import first_line, require
+from edgevlm.runtimes.containers import STREAMED, formats_of
 from edgevlm.runtimes.loops import images
-from edgevlm.runtimes.loops.images.containers import STREAMED, formats_of
 from edgevlm.runtimes.loops.images.pictures import Picture
 from edgevlm.runtimes.loops.images.reader import display_matrix, rate_of, reason_of, shown
 from edgevlm.runtimes.loops.images.room import check_size

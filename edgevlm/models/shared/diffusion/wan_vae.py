@@ -209,9 +209,9 @@ def _pointwise(convolution: Any) -> nn.Conv2d:
 
 def _flat(weight: Tensor, bias: nn.Parameter | None) -> nn.Conv2d:
     """A convolution over space that keeps the size, of a weight [C', C, height, width]."""
-    out, inside, *size = weight.shape
-    padding = tuple(side // 2 for side in size)
-    conv = nn.Conv2d(inside, out, tuple(size), padding=padding, bias=False, device="meta")
+    out, inside, height, width = weight.shape
+    padding = height // 2, width // 2
+    conv = nn.Conv2d(inside, out, (height, width), padding=padding, bias=False, device="meta")
     conv.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
     conv.bias = bias
     return conv

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edgevlm.errors import InputError
+from edgevlm.runtimes.containers import formats_of
 from edgevlm.runtimes.loops.images import load_clip
-from edgevlm.runtimes.loops.images.containers import formats_of
 
 av = pytest.importorskip("av")
 
