@@ -29,7 +29,7 @@ def attention(
         key: f32 [W, N, H*D]; N is S, or there are other queries than tokens.
         value: f32 [W, N, H*D].
         heads: H.
-        bias: f32 [1, 1, 1, N] for all queries, or [1, 1, S, N].
+        bias: f32 [1, 1, 1, N] for all queries, [1, 1, S, N], or of each head [1, H, S, N].
     """
     q, k, v = (_split(x, heads) for x in (query, key, value))
     return _join(torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias))

@@ -26,7 +26,7 @@ def attention(
     q, k, v = (_by_head(x, heads) for x in (query, key, value))
     scores = torch.bmm(q * q.shape[-1] ** -0.5, k.transpose(1, 2))
     if bias is not None:
-        scores = scores + bias.view(1, bias.shape[2], bias.shape[3])
+        scores = scores + bias.view(bias.shape[1:])
     out = torch.bmm(torch.softmax(scores, -1), v)
     if windows == 1:
         return out.transpose(0, 1).reshape(1, count, -1)

@@ -81,6 +81,24 @@ def layer_norm(
     return out if beta is None else out + beta
 
 
+def batch_norm(
+    x: Array, mean: Array, variance: Array, gamma: Array | None = None, beta: Array | None = None,
+    epsilon: Array | float = 1e-5,
+) -> Array:  # fmt: skip
+    """(x - mean) / sqrt(variance + epsilon) * gamma + beta of x [B, C, ...], each by channel."""
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    scale = (1 if gamma is None else gamma) / np.sqrt(variance + np.float32(epsilon))
+    out = (x - mean.reshape(shape)) * scale.reshape(shape)
+    return out if beta is None else out + beta.reshape(shape)
+
+
+def upsample_nearest(
+    x: Array, scale_factor_height: Array | float = 1, scale_factor_width: Array | float = 1
+) -> Array:
+    """Each place of the last two axes repeated, by whole factors."""
+    return x.repeat(int(scale_factor_height), -2).repeat(int(scale_factor_width), -1)
+
+
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """x W^T + b, W [out, in]."""
     out = x @ weight.T
@@ -183,6 +201,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "argsort": lambda x, axis=-1, ascending=False: np.argsort(
         x if ascending else -x, int(axis), kind="stable"
     ),
+    "batch_norm": batch_norm,
     "cast": lambda x, dtype: x.astype(CASTS[dtype]),
     "clip": lambda x, alpha, beta: np.clip(x, alpha, beta),
     "concat": concat,
@@ -256,6 +275,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "tile": lambda x, reps: np.tile(x, tuple(int(r) for r in reps)),
     "topk": topk,
     "transpose": lambda x, perm: np.transpose(x, tuple(int(p) for p in perm)),
+    "upsample_nearest_neighbor": upsample_nearest,
 }
 STATES = ("read_state", "write_state")  # executed by the engine, which owns the states
 LISTS = ("values",)  # inputs that are lists of values

@@ -34,6 +34,13 @@ CASES = {
     "abs": ({"x": X}, T.abs()),
     "add": ({"x": X, "y": P}, T + TP),
     "argsort": ({"x": X}, T.argsort(dim=-1, descending=True, stable=True)),
+    "batch_norm": (
+        {"x": X, "mean": W[0, :3], "variance": P[0, 0, 0, :3], "gamma": W[1, :3],
+         "beta": W[2, :3], "epsilon": 1e-3},
+        F.batch_norm(
+            T, *map(torch.from_numpy, (W[0, :3], P[0, 0, 0, :3], W[1, :3], W[2, :3])), eps=1e-3
+        ),
+    ),
     "cast": ({"x": X, "dtype": "int32"}, T.int()),
     "clip": ({"x": X, "alpha": -0.5, "beta": 0.5}, T.clamp(-0.5, 0.5)),
     "concat": ({"values": (X, P), "axis": 1}, torch.cat([T, TP], 1)),
@@ -136,6 +143,10 @@ CASES = {
     "tile": ({"x": X, "reps": [1, 2, 1, 3]}, T.tile(1, 2, 1, 3)),
     "topk": ({"x": X, "k": 3, "axis": -1}, tuple(T.topk(3))),
     "transpose": ({"x": X, "perm": [0, 2, 3, 1]}, T.permute(0, 2, 3, 1)),
+    "upsample_nearest_neighbor": (
+        {"x": X, "scale_factor_height": 2.0, "scale_factor_width": 3.0},
+        F.interpolate(T, scale_factor=(2.0, 3.0), mode="nearest"),
+    ),
 }
 ELSEWHERE = {"const", "constexpr_blockwise_shift_scale", "constexpr_lut_to_dense"}
 
