@@ -16,6 +16,8 @@ from edgevlm.models.shared.diffusion.t5 import encoder_layers  # noqa: E402
 from edgevlm.models.shared.diffusion.wan_vae import VaePart, decoder_parts  # noqa: E402
 
 ENGINES = {"onnx": "onnxruntime", "executorch": "executorch", "coreml": "coreml_reference"}
+# Core ML's converter makes a scale by channel a batch norm whose default epsilon, 1e-5, stays in.
+ERRORS = {"onnx": 1e-5, "executorch": 1e-5, "coreml": 1e-4}
 LIBRARIES = {"onnx": "onnxruntime", "executorch": "executorch", "coreml": "coremltools"}
 
 
@@ -31,7 +33,7 @@ def compare(saved: Any, target: str, module: Any, folder: Path, *inputs: torch.T
     expected = expected if isinstance(expected, tuple) else (expected,)
     found = saved(target, ENGINES[target], module, folder, *inputs)
     for actual, each in zip(found, expected, strict=True):
-        np.testing.assert_allclose(actual, each.numpy(), atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(actual, each.numpy(), atol=ERRORS[target], rtol=1e-5)
     return expected
 
 
@@ -48,6 +50,9 @@ def test_the_last_layer_of_a_text_encoder(target: str, saved: Any, tmp_path: Pat
     compare(saved, target, encoder_layers(model, 12)[1], tmp_path, hidden, mask)
 
 
+@pytest.mark.parametrize(
+    "target", ["onnx", "coreml", pytest.param("executorch", marks=pytest.mark.slow)], indirect=True
+)
 def test_a_video_decoder(target: str, saved: Any, tmp_path: Path) -> None:
     """All kinds of steps as one part: the first latent frame, then one with its caches."""
     from diffusers import AutoencoderKLWan
