@@ -112,7 +112,7 @@ class Steps:
         self.sampler: Any = SAMPLERS.load(schedule.sampler).Sampler(schedule)
         self._rules = {rule.role: rule for rule in rules}
         for rule in rules:
-            rule.begin(schedule.steps)
+            rule.begin(schedule)
         blocks = self._rules.get("blocks")
         self.gate = Gate(blocks) if isinstance(blocks, BlocksRule) else None
         self.done, self._over = 0, False
@@ -180,14 +180,14 @@ class Steps:
         return each[1] + np.float32(self.guidance) * (each[0] - each[1])
 
 
-def make_rules(choices: Sequence[MethodChoice], steps: int) -> tuple[Rule, ...]:
-    """The rules that are asked for, for a schedule of so many steps.
+def make_rules(choices: Sequence[MethodChoice], schedule: Schedule) -> tuple[Rule, ...]:
+    """The rules that are asked for, for a schedule.
 
     Raises:
         RecipeError: For an unknown rule or option, a value of no use, or rules that do not go
             together.
     """
-    rules = [_made(choice, steps) for choice in choices]
+    rules = [_made(choice, schedule) for choice in choices]
     for at, (choice, rule) in enumerate(zip(choices, rules, strict=True)):
         for other, earlier in zip(choices[:at], rules, strict=False):
             if reason := _apart(earlier, rule):
@@ -196,7 +196,7 @@ def make_rules(choices: Sequence[MethodChoice], steps: int) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def _made(choice: MethodChoice, steps: int) -> Rule:
+def _made(choice: MethodChoice, schedule: Schedule) -> Rule:
     kind, of = RULES.load(choice.name).Rule, choice.name.replace("_", "-")
     known = {each.name: each for each in fields(kind)}
     values: dict[str, Any] = {}
@@ -211,7 +211,7 @@ def _made(choice: MethodChoice, steps: int) -> Rule:
         values[name] = value if whole else float(value)
     try:
         rule: Rule = kind(**values)
-        rule.begin(steps)
+        rule.begin(schedule)
     except ValueError as cause:
         raise RecipeError(f"rule '{of}': {cause}") from cause
     return rule

@@ -217,7 +217,8 @@ def turn_bytes(host: DiffusionHost) -> int:
 def outline(host: DiffusionHost) -> tuple[object, ...]:
     """The numbers that parity feeds the functions by."""
     text = replace(host.text, embedding=replace(host.text.embedding, file=""))
-    return text, host.denoiser, host.vae, host.schedule, host.guidance
+    schedule = replace(host.schedule, magnitudes=())
+    return text, host.denoiser, host.vae, schedule, host.guidance
 
 
 def facts(plan: DiffusionPlan) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class DiffusionLoop:
         negative = values.text("negative", asked.negative)
         scale = host.guidance if asked.guidance is None else asked.guidance
         choices = self.plan.recipe.step_rules if asked.rules is None else asked.rules
-        rules = make_rules(choices, host.schedule.steps)
+        rules = make_rules(choices, host.schedule)
         self._check_rules(rules)
         steps = Steps(host.schedule, scale, rules)
         self.blocks.settle()

@@ -20,6 +20,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevlm.bundle.kinds.shared.video import Schedule
+
 Floats = NDArray[np.float32]
 
 
@@ -35,11 +37,11 @@ class Rule(ABC):
     role: ClassVar[str]
     reads: ClassVar[bool] = False
 
-    def begin(self, steps: int) -> None:  # noqa: B027 - some forget nothing
-        """Forget all runs; a run of so many steps begins.
+    def begin(self, schedule: Schedule) -> None:  # noqa: B027 - some forget nothing
+        """Forget all runs; one of this schedule begins.
 
         Raises:
-            ValueError: If the options are of no use for so many.
+            ValueError: If the options are of no use for it.
         """
 
     def state(self) -> dict[str, Floats]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgevlm.bundle.kinds.shared.video import Schedule
 from edgevlm.runtimes.steps.rules import BlocksRule, Floats, moved
 
 SUMMARY = "The first block runs at each step; the others when what it adds has changed enough."
@@ -24,7 +25,7 @@ class Rule(BlocksRule):
     reads, first = True, 1
     threshold: float = 0.05
 
-    def begin(self, steps: int) -> None:
+    def begin(self, schedule: Schedule) -> None:
         """As `Rule`."""
         if not 0 <= self.threshold <= 10:
             raise ValueError(f"threshold is {self.threshold:g}, expected 0 to 10")

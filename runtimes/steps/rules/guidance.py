@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgevlm.bundle.kinds.shared.video import Schedule
 from edgevlm.runtimes.steps.rules import GuidanceRule
 
 SUMMARY = "Guidance from one share of the steps to another; the others run the text alone."
@@ -23,8 +24,9 @@ class Rule(GuidanceRule):
     start: int = 0
     stop: int = 0
 
-    def begin(self, steps: int) -> None:
+    def begin(self, schedule: Schedule) -> None:
         """As `Rule`."""
+        steps = schedule.steps
         self._stop = self.stop or -(-steps // 2)
         if not 0 <= self.start < self._stop <= steps:
             raise ValueError(f"start is {self.start} and stop {self._stop}, of {steps} steps")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgevlm.bundle.kinds.shared.video import Schedule
 from edgevlm.runtimes.steps.rules import Floats, LeapRule
 
 SUMMARY = "After n steps one leap along the last velocity to the end of the schedule."
@@ -39,13 +40,14 @@ class Rule(LeapRule):
         """Whether it waits."""
         return self.after == 0
 
-    def begin(self, steps: int) -> None:
+    def begin(self, schedule: Schedule) -> None:
         """As `Rule`."""
+        steps = schedule.steps
         if not 0 <= self.after <= steps:
             raise ValueError(f"after is {self.after}, of {steps} steps")
         if self.least < 1 or self.patience < 1 or not 0 <= self.tolerance <= 1:
             raise ValueError("least and patience are 1 or more, tolerance is from 0 to 1")
-        self._best, self._left = -2.0, self.patience
+        self._best, self._left = 0.0, self.patience
         self._before: Floats | None = None
 
     def leaps(self, index: int, velocity: Floats) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgevlm.bundle.kinds.shared.video import Schedule
 from edgevlm.runtimes.steps.rules import Floats, VelocityRule
 
 SUMMARY = "Steps drawn by a seed are computed; the others have the velocity of the last one."
@@ -25,8 +26,9 @@ class Rule(VelocityRule):
     calls: int = 0
     seed: int = 0
 
-    def begin(self, steps: int) -> None:
+    def begin(self, schedule: Schedule) -> None:
         """As `Rule`."""
+        steps = schedule.steps
         calls = self.calls or -(-steps // 2)
         if not 1 <= calls <= steps or self.seed < 0:
             raise ValueError(f"calls is {calls}, of {steps} steps, seed {self.seed} from 0 on")

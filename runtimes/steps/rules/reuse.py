@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgevlm.bundle.kinds.shared.video import Schedule
 from edgevlm.runtimes.steps.rules import Floats, VelocityRule
 
 SUMMARY = "Every n-th step is computed; the others have its velocity."
@@ -23,8 +24,9 @@ class Rule(VelocityRule):
 
     interval: int = 2
 
-    def begin(self, steps: int) -> None:
+    def begin(self, schedule: Schedule) -> None:
         """As `Rule`."""
+        steps = schedule.steps
         if not 1 <= self.interval <= steps:
             raise ValueError(f"interval is {self.interval}, of {steps} steps")
         self._steps = steps

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgevlm.bundle.kinds.shared.video import Schedule
 from edgevlm.runtimes.steps.rules import Floats, VelocityRule
 
 SUMMARY = "Some steps are computed; between them the velocity goes on as its differences say."
@@ -22,25 +23,31 @@ class Rule(VelocityRule):
         interval: Steps from one that is computed to the next.
         order: Highest difference.
         first: Steps at the beginning that are all computed.
+        gap: Steps from the last of these to the next one that is computed: 0 is the interval, as
+            the authors count; 2 is where diffusers goes on.
     """
 
     interval: int = 3
     order: int = 1
     first: int = 3
+    gap: int = 0
 
-    def begin(self, steps: int) -> None:
+    def begin(self, schedule: Schedule) -> None:
         """As `Rule`."""
+        steps = schedule.steps
         if not (1 <= self.interval <= steps and 1 <= self.first <= steps and 0 <= self.order <= 4):
             raise ValueError(
                 f"interval is {self.interval} and first {self.first} of {steps} steps, order"
                 f" {self.order} of 4 at most"
             )
+        if not 0 <= self.gap <= max(self.interval, 2):
+            raise ValueError(f"gap is {self.gap}, expected 0 to {max(self.interval, 2)}")
         self._factors: list[Floats] = []
         self._last = -1
 
     def computes(self, index: int) -> bool:
         """As `VelocityRule`."""
-        return index < self.first or (index - self.first + 1) % self.interval == 0
+        return index < self.first or (index - self.first + 1 - self.gap) % self.interval == 0
 
     def computed(self, index: int, velocity: Floats) -> None:
         """As `VelocityRule`."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgevlm.bundle.kinds.shared.video import Schedule
 from edgevlm.runtimes.steps.rules import BlocksRule, Floats, moved
 
 SUMMARY = "The layers run when changes of what they take of the timestep add up to a threshold."
@@ -34,8 +35,9 @@ class Rule(BlocksRule):
     c3: float = 0.0
     c4: float = 0.0
 
-    def begin(self, steps: int) -> None:
+    def begin(self, schedule: Schedule) -> None:
         """As `Rule`."""
+        steps = schedule.steps
         if not 0 <= self.threshold <= 100:
             raise ValueError(f"threshold is {self.threshold:g}, expected 0 to 100")
         self._steps = steps
@@ -49,7 +51,8 @@ class Rule(BlocksRule):
             self._sum[branch] = 0.0
             return True
         powers = (self.c4, self.c3, self.c2, self.c1, self.c0)
-        self._sum[branch] += float(np.polyval(powers, moved(signal, before)))
+        change = float(np.polyval(powers, moved(signal, before)))
+        self._sum[branch] = float(np.float32(self._sum[branch] + change))  # as `state` keeps it
         if self._sum[branch] < self.threshold:
             return False
         self._sum[branch] = 0.0

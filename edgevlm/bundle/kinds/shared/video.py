@@ -49,11 +49,14 @@ class Schedule:
         sampler: What makes the next latents of a velocity, a file of `runtimes/steps/samplers`.
         timesteps: What the denoiser is told of each step.
         sigmas: Share of noise before each step, and after the last.
+        magnitudes: How many times larger what the layers add is at each step than at the one
+            before, measured where a rule asks for it at export; empty where none does.
     """
 
     sampler: str
     timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
+    magnitudes: tuple[float, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -71,3 +74,8 @@ def check_schedule(schedule: Schedule) -> None:
     expect(good, "host.schedule.sigmas has one outside 0 to 1")
     good = all(0 <= time <= 1e6 for time in schedule.timesteps)
     expect(good, "host.schedule.timesteps has one outside 0 to 1e6")
+    magnitudes = schedule.magnitudes
+    fits = len(magnitudes) in (0, steps)
+    expect(fits, f"host.schedule has {len(magnitudes)} magnitudes, expected {steps} or none")
+    good = all(0 <= each <= 1e6 for each in magnitudes)
+    expect(good, "host.schedule.magnitudes has one outside 0 to 1e6")
