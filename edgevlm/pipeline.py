@@ -101,6 +101,7 @@ def export(
         check_half(planned, model, progress)
         seen = calibrate(recipe, planned.checkpoint, model, progress) if recipe.calibrate else None
         parts = planned.parts(model)
+        planned = planned.measured(model, parts, progress)
         plan = _write(planned, parts, writer, progress, {} if graphs is None else graphs, seen)
         bundle = Bundle(writer.folder, writer.close(plan))
         verification = None

@@ -5,7 +5,8 @@ The steps are those of the checkpoint's own scheduler (`models.pipelines.schedul
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from edgevlm.errors import PlanError, RecipeError
 from edgevlm.graphs.denoising.parts import DiffusionParts, build_diffusion
 from edgevlm.models.pipelines.checkpoint import PipelineCheckpoint
 from edgevlm.models.pipelines.schedules import schedule_of
+from edgevlm.models.pipelines.magnitudes import magnitudes, prompts
 from edgevlm.models.pipelines.tokenizer import read_tokenizer
 from edgevlm.models.shared.diffusion.description import DiffusionDescription
 from edgevlm.planning.blocks import Stored, finished, stage_blocks
@@ -33,6 +35,7 @@ from edgevlm.planning.target import (
 )
 from edgevlm.recipe import Recipe
 from edgevlm.runtimes.steps.run import make_rules
+from edgevlm.registry import RULES
 
 # Fields of a recipe that have no meaning here.
 OF_OTHERS = ("tokens", "methods", "context", "tiles", "chunk", "speculate", "layers", "stream")
@@ -67,6 +70,18 @@ class DiffusionPlanned:
         """The module of a block."""
         return build_diffusion(block, parts, self.plan.host)
 
+    def measured(
+        self, model: Any, parts: DiffusionParts, progress: Callable[[str], None]
+    ) -> DiffusionPlanned:
+        """The same with the magnitudes of its steps, where a rule reads them."""
+        plan, host = self.plan, self.plan.host
+        if not any(RULES.load(rule.name).Rule.measured for rule in plan.recipe.step_rules):
+            return self
+        texts = prompts(self.checkpoint, model, host.text.tokens)
+        found = magnitudes(host, parts.denoiser, texts, progress)
+        schedule = replace(host.schedule, magnitudes=found)
+        return replace(self, plan=replace(plan, host=replace(host, schedule=schedule)))
+
 
 def make_plan(recipe: Recipe, checkpoint: PipelineCheckpoint) -> DiffusionPlanned:
     """Work out every number of a bundle; `edgevlm.planning.plan.make_plan` says what is raised."""
@@ -76,7 +91,9 @@ def make_plan(recipe: Recipe, checkpoint: PipelineCheckpoint) -> DiffusionPlanne
     description: DiffusionDescription = checkpoint.describe(recipe)
     parts: DiffusionParts = checkpoint.parts(checkpoint.empty_model(), description)
     check_table_scheme(recipe, target, tied=False)
-    make_rules(recipe.step_rules, description.steps)  # refused now rather than at run time
+    schedule = schedule_of(checkpoint, description.steps)
+    known = replace(schedule, magnitudes=(1.0,) * schedule.steps)  # measured by the export
+    make_rules(recipe.step_rules, known)  # refused now rather than at run time
     spec, tokenizer = description.text, read_tokenizer(checkpoint, description.text)
     tile, stride = description.tile
     host = DiffusionHost(
@@ -93,7 +110,7 @@ def make_plan(recipe: Recipe, checkpoint: PipelineCheckpoint) -> DiffusionPlanne
         ),
         denoiser=description.denoiser,
         vae=VaeShape(tile, stride, description.scale, _vae_parts(parts, description)),
-        schedule=schedule_of(checkpoint, description.steps),
+        schedule=schedule,
         guidance=description.guidance,
         frames=description.frames,
         height=description.height,

@@ -9,6 +9,7 @@ kind with its own `make_plan`.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import nn
@@ -52,6 +53,9 @@ class Planned(Protocol):
 
     def build(self, block: Block, parts: Any) -> nn.Module:
         """The module of a block, over the weights of the parts."""
+
+    def measured(self, model: Any, parts: Any, progress: Callable[[str], None]) -> Planned:
+        """The same with constants of the host that take the weights to be known."""
 
 
 def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:

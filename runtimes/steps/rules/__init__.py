@@ -32,10 +32,12 @@ class Rule(ABC):
     Attributes:
         role: `leap`, `velocity`, `blocks` or `guidance`.
         reads: Whether it decides by what the denoiser computes, so that no run is known before.
+        measured: Whether it needs `Schedule.magnitudes`, which an export measures for it.
     """
 
     role: ClassVar[str]
     reads: ClassVar[bool] = False
+    measured: ClassVar[bool] = False
 
     def begin(self, schedule: Schedule) -> None:  # noqa: B027 - some forget nothing
         """Forget all runs; one of this schedule begins.

@@ -25,6 +25,7 @@ class Rule(BlocksRule):
         retention: Share of the steps, at the beginning, that are all computed.
     """
 
+    measured = True
     threshold: float = 0.06
     longest: int = 3
     retention: float = 0.2

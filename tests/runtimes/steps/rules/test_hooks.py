@@ -17,7 +17,7 @@ from edgevlm.runtimes.steps.run import COMPUTED, FORECAST, SKIPPED, Steps, make_
 torch = pytest.importorskip("torch")
 hooks = pytest.importorskip("diffusers.hooks")
 
-from edgevlm.planning.magnitudes import PartsDenoiser, _Measuring  # noqa: E402 - need torch
+from edgevlm.models.pipelines.magnitudes import PartsDenoiser, _Measuring  # noqa: E402 - need torch
 
 STEPS, GUIDANCE = 12, 4.0
 Own = Callable[[Callable[[Any], None], Schedule], tuple[Any, list[bool]]]
@@ -25,7 +25,7 @@ Own = Callable[[Callable[[Any], None], Schedule], tuple[Any, list[bool]]]
 
 @pytest.fixture
 def own(make_wan: Callable[[], Any], texts: list[Any], begun: Any) -> Own:
-    """A run of diffusers' denoiser with a hook: the latents, and whether its last layer ran for both."""
+    """A run of diffusers' denoiser with a hook: latents, and whether layers ran for both texts."""
 
     def run(hook: Callable[[Any], None], schedule: Schedule) -> tuple[Any, list[bool]]:
         model, ran, calls = make_wan(), list[bool](), list[int]()

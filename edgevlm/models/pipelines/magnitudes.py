@@ -8,12 +8,15 @@ the mean over tokens of |added at a step| / |added at the step before|, 1 at the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edgevlm.bundle.kinds.diffusion import DiffusionHost, Schedule
+from edgevlm.models.own_processors import load_tokenizer
+from edgevlm.models.pipelines.checkpoint import PipelineCheckpoint
 from edgevlm.runtimes.loops.video.noise import noise
 from edgevlm.runtimes.steps.rules import BlocksRule, Floats
 from edgevlm.runtimes.steps.run import Gate, Steps
@@ -91,6 +94,17 @@ def magnitudes(
         if step.index + 1 < host.schedule.steps:
             progress(f"measure magnitudes (step {step.index + 2} of {host.schedule.steps})")
     return tuple(measuring.found)
+
+
+def prompts(checkpoint: PipelineCheckpoint, model: Any, tokens: int) -> list[Tensor]:
+    """Embeddings f32 [1, S, Ct] of the prompt that is measured with, and of the negative one."""
+    given = load_tokenizer(checkpoint)(
+        [PROMPT, NEGATIVE], padding="max_length", truncation=True, max_length=tokens
+    )
+    ids, mask = torch.tensor(given["input_ids"]), torch.tensor(given["attention_mask"])
+    with torch.no_grad():
+        texts: Tensor = checkpoint.family.reference_text(model, ids, mask)
+    return [*texts.split(1)]
 
 
 class _Always(BlocksRule):
