@@ -104,7 +104,7 @@ def prompts(checkpoint: PipelineCheckpoint, model: Any, tokens: int) -> list[Ten
     ids, mask = torch.tensor(given["input_ids"]), torch.tensor(given["attention_mask"])
     with torch.no_grad():
         texts: Tensor = checkpoint.family.reference_text(model, ids, mask)
-    return [*texts.split(1)]
+    return [texts[:1], texts[1:]]
 
 
 class _Always(BlocksRule):
