@@ -22,8 +22,8 @@ from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, Source
 from edgevlm.errors import PlanError, RecipeError
 from edgevlm.graphs.denoising.parts import DiffusionParts, build_diffusion
 from edgevlm.models.pipelines.checkpoint import PipelineCheckpoint
-from edgevlm.models.pipelines.schedules import schedule_of
 from edgevlm.models.pipelines.magnitudes import magnitudes, prompts
+from edgevlm.models.pipelines.schedules import schedule_of
 from edgevlm.models.pipelines.tokenizer import read_tokenizer
 from edgevlm.models.shared.diffusion.description import DiffusionDescription
 from edgevlm.planning.blocks import Stored, finished, stage_blocks
@@ -34,8 +34,8 @@ from edgevlm.planning.target import (
     table_format,
 )
 from edgevlm.recipe import Recipe
-from edgevlm.runtimes.steps.run import make_rules
 from edgevlm.registry import RULES
+from edgevlm.runtimes.steps.run import make_rules
 
 # Fields of a recipe that have no meaning here.
 OF_OTHERS = ("tokens", "methods", "context", "tiles", "chunk", "speculate", "layers", "stream")

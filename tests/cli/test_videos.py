@@ -52,7 +52,7 @@ def test_rules_are_listed(run):
     done = run("rules", "--json")
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     assert rows["leap"]["role"] == "leap"
-    assert rows["taylor"]["options"] == {"interval": 3, "order": 1, "first": 3}
+    assert rows["taylor"]["options"] == {"interval": 3, "order": 1, "first": 3, "gap": 0}
     assert "taylor:interval=3, order=1, first=3" in run("rules").stdout
 
 

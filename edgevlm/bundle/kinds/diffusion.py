@@ -202,16 +202,21 @@ def passes(plan: DiffusionPlan) -> dict[str, tuple[tuple[str, str], ...]]:
 def turn_bytes(host: DiffusionHost) -> int:
     """Bytes that a video allocates beside its blocks.
 
-    Its frames, latents of a step and of the steps that a sampler remembers, and under guidance what
-    the denoiser passes on, twice.
+    Its frames, latents of a step and of the steps that a sampler remembers, under guidance what
+    the denoiser passes on, twice, and frames of a tile in float32, which are joined and blended.
     """
     frames = 3 * host.frames * host.height * host.width
+    vae = host.vae
+    tile = 12 * host.frames * math.prod(vae.scale * side for side in vae.tile)
+    if vae.tile != host.denoiser.latents[2:]:  # strips of a row of tiles, until the next row
+        overlap = vae.scale * max(a - b for a, b in zip(vae.tile, vae.stride, strict=True))
+        tile += 12 * host.frames * overlap * (host.width + host.height)
     latents = 4 * math.prod(host.denoiser.latents)
     shape = host.denoiser
     passed = 4 * shape.width * (shape.tokens + host.text.tokens + 7)
     passed += 8 * shape.tokens * shape.head_size
     text = 4 * host.text.tokens * host.text.embedding.columns
-    return frames + 8 * latents + 2 * (passed + text)
+    return frames + 2 * tile + 8 * latents + 2 * (passed + text)
 
 
 def outline(host: DiffusionHost) -> tuple[object, ...]:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgevlm.bundle.kinds.diffusion import DiffusionHost, Schedule
+from edgevlm.bundle.kinds.diffusion import DiffusionHost
+from edgevlm.bundle.kinds.shared.video import Schedule
 from edgevlm.models.own_processors import load_tokenizer
 from edgevlm.models.pipelines.checkpoint import PipelineCheckpoint
 from edgevlm.runtimes.loops.video.noise import noise
