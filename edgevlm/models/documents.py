@@ -63,6 +63,7 @@ MAY_BE_ZERO = re.compile(
 )
 MAY_BE_LESS = re.compile(r"ids?$|index|layer|bias")
 
+NORMALIZING = ("image_mean", "image_std")
 NUMBERS = {"image": "preprocessor_config.json", "video": "video_preprocessor_config.json"}
 # Keys of tokens that stand for images; a family reads them beside the processor's numbers.
 IMAGE_TOKENS = ("image_token", "video_token", "fake_image_token", "global_image_token")
@@ -136,7 +137,8 @@ def _said(value: Any) -> str:
 def processor_numbers(document: Document, of: str) -> dict[str, Any]:
     """Numbers of the `image` or the `video` processor, wherever a checkpoint's version keeps them.
 
-    A key that is null is left out, as transformers gives it the default of its class.
+    A key that is null is left out, as transformers gives it the default of its class; but for those
+    of `NORMALIZING`, without which it makes no pixels.
 
     A video processor without numbers of its own has those of the image processor, as transformers
     loads it.
@@ -149,7 +151,7 @@ def processor_numbers(document: Document, of: str) -> dict[str, Any]:
         nested = document("processor_config.json").get(f"{kind}_processor")
         numbers = nested if nested and isinstance(nested, dict) else document(NUMBERS[kind])
         if numbers:
-            return {key: value for key, value in numbers.items() if value is not None}
+            return {k: v for k, v in numbers.items() if v is not None or k in NORMALIZING}
     return {}
 
 

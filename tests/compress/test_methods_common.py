@@ -37,7 +37,12 @@ REFUSALS |= {(name, CLIP, few): FIRST_WHOLE for name in ("evs", "timechat") for 
 REFUSALS |= {("streamingtom", CLIP, few): "expected at least one each" for few in (1, 2)}
 CONTRACTS: dict[str, Any] = {
     "input": (FramesMethod,),
-    "vision": (contract.VisionMethod, contract.LeavingMethod, contract.JoiningMethod),
+    "vision": (
+        contract.VisionMethod,
+        contract.LeavingMethod,
+        contract.JoiningMethod,
+        contract.FramesMergingMethod,
+    ),
     "tokens": (contract.TokensMethod,),
     "decoder": (contract.DecoderMethod,),
 }

@@ -203,8 +203,9 @@ def test_a_plan_says_which_numbers_it_took(edited_model, name, lacks):
 
 
 def test_a_key_that_is_null_is_one_that_is_not_there():
-    files = {"preprocessor_config.json": {"size": None, "patch_size": 14}}
-    assert processor_numbers(lambda name: files.get(name, {}), "image") == {"patch_size": 14}
+    files = {"preprocessor_config.json": {"size": None, "patch_size": 14, "image_mean": None}}
+    expected = {"patch_size": 14, "image_mean": None}  # transformers refuses a mean that is null
+    assert processor_numbers(lambda name: files.get(name, {}), "image") == expected
 
 
 @pytest.mark.parametrize(
