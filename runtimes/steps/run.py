@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgevlm.bundle.kinds.shared.video import Schedule
-from edgevlm.errors import RecipeError, unknown_name
+from edgevlm.errors import InputError, RecipeError, unknown_name
 from edgevlm.recipe import MethodChoice
 from edgevlm.registry import RULES, SAMPLERS
 from edgevlm.runtimes.steps.rules import (
@@ -117,6 +117,11 @@ class Steps:
         self.gate = Gate(blocks) if isinstance(blocks, BlocksRule) else None
         self.done, self._over = 0, False
 
+    @property
+    def over(self) -> bool:
+        """Whether no step is left."""
+        return self._over or self.done == self.schedule.steps
+
     def run(self, latents: Floats, denoiser: Denoiser) -> Iterator[Step]:
         """The steps that are left, from these latents on."""
         for index in range(self.done, self.schedule.steps):
@@ -135,7 +140,20 @@ class Steps:
         return over
 
     def restore(self, done: int, state: dict[str, Floats]) -> None:
-        """Go on after so many steps with what `state` gave."""
+        """Go on after so many steps with what `state` gave.
+
+        Raises:
+            InputError: If it is not the state of such a run.
+        """
+        try:
+            self._restore(done, state)
+        except (KeyError, ValueError, IndexError) as cause:
+            reason = f"the saved steps are damaged ({cause}); leave out --resume"
+            raise InputError(reason) from cause
+
+    def _restore(self, done: int, state: dict[str, Floats]) -> None:
+        if not 0 <= done <= self.schedule.steps:
+            raise ValueError(f"{done} of {self.schedule.steps} steps")
         self.done, self._over = done, bool(state["over"][0])
         of: dict[str, dict[str, Floats]] = {}
         for name, array in state.items():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgevlm.errors import RecipeError
+from edgevlm.errors import InputError, RecipeError
 from edgevlm.recipe import MethodChoice
 from edgevlm.runtimes.steps.run import COMPUTED, FORECAST, SKIPPED, Steps, make_rules
 
@@ -107,3 +107,19 @@ def test_refused(names: tuple[str, ...], message: str, schedule: Any) -> None:
         make_rules(choices(names), schedule(8))
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("done", "state"),
+    [
+        (9, {"over": [0]}), (-1, {"over": [0]}), (2, {}), (2, {"over": []}), (2, {"over": [0]}),
+        (2, {"over": [0], "blocks.layers_x": [0], "sampler.clean_0": [0], "sampler.clean_1": [0]}),
+    ],
+)  # fmt: skip
+def test_damaged_states_are_refused(
+    done: int, state: dict[str, list[float]], schedule: Any
+) -> None:
+    table = schedule(8, "unipc")
+    steps = Steps(table, GUIDANCE, make_rules(choices(("first-block",)), table))
+    with pytest.raises(InputError, match=r"damaged .* leave out --resume"):
+        steps.restore(done, {n: np.array(value, np.float32) for n, value in state.items()})

@@ -97,7 +97,26 @@ def test_an_interrupted_video_goes_on_to_the_identical_one(loop, tmp_path, rules
     assert made.steps_run < whole.steps_run or made.steps_skipped < whole.steps_skipped or rules
 
 
+def test_a_run_that_is_stopped_at_its_frames_goes_on_with_them(loop, tmp_path):
+    said = []
+
+    def stop(line):
+        said.append(line)
+        if line == "frames":
+            raise KeyboardInterrupt
+
+    asked = replace(ASKED, output=tmp_path / "a.gif")
+    with pytest.raises(KeyboardInterrupt):
+        loop.generate(replace(asked, on_step=stop))
+    frames, made = loop.generate(replace(asked, on_step=said.append, resume=True))
+    assert said == [*(f"step {i} of 4" for i in (1, 2, 3, 4)), "frames", "frames"]
+    assert made.steps_run == 0
+    assert np.array_equal(frames, loop.video(ASKED)[0])
+
+
 def test_what_cannot_be_resumed(loop, tmp_path):
+    with pytest.raises(InputError, match="give output too"):
+        loop.video(replace(ASKED, resume=True))
     asked = replace(ASKED, output=tmp_path / "a.gif", resume=True)
     with pytest.raises(InputError, match=r"there is no .* to resume from"):
         loop.generate(asked)
