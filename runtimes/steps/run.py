@@ -16,6 +16,7 @@ import numpy as np
 
 from edgevlm.bundle.kinds.shared.video import Schedule
 from edgevlm.errors import InputError, RecipeError, unknown_name
+from edgevlm.libraries import first_line
 from edgevlm.recipe import MethodChoice
 from edgevlm.registry import RULES, SAMPLERS
 from edgevlm.runtimes.steps.rules import (
@@ -115,7 +116,7 @@ class Steps:
             rule.begin(schedule)
         blocks = self._rules.get("blocks")
         self.gate = Gate(blocks) if isinstance(blocks, BlocksRule) else None
-        self.done, self._over = 0, False
+        self.done, self._over, self._restored = 0, False, False
 
     @property
     def over(self) -> bool:
@@ -127,7 +128,12 @@ class Steps:
         for index in range(self.done, self.schedule.steps):
             if self._over:
                 return
-            step = self._step(index, latents, denoiser)
+            try:
+                step = self._step(index, latents, denoiser)
+            except ValueError as cause:  # arrays that do not go together
+                if not self._restored:
+                    raise
+                raise _damaged(cause) from cause
             latents, self.done, self._over = step.latents, index + 1, step.leaps
             yield step
 
@@ -148,10 +154,10 @@ class Steps:
         try:
             self._restore(done, state)
         except (KeyError, ValueError, IndexError) as cause:
-            reason = f"the saved steps are damaged ({cause}); leave out --resume"
-            raise InputError(reason) from cause
+            raise _damaged(cause) from cause
 
     def _restore(self, done: int, state: dict[str, Floats]) -> None:
+        self._restored = True
         if not 0 <= done <= self.schedule.steps:
             raise ValueError(f"{done} of {self.schedule.steps} steps")
         self.done, self._over = done, bool(state["over"][0])
@@ -196,6 +202,10 @@ class Steps:
         if texts == 1:
             return each[0]
         return each[1] + np.float32(self.guidance) * (each[0] - each[1])
+
+
+def _damaged(cause: Exception) -> InputError:
+    return InputError(f"the saved steps are damaged ({first_line(cause)}); leave out --resume")
 
 
 def make_rules(choices: Sequence[MethodChoice], schedule: Schedule) -> tuple[Rule, ...]:

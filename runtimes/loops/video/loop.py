@@ -156,21 +156,27 @@ class DiffusionLoop:
             "prompt": asked.prompt, "negative": asked.negative, "seed": asked.seed,
             "guidance": guidance, "rules": [*map(str, choices)],
         })  # fmt: skip
+        if asked.resume and path is None:
+            raise InputError("resume goes on beside an output; give output too")
         if asked.resume and path is not None:
             done, arrays = load(path, of, latents.shape)
             latents = arrays.pop("latents")
             steps.restore(done, arrays)
         self.blocks.expect("denoiser", None if choices else host.schedule.steps - steps.done)
         each, left = list[Step](), TimeLeft(["step"] * host.schedule.steps)
-        asked.on_step(f"step {steps.done + 1} of {host.schedule.steps}{left.begin(steps.done)}")
+
+        def begin() -> None:
+            if not steps.over:
+                rest = left.begin(steps.done)
+                asked.on_step(f"step {steps.done + 1} of {host.schedule.steps}{rest}")
+
+        begin()
         for step in steps.run(latents, self._denoiser):
             each.append(step)
             latents = step.latents
             if path is not None:
                 save(path, of, steps.done, {"latents": latents, **steps.state()})
-            if steps.done < host.schedule.steps and not step.leaps:
-                rest = left.begin(steps.done)
-                asked.on_step(f"step {steps.done + 1} of {host.schedule.steps}{rest}")
+            begin()
         return latents, each
 
     def _check_rules(self, rules: Sequence[Rule]) -> None:

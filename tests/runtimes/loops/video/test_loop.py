@@ -133,6 +133,11 @@ def test_what_cannot_be_resumed(loop, tmp_path):
             loop.generate(other)
     state = state_path(asked.output)
     whole = state.read_bytes()
+    arrays = dict(np.load(state))
+    (name, *_) = [name for name in arrays if name.startswith("sampler.clean")]
+    np.savez(state, **(arrays | {name: np.zeros((3, 5), np.float32)}))
+    with pytest.raises(InputError, match="the saved steps are damaged"):
+        loop.generate(asked)
     for data in (b"", b"x" * 100, whole[: len(whole) // 2], whole[:-30]):
         state.write_bytes(data)
         with pytest.raises(InputError, match="is damaged"):
