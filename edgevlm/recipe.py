@@ -116,7 +116,11 @@ class Recipe:
 
     model: str = field(
         default="embedded",
-        metadata=option("Hub id, checkpoint folder, or 'embedded'.", "MODEL", flag=""),
+        metadata=option(
+            "Hub id, folder of a checkpoint or of a diffusers pipeline, or 'embedded'.",
+            "MODEL",
+            flag="",
+        ),
     )
     revision: str | None = field(
         default=None, metadata=option("Commit or tag of a Hub id; default: the newest.", "REF")
@@ -159,7 +163,12 @@ class Recipe:
     )
     frames: int = field(
         default=1,
-        metadata=option("Frames of a clip; 1 means still images.", "N", least=1, most=MOST_FRAMES),
+        metadata=option(
+            "Frames of a clip; 1 means still images, and of a video the pipeline's own number.",
+            "N",
+            least=1,
+            most=MOST_FRAMES,
+        ),
     )
     stream: int | None = field(
         default=None,

@@ -158,7 +158,9 @@ def main(
             " skipped. Needs a bundle exported with --speculate.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of sampling.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Seed of sampling, or of a video's noise.")
+    ] = 0,
     json: o.Json = False,
 ) -> None:
     """Answer a question about images, or give their embeddings.

@@ -155,10 +155,16 @@ class Generated:
         """The figures, one line."""
         return (
             f"{self.frames} frames of {self.width}x{self.height}; text {self.text_ms:.0f} ms;"
-            f" {self.steps_run} steps{self._spared} {self.denoise_ms / 1e3:.1f} s; frames"
+            f" {self.steps_run} of {self._steps} steps{self._spared} in"
+            f" {self.denoise_ms / 1e3:.1f} s; frames"
             f" {self.vae_ms / 1e3:.1f} s; {self.loads} loads; peak"
             f" {megabytes(self.peak_rss_bytes)}; {self.engine}"
         )
+
+    @property
+    def _steps(self) -> int:
+        """Steps of the schedule that this run had left."""
+        return self.steps_run + self.steps_skipped + self.steps_forecast + self.leapt
 
     @property
     def _spared(self) -> str:

@@ -234,8 +234,8 @@ def _made(choice: MethodChoice, schedule: Schedule) -> Rule:
             raise RecipeError(unknown_name(f"option of rule '{of}'", name, [*known]))
         whole = isinstance(known[name].default, int)
         if isinstance(value, str) or (whole and not isinstance(value, int)):
-            shown = str(value)[:60]
-            raise RecipeError(f"rule '{of}': {name} is {shown}, expected a number")
+            shown, wanted = str(value)[:60], "a whole number" if whole else "a number"
+            raise RecipeError(f"rule '{of}': {name} is {shown}, expected {wanted}")
         values[name] = value if whole else float(value)
     try:
         rule: Rule = kind(**values)

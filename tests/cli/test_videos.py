@@ -26,7 +26,8 @@ def test_a_video_is_written_and_said(run, video_bundle, tmp_path):
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ((), "give --prompt TEXT, and -o FILE.mp4"),
+        ((), "it takes both --prompt TEXT and -o FILE.mp4"),
+        (("-o", "a.gif", "--guidance", "1", "--negative", "x"), "has no effect without guidance"),
         (("-o", "a.gif", "--image", "a.png"), "--image does not apply"),
         (("-o", "a.gif", "--rule", "none", "--leap", "9"), "rule 'leap': after is 9, of 4 steps"),
         (("-o", "a.gif", "--rule", "mag"), "unknown rule 'mag'"),

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from edgevlm.cli.shared.output import progress
+from edgevlm.cli.shared.output import progress, say
 from edgevlm.cli.shared.output import show as show_answers
+from edgevlm.errors import InputError
 from edgevlm.recipe import MethodChoice, leap_rule
 from edgevlm.runtimes.loops.contract import Loop, RunRequest, VideoRequest
 
@@ -32,7 +33,13 @@ def show(loop: Loop, asked: RunRequest, options: Mapping[str, Any]) -> None:
             resume=options["resume"],
             on_step=step,
         )
-        show_answers(loop.answers(replace(asked, video_request=video)), options["json"])
+        try:
+            made = show_answers(loop.answers(replace(asked, video_request=video)), options["json"])
+        except KeyboardInterrupt:
+            say("the steps that are done are kept; add --resume to go on with them")
+            raise
+    if not made:
+        raise InputError("no prompt; give --prompt TEXT")
 
 
 def _rules(names: list[str] | None, leap: int | None) -> tuple[MethodChoice, ...] | None:

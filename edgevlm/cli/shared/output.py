@@ -44,11 +44,13 @@ def answer(document: Any, text: str, as_json: bool) -> None:
     print(text, flush=True)
 
 
-def show(answers: Iterable[Answered], as_json: bool) -> None:
-    """Print each answer, and its figures on stderr."""
-    for answered in answers:
+def show(answers: Iterable[Answered], as_json: bool) -> int:
+    """Print each answer, and its figures on stderr; gives how many there were."""
+    count = 0
+    for count, answered in enumerate(answers, 1):  # noqa: B007 - the last one counts
         answer(answered, answered.shown, as_json)
         say(answered.summary)
+    return count
 
 
 def on_terminal() -> bool:

@@ -29,7 +29,7 @@ from edgevlm.runtimes.loops.video.arrays import bind
 from edgevlm.runtimes.loops.video.denoiser import DenoiserCalls, finite
 from edgevlm.runtimes.loops.video.files import check_output, write_video
 from edgevlm.runtimes.loops.video.noise import noise
-from edgevlm.runtimes.loops.video.resume import identity, load, save, state_path
+from edgevlm.runtimes.loops.video.resume import check_state, identity, load, save, state_path
 from edgevlm.runtimes.loops.video.tiles import Tiling
 from edgevlm.runtimes.residency.memory import peak_rss_bytes, return_freed
 from edgevlm.runtimes.steps.rules import BlocksRule, Rule
@@ -54,7 +54,7 @@ class DiffusionLoop:
     )  # fmt: skip
     needs: ClassVar[tuple[str, ...]] = ("output",)
     usage: ClassVar[str] = (
-        "the bundle makes a video of a text; give --prompt TEXT, and -o FILE.mp4 for the video"
+        "the bundle makes a video of a text; it takes both --prompt TEXT and -o FILE.mp4"
     )
 
     def __init__(self, bundle: Bundle, blocks: Blocks) -> None:
@@ -88,6 +88,7 @@ class DiffusionLoop:
         """
         if asked.output is not None:
             check_output(asked.output, asked.force)
+            check_state(asked.output, asked.resume or asked.force)
         frames, made = self.video(asked)
         if asked.output is None:
             return frames, made
@@ -105,6 +106,8 @@ class DiffusionLoop:
         prompt = values.text("prompt", asked.prompt)
         negative = values.text("negative", asked.negative)
         scale = host.guidance if asked.guidance is None else asked.guidance
+        if negative and scale <= 1:
+            raise InputError("a negative text has no effect without guidance; leave it out")
         choices = self.plan.recipe.step_rules if asked.rules is None else asked.rules
         rules = make_rules(choices, host.schedule)
         self._check_rules(rules)

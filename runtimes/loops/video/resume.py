@@ -29,6 +29,20 @@ def state_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.steps.npz")
 
 
+def check_state(output: Path, given_up: bool) -> None:
+    """Refuse to begin a video again whose steps are kept.
+
+    Raises:
+        InputError: If they are there and not `given_up`.
+    """
+    path = state_path(output)
+    if path.is_file() and not given_up:
+        raise InputError(
+            f"'{path}' has steps of an interrupted video; add --resume to go on with it, or --force"
+            " to begin again"
+        )
+
+
 def identity(parts: Mapping[str, object]) -> str:
     """A text that is equal for runs that make one video."""
     text = json.dumps(parts, sort_keys=True, default=str)
@@ -71,8 +85,8 @@ def load(path: Path, of: str, shape: tuple[int, ...]) -> tuple[int, dict[str, Ar
         with np.load(path, allow_pickle=False) as state:
             if str(state["of"]) != of:
                 raise InputError(
-                    f"'{path}' belongs to another video (bundle, prompt, seed, steps or guidance);"
-                    " give the same options, or leave out --resume"
+                    f"'{path}' belongs to another video (bundle, prompt, negative, seed, guidance"
+                    " or rules); give the same options, or leave out --resume"
                 )
             names = [name for name in state.files if name not in ("of", "step")]
             arrays = {name: np.asarray(state[name], np.float32) for name in names}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from edgevlm.bundle.kinds.shared.video import Schedule
 from edgevlm.runtimes.steps.rules import GuidanceRule
 
-SUMMARY = "Guidance from one share of the steps to another; the others run the text alone."
+SUMMARY = "Guidance from step start until before step stop (0: half of all); else the text alone."
 SOURCE = "guidance in an interval, arXiv 2404.07724"
 DIFFERS = "the interval is of steps, not of noise levels"
 

@@ -127,6 +127,8 @@ def test_what_cannot_be_resumed(loop, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         loop.generate(replace(asked, resume=False, on_step=stop))
+    with pytest.raises(InputError, match="has steps of an interrupted video; add --resume"):
+        loop.generate(replace(asked, resume=False))
     for other in (replace(asked, seed=8), replace(asked, prompt="other"),
                   replace(asked, guidance=2.0)):  # fmt: skip
         with pytest.raises(InputError, match="belongs to another video"):
