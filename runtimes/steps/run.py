@@ -153,7 +153,7 @@ class Steps:
         """
         try:
             self._restore(done, state)
-        except (KeyError, ValueError, IndexError) as cause:
+        except (KeyError, ValueError, IndexError, TypeError) as cause:
             raise _damaged(cause) from cause
 
     def _restore(self, done: int, state: dict[str, Floats]) -> None:

@@ -70,6 +70,9 @@ def describe(
         raise PlanError("the denoiser takes a picture too (image to video); it has no form here")
     if vae.get("is_residual") or vae.get("patch_size"):
         raise PlanError("the video decoder is that of Wan 2.2, of which there is no static form")
+    for name in ("latents_mean", "latents_std"):
+        if len(vae[name]) != vae["z_dim"]:
+            raise PlanError(f"vae/config.json: {name} has {len(vae[name])} numbers, expected z_dim")
     temporal = 2 ** sum(bool(each) for each in vae["temperal_downsample"])
     spatial = 2 ** (len(vae["dim_mult"]) - 1)
     patch = tuple(denoiser["patch_size"])

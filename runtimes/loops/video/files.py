@@ -8,6 +8,7 @@ no ending         a folder of frame-0000.png and so on
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -104,4 +105,4 @@ def _encode(partial: Path, ending: str, frames: Array, fps: float) -> None:
 
 
 def _is_frame(path: Path) -> bool:
-    return path.is_file() and path.name.startswith("frame-") and path.suffix == ".png"
+    return path.is_file() and re.fullmatch(r"frame-\d{4,}\.png", path.name) is not None

@@ -21,7 +21,7 @@ from edgevlm.errors import InputError
 from edgevlm.libraries import first_line
 from edgevlm.runtimes.arrays import Array
 
-MOST_BYTES = 2**33
+MOST_BYTES = 2**32
 
 
 def state_path(output: Path) -> Path:
@@ -55,9 +55,10 @@ def save(path: Path, of: str, step: int, arrays: Mapping[str, Array]) -> None:
     Raises:
         InputError: If it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)  # never through a link that lies there
+        with partial.open("xb") as file:
             named: dict[str, Any] = {"of": np.array(of), "step": np.array(step), **arrays}
             np.savez(file, **named)
         os.replace(partial, path)
@@ -82,6 +83,7 @@ def load(path: Path, of: str, shape: tuple[int, ...]) -> tuple[int, dict[str, Ar
     if path.stat().st_size > MOST_BYTES:
         raise InputError(f"'{path}' is too large for the latents of a video")
     try:
+        _check_stored(path)
         with np.load(path, allow_pickle=False) as state:
             if str(state["of"]) != of:
                 raise InputError(
@@ -93,9 +95,21 @@ def load(path: Path, of: str, shape: tuple[int, ...]) -> tuple[int, dict[str, Ar
             step = int(state["step"])
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as cause:
+    except Exception as cause:  # numpy and zipfile raise anything
         raise InputError(f"'{path}' is damaged: {first_line(cause)}; leave out --resume") from cause
     good = "latents" in arrays and arrays["latents"].shape == shape
     if not good or not all(np.isfinite(array).all() for array in arrays.values()):
         raise InputError(f"'{path}' has no latents of this video; leave out --resume")
     return step, arrays
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse members that take more memory than the file has bytes.
+
+    Raises:
+        ValueError: If one is compressed or encrypted.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+                raise ValueError(f"'{member.filename[:60]}' is compressed or encrypted")

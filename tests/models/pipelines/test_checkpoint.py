@@ -66,6 +66,7 @@ CONFIGS = [
     ("transformer", {"image_dim": 1280}, "image to video"),
     ("transformer", {"num_attention_heads": "x"}, "num_attention_heads is"),
     ("vae", {"is_residual": True}, "Wan 2.2"),
+    ("vae", {"latents_std": []}, "latents_std has 0 numbers, expected z_dim"),
     ("text_encoder", {"d_model": 33}, "text_encoder: weight"),
     ("scheduler/scheduler", {"_class_name": "DDIMScheduler"}, "'DDIMScheduler' has no sampler"),
     ("scheduler/scheduler", {"solver_order": 3}, "solver_order is 3, expected 2"),

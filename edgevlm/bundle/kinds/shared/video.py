@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from edgevlm.bundle.checks import expect
 
@@ -72,6 +73,9 @@ def check_schedule(schedule: Schedule) -> None:
     expect(fits, f"host.schedule has {len(sigmas)} sigmas, expected {steps + 1}")
     good = all(0 <= sigma <= 1 for sigma in sigmas)
     expect(good, "host.schedule.sigmas has one outside 0 to 1")
+    pairs = [*pairwise(sigmas)]
+    good = all(a > b for a, b in pairs) or all(a < b for a, b in pairs)
+    expect(good, "host.schedule.sigmas goes up and down, or stays; expected one direction")
     good = all(0 <= time <= 1e6 for time in schedule.timesteps)
     expect(good, "host.schedule.timesteps has one outside 0 to 1e6")
     magnitudes = schedule.magnitudes

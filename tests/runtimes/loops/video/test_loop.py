@@ -140,6 +140,14 @@ def test_what_cannot_be_resumed(loop, tmp_path):
     np.savez(state, **(arrays | {name: np.zeros((3, 5), np.float32)}))
     with pytest.raises(InputError, match="the saved steps are damaged"):
         loop.generate(asked)
+    for name, array in (("over", np.zeros((3, 3), np.float32)), ("step", np.array(-1)),
+                        ("step", np.array(1j)), ("sampler.order", np.float32(1))):  # fmt: skip
+        np.savez(state, **(arrays | {name: array}))
+        with pytest.raises(InputError, match="damaged"):
+            loop.generate(asked)
+    np.savez_compressed(state, **(arrays | {"zeros": np.zeros(2**22, np.float32)}))
+    with pytest.raises(InputError, match="is compressed or encrypted"):
+        loop.generate(asked)
     for data in (b"", b"x" * 100, whole[: len(whole) // 2], whole[:-30]):
         state.write_bytes(data)
         with pytest.raises(InputError, match="is damaged"):
@@ -191,7 +199,7 @@ def read(path: Path):
 def test_places_where_no_video_is_written(tmp_path):
     (tmp_path / "a.gif").write_bytes(b"old")
     (tmp_path / "frames").mkdir()
-    (tmp_path / "frames" / "notes.txt").write_text("mine")
+    (tmp_path / "frames" / "frame-of-mine.png").write_text("mine")
     for name, why in (
         ("a.avi", "a video ends in .mp4"), ("none/a.gif", "is no folder"), ("a.gif", "exists"),
         ("frames", "exists"),
