@@ -7,6 +7,7 @@ no ending         a folder of frame-0000.png and so on
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from edgevlm.bundle.writing import write_bytes
 from edgevlm.errors import InputError
 from edgevlm.libraries import first_line, require
 from edgevlm.runtimes.arrays import Array
@@ -57,31 +59,38 @@ def write_video(path: Path, frames: Array, fps: float) -> None:
     Raises:
         InputError: If it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     ending = path.suffix.lower()
+    if not ending:
+        _write_frames(path, frames)
+        return
+    data = io.BytesIO()
+    if ending in CODECS:
+        _encode(data, path, frames, fps)
+    else:
+        first, *others = (Image.fromarray(frame) for frame in frames)
+        first.save(data, ending[1:], save_all=True, append_images=others,
+                   duration=round(1000 / fps), **PICTURES[ending])  # fmt: skip
+    write_bytes(path, data.getvalue())
+
+
+def _write_frames(path: Path, frames: Array) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        if ending in CODECS:
-            _encode(partial, ending, frames, fps)
-        elif ending in PICTURES:
-            first, *others = (Image.fromarray(frame) for frame in frames)
-            first.save(partial, ending[1:], save_all=True, append_images=others,
-                       duration=round(1000 / fps), **PICTURES[ending])  # fmt: skip
-        else:
-            partial.mkdir()
-            for index, frame in enumerate(frames):
-                Image.fromarray(frame).save(partial / f"frame-{index:04}.png")
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+        partial.mkdir()
+        for index, frame in enumerate(frames):
+            Image.fromarray(frame).save(partial / f"frame-{index:04}.png")
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
         os.replace(partial, path)
     except OSError as cause:
         raise InputError(f"'{path}' cannot be written: {first_line(cause)}") from cause
     finally:
         if partial.is_dir():
             shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
 
 
-def _encode(partial: Path, ending: str, frames: Array, fps: float) -> None:
+def _encode(data: io.BytesIO, path: Path, frames: Array, fps: float) -> None:
+    ending = path.suffix.lower()
     av: Any = require("writing a video", "PyAV", "av", "video", InputError)
     name = next((n for n in CODECS[ending] if n in av.codecs_available), None)
     if name is None:
@@ -90,7 +99,7 @@ def _encode(partial: Path, ending: str, frames: Array, fps: float) -> None:
     _, height, width, _ = frames.shape
     even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), "edge")
     try:
-        with av.open(str(partial), "w", format=ending[1:]) as container:
+        with av.open(data, "w", format=ending[1:]) as container:
             stream = container.add_stream(name, rate=Fraction(fps).limit_denominator(1001))
             stream.height, stream.width = even.shape[1:3]
             stream.pix_fmt = "yuv420p"
@@ -101,7 +110,7 @@ def _encode(partial: Path, ending: str, frames: Array, fps: float) -> None:
                 container.mux(stream.encode(picture))
             container.mux(stream.encode())
     except av.error.FFmpegError as cause:
-        raise OSError(first_line(cause)) from cause
+        raise InputError(f"'{path}' cannot be written: {first_line(cause)}") from cause
 
 
 def _is_frame(path: Path) -> bool:

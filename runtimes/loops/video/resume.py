@@ -8,8 +8,8 @@ prompt, seed, bundle or schedule are refused.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from edgevlm.bundle.writing import write_bytes
 from edgevlm.errors import InputError
 from edgevlm.libraries import first_line
 from edgevlm.runtimes.arrays import Array
@@ -55,16 +56,10 @@ def save(path: Path, of: str, step: int, arrays: Mapping[str, Array]) -> None:
     Raises:
         InputError: If it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.unlink(missing_ok=True)  # never through a link that lies there
-        with partial.open("xb") as file:
-            named: dict[str, Any] = {"of": np.array(of), "step": np.array(step), **arrays}
-            np.savez(file, **named)
-        os.replace(partial, path)
-    except OSError as cause:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"'{path}' cannot be written: {first_line(cause)}") from cause
+    data = io.BytesIO()
+    named: dict[str, Any] = {"of": np.array(of), "step": np.array(step), **arrays}
+    np.savez(data, **named)
+    write_bytes(path, data.getvalue())
 
 
 def load(path: Path, of: str, shape: tuple[int, ...]) -> tuple[int, dict[str, Array]]:
