@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edgevlm.bundle.functions import DTYPES, Function
-from edgevlm.errors import RuntimeLoadError
+from edgevlm.errors import BundleError, RuntimeLoadError
 
 Array = NDArray[Any]
 
@@ -32,3 +33,17 @@ def check_arrays(block: str, function: Function, arrays: Mapping[str, Array]) ->
                 f"{block}.{function.name}: '{spec.name}' must be a contiguous array of"
                 f" {spec.dtype} {list(spec.shape)}, got {got}"
             )
+
+
+def finite(stage: str, result: Array) -> Array:
+    """The result of a stage, every number of which is finite.
+
+    Raises:
+        BundleError: If a number of it is infinite or none.
+    """
+    if not np.isfinite(result).all():
+        raise BundleError(
+            f"stage '{stage}' gives numbers that are not finite: a weight or a constant of the"
+            " bundle is damaged, or float16 overflows; see edgevlm verify"
+        )
+    return result

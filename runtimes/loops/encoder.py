@@ -19,9 +19,9 @@ from PIL import Image
 
 from edgevlm.bundle.files import Bundle
 from edgevlm.bundle.kinds.encoder import EncoderHost, EncoderPlan
-from edgevlm.errors import BundleError, InputError
+from edgevlm.errors import InputError
 from edgevlm.runtimes import values
-from edgevlm.runtimes.arrays import Array
+from edgevlm.runtimes.arrays import Array, finite
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops import images
 from edgevlm.runtimes.loops.answers import Embedded, Label, line
@@ -259,12 +259,7 @@ class EncoderLoop:
         """
         for block in self.plan.stage(stage):
             self.blocks.run(block.name, "encode")
-        if not np.isfinite(result).all():
-            raise BundleError(
-                f"stage '{stage}' gives numbers that are not finite: a weight or a constant of the"
-                " bundle is damaged, or float16 overflows; see edgevlm verify"
-            )
-        return np.array(result[0])
+        return np.array(finite(stage, result)[0])
 
 
 def logits(host: EncoderHost, embedding: Array, texts: Sequence[Array]) -> Array:

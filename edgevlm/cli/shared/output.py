@@ -44,13 +44,14 @@ def answer(document: Any, text: str, as_json: bool) -> None:
     print(text, flush=True)
 
 
-def show(answers: Iterable[Answered], as_json: bool) -> int:
-    """Print each answer, and its figures on stderr; gives how many there were."""
-    count = 0
-    for count, answered in enumerate(answers, 1):  # noqa: B007 - the last one counts
+def show(answers: Iterable[Answered], as_json: bool) -> bool:
+    """Print each answer, and its figures on stderr; whether there was any."""
+    shown = False
+    for answered in answers:
         answer(answered, answered.shown, as_json)
         say(answered.summary)
-    return count
+        shown = True
+    return shown
 
 
 def on_terminal() -> bool:

@@ -12,8 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from edgevlm.bundle.functions import Block
-from edgevlm.errors import BundleError
-from edgevlm.runtimes.arrays import Array
+from edgevlm.runtimes.arrays import Array, finite
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops.video.arrays import Arrays
 from edgevlm.runtimes.steps.run import Gate
@@ -48,27 +47,32 @@ class DenoiserCalls:
         """
         stage, arrays = self._stage, self._arrays
         arrays.step["latents"][...], arrays.step["timestep"][0] = latents, timestep
-        every, last = [*range(texts)], len(stage) - 1
-        border = 1 + (gate.first if gate else 0)
+        every = [*range(texts)]
         self._run_block(0, every)
-        entering: list[Array] = []
+        if gate is None:
+            for index in range(1, len(stage) - 1):
+                self._run_block(index, every)
+        else:
+            self._gated(gate, every)
+        return self._run_block(len(stage) - 1, every)
+
+    def _gated(self, gate: Gate, every: Sequence[int]) -> None:
+        """Run the layers for the texts for which the gate says so."""
+        border, entering = 1 + gate.first, list[Array]()
         for index in range(1, border):
             entering = [self._turns[branch].hidden.copy() for branch in every]
             self._run_block(index, every)
-        runs = every
-        if gate is not None:
-            runs = [b for b in every if gate.runs(b, self._signal(b, entering))]
-        before = {b: self._turns[b].hidden.copy() for b in (runs if gate else ())}
-        for index in range(border, last):
+        runs = [b for b in every if gate.runs(b, self._signal(b, entering))]
+        before = {branch: self._turns[branch].hidden.copy() for branch in runs}
+        for index in range(border, len(self._stage) - 1):
             if runs:
                 self._run_block(index, runs)
-        for branch in every if gate else ():
-            turn = self._turns[branch]
+        for branch in every:
+            hidden = self._turns[branch].hidden
             if branch in before:
-                gate.ran(branch, before[branch], turn.hidden)  # type: ignore[union-attr]
+                gate.ran(branch, before[branch], hidden)
             else:
-                turn.hidden[...] = gate.skip(branch, turn.hidden)  # type: ignore[union-attr]
-        return self._run_block(last, every)
+                hidden[...] = gate.skip(branch, hidden)
 
     def _run_block(self, index: int, branches: Sequence[int]) -> list[Array]:
         """Run a block of the denoiser for each text; velocities where it is the last one."""
@@ -134,17 +138,3 @@ class _Turn:
 
 def _first_with(name: str, entering: Sequence[dict[str, Array]]) -> Array | None:
     return next((arrays[name] for arrays in entering if name in arrays), None)
-
-
-def finite(stage: str, result: Array) -> Array:
-    """The result of a stage.
-
-    Raises:
-        BundleError: If a number of it is infinite or none.
-    """
-    if not np.isfinite(result).all():
-        raise BundleError(
-            f"stage '{stage}' gives numbers that are not finite: a weight or a constant of the"
-            " bundle is damaged, or float16 overflows; see edgevlm verify"
-        )
-    return result

@@ -20,13 +20,13 @@ from edgevlm.bundle.files import Bundle
 from edgevlm.errors import InputError
 from edgevlm.recipe import MethodChoice
 from edgevlm.runtimes import values
-from edgevlm.runtimes.arrays import Array
+from edgevlm.runtimes.arrays import Array, finite
 from edgevlm.runtimes.engine import Blocks
 from edgevlm.runtimes.loops.answers import Generated
 from edgevlm.runtimes.loops.contract import RunRequest, VideoRequest
 from edgevlm.runtimes.loops.tables import Words
 from edgevlm.runtimes.loops.video.arrays import bind
-from edgevlm.runtimes.loops.video.denoiser import DenoiserCalls, finite
+from edgevlm.runtimes.loops.video.denoiser import DenoiserCalls
 from edgevlm.runtimes.loops.video.files import check_output, write_video
 from edgevlm.runtimes.loops.video.noise import noise
 from edgevlm.runtimes.loops.video.resume import check_state, identity, load, save, state_path

@@ -82,6 +82,32 @@ class VelocityRule(Rule):
         """The guided velocity of a step that is not computed."""
 
 
+class LastVelocityRule(VelocityRule):
+    """Gives steps that are not computed the velocity of the last one that was.
+
+    A rule of this form sets `_velocity` to None when a run begins.
+    """
+
+    _velocity: Floats | None
+
+    def computed(self, index: int, velocity: Floats) -> None:
+        """As `VelocityRule`."""
+        self._velocity = velocity
+
+    def forecast(self, index: int) -> Floats:
+        """As `VelocityRule`."""
+        assert self._velocity is not None
+        return self._velocity
+
+    def state(self) -> dict[str, Floats]:
+        """As `Rule`."""
+        return {} if self._velocity is None else {"velocity": self._velocity}
+
+    def restore(self, state: dict[str, Floats]) -> None:
+        """As `Rule`."""
+        self._velocity = state.get("velocity")
+
+
 class BlocksRule(Rule):
     """Skips the denoiser's layers.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgevlm.bundle.kinds.shared.video import Schedule
-from edgevlm.runtimes.steps.rules import Floats, VelocityRule
+from edgevlm.runtimes.steps.rules import LastVelocityRule
 
 SUMMARY = "Steps drawn by a seed are computed; the others have the velocity of the last one."
 SOURCE = "none: a baseline at the same number of calls"
@@ -15,7 +15,7 @@ DIFFERS = "no paper"
 
 
 @dataclass
-class Rule(VelocityRule):
+class Rule(LastVelocityRule):
     """Computes the first step and others that are drawn.
 
     Args:
@@ -34,25 +34,8 @@ class Rule(VelocityRule):
             raise ValueError(f"calls is {calls}, of {steps} steps, seed {self.seed} from 0 on")
         others = 1 + np.random.default_rng(self.seed).permutation(steps - 1)[: calls - 1]
         self._computed = {0, *map(int, others)}
-        self._velocity: Floats | None = None
+        self._velocity = None
 
     def computes(self, index: int) -> bool:
         """As `VelocityRule`."""
         return index in self._computed
-
-    def computed(self, index: int, velocity: Floats) -> None:
-        """As `VelocityRule`."""
-        self._velocity = velocity
-
-    def forecast(self, index: int) -> Floats:
-        """As `VelocityRule`."""
-        assert self._velocity is not None
-        return self._velocity
-
-    def state(self) -> dict[str, Floats]:
-        """As `Rule`."""
-        return {} if self._velocity is None else {"velocity": self._velocity}
-
-    def restore(self, state: dict[str, Floats]) -> None:
-        """As `Rule`."""
-        self._velocity = state.get("velocity")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgevlm.bundle.kinds.shared.video import Schedule
-from edgevlm.runtimes.steps.rules import Floats, VelocityRule
+from edgevlm.runtimes.steps.rules import LastVelocityRule
 
 SUMMARY = "Every n-th step is computed; the others have its velocity."
 SOURCE = "FORA, arXiv 2407.01425, for the output of the whole denoiser"
@@ -15,7 +15,7 @@ DIFFERS = (
 
 
 @dataclass
-class Rule(VelocityRule):
+class Rule(LastVelocityRule):
     """Computes the first step and each whose number from the end is a multiple of the interval.
 
     Args:
@@ -30,25 +30,8 @@ class Rule(VelocityRule):
         if not 1 <= self.interval <= steps:
             raise ValueError(f"interval is {self.interval}, of {steps} steps")
         self._steps = steps
-        self._velocity: Floats | None = None
+        self._velocity = None
 
     def computes(self, index: int) -> bool:
         """As `VelocityRule`."""
         return index == 0 or (self._steps - 1 - index) % self.interval == 0
-
-    def computed(self, index: int, velocity: Floats) -> None:
-        """As `VelocityRule`."""
-        self._velocity = velocity
-
-    def forecast(self, index: int) -> Floats:
-        """As `VelocityRule`."""
-        assert self._velocity is not None
-        return self._velocity
-
-    def state(self) -> dict[str, Floats]:
-        """As `Rule`."""
-        return {} if self._velocity is None else {"velocity": self._velocity}
-
-    def restore(self, state: dict[str, Floats]) -> None:
-        """As `Rule`."""
-        self._velocity = state.get("velocity")
