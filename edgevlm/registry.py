@@ -164,6 +164,7 @@ METHODS = SiteRegistry("method", "edgevlm.compress", ("tokens", "vision", "decod
 DATASETS = Registry("dataset", "edgevlm.evaluation.datasets")
 TARGETS = Registry("target", "edgevlm.exporters", "to_", "target")
 ENGINES = Registry("engine", "edgevlm.runtimes", "on_", "engine", dashes=True)
+PIPELINES = Registry("pipeline", "edgevlm.models.diffusion")
 SAMPLERS = Registry("sampler", "edgevlm.runtimes.steps.samplers")
 RULES = Registry("rule", "edgevlm.runtimes.steps.rules", dashes=True)
 DEVICES = Registry("device", "edgevlm.devices")

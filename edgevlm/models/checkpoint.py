@@ -44,7 +44,7 @@ from edgevlm.models.weights.sources import (
     single_number,
 )
 from edgevlm.quantization.schemes import EXACT
-from edgevlm.recipe import Recipe
+from edgevlm.recipe import Recipe, spell_pair
 
 MOST_HALF = 65504.0  # the largest number of float16
 
@@ -132,12 +132,14 @@ class Checkpoint:
         Raises:
             ModelError: If the file holds none.
         """
+        path = self.tokenizer_folder / "tokenizer.json"
         with self._named():
-            check_no_pointer(self.folder / "tokenizer.json")
+            check_no_pointer(path)
         try:
-            return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+            return Tokenizer.from_file(str(path))
         except Exception as cause:  # the library raises Exception itself
-            raise ModelError(f"'{self.model}': tokenizer.json is not valid: {cause}") from cause
+            name = path.relative_to(self.folder)
+            raise ModelError(f"'{self.model}': {name} is not valid: {cause}") from cause
 
     def describe(self, recipe: Recipe) -> Any:
         """The family's description of this checkpoint for a recipe.
@@ -150,7 +152,14 @@ class Checkpoint:
             numbers = self.processor() | self.image_tokens()
             if recipe.frames > 1:
                 numbers["video_processor"] = self.processor("video")
-            return self.family.describe(self.config, numbers, recipe)
+            description = self.family.describe(self.config, numbers, recipe)
+        image = description.image
+        if recipe.size not in (None, (image.height, image.width)):
+            raise PlanError(
+                f"{self.model_type} reads pictures of {image.height}x{image.width} pixels alone,"
+                f" got --size {spell_pair(recipe.size)}; leave it out"
+            )
+        return description
 
     def parts(self, model: Any, description: Any) -> Any:
         """The family's static modules over a model of this checkpoint.
@@ -246,17 +255,20 @@ class Checkpoint:
         sources = self._match.sources
         tops = largest_numbers(self.weights.fetch(), self.contents)
         for name in sorted(set(sources.values())):
-            top = tops.get(name, 0.0)
-            if not math.isfinite(top):
-                raise ModelError(
-                    f"'{self.model}': weight '{name}' holds {top}, as a cast to float16 makes it;"
-                    " take the checkpoint from before that cast"
-                )
-            if half and top > MOST_HALF:
-                raise PlanError(
-                    f"weight '{name}' holds {top:,.0f}, and float16, in which scheme '{half}'"
-                    f" stores it, ends at {MOST_HALF:,.0f}; choose a scheme in float32"
-                )
+            self.check_top(f"weight '{name}'", tops.get(name, 0.0), half)
+
+    def check_top(self, weight: str, top: float, half: str | None) -> None:
+        """Refuse a weight by its largest magnitude; see `check_numbers`."""
+        if not math.isfinite(top):
+            raise ModelError(
+                f"'{self.model}': {weight} holds {top}, as a cast to float16 makes it; take the"
+                " checkpoint from before that cast"
+            )
+        if half and top > MOST_HALF:
+            raise PlanError(
+                f"{weight} holds {top:,.0f}, and float16, in which scheme '{half}' stores it, ends"
+                f" at {MOST_HALF:,.0f}; choose a scheme in float32"
+            )
 
     @cached_property
     def _match(self) -> Match:

@@ -7,6 +7,7 @@ of the padding is refused where the model would read the mask, since a bundle ha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -68,6 +69,54 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             f"'{checkpoint.model}': its own tokenizer cannot be loaded, see tokenizer_config.json:"
             f" {first_line(cause)[:LONGEST]}"
         ) from cause
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Tokens that texts have beside their words.
+
+    Attributes:
+        end_id: What a text ends with; None where it ends with no token.
+        pad_id: What fills it up: the tokenizer's, or the model's where it names none.
+        most: The highest token.
+    """
+
+    end_id: int | None
+    pad_id: int
+    most: int
+
+    def check(self, text: TextSpec) -> None:
+        """Refuse tokens beyond the model's table.
+
+        Raises:
+            PlanError: With the highest token and the rows.
+        """
+        if not 0 <= self.pad_id <= max(self.pad_id, self.most) < text.vocabulary:
+            raise PlanError(
+                f"the tokenizer has tokens up to {self.most} and fills texts up with"
+                f" {self.pad_id}, the model's table has {text.vocabulary} rows; take the tokenizer"
+                " that it was trained with"
+            )
+
+
+def special_tokens(checkpoint: Checkpoint, text: TextSpec) -> SpecialTokens:
+    """The special tokens of a checkpoint's tokenizer.
+
+    Raises:
+        ModelError: If the tokenizer cannot be loaded.
+    """
+    tokenizer = checkpoint.tokenizer()
+    tokenizer.no_padding()
+    around = tokenizer.encode("").ids
+    config = checkpoint.tokenizer_folder.relative_to(checkpoint.folder) / "tokenizer_config.json"
+    named = checkpoint.document(str(config)).get("pad_token")
+    named = named.get("content") if isinstance(named, dict) else named
+    pad = tokenizer.token_to_id(named) if isinstance(named, str) else None
+    return SpecialTokens(
+        end_id=around[-1] if around else None,
+        pad_id=text.pad_id if pad is None else pad,
+        most=max(tokenizer.get_vocab().values(), default=0),
+    )
 
 
 def check_tokenizer(checkpoint: Checkpoint, text: TextSpec) -> None:

@@ -21,10 +21,10 @@ from edgevlm.bundle.kinds.shared.video import MOST_STEPS, VaePart, VaeShape
 from edgevlm.bundle.plan import FORMAT_VERSION, Plan, Requires, Source
 from edgevlm.errors import PlanError, RecipeError
 from edgevlm.graphs.denoising.parts import DiffusionParts, build_diffusion
+from edgevlm.models.own_processors import special_tokens
 from edgevlm.models.pipelines.checkpoint import PipelineCheckpoint
 from edgevlm.models.pipelines.magnitudes import magnitudes, prompts
 from edgevlm.models.pipelines.schedules import schedule_of
-from edgevlm.models.pipelines.tokenizer import read_tokenizer
 from edgevlm.models.shared.diffusion.description import DiffusionDescription
 from edgevlm.planning.blocks import Stored, finished, stage_blocks
 from edgevlm.planning.target import (
@@ -94,7 +94,10 @@ def make_plan(recipe: Recipe, checkpoint: PipelineCheckpoint) -> DiffusionPlanne
     schedule = schedule_of(checkpoint, description.steps)
     known = replace(schedule, magnitudes=(1.0,) * schedule.steps)  # measured by the export
     make_rules(recipe.step_rules, known)  # refused now rather than at run time
-    spec, tokenizer = description.text, read_tokenizer(checkpoint, description.text)
+    spec, tokens = description.text, special_tokens(checkpoint, description.text)
+    tokens.check(spec)
+    if tokens.end_id is None:
+        raise PlanError("the tokenizer ends a text with no token, and the text encoder reads one")
     tile, stride = description.tile
     host = DiffusionHost(
         text=TextHost(
@@ -103,8 +106,8 @@ def make_plan(recipe: Recipe, checkpoint: PipelineCheckpoint) -> DiffusionPlanne
             embedding=Embedding(
                 spec.vocabulary, spec.width, table_format(recipe, target, tied=False)
             ),
-            pad_id=tokenizer.pad_id,
-            end_id=tokenizer.end_id,
+            pad_id=tokens.pad_id,
+            end_id=tokens.end_id,
             reads_end=False,
             lower_case=False,
         ),

@@ -29,7 +29,7 @@ from edgevlm.graphs.embedders import EmbedderParts
 from edgevlm.graphs.merging import merge
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.family import EmbedderDescription, TextSpec
-from edgevlm.models.own_processors import check_tokenizer, check_views
+from edgevlm.models.own_processors import check_tokenizer, check_views, special_tokens
 from edgevlm.models.shared.preprocessing import defaults
 from edgevlm.planning.blocks import Stored, encoder_shape, finished, stage_blocks
 from edgevlm.planning.methods import choose_encoder_method, choose_picker
@@ -194,42 +194,31 @@ def _text(
     """
     if text is None:
         return None
-    tokenizer = checkpoint.tokenizer()
+    tokens = special_tokens(checkpoint, text)
     check_tokenizer(checkpoint, text)
-    tokenizer.no_padding()
-    around = tokenizer.encode("").ids
-    named = checkpoint.document("tokenizer_config.json").get("pad_token")
-    named = named.get("content") if isinstance(named, dict) else named
-    pad = tokenizer.token_to_id(named) if isinstance(named, str) else None
-    pad = text.pad_id if pad is None else pad
-    most = max(tokenizer.get_vocab().values(), default=0)
     if text.reads_end:
-        _check_end(around, most if text.end_id is None else text.end_id)
-    if not 0 <= pad <= max(pad, most) < text.vocabulary:
-        raise PlanError(
-            f"the tokenizer has tokens up to {most} and fills texts up with {pad}, the model's"
-            f" table has {text.vocabulary} rows; take the tokenizer that it was trained with"
-        )
+        _check_end(tokens.end_id, tokens.most if text.end_id is None else text.end_id)
+    tokens.check(text)
     check_table_scheme(recipe, target, tied=False)
     return TextHost(
         tokens=text.tokens,
         layers=text.layers,
         embedding=Embedding(text.vocabulary, text.width, table_format(recipe, target, tied=False)),
-        pad_id=pad,
-        end_id=around[-1] if around else None,
+        pad_id=tokens.pad_id,
+        end_id=tokens.end_id,
         reads_end=text.reads_end,
         lower_case=text.lower_case,
     )
 
 
-def _check_end(around: list[int], read: int) -> None:
+def _check_end(end: int | None, read: int) -> None:
     """Refuse a tokenizer that ends a text, here an empty one, otherwise than the model reads it.
 
     Raises:
         PlanError: With both tokens.
     """
-    if not around or around[-1] != read:
-        ends = f"token {around[-1]}" if around else "no token"
+    if end != read:
+        ends = "no token" if end is None else f"token {end}"
         raise PlanError(
             f"the tokenizer ends a text with {ends}, and the model reads token {read}; take the"
             " tokenizer that it was trained with, or correct text_config.eos_token_id"

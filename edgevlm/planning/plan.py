@@ -16,10 +16,9 @@ from torch import nn
 
 from edgevlm.bundle.functions import Block
 from edgevlm.bundle.plan import Plan
-from edgevlm.errors import PlanError
 from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.quantization.schemes import parse_scheme
-from edgevlm.recipe import Recipe, spell_pair
+from edgevlm.recipe import Recipe
 
 
 class Planned(Protocol):
@@ -71,12 +70,6 @@ def make_plan(recipe: Recipe, checkpoint: Checkpoint) -> Planned:
     """
     kind = importlib.import_module(f"edgevlm.planning.{checkpoint.family.KIND}")
     planned: Planned = kind.make_plan(recipe, checkpoint)
-    image = getattr(planned.description, "image", None)  # of kinds that read pictures
-    if image is not None and recipe.size not in (None, (image.height, image.width)):
-        raise PlanError(
-            f"{checkpoint.model_type} reads pictures of {image.height}x{image.width} pixels alone,"
-            f" got --size {spell_pair(recipe.size)}; leave it out"
-        )
     return planned
 
 

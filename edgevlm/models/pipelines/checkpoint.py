@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edgevlm.errors import ModelError, PlanError
-from edgevlm.models.checkpoint import MOST_HALF, Checkpoint
+from edgevlm.models.checkpoint import Checkpoint
 from edgevlm.models.documents import check_config, of_checkpoint, read_json
 from edgevlm.models.pipelines.components import Component, PipelineModel, component
 from edgevlm.models.pipelines.folder import INDEX, STEMS, component_config, family_of
@@ -151,18 +150,7 @@ class PipelineCheckpoint(Checkpoint):
         for part in self.components.values():
             tops = largest_numbers(part.weights.fetch(), self.contents)
             for name in sorted(part.headers):
-                top = tops.get(name, 0.0)
-                if not math.isfinite(top):
-                    raise ModelError(
-                        f"'{self.model}': weight '{name}' of {part.name} holds {top}, as a cast to"
-                        " float16 makes it; take the checkpoint from before that cast"
-                    )
-                if half and top > MOST_HALF:
-                    raise PlanError(
-                        f"weight '{name}' of {part.name} holds {top:,.0f}, and float16, in which"
-                        f" scheme '{half}' stores it, ends at {MOST_HALF:,.0f}; choose a scheme in"
-                        " float32"
-                    )
+                self.check_top(f"weight '{name}' of {part.name}", tops.get(name, 0.0), half)
 
     def load_model(self, kept_bytes: int | None = None) -> Any:
         """The model with float32 weights, of which `kept_bytes` are in memory; all for None."""

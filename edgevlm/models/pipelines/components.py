@@ -90,7 +90,7 @@ class Component:
             replace_parameters(module, of_name)
         return module.eval().requires_grad_(False)
 
-    @property
+    @cached_property
     def headers(self) -> Mapping[str, Header]:
         """Headers of all tensors, which are those of the module.
 
@@ -105,7 +105,7 @@ class Component:
             module = self.empty()
             wanted = dict(module.named_parameters())
             ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or []
-            used = {n: h for n, h in headers.items() if not n.startswith(self.left_out or ("\n",))}
+            used = {n: h for n, h in headers.items() if not n.startswith(self.left_out)}
             for name, header in used.items():
                 if name not in wanted and not any(part in name for part in ignored):
                     raise ModelError(f"tensor '{name}' has no place in the model of config.json")
@@ -118,7 +118,7 @@ class Component:
             missing = [
                 name
                 for name in wanted
-                if name not in headers and not name.startswith(self.left_out or ("\n",))
+                if name not in headers and not name.startswith(self.left_out)
             ]
             if missing:
                 raise ModelError(f"it lacks {len(missing)} weights, the first is '{missing[0]}'")

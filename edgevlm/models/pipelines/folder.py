@@ -12,10 +12,9 @@ from typing import Any
 
 from edgevlm.errors import ModelError, unknown_name
 from edgevlm.models.documents import check_config, read_json
-from edgevlm.registry import FAMILIES
+from edgevlm.registry import PIPELINES
 
 INDEX = "model_index.json"
-KIND = "diffusion"
 # Stems of the weight files, by the library that saves them.
 STEMS = {"transformers": "model", "diffusers": "diffusion_pytorch_model"}
 
@@ -28,11 +27,7 @@ def family_of(index: dict[str, Any]) -> tuple[str, ModuleType]:
     """
     pipeline = str(index.get("_class_name"))
     name = pipeline.removesuffix("Pipeline").lower()
-    known = {
-        family: FAMILIES.load(family)
-        for family in FAMILIES.names()
-        if getattr(FAMILIES.load(family), "KIND", "") == KIND
-    }
+    known = {family: PIPELINES.load(family) for family in PIPELINES.names()}
     if name not in known or pipeline != known[name].PIPELINE:
         pipelines = sorted(family.PIPELINE for family in known.values())
         raise ModelError(f"{unknown_name('pipeline', pipeline, pipelines)} ({INDEX})")

@@ -9,6 +9,7 @@ from torch import nn
 
 from edgevlm.evaluation.examples import Example
 from edgevlm.models.checkpoint import Checkpoint
+from edgevlm.models.pipelines.checkpoint import PipelineCheckpoint
 from edgevlm.planning.diffusion import make_plan
 from edgevlm.quantization.calibrate import Presenter
 from edgevlm.recipe import Recipe
@@ -16,7 +17,8 @@ from edgevlm.recipe import Recipe
 
 def presenter(recipe: Recipe, checkpoint: Checkpoint, model: Any) -> Presenter:
     """Shows noise and the latents that a step makes of it to `model`; its own layers see them."""
-    planned = make_plan(Recipe(recipe.model, frames=recipe.frames, size=recipe.size), checkpoint)  # type: ignore[arg-type]
+    assert isinstance(checkpoint, PipelineCheckpoint)
+    planned = make_plan(Recipe(recipe.model, frames=recipe.frames, size=recipe.size), checkpoint)
     host, family = planned.plan.host, checkpoint.family
     times = host.schedule.timesteps
 

@@ -76,7 +76,7 @@ def encoder_layers(model: Any, tokens: int) -> list[T5Layer]:
     first = blocks[0].layer[0].SelfAttention
     apart = torch.arange(1 - tokens, tokens + 1)
     # T5's form takes what UMT5's reads of its layer as arguments.
-    if hasattr(first, "_relative_position_bucket") and first.__class__.__name__.startswith("T5"):
+    if type(first).__name__.startswith("T5"):
         buckets = first._relative_position_bucket(
             apart,
             bidirectional=True,
